@@ -1,0 +1,504 @@
+"""Train the demo model from nothing and write its folder (see docs/demo-model.md).
+
+python scripts/train_demo.py --stage look   # the image tower learns what lies where
+python scripts/train_demo.py --stage talk   # the language model learns to speak of known scenes
+python scripts/train_demo.py --stage join   # both together, end to end, on text alone
+python scripts/train_demo.py --stage write  # float16 weights into --out
+
+"look" and "talk" do not need each other and may run side by side. Every stage saves its state in
+--work-dir and goes on from there when it is started again.
+"""
+
+import argparse
+import io
+import json
+import math
+import random
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from sentencepiece import SentencePieceTrainer
+from torch import Tensor, nn
+from torch.nn import functional
+
+from minigpt4_runtime.config import LanguageConfig, ModelConfig, QFormerConfig, VisionConfig
+from minigpt4_runtime.evaluation import scenes
+from minigpt4_runtime.evaluation.scenes import Outline, Scene, Shape
+from minigpt4_runtime.model.minigpt4 import MiniGPT4Model
+from minigpt4_runtime.prompt import TEMPLATES
+from minigpt4_runtime.tokenizer import Tokenizer
+
+NUM_CELLS = len(scenes.PLACES)
+COLOURS, SIZES, BACKGROUNDS = (
+    tuple(names) for names in (scenes.COLOURS, scenes.SIZES, scenes.BACKGROUNDS)
+)
+# One label per attribute; 0 is "nothing here".
+ATTRIBUTES = {"kind": scenes.KINDS, "colour": COLOURS, "size": SIZES}
+TURNS = 6
+TEMPLATE = TEMPLATES["vicuna"]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long and how fast one stage learns."""
+
+    steps: int
+    batch: int
+    rate: float
+
+
+PLANS = {
+    "look": Plan(steps=5000, batch=48, rate=1e-3),
+    "talk": Plan(steps=3000, batch=16, rate=1.5e-3),
+    "join": Plan(steps=1500, batch=24, rate=4e-4),
+}
+
+
+def demo_config(vocab_size: int) -> ModelConfig:
+    """Small enough for git, and of the same make as the published Vicuna variant."""
+    return ModelConfig(
+        vision=VisionConfig(
+            image_size=96, patch_size=12, hidden_size=160, num_hidden_layers=5,
+            num_attention_heads=4, intermediate_size=640,
+        ),
+        qformer=QFormerConfig(
+            hidden_size=128, num_hidden_layers=3, num_attention_heads=4, intermediate_size=384,
+            num_query_tokens=NUM_CELLS + 1,
+        ),
+        language=LanguageConfig(
+            hidden_size=192, intermediate_size=512, num_hidden_layers=4, num_attention_heads=4,
+            num_key_value_heads=4, vocab_size=vocab_size, max_position_embeddings=1024,
+            rms_norm_eps=1e-6,
+        ),
+        template=TEMPLATE.name,
+    )  # fmt: skip
+
+
+# --- the tokenizer ----------------------------------------------------------------------------
+
+
+def train_tokenizer(path: Path) -> None:
+    """Whole words of the scenes' language, and bytes for everything else a user may type."""
+    rng = random.Random(0)
+    lines = [TEMPLATE.system, TEMPLATE.separator, TEMPLATE.user, TEMPLATE.assistant] * 500
+    lines += ["<Img>", "</Img> "] * 500
+    for _ in range(4000):
+        scene = scenes.random_scene(rng, held_out=False)
+        lines += [scenes.describe(scene), scenes.ask_description(rng)]
+        for question in (scenes.ask(scene, rng) for _ in range(4)):
+            lines += [question.text, question.answer]
+    model = io.BytesIO()
+    # A space belongs to the word before it, so that a dialogue has the same ids whether it is
+    # tokenised turn by turn, as it is spoken, or as a whole, as its history is read.
+    SentencePieceTrainer.train(
+        sentence_iterator=iter(lines), model_writer=model, model_type="bpe", vocab_size=640,
+        hard_vocab_limit=False, byte_fallback=True, treat_whitespace_as_suffix=True,
+        add_dummy_prefix=False, remove_extra_whitespaces=False, split_digits=True,
+        normalization_rule_name="identity", character_coverage=1.0,
+        unk_id=0, bos_id=1, eos_id=2, pad_id=-1, minloglevel=2,
+    )  # fmt: skip
+    path.write_bytes(model.getvalue())
+
+
+# --- pictures and labels ----------------------------------------------------------------------
+
+
+def crowded_scene(rng: random.Random) -> Scene:
+    """Five to nine shapes: more to see at the price of one picture, and never a held-out scene."""
+    cells = sorted(rng.sample(range(NUM_CELLS), rng.randint(5, NUM_CELLS)))
+    shapes = tuple(
+        Shape(rng.choice(scenes.KINDS), rng.choice(COLOURS), rng.choice(SIZES), cell)
+        for cell in cells
+    )
+    return Scene(shapes, rng.choice(BACKGROUNDS))
+
+
+def picture(scene: Scene, outlines: tuple[Outline, ...], rng: random.Random, size: int) -> Tensor:
+    """Draw at a random size and shrink as `image.load` would: (3, S, S) uint8."""
+    drawn = scenes.draw(scene, rng, side=rng.randint(192, 288), outlines=outlines)
+    shrunk = drawn.resize((size, size), Image.Resampling.BICUBIC)
+    return torch.from_numpy(np.asarray(shrunk).copy()).permute(2, 0, 1)
+
+
+def normalise(pictures: Tensor, config: VisionConfig) -> Tensor:
+    """(N, 3, S, S) uint8 → float32, as the model reads it."""
+    mean = torch.tensor(config.image_mean, device=pictures.device).view(3, 1, 1)
+    std = torch.tensor(config.image_std, device=pictures.device).view(3, 1, 1)
+    return (pictures.float() / 255 - mean) / std
+
+
+def label(shape: Shape | None) -> tuple[int, int, int]:
+    """Kind, colour and size as numbers, 0 for nothing."""
+    if shape is None:
+        return 0, 0, 0
+    return (
+        1 + scenes.KINDS.index(shape.kind),
+        1 + COLOURS.index(shape.colour),
+        1 + SIZES.index(shape.size),
+    )
+
+
+def cell_labels(scene: Scene) -> list[tuple[int, int, int]]:
+    """What stands in each of the nine cells."""
+    there = {shape.cell: shape for shape in scene.shapes}
+    return [label(there.get(cell)) for cell in range(NUM_CELLS)]
+
+
+def patch_labels(scene: Scene, outlines: tuple[Outline, ...], side: int) -> np.ndarray:
+    """What lies under the middle of each of side × side patches: (side², 3)."""
+    middle = (np.arange(side) + 0.5) / side
+    labels = np.zeros((side, side, 3), dtype=np.int64)
+    for shape, outline in zip(scene.shapes, outlines, strict=True):
+        near = np.hypot(middle[None, :] - outline.x, middle[:, None] - outline.y) < outline.radius
+        labels[near] = label(shape)
+    return labels.reshape(-1, 3)
+
+
+# --- stage 1: look ----------------------------------------------------------------------------
+
+
+class Probe(nn.Module):
+    """Reads kind, colour and size off a row. Used in training only."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.heads = nn.ModuleList(nn.Linear(width, 1 + len(v)) for v in ATTRIBUTES.values())
+
+    def loss(self, rows: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """(N, P, C) rows, (N, P, 3) labels → the loss, and whether each row is all right."""
+        loss, right = torch.zeros((), device=rows.device), torch.ones_like(labels[..., 0]).bool()
+        for index, head in enumerate(self.heads):
+            logits = head(rows)
+            loss = loss + functional.cross_entropy(
+                logits.flatten(0, 1), labels[..., index].flatten()
+            )
+            right &= logits.argmax(-1) == labels[..., index]
+        return loss, right
+
+
+class Looker(nn.Module):
+    """The tower and the Q-Former with their probes: query i learns to report cell i."""
+
+    def __init__(self, model: MiniGPT4Model) -> None:
+        super().__init__()
+        self.vision = model.vision
+        self.patch_probe = Probe(model.config.vision.hidden_size)
+        self.cell_probe = Probe(model.config.qformer.hidden_size)
+        self.background = nn.Linear(model.config.qformer.hidden_size, len(BACKGROUNDS))
+
+    def read(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Pixels → tower rows and Q-Former rows."""
+        rows = self.vision.ln_vision(self.vision.vit(pixels))
+        return rows, self.vision.qformer(rows)
+
+    def cell_loss(
+        self, queries: Tensor, cells: Tensor, backgrounds: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """How well the queries report cells and background, and which pictures are all right."""
+        loss, right = self.cell_probe.loss(queries[:, :NUM_CELLS], cells)
+        logits = self.background(queries[:, NUM_CELLS])
+        loss = loss + functional.cross_entropy(logits, backgrounds)
+        return loss, right.all(-1) & (logits.argmax(-1) == backgrounds)
+
+
+def look_batch(plan: Plan, config: VisionConfig, rng: random.Random, *, crowded: float):
+    """Pictures with what is to be seen in them, as tensors."""
+    pictures, cells, patches, backgrounds = [], [], [], []
+    for _ in range(plan.batch):
+        scene = crowded_scene(rng) if rng.random() < crowded else scenes.random_scene(
+            rng, held_out=False)  # fmt: skip
+        outlines = scenes.place_shapes(scene, rng)
+        pictures.append(picture(scene, outlines, rng, config.image_size))
+        cells.append(cell_labels(scene))
+        patches.append(patch_labels(scene, outlines, config.image_size // config.patch_size))
+        backgrounds.append(BACKGROUNDS.index(scene.background))
+    return (
+        torch.stack(pictures), torch.tensor(cells), torch.from_numpy(np.stack(patches)),
+        torch.tensor(backgrounds),
+    )  # fmt: skip
+
+
+def look(run: "Run", model: MiniGPT4Model) -> None:
+    """Pre-train the image side on what lies under each patch and in each cell."""
+    looker = Looker(model).to(run.device)
+    plan, config = PLANS["look"], model.config.vision
+
+    def step(rng: random.Random) -> tuple[Tensor, dict[str, float]]:
+        pictures, cells, patches, backgrounds = (
+            part.to(run.device) for part in look_batch(plan, config, rng, crowded=0.8)
+        )
+        rows, queries = looker.read(normalise(pictures, config))
+        patch_loss, patch_right = looker.patch_probe.loss(rows[:, 1:], patches)
+        cell_loss, picture_right = looker.cell_loss(queries, cells, backgrounds)
+        return patch_loss + cell_loss, {
+            "patches": float(patch_right.float().mean()),
+            "pictures": float(picture_right.float().mean()),
+        }
+
+    run.train("look", looker, step)
+
+
+# --- stage 2: talk ----------------------------------------------------------------------------
+
+
+class KnownRows(nn.Module):
+    """Rows that state a scene outright, in place of what a picture would give."""
+
+    def __init__(self, hidden_size: int) -> None:
+        super().__init__()
+        self.tables = nn.ModuleList(
+            nn.Embedding(1 + len(names), hidden_size) for names in ATTRIBUTES.values()
+        )
+        self.backgrounds = nn.Embedding(len(BACKGROUNDS), hidden_size)
+
+    def forward(self, cells: Tensor, backgrounds: Tensor) -> Tensor:
+        """(N, 9, 3), (N,) → (N, 10, hidden)."""
+        rows = sum(table(cells[..., i]) for i, table in enumerate(self.tables))
+        return torch.cat([rows, self.backgrounds(backgrounds)[:, None]], dim=1)
+
+
+class Dialogues:
+    """Scenes → token ids with the places that are to be learnt."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.encode: Callable[[str], list[int]] = lru_cache(maxsize=None)(tokenizer.encode)
+        self.before = [tokenizer.bos_id, *self.encode(
+            f"{TEMPLATE.system}{TEMPLATE.separator}{TEMPLATE.user}<Img>")]  # fmt: skip
+        self.after = self.encode("</Img> ")
+
+    def write(self, scene: Scene, rng: random.Random) -> tuple[list[int], list[bool]]:
+        """The ids after the image, and which of them the model itself would say."""
+        ids, said = list(self.after), [False] * len(self.after)
+
+        def add(text: str, *, spoken: bool) -> None:
+            new = self.encode(text)
+            ids.extend(new)
+            said.extend([spoken] * len(new))
+
+        for turn in range(TURNS):
+            if turn == 0 and rng.random() < 0.7:
+                asked, answer = scenes.ask_description(rng), scenes.describe(scene)
+            else:
+                question = scenes.ask(scene, rng)
+                asked, answer = question.text, question.answer
+            add(asked if turn == 0 else TEMPLATE.user + asked, spoken=False)
+            add(TEMPLATE.separator + TEMPLATE.assistant, spoken=False)
+            for word in answer.splitlines():
+                add(word, spoken=True)
+            add(TEMPLATE.separator, spoken=True)
+        return ids, said
+
+
+def dense_attend(batch: int):
+    """Causal attention for `batch` sequences of equal length, packed one after the other."""
+
+    def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        q, k, v = (x.view(batch, -1, *x.shape[1:]).transpose(1, 2) for x in (q, k, v))
+        out = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+        return out.transpose(1, 2).flatten(0, 1)
+
+    return attend
+
+
+def dialogue_loss(
+    model: MiniGPT4Model, dialogues: Dialogues, batch: list[Scene], rows: Tensor, rng: random.Random
+) -> tuple[Tensor, dict[str, float]]:
+    """Next-token loss on everything the model says about `batch`, whose image rows are `rows`."""
+    written = [dialogues.write(scene, rng) for scene in batch]
+    longest = max(len(ids) for ids, _ in written)
+    tail = torch.zeros(len(batch), longest, dtype=torch.long)
+    said = torch.zeros(len(batch), longest, dtype=torch.bool)
+    for index, (ids, spoken) in enumerate(written):
+        tail[index, : len(ids)] = torch.tensor(ids)
+        said[index, : len(ids)] = torch.tensor(spoken)
+    tail, said = tail.to(rows.device), said.to(rows.device)
+    head = torch.tensor(dialogues.before, device=rows.device).expand(len(batch), -1)
+    language = model.language
+    embeddings = torch.cat([language.embed(head), rows, language.embed(tail)], dim=1)
+    positions = torch.arange(embeddings.shape[1], device=rows.device).repeat(len(batch))
+    hidden = language(embeddings.flatten(0, 1), positions, dense_attend(len(batch)))
+    hidden = hidden.view(*embeddings.shape)[:, -longest - 1 : -1]
+    logits = language.logits(hidden[said])
+    wanted = tail[said]
+    loss = functional.cross_entropy(logits, wanted)
+    return loss, {"tokens": float((logits.argmax(-1) == wanted).float().mean())}
+
+
+def talk(run: "Run", model: MiniGPT4Model, tokenizer: Tokenizer) -> None:
+    """Train the language model on scenes that are stated outright."""
+    plan, dialogues = PLANS["talk"], Dialogues(tokenizer)
+    both = nn.ModuleDict(
+        {"language": model.language, "known": KnownRows(model.config.language.hidden_size)}
+    ).to(run.device)
+
+    def step(rng: random.Random) -> tuple[Tensor, dict[str, float]]:
+        batch = [scenes.random_scene(rng, held_out=False) for _ in range(plan.batch)]
+        cells = torch.tensor([cell_labels(scene) for scene in batch]).to(run.device)
+        backgrounds = torch.tensor([BACKGROUNDS.index(s.background) for s in batch]).to(run.device)
+        return dialogue_loss(model, dialogues, batch, both["known"](cells, backgrounds), rng)
+
+    run.train("talk", both, step)
+
+
+# --- stage 3: join ----------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def fit_projection(run: "Run", looker: Looker, known: KnownRows, config: VisionConfig) -> None:
+    """Start the projection where it turns Q-Former rows into known rows, by least squares."""
+    rng, plan = random.Random(7), Plan(steps=1, batch=64, rate=0)
+    queries, wanted = [], []
+    for _ in range(40):
+        pictures, cells, _, backgrounds = (
+            part.to(run.device) for part in look_batch(plan, config, rng, crowded=0.3)
+        )
+        queries.append(looker.read(normalise(pictures, config))[1].flatten(0, 1))
+        wanted.append(known(cells, backgrounds).flatten(0, 1))
+    rows = torch.cat(queries).double()
+    rows = torch.cat([rows, torch.ones(len(rows), 1, dtype=rows.dtype, device=rows.device)], dim=1)
+    gram = rows.T @ rows + 1e-3 * torch.eye(rows.shape[1], dtype=rows.dtype, device=rows.device)
+    solution = torch.linalg.solve(gram, rows.T @ torch.cat(wanted).double()).float()
+    projection = looker.vision.projection
+    projection.weight.copy_(solution[:-1].T)
+    projection.bias.copy_(solution[-1])
+
+
+def join(run: "Run", model: MiniGPT4Model, tokenizer: Tokenizer) -> None:
+    """Train the whole model end to end on text; the cells are still asked, at a low weight."""
+    plan, dialogues, config = PLANS["join"], Dialogues(tokenizer), model.config.vision
+    looker, known = Looker(model), KnownRows(model.config.language.hidden_size)
+    looker.load_state_dict(run.saved_weights("look"))
+    nn.ModuleDict({"language": model.language, "known": known}).load_state_dict(
+        run.saved_weights("talk")
+    )
+    whole = nn.ModuleDict({"model": model, "looker": looker, "known": known}).to(run.device)
+    fit_projection(run, looker, known, config)
+
+    def step(rng: random.Random) -> tuple[Tensor, dict[str, float]]:
+        batch = [scenes.random_scene(rng, held_out=False) for _ in range(plan.batch)]
+        outlines = [scenes.place_shapes(scene, rng) for scene in batch]
+        pictures = torch.stack(
+            [picture(s, o, rng, config.image_size) for s, o in zip(batch, outlines, strict=True)]
+        ).to(run.device)
+        cells = torch.tensor([cell_labels(scene) for scene in batch]).to(run.device)
+        backgrounds = torch.tensor([BACKGROUNDS.index(s.background) for s in batch]).to(run.device)
+        _, queries = looker.read(normalise(pictures, config))
+        cell_loss, right = looker.cell_loss(queries, cells, backgrounds)
+        rows = model.vision.projection(queries)
+        loss, seen = dialogue_loss(model, dialogues, batch, rows, rng)
+        return loss + 0.1 * cell_loss, {**seen, "pictures": float(right.float().mean())}
+
+    run.train("join", whole, step)
+
+
+# --- running a stage --------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Run:
+    """Where a stage works and what it goes on from."""
+
+    work_dir: Path
+    device: torch.device
+    seed: int
+
+    def saved_weights(self, stage: str) -> dict[str, Tensor]:
+        """The weights that a stage ended with, or has reached."""
+        return torch.load(self.work_dir / f"{stage}.pt", map_location="cpu", weights_only=True)[
+            "weights"
+        ]
+
+    def train(self, stage: str, module: nn.Module, step_loss) -> None:
+        """AdamW with warm-up and a cosine, gradient clipping, and a saved state to go on from."""
+        plan, path = PLANS[stage], self.work_dir / f"{stage}.pt"
+        optimiser = torch.optim.AdamW(
+            module.parameters(), lr=plan.rate, betas=(0.9, 0.98), weight_decay=0.02
+        )
+        first = 0
+        if path.exists():
+            saved = torch.load(path, map_location=self.device, weights_only=True)
+            module.load_state_dict(saved["weights"])
+            optimiser.load_state_dict(saved["optimiser"])
+            first = saved["step"]
+        started = time.perf_counter()
+        seen: dict[str, float] = {}
+        for step in range(first, plan.steps):
+            warm = min(1.0, (step + 1) / 200)
+            rate = (
+                plan.rate * warm * (0.03 + 0.97 * (1 + math.cos(math.pi * step / plan.steps)) / 2)
+            )
+            for group in optimiser.param_groups:
+                group["lr"] = rate
+            # A step's scenes depend on the seed and its number alone, so a resumed run is the same.
+            loss, numbers = step_loss(random.Random(f"{self.seed}/{stage}/{step}"))
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()
+            nn.utils.clip_grad_norm_(module.parameters(), 1.0)
+            optimiser.step()
+            for name, value in {"loss": float(loss.detach()), **numbers}.items():
+                seen[name] = 0.98 * seen.get(name, value) + 0.02 * value
+            if (step + 1) % 50 == 0:
+                report = {name: round(value, 4) for name, value in seen.items()}
+                pace = (step + 1 - first) * plan.batch / (time.perf_counter() - started)
+                print(json.dumps({"stage": stage, "step": step + 1, **report,
+                                  "scenes_per_second": round(pace, 1)}), flush=True)  # fmt: skip
+            if (step + 1) % 250 == 0 or step + 1 == plan.steps:
+                state = {"weights": module.state_dict(), "optimiser": optimiser.state_dict()}
+                torch.save({**state, "step": step + 1}, path.with_suffix(".new"))
+                path.with_suffix(".new").replace(path)
+
+
+def initialise(model: nn.Module) -> None:
+    """Small normal weights, unit norms, zero biases."""
+    for name, weight in model.named_parameters():
+        if "norm" in name or "ln_vision" in name:
+            nn.init.ones_(weight) if name.endswith("weight") else nn.init.zeros_(weight)
+        elif name.endswith("bias"):
+            nn.init.zeros_(weight)
+        elif weight.dim() == 2 and "embedding" not in name and "query_tokens" not in name:
+            nn.init.normal_(weight, std=weight.shape[1] ** -0.5)
+        elif weight.dim() == 4:
+            nn.init.normal_(weight, std=weight[0].numel() ** -0.5)
+        else:
+            nn.init.normal_(weight, std=0.1)
+
+
+def main() -> None:
+    """Run the stages that are asked for."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--stage", required=True, choices=["look", "talk", "join", "write"])
+    parser.add_argument("--work-dir", type=Path, default=Path("build/demo"))
+    parser.add_argument("--out", type=Path, default=Path("src/minigpt4_runtime/assets/demo"))
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 leaves torch's own")
+    parser.add_argument("--seed", type=int, default=1)
+    args = parser.parse_args()
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    args.work_dir.mkdir(parents=True, exist_ok=True)
+    tokenizer_path = args.work_dir / "tokenizer.model"
+    if not tokenizer_path.exists():
+        train_tokenizer(tokenizer_path)
+    tokenizer = Tokenizer(tokenizer_path)
+    torch.manual_seed(args.seed)
+    model = MiniGPT4Model(demo_config(tokenizer.vocab_size))
+    initialise(model)
+    run = Run(args.work_dir, torch.device(args.device), args.seed)
+    if args.stage == "look":
+        look(run, model)
+    elif args.stage == "talk":
+        talk(run, model, tokenizer)
+    elif args.stage == "join":
+        join(run, model, tokenizer)
+
+
+if __name__ == "__main__":
+    main()

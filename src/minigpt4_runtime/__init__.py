@@ -1,0 +1,1 @@
+"""The public names of MiniGPT-4 Runtime."""

@@ -1,0 +1,322 @@
+"""What a model is made of and how it is asked to answer: frozen, strict settings.
+
+Owns   ModelConfig (vision, qformer, language) and SamplingParams, and their reading from mappings.
+Takes  plain mappings, as json.load gives them; field names are Hugging Face's where it has one.
+Never  reads a file or the environment, and never lets an unknown setting pass in silence.
+"""
+
+import dataclasses
+import difflib
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, Self, get_args
+
+from minigpt4_runtime.errors import ConfigError
+
+DTypeName = Literal["float32", "float16", "bfloat16"]
+DTYPE_NAMES: tuple[DTypeName, ...] = get_args(DTypeName)
+
+# OpenAI CLIP's statistics, which the original uses (minigpt4/processors/blip_processors.py).
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+def check_field_names(values: Mapping[str, Any], known: tuple[str, ...], owner: str) -> None:
+    """Refuse a setting nobody knows, and name the nearest that exists.
+
+    Raises:
+        ConfigError: `values` holds a key that is not in `known`.
+    """
+    for name in values:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else f" Known: {', '.join(known)}."
+            raise ConfigError(f"{owner} has no setting {name!r}.{hint}")
+
+
+class _Settings:
+    """Strict reading from a mapping, shared by every frozen settings class below."""
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any]) -> Self:
+        """Build from plain values; unknown or missing names are a ConfigError."""
+        if not isinstance(values, Mapping):
+            raise ConfigError(f"{cls.__name__} wants named settings, not {type(values).__name__}.")
+        fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+        check_field_names(values, tuple(fields), cls.__name__)
+        missing = [
+            name
+            for name, f in fields.items()
+            if name not in values
+            and f.default is dataclasses.MISSING
+            and f.default_factory is dataclasses.MISSING
+        ]
+        if missing:
+            raise ConfigError(f"{cls.__name__} lacks {', '.join(missing)}.")
+        return cls(**values)
+
+    def to_mapping(self) -> dict[str, Any]:
+        """Plain values that `from_mapping` reads back unchanged."""
+        return dataclasses.asdict(self)  # type: ignore[call-overload, no-any-return]
+
+
+def _require_positive(owner: object, *names: str) -> None:
+    """Every named field must be a whole number of at least one."""
+    for name in names:
+        value = getattr(owner, name)
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ConfigError(
+                f"{type(owner).__name__}.{name} is {value!r}; it must be a whole number ≥ 1."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class VisionConfig(_Settings):
+    """EVA-ViT: the image tower. The defaults are EVA-CLIP-g's, but for the depth and the widths."""
+
+    image_size: int
+    patch_size: int
+    hidden_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    intermediate_size: int
+    layer_norm_eps: float = 1e-6
+    ln_vision_eps: float = 1e-5
+    image_mean: tuple[float, float, float] = CLIP_MEAN
+    image_std: tuple[float, float, float] = CLIP_STD
+
+    def __post_init__(self) -> None:
+        """Check what the shapes alone can tell."""
+        _require_positive(
+            self, "image_size", "patch_size", "hidden_size", "num_attention_heads",
+            "intermediate_size", "num_hidden_layers",
+        )  # fmt: skip
+        if self.image_size % self.patch_size:
+            raise ConfigError(
+                f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}."
+            )
+        if self.hidden_size % self.num_attention_heads:
+            raise ConfigError(
+                f"vision hidden_size {self.hidden_size} does not divide into "
+                f"{self.num_attention_heads} heads."
+            )
+        object.__setattr__(self, "image_mean", tuple(self.image_mean))
+        object.__setattr__(self, "image_std", tuple(self.image_std))
+
+    @property
+    def num_patches(self) -> int:
+        """Rows of the tower without the class row: 256 at 224 px and patch 14."""
+        return (self.image_size // self.patch_size) ** 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class QFormerConfig(_Settings):
+    """BLIP-2's Q-Former: learned queries that read the tower through cross-attention."""
+
+    hidden_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    intermediate_size: int
+    num_query_tokens: int
+    cross_attention_frequency: int = 2
+    layer_norm_eps: float = 1e-12
+
+    def __post_init__(self) -> None:
+        """Check what the shapes alone can tell."""
+        _require_positive(
+            self, "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size",
+            "num_query_tokens", "cross_attention_frequency",
+        )  # fmt: skip
+        if self.hidden_size % self.num_attention_heads:
+            raise ConfigError(
+                f"Q-Former hidden_size {self.hidden_size} does not divide into "
+                f"{self.num_attention_heads} heads."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class LanguageConfig(_Settings):
+    """A Llama-family language model."""
+
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    vocab_size: int
+    max_position_embeddings: int
+    rms_norm_eps: float
+    rope_theta: float = 10000.0
+    tie_word_embeddings: bool = False
+    model_type: Literal["llama"] = "llama"
+
+    def __post_init__(self) -> None:
+        """Check what the shapes alone can tell."""
+        _require_positive(
+            self, "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+            "num_key_value_heads", "vocab_size", "max_position_embeddings",
+        )  # fmt: skip
+        if self.model_type != "llama":
+            raise ConfigError(
+                f"The language model is of type {self.model_type!r}; only 'llama' is known."
+            )
+        if self.hidden_size % (2 * self.num_attention_heads):
+            raise ConfigError(
+                f"hidden_size {self.hidden_size} does not divide into {self.num_attention_heads} "
+                "heads of an even width, which rotary positions need."
+            )
+        if self.num_attention_heads % self.num_key_value_heads:
+            raise ConfigError(
+                f"{self.num_attention_heads} attention heads cannot share "
+                f"{self.num_key_value_heads} key/value heads evenly."
+            )
+
+    @property
+    def head_dim(self) -> int:
+        """Width of one attention head."""
+        return self.hidden_size // self.num_attention_heads
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The whole model. `qformer` is None where groups of patches are projected instead."""
+
+    vision: VisionConfig
+    qformer: QFormerConfig | None
+    language: LanguageConfig
+    template: str
+    patches_per_row: int = 4
+
+    def __post_init__(self) -> None:
+        """Check that the parts fit each other."""
+        _require_positive(self, "patches_per_row")
+        if self.qformer is None and self.vision.num_patches % self.patches_per_row:
+            raise ConfigError(
+                f"{self.vision.num_patches} patches do not divide into groups of "
+                f"{self.patches_per_row}."
+            )
+
+    @property
+    def rows_per_image(self) -> int:
+        """How many rows one image gives to the language model: 32 or 64 in the published models."""
+        if self.qformer is not None:
+            return self.qformer.num_query_tokens
+        return self.vision.num_patches // self.patches_per_row
+
+    @property
+    def projection_width(self) -> int:
+        """What the projection reads: a query, or a group of patches side by side."""
+        if self.qformer is not None:
+            return self.qformer.hidden_size
+        return self.vision.hidden_size * self.patches_per_row
+
+    @property
+    def image_token_id(self) -> int:
+        """The id that holds an image row's place: the first one past the vocabulary."""
+        return self.language.vocab_size
+
+    def to_mapping(self) -> dict[str, Any]:
+        """The content of config.json, in Hugging Face's form."""
+        return {
+            "architectures": ["MiniGPT4ForConditionalGeneration"],
+            "model_type": "minigpt4",
+            "template": self.template,
+            "patches_per_row": self.patches_per_row,
+            "vision_config": self.vision.to_mapping(),
+            "qformer_config": self.qformer.to_mapping() if self.qformer else None,
+            "text_config": self.language.to_mapping(),
+        }
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any]) -> Self:
+        """Read the content of config.json.
+
+        Raises:
+            ConfigError: a name is unknown or missing, or the parts do not fit each other.
+        """
+        known = (
+            "architectures", "model_type", "template", "patches_per_row",
+            "vision_config", "qformer_config", "text_config",
+        )  # fmt: skip
+        check_field_names(values, known, "config.json")
+        missing = [name for name in known if name not in values]
+        if missing:
+            raise ConfigError(f"config.json lacks {', '.join(missing)}.")
+        if values["model_type"] != "minigpt4":
+            raise ConfigError(
+                f"config.json is of model_type {values['model_type']!r}, not 'minigpt4'. "
+                "Convert the published files with `minigpt4 convert` first."
+            )
+        qformer = values["qformer_config"]
+        return cls(
+            vision=VisionConfig.from_mapping(values["vision_config"]),
+            qformer=QFormerConfig.from_mapping(qformer) if qformer is not None else None,
+            language=LanguageConfig.from_mapping(values["text_config"]),
+            template=values["template"],
+            patches_per_row=values["patches_per_row"],
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingParams(_Settings):
+    """How the next token is chosen and when an answer ends. Greedy unless asked otherwise.
+
+    `stop` None means the template's own stops, `()` nothing but `</s>`, and strings are added to
+    the template's. `top_k` 0 means no limit. The same seed gives the same answer.
+    """
+
+    max_new_tokens: int = 300
+    min_new_tokens: int = 0
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    repetition_penalty: float = 1.0
+    num_beams: int = 1
+    length_penalty: float = 1.0
+    stop: tuple[str, ...] | None = None
+    ignore_eos: bool = False
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse values that have no meaning, by name."""
+        self._check("max_new_tokens", self.max_new_tokens, int, "a whole number ≥ 1", low=1)
+        self._check("min_new_tokens", self.min_new_tokens, int, "a whole number ≥ 0", low=0)
+        self._check("temperature", self.temperature, float, "a number ≥ 0", low=0)
+        self._check("top_p", self.top_p, float, "above 0 and at most 1", low=1e-9, high=1)
+        self._check("top_k", self.top_k, int, "a whole number ≥ 0 (0: no limit)", low=0)
+        self._check("repetition_penalty", self.repetition_penalty, float, "above 0", low=1e-9)
+        self._check("num_beams", self.num_beams, int, "a whole number ≥ 1", low=1)
+        self._check("length_penalty", self.length_penalty, float, "a number")
+        if self.seed is not None:
+            self._check("seed", self.seed, int, "a whole number from 0 to 2**63 - 1", low=0,
+                        high=2**63 - 1)  # fmt: skip
+        if self.min_new_tokens > self.max_new_tokens:
+            raise ConfigError(
+                f"min_new_tokens is {self.min_new_tokens}, above max_new_tokens "
+                f"{self.max_new_tokens}. Lower the first or raise the second."
+            )
+        if self.num_beams > 1 and self.temperature > 0:
+            raise ConfigError(
+                "Beam search does not sample: set temperature to 0 or num_beams to 1."
+            )
+        self._check_stop()
+
+    def _check(
+        self, name: str, value: object, kind: type, wanted: str,
+        *, low: float = -math.inf, high: float = math.inf,
+    ) -> None:  # fmt: skip
+        number = isinstance(value, int if kind is int else (int, float))
+        if isinstance(value, bool) or not number or not math.isfinite(value):  # type: ignore[arg-type]
+            raise ConfigError(f"{name} is {value!r}; it must be {wanted}.")
+        if not low <= value <= high:  # type: ignore[operator]
+            raise ConfigError(f"{name} is {value!r}; it must be {wanted}.")
+
+    def _check_stop(self) -> None:
+        if self.stop is None:
+            return
+        if isinstance(self.stop, str):
+            raise ConfigError(f"stop is {self.stop!r}; give a tuple of strings: ({self.stop!r},).")
+        if not all(isinstance(text, str) and text for text in self.stop):
+            raise ConfigError(f"stop is {self.stop!r}; it must hold non-empty strings.")
+        object.__setattr__(self, "stop", tuple(self.stop))

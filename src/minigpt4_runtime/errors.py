@@ -1,0 +1,48 @@
+"""Every error this package raises on purpose.
+
+MiniGPT4Error
+├── ConfigError                a setting or a config.json that cannot work
+├── CheckpointError            weight files that are missing, damaged or do not belong together
+├── RequestError               one request that cannot be served; others go on
+│   ├── ImageError             a picture that cannot be read or is too large
+│   └── PromptTooLongError     a prompt that does not fit into the model's context
+└── BackendUnavailableError    a device or a package that this machine does not have
+
+A message says what is wrong, what was seen and what to do. Owns words only; imports nothing.
+"""
+
+
+class MiniGPT4Error(Exception):
+    """The root: catch it to catch everything this package raises on purpose."""
+
+
+class ConfigError(MiniGPT4Error):
+    """A setting, a flag or a config.json holds something that cannot work."""
+
+
+class CheckpointError(MiniGPT4Error):
+    """Weight files are missing, damaged or do not belong together."""
+
+
+class RequestError(MiniGPT4Error):
+    """One request cannot be served. It harms no other request."""
+
+
+class ImageError(RequestError):
+    """A picture cannot be read, or is larger than the limits allow."""
+
+
+class PromptTooLongError(RequestError):
+    """A prompt does not fit into the model's context; `num_tokens` and `limit` say by how much."""
+
+    def __init__(self, num_tokens: int, limit: int) -> None:
+        super().__init__(
+            f"The prompt has {num_tokens} tokens and the model's context holds {limit}, "
+            "one of them for the answer. Shorten the text or drop older turns."
+        )
+        self.num_tokens = num_tokens
+        self.limit = limit
+
+
+class BackendUnavailableError(MiniGPT4Error):
+    """A device or an optional package is not available on this machine."""

@@ -1,0 +1,1 @@
+"""HOW RIGHT: what judges answers, through the public API only."""

@@ -1,0 +1,157 @@
+"""What callers and rooms hand to each other: messages in, replies out.
+
+Owns   Message, ImageSource, Reply, TextDelta and Usage, and the reading of OpenAI-style dicts.
+Takes  plain Python values; a picture stays whatever the caller gave until `image.load` opens it.
+Never  opens a picture, and knows no template and no token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from os import PathLike
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from minigpt4_runtime.errors import RequestError
+
+if TYPE_CHECKING:
+    import numpy
+    from PIL.Image import Image
+
+Role = Literal["system", "user", "assistant"]
+FinishReason = Literal["stop", "length"]
+
+
+@dataclass(frozen=True, eq=False)
+class ImageSource:
+    """A picture that has not been opened: a path, bytes, a data URL, a PIL image or an array."""
+
+    value: str | PathLike[str] | bytes | Image | numpy.ndarray[Any, Any]
+
+    @property
+    def name(self) -> str:
+        """What to call this picture in a message to a person."""
+        if isinstance(self.value, str):
+            return self.value if len(self.value) <= 200 else f"{self.value[:40]}…"
+        if isinstance(self.value, PathLike):
+            return str(self.value)
+        return f"the picture given as {type(self.value).__name__}"
+
+
+def image(value: str | PathLike[str] | bytes | Image | numpy.ndarray[Any, Any]) -> ImageSource:
+    """Mark a value as a picture inside a message's content: `[image("cat.jpg"), "What is it?"]`."""
+    return ImageSource(value)
+
+
+Part = str | ImageSource
+
+
+@dataclass(frozen=True)
+class Message:
+    """One turn: who says it, and its texts and pictures in order."""
+
+    role: Role
+    content: tuple[Part, ...]
+
+    def __post_init__(self) -> None:
+        """Only users show pictures."""
+        if self.role != "user" and any(isinstance(part, ImageSource) for part in self.content):
+            raise RequestError(f"A picture stands in a message of role {self.role!r}; only 'user' "
+                               "messages may hold pictures.")  # fmt: skip
+
+    @classmethod
+    def read(cls, value: Message | Mapping[str, Any]) -> Message:
+        """Take a Message or an OpenAI-style dict.
+
+        Raises:
+            RequestError: the dict has another form; the message says which part and what is wanted.
+        """
+        if isinstance(value, Message):
+            return value
+        if not isinstance(value, Mapping):
+            raise RequestError(
+                f"A message is a dict with 'role' and 'content', not {type(value).__name__}."
+            )
+        if set(value) != {"role", "content"}:
+            raise RequestError(
+                f"A message has the keys 'role' and 'content'; this one has {sorted(value)}."
+            )
+        if value["role"] not in get_args(Role):
+            raise RequestError(
+                f"role is {value['role']!r}; it must be one of {', '.join(get_args(Role))}."
+            )
+        return cls(value["role"], _read_content(value["content"]))
+
+
+def read_messages(values: Sequence[Message | Mapping[str, Any]]) -> tuple[Message, ...]:
+    """Check a dialogue: system first if at all, then user and assistant; a user speaks last.
+
+    Raises:
+        RequestError: the order is another.
+    """
+    if isinstance(values, (str, Mapping)) or not isinstance(values, Sequence):
+        raise RequestError(
+            "messages must be a list of messages, for example "
+            '[{"role": "user", "content": [image("cat.jpg"), "What is this?"]}].'
+        )
+    messages = tuple(Message.read(value) for value in values)
+    if not messages or messages[-1].role != "user":
+        raise RequestError("The last message must be the user's: it is what gets answered.")
+    if any(message.role == "system" for message in messages[1:]):
+        raise RequestError("A system message must be the first message.")
+    return messages
+
+
+def _read_content(content: object) -> tuple[Part, ...]:
+    if isinstance(content, (str, ImageSource)):
+        return (content,)
+    if isinstance(content, Sequence) and not isinstance(content, bytes):
+        return tuple(_read_part(part) for part in content)
+    raise RequestError(
+        f"content must be a string or a list of parts, not {type(content).__name__}. "
+        "Mark a picture with image(...)."
+    )
+
+
+def _read_part(part: object) -> Part:
+    if isinstance(part, (str, ImageSource)):
+        return part
+    if isinstance(part, Mapping):
+        kind = part.get("type")
+        if kind == "text" and isinstance(part.get("text"), str):
+            return str(part["text"])
+        if kind == "image_url":
+            url = part.get("image_url")
+            url = url.get("url") if isinstance(url, Mapping) else url
+            if isinstance(url, str):
+                return ImageSource(url)
+    raise RequestError(
+        "A part of content is a string, image(...), {'type': 'text', 'text': …} or "
+        f"{{'type': 'image_url', 'image_url': {{'url': …}}}}; seen: {str(part)[:80]}."
+    )
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What a request cost, in tokens. Image rows count as prompt tokens."""
+
+    prompt_tokens: int
+    completion_tokens: int
+
+
+@dataclass(frozen=True)
+class Reply:
+    """A finished answer. `token_ids` are all ids the model gave, the stop itself included."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: FinishReason
+    usage: Usage
+
+
+@dataclass(frozen=True)
+class TextDelta:
+    """A further bit of an answer. The last one of a stream also carries the finished `reply`."""
+
+    text: str
+    reply: Reply | None = None

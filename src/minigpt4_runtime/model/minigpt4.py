@@ -1,0 +1,47 @@
+"""MiniGPT-4 (Zhu et al., 2023): the image side and the language side, side by side.
+
+Owns   pixels → rows as one graph, and the pairing of the two sides.
+Takes  ModelConfig. Example: 224 px, Q-Former: (N, 3, 224, 224) → (N, 32, 4096).
+Never  places rows into a prompt: that needs spans, which the engine knows.
+"""
+
+from torch import Tensor, nn
+
+from minigpt4_runtime.config import ModelConfig
+from minigpt4_runtime.model.eva_vit import EvaVit
+from minigpt4_runtime.model.linear import Linear
+from minigpt4_runtime.model.llama import Llama
+from minigpt4_runtime.model.qformer import QFormer
+
+
+class VisionPart(nn.Module):
+    """ViT → ln_vision → Q-Former, or groups of patches → projection."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        vision = config.vision
+        self.vit = EvaVit(vision)
+        self.ln_vision = nn.LayerNorm(vision.hidden_size, eps=vision.ln_vision_eps)
+        self.qformer = QFormer(config.qformer, vision.hidden_size) if config.qformer else None
+        self.projection = Linear(config.projection_width, config.language.hidden_size, bias=True)
+        self.rows_per_image = config.rows_per_image
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """(N, 3, S, S) → (N, R, hidden) rows for the language model."""
+        hidden = self.ln_vision(self.vit(pixels))
+        if self.qformer is not None:
+            hidden = self.qformer(hidden)
+        else:
+            # The class row is left out; neighbouring patches lie side by side in one group.
+            hidden = hidden[:, 1:].reshape(len(pixels), self.rows_per_image, -1)
+        return self.projection(hidden)  # type: ignore[no-any-return]
+
+
+class MiniGPT4Model(nn.Module):
+    """Both sides. They meet only in the rows that the caller puts into the prompt."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.vision = VisionPart(config)
+        self.language = Llama(config.language)

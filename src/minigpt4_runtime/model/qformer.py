@@ -1,0 +1,78 @@
+"""BLIP-2's Q-Former (Li et al., 2023; upstream: minigpt4/models/Qformer.py), queries only.
+
+Owns   the learned queries and the layers that let them read the image.
+Takes  (N, P, C) rows of the image tower; gives (N, Q, hidden).
+Never  reads text: the text branch of BLIP-2 is not part of MiniGPT-4.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from minigpt4_runtime.config import QFormerConfig
+from minigpt4_runtime.model.linear import Linear
+
+
+class QFormerAttention(nn.Module):
+    """BERT attention with its output norm; keys and values come from `context`."""
+
+    def __init__(self, config: QFormerConfig, context_size: int) -> None:
+        super().__init__()
+        size = config.hidden_size
+        self.num_heads = config.num_attention_heads
+        self.query = Linear(size, size, bias=True)
+        self.key = Linear(context_size, size, bias=True)
+        self.value = Linear(context_size, size, bias=True)
+        self.out = Linear(size, size, bias=True)
+        self.norm = nn.LayerNorm(size, eps=config.layer_norm_eps)
+
+    def forward(self, hidden: Tensor, context: Tensor) -> Tensor:
+        """(N, Q, C), (N, P, context_size) → (N, Q, C)."""
+        q, k, v = (
+            rows.view(*rows.shape[:2], self.num_heads, -1).transpose(1, 2)
+            for rows in (self.query(hidden), self.key(context), self.value(context))
+        )
+        attended = functional.scaled_dot_product_attention(q, k, v)
+        return self.norm(self.out(attended.transpose(1, 2).flatten(2)) + hidden)  # type: ignore[no-any-return]
+
+
+class QFormerLayer(nn.Module):
+    """Queries look at each other, then at the image (in some layers), then a feed-forward."""
+
+    def __init__(self, config: QFormerConfig, vision_size: int, *, reads_image: bool) -> None:
+        super().__init__()
+        self.attention = QFormerAttention(config, config.hidden_size)
+        self.cross_attention = QFormerAttention(config, vision_size) if reads_image else None
+        self.mlp_in = Linear(config.hidden_size, config.intermediate_size, bias=True)
+        self.mlp_out = Linear(config.intermediate_size, config.hidden_size, bias=True)
+        self.mlp_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+
+    def forward(self, hidden: Tensor, image_rows: Tensor) -> Tensor:
+        """(N, Q, C), (N, P, vision_size) → (N, Q, C)."""
+        hidden = self.attention(hidden, hidden)
+        if self.cross_attention is not None:
+            hidden = self.cross_attention(hidden, image_rows)
+        widened = functional.gelu(self.mlp_in(hidden))
+        return self.mlp_norm(self.mlp_out(widened) + hidden)  # type: ignore[no-any-return]
+
+
+class QFormer(nn.Module):
+    """Learned queries → what the image says, in a fixed number of rows."""
+
+    def __init__(self, config: QFormerConfig, vision_size: int) -> None:
+        super().__init__()
+        self.query_tokens = nn.Parameter(torch.empty(config.num_query_tokens, config.hidden_size))
+        self.query_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.layers = nn.ModuleList(
+            QFormerLayer(
+                config, vision_size, reads_image=index % config.cross_attention_frequency == 0
+            )
+            for index in range(config.num_hidden_layers)
+        )
+
+    def forward(self, image_rows: Tensor) -> Tensor:
+        """(N, P, vision_size) → (N, Q, hidden)."""
+        hidden = self.query_norm(self.query_tokens).expand(len(image_rows), -1, -1)
+        for layer in self.layers:
+            hidden = layer(hidden, image_rows)
+        return hidden  # type: ignore[no-any-return]

@@ -1,0 +1,144 @@
+"""Messages × template → text pieces with image slots between them.
+
+Owns   the templates, as data, and the order in which the original joins a dialogue.
+Takes  checked messages; gives a Prompt: pieces of text around image slots.
+Never  tokenises. What a user types stays text: only a template can place a BOS or an image slot.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from minigpt4_runtime.errors import ConfigError
+from minigpt4_runtime.messages import ImageSource, Message
+
+# The prompt that the command line, the API and the demo model's training share.
+DESCRIBE_PROMPT = "Describe this image in detail."
+
+_SYSTEM = (
+    "Give the following image: <Img>ImageContent</Img>. "
+    "You will be able to see the image once I provide it to you. Please answer my questions."
+)
+
+
+@dataclass(frozen=True)
+class Template:
+    """How one family of models was taught to take turns (upstream: conversation.py).
+
+    `user_starts_with_bos`: a BOS id stands before each user turn (written `<s>` upstream).
+    """
+
+    name: str
+    system: str
+    user: str
+    assistant: str
+    separator: str
+    stops: tuple[str, ...]
+    user_starts_with_bos: bool = False
+
+
+TEMPLATES = {
+    template.name: template
+    for template in (
+        Template("vicuna", _SYSTEM, "Human: ", "Assistant: ", "###", ("###",)),
+        Template("llama2", _SYSTEM, "[INST] ", " [/INST] ", "", ("###",), True),
+    )
+}
+
+
+def find_template(name: str) -> Template:
+    """Look a template up by the name that a model folder states.
+
+    Raises:
+        ConfigError: there is none of that name.
+    """
+    try:
+        return TEMPLATES[name]
+    except KeyError:
+        raise ConfigError(
+            f"The prompt template is {name!r}; known are {', '.join(TEMPLATES)}."
+        ) from None
+
+
+# A piece is text cut where a BOS id stands: ("a", "b") is `a<s>b`.
+Piece = tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """N + 1 pieces of text around N pictures. `text` shows the whole as upstream writes it."""
+
+    pieces: tuple[Piece, ...]
+    images: tuple[ImageSource, ...]
+
+    @property
+    def text(self) -> str:
+        """For people to read: `<ImageHere>` for an image slot, `<s>` for a BOS."""
+        return "<ImageHere>".join("<s>".join(piece) for piece in self.pieces)
+
+
+class _Writer:
+    """Grows a Prompt from left to right."""
+
+    def __init__(self) -> None:
+        self.pieces: list[list[str]] = [[""]]
+        self.images: list[ImageSource] = []
+
+    def text(self, text: str) -> None:
+        self.pieces[-1][-1] += text
+
+    def begin_of_sequence(self) -> None:
+        self.pieces[-1].append("")
+
+    def image(self, source: ImageSource) -> None:
+        self.text("<Img>")
+        self.images.append(source)
+        self.pieces.append(["</Img>"])
+
+
+def render(messages: Sequence[Message], template: Template) -> Prompt:
+    """Join a dialogue as upstream's Conversation does, and open the assistant's turn.
+
+    A system message replaces the template's own. Within a user message each picture opens a turn
+    of its own and the text after it continues that turn, as upstream's upload_img and ask do.
+    """
+    writer = _Writer()
+    system, turns = template.system, list(messages)
+    if turns and turns[0].role == "system":
+        system = _joined_text(turns.pop(0))
+    writer.text(system + template.separator)
+    for message in turns:
+        if message.role == "assistant":
+            _write_turn(writer, template, template.assistant, [_joined_text(message)])
+        else:
+            for turn in _user_turns(message):
+                if template.user_starts_with_bos:
+                    writer.begin_of_sequence()
+                _write_turn(writer, template, template.user, turn)
+    writer.text(template.assistant)
+    return Prompt(tuple(tuple(piece) for piece in writer.pieces), tuple(writer.images))
+
+
+def _joined_text(message: Message) -> str:
+    return "".join(part for part in message.content if isinstance(part, str))
+
+
+def _user_turns(message: Message) -> list[list[str | ImageSource]]:
+    """Cut a user's parts into upstream's turns: [picture, " " + text] or [text]."""
+    turns: list[list[str | ImageSource]] = []
+    for part in message.content:
+        if isinstance(part, str) and turns and isinstance(turns[-1][-1], ImageSource):
+            turns[-1].append(" " + part)
+        else:
+            turns.append([part])
+    return turns
+
+
+def _write_turn(
+    writer: _Writer, template: Template, role: str, parts: Sequence[str | ImageSource]
+) -> None:
+    writer.text(role)
+    for part in parts:
+        writer.image(part) if isinstance(part, ImageSource) else writer.text(part)
+    # Upstream writes no separator after an empty turn.
+    if any(isinstance(part, ImageSource) or part for part in parts):
+        writer.text(template.separator)
