@@ -148,7 +148,6 @@ class LanguageConfig(_Settings):
     max_position_embeddings: int
     rms_norm_eps: float
     rope_theta: float = 10000.0
-    tie_word_embeddings: bool = False
     model_type: Literal["llama"] = "llama"
 
     def __post_init__(self) -> None:

@@ -110,8 +110,6 @@ class Llama(nn.Module):
         )
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.head = Linear(config.hidden_size, config.vocab_size, bias=False)
-        if config.tie_word_embeddings:
-            self.head.weight = self.token_embedding.weight
 
     def embed(self, token_ids: Tensor) -> Tensor:
         """(T,) ids → (T, C) rows."""
