@@ -1,1 +1,64 @@
-"""The public names of MiniGPT-4 Runtime."""
+"""Run MiniGPT-4: describe and discuss pictures.
+
+    from minigpt4_runtime import MiniGPT4
+    print(MiniGPT4.load().describe("scene.png").text)
+
+Owns the public names. They load on first use, so that importing this package loads no torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from minigpt4_runtime.api import MiniGPT4
+    from minigpt4_runtime.config import SamplingParams
+    from minigpt4_runtime.errors import (
+        BackendUnavailableError,
+        CheckpointError,
+        ConfigError,
+        ImageError,
+        MiniGPT4Error,
+        PromptTooLongError,
+        RequestError,
+    )
+    from minigpt4_runtime.messages import ImageSource, Message, Reply, TextDelta, Usage, image
+
+    __version__: str
+
+_HOMES = {
+    "MiniGPT4": "api",
+    "SamplingParams": "config",
+    "BackendUnavailableError": "errors",
+    "CheckpointError": "errors",
+    "ConfigError": "errors",
+    "ImageError": "errors",
+    "MiniGPT4Error": "errors",
+    "PromptTooLongError": "errors",
+    "RequestError": "errors",
+    "ImageSource": "messages",
+    "Message": "messages",
+    "Reply": "messages",
+    "TextDelta": "messages",
+    "Usage": "messages",
+    "image": "messages",
+}
+
+__all__ = [
+    "BackendUnavailableError", "CheckpointError", "ConfigError", "ImageError", "ImageSource",
+    "Message", "MiniGPT4", "MiniGPT4Error", "PromptTooLongError", "Reply", "RequestError",
+    "SamplingParams", "TextDelta", "Usage", "__version__", "image",
+]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return import_module("importlib.metadata").version("minigpt4-runtime")
+    if name not in _HOMES:
+        raise AttributeError(f"module 'minigpt4_runtime' has no attribute {name!r}")
+    value = getattr(import_module(f"minigpt4_runtime.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

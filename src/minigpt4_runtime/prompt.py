@@ -25,6 +25,7 @@ class Template:
     """How one family of models was taught to take turns (upstream: conversation.py).
 
     `user_starts_with_bos`: a BOS id stands before each user turn (written `<s>` upstream).
+    `answer_mark`: a model that writes this itself means its answer to start after it.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Template:
     separator: str
     stops: tuple[str, ...]
     user_starts_with_bos: bool = False
+    answer_mark: str = "Assistant:"
 
 
 TEMPLATES = {

@@ -90,9 +90,10 @@ class Tokenizer:
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Ids → text. Control ids, and ids that the tokenizer does not know, are left out."""
-        return str(self._model.decode([i for i in token_ids if self._is_text(i)]))
+        return str(self._model.decode([i for i in token_ids if self.is_text(i)]))
 
-    def _is_text(self, token_id: int) -> bool:
+    def is_text(self, token_id: int) -> bool:
+        """Whether this id is shown in an answer: known, and no control id."""
         known = 0 <= token_id < self.vocab_size
         return (
             known and not self._model.is_control(token_id) and not self._model.is_unknown(token_id)
@@ -117,7 +118,7 @@ class TextStream:
 
     def feed(self, token_id: int) -> str:
         """Take one more id and give the text that nothing after it can change."""
-        if not self._tokenizer._is_text(token_id):  # noqa: SLF001
+        if not self._tokenizer.is_text(token_id):
             return ""
         self._waiting.append(token_id)
         # A run of raw bytes may be half a character: wait until something else follows,

@@ -1,0 +1,68 @@
+"""Ids → the text a user sees: cut at stop strings, trimmed as the original trims it.
+
+Owns   the text of one answer while it grows.
+Takes  token ids one by one; gives text that nothing after it can take back.
+Never  knows why a token came, only what it says.
+"""
+
+from collections.abc import Sequence
+
+from minigpt4_runtime.prompt import Template
+from minigpt4_runtime.tokenizer import TextStream, Tokenizer
+
+
+class AnswerText:
+    """One answer's text. `feed` until `stopped`; then `finish`."""
+
+    def __init__(
+        self, tokenizer: Tokenizer, template: Template, stop: Sequence[str] | None
+    ) -> None:
+        """`stop` as in SamplingParams: None, () or strings beside the template's."""
+        self._stream = TextStream(tokenizer)
+        self._uses_template = stop is None or len(stop) > 0
+        self._stops = (*template.stops, *(stop or ())) if self._uses_template else ()
+        self._mark = template.answer_mark
+        self._text = ""
+        self._num_given = 0
+        self.stopped = False
+
+    def feed(self, token_id: int) -> str:
+        """Take one more id; give what may be shown now. Sets `stopped` at a stop string."""
+        return self._extend(self._stream.feed(token_id), is_last=False)
+
+    def finish(self) -> str:
+        """Give what was held back, now that nothing follows."""
+        return self._extend("" if self.stopped else self._stream.flush(), is_last=True)
+
+    @property
+    def reply(self) -> str:
+        """The whole text so far, as upstream's Chat.answer cuts and strips it."""
+        text = self._text
+        # The original also drops everything up to a last "Assistant:" that the model wrote itself.
+        return (text.rpartition(self._mark)[2] if self._uses_template else text).strip()
+
+    def _extend(self, text: str, *, is_last: bool) -> str:
+        searched = max((len(stop) for stop in self._stops), default=1) - 1
+        first = max(0, len(self._text) - searched)
+        self._text += text
+        found = [at for stop in self._stops if (at := self._text.find(stop, first)) >= 0]
+        if found:
+            self._text = self._text[: min(found)]
+            self.stopped = True
+        visible = self._text if is_last or self.stopped else self._text[: self._num_certain()]
+        # Space at either end is not part of a reply: wait for what follows it.
+        visible = visible.rstrip()
+        shown = visible[self._num_given :]
+        if self._num_given == 0:
+            shown = shown.lstrip()
+        self._num_given = max(self._num_given, len(visible))
+        return shown
+
+    def _num_certain(self) -> int:
+        """How much of the text cannot become part of a stop string."""
+        longest = max((len(stop) for stop in self._stops), default=0)
+        for held in range(min(longest - 1, len(self._text)), 0, -1):
+            tail = self._text[-held:]
+            if any(stop.startswith(tail) for stop in self._stops):
+                return len(self._text) - held
+        return len(self._text)

@@ -1,0 +1,75 @@
+"""Devices are found by name; what is absent is said in one sentence."""
+
+import sys
+import types
+
+import pytest
+import torch
+
+from minigpt4_runtime import BackendUnavailableError, ConfigError
+from minigpt4_runtime.backend.registry import open_device
+from minigpt4_runtime.optional import require
+
+
+def test_cpu_knows_itself():
+    backend = open_device("cpu")
+    assert backend.device == torch.device("cpu")
+    assert backend.facts.default_dtype == "float32"
+    free = backend.free_memory_bytes()
+    assert free is None or free > 2**20
+
+
+@pytest.mark.parametrize("name", ["gpu", "cpu:0", "cuda:x", "", "CUDA", "npu:-1"])
+def test_unknown_names_are_refused(name):
+    with pytest.raises(ConfigError, match="must be auto, cpu, cuda"):
+        open_device(name)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")
+def test_absent_devices_are_said_and_auto_falls_back():
+    with pytest.raises(BackendUnavailableError, match="no CUDA device"):
+        open_device("cuda")
+    with pytest.raises(BackendUnavailableError, match="torch_npu is not installed"):
+        open_device("npu:0")
+    assert open_device("auto").device.type == "cpu"
+
+
+def fake_torch_npu(count: int) -> types.ModuleType:
+    module = types.ModuleType("torch_npu")
+    module.npu = types.SimpleNamespace(
+        is_available=lambda: count > 0,
+        device_count=lambda: count,
+        mem_get_info=lambda device: (10, 20),  # noqa: ARG005
+    )
+    return module
+
+
+def test_npu_is_asked_through_torch_npu(monkeypatch):
+    torch.utils.rename_privateuse1_backend("npu")
+    monkeypatch.setitem(sys.modules, "torch_npu", fake_torch_npu(2))
+    backend = open_device("npu:1")
+    assert backend.device == torch.device("npu", 1)
+    assert backend.free_memory_bytes() == 10
+    with pytest.raises(BackendUnavailableError, match="npu:0 to npu:1"):
+        open_device("npu:7")
+    monkeypatch.setitem(sys.modules, "torch_npu", fake_torch_npu(0))
+    with pytest.raises(BackendUnavailableError, match="finds no Ascend device"):
+        open_device("npu")
+
+
+def test_a_broken_package_is_not_called_absent(tmp_path, monkeypatch):
+    (tmp_path / "halfway.py").write_text("import a_module_that_is_not_there\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ModuleNotFoundError, match="a_module_that_is_not_there"):
+        require("halfway", install="pip install halfway")
+    with pytest.raises(BackendUnavailableError, match="Run: pip install nothing-here"):
+        require("nothing_here", install="pip install nothing-here")
+
+
+@pytest.mark.gpu
+def test_cuda_knows_itself():
+    backend = open_device("cuda:0")
+    assert backend.facts.default_dtype == "float16"
+    assert backend.free_memory_bytes() > 2**20
+    with pytest.raises(BackendUnavailableError, match="does not exist"):
+        open_device("cuda:99")

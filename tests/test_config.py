@@ -1,0 +1,112 @@
+"""Settings are frozen, strict and explain themselves."""
+
+import dataclasses
+
+import pytest
+
+from minigpt4_runtime import ConfigError, SamplingParams
+from minigpt4_runtime.config import LanguageConfig, ModelConfig, QFormerConfig, VisionConfig
+
+
+def tiny_vision(**changes) -> VisionConfig:
+    values = dict(
+        image_size=28, patch_size=14, hidden_size=16, num_hidden_layers=1,
+        num_attention_heads=2, intermediate_size=32,
+    )  # fmt: skip
+    return VisionConfig(**{**values, **changes})
+
+
+def tiny_language(**changes) -> LanguageConfig:
+    values = dict(
+        hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=1, vocab_size=30, max_position_embeddings=64, rms_norm_eps=1e-6,
+    )  # fmt: skip
+    return LanguageConfig(**{**values, **changes})
+
+
+def tiny_qformer(**changes) -> QFormerConfig:
+    values = dict(
+        hidden_size=8, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16,
+        num_query_tokens=3,
+    )  # fmt: skip
+    return QFormerConfig(**{**values, **changes})
+
+
+@pytest.mark.parametrize("qformer", [None, tiny_qformer()])
+def test_model_config_survives_its_mapping(qformer):
+    config = ModelConfig(
+        vision=tiny_vision(), qformer=qformer, language=tiny_language(), template="vicuna"
+    )
+    assert ModelConfig.from_mapping(config.to_mapping()) == config
+    assert config.rows_per_image == (3 if qformer else 1)
+    assert config.projection_width == (8 if qformer else 64)
+
+
+def test_unknown_setting_names_the_nearest():
+    with pytest.raises(ConfigError, match=r"no setting 'temprature'.*'temperature'"):
+        SamplingParams.from_mapping({"temprature": 1.0})
+
+
+def test_missing_setting_is_named():
+    with pytest.raises(ConfigError, match="VisionConfig lacks image_size"):
+        VisionConfig.from_mapping({})
+
+
+def test_config_of_another_model_type_says_what_to_do():
+    config = ModelConfig(
+        vision=tiny_vision(), qformer=None, language=tiny_language(), template="vicuna"
+    )
+    with pytest.raises(ConfigError, match="minigpt4 convert"):
+        ModelConfig.from_mapping({**config.to_mapping(), "model_type": "llama"})
+
+
+@pytest.mark.parametrize(
+    ("build", "words"),
+    [
+        (lambda: tiny_vision(image_size=30), "not a multiple of patch_size"),
+        (lambda: tiny_vision(hidden_size=0), "whole number ≥ 1"),
+        (lambda: tiny_vision(num_attention_heads=3), "does not divide into 3 heads"),
+        (lambda: tiny_qformer(num_attention_heads=3), "does not divide into 3 heads"),
+        (lambda: tiny_language(num_attention_heads=16), "even width"),
+        (lambda: tiny_language(num_key_value_heads=3), "evenly"),
+        (lambda: tiny_language(model_type="opt"), "only 'llama'"),
+    ],
+)
+def test_shapes_that_cannot_work_are_refused(build, words):
+    with pytest.raises(ConfigError, match=words):
+        build()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"max_new_tokens": 0}, {"max_new_tokens": 1.5}, {"min_new_tokens": -1},
+        {"temperature": -0.1}, {"temperature": float("nan")}, {"temperature": "hot"},
+        {"top_p": 0.0}, {"top_p": 1.1}, {"top_k": -1}, {"repetition_penalty": 0.0},
+        {"num_beams": 0}, {"seed": -1}, {"seed": 2**63}, {"seed": True},
+        {"length_penalty": float("inf")},
+    ],
+)  # fmt: skip
+def test_sampling_values_without_meaning_are_refused_by_name(changes):
+    (name,) = changes
+    with pytest.raises(ConfigError, match=name):
+        SamplingParams(**changes)
+
+
+def test_sampling_refuses_what_contradicts_itself():
+    with pytest.raises(ConfigError, match="min_new_tokens is 5"):
+        SamplingParams(max_new_tokens=3, min_new_tokens=5)
+    with pytest.raises(ConfigError, match="Beam search does not sample"):
+        SamplingParams(num_beams=2, temperature=1.0)
+    with pytest.raises(ConfigError, match="tuple of strings"):
+        SamplingParams(stop="###")
+    with pytest.raises(ConfigError, match="non-empty"):
+        SamplingParams(stop=("",))
+
+
+def test_sampling_defaults_are_greedy_and_frozen():
+    params = SamplingParams()
+    assert (params.temperature, params.max_new_tokens, params.stop) == (0.0, 300, None)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        params.seed = 3
+    assert SamplingParams(stop=["a"]).stop == ("a",)
