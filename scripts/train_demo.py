@@ -55,7 +55,7 @@ class Plan:
 
 PLANS = {
     "look": Plan(steps=5000, batch=48, rate=1e-3),
-    "talk": Plan(steps=3000, batch=16, rate=1.5e-3),
+    "talk": Plan(steps=3500, batch=16, rate=1.5e-3),
     "join": Plan(steps=1500, batch=24, rate=4e-4),
 }
 
@@ -72,8 +72,8 @@ def demo_config(vocab_size: int) -> ModelConfig:
             num_query_tokens=NUM_CELLS + 1,
         ),
         language=LanguageConfig(
-            hidden_size=192, intermediate_size=512, num_hidden_layers=4, num_attention_heads=4,
-            num_key_value_heads=4, vocab_size=vocab_size, max_position_embeddings=1024,
+            hidden_size=160, intermediate_size=448, num_hidden_layers=6, num_attention_heads=8,
+            num_key_value_heads=8, vocab_size=vocab_size, max_position_embeddings=1024,
             rms_norm_eps=1e-6,
         ),
         template=TEMPLATE.name,
@@ -120,7 +120,7 @@ def crowded_scene(rng: random.Random) -> Scene:
 
 
 def picture(scene: Scene, outlines: tuple[Outline, ...], rng: random.Random, size: int) -> Tensor:
-    """Draw at a random size and shrink as `image.load` would: (3, S, S) uint8."""
+    """Draw at a random size and shrink as `pixels.load` would: (3, S, S) uint8."""
     drawn = scenes.draw(scene, rng, side=rng.randint(192, 288), outlines=outlines)
     shrunk = drawn.resize((size, size), Image.Resampling.BICUBIC)
     return torch.from_numpy(np.asarray(shrunk).copy()).permute(2, 0, 1)
@@ -256,10 +256,13 @@ class KnownRows(nn.Module):
             nn.Embedding(1 + len(names), hidden_size) for names in ATTRIBUTES.values()
         )
         self.backgrounds = nn.Embedding(len(BACKGROUNDS), hidden_size)
+        self.places = nn.Embedding(NUM_CELLS, hidden_size)
+        for table in (*self.tables, self.backgrounds, self.places):
+            nn.init.normal_(table.weight, std=0.5)
 
     def forward(self, cells: Tensor, backgrounds: Tensor) -> Tensor:
         """(N, 9, 3), (N,) → (N, 10, hidden)."""
-        rows = sum(table(cells[..., i]) for i, table in enumerate(self.tables))
+        rows = self.places.weight + sum(table(cells[..., i]) for i, table in enumerate(self.tables))
         return torch.cat([rows, self.backgrounds(backgrounds)[:, None]], dim=1)
 
 
@@ -282,7 +285,7 @@ class Dialogues:
             said.extend([spoken] * len(new))
 
         for turn in range(TURNS):
-            if turn == 0 and rng.random() < 0.7:
+            if turn == 0 and rng.random() < 0.5:
                 asked, answer = scenes.ask_description(rng), scenes.describe(scene)
             else:
                 question = scenes.ask(scene, rng)
@@ -360,20 +363,24 @@ def fit_projection(run: "Run", looker: Looker, known: KnownRows, config: VisionC
         )
         queries.append(looker.read(normalise(pictures, config))[1].flatten(0, 1))
         wanted.append(known(cells, backgrounds).flatten(0, 1))
-    rows = torch.cat(queries).double()
+    rows, targets = torch.cat(queries).double(), torch.cat(wanted).double()
     rows = torch.cat([rows, torch.ones(len(rows), 1, dtype=rows.dtype, device=rows.device)], dim=1)
     gram = rows.T @ rows + 1e-3 * torch.eye(rows.shape[1], dtype=rows.dtype, device=rows.device)
-    solution = torch.linalg.solve(gram, rows.T @ torch.cat(wanted).double()).float()
+    solution = torch.linalg.solve(gram, rows.T @ targets)
+    missed = (rows @ solution - targets).square().mean() / targets.var(0).mean()
+    print(json.dumps({"stage": "join", "unexplained": round(float(missed), 4)}), flush=True)
     projection = looker.vision.projection
-    projection.weight.copy_(solution[:-1].T)
-    projection.bias.copy_(solution[-1])
+    projection.weight.copy_(solution[:-1].T.float())
+    projection.bias.copy_(solution[-1].float())
 
 
 def join(run: "Run", model: MiniGPT4Model, tokenizer: Tokenizer) -> None:
     """Train the whole model end to end on text; the cells are still asked, at a low weight."""
     plan, dialogues, config = PLANS["join"], Dialogues(tokenizer), model.config.vision
     looker, known = Looker(model), KnownRows(model.config.language.hidden_size)
-    looker.load_state_dict(run.saved_weights("look"))
+    # What "look" did not train, the projection, is fitted below.
+    looked = {k: v for k, v in run.saved_weights("look").items() if "projection" not in k}
+    looker.load_state_dict(looked, strict=False)
     nn.ModuleDict({"language": model.language, "known": known}).load_state_dict(
         run.saved_weights("talk")
     )
@@ -454,8 +461,8 @@ class Run:
                 path.with_suffix(".new").replace(path)
 
 
-def initialise(model: nn.Module) -> None:
-    """Small normal weights, unit norms, zero biases."""
+def initialise(model: MiniGPT4Model) -> None:
+    """Small normal weights, unit norms, zero biases; the language stream grows slowly."""
     for name, weight in model.named_parameters():
         if "norm" in name or "ln_vision" in name:
             nn.init.ones_(weight) if name.endswith("weight") else nn.init.zeros_(weight)
@@ -467,6 +474,11 @@ def initialise(model: nn.Module) -> None:
             nn.init.normal_(weight, std=weight[0].numel() ** -0.5)
         else:
             nn.init.normal_(weight, std=0.1)
+    nn.init.normal_(model.language.token_embedding.weight, std=0.5)
+    with torch.no_grad():
+        for layer in model.language.layers:
+            layer.attention.out.weight.mul_((2 * len(model.language.layers)) ** -0.5)
+            layer.mlp_down.weight.mul_((2 * len(model.language.layers)) ** -0.5)
 
 
 def main() -> None:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     )
     from minigpt4_runtime.messages import ImageSource, Message, Reply, TextDelta, Usage, image
 
-    __version__: str
+__version__ = "0.1.0"
 
 _HOMES = {
     "MiniGPT4": "api",
@@ -51,8 +51,6 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name == "__version__":
-        return import_module("importlib.metadata").version("minigpt4-runtime")
     if name not in _HOMES:
         raise AttributeError(f"module 'minigpt4_runtime' has no attribute {name!r}")
     value = getattr(import_module(f"minigpt4_runtime.{_HOMES[name]}"), name)

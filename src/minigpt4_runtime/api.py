@@ -26,9 +26,9 @@ from minigpt4_runtime.config import DTYPE_NAMES, DTypeName, ModelConfig, Samplin
 from minigpt4_runtime.engine.engine import Engine
 from minigpt4_runtime.engine.request import ImageInput, Request
 from minigpt4_runtime.engine.runner import Runner
-from minigpt4_runtime.errors import ConfigError
-from minigpt4_runtime.image import ImageLimits
-from minigpt4_runtime.image import load as load_image
+from minigpt4_runtime.errors import ConfigError, RequestError
+from minigpt4_runtime.pixels import ImageLimits
+from minigpt4_runtime.pixels import load as load_image
 from minigpt4_runtime.messages import (
     ImageSource,
     Message,
@@ -41,6 +41,7 @@ from minigpt4_runtime.messages import (
 from minigpt4_runtime.prompt import DESCRIBE_PROMPT, Prompt, find_template, render
 from minigpt4_runtime.tokenizer import EncodedPrompt, Tokenizer
 
+_PICTURES_AT_ONCE = 8
 DEMO_MODEL_DIR = Path(__file__).parent / "assets" / "demo"
 
 Messages = Sequence[Message | Mapping[str, Any]]
@@ -135,17 +136,18 @@ class MiniGPT4:
         The last delta carries the finished `reply`. The deltas' texts together are its text, unless
         the model itself writes "Assistant:", up to which a reply is dropped, as in the original.
         """
-        sampling = sampling or SamplingParams()
-        prompt = render(read_messages(messages), self._template)
-        return self._answer(self._request(prompt, sampling), sampling)
+        return self._answer(self._request(messages, sampling or SamplingParams()))
 
     def embed_images(self, pictures: Sequence[Picture]) -> Tensor:
         """Pictures → (N, rows, hidden) float32 on the CPU, as the language model reads them."""
-        pixels = [self._pixels(_as_source(picture)) for picture in pictures]
-        if not pixels:
-            language = self.config.language
-            return torch.empty(0, self.config.rows_per_image, language.hidden_size)
-        return self._vision.encode(torch.stack(pixels)).float().cpu()
+        if isinstance(pictures, (str, bytes, PathLike, Image)):
+            raise RequestError("embed_images takes a list of pictures, not a single one.")
+        rows = [torch.empty(0, self.config.rows_per_image, self.config.language.hidden_size)]
+        for first in range(0, len(pictures), _PICTURES_AT_ONCE):
+            some = pictures[first : first + _PICTURES_AT_ONCE]
+            pixels = torch.stack([self._pixels(_as_source(picture)) for picture in some])
+            rows.append(self._vision.encode(pixels).float().cpu())
+        return torch.cat(rows)
 
     def encode_prompt(self, messages: Messages) -> EncodedPrompt:
         """What the model would be given: ids, image spans, ids per text piece, and the text."""
@@ -159,10 +161,10 @@ class MiniGPT4:
         )
 
     def _pixels(self, source: ImageSource) -> Tensor:
-
         return torch.from_numpy(load_image(source, self.config.vision, self._image_limits).values)
 
-    def _request(self, prompt: Prompt, sampling: SamplingParams) -> Request:
+    def _request(self, messages: Messages, sampling: SamplingParams) -> Request:
+        prompt = render(read_messages(messages), self._template)
         encoded = self._encode(prompt)
         self._engine.check(encoded.token_ids, sampling)
         images = tuple(
@@ -171,8 +173,8 @@ class MiniGPT4:
         )
         return Request(encoded.token_ids, images, sampling)
 
-    def _answer(self, request: Request, sampling: SamplingParams) -> Iterator[TextDelta]:
-        answer = AnswerText(self._tokenizer, self._template, sampling.stop)
+    def _answer(self, request: Request) -> Iterator[TextDelta]:
+        answer = AnswerText(self._tokenizer, self._template, request.sampling.stop)
         token_ids: list[int] = []
         finish_reason = None
         for event in self._engine.generate(request):

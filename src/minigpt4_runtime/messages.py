@@ -1,7 +1,7 @@
 """What callers and rooms hand to each other: messages in, replies out.
 
 Owns   Message, ImageSource, Reply, TextDelta and Usage, and the reading of OpenAI-style dicts.
-Takes  plain Python values; a picture stays whatever the caller gave until `image.load` opens it.
+Takes  plain Python values; a picture stays whatever the caller gave until `pixels.load` opens it.
 Never  opens a picture, and knows no template and no token.
 """
 

@@ -72,10 +72,14 @@ class Scene:
 
 @dataclass(frozen=True)
 class Question:
-    """A question about a scene with the one answer that counts as right."""
+    """A question about a scene with the one answer that counts as right.
+
+    `kind` says which sort of question it is, for example "where".
+    """
 
     text: str
     answer: str
+    kind: str
 
 
 def random_scene(rng: random.Random, *, held_out: bool, most: int = MAX_SHAPES) -> Scene:
@@ -236,7 +240,7 @@ def _about_one(scene: Scene, noun: str) -> Shape | str:
 
 def _how_many_shapes(scene: Scene, rng: random.Random) -> Question:
     text = rng.choice(("How many shapes are there?", "How many shapes do you see?", "How many?"))
-    return Question(text, f"There {_count(len(scene.shapes), 'shape')}.")
+    return Question(text, f"There {_count(len(scene.shapes), 'shape')}.", kind="how many shapes")
 
 
 def _how_many_of(scene: Scene, rng: random.Random) -> Question:
@@ -247,7 +251,9 @@ def _how_many_of(scene: Scene, rng: random.Random) -> Question:
         noun = _some_noun(scene, rng)
         count = len(_matching(scene, noun))
     text = rng.choice(("How many {} are there?", "How many {} do you see?"))
-    return Question(text.format(_plural(noun, 2)), f"There {_count(count, noun)}.")
+    return Question(
+        text.format(_plural(noun, 2)), f"There {_count(count, noun)}.", kind="how many of"
+    )
 
 
 def _what_colour(scene: Scene, rng: random.Random) -> Question:
@@ -255,14 +261,14 @@ def _what_colour(scene: Scene, rng: random.Random) -> Question:
     found = _about_one(scene, kind)
     answer = found if isinstance(found, str) else f"The {kind} is {found.colour}."
     text = rng.choice(("What colour is the {}?", "What color is the {}?"))
-    return Question(text.format(kind), answer)
+    return Question(text.format(kind), answer, kind="what colour")
 
 
 def _where(scene: Scene, rng: random.Random) -> Question:
     noun = _some_noun(scene, rng)
     found = _about_one(scene, noun)
     answer = found if isinstance(found, str) else f"The {noun} is {PLACES[found.cell]}."
-    return Question(f"Where is the {noun}?", answer)
+    return Question(f"Where is the {noun}?", answer, kind="where")
 
 
 def _how_big(scene: Scene, rng: random.Random) -> Question:
@@ -270,19 +276,23 @@ def _how_big(scene: Scene, rng: random.Random) -> Question:
     found = _about_one(scene, noun)
     answer = found if isinstance(found, str) else f"The {noun} is {found.size}."
     text = rng.choice(("How big is the {}?", "Is the {} large or small?", "What size is the {}?"))
-    return Question(text.format(noun), answer)
+    return Question(text.format(noun), answer, kind="how big")
 
 
 def _what_is_at(scene: Scene, rng: random.Random) -> Question:
     cell = rng.choice(scene.shapes).cell if rng.random() < 0.7 else rng.randrange(len(PLACES))
     text = rng.choice(("What is {}?", "What shape is {}?"))
-    return Question(text.format(PLACES[cell]), _name([s for s in scene.shapes if s.cell == cell]))
+    return Question(
+        text.format(PLACES[cell]),
+        _name([s for s in scene.shapes if s.cell == cell]),
+        kind="what is at",
+    )
 
 
 def _which_is(scene: Scene, rng: random.Random) -> Question:
     colour = rng.choice(scene.shapes).colour if rng.random() < 0.8 else rng.choice([*COLOURS])
     found = [s for s in scene.shapes if s.colour == colour]
-    return Question(f"Which shapes are {colour}?", _name(found))
+    return Question(f"Which shapes are {colour}?", _name(found), kind="which is")
 
 
 def _what_is_beside(scene: Scene, rng: random.Random) -> Question:
@@ -294,7 +304,7 @@ def _what_is_beside(scene: Scene, rng: random.Random) -> Question:
     else:
         answer = _name([s for s in scene.shapes if _stands(s, side, found)])
     wording = f"to the {side}" if side.endswith("of") and rng.random() < 0.5 else side
-    return Question(f"What is {wording} the {noun}?", answer)
+    return Question(f"What is {wording} the {noun}?", answer, kind="what is beside")
 
 
 def _is_there(scene: Scene, rng: random.Random) -> Question:
@@ -302,12 +312,12 @@ def _is_there(scene: Scene, rng: random.Random) -> Question:
     found = _matching(scene, noun)
     answer = f"Yes, there {_count(len(found), noun)}." if found else f"No, there is no {noun}."
     article = "an" if noun.startswith("o") else "a"
-    return Question(f"Is there {article} {noun}?", answer)
+    return Question(f"Is there {article} {noun}?", answer, kind="is there")
 
 
 def _what_background(scene: Scene, rng: random.Random) -> Question:
     text = rng.choice(("What colour is the background?", "What color is the background?"))
-    return Question(text, f"The background is {scene.background}.")
+    return Question(text, f"The background is {scene.background}.", kind="what background")
 
 
 def _stands(shape: Shape, side: str, other: Shape) -> bool:

@@ -1,0 +1,34 @@
+"""Draw the pictures in examples/images: scenes that the demo model was never trained on."""
+
+import random
+from pathlib import Path
+
+from PIL import Image
+
+from minigpt4_runtime.evaluation import scenes
+
+OUT_DIR = Path(__file__).parent.parent / "examples" / "images"
+NAMES = ("one", "two", "three", "four")
+SIDE, OVERSAMPLING = 448, 3
+
+
+def main() -> None:
+    """One scene for each number of shapes, with smooth edges."""
+    OUT_DIR.mkdir(parents=True, exist_ok=True)
+    rng = random.Random(2023)
+    wanted = dict.fromkeys(range(1, len(NAMES) + 1))
+    while None in wanted.values():
+        scene = scenes.random_scene(rng, held_out=True)
+        kinds = {shape.kind for shape in scene.shapes}
+        if wanted[len(scene.shapes)] is None and len(kinds) == len(scene.shapes):
+            wanted[len(scene.shapes)] = scene
+    for count, scene in wanted.items():
+        assert scene is not None
+        picture = scenes.draw(scene, rng, side=SIDE * OVERSAMPLING)
+        picture = picture.resize((SIDE, SIDE), Image.Resampling.LANCZOS)
+        picture.save(OUT_DIR / f"{NAMES[count - 1]}.png", optimize=True)
+        print(f"{NAMES[count - 1]}.png: {scenes.describe(scene)}")
+
+
+if __name__ == "__main__":
+    main()

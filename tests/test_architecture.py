@@ -1,0 +1,278 @@
+"""Which room may import which: the table of ARCHITECTURE.md, held against every module.
+
+A room is a module or a folder directly under the package. An import of any kind counts: at the
+top, inside a function, under TYPE_CHECKING, and a name written as text ("package.room:Class").
+"""
+
+import ast
+import re
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Literal
+
+import pytest
+
+PACKAGE = "minigpt4_runtime"
+SOURCE_DIR = Path(__file__).parents[1] / "src" / PACKAGE
+
+# The package's own __init__ is a room too: the front door, with the public names.
+FRONT_DOOR = "__init__"
+# Words may be imported everywhere; the version is one of them.
+WORDS = {"errors", "config", "messages", "optional", "__init__.__version__"}
+BELOW_API = WORDS | {
+    "prompt", "tokenizer", "answer", "pixels", "model", "checkpoint", "backend", "engine",
+}  # fmt: skip
+
+# An entry allows a room, one of its modules or one of its names, and what lies within them.
+# Every room may import itself.
+MAY_IMPORT: dict[str, set[str]] = {
+    "errors": set(),
+    "config": {"errors"},
+    "messages": {"errors"},
+    "optional": {"errors"},
+    "prompt": WORDS,
+    "tokenizer": WORDS | {"prompt"},
+    "answer": WORDS | {"prompt", "tokenizer"},
+    "pixels": WORDS,
+    "model": WORDS,
+    "checkpoint": WORDS | {"prompt", "tokenizer", "model"},
+    "backend": WORDS | {"model"},
+    "engine": WORDS | {"model", "backend.contracts"},
+    "api": BELOW_API,
+    FRONT_DOOR: WORDS | {"api"},
+    "export": WORDS | {"model", "checkpoint", "backend.contracts"},
+    "server": WORDS | {"api", FRONT_DOOR},
+    "web": WORDS | {"api", FRONT_DOOR},
+    "bench": WORDS | {"api", FRONT_DOOR},
+    "evaluation": WORDS | {"api", FRONT_DOOR},
+    "cli": WORDS
+    | {"api", FRONT_DOOR, "server", "web", "export", "bench", "evaluation", "checkpoint"}
+    | {"pixels", "prompt.DESCRIBE_PROMPT"},
+    "assets": set(),
+}
+
+# Within one room: no backend knows another.
+DEVICES = {"backend.cpu", "backend.cuda", "backend.npu"}
+
+# Rooms that need nothing but Python, and rooms that load without torch.
+ONLY_STANDARD_LIBRARY = {"errors", "config", "messages", "optional", "prompt"}
+NO_TORCH_ON_LOAD = ONLY_STANDARD_LIBRARY | {"tokenizer", "answer", "pixels", "cli", FRONT_DOOR}
+HEAVY = {"torch", "torch_npu"}
+
+NAMES_THAT_SAY_NOTHING = {"utils", "common", "helpers", "core"}
+MAX_DEPTH = 2
+
+_NAME_AS_TEXT = re.compile(rf"{PACKAGE}(\.\w+)+(:\w+)?")
+
+
+@dataclass(frozen=True)
+class Import:
+    """One imported name, as `package.module.name`, and when it is imported."""
+
+    name: str
+    line: int
+    when: Literal["load", "call", "typing"]
+
+
+class _ImportCollector(ast.NodeVisitor):
+    def __init__(self, path: PurePosixPath) -> None:
+        self.package_parts = (PACKAGE, *path.parent.parts)
+        self.when: Literal["load", "call", "typing"] = "load"
+        self.found: list[Import] = []
+
+    def visit_Import(self, node: ast.Import) -> None:
+        self.found += [Import(alias.name, node.lineno, self.when) for alias in node.names]
+
+    def visit_ImportFrom(self, node: ast.ImportFrom) -> None:
+        source = node.module or ""
+        if node.level:
+            above = self.package_parts[: len(self.package_parts) - node.level + 1]
+            source = ".".join((*above, source) if source else above)
+        self.found += [
+            Import(f"{source}.{alias.name}", node.lineno, self.when) for alias in node.names
+        ]
+
+    def visit_Constant(self, node: ast.Constant) -> None:
+        if isinstance(node.value, str) and _NAME_AS_TEXT.fullmatch(node.value):
+            self.found.append(Import(node.value.replace(":", "."), node.lineno, "call"))
+
+    def visit_If(self, node: ast.If) -> None:
+        if ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING"):
+            self._visit_all(node.body, "typing")
+            self._visit_all(node.orelse, self.when)
+        else:
+            self.generic_visit(node)
+
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> None:
+        self._visit_all(list(ast.iter_child_nodes(node)), "call")
+
+    def visit_AsyncFunctionDef(self, node: ast.AsyncFunctionDef) -> None:
+        self._visit_all(list(ast.iter_child_nodes(node)), "call")
+
+    def _visit_all(
+        self, nodes: list[ast.stmt] | list[ast.AST], when: Literal["load", "call", "typing"]
+    ) -> None:
+        before, self.when = self.when, when
+        for node in nodes:
+            self.visit(node)
+        self.when = before
+
+
+def collect_imports(path: PurePosixPath, tree: ast.Module) -> list[Import]:
+    collector = _ImportCollector(path)
+    collector.visit(tree)
+    return collector.found
+
+
+def room_of(path: PurePosixPath) -> str:
+    return path.parts[0].removesuffix(".py")
+
+
+def is_allowed(room: str, name: str) -> bool:
+    """Whether `room` may import `name`, given from below the package: "engine.engine.Engine"."""
+    if name.split(".")[0] not in MAY_IMPORT:
+        name = f"{FRONT_DOOR}.{name}"
+    return any(f"{name}.".startswith(f"{entry}.") for entry in MAY_IMPORT[room] | {room})
+
+
+def room_faults(path: PurePosixPath, imports: list[Import]) -> Iterator[str]:
+    room, module = room_of(path), ".".join(path.with_suffix("").parts)
+    if room not in MAY_IMPORT:
+        yield f"{path}: {room!r} is no room of the table"
+        return
+    for found in imports:
+        outer, _, name = found.name.partition(".")
+        if outer == PACKAGE and not is_allowed(room, name):
+            yield f"{path}:{found.line}: {room} may not import {name or 'the package as a whole'}"
+        elif module in DEVICES and outer == PACKAGE and ".".join(name.split(".")[:2]) in DEVICES:
+            yield f"{path}:{found.line}: {module} may not import another backend, {name}"
+
+
+def third_party_faults(path: PurePosixPath, imports: list[Import]) -> Iterator[str]:
+    room = room_of(path)
+    for found in imports:
+        outer = found.name.split(".")[0]
+        if room in NO_TORCH_ON_LOAD and outer in HEAVY and found.when == "load":
+            yield f"{path}:{found.line}: {room} must load without {outer}"
+        elif (
+            room in ONLY_STANDARD_LIBRARY
+            and found.when != "typing"
+            and outer != PACKAGE
+            and outer not in sys.stdlib_module_names
+        ):
+            yield f"{path}:{found.line}: {room} may import only the standard library, not {outer}"
+
+
+def form_faults(path: PurePosixPath, tree: ast.Module) -> Iterator[str]:
+    if len(path.parts) > MAX_DEPTH:
+        yield f"{path}: deeper than {MAX_DEPTH} levels"
+    for part in path.parts:
+        if part.removesuffix(".py") in NAMES_THAT_SAY_NOTHING:
+            yield f"{path}: {part} is a name that says nothing"
+    if not ast.get_docstring(tree):
+        yield f"{path}: no docstring says what this module owns"
+
+
+def find_faults(path: PurePosixPath, source: str) -> list[str]:
+    """Everything wrong with one module; `path` is relative to the package."""
+    tree = ast.parse(source)
+    imports = collect_imports(path, tree)
+    return [
+        *room_faults(path, imports),
+        *third_party_faults(path, imports),
+        *form_faults(path, tree),
+    ]
+
+
+MODULES = sorted(SOURCE_DIR.rglob("*.py"))
+
+
+@pytest.mark.parametrize("module_path", MODULES, ids=lambda p: p.relative_to(SOURCE_DIR).as_posix())
+def test_module_keeps_to_the_table(module_path: Path) -> None:
+    path = PurePosixPath(module_path.relative_to(SOURCE_DIR).as_posix())
+    assert find_faults(path, module_path.read_text(encoding="utf-8")) == []
+
+
+def test_the_walk_finds_the_package() -> None:
+    names = {path.relative_to(SOURCE_DIR).as_posix() for path in MODULES}
+    assert {"__init__.py", "errors.py", "model/llama.py"} <= names
+
+
+def test_rooms_import_downwards_only() -> None:
+    """No two rooms may import each other, not even by way of others."""
+    below = {
+        room: {entry.split(".")[0] for entry in entries if entry != "__init__.__version__"}
+        for room, entries in MAY_IMPORT.items()
+    }
+    while below:
+        lowest = {room for room, entries in below.items() if not entries & below.keys()}
+        assert lowest, f"these rooms import each other in a circle: {sorted(below)}"
+        below = {room: entries for room, entries in below.items() if room not in lowest}
+
+
+@pytest.mark.parametrize(
+    ("path", "statement", "fault"),
+    [
+        # Each form that an import can take.
+        ("engine/runner.py", "from minigpt4_runtime.server.app import x", "server.app.x"),
+        ("engine/runner.py", "import minigpt4_runtime.server", "may not import server"),
+        ("engine/runner.py", "from ..server import app", "server.app"),
+        ("engine/runner.py", "from minigpt4_runtime import server", "may not import server"),
+        ("engine/runner.py", "def f():\n    from ..api import x", ":3: engine may not import"),
+        ("engine/runner.py", "async def f():\n    import minigpt4_runtime.api", "import api"),
+        ("engine/runner.py", "if TYPE_CHECKING:\n    from ..api import x", "import api"),
+        ("engine/runner.py", "try:\n    from ..api import x\nfinally: ...", "import api"),
+        ("engine/runner.py", "T = {'cuda': 'minigpt4_runtime.backend.cuda:C'}", "backend.cuda.C"),
+        ("engine/runner.py", "import minigpt4_runtime", "the package as a whole"),
+        # One submodule of a room, and one name of a module.
+        ("engine/runner.py", "from minigpt4_runtime.backend import resolve", "backend.resolve"),
+        ("engine/runner.py", "from ..backend.contracts_old import x", "backend.contracts_old"),
+        ("cli/chat.py", "from minigpt4_runtime.prompt import render", "prompt.render"),
+        # What each room never does.
+        ("backend/npu.py", "from minigpt4_runtime.backend.cuda import C", "another backend"),
+        ("errors.py", "from minigpt4_runtime.config import ModelConfig", "import config"),
+        ("prompt.py", "from .tokenizer import Tokenizer", "prompt may not import tokenizer"),
+        ("model/llama.py", "from minigpt4_runtime.engine import engine", "engine.engine"),
+        ("bench/latency.py", "from minigpt4_runtime.engine.engine import E", "engine.engine.E"),
+        ("api.py", "from minigpt4_runtime.cli.main import run", "api may not import cli"),
+        ("model/llama.py", "from minigpt4_runtime import MiniGPT4", "may not import MiniGPT4"),
+        # Packages of others.
+        ("config.py", "import numpy", "only the standard library, not numpy"),
+        ("prompt.py", "def f():\n    import numpy", "only the standard library"),
+        ("tokenizer.py", "import torch", "must load without torch"),
+        ("cli/chat.py", "from torch import nn", "must load without torch"),
+        # Form.
+        ("utils.py", "", "no room of the table"),
+        ("model/helpers.py", "", "says nothing"),
+        ("model/layers/norm.py", "", "deeper than 2 levels"),
+    ],
+)
+def test_a_fault_is_found(path: str, statement: str, fault: str) -> None:
+    faults = find_faults(PurePosixPath(path), f'"""A module."""\n{statement}\n')
+    assert any(fault in found for found in faults), faults
+
+
+def test_a_missing_docstring_is_found() -> None:
+    assert find_faults(PurePosixPath("model/llama.py"), "import torch") == [
+        "model/llama.py: no docstring says what this module owns"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("path", "statement"),
+    [
+        ("model/llama.py", "import torch\nfrom minigpt4_runtime.model.linear import Linear"),
+        ("model/llama.py", "from minigpt4_runtime import __version__, errors"),
+        ("engine/runner.py", "from minigpt4_runtime.backend import contracts"),
+        ("engine/runner.py", "from ..backend.contracts import DeviceFacts"),
+        ("bench/latency.py", "from minigpt4_runtime import MiniGPT4"),
+        ("cli/chat.py", "def f():\n    import torch"),
+        ("cli/chat.py", "from minigpt4_runtime.prompt import DESCRIBE_PROMPT"),
+        ("messages.py", "if TYPE_CHECKING:\n    from PIL.Image import Image"),
+        ("backend/registry.py", "D = {'cpu': 'minigpt4_runtime.backend.cpu:CpuBackend'}"),
+    ],
+)
+def test_what_the_table_allows_passes(path: str, statement: str) -> None:
+    assert find_faults(PurePosixPath(path), f'"""A module."""\n{statement}\n') == []
