@@ -1,7 +1,7 @@
 """From how many rows on is it worth widening a half-precision weight before a CPU product?
 
-Prints, for each dtype and number of rows, the time of the direct product and of the widened one
-as multiples of the float32 product in the same run. The answer differs between CPUs: see docs/log.md.
+Prints, for each dtype and number of rows, the time of the direct product and of the widened one as
+multiples of the float32 product in the same run. The answer differs between CPUs: see docs/log.md.
 """
 
 import argparse
@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 
 import torch
+from torch import Tensor
 from torch.nn import functional
 
 
@@ -22,6 +23,13 @@ def seconds(work: Callable[[], object], repeats: int) -> float:
         work()
         times.append(time.perf_counter() - started)
     return statistics.median(times)
+
+
+def product_seconds(inputs: Tensor, weight: Tensor, repeats: int, *, widen: bool = False) -> float:
+    """Time of one product, widening both sides first if asked."""
+    if widen:
+        return seconds(lambda: functional.linear(inputs.float(), weight.float()), repeats)
+    return seconds(lambda: functional.linear(inputs, weight), repeats)
 
 
 def main() -> None:
@@ -39,10 +47,9 @@ def main() -> None:
         weight = wide.to(dtype)
         for rows in (1, 2, 4, 8, 16, 32, 64, 256):
             inputs = torch.randn(rows, args.width)
-            half = inputs.to(dtype)
-            reference = seconds(lambda: functional.linear(inputs, wide), args.repeats)
-            direct = seconds(lambda: functional.linear(half, weight), args.repeats)
-            widened = seconds(lambda: functional.linear(half.float(), weight.float()), args.repeats)
+            reference = product_seconds(inputs, wide, args.repeats)
+            direct = product_seconds(inputs.to(dtype), weight, args.repeats)
+            widened = product_seconds(inputs.to(dtype), weight, args.repeats, widen=True)
             name = str(dtype).removeprefix("torch.")
             print(f"{name:>9} {rows:>5} {direct / reference:>8.2f} {widened / reference:>8.2f}")
 

@@ -1,12 +1,16 @@
 """What every test may rely on."""
 
 import importlib.util
+import json
 import os
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
 import pytest
+
+# Models here are tiny: a second thread costs more than it gives. Read when torch is first loaded.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 GOLDENS = Path(__file__).parent / "goldens"
 
@@ -53,7 +57,8 @@ def golden_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str]
     def convert_golden(name: str) -> Path:
         checkpoint = GOLDENS / name / "checkpoint"
         (projection,) = checkpoint.glob("pretrained_minigpt4*.pth")
-        has_qformer = "llama2" not in projection.name
+        cases = json.loads((GOLDENS / name / "cases.json").read_text(encoding="utf-8"))
+        has_qformer = cases["variant"] == "vicuna"
         files = PublishedFiles(
             language_dir=checkpoint / "llama",
             vision=checkpoint / "eva_vit_g.pth",
@@ -61,7 +66,8 @@ def golden_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str]
             qformer=checkpoint / "blip2_pretrained_flant5xxl.pth" if has_qformer else None,
             bert_dir=checkpoint / "bert-base-uncased" if has_qformer else None,
         )
-        convert(files, out_dir / name, dtype="float32")
+        image_size = cases["dims"]["image"]
+        convert(files, out_dir / name, dtype="float32", image_size=image_size)
         return out_dir / name
 
     return convert_golden

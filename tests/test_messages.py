@@ -45,6 +45,7 @@ def test_image_url_parts_become_sources(url):
         ([{"role": "user", "content": [{"type": "video"}]}], "A part of content"),
         ([{"role": "user", "content": [{"type": "text", "text": 3}]}], "A part of content"),
         ([{"role": "user", "content": [None]}], "A part of content"),
+        ([{"role": "user", "content": "caf\udce9"}], "not valid Unicode"),
         (["hello"], "dict with 'role' and 'content'"),
         ([{"role": "system", "content": [image("a.png")]}], "only 'user'"),
         (

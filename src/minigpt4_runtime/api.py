@@ -27,8 +27,6 @@ from minigpt4_runtime.engine.engine import Engine
 from minigpt4_runtime.engine.request import ImageInput, Request
 from minigpt4_runtime.engine.runner import Runner
 from minigpt4_runtime.errors import ConfigError, RequestError
-from minigpt4_runtime.pixels import ImageLimits
-from minigpt4_runtime.pixels import load as load_image
 from minigpt4_runtime.messages import (
     ImageSource,
     Message,
@@ -38,6 +36,8 @@ from minigpt4_runtime.messages import (
     image,
     read_messages,
 )
+from minigpt4_runtime.pixels import ImageLimits
+from minigpt4_runtime.pixels import load as load_image
 from minigpt4_runtime.prompt import DESCRIBE_PROMPT, Prompt, find_template, render
 from minigpt4_runtime.tokenizer import EncodedPrompt, Tokenizer
 

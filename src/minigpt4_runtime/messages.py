@@ -54,10 +54,13 @@ class Message:
     content: tuple[Part, ...]
 
     def __post_init__(self) -> None:
-        """Only users show pictures."""
+        """Only users show pictures, and text is text."""
         if self.role != "user" and any(isinstance(part, ImageSource) for part in self.content):
             raise RequestError(f"A picture stands in a message of role {self.role!r}; only 'user' "
                                "messages may hold pictures.")  # fmt: skip
+        for part in self.content:
+            if isinstance(part, str) and not _is_unicode(part):
+                raise RequestError(f"{part[:40]!r} is not valid Unicode text. Send it as UTF-8.")
 
     @classmethod
     def read(cls, value: Message | Mapping[str, Any]) -> Message:
@@ -81,6 +84,15 @@ class Message:
                 f"role is {value['role']!r}; it must be one of {', '.join(get_args(Role))}."
             )
         return cls(value["role"], _read_content(value["content"]))
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether `text` holds no half characters, as undecodable bytes of a terminal become."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def read_messages(values: Sequence[Message | Mapping[str, Any]]) -> tuple[Message, ...]:

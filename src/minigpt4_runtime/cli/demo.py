@@ -1,0 +1,102 @@
+"""`minigpt4 demo`: the demo model at work on a drawn scene, or judged on many."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from minigpt4_runtime.cli.options import ModelOptions, spread_options
+from minigpt4_runtime.cli.terminal import note, progress_bar
+from minigpt4_runtime.errors import ConfigError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from minigpt4_runtime.api import MiniGPT4
+
+
+@spread_options
+def demo(
+    *,
+    check: Annotated[
+        bool,
+        typer.Option(
+            "--check",
+            help="Draw many scenes nobody trained on and print how many answers are exactly right.",
+        ),
+    ] = False,
+    num_scenes: Annotated[
+        int, typer.Option("--scenes", min=1, metavar="COUNT", help="With --check: how many.")
+    ] = 500,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="With --check: print JSON, with every mistake.")
+    ] = False,
+    seed: Annotated[
+        int | None,
+        typer.Option(
+            metavar="NUMBER",
+            help="Draw the same scenes again. Without it --check takes 0, "
+            "and a single scene is new each time.",
+        ),
+    ] = None,
+    save: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Keep the drawn picture: FILE.png or FILE.jpg."),
+    ] = None,
+    where: ModelOptions,
+) -> None:
+    """Ask the demo model about a drawn scene, or judge it on many.
+
+    Questions and answers go to stdout. An answer that is not exactly right is followed by the
+    right one.
+    """
+    if check:
+        if save is not None:
+            raise ConfigError("--save keeps the picture of a single scene; leave out --check.")
+        _check(where.load(announce_demo=False), num_scenes, seed or 0, as_json=as_json)
+    else:
+        _show_one(where, seed, save)
+
+
+def _check(model: MiniGPT4, num_scenes: int, seed: int, *, as_json: bool) -> None:
+    from minigpt4_runtime.evaluation import demo_check
+
+    with progress_bar(num_scenes) as bar:
+        report = demo_check.check(model, num_scenes=num_scenes, seed=seed, on_scene=bar.advance)
+    if as_json:
+        print(json.dumps(report.as_mapping(), indent=2, ensure_ascii=False))
+    else:
+        print(report.as_table())
+
+
+def _show_one(where: ModelOptions, seed: int | None, save: Path | None) -> None:
+    from minigpt4_runtime.evaluation import demo_check, scenes
+
+    seed = random.randrange(10**6) if seed is None else seed
+    rng = random.Random(seed)
+    scene = scenes.random_scene(rng, held_out=True)
+    picture = scenes.draw(scene, rng)
+    if save is not None:
+        _save(picture, save)
+    note(f"A scene nobody trained on; --seed {seed} draws it again.")
+    for verdict in demo_check.talk(where.load(announce_demo=False), scene, picture, rng):
+        print(f"> {verdict.question}\n{verdict.given}", flush=True)
+        if not verdict.is_right:
+            print(f"  (right would be: {verdict.expected})", flush=True)
+
+
+def _save(picture: Image, path: Path) -> None:
+    if path.suffix.lower() not in (".png", ".jpg", ".jpeg"):
+        raise ConfigError(f"--save is {path}; its name must end with .png or .jpg.")
+    try:
+        with path.open("xb") as file:
+            picture.save(file, "PNG" if path.suffix.lower() == ".png" else "JPEG")
+    except FileExistsError:
+        raise ConfigError(f"--save is {path}, which exists. Give another name.") from None
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be written ({error.strerror}).") from None
+    note(f"The picture is in {path}.")

@@ -1,0 +1,113 @@
+"""The command `minigpt4`: the list of commands, and the one place where errors become words.
+
+Owns   the exit status: 0 all went well, 1 an error or a picture that failed, 2 wrong usage,
+       130 Ctrl-C.
+Takes  the command line. A command imports what is heavy when it runs, so that --help is quick.
+Never  lets a traceback out, unless --debug asks for it.
+"""
+
+import os
+import sys
+import traceback
+import warnings
+from typing import Annotated
+
+import typer
+
+from minigpt4_runtime.cli.chat import chat
+from minigpt4_runtime.cli.convert import convert
+from minigpt4_runtime.cli.demo import demo
+from minigpt4_runtime.cli.describe import describe
+from minigpt4_runtime.cli.inspect import inspect
+from minigpt4_runtime.cli.terminal import note, print_anything, report
+from minigpt4_runtime.errors import MiniGPT4Error
+
+# Plain help: drawing boxes would take as long again as all the rest of `minigpt4 --help`.
+app = typer.Typer(
+    name="minigpt4",
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for command in (describe, chat, convert, inspect, demo):
+    app.command()(command)
+
+
+def _show_version(is_asked: bool) -> None:
+    if is_asked:
+        from minigpt4_runtime import __version__
+
+        print(f"minigpt4-runtime {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def minigpt4(
+    *,
+    # `run` acts on it; it stands here to be listed.
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_show_version, is_eager=True, help="Show the version and exit."
+        ),
+    ] = False,
+) -> None:
+    """Run MiniGPT-4: describe and discuss pictures.
+
+    Start with `minigpt4 describe PICTURE`: without --model the bundled demo model answers.
+    """
+
+
+def run() -> None:
+    """Run the command line and end the process with its exit status."""
+    debug = _move_debug_forward(sys.argv)
+    print_anything()
+    if not (debug or sys.warnoptions):
+        warnings.simplefilter("ignore")
+    try:
+        app(prog_name="minigpt4")
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except Exception as error:  # noqa: BLE001 — The last stop: there is nobody else to tell.
+        if debug:
+            traceback.print_exception(error)
+        _translate(error)
+        sys.exit(1)
+
+
+def _move_debug_forward(arguments: list[str]) -> bool:
+    """Let --debug stand anywhere before a `--`, though it belongs to no command."""
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    if "--debug" not in arguments[1:end]:
+        return False
+    arguments.remove("--debug")
+    arguments.insert(1, "--debug")
+    return True
+
+
+def _translate(error: Exception) -> None:
+    if isinstance(error, MiniGPT4Error):
+        report(error)
+    elif isinstance(error, OSError):
+        report(error)
+        _give_up_stdout()
+    else:
+        note(
+            f"error: {type(error).__name__}: {error}\n"
+            "This is a bug in minigpt4, not in what you asked. The same command with --debug shows "
+            "where it is; please report that."
+        )
+
+
+def _give_up_stdout() -> None:
+    """A full disk behind stdout must not fail once more when Python ends."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+if __name__ == "__main__":
+    run()

@@ -1,0 +1,139 @@
+"""The options that commands share, each written once.
+
+Owns   ModelOptions and SamplingOptions, and how a command takes them as one value each.
+Takes  what typer read; gives a loaded model and SamplingParams, which check the values.
+Never  checks a value itself.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields, is_dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, cast, get_type_hints
+
+import typer
+
+from minigpt4_runtime.cli.terminal import note
+from minigpt4_runtime.config import SamplingParams
+
+if TYPE_CHECKING:
+    from minigpt4_runtime.api import MiniGPT4
+
+DEMO_NOTICE = "The demo model answers: it knows only drawn scenes. Give --model DIR for a real one."
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions:
+    """Which model answers, and on what it runs."""
+
+    model: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="A folder made by `minigpt4 convert`. Without it the bundled demo model answers, "
+            "which knows only drawn scenes.",
+        ),
+    ] = None
+    device: Annotated[
+        str,
+        typer.Option(
+            metavar="DEVICE",
+            help="auto, cpu, cuda, cuda:INDEX, npu or npu:INDEX; "
+            "auto takes the first accelerator, else the CPU.",
+        ),
+    ] = "auto"
+    dtype: Annotated[
+        str,
+        typer.Option(
+            metavar="DTYPE",
+            help="auto, float32, float16 or bfloat16; auto is float32 on a CPU, else float16.",
+        ),
+    ] = "auto"
+
+    def load(self, *, announce_demo: bool = True) -> MiniGPT4:
+        """Load the model, and say so if it is only the demo model."""
+        if self.model is None and announce_demo:
+            note(DEMO_NOTICE)
+        from minigpt4_runtime.api import MiniGPT4
+
+        # `load` itself refuses a dtype that it does not know.
+        return MiniGPT4.load(self.model, device=self.device, dtype=cast(Any, self.dtype))
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingOptions:
+    """How an answer is chosen and how long it may be."""
+
+    max_new_tokens: Annotated[
+        int, typer.Option(metavar="COUNT", help="The longest answer, in tokens.")
+    ] = SamplingParams.max_new_tokens
+    temperature: Annotated[
+        float,
+        typer.Option(
+            metavar="NUMBER", help="0 always takes the likeliest word; above 0 it is drawn by lot."
+        ),
+    ] = SamplingParams.temperature
+    top_p: Annotated[
+        float,
+        typer.Option(
+            metavar="SHARE", help="Draw from the likeliest words that together have this share."
+        ),
+    ] = SamplingParams.top_p
+    top_k: Annotated[
+        int,
+        typer.Option(metavar="COUNT", help="Draw from this many likeliest words; 0 is no limit."),
+    ] = SamplingParams.top_k
+    repetition_penalty: Annotated[
+        float, typer.Option(metavar="NUMBER", help="Above 1, words that were said become rarer.")
+    ] = SamplingParams.repetition_penalty
+    seed: Annotated[
+        int | None, typer.Option(metavar="NUMBER", help="The same seed draws the same answer.")
+    ] = SamplingParams.seed
+
+    def params(self) -> SamplingParams:
+        """The same as the library takes it; a value without meaning is a ConfigError."""
+        return SamplingParams(**asdict(self))
+
+
+def spread_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Show typer the fields of each option class that `command` takes, as options of their own.
+
+    Example: `def chat(*, where: ModelOptions)` gets --model, --device and --dtype.
+    """
+    hints = get_type_hints(command, include_extras=True)
+    groups: dict[str, type[Any]] = {}
+    parameters = []
+    for parameter in inspect.signature(command).parameters.values():
+        hint = hints[parameter.name]
+        if is_dataclass(hint):
+            groups[parameter.name] = cast(type[Any], hint)
+            parameters += _fields_as_parameters(groups[parameter.name])
+        else:
+            parameters.append(parameter.replace(annotation=hint))
+
+    @functools.wraps(command)
+    def spread(**values: Any) -> None:
+        for name, group in groups.items():
+            members = {field.name: values.pop(field.name) for field in fields(group)}
+            values[name] = group(**members)
+        command(**values)
+
+    spread.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    spread.__annotations__ = {each.name: each.annotation for each in parameters}
+    return spread
+
+
+def _fields_as_parameters(group: type[Any]) -> list[inspect.Parameter]:
+    hints = get_type_hints(group, include_extras=True)
+    return [
+        inspect.Parameter(
+            field.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=field.default,
+            annotation=hints[field.name],
+        )
+        for field in fields(group)
+    ]

@@ -1,0 +1,70 @@
+"""Files and folders → the pictures to describe, in order.
+
+Owns   what counts as a picture inside a folder.
+Takes  paths as typed; gives paths made by joining, each once.
+Never  opens a picture.
+"""
+
+import os
+import stat
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from minigpt4_runtime.errors import ConfigError
+
+
+def is_folder(path: Path) -> bool:
+    """Whether there is a folder at `path`."""
+    try:
+        return stat.S_ISDIR(path.stat().st_mode)
+    except OSError:
+        return False
+
+
+def is_missing(path: Path) -> bool:
+    """Whether there is nothing at `path`. What may not be looked at is not missing."""
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except OSError:
+        return False
+    return False
+
+
+def find_pictures(paths: Sequence[Path], *, recursive: bool) -> list[Path]:
+    """Give files as they are, and for a folder the pictures in it, sorted. None comes twice.
+
+    Raises:
+        ConfigError: a folder cannot be read or holds no picture.
+    """
+    found: dict[Path, Path] = {}
+    for path in paths:
+        for picture in _pictures_in(path, recursive=recursive) if is_folder(path) else [path]:
+            found.setdefault(picture.absolute(), picture)
+    return list(found.values())
+
+
+def _pictures_in(folder: Path, *, recursive: bool) -> list[Path]:
+    pictures = sorted(_walk(folder, recursive=recursive))
+    if not pictures:
+        hint = "Name another folder." if recursive else "-r looks into its subfolders too."
+        raise ConfigError(f"There are no pictures in the folder {folder}. {hint}")
+    return pictures
+
+
+def _walk(folder: Path, *, recursive: bool) -> Iterator[Path]:
+    from minigpt4_runtime.pixels import IMAGE_SUFFIXES
+
+    for parent, folders, names in os.walk(folder, onerror=_refuse):
+        folders[:] = [name for name in folders if recursive and not name.startswith(".")]
+        for name in names:
+            if not name.startswith(".") and Path(name).suffix.lower() in IMAGE_SUFFIXES:
+                yield Path(parent, name)
+
+
+def _refuse(error: OSError) -> NoReturn:
+    raise ConfigError(
+        f"The folder {error.filename} cannot be read ({error.strerror}). Check its permissions."
+    )

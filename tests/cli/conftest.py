@@ -1,0 +1,93 @@
+"""The command in this process or in one of its own, with a model that needs no torch."""
+
+import io
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import fake_api
+import pytest
+from PIL import Image
+
+FAKE = [sys.executable, str(Path(__file__).with_name("fake_api.py"))]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    status: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def real_minigpt4(monkeypatch, capsys):
+    """Runs the command in this process: `real_minigpt4("describe", "cat.png")`."""
+
+    def invoke(*arguments, given=""):
+        from minigpt4_runtime.cli.main import run
+
+        monkeypatch.setattr(sys, "argv", ["minigpt4", *map(str, arguments)])
+        monkeypatch.setattr(sys, "stdin", io.StringIO(given))
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ending:
+            run()
+        out, err = capsys.readouterr()
+        return Outcome(ending.value.code or 0, out, err)
+
+    return invoke
+
+
+@pytest.fixture
+def minigpt4(monkeypatch, real_minigpt4):
+    """The same, with the fake model in place of the real one."""
+    monkeypatch.setitem(sys.modules, "minigpt4_runtime.api", fake_api.as_module())
+    fake_api.FakeMiniGPT4.loaded.clear()
+    return real_minigpt4
+
+
+@pytest.fixture
+def start():
+    """Starts the command with the fake model as a process; ends it with the test.
+
+    `seconds` is how long the model takes for a word.
+    """
+    running = []
+
+    def start_process(*arguments, seconds=0, **settings):
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        process = subprocess.Popen(
+            [*FAKE, *map(str, arguments)],
+            encoding="utf-8",
+            env=fake_api.environment(FAKE_SECONDS=seconds),
+            **(pipes | settings),
+        )
+        running.append(process)
+        return process
+
+    yield start_process
+    for process in running:
+        process.kill()
+        process.wait()
+        for pipe in (process.stdin, process.stdout, process.stderr):
+            if pipe is not None:
+                pipe.close()
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """The current folder: a.png, b.jpg, bad.png (no picture), notes.txt and sub/c.png."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.png", "b.jpg", "sub/c.png", ".hidden.png", ".cache/d.png"):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        Image.new("RGB", (8, 8), "red").save(path)
+    (tmp_path / "notes.txt").write_text("no picture")
+    return tmp_path
+
+
+@pytest.fixture
+def bad_picture(folder):
+    path = folder / "bad.png"
+    path.write_bytes(b"\x89PNG\r\n\x1a\n and no more")
+    return path

@@ -1,0 +1,83 @@
+"""Stands for minigpt4_runtime.api without torch: a model that says what it was asked and shown.
+
+It keeps to the contract: wrong input is refused before the first delta, a picture is really
+opened, the last delta carries the reply. Run as a script it is the command with this model:
+`python fake_api.py describe cat.png`. FAKE_SECONDS is its time for a word.
+"""
+
+import os
+import sys
+import time
+import types
+from pathlib import Path
+from typing import ClassVar
+
+import minigpt4_runtime
+from minigpt4_runtime.errors import ConfigError, PromptTooLongError, RequestError
+from minigpt4_runtime.messages import ImageSource, Reply, TextDelta, Usage, image, read_messages
+from minigpt4_runtime.pixels import open_rgb
+
+CONTEXT = 200
+
+
+class FakeMiniGPT4:
+    loaded: ClassVar[list] = []  # What `load` was called with, newest last.
+
+    @classmethod
+    def load(cls, model=None, *, device="auto", dtype="auto"):
+        if dtype not in ("auto", "float32", "float16", "bfloat16"):
+            raise ConfigError(f"dtype is {dtype!r}")
+        cls.loaded.append((model, device, dtype))
+        return cls()
+
+    def describe(self, picture, prompt, sampling=None):
+        return self.chat([{"role": "user", "content": [image(picture), prompt]}], sampling)
+
+    def chat(self, messages, sampling=None):
+        return list(self.stream(messages, sampling))[-1].reply
+
+    def stream(self, messages, sampling=None):  # noqa: ARG002
+        turns = read_messages(messages)
+        parts = [part for turn in turns for part in turn.content]
+        names = [part.name.split("/")[-1] for part in parts if isinstance(part, ImageSource)]
+        num_tokens = sum(len(part.split()) for part in parts if isinstance(part, str))
+        if num_tokens >= CONTEXT:
+            raise PromptTooLongError(num_tokens, CONTEXT)
+        for part in parts:
+            if isinstance(part, ImageSource):
+                open_rgb(part)
+        question = turns[-1].content[-1]
+        if question == "crash":
+            raise KeyError("crash")
+        answer = f"{question} {'+'.join(names)} turn {len(turns)}"
+        if question.startswith("say "):
+            answer = question.removeprefix("say ").replace("|", "\n")
+        return self._answer(answer, num_tokens, fails=question.startswith("overflow"))
+
+    def _answer(self, answer, num_tokens, *, fails):
+        words = answer.split(" ")
+        for number, word in enumerate(words):
+            if fails and number == 2:
+                raise RequestError("The model's numbers overflowed.")
+            time.sleep(float(os.environ.get("FAKE_SECONDS", "0")))
+            yield TextDelta(word if number == 0 else f" {word}")
+        yield TextDelta("", Reply(answer, (1,), "stop", Usage(num_tokens, len(words))))
+
+
+def environment(**more):
+    """What a process needs to find the package from any folder."""
+    source_dir = str(Path(minigpt4_runtime.__file__).parents[1])
+    return {**os.environ, "PYTHONPATH": source_dir, **{key: str(more[key]) for key in more}}
+
+
+def as_module():
+    module = types.ModuleType("minigpt4_runtime.api")
+    module.MiniGPT4 = FakeMiniGPT4
+    return module
+
+
+if __name__ == "__main__":
+    from minigpt4_runtime.cli.main import run
+
+    sys.modules["minigpt4_runtime.api"] = as_module()
+    run()

@@ -1,0 +1,206 @@
+"""`minigpt4 describe`: answers on stdout, all else on stderr, and results that survive."""
+
+import json
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+from fake_api import FakeMiniGPT4
+
+from minigpt4_runtime.cli.options import DEMO_NOTICE
+
+MODEL = ("--model", "somewhere")
+ANSWER = "Describe this image in detail. {} turn 1"
+
+
+def records(path):
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def test_one_picture_gives_the_bare_answer(minigpt4, folder):
+    shown = minigpt4("describe", "a.png", *MODEL)
+    assert (shown.status, shown.out, shown.err) == (0, ANSWER.format("a.png") + "\n", "")
+
+
+def test_without_a_model_it_says_what_the_demo_model_knows(minigpt4, folder):
+    shown = minigpt4("describe", "a.png")
+    assert shown.err == DEMO_NOTICE + "\n"
+    assert "only drawn scenes" in DEMO_NOTICE
+    assert shown.out == ANSWER.format("a.png") + "\n"
+
+
+def test_options_reach_the_model(minigpt4, folder, monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        FakeMiniGPT4,
+        "describe",
+        lambda self, *asked: seen.append(asked) or self.chat([{"role": "user", "content": "x"}]),
+    )
+    minigpt4(
+        "describe", "a.png", "--prompt", "Why?", "--max-new-tokens", "7", "--temperature", "0.5",
+        "--top-p", "0.9", "--top-k", "3", "--repetition-penalty", "1.05", "--seed", "1",
+        "--model", "m", "--device", "cuda:1", "--dtype", "bfloat16",
+    )  # fmt: skip
+    ((picture, prompt, sampling),) = seen
+    assert (str(picture), prompt) == ("a.png", "Why?")
+    assert (sampling.max_new_tokens, sampling.temperature, sampling.top_p) == (7, 0.5, 0.9)
+    assert (sampling.top_k, sampling.repetition_penalty, sampling.seed) == (3, 1.05, 1)
+    ((model, device, dtype),) = FakeMiniGPT4.loaded
+    assert (str(model), device, dtype) == ("m", "cuda:1", "bfloat16")
+
+
+def test_the_defaults_are_greedy_and_300_tokens(minigpt4, folder, monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        FakeMiniGPT4,
+        "describe",
+        lambda self, *asked: seen.append(asked) or self.chat([{"role": "user", "content": "x"}]),
+    )
+    minigpt4("describe", "a.png")
+    ((_, prompt, sampling),) = seen
+    assert prompt == "Describe this image in detail."
+    assert (sampling.max_new_tokens, sampling.temperature, sampling.seed) == (300, 0.0, None)
+    assert FakeMiniGPT4.loaded == [(None, "auto", "auto")]
+
+
+def test_several_answers_say_whose_they_are(minigpt4, folder):
+    shown = minigpt4("describe", "b.jpg", "a.png", *MODEL)
+    assert shown.out.splitlines() == [
+        f"{name}: {ANSWER.format(name)}" for name in ("b.jpg", "a.png")
+    ]
+    assert shown.err == "2 described, 0 failed\n"
+
+
+def test_a_folder_with_one_picture_names_it_too(minigpt4, folder):
+    shown = minigpt4("describe", "sub", *MODEL)
+    assert shown.out == f"{Path('sub', 'c.png')}: {ANSWER.format('c.png')}\n"
+    assert shown.err == ""
+
+
+def test_every_line_of_an_answer_can_be_found(minigpt4, folder):
+    shown = minigpt4("describe", "a.png", "b.jpg", "--prompt", "say one||three", *MODEL)
+    assert shown.out == "a.png: one\na.png:\na.png: three\nb.jpg: one\nb.jpg:\nb.jpg: three\n"
+    assert (
+        minigpt4("describe", "a.png", "--prompt", "say one||three", *MODEL).out == "one\n\nthree\n"
+    )
+
+
+def test_a_recursive_run_finds_all(minigpt4, folder):
+    shown = minigpt4("describe", "-r", ".", *MODEL)
+    assert [line.partition(": ")[0] for line in shown.out.splitlines()] == [
+        "a.png", "b.jpg", str(Path("sub", "c.png")),
+    ]  # fmt: skip
+
+
+def test_what_fails_is_reported_recorded_and_skipped(minigpt4, folder, bad_picture):
+    out = folder / "r.jsonl"
+    shown = minigpt4("describe", "no.png", "a.png", "bad.png", "b.jpg", "--out", out, *MODEL)
+    assert shown.status == 1
+    assert [line.partition(":")[0] for line in shown.out.splitlines()] == ["a.png", "b.jpg"]
+    errors = shown.err.splitlines()
+    assert errors[0] == "error: no.png does not exist."
+    assert errors[1].startswith("error: bad.png is damaged")
+    assert errors[2:] == ["2 described, 2 failed"]
+    by_name = {record["image"]: record for record in records(out)}
+    assert set(by_name["a.png"]) == {
+        "image", "answer", "finish_reason", "prompt_tokens", "completion_tokens", "seconds",
+        "error",
+    }  # fmt: skip
+    assert by_name["a.png"]["answer"] == ANSWER.format("a.png")
+    assert by_name["a.png"]["finish_reason"] == "stop"
+    assert by_name["a.png"]["completion_tokens"] == 8
+    assert by_name["a.png"]["seconds"] >= 0
+    assert by_name["a.png"]["error"] is None
+    assert by_name["bad.png"]["answer"] is None
+    assert by_name["bad.png"]["error"] in errors[1]
+    assert by_name["no.png"]["error"] == "no.png does not exist."
+
+
+def test_an_error_without_a_name_gets_one(minigpt4, folder):
+    shown = minigpt4("describe", "a.png", "--prompt", "why " * 300, *MODEL)
+    assert (shown.status, shown.out) == (1, "")
+    assert shown.err.startswith("error: a.png: The prompt has 300 tokens")
+
+
+def test_what_is_missing_takes_no_model(minigpt4, folder):
+    assert minigpt4("describe", "no.png", "nor.png").status == 1
+    assert FakeMiniGPT4.loaded == []
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("--out", "nowhere/r.json"), ("--out", "r.csv"), ("--resume",), ("--top-p", "2")],
+)
+def test_what_cannot_work_is_refused_before_the_model_is_loaded(minigpt4, folder, arguments):
+    assert minigpt4("describe", "a.png", *arguments).status == 1
+    assert FakeMiniGPT4.loaded == []
+
+
+def test_a_json_object_of_answers(minigpt4, folder, bad_picture):
+    shown = minigpt4("describe", "bad.png", "a.png", "--out", "r.json", *MODEL)
+    assert shown.status == 1
+    written = json.loads((folder / "r.json").read_text(encoding="utf-8"))
+    assert written == {"bad.png": None, "a.png": ANSWER.format("a.png")}
+
+
+def test_resume_asks_only_what_is_open(minigpt4, folder, bad_picture):
+    out = folder / "r.jsonl"
+    minigpt4("describe", "a.png", "bad.png", "--out", out, *MODEL)
+    bad_picture.write_bytes((folder / "a.png").read_bytes())
+    out.write_bytes(out.read_bytes() + b'{"image": "b.j')
+    shown = minigpt4("describe", "a.png", "bad.png", "b.jpg", "--out", out, "--resume", *MODEL)
+    assert shown.status == 0
+    assert [line.partition(":")[0] for line in shown.out.splitlines()] == ["bad.png", "b.jpg"]
+    assert shown.err == "2 described, 0 failed, 1 done before\n"
+    assert [record["image"] for record in records(out)] == ["a.png", "bad.png", "b.jpg"]
+    assert all(record["answer"] for record in records(out))
+
+
+def test_when_all_is_done_no_model_is_loaded(minigpt4, folder):
+    minigpt4("describe", "a.png", "--out", "r.jsonl")
+    FakeMiniGPT4.loaded.clear()
+    shown = minigpt4("describe", "a.png", "--out", "r.jsonl", "--resume")
+    assert (shown.status, shown.out) == (0, "")
+    assert shown.err == "0 described, 0 failed, 1 done before\n"
+    assert FakeMiniGPT4.loaded == []
+
+
+def test_a_name_that_is_no_text(start, folder):
+    if sys.platform in ("win32", "darwin"):
+        pytest.skip("file names are text here")
+    (folder / "a.png").rename(folder / "caf\udce9.png")
+    command = start("describe", "caf\udce9.png", "b.jpg", *MODEL, errors="surrogateescape")
+    out, _ = command.communicate(timeout=60)
+    assert command.returncode == 0
+    assert out.startswith("caf\udce9.png: Describe")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGINT to send")
+@pytest.mark.parametrize("name", ["r.json", "r.jsonl"])
+def test_ctrl_c_loses_nothing(start, folder, name):
+    command = start("describe", "a.png", "b.jpg", "--out", name, *MODEL, seconds=0.2)
+    assert command.stdout.readline().startswith("a.png: ")
+    command.send_signal(signal.SIGINT)
+    out, err = command.communicate(timeout=60)
+    assert (command.returncode, out) == (130, "")
+    assert "Traceback" not in err
+    text = (folder / name).read_text()
+    assert list(json.loads(text)) == ["a.png"] if name == "r.json" else len(text.splitlines()) == 1
+
+
+def test_a_full_disk_behind_the_results(start, folder):
+    resource = pytest.importorskip("resource")
+    command = start(
+        "describe", "a.png", "b.jpg", "--out", "r.jsonl", *MODEL,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (300, 300)),
+    )  # fmt: skip
+    out, err = command.communicate(timeout=60)
+    assert command.returncode == 1
+    assert out.startswith("a.png: ")
+    assert "error: r.jsonl cannot be written (File too large)." in err
+    first, _torn = (folder / "r.jsonl").read_text().splitlines()
+    assert json.loads(first)["image"] == "a.png"
+    again = start("describe", "a.png", "b.jpg", "--out", "r.jsonl", "--resume", *MODEL)
+    assert again.wait(timeout=60) == 0
+    assert [record["image"] for record in records(folder / "r.jsonl")] == ["a.png", "b.jpg"]

@@ -1,0 +1,78 @@
+"""The command with a real model and real files, once in a process of its own."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from fake_api import environment
+
+from minigpt4_runtime import MiniGPT4, SamplingParams, image
+
+GOLDENS = Path(__file__).parents[1] / "goldens"
+SHORT = SamplingParams(max_new_tokens=12)
+
+
+@pytest.fixture(scope="module")
+def model_dir(golden_model_dir):
+    return golden_model_dir("vicuna")
+
+
+@pytest.fixture(scope="module")
+def model(model_dir):
+    return MiniGPT4.load(model_dir, device="cpu")
+
+
+def test_describe_says_what_the_library_says(model_dir, model, tmp_path):
+    folder, out = GOLDENS / "vicuna" / "images", tmp_path / "r.jsonl"
+    (tmp_path / "torn.png").write_bytes((folder / "grey.png").read_bytes()[:100])
+    shown = subprocess.run(
+        [
+            sys.executable, "-m", "minigpt4_runtime.cli.main", "describe", folder,
+            tmp_path / "torn.png", "--out", out, "--model", model_dir,
+            "--device", "cpu", "--max-new-tokens", "12",
+        ],
+        capture_output=True, encoding="utf-8", env=environment(), timeout=300,
+    )  # fmt: skip
+    assert shown.returncode == 1
+    *good, torn = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
+    assert [Path(record["image"]).name for record in good] == [
+        "alpha.png", "grey.png", "photo_rgb.jpg",
+    ]  # fmt: skip
+    for record in good:
+        reply = model.describe(record["image"], sampling=SHORT)
+        assert record["answer"] == reply.text
+        assert record["finish_reason"] == reply.finish_reason
+        assert record["prompt_tokens"] == reply.usage.prompt_tokens
+        assert record["completion_tokens"] == reply.usage.completion_tokens
+        assert f"{record['image']}: {reply.text.splitlines()[0]}" in shown.stdout
+    assert shown.stderr == f"error: {torn['error']}\n3 described, 1 failed\n"
+
+
+def test_chat_through_a_pipe_says_what_the_library_says(real_minigpt4, model_dir, model):
+    picture = GOLDENS / "vicuna" / "images" / "grey.png"
+    questions = ["What is this?", "And what else?"]
+    shown = real_minigpt4(
+        "chat", picture, "--model", model_dir, "--device", "cpu", "--max-new-tokens", "12",
+        given="\n".join(questions),
+    )  # fmt: skip
+    assert (shown.status, shown.err) == (0, "")
+    first = model.chat([{"role": "user", "content": [image(picture), questions[0]]}], SHORT).text
+    second = model.chat(
+        [
+            {"role": "user", "content": [image(picture), questions[0]]},
+            {"role": "assistant", "content": first},
+            {"role": "user", "content": questions[1]},
+        ],
+        SHORT,
+    ).text
+    assert shown.out == f"{first}\n{second}\n"
+
+
+def test_a_folder_that_is_no_model_is_one_line(real_minigpt4, tmp_path):
+    picture = GOLDENS / "vicuna" / "images" / "grey.png"
+    shown = real_minigpt4("describe", picture, "--model", tmp_path)
+    assert (shown.status, shown.out) == (1, "")
+    assert shown.err.startswith("error: ")
+    assert shown.err.count("\n") == 1
