@@ -27,6 +27,7 @@ from sentencepiece import SentencePieceTrainer
 from torch import Tensor, nn
 from torch.nn import functional
 
+from minigpt4_runtime.checkpoint.folder import write_folder
 from minigpt4_runtime.config import LanguageConfig, ModelConfig, QFormerConfig, VisionConfig
 from minigpt4_runtime.evaluation import scenes
 from minigpt4_runtime.evaluation.scenes import Outline, Scene, Shape
@@ -409,6 +410,17 @@ def join(run: "Run", model: MiniGPT4Model, tokenizer: Tokenizer) -> None:
     run.train("join", whole, step)
 
 
+def write(run: "Run", model: MiniGPT4Model, tokenizer_path: Path, out_dir: Path) -> None:
+    """Write what "join" has made as a model folder, in float16."""
+    prefix = "model."
+    weights = {
+        name.removeprefix(prefix): weight
+        for name, weight in run.saved_weights("join").items()
+        if name.startswith(prefix)
+    }
+    write_folder(out_dir, model.config, weights, tokenizer_path, dtype="float16", force=True)
+
+
 # --- running a stage --------------------------------------------------------------------------
 
 
@@ -427,7 +439,7 @@ class Run:
         ]
 
     def train(self, stage: str, module: nn.Module, step_loss) -> None:
-        """AdamW with warm-up and a cosine, gradient clipping, and a saved state to go on from."""
+        """Warm-up and a cosine, gradient clipping, and a saved state to go on from."""
         plan, path = PLANS[stage], self.work_dir / f"{stage}.pt"
         optimisers = make_optimisers(module, plan.rate)
         first = 0
@@ -532,6 +544,8 @@ def main() -> None:
         talk(run, model, tokenizer)
     elif args.stage == "join":
         join(run, model, tokenizer)
+    else:
+        write(run, model, tokenizer_path, args.out)
 
 
 if __name__ == "__main__":

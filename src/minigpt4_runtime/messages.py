@@ -56,8 +56,10 @@ class Message:
     def __post_init__(self) -> None:
         """Only users show pictures, and text is text."""
         if self.role != "user" and any(isinstance(part, ImageSource) for part in self.content):
-            raise RequestError(f"A picture stands in a message of role {self.role!r}; only 'user' "
-                               "messages may hold pictures.")  # fmt: skip
+            raise RequestError(
+                f"A picture stands in a message of role {self.role!r}; only 'user' messages may "
+                "hold pictures."
+            )
         for part in self.content:
             if isinstance(part, str) and not _is_unicode(part):
                 raise RequestError(f"{part[:40]!r} is not valid Unicode text. Send it as UTF-8.")

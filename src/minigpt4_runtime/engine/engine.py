@@ -7,11 +7,13 @@ Never  knows text: stop strings are watched by the caller, who then stops asking
 
 from collections.abc import Iterator
 
+import torch
+
 from minigpt4_runtime.config import SamplingParams
 from minigpt4_runtime.engine.request import Request, TokenEvent
 from minigpt4_runtime.engine.runner import Runner
 from minigpt4_runtime.engine.sampler import Sampler
-from minigpt4_runtime.errors import ConfigError, PromptTooLongError
+from minigpt4_runtime.errors import ConfigError, PromptTooLongError, RequestError
 
 
 class Engine:
@@ -39,10 +41,23 @@ class Engine:
             )
 
     def generate(self, request: Request) -> Iterator[TokenEvent]:
-        """Yield the answer's tokens. Refuses at once what `check` refuses."""
+        """Yield the answer's tokens. Refuses at once what `check` refuses.
+
+        Raises:
+            RequestError: while it runs, when the device has too little memory for it.
+        """
         self.check(request.token_ids, request.sampling)
         room = self._limit - len(request.token_ids)
-        return self._run(request, max_new_tokens=min(room, request.sampling.max_new_tokens))
+        return self._guarded(request, max_new_tokens=min(room, request.sampling.max_new_tokens))
+
+    def _guarded(self, request: Request, *, max_new_tokens: int) -> Iterator[TokenEvent]:
+        try:
+            yield from self._run(request, max_new_tokens=max_new_tokens)
+        except torch.OutOfMemoryError:
+            raise RequestError(
+                f"The device ran out of memory on a prompt of {len(request.token_ids)} tokens. "
+                "Shorten the prompt, lower max_new_tokens, or load the model in a smaller dtype."
+            ) from None
 
     def _run(self, request: Request, *, max_new_tokens: int) -> Iterator[TokenEvent]:
         sampler = Sampler(request.sampling, bos_id=self._bos_id, eos_id=self._eos_id)
