@@ -39,7 +39,7 @@ def fake_torch_npu(count: int) -> types.ModuleType:
     module.npu = types.SimpleNamespace(
         is_available=lambda: count > 0,
         device_count=lambda: count,
-        mem_get_info=lambda device: (10, 20),  # noqa: ARG005
+        mem_get_info=lambda device: (10, 20),
     )
     return module
 

@@ -36,7 +36,7 @@ class FakeMiniGPT4:
     def chat(self, messages, sampling=None):
         return list(self.stream(messages, sampling))[-1].reply
 
-    def stream(self, messages, sampling=None):  # noqa: ARG002
+    def stream(self, messages, sampling=None):
         turns = read_messages(messages)
         parts = [part for turn in turns for part in turn.content]
         names = [part.name.split("/")[-1] for part in parts if isinstance(part, ImageSource)]

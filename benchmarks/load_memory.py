@@ -1,0 +1,136 @@
+"""How much memory loading a model folder takes, as it lies and cast, on a made-up model.
+
+python benchmarks/load_memory.py --work-dir /tmp/load_memory
+
+Promise: no more than 1.15 times the weights in the dtype that they are loaded in. Every page of
+every weight is touched, so that a mapped file counts in full. Memory is the peak of resident pages
+of a process that does nothing else; its imports are counted too, and shown.
+"""
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from minigpt4_runtime.checkpoint.blank_model import model_shapes
+from minigpt4_runtime.checkpoint.folder import write_folder
+from minigpt4_runtime.checkpoint.load import load_model
+from minigpt4_runtime.checkpoint.weights import Shape, show_bytes
+from minigpt4_runtime.config import LanguageConfig, ModelConfig, VisionConfig
+
+TOKENIZER = Path(__file__).parents[1] / "tests/goldens/vicuna/checkpoint/llama/tokenizer.model"
+PROMISE = 1.15
+
+
+class MadeWeights(Mapping[str, Tensor]):
+    """Weights that exist only while they are asked for."""
+
+    def __init__(self, shapes: Mapping[str, Shape]) -> None:
+        self._shapes = shapes
+
+    def __getitem__(self, name: str) -> Tensor:
+        return torch.full(self._shapes[name], 0.01, dtype=torch.float16)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._shapes)
+
+    def __len__(self) -> int:
+        return len(self._shapes)
+
+
+def made_config(num_layers: int) -> ModelConfig:
+    """7B's widths with fewer layers, and a small image tower of the Llama-2 variant."""
+    vision = VisionConfig(
+        image_size=224, patch_size=14, hidden_size=1408, num_hidden_layers=2,
+        num_attention_heads=16, intermediate_size=6144,
+    )  # fmt: skip
+    language = LanguageConfig(
+        hidden_size=4096, intermediate_size=11008, num_hidden_layers=num_layers,
+        num_attention_heads=32, num_key_value_heads=32, vocab_size=32000,
+        max_position_embeddings=4096, rms_norm_eps=1e-5,
+    )  # fmt: skip
+    return ModelConfig(vision=vision, qformer=None, language=language, template="llama2")
+
+
+def peak_bytes() -> int:
+    """The most memory that this process has had, mapped files included."""
+    status = Path("/proc/self/status")
+    if status.exists():  # ru_maxrss would count what the parent had when it made this process.
+        line = next(ln for ln in status.read_text("utf-8").splitlines() if ln.startswith("VmHWM"))
+        return int(line.split()[1]) * 1024
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def measure(folder: Path, dtype: str) -> None:
+    """Load, in a process of its own, touch every page, and print what it took."""
+    before, started = peak_bytes(), time.perf_counter()
+    model = load_model(folder, device=torch.device("cpu"), dtype=getattr(torch, dtype))
+    seconds = time.perf_counter() - started
+    for weight in model.parameters():
+        weight.view(-1)[::512].sum()
+    num_bytes = sum(weight.nbytes for weight in model.parameters())
+    print(json.dumps([before, peak_bytes(), num_bytes, seconds]))
+
+
+def main() -> None:
+    """Write a folder, load it in other processes, and show the numbers."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--work-dir", type=Path, required=True, help="a folder for the model")
+    parser.add_argument("--layers", type=int, default=8, help="of the language model, 386 MiB each")
+    parser.add_argument("--measure", default="", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    folder = args.work_dir / "model"
+    if args.measure:
+        measure(folder, args.measure)
+        return
+    config, rows = made_config(args.layers), []
+    try:
+        weights = MadeWeights(model_shapes(config))
+        write_folder(folder, config, weights, TOKENIZER, dtype="float16", force=True)
+        for dtype in ("float16", "bfloat16", "float32"):
+            command = [sys.executable, __file__, "--measure", dtype, *sys.argv[1:]]
+            done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+            rows.append((dtype, *json.loads(done.stdout)))
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    show(as_text(rows))
+
+
+def as_text(rows: list[tuple[str, int, int, int, float]]) -> list[tuple[str, ...]]:
+    """Numbers → text."""
+    return [
+        (
+            dtype, show_bytes(num_bytes), show_bytes(before), show_bytes(peak),
+            f"{peak / num_bytes:.3f}", f"{seconds:.1f} s",
+        )
+        for dtype, before, peak, num_bytes, seconds in rows
+    ]  # fmt: skip
+
+
+def show(rows: list[tuple[str, ...]]) -> None:
+    """Print the table, and fail if the promise is broken."""
+    table = Table("loaded in", "weights", "imports", "peak", "peak / weights", "time",
+                  title="load_model of a float16 folder on a CPU")  # fmt: skip
+    for row in rows:
+        table.add_row(*row)
+    Console().print(table)
+    if any(float(row[4]) > PROMISE for row in rows):
+        sys.exit(f"The promise is broken: more than {PROMISE} times the weights.")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,41 @@
+"""A model folder's config.json, read with the questions that people's folders raise.
+
+Owns   the file's name and the sentences about folders that are no model folders.
+Takes  a model folder; gives its ModelConfig.
+Never  looks at a weight, and loads no torch.
+"""
+
+from pathlib import Path
+
+from minigpt4_runtime.checkpoint.file_kind import read_json
+from minigpt4_runtime.config import ModelConfig
+from minigpt4_runtime.errors import CheckpointError, ConfigError
+
+CONFIG_NAME = "config.json"
+_CONVERT_FIRST = "Make a model folder of the published files with `minigpt4 convert` first."
+
+
+def load_config(model_dir: Path) -> ModelConfig:
+    """Read what a model folder's config.json says.
+
+    Raises:
+        CheckpointError: it is no model folder.
+        ConfigError: its config.json holds something that cannot work.
+    """
+    if not model_dir.is_dir():
+        state = "is a file, not a model folder" if model_dir.exists() else "does not exist"
+        raise CheckpointError(f"{model_dir} {state}. Give the folder that `minigpt4 convert` made.")
+    path = model_dir / CONFIG_NAME
+    if not path.exists():
+        raise CheckpointError(f"{model_dir} has no {CONFIG_NAME}. {_CONVERT_FIRST}")
+    values = read_json(path)
+    kind = values.get("model_type")
+    if kind != "minigpt4":
+        what = "a language model alone" if kind == "llama" else "another model"
+        raise CheckpointError(
+            f"{model_dir} holds {what} (model_type {kind!r}), not MiniGPT-4. {_CONVERT_FIRST}"
+        )
+    try:
+        return ModelConfig.from_mapping(values)
+    except (ConfigError, TypeError, ValueError) as error:
+        raise ConfigError(f"{path}: {error}") from None

@@ -1,0 +1,79 @@
+"""What a file really is, by its first bytes, before anything tries to parse it.
+
+Owns   the sentences about absent files, web pages, Git LFS pointers and half downloads; JSON.
+Takes  a path; gives its first bytes, or the mapping that a JSON file holds.
+Never  opens a pickle, and loads no torch.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from minigpt4_runtime.errors import CheckpointError
+
+_HEAD_BYTES = 512
+# Above this size a file that begins like text may still be binary.
+_LONGEST_NOTE_BYTES = 4096
+_WEB_PAGE_STARTS = (b"<!doctype", b"<html", b"<?xml", b"<head", b"<!--")
+
+
+def read_head(path: Path) -> bytes:
+    """Give a file's first bytes, once it is sure that they are not a stand-in for the file.
+
+    Raises:
+        CheckpointError: the file is absent, empty, a folder, a web page or a Git LFS pointer.
+    """
+    if path.is_dir():
+        raise CheckpointError(f"{path} is a folder; a file is wanted here.")
+    try:
+        with path.open("rb") as file:
+            head = file.read(_HEAD_BYTES)
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} does not exist. Check the path, or download it.") from None
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read ({error.strerror}).") from None
+    if not head:
+        raise CheckpointError(f"{path} is empty: the download did not finish. Download it again.")
+    if head.startswith(b"version https://git-lfs"):
+        raise CheckpointError(
+            f"{path} is a Git LFS pointer, not the file itself. Run `git lfs pull` in its "
+            "repository, or download the file."
+        )
+    if head.lstrip(b"\xef\xbb\xbf \t\r\n").lower().startswith(_WEB_PAGE_STARTS):
+        raise CheckpointError(
+            f"{path} is a web page saved in place of the file: the link led to a page about it. "
+            "Download the file itself."
+        )
+    return head
+
+
+def refuse_text(path: Path, head: bytes) -> None:
+    """Refuse a short text where weights are wanted: it is what a server said instead.
+
+    Raises:
+        CheckpointError: the file is such a text; the message shows how it begins.
+    """
+    if path.stat().st_size <= _LONGEST_NOTE_BYTES and head.isascii():
+        text = head.decode("ascii").strip()
+        if text.replace("\n", " ").isprintable():
+            raise CheckpointError(
+                f"{path} holds a text, not weights: {text[:80]!r}. Download the file again."
+            )
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON file that holds named values.
+
+    Raises:
+        CheckpointError: the file is absent, a stand-in, or no JSON object.
+    """
+    read_head(path)
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise CheckpointError(
+            f"{path} is not valid JSON ({error}). Take the file again from where it came from."
+        ) from None
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{path} holds a {type(values).__name__}; named values are wanted.")
+    return values

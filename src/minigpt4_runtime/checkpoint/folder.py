@@ -1,0 +1,178 @@
+"""A model folder coming into being: whole and under its name, or not at all.
+
+Owns   the temporary folder, the swap at the end, the files beside the weights, and a full disk.
+Takes  where the folder shall be; gives a place to write it, or writes tensors that are at hand.
+Never  leaves a half model, and never deletes a folder that is not a model folder.
+"""
+
+import errno
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from torch import Tensor
+
+from minigpt4_runtime.checkpoint.blank_model import model_shapes
+from minigpt4_runtime.checkpoint.config_file import CONFIG_NAME
+from minigpt4_runtime.checkpoint.manifest import (
+    MANIFEST_NAME,
+    Manifest,
+    SourceRecord,
+    read_manifest,
+)
+from minigpt4_runtime.checkpoint.weights import check_shapes, show_bytes
+from minigpt4_runtime.checkpoint.writer import (
+    NamedWeight,
+    total_bytes,
+    write_bytes,
+    write_text,
+    write_weights,
+)
+from minigpt4_runtime.config import DTypeName, ModelConfig
+from minigpt4_runtime.errors import CheckpointError
+
+TOKENIZER_NAME = "tokenizer.model"
+_DISK_FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
+# Room for what stands beside the weights.
+_SMALL_FILES_BYTES = 4 * 2**20
+
+
+def write_folder(
+    out_dir: Path,
+    config: ModelConfig,
+    tensors: Mapping[str, Tensor],
+    tokenizer_path: Path,
+    *,
+    dtype: DTypeName,
+    sources: tuple[SourceRecord, ...] = (),
+    force: bool = False,
+) -> None:
+    """Write a model that is in memory. `tensors` has the names of MiniGPT4Model.state_dict().
+
+    Raises:
+        CheckpointError: a tensor is missing, too many or of another shape; `out_dir` exists and
+            `force` is not given; the disk is full.
+    """
+    check_target(out_dir, force=force)
+    shapes = model_shapes(config)
+    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    check_shapes("The model to write", shapes, found, remedy="Give the model's state_dict().")
+    weights = (NamedWeight(name, name, tensors[name].detach()) for name in shapes)
+    with staged_folder(out_dir, needed_bytes=total_bytes(shapes, dtype), force=force) as folder:
+        write_weights(folder, shapes, weights, dtype=dtype)
+        write_descriptions(
+            folder, config, Manifest.stamp(dtype=dtype, sources=sources), tokenizer_path
+        )
+
+
+def write_descriptions(
+    folder: Path, config: ModelConfig, manifest: Manifest, tokenizer_path: Path
+) -> None:
+    """Write what stands beside the weights; the manifest comes last."""
+    write_bytes(folder / TOKENIZER_NAME, tokenizer_path.read_bytes())
+    write_text(folder / CONFIG_NAME, json.dumps(config.to_mapping(), indent=2) + "\n")
+    write_text(folder / MANIFEST_NAME, json.dumps(manifest.to_mapping(), indent=2) + "\n")
+
+
+def check_target(out_dir: Path, *, force: bool) -> None:
+    """Make sure that a model may be written to `out_dir`.
+
+    Raises:
+        CheckpointError: something is there, and it is no model folder or `force` is not given.
+    """
+    if not os.path.lexists(out_dir):
+        return
+    if not out_dir.is_dir():
+        raise CheckpointError(f"{out_dir} exists and is not a folder. Choose another --out.")
+    if not force:
+        raise CheckpointError(
+            f"{out_dir} exists already. Choose another --out, or replace it with --force."
+        )
+    if not any(out_dir.iterdir()):
+        return
+    try:
+        read_manifest(out_dir)
+    except CheckpointError:
+        raise CheckpointError(
+            f"{out_dir} exists and is not a model folder (it has no {MANIFEST_NAME} of one), so "
+            "--force does not delete it. Choose another --out."
+        ) from None
+
+
+@contextmanager
+def staged_folder(out_dir: Path, *, needed_bytes: int, force: bool) -> Iterator[Path]:
+    """Give an empty folder beside `out_dir`, which becomes `out_dir` when the block ends well.
+
+    Whatever ends the block otherwise, Ctrl-C too, leaves neither of the two.
+
+    Raises:
+        CheckpointError: `out_dir` may not be written, or the disk is full.
+    """
+    check_target(out_dir, force=force)
+    target = out_dir.resolve()
+    # The name is new each time: what a killed process left behind stands in nobody's way.
+    staging = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.partial")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _check_room(staging, target, needed_bytes)
+        staging.mkdir()
+        yield staging
+        _swap_in(staging, target)
+    except OSError as error:
+        if error.errno in _DISK_FULL:
+            raise CheckpointError(_describe_full_disk(staging, target, needed_bytes)) from None
+        raise CheckpointError(
+            f"{out_dir} cannot be written: {error.strerror or error}"
+            f"{f' ({error.filename})' if error.filename else ''}. Choose another --out."
+        ) from None
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _swap_in(staging: Path, target: Path) -> None:
+    """Put the finished folder in place; what stood there goes only after that."""
+    aside = staging.with_suffix(".replaced")
+    try:
+        if target.exists():
+            target.rename(aside)
+        staging.rename(target)
+    except BaseException:
+        if aside.exists() and not target.exists():
+            aside.rename(target)
+        raise
+    shutil.rmtree(aside, ignore_errors=True)
+    _sync_folder(target.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the rename itself durable, where the system lets a folder be opened for it."""
+    if os.name != "posix":
+        return
+    with suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _check_room(staging: Path, target: Path, needed_bytes: int) -> None:
+    free = shutil.disk_usage(target.parent).free
+    if free < needed_bytes + _SMALL_FILES_BYTES:
+        seen = f", and {show_bytes(free)} are free"
+        raise CheckpointError(_describe_full_disk(staging, target, needed_bytes, seen))
+
+
+def _describe_full_disk(staging: Path, target: Path, needed_bytes: int, seen: str = "") -> str:
+    left_behind = sorted(
+        path.name for path in target.parent.glob(f".{target.name}.*.partial") if path != staging
+    )
+    hint = f" An interrupted run left {', '.join(left_behind)} there." if left_behind else ""
+    return (
+        f"The disk of {target.parent} has no room: the model needs {show_bytes(needed_bytes)}"
+        f"{seen}. Free some space, or choose another --out.{hint}"
+    )

@@ -1,0 +1,123 @@
+"""A model folder's birth certificate: manifest.json.
+
+Owns   the Manifest: who made the folder, from which files, and in which form its weights are.
+Takes  a model folder; gives its Manifest, or writes one.
+Never  looks at a weight.
+"""
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Self
+
+from minigpt4_runtime.checkpoint.file_kind import read_json
+from minigpt4_runtime.config import DTYPE_NAMES, DTypeName
+from minigpt4_runtime.errors import CheckpointError
+
+MANIFEST_NAME = "manifest.json"
+FORMAT_VERSION = 1
+WEIGHT_FORMATS = ("float",)
+_READ_BYTES = 4 * 2**20
+
+
+@dataclass(frozen=True)
+class SourceRecord:
+    """One file that a model was made from. `role` is the part it gave, as in "vision"."""
+
+    role: str
+    name: str
+    size: int
+    sha256: str
+
+    @classmethod
+    def of(cls, role: str, path: Path, on_bytes: Callable[[int], None] | None = None) -> Self:
+        """Read a file through and note its size and digest; `on_bytes` hears of each read.
+
+        Raises:
+            CheckpointError: the file cannot be read.
+        """
+        digest, size = hashlib.sha256(), 0
+        try:
+            with path.open("rb") as file:
+                while chunk := file.read(_READ_BYTES):
+                    digest.update(chunk)
+                    size += len(chunk)
+                    if on_bytes is not None:
+                        on_bytes(len(chunk))
+        except OSError as error:
+            raise CheckpointError(f"{path} cannot be read ({error.strerror}).") from None
+        return cls(role, path.name, size, digest.hexdigest())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """What manifest.json says. `made_by` is the program and its version."""
+
+    dtype: DTypeName
+    sources: tuple[SourceRecord, ...] = ()
+    weight_format: str = "float"
+    made_by: str
+    format_version: int = FORMAT_VERSION
+
+    @classmethod
+    def stamp(cls, *, dtype: DTypeName, sources: tuple[SourceRecord, ...]) -> Self:
+        """A manifest made by this program, now."""
+        try:
+            version = metadata.version("minigpt4-runtime")
+        except metadata.PackageNotFoundError:
+            version = "from source"
+        return cls(dtype=dtype, sources=sources, made_by=f"minigpt4-runtime {version}")
+
+    def to_mapping(self) -> dict[str, Any]:
+        """The content of manifest.json."""
+        return {
+            "format_version": self.format_version,
+            "made_by": self.made_by,
+            "dtype": self.dtype,
+            "weight_format": self.weight_format,
+            "sources": [asdict(source) for source in self.sources],
+        }
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any]) -> Self:
+        """Read the content of manifest.json; ValueError, KeyError or TypeError if it is none."""
+        manifest = cls(
+            dtype=values["dtype"],
+            sources=tuple(SourceRecord(**source) for source in values["sources"]),
+            weight_format=values["weight_format"],
+            made_by=values["made_by"],
+            format_version=values["format_version"],
+        )
+        if manifest.dtype not in DTYPE_NAMES:
+            raise ValueError(manifest.dtype)
+        return manifest
+
+
+def read_manifest(model_dir: Path) -> Manifest:
+    """Read a model folder's manifest.
+
+    Raises:
+        CheckpointError: there is none, it is damaged, or a newer version of this program made it.
+    """
+    path = model_dir / MANIFEST_NAME
+    values = read_json(path)
+    version = values.get("format_version")
+    if isinstance(version, int) and version > FORMAT_VERSION:
+        raise CheckpointError(
+            f"{path} is of format version {version} and this program reads up to "
+            f"{FORMAT_VERSION}. Update minigpt4-runtime."
+        )
+    try:
+        manifest = Manifest.from_mapping(values)
+    except (KeyError, TypeError, ValueError):
+        raise CheckpointError(
+            f"{path} is not the manifest of a MiniGPT-4 model folder. Convert the model again."
+        ) from None
+    if manifest.weight_format not in WEIGHT_FORMATS:
+        raise CheckpointError(
+            f"{path}: the weights are in the format {manifest.weight_format!r}, which this program "
+            f"does not read (known: {', '.join(WEIGHT_FORMATS)}). Update minigpt4-runtime."
+        )
+    return manifest

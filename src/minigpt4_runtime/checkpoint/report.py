@@ -1,0 +1,165 @@
+"""What a model folder holds, told from its headers.
+
+Owns   FolderReport: variant, sizes, dtypes and provenance, as JSON and as rows to print.
+Takes  a model folder. Answers at once: reads no weight and loads no torch.
+Never  prints.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from minigpt4_runtime.checkpoint.config_file import load_config
+from minigpt4_runtime.checkpoint.manifest import SourceRecord, read_manifest
+from minigpt4_runtime.checkpoint.weights import (
+    DTYPE_CODES,
+    StoredTensor,
+    read_folder_weights,
+    show_bytes,
+)
+from minigpt4_runtime.config import ModelConfig
+
+_TOWERS = {
+    "vision": ("vision.vit.", "vision.ln_vision."),
+    "qformer": ("vision.qformer.",),
+    "projection": ("vision.projection.",),
+    "language": ("language.",),
+}
+_DTYPE_NAMES: dict[str, str] = {code: name for name, code in DTYPE_CODES.items()}
+
+
+@dataclass(frozen=True)
+class TowerReport:
+    """One part of the model: its widths and depths, and how many numbers in how many bytes."""
+
+    name: str
+    sizes: Mapping[str, int]
+    num_parameters: int
+    num_bytes: int
+    dtypes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class FolderReport:
+    """A model folder at a glance. `variant` is "vicuna" (with a Q-Former) or "llama2" (without)."""
+
+    path: str
+    variant: str
+    template: str
+    image_size: int
+    rows_per_image: int
+    context_length: int
+    vocab_size: int
+    towers: tuple[TowerReport, ...]
+    num_files: int
+    dtype: str
+    weight_format: str
+    made_by: str
+    sources: tuple[SourceRecord, ...]
+
+    @property
+    def num_parameters(self) -> int:
+        """Of the whole model."""
+        return sum(tower.num_parameters for tower in self.towers)
+
+    @property
+    def num_bytes(self) -> int:
+        """Of all weights together."""
+        return sum(tower.num_bytes for tower in self.towers)
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values, for json.dumps."""
+        totals = {"num_parameters": self.num_parameters, "num_bytes": self.num_bytes}
+        return {**asdict(self), **totals}
+
+    def facts(self) -> list[tuple[str, str]]:
+        """Name and value of what is said once."""
+        with_or_without = "with" if self.variant == "vicuna" else "without"
+        return [
+            ("variant", f"{self.variant} ({with_or_without} a Q-Former)"),
+            ("template", self.template),
+            ("image", f"{self.image_size} pixels a side, {self.rows_per_image} rows"),
+            ("context", f"{self.context_length} tokens, vocabulary {self.vocab_size}"),
+            ("weights", f"{self.weight_format}, {self.dtype}, files: {self.num_files}"),
+            ("made by", self.made_by),
+        ]
+
+    def tower_rows(self) -> list[tuple[str, str, str, str, str]]:
+        """A row for each tower: name, sizes, parameters, bytes, dtypes; the last is the sum."""
+        rows = [
+            (
+                tower.name,
+                ", ".join(f"{name} {size}" for name, size in tower.sizes.items()),
+                f"{tower.num_parameters:,}",
+                show_bytes(tower.num_bytes),
+                ", ".join(tower.dtypes),
+            )
+            for tower in self.towers
+        ]
+        return [*rows, ("all", "", f"{self.num_parameters:,}", show_bytes(self.num_bytes), "")]
+
+    def source_rows(self) -> list[tuple[str, str, str, str]]:
+        """A row for each file that the model was made from: part, name, size, sha256."""
+        return [
+            (source.role, source.name, show_bytes(source.size), source.sha256)
+            for source in self.sources
+        ]
+
+
+def inspect_folder(model_dir: Path) -> FolderReport:
+    """Look at a model folder.
+
+    Raises:
+        CheckpointError: it is none, or a file in it is missing or damaged.
+        ConfigError: its config.json holds something that cannot work.
+    """
+    config, manifest = load_config(model_dir), read_manifest(model_dir)
+    stored = read_folder_weights(model_dir)
+    sizes = _list_sizes(config)
+    return FolderReport(
+        path=str(model_dir),
+        variant="llama2" if config.qformer is None else "vicuna",
+        template=config.template,
+        image_size=config.vision.image_size,
+        rows_per_image=config.rows_per_image,
+        context_length=config.language.max_position_embeddings,
+        vocab_size=config.language.vocab_size,
+        towers=tuple(_report_tower(name, sizes[name], stored) for name in _TOWERS if name in sizes),
+        num_files=len({place.path for place in stored.values()}),
+        dtype=manifest.dtype,
+        weight_format=manifest.weight_format,
+        made_by=manifest.made_by,
+        sources=manifest.sources,
+    )
+
+
+def _list_sizes(config: ModelConfig) -> dict[str, dict[str, int]]:
+    """Of each tower that this model has."""
+    parts = {"vision": config.vision, "qformer": config.qformer, "language": config.language}
+    sizes = {
+        name: {
+            "width": part.hidden_size,
+            "layers": part.num_hidden_layers,
+            "heads": part.num_attention_heads,
+        }
+        for name, part in parts.items()
+        if part is not None
+    }
+    projection = {"from": config.projection_width, "to": config.language.hidden_size}
+    return {**sizes, "projection": projection}
+
+
+def _report_tower(
+    name: str, sizes: Mapping[str, int], stored: Mapping[str, StoredTensor]
+) -> TowerReport:
+    places = [place for key, place in stored.items() if key.startswith(_TOWERS[name])]
+    codes = sorted({place.dtype_code for place in places})
+    return TowerReport(
+        name,
+        sizes,
+        sum(math.prod(place.shape) for place in places),
+        sum(place.num_bytes for place in places),
+        tuple(_DTYPE_NAMES.get(code, code) for code in codes),
+    )

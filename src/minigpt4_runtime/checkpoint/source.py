@@ -1,0 +1,208 @@
+"""Published weight files: the one place where a pickle is opened, and never run.
+
+Owns   the opening of .pth, .bin and .safetensors files, and a sentence for each way it can fail.
+Takes  paths; gives tensors that lie in the mapped file, or their names, shapes and dtypes.
+Never  copies a weight: pages are read when someone looks at them, and go when the tensors go.
+"""
+
+import mmap
+import pickle
+import re
+import zipfile
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from minigpt4_runtime.checkpoint.file_kind import read_head, refuse_text
+from minigpt4_runtime.checkpoint.weights import (
+    DTYPE_CODES,
+    Shape,
+    StoredTensor,
+    list_some,
+    read_header,
+)
+from minigpt4_runtime.errors import CheckpointError
+
+_ZIP_START = b"PK\x03\x04"
+_PICKLE_STARTS = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+# What torch.load and its weights_only unpickler raise when a file is not what it claims to be.
+_LOAD_ERRORS = (
+    RuntimeError, EOFError, LookupError, ValueError, TypeError, AttributeError, AssertionError,
+    OSError,
+)  # fmt: skip
+_GLOBAL_NAME = re.compile(r"(?:GLOBAL|global|class) '?([\w.]+)")
+
+TORCH_DTYPES = {code: getattr(torch, name) for name, code in DTYPE_CODES.items()}
+_MAPPED_DTYPES = {
+    **TORCH_DTYPES,
+    "F64": torch.float64, "I64": torch.int64, "I32": torch.int32, "I16": torch.int16,
+    "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
+}  # fmt: skip
+
+FLOATS_WANTED = (
+    "Only float32, float16 and bfloat16 weights can be converted: take the files that were "
+    "published before quantisation."
+)
+
+
+@dataclass(frozen=True)
+class Place:
+    """In which file a published tensor lies, and of what make it is."""
+
+    path: Path
+    shape: Shape
+    dtype: torch.dtype
+
+
+@dataclass(frozen=True)
+class Inventory:
+    """Every tensor of a published file or of a folder of shards. `path` is its name in messages."""
+
+    path: Path
+    places: Mapping[str, Place]
+
+    def shape(self, name: str, *, remedy: str) -> Shape:
+        """The shape of a tensor that must be there.
+
+        Raises:
+            CheckpointError: it is not.
+        """
+        if name not in self.places:
+            raise CheckpointError(f"{self.path} holds no {name}. {remedy}")
+        return self.places[name].shape
+
+
+def take_inventory(path: Path, files: Iterable[Path]) -> Inventory:
+    """List what the files hold, opening and closing one after the other.
+
+    Raises:
+        CheckpointError: a file cannot be opened, or two of them hold the same tensor.
+    """
+    places: dict[str, Place] = {}
+    for file in files:
+        for name, tensor in open_tensors(file).items():
+            if name in places:
+                raise CheckpointError(
+                    f"{name} stands both in {places[name].path} and in {file}. "
+                    "Keep only the files of one download in that folder."
+                )
+            places[name] = Place(file, tuple(tensor.shape), tensor.dtype)
+    return Inventory(path, places)
+
+
+def open_tensors(path: Path) -> dict[str, Tensor]:
+    """Open a published weight file; the tensors lie in the mapped file until they are dropped.
+
+    Raises:
+        CheckpointError: the file is something else, damaged, or wants to run code.
+    """
+    head = read_head(path)
+    if path.suffix == ".safetensors":
+        refuse_text(path, head)
+        return map_tensors(read_header(path))
+    if not head.startswith(_ZIP_START):
+        refuse_text(path, head)
+        raise CheckpointError(f"{path} {_describe_stranger(head)}")
+    if not zipfile.is_zipfile(path):
+        raise CheckpointError(
+            f"{path} is cut off: its end is missing, so the download did not finish. "
+            "Download it again."
+        )
+    if not _is_torch_archive(path):
+        raise CheckpointError(
+            f"{path} is a zip archive that torch did not write. Unpack it, and give what is in it."
+        )
+    return _named_tensors(path, _load_pickle(path))
+
+
+def _describe_stranger(head: bytes) -> str:
+    if head[8:9] == b"{":
+        return "is a safetensors file; give it a name that ends in .safetensors."
+    if head.startswith(_PICKLE_STARTS):
+        return (
+            "is a pickle without torch's zip around it (written by torch before 1.6, or by another "
+            "program). Open it where you trust it and save it again with torch.save."
+        )
+    return (
+        f"is no weight file: it begins with {head[:8].hex(' ')}, a weight file with 50 4b 03 04. "
+        "Download it again; if it is an archive, unpack it first."
+    )
+
+
+def _is_torch_archive(path: Path) -> bool:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(name.endswith("/data.pkl") for name in archive.namelist())
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
+        return True  # Torch can say better what is wrong.
+
+
+def _load_pickle(path: Path) -> object:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except pickle.UnpicklingError as error:
+        found = _GLOBAL_NAME.search(str(error))
+        what = f" ({found.group(1)})" if found else ""
+        raise CheckpointError(
+            f"{path} wants to run code while it is opened{what}; a weight file holds only tensors, "
+            "so it was not opened. Take the published file, or save its tensors alone."
+        ) from None
+    except _LOAD_ERRORS as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
+        raise CheckpointError(f"{path} is damaged ({reason}). Download it again.") from None
+
+
+def _named_tensors(path: Path, content: object) -> dict[str, Tensor]:
+    """Keep the tensors: those under "model" where there is one, beside optimiser and settings."""
+    if isinstance(content, Mapping) and isinstance(content.get("model"), Mapping):
+        content = content["model"]
+    if not isinstance(content, Mapping):
+        raise CheckpointError(
+            f"{path} holds a {type(content).__name__}, not named tensors. Take the published file."
+        )
+    tensors = {
+        str(name): value.detach() for name, value in content.items() if isinstance(value, Tensor)
+    }
+    if not tensors:
+        raise CheckpointError(
+            f"{path} holds no tensors (only {list_some(str(name) for name in content) or 'nothing'}"
+            "). Take the published file."
+        )
+    sparse = [name for name, tensor in tensors.items() if tensor.layout != torch.strided]
+    if sparse:
+        raise CheckpointError(f"{path}: {list_some(sparse)} are sparse. {FLOATS_WANTED}")
+    return tensors
+
+
+def map_tensors(stored: Mapping[str, StoredTensor]) -> dict[str, Tensor]:
+    """Give tensors that lie in the mapped safetensors files themselves.
+
+    A write to one stays private to this process. The mapping ends with its last tensor.
+
+    Raises:
+        CheckpointError: a tensor is of a dtype that torch and this program do not share.
+    """
+    mappings: dict[Path, mmap.mmap] = {}
+    tensors = {}
+    for name, place in stored.items():
+        if place.dtype_code not in _MAPPED_DTYPES:
+            raise CheckpointError(
+                f"{place.path}: {name} is of dtype {place.dtype_code}. {FLOATS_WANTED}"
+            )
+        if place.path not in mappings:
+            with place.path.open("rb") as file:
+                mappings[place.path] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        dtype = _MAPPED_DTYPES[place.dtype_code]
+        if place.num_bytes == 0:
+            tensors[name] = torch.empty(place.shape, dtype=dtype)
+            continue
+        tensors[name] = torch.frombuffer(
+            mappings[place.path],
+            dtype=dtype,
+            count=place.num_bytes // dtype.itemsize,
+            offset=place.start,
+        ).view(place.shape)
+    return tensors

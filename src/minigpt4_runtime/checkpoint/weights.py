@@ -1,0 +1,185 @@
+"""Weights at rest: what a safetensors file holds and where, read from its header alone.
+
+Owns   the reading of headers and of a folder's index, and the check that nothing lacks or exceeds.
+Takes  paths; gives StoredTensors: dtype, shape and place in a file.
+Never  reads a weight itself, and loads no torch: `minigpt4 inspect` must answer at once.
+"""
+
+import json
+import math
+import struct
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from minigpt4_runtime.checkpoint.file_kind import read_head, read_json
+from minigpt4_runtime.config import DTypeName
+from minigpt4_runtime.errors import CheckpointError
+
+Shape = tuple[int, ...]
+
+INDEX_NAME = "model.safetensors.index.json"
+SINGLE_NAME = "model.safetensors"
+DTYPE_CODES: dict[DTypeName, str] = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+ITEM_BYTES = {
+    "F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2,
+    "U16": 2, "I8": 1, "U8": 1, "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1,
+}  # fmt: skip
+# The format's own limit; a larger number means that the first bytes are something else.
+_LONGEST_HEADER_BYTES = 100_000_000
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """Where one weight lies: `num_bytes` from `start` in the file at `path`."""
+
+    path: Path
+    dtype_code: str
+    shape: Shape
+    start: int
+    num_bytes: int
+
+
+def read_header(path: Path) -> dict[str, StoredTensor]:
+    """Read what a safetensors file says it holds, in the order in which it lies there.
+
+    Raises:
+        CheckpointError: the file is damaged, or shorter than its header says.
+    """
+    read_head(path)
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length_field = file.read(8)
+        length = struct.unpack("<Q", length_field)[0] if len(length_field) == 8 else size
+        if length > min(_LONGEST_HEADER_BYTES, size - 8):
+            raise CheckpointError(f"{path} is no safetensors file, or cut off. Take it again.")
+        text = file.read(length)
+    try:
+        entries = json.loads(text)
+        tensors = {
+            name: _read_entry(path, entry, 8 + length)
+            for name, entry in entries.items()
+            if name != "__metadata__"
+        }
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise CheckpointError(f"{path} has a damaged header. Take the file again.") from None
+    wanted = max((t.start + t.num_bytes for t in tensors.values()), default=8 + length)
+    if size != wanted:
+        state = "cut off" if size < wanted else "damaged"
+        raise CheckpointError(
+            f"{path} is {state}: it has {size} bytes and its header speaks of {wanted}. "
+            "Take the file again."
+        )
+    return dict(sorted(tensors.items(), key=lambda item: item[1].start))
+
+
+def _read_entry(path: Path, entry: Mapping[str, Any], data_start: int) -> StoredTensor:
+    first, last = (int(offset) for offset in entry["data_offsets"])
+    code, shape = str(entry["dtype"]), tuple(int(size) for size in entry["shape"])
+    num_bytes = last - first
+    if first < 0 or num_bytes < 0 or any(size < 0 for size in shape):
+        raise ValueError(entry)
+    if code in ITEM_BYTES and num_bytes != ITEM_BYTES[code] * math.prod(shape):
+        raise ValueError(entry)
+    return StoredTensor(path, code, shape, data_start + first, num_bytes)
+
+
+def list_indexed_files(index_path: Path) -> tuple[Path, ...]:
+    """Give the files that an index names, in order; all of them must be there.
+
+    Raises:
+        CheckpointError: the index is damaged, or files that it names are missing.
+    """
+    weight_map = read_json(index_path).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f"{index_path} names no weights. Take the file again.")
+    names = sorted({str(name) for name in weight_map.values()})
+    for name in names:
+        # A name that leads out of the folder is no file of this model.
+        if Path(name).name != name or "\\" in name:
+            raise CheckpointError(f"{index_path} names {name!r}, which is not a plain file name.")
+    missing = [name for name in names if not (index_path.parent / name).is_file()]
+    if missing:
+        raise CheckpointError(
+            f"{index_path} names {list_some(missing)}, which {_is_or_are(missing)} not there. "
+            f"Download the missing {'file' if len(missing) == 1 else 'files'} into that folder."
+        )
+    return tuple(index_path.parent / name for name in names)
+
+
+def read_folder_weights(model_dir: Path) -> dict[str, StoredTensor]:
+    """Read the headers of all of a model folder's weight files.
+
+    Raises:
+        CheckpointError: a file is missing or damaged, or a weight stands in two files.
+    """
+    index_path = model_dir / INDEX_NAME
+    paths = list_indexed_files(index_path) if index_path.exists() else (model_dir / SINGLE_NAME,)
+    weights: dict[str, StoredTensor] = {}
+    for path in paths:
+        for name, stored in read_header(path).items():
+            if name in weights:
+                raise CheckpointError(
+                    f"{name} stands both in {weights[name].path} and in {path}. Convert again."
+                )
+            weights[name] = stored
+    return weights
+
+
+def check_shapes(
+    owner: Path | str, expected: Mapping[str, Shape], found: Mapping[str, Shape], *, remedy: str
+) -> None:
+    """Compare names and shapes; nothing may lack, exceed or differ.
+
+    Raises:
+        CheckpointError: something does; the message names the first few and says `remedy`.
+    """
+    missing = [name for name in expected if name not in found]
+    if missing:
+        raise CheckpointError(
+            f"{owner}: {count(missing, 'weight')} missing ({list_some(missing)}). {remedy}"
+        )
+    extra = [name for name in found if name not in expected]
+    if extra:
+        raise CheckpointError(
+            f"{owner}: {count(extra, 'weight')} too many ({list_some(extra)}). {remedy}"
+        )
+    for name, shape in expected.items():
+        if found[name] != shape:
+            raise CheckpointError(
+                f"{owner}: {name} is {show_shape(found[name])}; the model needs "
+                f"{show_shape(shape)}. {remedy}"
+            )
+
+
+def list_some(names: Iterable[str], limit: int = 4) -> str:
+    """The first few names, and how many more there are."""
+    known = list(names)
+    rest = f" and {len(known) - limit} more" if len(known) > limit else ""
+    return ", ".join(known[:limit]) + rest
+
+
+def count(names: Iterable[str], noun: str) -> str:
+    """A number with its noun: "1 weight", "2 weights"."""
+    number = len(list(names))
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def show_shape(shape: Shape) -> str:
+    """A shape as people write it: 64×160."""
+    return "×".join(str(size) for size in shape) or "a single number"
+
+
+def show_bytes(number: int) -> str:
+    """A size for people, in powers of 1024: 13.5 GiB."""
+    size = float(number)
+    for unit in ("bytes", "KiB", "MiB"):
+        if size < 1024:
+            return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.1f} GiB"
+
+
+def _is_or_are(names: list[str]) -> str:
+    return "is" if len(names) == 1 else "are"

@@ -1,0 +1,187 @@
+"""Weights → safetensors files, in bounded pieces, so that no model has to fit into memory.
+
+Owns   the cut into shards, the header, the cast to the new dtype and the check that all is finite.
+Takes  named weights one after the other, in the order that was announced.
+Never  holds more than one piece of one weight.
+"""
+
+import json
+import os
+import struct
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import torch
+from torch import Tensor
+
+from minigpt4_runtime.checkpoint.source import TORCH_DTYPES
+from minigpt4_runtime.checkpoint.weights import (
+    DTYPE_CODES,
+    INDEX_NAME,
+    ITEM_BYTES,
+    SINGLE_NAME,
+    Shape,
+)
+from minigpt4_runtime.config import DTypeName
+from minigpt4_runtime.errors import CheckpointError
+
+# 64 MiB in float32: large enough to be fast, small beside any tower.
+CHUNK_ITEMS = 16 * 2**20
+MAX_SHARD_BYTES = 4 * 2**30
+# Weights begin on a cache line, so that a mapped file can be computed with as it lies.
+_ALIGNMENT = 64
+
+
+@dataclass(frozen=True)
+class NamedWeight:
+    """A weight to be written. `origin` is what it is called in messages to a person."""
+
+    name: str
+    origin: str
+    tensor: Tensor
+
+
+def total_bytes(shapes: Mapping[str, Shape], dtype: DTypeName) -> int:
+    """How many bytes weights of these shapes take in the files."""
+    return sum(_num_bytes(shape, dtype) for shape in shapes.values())
+
+
+def write_weights(
+    folder: Path,
+    shapes: Mapping[str, Shape],
+    weights: Iterable[NamedWeight],
+    *,
+    dtype: DTypeName,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+    on_bytes: Callable[[int], None] = lambda _: None,
+) -> None:
+    """Write `weights`, which come in the order of `shapes`, and an index when there are shards.
+
+    Raises:
+        CheckpointError: a weight holds NaN or inf, or a value that `dtype` cannot hold.
+    """
+    shards = _cut_into_shards(shapes, dtype, max_shard_bytes)
+    weight_map: dict[str, str] = {}
+    coming = iter(weights)
+    for number, names in enumerate(shards, start=1):
+        file_name = (
+            SINGLE_NAME
+            if len(shards) == 1
+            else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        )
+        weight_map |= dict.fromkeys(names, file_name)
+        with (folder / file_name).open("wb") as file:
+            file.write(_header({name: shapes[name] for name in names}, dtype))
+            for name in names:
+                # No name holds the weight here: its file must be free to go before the next.
+                _write_one(file, next(coming), name, dtype=dtype, on_bytes=on_bytes)
+            sync(file)
+    if len(shards) > 1:
+        index = {"metadata": {"total_size": total_bytes(shapes, dtype)}, "weight_map": weight_map}
+        write_text(folder / INDEX_NAME, json.dumps(index, indent=2, sort_keys=True) + "\n")
+
+
+def rounded_chunks(weight: NamedWeight, dtype: DTypeName) -> Iterator[Tensor]:
+    """Give a weight's items in order, in bounded flat pieces of the new dtype, each checked.
+
+    Raises:
+        CheckpointError: a piece holds NaN or inf, or a value that `dtype` cannot hold.
+    """
+    wanted = TORCH_DTYPES[DTYPE_CODES[dtype]]
+    for piece in _pieces(weight.tensor):
+        rounded = piece.to("cpu", wanted)
+        if not bool(torch.isfinite(rounded).all()):
+            raise CheckpointError(_describe_unfit(weight.origin, piece, dtype))
+        yield rounded
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a small file and wait until the disk has it."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a small file and wait until the disk has it."""
+    with path.open("wb") as file:
+        file.write(content)
+        sync(file)
+
+
+def sync(file: BinaryIO) -> None:
+    """Wait until the disk has what was written: a rename must not outlive its content."""
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _write_one(
+    file: BinaryIO,
+    weight: NamedWeight,
+    name: str,
+    *,
+    dtype: DTypeName,
+    on_bytes: Callable[[int], None],
+) -> None:
+    assert weight.name == name, f"{weight.name} came where {name} was announced"
+    for chunk in rounded_chunks(weight, dtype):
+        content = chunk.view(torch.uint8).numpy()
+        file.write(content.data)
+        on_bytes(content.nbytes)
+
+
+def _pieces(tensor: Tensor) -> Iterator[Tensor]:
+    """Flat pieces of at most CHUNK_ITEMS, in order; only a tensor that lies crosswise is copied."""
+    if tensor.is_contiguous():
+        yield from torch.split(tensor.view(-1), CHUNK_ITEMS)
+        return
+    items_per_row = max(1, tensor.numel() // len(tensor))
+    for rows in torch.split(tensor, max(1, CHUNK_ITEMS // items_per_row)):
+        yield rows.reshape(-1)
+
+
+def _describe_unfit(origin: str, piece: Tensor, dtype: DTypeName) -> str:
+    if not bool(torch.isfinite(piece).all()):
+        kind = "NaN" if bool(torch.isnan(piece).any()) else "an infinite value"
+        return f"{origin} holds {kind}: the file is damaged. Download it again."
+    largest = float(piece.abs().max())
+    wider = "bfloat16 or float32" if dtype == "float16" else "float32"
+    return f"{origin} holds {largest:g}, which {dtype} cannot hold. Convert with --dtype {wider}."
+
+
+def _cut_into_shards(
+    shapes: Mapping[str, Shape], dtype: DTypeName, max_shard_bytes: int
+) -> list[Sequence[str]]:
+    shards: list[list[str]] = [[]]
+    room = max_shard_bytes
+    for name, shape in shapes.items():
+        size = _num_bytes(shape, dtype)
+        if size > room and shards[-1]:
+            shards.append([])
+            room = max_shard_bytes
+        shards[-1].append(name)
+        room -= size
+    return list(shards)
+
+
+def _num_bytes(shape: Shape, dtype: DTypeName) -> int:
+    num_items = 1
+    for size in shape:
+        num_items *= size
+    return num_items * ITEM_BYTES[DTYPE_CODES[dtype]]
+
+
+def _header(shapes: Mapping[str, Shape], dtype: DTypeName) -> bytes:
+    entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    start = 0
+    for name, shape in shapes.items():
+        end = start + _num_bytes(shape, dtype)
+        entries[name] = {
+            "dtype": DTYPE_CODES[dtype],
+            "shape": list(shape),
+            "data_offsets": [start, end],
+        }
+        start = end
+    text = json.dumps(entries, separators=(",", ":")).encode("utf-8")
+    text += b" " * (-(8 + len(text)) % _ALIGNMENT)
+    return struct.pack("<Q", len(text)) + text

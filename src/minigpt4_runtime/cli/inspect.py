@@ -1,0 +1,51 @@
+"""`minigpt4 inspect`: what a model folder holds, without loading it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from minigpt4_runtime.checkpoint.report import FolderReport
+
+
+def inspect(
+    model_dir: Annotated[Path, typer.Argument(metavar="DIR", help="A model folder.")],
+    *,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+) -> None:
+    """Show what a model folder holds: variant, sizes, dtypes, template, and where it came from."""
+    from minigpt4_runtime.checkpoint.report import inspect_folder
+
+    report = inspect_folder(model_dir)
+    if as_json:
+        print(json.dumps(report.as_json(), indent=2))
+    else:
+        _print_tables(report)
+
+
+def _print_tables(report: FolderReport) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    facts = Table.grid(padding=(0, 2))
+    for name, value in report.facts():
+        facts.add_row(name, value)
+    towers = Table("part", "sizes", "parameters", "size", "dtype", box=None, pad_edge=False)
+    for column in (towers.columns[2], towers.columns[3]):
+        column.justify = "right"
+    for row in report.tower_rows():
+        towers.add_row(*row)
+    sources = Table("made from", "file", "size", "sha256", box=None, pad_edge=False)
+    sources.columns[2].justify = "right"
+    # The beginning of a digest is enough to compare by eye; --json has all of it.
+    for role, name, size, sha256 in report.source_rows():
+        sources.add_row(role, name, size, sha256[:12])
+    console = Console(highlight=False, markup=False, soft_wrap=True)
+    console.print(report.path)
+    for table in (facts, towers, *((sources,) if report.sources else ())):
+        console.print()
+        console.print(table)

@@ -1,0 +1,231 @@
+"""A model folder appears whole or not at all, and nobody's other folder is ever deleted."""
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+import torch
+from published_files import GOLDENS, files_of
+from safetensors.torch import load_file
+
+from minigpt4_runtime.checkpoint import folder as folder_module
+from minigpt4_runtime.checkpoint import writer
+from minigpt4_runtime.checkpoint.convert import convert
+from minigpt4_runtime.checkpoint.folder import write_folder
+from minigpt4_runtime.checkpoint.load import load_config, load_model
+from minigpt4_runtime.checkpoint.manifest import SourceRecord, read_manifest
+from minigpt4_runtime.errors import CheckpointError
+
+LLAMA2 = files_of("llama2", GOLDENS / "llama2" / "checkpoint")
+
+
+def fail_after(num_writes: int, error: BaseException):
+    """A stand-in for writer._write_one that fails midway."""
+    real, calls = writer._write_one, []
+
+    def write_or_fail(*args, **kwargs):
+        calls.append(1)
+        if len(calls) > num_writes:
+            raise error
+        real(*args, **kwargs)
+
+    return write_or_fail
+
+
+def snapshot(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+FULL_DISK = OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize(
+    ("error", "raised", "said"),
+    [
+        (FULL_DISK, CheckpointError, "has no room: the model needs 3.1 MiB. Free some space"),
+        (OSError(errno.EIO, "I/O error", "x"), CheckpointError, "cannot be written: I/O error"),
+        (KeyboardInterrupt(), KeyboardInterrupt, ""),
+        (MemoryError(), MemoryError, ""),
+    ],
+)
+@pytest.mark.parametrize("replaces", [False, True])
+def test_a_failure_midway_leaves_nothing(
+    error, raised, said, replaces, vicuna_folder, tmp_path, monkeypatch
+):
+    out_dir = tmp_path / "out"
+    if replaces:
+        convert(LLAMA2, out_dir)
+    before = snapshot(out_dir) if replaces else None
+    monkeypatch.setattr(writer, "_write_one", fail_after(30, error))
+    with pytest.raises(raised) as caught:
+        convert(LLAMA2, out_dir, max_shard_bytes=500_000, force=replaces)
+    assert said in str(caught.value)
+    assert [path.name for path in tmp_path.iterdir()] == (["out"] if replaces else [])
+    assert (snapshot(out_dir) if replaces else None) == before
+
+
+def test_a_failure_in_the_last_step_leaves_nothing(tmp_path, monkeypatch):
+    def fail(path, text):
+        raise FULL_DISK
+
+    monkeypatch.setattr(folder_module, "write_text", fail)
+    with pytest.raises(CheckpointError, match="has no room"):
+        convert(LLAMA2, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EACCES, "Permission denied"), KeyboardInterrupt()])
+def test_a_failure_in_the_swap_puts_the_old_folder_back(error, tmp_path, monkeypatch):
+    convert(LLAMA2, tmp_path / "out")
+    before, rename = snapshot(tmp_path / "out"), Path.rename
+
+    def rename_or_fail(self, target):
+        if self.suffix == ".partial":
+            raise error
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", rename_or_fail)
+    with pytest.raises((CheckpointError, KeyboardInterrupt)):
+        convert(LLAMA2, tmp_path / "out", dtype="float32", force=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert snapshot(tmp_path / "out") == before
+
+
+def test_force_replaces_a_model_folder(tmp_path):
+    convert(LLAMA2, tmp_path / "out")
+    convert(LLAMA2, tmp_path / "out", dtype="float32", force=True)
+    assert read_manifest(tmp_path / "out").dtype == "float32"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_force_takes_an_empty_folder(tmp_path):
+    (tmp_path / "out").mkdir()
+    convert(LLAMA2, tmp_path / "out", force=True)
+    assert (tmp_path / "out" / "manifest.json").exists()
+
+
+@pytest.mark.parametrize("manifest", [None, '{"name": "My web app", "start_url": "/"}', "{"])
+def test_force_deletes_no_other_folder(manifest, tmp_path):
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / "thesis.tex").write_text("years of work")
+    if manifest is not None:
+        (home / "manifest.json").write_text(manifest)
+    before = snapshot(home)
+    with pytest.raises(
+        CheckpointError, match=r"is not a model folder .*--force does not delete it"
+    ):
+        convert(LLAMA2, home, force=True)
+    assert snapshot(home) == before
+
+
+def test_what_a_killed_process_left_is_in_nobodys_way(tmp_path, monkeypatch):
+    left = tmp_path / ".out.0badcafe.partial"
+    left.mkdir()
+    (left / "model.safetensors").write_bytes(b"half")
+    convert(LLAMA2, tmp_path / "out")
+    assert load_config(tmp_path / "out").template == "llama2"
+    monkeypatch.setattr(writer, "_write_one", fail_after(3, FULL_DISK))
+    with pytest.raises(CheckpointError) as caught:
+        convert(LLAMA2, tmp_path / "out", force=True)
+    assert str(caught.value).endswith("An interrupted run left .out.0badcafe.partial there.")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="makes a link, which needs rights on Windows")
+def test_folders_on_the_way_are_made_and_links_followed(tmp_path):
+    convert(LLAMA2, tmp_path / "models" / "deep" / "out")
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path / "models" / "deep" / "out", target_is_directory=True)
+    convert(LLAMA2, link, dtype="float32", force=True)
+    assert link.is_symlink()
+    assert read_manifest(tmp_path / "models" / "deep" / "out").dtype == "float32"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="sends a signal as a terminal does")
+def test_ctrl_c_in_another_process(tmp_path):
+    """The real thing: SIGINT while weights are written."""
+    code = """
+        import os, signal, sys
+        from pathlib import Path
+        sys.path.insert(0, sys.argv[1])
+        from published_files import GOLDENS, files_of
+        from minigpt4_runtime.checkpoint.convert import convert
+        def interrupt(done_bytes, total_bytes):
+            if done_bytes > total_bytes * 0.8:
+                os.kill(os.getpid(), signal.SIGINT)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        files = files_of("llama2", GOLDENS / "llama2" / "checkpoint")
+        convert(files, Path(sys.argv[2]), progress=interrupt)
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code), Path(__file__).parent, tmp_path / "out"],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert "KeyboardInterrupt" in done.stderr
+    assert done.returncode in (-signal.SIGINT, 130)
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- write_folder ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def tensors(vicuna_folder) -> dict[str, torch.Tensor]:
+    return load_file(vicuna_folder / "model.safetensors")
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_write_folder_writes_what_load_model_reads(vicuna_folder, tensors, dtype, tmp_path):
+    config = load_config(vicuna_folder)
+    source = SourceRecord.of("training", vicuna_folder / "config.json")
+    shuffled = dict(sorted(tensors.items(), reverse=True))
+    write_folder(
+        tmp_path / "out", config, shuffled, vicuna_folder / "tokenizer.model",
+        dtype=dtype, sources=(source,),
+    )  # fmt: skip
+    model = load_model(tmp_path / "out", device=torch.device("cpu"), dtype=torch.float32)
+    assert all(torch.equal(w, tensors[name].float()) for name, w in model.state_dict().items())
+    manifest = read_manifest(tmp_path / "out")
+    assert (manifest.dtype, manifest.sources) == (dtype, (source,))
+    assert load_config(tmp_path / "out") == config
+
+
+def test_write_folder_takes_a_model_in_training(vicuna_folder, tmp_path):
+    model = load_model(vicuna_folder, device=torch.device("cpu"), dtype=torch.float32)
+    model.requires_grad_(True)
+    config, tokenizer = load_config(vicuna_folder), vicuna_folder / "tokenizer.model"
+    weights = model.state_dict(keep_vars=True)
+    write_folder(tmp_path / "out", config, weights, tokenizer, dtype="float16")
+    name = "model.safetensors"
+    written, before = load_file(tmp_path / "out" / name), load_file(vicuna_folder / name)
+    assert all(torch.equal(written[key], before[key]) for key in before)
+
+
+def test_write_folder_is_strict(vicuna_folder, tensors, tmp_path):
+    config, tokenizer = load_config(vicuna_folder), vicuna_folder / "tokenizer.model"
+
+    def write(changed, **options):
+        write_folder(tmp_path / "out", config, changed, tokenizer, dtype="float16", **options)
+
+    name = "language.norm.weight"
+    with pytest.raises(CheckpointError, match=rf"1 weight missing \({name}\)"):
+        write({key: value for key, value in tensors.items() if key != name})
+    with pytest.raises(CheckpointError, match=r"1 weight too many \(extra\)"):
+        write({**tensors, "extra": torch.ones(1)})
+    with pytest.raises(CheckpointError, match=f"{name} is 3; the model needs 64"):
+        write({**tensors, name: torch.ones(3)})
+    with pytest.raises(CheckpointError, match=f"{name} holds NaN"):
+        write({**tensors, name: torch.full((64,), float("nan"))})
+    assert list(tmp_path.iterdir()) == []
+    write(tensors)
+    with pytest.raises(CheckpointError, match="exists already"):
+        write(tensors)
+    write(tensors, force=True)

@@ -1,0 +1,141 @@
+"""`minigpt4 convert` and `minigpt4 inspect`, and what a folder says about itself."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import typer
+from published_files import GOLDENS, files_of
+from typer.testing import CliRunner
+
+from minigpt4_runtime.checkpoint.blank_model import model_shapes
+from minigpt4_runtime.checkpoint.convert import convert
+from minigpt4_runtime.checkpoint.load import load_config
+from minigpt4_runtime.checkpoint.report import inspect_folder
+from minigpt4_runtime.cli.convert import DTypeChoice
+from minigpt4_runtime.cli.convert import convert as convert_command
+from minigpt4_runtime.cli.inspect import inspect as inspect_command
+from minigpt4_runtime.config import DTYPE_NAMES
+from minigpt4_runtime.errors import CheckpointError
+
+app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False)
+app.command()(convert_command)
+app.command()(inspect_command)
+
+
+def run(*arguments: object):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+# --- inspect -----------------------------------------------------------------------------------
+
+
+def test_the_numbers_add_up(published, variant, tmp_path):
+    convert(published, tmp_path / "out", dtype="bfloat16", max_shard_bytes=500_000)
+    report, config = inspect_folder(tmp_path / "out"), load_config(tmp_path / "out")
+    sizes = {name: shape.numel() for name, shape in _torch_sizes(config).items()}
+    assert report.num_parameters == sum(sizes.values())
+    assert report.num_bytes == 2 * report.num_parameters
+    assert (report.variant, report.template) == (variant, variant)
+    assert (report.dtype, report.weight_format) == ("bfloat16", "float")
+    assert report.rows_per_image == config.rows_per_image
+    towers = {tower.name: tower for tower in report.towers}
+    assert ("qformer" in towers) == (variant == "vicuna")
+    assert all(tower.dtypes == ("bfloat16",) for tower in report.towers)
+    projection = [size for name, size in sizes.items() if name.startswith("vision.projection.")]
+    assert towers["projection"].num_parameters == sum(projection)
+    assert towers["vision"].sizes == {"width": 176, "layers": 3, "heads": 2}
+    assert report.num_files == len(list((tmp_path / "out").glob("*.safetensors"))) > 1
+
+
+def _torch_sizes(config):
+    import torch
+
+    return {name: torch.Size(shape) for name, shape in model_shapes(config).items()}
+
+
+def test_inspect_prints_tables(vicuna_folder):
+    done = run("inspect", vicuna_folder)
+    assert done.exit_code == 0
+    for said in (
+        str(vicuna_folder), "vicuna (with a Q-Former)", "56 pixels a side, 8 rows", "float16",
+        "width 176, layers 3, heads 2", "1,715,360", "pretrained_minigpt4_7b.pth", "sha256",
+    ):  # fmt: skip
+        assert said in done.stdout
+    assert done.stderr == ""
+
+
+def test_inspect_prints_json(vicuna_folder):
+    done = run("inspect", vicuna_folder, "--json")
+    values = json.loads(done.stdout)
+    assert values["variant"] == "vicuna"
+    assert values["num_parameters"] == 1715360
+    assert [tower["name"] for tower in values["towers"]] == [
+        "vision", "qformer", "projection", "language",
+    ]  # fmt: skip
+    assert len(values["sources"][0]["sha256"]) == 64
+
+
+def test_inspect_of_something_else(tmp_path):
+    done = run("inspect", tmp_path)
+    assert isinstance(done.exception, CheckpointError)
+    assert "`minigpt4 convert` first" in str(done.exception)
+
+
+def test_inspect_loads_no_torch(vicuna_folder):
+    code = (
+        "import sys\nfrom pathlib import Path\n"
+        "from minigpt4_runtime.cli import convert, inspect\n"
+        "inspect.inspect(Path(sys.argv[1]), as_json=True)\n"
+        "assert not {'torch', 'numpy', 'safetensors'} & set(sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, vicuna_folder],
+        capture_output=True, text=True, check=False, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+
+
+# --- convert -----------------------------------------------------------------------------------
+
+
+def flags(variant: str) -> list[object]:
+    files = files_of(variant, GOLDENS / variant / "checkpoint")
+    given = ["--language", files.language_dir, "--vision", files.vision]
+    given += ["--projection", files.projection]
+    if files.qformer is not None:
+        given += ["--qformer", files.qformer, "--bert", files.bert_dir]
+    return given
+
+
+def test_convert_says_what_it_made(variant, tmp_path):
+    out_dir = tmp_path / "out"
+    done = run("convert", *flags(variant), "--out", out_dir, "--verify", "--dtype", "float32")
+    assert done.exit_code == 0, done.exception
+    assert done.stdout == f"{out_dir}\n"
+    name = {"vicuna": "Vicuna", "llama2": "Llama-2"}[variant]
+    assert f"The {name} variant, 6." in done.stderr
+    assert "of float32 weights." in done.stderr
+    assert "Verified: " in done.stderr
+    assert inspect_folder(out_dir).dtype == "float32"
+
+
+def test_convert_passes_every_flag_on(tmp_path):
+    out_dir = tmp_path / "out"
+    assert run("convert", *flags("llama2"), "--out", out_dir).exit_code == 0
+    again = run("convert", *flags("llama2"), "--out", out_dir)
+    assert isinstance(again.exception, CheckpointError)
+    assert "--force" in str(again.exception)
+    done = run("convert", *flags("llama2"), "--out", out_dir, "--force", "--image-size", "112")
+    assert done.exit_code == 0
+    assert inspect_folder(out_dir).image_size == 112
+
+
+@pytest.mark.parametrize("given", [["--dtype", "int8"], ["--image-size", "0"], ["--nonsense"]])
+def test_wrong_usage(given, tmp_path):
+    assert run("convert", *flags("llama2"), "--out", tmp_path / "out", *given).exit_code == 2
+
+
+def test_the_dtypes_on_offer_are_the_known_ones():
+    assert {choice.value for choice in DTypeChoice} == set(DTYPE_NAMES)
