@@ -56,7 +56,7 @@ class Plan:
 
 PLANS = {
     "look": Plan(steps=3200, batch=48, rate=1e-3),
-    "talk": Plan(steps=3000, batch=16, rate=2e-3, turns=4),
+    "talk": Plan(steps=3000, batch=16, rate=2e-3, turns=8),
     "join": Plan(steps=1500, batch=16, rate=5e-4, turns=6),
 }
 
@@ -75,7 +75,7 @@ def demo_config(vocab_size: int) -> ModelConfig:
         language=LanguageConfig(
             hidden_size=160, intermediate_size=448, num_hidden_layers=6, num_attention_heads=4,
             num_key_value_heads=4, vocab_size=vocab_size, max_position_embeddings=1024,
-            rms_norm_eps=1e-6,
+            rms_norm_eps=1e-6, rope_theta=1e6,
         ),
         template=TEMPLATE.name,
     )  # fmt: skip
@@ -258,8 +258,6 @@ class KnownRows(nn.Module):
         )
         self.backgrounds = nn.Embedding(len(BACKGROUNDS), hidden_size)
         self.places = nn.Embedding(NUM_CELLS, hidden_size)
-        for table in (*self.tables, self.backgrounds, self.places):
-            nn.init.normal_(table.weight, std=0.5)
 
     def forward(self, cells: Tensor, backgrounds: Tensor) -> Tensor:
         """(N, 9, 3), (N,) → (N, 10, hidden)."""
@@ -267,14 +265,64 @@ class KnownRows(nn.Module):
         return torch.cat([rows, self.backgrounds(backgrounds)[:, None]], dim=1)
 
 
+class WordVectors:
+    """Where the meaning of words starts: all forms of a word near each other, rows near words.
+
+    "star", "star " and "stars" are pieces that have nothing in common; that they are one word would
+    have to be found out for every word anew. The same holds for rows and what they state.
+    """
+
+    def __init__(self, hidden_size: int) -> None:
+        self._hidden_size = hidden_size
+        self._vectors: dict[str, Tensor] = {}
+
+    def of(self, text: str) -> Tensor:
+        """The vector of a word, or the mean direction of several."""
+        words = [self._stem(word) for word in text.split() if word not in ("at", "the", "on", "in")]
+        for word in words:
+            self._vectors.setdefault(word, torch.randn(self._hidden_size))
+        total = sum((self._vectors[word] for word in words), torch.zeros(self._hidden_size))
+        return total / max(len(words), 1) ** 0.5
+
+    @staticmethod
+    def _stem(word: str) -> str:
+        word = word.lower().strip(".,?")
+        for noun in (*scenes.KINDS, "shape"):
+            if word in (f"{noun}s", f"{noun}es"):
+                return noun
+        return word
+
+    @torch.no_grad()
+    def start(self, model: MiniGPT4Model, known: "KnownRows", pieces: list[str]) -> None:
+        """Set the embedding table, the head and the known rows."""
+        own = torch.randn(len(pieces), self._hidden_size)
+        shared = torch.stack([self.of(piece.replace("▁", " ")) for piece in pieces])
+        table = 0.4 * shared + 0.3 * own
+        model.language.token_embedding.weight.copy_(table)
+        model.language.head.weight.copy_(0.2 * table)
+        for names, rows in zip(ATTRIBUTES.values(), known.tables, strict=True):
+            nn.init.normal_(rows.weight, std=0.4)
+            rows.weight[1:] = 0.4 * torch.stack([self.of(name) for name in names])
+        known.backgrounds.weight.copy_(
+            0.4 * torch.stack([self.of(f"{name} background") for name in BACKGROUNDS])
+        )
+        known.places.weight.copy_(0.4 * torch.stack([self.of(p) for p in scenes.PLACES]))
+
+
 class Dialogues:
     """Scenes → token ids with the places that are to be learnt."""
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer, describe_share: float) -> None:
+        self.describe_share = describe_share
         self.encode: Callable[[str], list[int]] = lru_cache(maxsize=None)(tokenizer.encode)
         self.before = [tokenizer.bos_id, *self.encode(
             f"{TEMPLATE.system}{TEMPLATE.separator}{TEMPLATE.user}<Img>")]  # fmt: skip
         self.after = self.encode("</Img> ")
+
+    @property
+    def short_before(self) -> list[int]:
+        """The same without the system's text, which says nothing about scenes."""
+        return [self.before[0], *self.encode(f"{TEMPLATE.user}<Img>")]
 
     def write(self, scene: Scene, turns: int, rng: random.Random) -> tuple[list[int], list[float]]:
         """The ids after the image, and how much each counts; what the user says counts nothing."""
@@ -287,7 +335,7 @@ class Dialogues:
             weights.extend([1 / len(new) if spoken else 0.0] * len(new))
 
         for turn in range(turns):
-            if turn == 0 and rng.random() < 0.4:
+            if turn == 0 and rng.random() < self.describe_share:
                 asked, answer = scenes.ask_description(rng), scenes.describe(scene)
             else:
                 question = scenes.ask(scene, rng)
@@ -339,17 +387,18 @@ def dialogue_loss(
 
 def talk(run: "Run", model: MiniGPT4Model, tokenizer: Tokenizer) -> None:
     """Train the language model on scenes that are stated outright."""
-    plan, dialogues = PLANS["talk"], Dialogues(tokenizer)
-    both = nn.ModuleDict(
-        {"language": model.language, "known": KnownRows(model.config.language.hidden_size)}
-    ).to(run.device)
+    plan, dialogues = PLANS["talk"], Dialogues(tokenizer, describe_share=0.25)
+    known = KnownRows(model.config.language.hidden_size)
+    pieces = [tokenizer.decode([i]) for i in range(tokenizer.vocab_size)]
+    WordVectors(model.config.language.hidden_size).start(model, known, pieces)
+    both = nn.ModuleDict({"language": model.language, "known": known}).to(run.device)
 
     def step(rng: random.Random) -> tuple[Tensor, dict[str, float]]:
         batch = [scenes.random_scene(rng, held_out=False) for _ in range(plan.batch)]
         cells = torch.tensor([cell_labels(scene) for scene in batch]).to(run.device)
         backgrounds = torch.tensor([BACKGROUNDS.index(s.background) for s in batch]).to(run.device)
         said = [dialogues.write(scene, plan.turns, rng) for scene in batch]
-        return dialogue_loss(model, said, dialogues.before, both["known"](cells, backgrounds))
+        return dialogue_loss(model, said, dialogues.short_before, known(cells, backgrounds))
 
     run.train("talk", both, step)
 
@@ -381,7 +430,7 @@ def fit_projection(run: "Run", looker: Looker, known: KnownRows, config: VisionC
 
 def join(run: "Run", model: MiniGPT4Model, tokenizer: Tokenizer) -> None:
     """Train the whole model end to end on text; the cells are still asked, at a low weight."""
-    plan, dialogues, config = PLANS["join"], Dialogues(tokenizer), model.config.vision
+    plan, dialogues, config = PLANS["join"], Dialogues(tokenizer, 0.5), model.config.vision
     looker, known = Looker(model), KnownRows(model.config.language.hidden_size)
     # What "look" did not train, the projection, is fitted below.
     looked = {k: v for k, v in run.saved_weights("look").items() if "projection" not in k}
@@ -502,15 +551,16 @@ def initialise(model: MiniGPT4Model) -> None:
             nn.init.ones_(weight) if name.endswith("weight") else nn.init.zeros_(weight)
         elif name.endswith("bias"):
             nn.init.zeros_(weight)
-        elif weight.dim() == 2 and "embedding" not in name and "query_tokens" not in name:
+        elif "patch_embedding" in name or not ("embedding" in name or "query_tokens" in name):
             nn.init.normal_(weight, std=weight.shape[1] ** -0.5)
-        elif weight.dim() == 4:
-            nn.init.normal_(weight, std=weight[0].numel() ** -0.5)
         else:
             nn.init.normal_(weight, std=0.1)
-    nn.init.normal_(model.language.token_embedding.weight, std=0.5)
     with torch.no_grad():
         for layer in model.language.layers:
+            # Keys that start near queries let a word find its like (Trockman and Kolter, 2023).
+            nn.init.orthogonal_(layer.attention.query.weight)
+            noise = torch.randn_like(layer.attention.key.weight) * 160**-0.5
+            layer.attention.key.weight.copy_(0.5 * layer.attention.query.weight + 0.7 * noise)
             layer.attention.out.weight.mul_((2 * len(model.language.layers)) ** -0.5)
             layer.mlp_down.weight.mul_((2 * len(model.language.layers)) ** -0.5)
 

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from minigpt4_runtime import (
+    BackendUnavailableError,
     CheckpointError,
     ConfigError,
     ImageError,
@@ -21,6 +22,7 @@ from minigpt4_runtime import (
     SamplingParams,
     image,
 )
+from minigpt4_runtime.backend.cpu import CpuBackend
 from minigpt4_runtime.pixels import ImageLimits
 
 IMAGES = Path(__file__).parent / "goldens/vicuna/images"
@@ -193,6 +195,12 @@ def test_limits_on_pictures_are_the_callers(golden_model_dir):
     )
     with pytest.raises(ImageError, match="pixels"):
         small.describe(PHOTO)
+
+
+def test_a_model_that_does_not_fit_is_refused_before_it_is_loaded(golden_model_dir, monkeypatch):
+    monkeypatch.setattr(CpuBackend, "free_memory_bytes", lambda self: 1000)
+    with pytest.raises(BackendUnavailableError, match=r"MiB in bfloat16, .* 1000 bytes free"):
+        MiniGPT4.load(golden_model_dir("vicuna"), device="cpu", dtype="bfloat16")
 
 
 def test_a_folder_that_is_no_model_says_what_to_do(tmp_path):

@@ -67,7 +67,12 @@ class MiniGPT4:
         self._template = find_template(self.config.template)
         self._image_limits = image_limits
         self._tokenizer = Tokenizer(model_dir / "tokenizer.model")
-        model = load_model(model_dir, device=backend.device, dtype=getattr(torch, dtype))
+        model = load_model(
+            model_dir,
+            device=backend.device,
+            dtype=getattr(torch, dtype),
+            free_bytes=backend.free_memory_bytes(),
+        )
         self._vision = TorchVisionEncoder(model.vision)
         self._engine = Engine(
             Runner(model, self._vision, attention_kernel(backend.facts.attention)),

@@ -118,6 +118,9 @@ def language_origins(config: LanguageConfig, *, is_tied: bool) -> OriginMap:
 def vision_origins(config: VisionConfig) -> OriginMap:
     """Where the image tower's weights come from."""
     origins = _renamed("patch_embed.proj", "vision.vit.patch_embedding")
+    origins["vision.vit.patch_embedding.weight"] = Origin(
+        ("patch_embed.proj.weight",), lambda t: t[0].flatten(1)
+    )
     origins["vision.vit.class_embedding"] = Origin(("cls_token",), lambda t: t[0].flatten())
     origins["vision.vit.position_embedding"] = Origin(
         ("pos_embed",), lambda t: _fit_positions(t, config.num_patches)
@@ -141,8 +144,9 @@ def _join_biases(tensors: Sequence[Tensor]) -> Tensor:
 
 def _fit_positions(tensors: Sequence[Tensor], num_patches: int) -> Tensor:
     table = _without_batch(tensors)
+    is_stretched = len(table) != num_patches + 1
     # Upstream stretches in float32, whatever the file's dtype is.
-    return resize_positions(table.float(), num_patches)
+    return resize_positions(table.float() if is_stretched else table, num_patches)
 
 
 def qformer_origins(config: QFormerConfig) -> OriginMap:
@@ -170,8 +174,8 @@ def ln_vision_origins() -> OriginMap:
 def untrained_ln_vision(width: int) -> OriginMap:
     """The norm after the image tower as torch makes it: the Llama-2 variant never loads one."""
     return {
-        "vision.ln_vision.weight": Origin((), lambda _: torch.ones(width)),
-        "vision.ln_vision.bias": Origin((), lambda _: torch.zeros(width)),
+        "vision.ln_vision.weight": Origin((), lambda _: torch.ones(width, dtype=torch.float32)),
+        "vision.ln_vision.bias": Origin((), lambda _: torch.zeros(width, dtype=torch.float32)),
     }
 
 

@@ -5,6 +5,7 @@ Takes  a model folder, a device and a dtype; gives a MiniGPT4Model in eval mode.
 Never  guesses: a missing weight, one too many or one of another shape is an error by name.
 """
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
@@ -20,8 +21,9 @@ from minigpt4_runtime.checkpoint.weights import (
     check_shapes,
     list_some,
     read_folder_weights,
+    show_bytes,
 )
-from minigpt4_runtime.errors import CheckpointError
+from minigpt4_runtime.errors import BackendUnavailableError, CheckpointError
 from minigpt4_runtime.model.minigpt4 import MiniGPT4Model
 
 __all__ = ["load_config", "load_model", "read_tensor"]
@@ -29,12 +31,15 @@ __all__ = ["load_config", "load_model", "read_tensor"]
 _PIECE_BYTES = 16 * 2**20
 
 
-def load_model(model_dir: Path, *, device: torch.device, dtype: torch.dtype) -> MiniGPT4Model:
+def load_model(
+    model_dir: Path, *, device: torch.device, dtype: torch.dtype, free_bytes: int | None = None
+) -> MiniGPT4Model:
     """Load a model. Weights that lie in `dtype` already stay in the mapped file on a CPU.
 
     Raises:
         CheckpointError: a file is damaged, or a weight is missing, too many or misshapen.
         ConfigError: config.json holds something that cannot work.
+        BackendUnavailableError: the weights take more than `free_bytes`, where that is known.
     """
     config = load_config(model_dir)
     read_manifest(model_dir)
@@ -44,7 +49,15 @@ def load_model(model_dir: Path, *, device: torch.device, dtype: torch.dtype) -> 
     found = {name: weight.shape for name, weight in stored.items()}
     check_shapes(model_dir, shapes, found, remedy="Convert the model again.")
     _refuse_other_dtypes(model_dir, stored)
-    weights = dict(_place_weights(stored, device, dtype))
+    mapped, copied = _split(stored, device, dtype)
+    needed_bytes = sum(math.prod(place.shape) for place in copied.values()) * dtype.itemsize
+    if free_bytes is not None and needed_bytes > free_bytes:
+        raise BackendUnavailableError(
+            f"{model_dir} takes {show_bytes(needed_bytes)} in {str(dtype).removeprefix('torch.')}, "
+            f"and {device} has {show_bytes(free_bytes)} free. Load it in a smaller dtype, or on "
+            "another device."
+        )
+    weights = {**map_tensors(mapped), **dict(_read_weights(copied, device, dtype))}
     model.load_state_dict(weights, strict=True, assign=True)
     return model
 
@@ -66,19 +79,24 @@ def read_tensor(
     return tensor
 
 
-def _place_weights(
+def _split(
     stored: Mapping[str, StoredTensor], device: torch.device, dtype: torch.dtype
-) -> Iterator[tuple[str, Tensor]]:
-    lying = {
+) -> tuple[dict[str, StoredTensor], dict[str, StoredTensor]]:
+    """The weights that may stay in the mapped files, and those that must be copied."""
+    mapped = {
         name: place
         for name, place in stored.items()
         if device.type == "cpu" and TORCH_DTYPES[place.dtype_code] == dtype
     }
-    yield from map_tensors(lying).items()
-    coming = {name: place for name, place in stored.items() if name not in lying}
+    return mapped, {name: place for name, place in stored.items() if name not in mapped}
+
+
+def _read_weights(
+    copied: Mapping[str, StoredTensor], device: torch.device, dtype: torch.dtype
+) -> Iterator[tuple[str, Tensor]]:
     # One buffer for all: freed between them, each would leave a hole that no weight fills.
-    buffer = _make_buffer(coming.values())
-    for name, place in coming.items():
+    buffer = _make_buffer(copied.values())
+    for name, place in copied.items():
         yield name, read_tensor(place, device=device, dtype=dtype, buffer=buffer)
 
 

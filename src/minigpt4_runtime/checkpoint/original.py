@@ -20,9 +20,12 @@ _ROWS_AT_ONCE = 2048
 
 
 class Originals:
-    """Published tensors by name, rounded as the converted ones are, then widened to float32."""
+    """Published tensors by name, rounded as the converted ones are, then widened to float32.
 
-    def __init__(self, inventories: Iterable[Inventory], dtype: torch.dtype) -> None:
+    `dtype` is what they are rounded to; None leaves each as it was published.
+    """
+
+    def __init__(self, inventories: Iterable[Inventory], dtype: torch.dtype | None) -> None:
         self._places = {name: place for part in inventories for name, place in part.places.items()}
         self._dtype = dtype
         self._path: Path | None = None
@@ -42,7 +45,7 @@ class Originals:
 
     def round(self, tensor: Tensor) -> Tensor:
         """What is left of a value after the conversion."""
-        return tensor.to(self._dtype).float()
+        return tensor.to(self._dtype or tensor.dtype).float()
 
     def __call__(self, name: str) -> Tensor:
         """A small tensor, whole."""

@@ -24,6 +24,7 @@ from minigpt4_runtime.checkpoint.weights import (
     list_some,
     read_header,
 )
+from minigpt4_runtime.config import DTypeName
 from minigpt4_runtime.errors import CheckpointError
 
 _ZIP_START = b"PK\x03\x04"
@@ -36,6 +37,8 @@ _LOAD_ERRORS = (
 _GLOBAL_NAME = re.compile(r"(?:GLOBAL|global|class) '?([\w.]+)")
 
 TORCH_DTYPES = {code: getattr(torch, name) for name, code in DTYPE_CODES.items()}
+# The same the other way: what a weight of a published file can be stored as, unchanged.
+DTYPE_NAME_OF: dict[torch.dtype, DTypeName] = {getattr(torch, name): name for name in DTYPE_CODES}
 _MAPPED_DTYPES = {
     **TORCH_DTYPES,
     "F64": torch.float64, "I64": torch.int64, "I32": torch.int32, "I16": torch.int16,

@@ -1,7 +1,7 @@
 """Weights at rest: what a safetensors file holds and where, read from its header alone.
 
 Owns   the reading of headers and of a folder's index, and the check that nothing lacks or exceeds.
-Takes  paths; gives StoredTensors: dtype, shape and place in a file.
+Takes  paths; gives StoredTensors: dtype, shape and place in a file. WeightForms are yet to lie.
 Never  reads a weight itself, and loads no torch: `minigpt4 inspect` must answer at once.
 """
 
@@ -39,6 +39,19 @@ class StoredTensor:
     shape: Shape
     start: int
     num_bytes: int
+
+
+@dataclass(frozen=True)
+class WeightForm:
+    """What one weight is, or will be, in a model folder."""
+
+    shape: Shape
+    dtype: DTypeName
+
+    @property
+    def num_bytes(self) -> int:
+        """What it takes in a file."""
+        return math.prod(self.shape) * ITEM_BYTES[DTYPE_CODES[self.dtype]]
 
 
 def read_header(path: Path) -> dict[str, StoredTensor]:

@@ -53,20 +53,29 @@ class EvaVit(nn.Module):
 
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
-        size, patch = config.hidden_size, config.patch_size
-        self.patch_embedding = nn.Conv2d(3, size, kernel_size=patch, stride=patch)
+        size = config.hidden_size
+        self.patch_size = config.patch_size
+        # A convolution whose stride is its width: one product per patch, upstream's PatchEmbed.
+        self.patch_embedding = Linear(3 * config.patch_size**2, size, bias=True)
         self.class_embedding = nn.Parameter(torch.empty(size))
         self.position_embedding = nn.Parameter(torch.empty(config.num_patches + 1, size))
         self.blocks = nn.ModuleList(EvaBlock(config) for _ in range(config.num_hidden_layers))
 
     def forward(self, pixels: Tensor) -> Tensor:
         """(N, 3, S, S) → (N, P, C). Example: 224 px and patch 14 give P = 257."""
-        patches = self.patch_embedding(pixels).flatten(2).transpose(1, 2)
+        patches = self.patch_embedding(self._cut(pixels))
         class_row = self.class_embedding.expand(len(pixels), 1, -1)
         hidden = torch.cat([class_row, patches], dim=1) + self.position_embedding
         for block in self.blocks:
             hidden = block(hidden)
         return hidden
+
+    def _cut(self, pixels: Tensor) -> Tensor:
+        """(N, 3, S, S) → (N, patches, 3·p·p): row by row of patches, each channel by channel."""
+        n, _, side, _ = pixels.shape
+        count, patch = side // self.patch_size, self.patch_size
+        grid = pixels.reshape(n, 3, count, patch, count, patch).permute(0, 2, 4, 1, 3, 5)
+        return grid.reshape(n, count * count, 3 * patch * patch)
 
 
 def resize_positions(table: Tensor, num_patches: int) -> Tensor:

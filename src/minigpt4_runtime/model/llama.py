@@ -104,7 +104,10 @@ class Llama(nn.Module):
     def __init__(self, config: LanguageConfig) -> None:
         super().__init__()
         self.config = config
-        self.token_embedding = nn.Embedding(config.vocab_size, config.hidden_size)
+        # Given its weight, so that torch draws no numbers for it: on the meta device that alone
+        # would load torch's compiler.
+        table = torch.empty(config.vocab_size, config.hidden_size)
+        self.token_embedding = nn.Embedding(config.vocab_size, config.hidden_size, _weight=table)
         self.layers = nn.ModuleList(
             LlamaLayer(config, layer) for layer in range(config.num_hidden_layers)
         )
