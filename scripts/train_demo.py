@@ -56,8 +56,8 @@ class Plan:
 
 PLANS = {
     "look": Plan(steps=3200, batch=48, rate=1e-3),
-    "talk": Plan(steps=3000, batch=16, rate=2e-3, turns=8),
-    "join": Plan(steps=1500, batch=16, rate=5e-4, turns=6),
+    "talk": Plan(steps=2200, batch=16, rate=2e-3, turns=8),
+    "join": Plan(steps=700, batch=16, rate=5e-4, turns=6),
 }
 
 

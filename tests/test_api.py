@@ -149,8 +149,9 @@ def test_embedded_pictures_are_float32_rows(model):
     assert torch.allclose(rows[0], rows[8], atol=1e-5)
     assert not torch.allclose(rows[0], rows[9], atol=1e-3)
     assert model.embed_images([]).shape == (0, 8, 64)
-    with pytest.raises(RequestError, match="list of pictures"):
-        model.embed_images(str(PHOTO))
+    for single in (str(PHOTO), PHOTO, image(PHOTO), np.zeros((30, 40, 3), np.uint8)):
+        with pytest.raises(RequestError, match="list of pictures"):
+            model.embed_images(single)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
@@ -162,7 +163,7 @@ def test_half_precision_stays_near_float32(golden_model_dir, model, dtype):
 
 
 def test_what_cannot_fit_is_refused_before_any_work(model, monkeypatch):
-    monkeypatch.setattr(MiniGPT4, "_pixels", None)
+    monkeypatch.setattr(MiniGPT4, "_image_input", None)
     with pytest.raises(PromptTooLongError, match=r"has \d+ tokens .* holds 2048") as caught:
         model.stream(ask(image("not-even-opened.jpg"), "word " * 3000))
     assert caught.value.limit == 2048 < caught.value.num_tokens

@@ -37,7 +37,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "answer": WORDS | {"prompt", "tokenizer"},
     "pixels": WORDS,
     "model": WORDS,
-    "checkpoint": WORDS | {"prompt", "tokenizer", "model"},
+    "checkpoint": WORDS | {"tokenizer", "model"},
     "backend": WORDS | {"model"},
     "engine": WORDS | {"model", "backend.contracts"},
     "api": BELOW_API,

@@ -84,7 +84,8 @@ def test_shapes_that_cannot_work_are_refused(build, words):
         {"temperature": -0.1}, {"temperature": float("nan")}, {"temperature": "hot"},
         {"top_p": 0.0}, {"top_p": 1.1}, {"top_k": -1}, {"repetition_penalty": 0.0},
         {"num_beams": 0}, {"seed": -1}, {"seed": 2**63}, {"seed": True},
-        {"length_penalty": float("inf")},
+        {"length_penalty": float("inf")}, {"seed": 10**400}, {"temperature": 10**400},
+        {"max_new_tokens": 10**400}, {"ignore_eos": "no"}, {"stop": 5},
     ],
 )  # fmt: skip
 def test_sampling_values_without_meaning_are_refused_by_name(changes):

@@ -60,6 +60,16 @@ def test_other_forms_are_refused_in_words(messages, words):
         read_messages(messages)
 
 
+def test_messages_check_themselves():
+    assert Message("user", "Hello") == Message("user", ("Hello",))
+    with pytest.raises(RequestError, match="role is 'robot'"):
+        Message("robot", ("x",))
+    with pytest.raises(RequestError, match="A part of content"):
+        Message("user", (3,))
+    with pytest.raises(RequestError, match="'role' and 'content'"):
+        Message.read({1: 2, "role": "user"})
+
+
 def test_sources_have_names_for_people():
     assert image(Path("a") / "cat.jpg").name == str(Path("a") / "cat.jpg")
     assert image(b"12").name == "the picture given as bytes"

@@ -28,6 +28,7 @@ def assistant(text):
             [user(CAT, DOG, "Which?")],
             "###Human: <Img><ImageHere></Img>###Human: <Img><ImageHere></Img> Which?###Assistant: ",
         ),
+        ([user(CAT), user("What?")], "###Human: <Img><ImageHere></Img> What?###Assistant: "),
         (
             [user("Look:", CAT)],
             "###Human: Look:###Human: <Img><ImageHere></Img>###Assistant: ",

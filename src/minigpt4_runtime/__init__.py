@@ -7,7 +7,7 @@ Owns the public names. They load on first use, so that importing this package lo
 """
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from minigpt4_runtime.api import MiniGPT4
@@ -50,12 +50,14 @@ __all__ = [
 ]  # fmt: skip
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'minigpt4_runtime' has no attribute {name!r}")
-    value = getattr(import_module(f"minigpt4_runtime.{_HOMES[name]}"), name)
-    globals()[name] = value
-    return value
+if not TYPE_CHECKING:  # A type checker must not believe that every name exists.
+
+    def __getattr__(name: str) -> object:
+        if name not in _HOMES:
+            raise AttributeError(f"module 'minigpt4_runtime' has no attribute {name!r}")
+        value = getattr(import_module(f"minigpt4_runtime.{_HOMES[name]}"), name)
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:

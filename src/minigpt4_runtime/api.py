@@ -39,7 +39,7 @@ from minigpt4_runtime.messages import (
 from minigpt4_runtime.pixels import ImageLimits
 from minigpt4_runtime.pixels import load as load_image
 from minigpt4_runtime.prompt import DESCRIBE_PROMPT, Prompt, find_template, render
-from minigpt4_runtime.tokenizer import EncodedPrompt, Tokenizer
+from minigpt4_runtime.tokenizer import EncodedPrompt, ImageSpan, Tokenizer
 
 _PICTURES_AT_ONCE = 8
 DEMO_MODEL_DIR = Path(__file__).parent / "assets" / "demo"
@@ -145,13 +145,16 @@ class MiniGPT4:
 
     def embed_images(self, pictures: Sequence[Picture]) -> Tensor:
         """Pictures → (N, rows, hidden) float32 on the CPU, as the language model reads them."""
-        if isinstance(pictures, (str, bytes, PathLike, Image)):
+        if isinstance(pictures, (str, bytes)) or not isinstance(pictures, Sequence):
             raise RequestError("embed_images takes a list of pictures, not a single one.")
         rows = [torch.empty(0, self.config.rows_per_image, self.config.language.hidden_size)]
         for first in range(0, len(pictures), _PICTURES_AT_ONCE):
             some = pictures[first : first + _PICTURES_AT_ONCE]
-            pixels = torch.stack([self._pixels(_as_source(picture)) for picture in some])
-            rows.append(self._vision.encode(pixels).float().cpu())
+            pixels = [
+                load_image(_as_source(picture), self.config.vision, self._image_limits).values
+                for picture in some
+            ]
+            rows.append(self._vision.encode(torch.from_numpy(numpy.stack(pixels))).float().cpu())
         return torch.cat(rows)
 
     def encode_prompt(self, messages: Messages) -> EncodedPrompt:
@@ -165,18 +168,21 @@ class MiniGPT4:
             image_token_id=self.config.image_token_id,
         )
 
-    def _pixels(self, source: ImageSource) -> Tensor:
-        return torch.from_numpy(load_image(source, self.config.vision, self._image_limits).values)
-
     def _request(self, messages: Messages, sampling: SamplingParams) -> Request:
         prompt = render(read_messages(messages), self._template)
         encoded = self._encode(prompt)
         self._engine.check(encoded.token_ids, sampling)
         images = tuple(
-            ImageInput(self._pixels(source), span.start, span.num_rows)
+            self._image_input(source, span)
             for source, span in zip(prompt.images, encoded.image_spans, strict=True)
         )
         return Request(encoded.token_ids, images, sampling)
+
+    def _image_input(self, source: ImageSource, span: ImageSpan) -> ImageInput:
+        picture = load_image(source, self.config.vision, self._image_limits)
+        return ImageInput(
+            torch.from_numpy(picture.values), picture.digest, span.start, span.num_rows
+        )
 
     def _answer(self, request: Request) -> Iterator[TextDelta]:
         answer = AnswerText(self._tokenizer, self._template, request.sampling.stop)

@@ -262,7 +262,8 @@ class SamplingParams(_Settings):
     """How the next token is chosen and when an answer ends. Greedy unless asked otherwise.
 
     `stop` None means the template's own stops, `()` nothing but `</s>`, and strings are added to
-    the template's. `top_k` 0 means no limit. The same seed gives the same answer.
+    the template's. `top_k` 0 means no limit. `min_new_tokens` only forbids `</s>`: a stop string
+    may end an answer earlier. The same seed gives the same answer.
     """
 
     max_new_tokens: int = 300
@@ -299,6 +300,8 @@ class SamplingParams(_Settings):
             raise ConfigError(
                 "Beam search does not sample: set temperature to 0 or num_beams to 1."
             )
+        if not isinstance(self.ignore_eos, bool):
+            raise ConfigError(f"ignore_eos is {self.ignore_eos!r}; it must be True or False.")
         self._check_stop()
 
     def _check(
@@ -306,16 +309,20 @@ class SamplingParams(_Settings):
         *, low: float = -math.inf, high: float = math.inf,
     ) -> None:  # fmt: skip
         number = isinstance(value, int if kind is int else (int, float))
-        if isinstance(value, bool) or not number or not math.isfinite(value):  # type: ignore[arg-type]
-            raise ConfigError(f"{name} is {value!r}; it must be {wanted}.")
-        if not low <= value <= high:  # type: ignore[operator]
-            raise ConfigError(f"{name} is {value!r}; it must be {wanted}.")
+        # No setting is this large, and a whole number beyond it is more than a float can hold.
+        high = min(high, 2.0**63)
+        if isinstance(value, bool) or not number or not max(low, -high) <= value <= high:  # type: ignore[operator]
+            is_huge = isinstance(value, int) and value.bit_length() > 64
+            seen = "too large" if is_huge else repr(value)
+            raise ConfigError(f"{name} is {seen}; it must be {wanted}.")
 
     def _check_stop(self) -> None:
         if self.stop is None:
             return
         if isinstance(self.stop, str):
             raise ConfigError(f"stop is {self.stop!r}; give a tuple of strings: ({self.stop!r},).")
-        if not all(isinstance(text, str) and text for text in self.stop):
-            raise ConfigError(f"stop is {self.stop!r}; it must hold non-empty strings.")
+        if not isinstance(self.stop, (tuple, list)) or not all(
+            isinstance(text, str) and text for text in self.stop
+        ):
+            raise ConfigError(f"stop is {self.stop!r}; it must be a tuple of non-empty strings.")
         object.__setattr__(self, "stop", tuple(self.stop))

@@ -54,7 +54,12 @@ class Message:
     content: tuple[Part, ...]
 
     def __post_init__(self) -> None:
-        """Only users show pictures, and text is text."""
+        """Check role and content; content may be given as one part, or as OpenAI-style parts."""
+        if self.role not in get_args(Role):
+            raise RequestError(
+                f"role is {self.role!r}; it must be one of {', '.join(get_args(Role))}."
+            )
+        object.__setattr__(self, "content", _read_content(self.content))
         if self.role != "user" and any(isinstance(part, ImageSource) for part in self.content):
             raise RequestError(
                 f"A picture stands in a message of role {self.role!r}; only 'user' messages may "
@@ -79,13 +84,10 @@ class Message:
             )
         if set(value) != {"role", "content"}:
             raise RequestError(
-                f"A message has the keys 'role' and 'content'; this one has {sorted(value)}."
+                "A message has the keys 'role' and 'content'; this one has "
+                f"{sorted(map(str, value))}."
             )
-        if value["role"] not in get_args(Role):
-            raise RequestError(
-                f"role is {value['role']!r}; it must be one of {', '.join(get_args(Role))}."
-            )
-        return cls(value["role"], _read_content(value["content"]))
+        return cls(value["role"], value["content"])
 
 
 def _is_unicode(text: str) -> bool:

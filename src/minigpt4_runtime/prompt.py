@@ -7,9 +7,10 @@ Never  tokenises. What a user types stays text: only a template can place a BOS 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 from minigpt4_runtime.errors import ConfigError
-from minigpt4_runtime.messages import ImageSource, Message
+from minigpt4_runtime.messages import ImageSource, Message, Part
 
 # The prompt that the command line, the API and the demo model's training share.
 DESCRIBE_PROMPT = "Describe this image in detail."
@@ -108,14 +109,15 @@ def render(messages: Sequence[Message], template: Template) -> Prompt:
     if turns and turns[0].role == "system":
         system = _joined_text(turns.pop(0))
     writer.text(system + template.separator)
-    for message in turns:
-        if message.role == "assistant":
-            _write_turn(writer, template, template.assistant, [_joined_text(message)])
-        else:
-            for turn in _user_turns(message):
-                if template.user_starts_with_bos:
-                    writer.begin_of_sequence()
-                _write_turn(writer, template, template.user, turn)
+    for role, group in groupby(turns, key=lambda message: message.role):
+        if role == "assistant":
+            for message in group:
+                _write_turn(writer, template, template.assistant, [_joined_text(message)])
+            continue
+        for turn in _user_turns([part for message in group for part in message.content]):
+            if template.user_starts_with_bos:
+                writer.begin_of_sequence()
+            _write_turn(writer, template, template.user, turn)
     writer.text(template.assistant)
     return Prompt(tuple(tuple(piece) for piece in writer.pieces), tuple(writer.images))
 
@@ -124,10 +126,10 @@ def _joined_text(message: Message) -> str:
     return "".join(part for part in message.content if isinstance(part, str))
 
 
-def _user_turns(message: Message) -> list[list[str | ImageSource]]:
-    """Cut a user's parts into upstream's turns: [picture, " " + text] or [text]."""
-    turns: list[list[str | ImageSource]] = []
-    for part in message.content:
+def _user_turns(parts: Sequence[Part]) -> list[list[Part]]:
+    """Cut what a user says in a row into upstream's turns: [picture, " " + text] or [text]."""
+    turns: list[list[Part]] = []
+    for part in parts:
         if isinstance(part, str) and turns and isinstance(turns[-1][-1], ImageSource):
             turns[-1].append(" " + part)
         else:
@@ -135,9 +137,7 @@ def _user_turns(message: Message) -> list[list[str | ImageSource]]:
     return turns
 
 
-def _write_turn(
-    writer: _Writer, template: Template, role: str, parts: Sequence[str | ImageSource]
-) -> None:
+def _write_turn(writer: _Writer, template: Template, role: str, parts: Sequence[Part]) -> None:
     writer.text(role)
     for part in parts:
         writer.image(part) if isinstance(part, ImageSource) else writer.text(part)

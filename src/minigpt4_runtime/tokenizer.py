@@ -48,20 +48,24 @@ class Tokenizer:
             CheckpointError: the file is missing or is no sentencepiece model.
         """
         try:
-            content = model_path.read_bytes()
-            self._model = SentencePieceProcessor(model_proto=content)
+            self._model = SentencePieceProcessor(model_proto=model_path.read_bytes())
+            self.vocab_size: int = self._model.vocab_size()
         except OSError as error:
             raise CheckpointError(
                 f"{model_path} cannot be read ({error.strerror}). Convert the model again."
             ) from None
-        except RuntimeError:
+        except (RuntimeError, IndexError):
             raise CheckpointError(
                 f"{model_path} is not a sentencepiece model. Take tokenizer.model from the "
                 "published language model."
             ) from None
         self.bos_id: int = self._model.bos_id()
         self.eos_id: int = self._model.eos_id()
-        self.vocab_size: int = self._model.vocab_size()
+        if not self.vocab_size or min(self.bos_id, self.eos_id) < 0:
+            raise CheckpointError(
+                f"{model_path} is a sentencepiece model without <s> and </s>. Take "
+                "tokenizer.model from the published language model."
+            )
 
     def encode(self, text: str) -> list[int]:
         """Plain text → ids, without BOS. Never a control id, whatever the text says."""
@@ -113,7 +117,7 @@ class TextStream:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
-        self._context: list[int] = []  # The last text id given out: it decides about a space.
+        self._context: list[int] = []  # The last ids given out: they decide about a space.
         self._waiting: list[int] = []
 
     def feed(self, token_id: int) -> str:
@@ -132,7 +136,8 @@ class TextStream:
         if not self._waiting:
             return ""
         text = self._decode_waiting()
-        self._context = self._waiting[-1:]
+        # A context of blanks alone would be eaten as the space before a text.
+        self._context = self._waiting if text.strip() else self._context + self._waiting
         self._waiting = []
         return text
 

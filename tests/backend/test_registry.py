@@ -1,5 +1,6 @@
 """Devices are found by name; what is absent is said in one sentence."""
 
+import importlib
 import sys
 import types
 
@@ -54,6 +55,17 @@ def test_npu_is_asked_through_torch_npu(monkeypatch):
         open_device("npu:7")
     monkeypatch.setitem(sys.modules, "torch_npu", fake_torch_npu(0))
     with pytest.raises(BackendUnavailableError, match="finds no Ascend device"):
+        open_device("npu")
+
+
+def test_auto_passes_a_broken_package_by(monkeypatch):
+    broken = types.ModuleType("torch_npu")
+    broken.__getattr__ = lambda name: importlib.import_module("a_library_that_is_not_there")
+    monkeypatch.setitem(sys.modules, "torch_npu", broken)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.warns(UserWarning, match="a_library_that_is_not_there"):
+        assert open_device("auto").device.type == "cpu"
+    with pytest.raises(ModuleNotFoundError, match="a_library_that_is_not_there"):
         open_device("npu")
 
 

@@ -130,6 +130,18 @@ def test_ctrl_c_is_status_130_and_silent(minigpt4, monkeypatch, folder, interrup
     assert (shown.status, shown.out, shown.err) == (130, "", "")
 
 
+def test_ctrl_c_that_an_import_turned_into_an_error(minigpt4, monkeypatch, folder):
+    def interrupt(*_, **__):
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt as error:
+            raise RuntimeError("Error calling __set_name__") from error
+
+    monkeypatch.setattr("fake_api.FakeMiniGPT4.load", interrupt)
+    shown = minigpt4("describe", "a.png", "--model", "somewhere")
+    assert (shown.status, shown.out, shown.err) == (130, "", "")
+
+
 def test_a_reader_that_stops_listening_is_no_error(start, folder):
     command = start("describe", *["a.png", "b.jpg"], "--model", "x", seconds=0.1)
     assert command.stdout.readline() == "a.png: Describe this image in detail. a.png turn 1\n"

@@ -15,7 +15,8 @@ BOS, EOS, LIMIT = 1, 2, 12
 class CountingRunner:
     """Always prefers the id after the last one; remembers what it was asked."""
 
-    def __init__(self, *, fails_at: int | None = None) -> None:
+    def __init__(self, *, fails_at: int | None = None, error: Exception | None = None) -> None:
+        self.error = error
         language = SimpleNamespace(max_position_embeddings=LIMIT)
         self.config = SimpleNamespace(language=language)
         self.fails_at = fails_at
@@ -35,7 +36,7 @@ class CountingRunner:
         self.fed += ids
         assert len(self.fed) <= self.slots
         if self.fails_at == len(self.fed):
-            raise torch.OutOfMemoryError("no room")
+            raise self.error
         logits = torch.zeros(10)
         logits[(ids[-1] + 1) % 10] = 1.0
         return logits
@@ -89,8 +90,21 @@ def test_closing_ends_the_work():
     assert runner.fed == [BOS, 3]
 
 
-def test_too_little_memory_is_said():
-    events = generate(CountingRunner(fails_at=4), [BOS, 3, 4])
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("no room"),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"),
+    ],
+)
+def test_too_little_memory_is_said(error):
+    events = generate(CountingRunner(fails_at=4, error=error), [BOS, 3, 4])
     assert next(events).token_id == 5
     with pytest.raises(RequestError, match="out of memory on a prompt of 3 tokens"):
+        next(events)
+
+
+def test_other_errors_pass_through():
+    events = generate(CountingRunner(fails_at=2, error=RuntimeError("a bug")), [BOS, 3])
+    with pytest.raises(RuntimeError, match="a bug"):
         next(events)

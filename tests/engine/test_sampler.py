@@ -73,6 +73,12 @@ def test_draws_follow_the_distribution():
     assert torch.allclose(shares, torch.tensor([0.6, 0.3, 0.1]), atol=0.03)
 
 
+@pytest.mark.parametrize("temperature", [1e-40, 1e-300])
+def test_no_temperature_is_too_low(temperature):
+    params = SamplingParams(temperature=temperature, top_p=0.9, top_k=2)
+    assert Sampler(params, bos_id=BOS, eos_id=EOS).pick(torch.tensor([1.0, 2.0, 1.5])) == 1
+
+
 def test_low_temperature_sharpens():
     logits = torch.tensor([1.0, 2.0, 1.5])
     assert {sampler(temperature=0.01, seed=s).pick(logits) for s in range(50)} == {1}

@@ -16,10 +16,14 @@ class CpuBackend:
         self.device = torch.device("cpu")
 
     def free_memory_bytes(self) -> int | None:
-        """What Linux says a new program may take; None on other systems."""
+        """What Linux says a new program may take, swap included; None on other systems."""
         try:
             lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
         except OSError:
             return None
-        kibibytes = [int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")]
-        return kibibytes[0] * 1024 if kibibytes else None
+        free = [
+            int(line.split()[1]) * 1024
+            for line in lines
+            if line.startswith(("MemAvailable:", "SwapFree:"))
+        ]
+        return sum(free) if free else None

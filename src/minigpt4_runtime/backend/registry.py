@@ -7,6 +7,7 @@ Never  imports a backend before it is chosen.
 
 import importlib
 import re
+import warnings
 from typing import Any, cast
 
 from minigpt4_runtime.backend.contracts import AttentionKernel, DeviceBackend
@@ -53,6 +54,9 @@ def _first_available() -> DeviceBackend:
             return cast(DeviceBackend, _resolve(target)(None))
         except BackendUnavailableError:
             continue
+        except (ImportError, OSError) as error:
+            # Its package is there but broken; whoever names this device sees the whole error.
+            warnings.warn(f"{target.split(':')[0]} cannot be used ({error}).", stacklevel=3)
     raise AssertionError("the CPU is always available")
 
 

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
     from minigpt4_runtime.api import MiniGPT4
 
+DEFAULT_SCENES = 500
+
 
 @spread_options
 def demo(
@@ -31,7 +33,7 @@ def demo(
     ] = False,
     num_scenes: Annotated[
         int, typer.Option("--scenes", min=1, metavar="COUNT", help="With --check: how many.")
-    ] = 500,
+    ] = DEFAULT_SCENES,
     as_json: Annotated[
         bool, typer.Option("--json", help="With --check: print JSON, with every mistake.")
     ] = False,
@@ -58,6 +60,8 @@ def demo(
         if save is not None:
             raise ConfigError("--save keeps the picture of a single scene; leave out --check.")
         _check(where.load(announce_demo=False), num_scenes, seed or 0, as_json=as_json)
+    elif as_json or num_scenes != DEFAULT_SCENES:
+        raise ConfigError("--scenes and --json belong to --check. Add it, or leave them out.")
     else:
         _show_one(where, seed, save)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -44,7 +45,7 @@ Resume = Annotated[
     typer.Option(
         "--resume",
         help="Continue an existing .jsonl: skip the pictures that have an answer in it, "
-        "and try those again that failed.",
+        "and try those again that failed. Keep the prompt and the model: a record names neither.",
     ),
 ]
 
@@ -102,7 +103,7 @@ def _describe_all(
     there = []
     for picture in pictures:
         if is_missing(picture):
-            yield Record(image=str(picture), seconds=0.0, error=f"{picture} does not exist.")
+            yield Record(image=str(picture), seconds=0.0, error=_why_missing(picture))
         else:
             there.append(picture)
     if there:
@@ -110,6 +111,12 @@ def _describe_all(
             model = where.load()
         for picture in there:
             yield _describe_one(model, picture, prompt, params)
+
+
+def _why_missing(picture: Path) -> str:
+    if re.match(r"https?:", str(picture)):
+        return f"{picture} is not fetched from the network. Download it and name the file."
+    return f"{picture} does not exist."
 
 
 def _describe_one(model: MiniGPT4, picture: Path, prompt: str, params: SamplingParams) -> Record:

@@ -16,6 +16,11 @@ from minigpt4_runtime.engine.sampler import Sampler
 from minigpt4_runtime.errors import ConfigError, PromptTooLongError, RequestError
 
 
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether torch found no memory; on a CPU it says so in words only."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
 class Engine:
     """Serves requests independently of each other: each has a cache of its own."""
 
@@ -53,7 +58,9 @@ class Engine:
     def _guarded(self, request: Request, *, max_new_tokens: int) -> Iterator[TokenEvent]:
         try:
             yield from self._run(request, max_new_tokens=max_new_tokens)
-        except torch.OutOfMemoryError:
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
             raise RequestError(
                 f"The device ran out of memory on a prompt of {len(request.token_ids)} tokens. "
                 "Shorten the prompt, lower max_new_tokens, or load the model in a smaller dtype."

@@ -13,9 +13,13 @@ from minigpt4_runtime.messages import FinishReason
 
 @dataclass(frozen=True, eq=False)
 class ImageInput:
-    """A picture in a prompt: its pixels (3, S, S), and where its rows start among the ids."""
+    """A picture in a prompt: its pixels (3, S, S), and where its rows start among the ids.
+
+    `digest` tells pictures apart whose rows have the same placeholder ids.
+    """
 
     pixels: Tensor
+    digest: str
     start: int
     num_rows: int
 

@@ -50,6 +50,7 @@ class Runner:
             embeddings[picture.start : picture.start + picture.num_rows] = rows
         return embeddings
 
+    @torch.inference_mode()
     def embed_token(self, token_id: int) -> Tensor:
         """One id → (1, C)."""
         weight = self._model.language.token_embedding.weight

@@ -60,7 +60,8 @@ class Sampler:
             scores[seen] = torch.where(values < 0, values * penalty, values / penalty)
 
     def _draw(self, scores: Tensor) -> int:
-        scores = scores / self._params.temperature
+        # From the largest down and in float64, no temperature is too low: nothing overflows.
+        scores = (scores - scores.max()).double() / self._params.temperature
         if self._params.top_k:
             least = scores.topk(min(self._params.top_k, len(scores))).values[-1]
             scores = scores.masked_fill(scores < least, float("-inf"))
