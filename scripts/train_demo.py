@@ -1,8 +1,9 @@
 """Train the demo model from nothing and write its folder (see docs/demo-model.md).
 
+python scripts/train_demo.py                # all stages, one after the other
 python scripts/train_demo.py --stage look   # the image tower learns what lies where
 python scripts/train_demo.py --stage talk   # the language model learns to speak of known scenes
-python scripts/train_demo.py --stage join   # both together, end to end, on text alone
+python scripts/train_demo.py --stage join   # both together, end to end, on dialogues
 python scripts/train_demo.py --stage write  # float16 weights into --out
 
 "look" and "talk" do not need each other and may run side by side. Every stage saves its state in
@@ -10,38 +11,38 @@ python scripts/train_demo.py --stage write  # float16 weights into --out
 """
 
 import argparse
-import io
 import json
 import math
 import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
-from sentencepiece import SentencePieceTrainer
+from demo_lessons import (
+    BACKGROUNDS,
+    Dialogues,
+    cell_labels,
+    crowded_scene,
+    normalise,
+    patch_labels,
+    picture,
+    train_tokenizer,
+)
+from demo_parts import KnownRows, Looker, WordVectors, demo_config, initialise
 from torch import Tensor, nn
 from torch.nn import functional
 
 from minigpt4_runtime.checkpoint.folder import write_folder
-from minigpt4_runtime.config import LanguageConfig, ModelConfig, QFormerConfig, VisionConfig
+from minigpt4_runtime.config import VisionConfig
 from minigpt4_runtime.evaluation import scenes
-from minigpt4_runtime.evaluation.scenes import Outline, Scene, Shape
+from minigpt4_runtime.model.llama import Attend
 from minigpt4_runtime.model.minigpt4 import MiniGPT4Model
-from minigpt4_runtime.prompt import TEMPLATES
 from minigpt4_runtime.tokenizer import Tokenizer
 
-NUM_CELLS = len(scenes.PLACES)
-COLOURS, SIZES, BACKGROUNDS = (
-    tuple(names) for names in (scenes.COLOURS, scenes.SIZES, scenes.BACKGROUNDS)
-)
-# One label per attribute; 0 is "nothing here".
-ATTRIBUTES = {"kind": scenes.KINDS, "colour": COLOURS, "size": SIZES}
-TEMPLATE = TEMPLATES["vicuna"]
+StepLoss = Callable[[random.Random], tuple[Tensor, dict[str, float]]]
 
 
 @dataclass(frozen=True)
@@ -54,166 +55,25 @@ class Plan:
     turns: int = 0
 
 
+STAGES = ("look", "talk", "join", "write")
 PLANS = {
     "look": Plan(steps=3200, batch=48, rate=1e-3),
     "talk": Plan(steps=2200, batch=16, rate=2e-3, turns=8),
-    "join": Plan(steps=700, batch=16, rate=5e-4, turns=6),
+    "join": Plan(steps=1500, batch=16, rate=1e-3, turns=6),
 }
-
-
-def demo_config(vocab_size: int) -> ModelConfig:
-    """Small enough for git, and of the same make as the published Vicuna variant."""
-    return ModelConfig(
-        vision=VisionConfig(
-            image_size=96, patch_size=12, hidden_size=160, num_hidden_layers=5,
-            num_attention_heads=4, intermediate_size=640,
-        ),
-        qformer=QFormerConfig(
-            hidden_size=128, num_hidden_layers=3, num_attention_heads=4, intermediate_size=384,
-            num_query_tokens=NUM_CELLS + 1,
-        ),
-        language=LanguageConfig(
-            hidden_size=160, intermediate_size=448, num_hidden_layers=6, num_attention_heads=4,
-            num_key_value_heads=4, vocab_size=vocab_size, max_position_embeddings=1024,
-            rms_norm_eps=1e-6, rope_theta=1e6,
-        ),
-        template=TEMPLATE.name,
-    )  # fmt: skip
-
-
-# --- the tokenizer ----------------------------------------------------------------------------
-
-
-def train_tokenizer(path: Path) -> None:
-    """Whole words of the scenes' language, and bytes for everything else a user may type."""
-    rng = random.Random(0)
-    lines = [TEMPLATE.system, TEMPLATE.separator, TEMPLATE.user, TEMPLATE.assistant] * 500
-    lines += ["<Img>", "</Img> "] * 500
-    for _ in range(4000):
-        scene = scenes.random_scene(rng, held_out=False)
-        lines += [scenes.describe(scene), scenes.ask_description(rng)]
-        for question in (scenes.ask(scene, rng) for _ in range(4)):
-            lines += [question.text, question.answer]
-    model = io.BytesIO()
-    # A space belongs to the word before it, so that a dialogue has the same ids whether it is
-    # tokenised turn by turn, as it is spoken, or as a whole, as its history is read.
-    SentencePieceTrainer.train(
-        sentence_iterator=iter(lines), model_writer=model, model_type="bpe", vocab_size=640,
-        hard_vocab_limit=False, byte_fallback=True, treat_whitespace_as_suffix=True,
-        add_dummy_prefix=False, remove_extra_whitespaces=False, split_digits=True,
-        normalization_rule_name="identity", character_coverage=1.0,
-        unk_id=0, bos_id=1, eos_id=2, pad_id=-1, minloglevel=2,
-    )  # fmt: skip
-    path.write_bytes(model.getvalue())
-
-
-# --- pictures and labels ----------------------------------------------------------------------
-
-
-def crowded_scene(rng: random.Random) -> Scene:
-    """Five to nine shapes: more to see at the price of one picture, and never a held-out scene."""
-    cells = sorted(rng.sample(range(NUM_CELLS), rng.randint(5, NUM_CELLS)))
-    shapes = tuple(
-        Shape(rng.choice(scenes.KINDS), rng.choice(COLOURS), rng.choice(SIZES), cell)
-        for cell in cells
-    )
-    return Scene(shapes, rng.choice(BACKGROUNDS))
-
-
-def picture(scene: Scene, outlines: tuple[Outline, ...], rng: random.Random, size: int) -> Tensor:
-    """Draw at a random size and shrink as `pixels.load` would: (3, S, S) uint8."""
-    drawn = scenes.draw(scene, rng, side=rng.randint(192, 288), outlines=outlines)
-    shrunk = drawn.resize((size, size), Image.Resampling.BICUBIC)
-    return torch.from_numpy(np.asarray(shrunk).copy()).permute(2, 0, 1)
-
-
-def normalise(pictures: Tensor, config: VisionConfig) -> Tensor:
-    """(N, 3, S, S) uint8 → float32, as the model reads it."""
-    mean = torch.tensor(config.image_mean, device=pictures.device).view(3, 1, 1)
-    std = torch.tensor(config.image_std, device=pictures.device).view(3, 1, 1)
-    return (pictures.float() / 255 - mean) / std
-
-
-def label(shape: Shape | None) -> tuple[int, int, int]:
-    """Kind, colour and size as numbers, 0 for nothing."""
-    if shape is None:
-        return 0, 0, 0
-    return (
-        1 + scenes.KINDS.index(shape.kind),
-        1 + COLOURS.index(shape.colour),
-        1 + SIZES.index(shape.size),
-    )
-
-
-def cell_labels(scene: Scene) -> list[tuple[int, int, int]]:
-    """What stands in each of the nine cells."""
-    there = {shape.cell: shape for shape in scene.shapes}
-    return [label(there.get(cell)) for cell in range(NUM_CELLS)]
-
-
-def patch_labels(scene: Scene, outlines: tuple[Outline, ...], side: int) -> np.ndarray:
-    """What lies under the middle of each of side × side patches: (side², 3)."""
-    middle = (np.arange(side) + 0.5) / side
-    labels = np.zeros((side, side, 3), dtype=np.int64)
-    for shape, outline in zip(scene.shapes, outlines, strict=True):
-        near = np.hypot(middle[None, :] - outline.x, middle[:, None] - outline.y) < outline.radius
-        labels[near] = label(shape)
-    return labels.reshape(-1, 3)
 
 
 # --- stage 1: look ----------------------------------------------------------------------------
 
 
-class Probe(nn.Module):
-    """Reads kind, colour and size off a row. Used in training only."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.heads = nn.ModuleList(nn.Linear(width, 1 + len(v)) for v in ATTRIBUTES.values())
-
-    def loss(self, rows: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """(N, P, C) rows, (N, P, 3) labels → the loss, and whether each row is all right."""
-        loss, right = torch.zeros((), device=rows.device), torch.ones_like(labels[..., 0]).bool()
-        for index, head in enumerate(self.heads):
-            logits = head(rows)
-            loss = loss + functional.cross_entropy(
-                logits.flatten(0, 1), labels[..., index].flatten()
-            )
-            right &= logits.argmax(-1) == labels[..., index]
-        return loss, right
-
-
-class Looker(nn.Module):
-    """The tower and the Q-Former with their probes: query i learns to report cell i."""
-
-    def __init__(self, model: MiniGPT4Model) -> None:
-        super().__init__()
-        self.vision = model.vision
-        self.patch_probe = Probe(model.config.vision.hidden_size)
-        self.cell_probe = Probe(model.config.qformer.hidden_size)
-        self.background = nn.Linear(model.config.qformer.hidden_size, len(BACKGROUNDS))
-
-    def read(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """Pixels → tower rows and Q-Former rows."""
-        rows = self.vision.ln_vision(self.vision.vit(pixels))
-        return rows, self.vision.qformer(rows)
-
-    def cell_loss(
-        self, queries: Tensor, cells: Tensor, backgrounds: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """How well the queries report cells and background, and which pictures are all right."""
-        loss, right = self.cell_probe.loss(queries[:, :NUM_CELLS], cells)
-        logits = self.background(queries[:, NUM_CELLS])
-        loss = loss + functional.cross_entropy(logits, backgrounds)
-        return loss, right.all(-1) & (logits.argmax(-1) == backgrounds)
-
-
-def look_batch(plan: Plan, config: VisionConfig, rng: random.Random, *, crowded: float):
-    """Pictures with what is to be seen in them, as tensors."""
+def look_batch(
+    plan: Plan, config: VisionConfig, rng: random.Random, *, crowded: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Pictures, and what is to be seen in their cells, under their patches and behind it all."""
     pictures, cells, patches, backgrounds = [], [], [], []
     for _ in range(plan.batch):
-        scene = crowded_scene(rng) if rng.random() < crowded else scenes.random_scene(
-            rng, held_out=False)  # fmt: skip
+        is_crowded = rng.random() < crowded
+        scene = crowded_scene(rng) if is_crowded else scenes.random_scene(rng, held_out=False)
         outlines = scenes.place_shapes(scene, rng)
         pictures.append(picture(scene, outlines, rng, config.image_size))
         cells.append(cell_labels(scene))
@@ -248,105 +108,7 @@ def look(run: "Run", model: MiniGPT4Model) -> None:
 # --- stage 2: talk ----------------------------------------------------------------------------
 
 
-class KnownRows(nn.Module):
-    """Rows that state a scene outright, in place of what a picture would give."""
-
-    def __init__(self, hidden_size: int) -> None:
-        super().__init__()
-        self.tables = nn.ModuleList(
-            nn.Embedding(1 + len(names), hidden_size) for names in ATTRIBUTES.values()
-        )
-        self.backgrounds = nn.Embedding(len(BACKGROUNDS), hidden_size)
-        self.places = nn.Embedding(NUM_CELLS, hidden_size)
-
-    def forward(self, cells: Tensor, backgrounds: Tensor) -> Tensor:
-        """(N, 9, 3), (N,) → (N, 10, hidden)."""
-        rows = self.places.weight + sum(table(cells[..., i]) for i, table in enumerate(self.tables))
-        return torch.cat([rows, self.backgrounds(backgrounds)[:, None]], dim=1)
-
-
-class WordVectors:
-    """Where the meaning of words starts: all forms of a word near each other, rows near words.
-
-    "star", "star " and "stars" are pieces that have nothing in common; that they are one word would
-    have to be found out for every word anew. The same holds for rows and what they state.
-    """
-
-    def __init__(self, hidden_size: int) -> None:
-        self._hidden_size = hidden_size
-        self._vectors: dict[str, Tensor] = {}
-
-    def of(self, text: str) -> Tensor:
-        """The vector of a word, or the mean direction of several."""
-        words = [self._stem(word) for word in text.split() if word not in ("at", "the", "on", "in")]
-        for word in words:
-            self._vectors.setdefault(word, torch.randn(self._hidden_size))
-        total = sum((self._vectors[word] for word in words), torch.zeros(self._hidden_size))
-        return total / max(len(words), 1) ** 0.5
-
-    @staticmethod
-    def _stem(word: str) -> str:
-        word = word.lower().strip(".,?")
-        for noun in (*scenes.KINDS, "shape"):
-            if word in (f"{noun}s", f"{noun}es"):
-                return noun
-        return word
-
-    @torch.no_grad()
-    def start(self, model: MiniGPT4Model, known: "KnownRows", pieces: list[str]) -> None:
-        """Set the embedding table, the head and the known rows."""
-        own = torch.randn(len(pieces), self._hidden_size)
-        shared = torch.stack([self.of(piece.replace("▁", " ")) for piece in pieces])
-        table = 0.4 * shared + 0.3 * own
-        model.language.token_embedding.weight.copy_(table)
-        model.language.head.weight.copy_(0.2 * table)
-        for names, rows in zip(ATTRIBUTES.values(), known.tables, strict=True):
-            nn.init.normal_(rows.weight, std=0.4)
-            rows.weight[1:] = 0.4 * torch.stack([self.of(name) for name in names])
-        known.backgrounds.weight.copy_(
-            0.4 * torch.stack([self.of(f"{name} background") for name in BACKGROUNDS])
-        )
-        known.places.weight.copy_(0.4 * torch.stack([self.of(p) for p in scenes.PLACES]))
-
-
-class Dialogues:
-    """Scenes → token ids with the places that are to be learnt."""
-
-    def __init__(self, tokenizer: Tokenizer, describe_share: float) -> None:
-        self.describe_share = describe_share
-        self.encode: Callable[[str], list[int]] = lru_cache(maxsize=None)(tokenizer.encode)
-        self.before = [tokenizer.bos_id, *self.encode(
-            f"{TEMPLATE.system}{TEMPLATE.separator}{TEMPLATE.user}<Img>")]  # fmt: skip
-        self.after = self.encode("</Img> ")
-
-    @property
-    def short_before(self) -> list[int]:
-        """The same without the system's text, which says nothing about scenes."""
-        return [self.before[0], *self.encode(f"{TEMPLATE.user}<Img>")]
-
-    def write(self, scene: Scene, turns: int, rng: random.Random) -> tuple[list[int], list[float]]:
-        """The ids after the image, and how much each counts; what the user says counts nothing."""
-        ids, weights = list(self.after), [0.0] * len(self.after)
-
-        def add(text: str, *, spoken: bool) -> None:
-            new = self.encode(text)
-            ids.extend(new)
-            # Every answer counts the same, however long it is.
-            weights.extend([1 / len(new) if spoken else 0.0] * len(new))
-
-        for turn in range(turns):
-            if turn == 0 and rng.random() < self.describe_share:
-                asked, answer = scenes.ask_description(rng), scenes.describe(scene)
-            else:
-                question = scenes.ask(scene, rng)
-                asked, answer = question.text, question.answer
-            add(asked if turn == 0 else TEMPLATE.user + asked, spoken=False)
-            add(TEMPLATE.separator + TEMPLATE.assistant, spoken=False)
-            add(answer + TEMPLATE.separator, spoken=True)
-        return ids, weights
-
-
-def dense_attend(batch: int):
+def dense_attend(batch: int) -> Attend:
     """Causal attention for `batch` sequences of equal length, packed one after the other."""
 
     def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:  # noqa: ARG001
@@ -387,7 +149,8 @@ def dialogue_loss(
 
 def talk(run: "Run", model: MiniGPT4Model, tokenizer: Tokenizer) -> None:
     """Train the language model on scenes that are stated outright."""
-    plan, dialogues = PLANS["talk"], Dialogues(tokenizer, describe_share=0.25)
+    plan = PLANS["talk"]
+    dialogues = Dialogues(tokenizer, describe_share=0.25, length_discount=1.0)
     known = KnownRows(model.config.language.hidden_size)
     pieces = [tokenizer.decode([i]) for i in range(tokenizer.vocab_size)]
     WordVectors(model.config.language.hidden_size).start(model, known, pieces)
@@ -430,7 +193,8 @@ def fit_projection(run: "Run", looker: Looker, known: KnownRows, config: VisionC
 
 def join(run: "Run", model: MiniGPT4Model, tokenizer: Tokenizer) -> None:
     """Train the whole model end to end on text; the cells are still asked, at a low weight."""
-    plan, dialogues, config = PLANS["join"], Dialogues(tokenizer, 0.5), model.config.vision
+    plan, config = PLANS["join"], model.config.vision
+    dialogues = Dialogues(tokenizer, describe_share=0.7, length_discount=0.5)
     looker, known = Looker(model), KnownRows(model.config.language.hidden_size)
     # What "look" did not train, the projection, is fitted below.
     looked = {k: v for k, v in run.saved_weights("look").items() if "projection" not in k}
@@ -482,12 +246,17 @@ class Run:
     seed: int
 
     def saved_weights(self, stage: str) -> dict[str, Tensor]:
-        """The weights that a stage ended with, or has reached."""
-        return torch.load(self.work_dir / f"{stage}.pt", map_location="cpu", weights_only=True)[
-            "weights"
-        ]
+        """The weights that a stage has ended with."""
+        path = self.work_dir / f"{stage}.pt"
+        if not path.exists():
+            raise SystemExit(f"error: {path} does not exist. Run --stage {stage} first.")
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+        if saved["step"] < PLANS[stage].steps:
+            raise SystemExit(f"error: {path} is unfinished. Run --stage {stage} to its end.")
+        weights: dict[str, Tensor] = saved["weights"]
+        return weights
 
-    def train(self, stage: str, module: nn.Module, step_loss) -> None:
+    def train(self, stage: str, module: nn.Module, step_loss: StepLoss) -> None:
         """Warm-up and a cosine, gradient clipping, and a saved state to go on from."""
         plan, path = PLANS[stage], self.work_dir / f"{stage}.pt"
         optimisers = make_optimisers(module, plan.rate)
@@ -544,25 +313,20 @@ def make_optimisers(module: nn.Module, rate: float) -> list[torch.optim.Optimize
     return [adamw, muon]
 
 
-def initialise(model: MiniGPT4Model) -> None:
-    """Small normal weights, unit norms, zero biases; the language stream grows slowly."""
-    for name, weight in model.named_parameters():
-        if "norm" in name or "ln_vision" in name:
-            nn.init.ones_(weight) if name.endswith("weight") else nn.init.zeros_(weight)
-        elif name.endswith("bias"):
-            nn.init.zeros_(weight)
-        elif "patch_embedding" in name or not ("embedding" in name or "query_tokens" in name):
-            nn.init.normal_(weight, std=weight.shape[1] ** -0.5)
-        else:
-            nn.init.normal_(weight, std=0.1)
-    with torch.no_grad():
-        for layer in model.language.layers:
-            # Keys that start near queries let a word find its like (Trockman and Kolter, 2023).
-            nn.init.orthogonal_(layer.attention.query.weight)
-            noise = torch.randn_like(layer.attention.key.weight) * 160**-0.5
-            layer.attention.key.weight.copy_(0.5 * layer.attention.query.weight + 0.7 * noise)
-            layer.attention.out.weight.mul_((2 * len(model.language.layers)) ** -0.5)
-            layer.mlp_down.weight.mul_((2 * len(model.language.layers)) ** -0.5)
+def run_stage(stage: str, run: "Run", tokenizer_path: Path, out_dir: Path) -> None:
+    """Run one stage on a model that starts from the seed."""
+    tokenizer = Tokenizer(tokenizer_path)
+    torch.manual_seed(run.seed)
+    model = MiniGPT4Model(demo_config(tokenizer.vocab_size))
+    initialise(model)
+    if stage == "look":
+        look(run, model)
+    elif stage == "talk":
+        talk(run, model, tokenizer)
+    elif stage == "join":
+        join(run, model, tokenizer)
+    else:
+        write(run, model, tokenizer_path, out_dir)
 
 
 def main() -> None:
@@ -570,7 +334,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--stage", required=True, choices=["look", "talk", "join", "write"])
+    parser.add_argument("--stage", default="all", choices=["all", *STAGES])
     parser.add_argument("--work-dir", type=Path, default=Path("build/demo"))
     parser.add_argument("--out", type=Path, default=Path("src/minigpt4_runtime/assets/demo"))
     parser.add_argument("--device", default="cpu")
@@ -583,19 +347,9 @@ def main() -> None:
     tokenizer_path = args.work_dir / "tokenizer.model"
     if not tokenizer_path.exists():
         train_tokenizer(tokenizer_path)
-    tokenizer = Tokenizer(tokenizer_path)
-    torch.manual_seed(args.seed)
-    model = MiniGPT4Model(demo_config(tokenizer.vocab_size))
-    initialise(model)
     run = Run(args.work_dir, torch.device(args.device), args.seed)
-    if args.stage == "look":
-        look(run, model)
-    elif args.stage == "talk":
-        talk(run, model, tokenizer)
-    elif args.stage == "join":
-        join(run, model, tokenizer)
-    else:
-        write(run, model, tokenizer_path, args.out)
+    for stage in STAGES if args.stage == "all" else [args.stage]:
+        run_stage(stage, run, tokenizer_path, args.out)
 
 
 if __name__ == "__main__":
