@@ -189,7 +189,10 @@ def main() -> None:
     parser.add_argument("--shards", type=int, default=2, help="files of the language model")
     parser.add_argument("--blocks", type=int, default=12, help="of the image tower, 48 MiB each")
     parser.add_argument("--query-layers", type=int, default=4, help="of the Q-Former")
-    parser.add_argument("--dtype", default="float16", choices=["float16", "bfloat16", "float32"])
+    parser.add_argument(
+        "--dtype", choices=["float16", "bfloat16", "float32"],
+        help="of all weights; without it each keeps its own",
+    )  # fmt: skip
     parser.add_argument("--verify", action="store_true", help="also with --verify")
     parser.add_argument("--measure", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -207,8 +210,9 @@ def main() -> None:
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     before, peak, num_bytes, seconds = json.loads(done.stdout)
-    table = Table("what", "size", title=f"minigpt4 convert --dtype {args.dtype}"
-                  f"{' --verify' if args.verify else ''}: {seconds:.0f} s")  # fmt: skip
+    flags = f" --dtype {args.dtype}" if args.dtype else ""
+    flags += " --verify" if args.verify else ""
+    table = Table("what", "size", title=f"minigpt4 convert{flags}: {seconds:.0f} s")
     table.add_row("weights written", show_bytes(num_bytes))
     table.add_row("largest published file", show_bytes(largest))
     table.add_row("memory after the imports", show_bytes(before))

@@ -53,13 +53,14 @@ class Plan:
     batch: int
     rate: float
     turns: int = 0
+    vision_share: float = 1.0  # What part of `rate` the image side gets.
 
 
 STAGES = ("look", "talk", "join", "write")
 PLANS = {
     "look": Plan(steps=3200, batch=48, rate=1e-3),
     "talk": Plan(steps=2200, batch=16, rate=2e-3, turns=8),
-    "join": Plan(steps=1500, batch=16, rate=1e-3, turns=6),
+    "join": Plan(steps=1000, batch=16, rate=1e-3, turns=6, vision_share=0.05),
 }
 
 
@@ -259,7 +260,7 @@ class Run:
     def train(self, stage: str, module: nn.Module, step_loss: StepLoss) -> None:
         """Warm-up and a cosine, gradient clipping, and a saved state to go on from."""
         plan, path = PLANS[stage], self.work_dir / f"{stage}.pt"
-        optimisers = make_optimisers(module, plan.rate)
+        optimisers = make_optimisers(module, plan)
         first = 0
         if path.exists():
             saved = torch.load(path, map_location=self.device, weights_only=True)
@@ -275,7 +276,7 @@ class Run:
                 plan.rate * warm * (0.03 + 0.97 * (1 + math.cos(math.pi * step / plan.steps)) / 2)
             )
             for group in (g for optimiser in optimisers for g in optimiser.param_groups):
-                group["lr"] = rate
+                group["lr"] = rate * group["share"]
             # A step's scenes depend on the seed and its number alone, so a resumed run is the same.
             loss, numbers = step_loss(random.Random(f"{self.seed}/{stage}/{step}"))
             module.zero_grad(set_to_none=True)
@@ -297,20 +298,29 @@ class Run:
                 path.with_suffix(".new").replace(path)
 
 
-def make_optimisers(module: nn.Module, rate: float) -> list[torch.optim.Optimizer]:
+def make_optimisers(module: nn.Module, plan: Plan) -> list[torch.optim.Optimizer]:
     """Muon (Jordan et al., 2024) for the language model's matrices, AdamW for all else.
 
-    With AdamW alone the language model took several times as long to learn to look things up.
+    With AdamW alone the language model took longer to learn to look things up (docs/log.md).
     """
-    matrices, others = [], []
+    matrices, seeing, others = [], [], []
     for name, weight in module.named_parameters():
-        is_matrix = "language.layers" in name and weight.dim() == 2
-        (matrices if is_matrix else others).append(weight)
-    adamw = torch.optim.AdamW(others, lr=rate, betas=(0.9, 0.98), weight_decay=0.02)
-    if not matrices:
-        return [adamw]
-    muon = torch.optim.Muon(matrices, lr=rate, weight_decay=0.02, adjust_lr_fn="match_rms_adamw")
-    return [adamw, muon]
+        if "language.layers" in name and weight.dim() == 2:
+            matrices.append(weight)
+        elif "vision" in name and "projection" not in name:
+            seeing.append(weight)
+        else:
+            others.append(weight)
+    groups = [{"params": others, "share": 1.0}, {"params": seeing, "share": plan.vision_share}]
+    optimisers: list[torch.optim.Optimizer] = [
+        torch.optim.AdamW(
+            [group for group in groups if group["params"]], betas=(0.9, 0.98), weight_decay=0.02
+        )
+    ]
+    if matrices:
+        muon = [{"params": matrices, "share": 1.0}]
+        optimisers.append(torch.optim.Muon(muon, weight_decay=0.02, adjust_lr_fn="match_rms_adamw"))
+    return optimisers
 
 
 def run_stage(stage: str, run: "Run", tokenizer_path: Path, out_dir: Path) -> None:

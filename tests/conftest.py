@@ -48,7 +48,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 @pytest.fixture(scope="session")
 def golden_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """Converts a golden checkpoint once, in float32, and gives its model folder."""
+    """Converts a golden checkpoint once, as a user would, and gives its model folder."""
     from minigpt4_runtime.checkpoint.convert import PublishedFiles, convert
 
     out_dir = tmp_path_factory.mktemp("models")
@@ -67,7 +67,7 @@ def golden_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str]
             bert_dir=checkpoint / "bert-base-uncased" if has_qformer else None,
         )
         image_size = cases["dims"]["image"]
-        convert(files, out_dir / name, dtype="float32", image_size=image_size)
+        convert(files, out_dir / name, image_size=image_size)
         return out_dir / name
 
     return convert_golden

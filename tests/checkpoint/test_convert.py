@@ -15,7 +15,7 @@ from minigpt4_runtime.checkpoint import convert as convert_module
 from minigpt4_runtime.checkpoint import key_map, verify, writer
 from minigpt4_runtime.checkpoint.blank_model import model_shapes
 from minigpt4_runtime.checkpoint.convert import convert
-from minigpt4_runtime.checkpoint.load import load_config
+from minigpt4_runtime.checkpoint.load import load_config, load_model
 from minigpt4_runtime.errors import CheckpointError, ConfigError
 from minigpt4_runtime.model.eva_vit import resize_positions
 
@@ -67,6 +67,8 @@ def expected_weight(name: str, tensors: dict[str, torch.Tensor]) -> torch.Tensor
     }
     if name in whole:
         return tensors[whole[name]].reshape(-1, tensors[whole[name]].shape[-1]).squeeze()
+    if name == "vision.vit.patch_embedding.weight":
+        return tensors["patch_embed.proj.weight"].flatten(1)
     if match := re.fullmatch(r"vision\.vit\.blocks\.(\d+)\.attention\.qkv\.bias", name):
         query, value = (tensors[f"blocks.{match[1]}.attn.{part}_bias"] for part in "qv")
         return torch.cat([query, torch.zeros(len(query), dtype=query.dtype), value])
@@ -81,7 +83,7 @@ def expected_weight(name: str, tensors: dict[str, torch.Tensor]) -> torch.Tensor
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
-def test_every_weight_is_the_published_one(published, dtype, tmp_path):
+def test_every_weight_is_the_published_one_rounded(published, dtype, tmp_path):
     conversion = convert(published, tmp_path / "out", dtype=dtype)
     written, tensors = load_file(tmp_path / "out" / "model.safetensors"), all_published(published)
     assert {name: tuple(weight.shape) for name, weight in written.items()} == model_shapes(
@@ -90,6 +92,56 @@ def test_every_weight_is_the_published_one(published, dtype, tmp_path):
     for name, weight in written.items():
         assert weight.dtype == getattr(torch, dtype)
         assert torch.equal(weight, expected_weight(name, tensors).to(weight.dtype)), name
+    assert conversion.manifest.dtypes == (dtype,)
+
+
+def test_without_a_dtype_nothing_is_rounded(published, tmp_path):
+    conversion = convert(published, tmp_path / "out", verify=True)
+    written, tensors = load_file(tmp_path / "out" / "model.safetensors"), all_published(published)
+    assert {name: tuple(weight.shape) for name, weight in written.items()} == model_shapes(
+        conversion.config
+    )
+    for name, weight in written.items():
+        expected = expected_weight(name, tensors)
+        assert weight.dtype == expected.dtype, name
+        # As bits: to `equal`, -0.0 would be 0.0.
+        found, wanted = (each.contiguous().view(torch.uint8) for each in (weight, expected))
+        assert torch.equal(found, wanted), name
+    assert conversion.manifest.dtypes == ("float16", "float32")
+    assert conversion.num_bytes == sum(weight.nbytes for weight in written.values())
+
+
+def test_without_a_dtype_a_model_in_float32_is_the_same(published, tmp_path):
+    convert(published, tmp_path / "own")
+    convert(published, tmp_path / "wide", dtype="float32")
+    own, wide = (
+        load_model(tmp_path / name, device=torch.device("cpu"), dtype=torch.float32).state_dict()
+        for name in ("own", "wide")
+    )
+    assert own.keys() == wide.keys()
+    assert all(torch.equal(own[name], wide[name]) for name in own)
+
+
+def test_every_dtype_survives_and_what_is_made_of_two_takes_the_wider(vicuna, tmp_path):
+    bias, norm = "blocks.1.attn.{}_bias", "Qformer.bert.embeddings.LayerNorm.weight"
+
+    def widen(tensors):
+        tensors[bias.format("v")] = torch.rand(176)
+        tensors["pos_embed"] = tensors["pos_embed"].bfloat16()
+
+    edit(vicuna.vision, widen)
+    edit(vicuna.qformer, lambda t: t.update({norm: t[norm].bfloat16()}))
+    conversion = convert(vicuna, tmp_path / "out", verify=True)
+    written, tensors = load_file(tmp_path / "out" / "model.safetensors"), all_published(vicuna)
+    assert conversion.manifest.dtypes == ("bfloat16", "float16", "float32")
+    joined = written["vision.vit.blocks.1.attention.qkv.bias"]
+    query, key, value = joined.chunk(3)
+    assert joined.dtype == torch.float32
+    assert torch.equal(query, tensors[bias.format("q")].float())
+    assert not key.any()
+    assert torch.equal(value, tensors[bias.format("v")])
+    assert torch.equal(written["vision.qformer.query_norm.weight"], tensors[norm])
+    assert torch.equal(written["vision.vit.position_embedding"], tensors["pos_embed"][0])
 
 
 def test_the_config_is_read_from_the_shapes(published, variant, tmp_path):
@@ -121,7 +173,7 @@ def test_the_folder_holds_what_it_should(published, tmp_path):
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text("utf-8"))
     assert manifest["format_version"] == 1
     assert manifest["weight_format"] == "float"
-    assert manifest["dtype"] == "float16"
+    assert manifest["dtypes"] == ["float16", "float32"]
     assert manifest["made_by"].startswith("minigpt4-runtime ")
     by_name = {(source["role"], source["name"]): source for source in manifest["sources"]}
     record = by_name["vision", "eva_vit_g.pth"]
@@ -169,18 +221,21 @@ def test_small_pieces_make_the_same_files(published, tmp_path, monkeypatch):
     assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "out" / name).read_bytes()
 
 
-def test_progress_reaches_the_total(published, tmp_path):
-    seen: list[tuple[int, int]] = []
+@pytest.mark.parametrize(("dtype", "verify"), [(None, False), (None, True), ("float32", True)])
+def test_progress_reaches_the_total(published, dtype, verify, tmp_path):
+    seen: list[tuple[str, int, int]] = []
     convert(
         published,
         tmp_path / "out",
-        verify=True,
-        progress=lambda done, total: seen.append((done, total)),
+        dtype=dtype,
+        verify=verify,
+        progress=lambda *step: seen.append(step),
     )
-    done = [step for step, _ in seen]
-    assert done == sorted(done)
-    assert len({total for _, total in seen}) == 1
-    assert seen[-1][0] == seen[-1][1]
+    stages, done, totals = zip(*seen, strict=True)
+    assert list(done) == sorted(done)
+    assert set(totals) == {done[-1]}
+    expected = ["reading", "writing", *(["comparing", "computing"] if verify else [])]
+    assert list(dict.fromkeys(stages)) == expected
 
 
 # --- forms in which the language model comes --------------------------------------------------
@@ -344,12 +399,14 @@ def test_a_llama2_projection_with_its_own_ln_vision(llama2, tmp_path):
 
 
 def test_another_image_size(published, variant, tmp_path):
-    conversion = convert(published, tmp_path / "out", image_size=112, dtype="float32", verify=True)
+    conversion = convert(published, tmp_path / "out", image_size=112, verify=True)
     assert conversion.config.vision.image_size == 112
     assert conversion.config.rows_per_image == (8 if variant == "vicuna" else 16)
-    table = read_published(published.vision)["pos_embed"][0].float()
+    table = read_published(published.vision)["pos_embed"][0]
+    assert table.dtype == torch.float16
     written = load_file(tmp_path / "out" / "model.safetensors")["vision.vit.position_embedding"]
-    assert torch.equal(written, resize_positions(table, 64))
+    assert written.dtype == torch.float32
+    assert torch.equal(written, resize_positions(table.float(), 64))
 
 
 def test_an_image_size_that_patches_do_not_fill(published, tmp_path):
@@ -365,8 +422,12 @@ def test_an_unknown_dtype(published, tmp_path):
 # --- --verify ----------------------------------------------------------------------------------
 
 
-def test_verify_computes_both_sides(published, tmp_path):
-    verification = convert(published, tmp_path / "out", verify=True).verification
+@pytest.mark.parametrize("dtype", [None, "float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("image_size", [None, 112])
+def test_verify_computes_both_sides(published, dtype, image_size, tmp_path):
+    verification = convert(
+        published, tmp_path / "out", dtype=dtype, image_size=image_size, verify=True
+    ).verification
     assert verification.num_weights == len(model_shapes(load_config(tmp_path / "out")))
     assert 0 < verification.rows_difference < 1e-5
     assert 0 < verification.logits_difference < 1e-5

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 
 from minigpt4_runtime.checkpoint import writer
 from minigpt4_runtime.checkpoint.convert import convert
+from minigpt4_runtime.checkpoint.weights import WeightForm
 from minigpt4_runtime.errors import CheckpointError
 
 
@@ -365,7 +366,7 @@ def test_a_strange_class_token(vicuna, fails):
 @pytest.mark.parametrize(
     ("value", "said"), [(float("nan"), "holds NaN"), (float("-inf"), "holds an infinite value")]
 )
-@pytest.mark.parametrize("dtype", ["float16", "float32"])
+@pytest.mark.parametrize("dtype", [None, "float16", "float32"])
 def test_nan_and_inf_are_named(vicuna, value, said, dtype, fails):
     name = "Qformer.bert.encoder.layer.1.output_query.dense.weight"
 
@@ -383,12 +384,13 @@ def test_a_value_that_overflows_is_named(vicuna, fails, tmp_path):
         tensors["llama_proj.weight"][0, 0] = 70000.0
 
     edit(vicuna.projection, grow)
-    message = fails(vicuna)
+    message = fails(vicuna, dtype="float16")
     assert (
         f"{vicuna.projection}: llama_proj.weight holds 70000, which float16 cannot hold" in message
     )
-    assert "--dtype bfloat16 or float32" in message
-    convert(vicuna, tmp_path / "out", dtype="bfloat16")
+    assert "Convert with --dtype bfloat16 or without --dtype." in message
+    convert(vicuna, tmp_path / "bfloat16", dtype="bfloat16")
+    convert(vicuna, tmp_path / "own")
 
 
 def test_a_value_beyond_bfloat16(vicuna, fails):
@@ -396,7 +398,7 @@ def test_a_value_beyond_bfloat16(vicuna, fails):
         tensors["llama_proj.weight"][0, 0] = 3.4e38
 
     edit(vicuna.projection, grow)
-    assert "bfloat16 cannot hold. Convert with --dtype float32." in fails(vicuna, dtype="bfloat16")
+    assert "bfloat16 cannot hold. Convert without --dtype." in fails(vicuna, dtype="bfloat16")
 
 
 @pytest.mark.parametrize("dtype", [torch.int8, torch.float64, torch.float8_e4m3fn])
@@ -519,18 +521,18 @@ def test_the_tokenizer(llama2, fails):
 
 
 def test_out_exists(llama2, tmp_path):
-    (tmp_path / "out").mkdir()
-    with pytest.raises(CheckpointError, match=r"out exists already.*--force"):
+    convert(llama2, tmp_path / "out")
+    with pytest.raises(CheckpointError, match=r"out is a model folder already.*--force"):
         convert(llama2, tmp_path / "out")
     with pytest.raises(CheckpointError, match="exists and is not a folder"):
         convert(llama2, llama2.vision, force=True)
 
 
 def test_a_full_disk_is_seen_before_it_is_full(llama2, fails, monkeypatch):
-    free = writer.total_bytes({"x": (1000, 1000)}, "float16")
+    free = writer.total_bytes({"x": WeightForm((1000, 1000), "float16")})
     monkeypatch.setattr(
         "minigpt4_runtime.checkpoint.folder.shutil.disk_usage",
         lambda _: type("Usage", (), {"free": free})(),
     )
-    message = fails(llama2)
+    message = fails(llama2, dtype="float16")
     assert "has no room: the model needs 3.1 MiB, and 1.9 MiB are free. Free some space" in message

@@ -2,7 +2,6 @@
 
 import errno
 import os
-import signal
 import subprocess
 import sys
 import textwrap
@@ -63,7 +62,7 @@ def test_a_failure_midway_leaves_nothing(
     before = snapshot(out_dir) if replaces else None
     monkeypatch.setattr(writer, "_write_one", fail_after(30, error))
     with pytest.raises(raised) as caught:
-        convert(LLAMA2, out_dir, max_shard_bytes=500_000, force=replaces)
+        convert(LLAMA2, out_dir, dtype="float16", max_shard_bytes=500_000, force=replaces)
     assert said in str(caught.value)
     assert [path.name for path in tmp_path.iterdir()] == (["out"] if replaces else [])
     assert (snapshot(out_dir) if replaces else None) == before
@@ -99,28 +98,41 @@ def test_a_failure_in_the_swap_puts_the_old_folder_back(error, tmp_path, monkeyp
 def test_force_replaces_a_model_folder(tmp_path):
     convert(LLAMA2, tmp_path / "out")
     convert(LLAMA2, tmp_path / "out", dtype="float32", force=True)
-    assert read_manifest(tmp_path / "out").dtype == "float32"
+    assert read_manifest(tmp_path / "out").dtypes == ("float32",)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-def test_force_takes_an_empty_folder(tmp_path):
+@pytest.mark.parametrize("force", [False, True])
+def test_an_empty_folder_is_taken(force, tmp_path):
     (tmp_path / "out").mkdir()
-    convert(LLAMA2, tmp_path / "out", force=True)
+    convert(LLAMA2, tmp_path / "out", force=force)
     assert (tmp_path / "out" / "manifest.json").exists()
 
 
+@pytest.mark.parametrize("force", [False, True])
+def test_the_folder_that_one_is_in_stays(force, tmp_path, monkeypatch):
+    convert(LLAMA2, tmp_path / "out")
+    (tmp_path / "out" / "inner").mkdir()
+    before = snapshot(tmp_path / "out" / "inner")
+    monkeypatch.chdir(tmp_path / "out" / "inner")
+    for out_dir in (Path(), Path("..")):
+        with pytest.raises(CheckpointError, match="is the folder that you are in"):
+            convert(LLAMA2, out_dir, force=force)
+    assert snapshot(tmp_path / "out" / "inner") == before
+    convert(LLAMA2, Path("new"))
+
+
 @pytest.mark.parametrize("manifest", [None, '{"name": "My web app", "start_url": "/"}', "{"])
-def test_force_deletes_no_other_folder(manifest, tmp_path):
+@pytest.mark.parametrize("force", [False, True])
+def test_no_other_folder_is_deleted(manifest, force, tmp_path):
     home = tmp_path / "home"
     home.mkdir()
     (home / "thesis.tex").write_text("years of work")
     if manifest is not None:
         (home / "manifest.json").write_text(manifest)
     before = snapshot(home)
-    with pytest.raises(
-        CheckpointError, match=r"is not a model folder .*--force does not delete it"
-    ):
-        convert(LLAMA2, home, force=True)
+    with pytest.raises(CheckpointError, match=r"is not a model folder .* it is never replaced"):
+        convert(LLAMA2, home, force=force)
     assert snapshot(home) == before
 
 
@@ -143,34 +155,39 @@ def test_folders_on_the_way_are_made_and_links_followed(tmp_path):
     link.symlink_to(tmp_path / "models" / "deep" / "out", target_is_directory=True)
     convert(LLAMA2, link, dtype="float32", force=True)
     assert link.is_symlink()
-    assert read_manifest(tmp_path / "models" / "deep" / "out").dtype == "float32"
+    assert read_manifest(tmp_path / "models" / "deep" / "out").dtypes == ("float32",)
 
 
 @pytest.mark.skipif(os.name != "posix", reason="sends a signal as a terminal does")
-def test_ctrl_c_in_another_process(tmp_path):
-    """The real thing: SIGINT while weights are written."""
+@pytest.mark.parametrize("stage", ["reading", "writing", "comparing", "computing"])
+def test_ctrl_c_at_the_command_line(stage, tmp_path):
+    """The real thing: SIGINT to a process that converts."""
     code = """
         import os, signal, sys
-        from pathlib import Path
-        sys.path.insert(0, sys.argv[1])
-        from published_files import GOLDENS, files_of
-        from minigpt4_runtime.checkpoint.convert import convert
-        def interrupt(done_bytes, total_bytes):
-            if done_bytes > total_bytes * 0.8:
-                os.kill(os.getpid(), signal.SIGINT)
+        from contextlib import contextmanager
+        from minigpt4_runtime.cli import convert, main
+
+        @contextmanager
+        def bar_that_interrupts(stage=sys.argv.pop(1)):
+            def interrupt(now, done_bytes, total_bytes):
+                if now == stage:
+                    os.kill(os.getpid(), signal.SIGINT)
+            yield interrupt
+
+        convert._byte_bar = bar_that_interrupts
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        files = files_of("llama2", GOLDENS / "llama2" / "checkpoint")
-        convert(files, Path(sys.argv[2]), progress=interrupt)
+        main.run()
     """
     done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code), Path(__file__).parent, tmp_path / "out"],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-    )
-    assert "KeyboardInterrupt" in done.stderr
-    assert done.returncode in (-signal.SIGINT, 130)
+        [
+            sys.executable, "-c", textwrap.dedent(code), stage, "convert", "--verify",
+            "--language", LLAMA2.language_dir, "--vision", LLAMA2.vision,
+            "--projection", LLAMA2.projection, "--out", tmp_path / "out",
+        ],
+        capture_output=True, text=True, check=False, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 130
+    assert (done.stdout, done.stderr) == ("", "Stopped. No half model was left behind.\n")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -194,8 +211,31 @@ def test_write_folder_writes_what_load_model_reads(vicuna_folder, tensors, dtype
     model = load_model(tmp_path / "out", device=torch.device("cpu"), dtype=torch.float32)
     assert all(torch.equal(w, tensors[name].float()) for name, w in model.state_dict().items())
     manifest = read_manifest(tmp_path / "out")
-    assert (manifest.dtype, manifest.sources) == (dtype, (source,))
+    assert (manifest.dtypes, manifest.sources) == ((dtype,), (source,))
     assert load_config(tmp_path / "out") == config
+
+
+def test_write_folder_keeps_each_dtype(mixed_folder, tmp_path):
+    config, tokenizer = load_config(mixed_folder), mixed_folder / "tokenizer.model"
+    name = "model.safetensors"
+    tensors = load_file(mixed_folder / name)
+    write_folder(tmp_path / "out", config, tensors, tokenizer)
+    written = load_file(tmp_path / "out" / name)
+    assert all(written[key].dtype == tensors[key].dtype for key in tensors)
+    assert all(torch.equal(written[key], tensors[key]) for key in tensors)
+    assert read_manifest(tmp_path / "out").dtypes == ("float16", "float32")
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.int64])
+def test_write_folder_refuses_other_dtypes(vicuna_folder, tensors, dtype, tmp_path):
+    config, tokenizer = load_config(vicuna_folder), vicuna_folder / "tokenizer.model"
+    name = "language.norm.weight"
+    changed = {**tensors, name: tensors[name].to(dtype)}
+    kind = str(dtype).removeprefix("torch.")
+    with pytest.raises(CheckpointError, match=rf"{name} of dtype {kind}; float32, float16 and"):
+        write_folder(tmp_path / "out", config, changed, tokenizer)
+    assert list(tmp_path.iterdir()) == []
+    write_folder(tmp_path / "out", config, changed, tokenizer, dtype="float16")
 
 
 def test_write_folder_takes_a_model_in_training(vicuna_folder, tmp_path):
@@ -226,6 +266,6 @@ def test_write_folder_is_strict(vicuna_folder, tensors, tmp_path):
         write({**tensors, name: torch.full((64,), float("nan"))})
     assert list(tmp_path.iterdir()) == []
     write(tensors)
-    with pytest.raises(CheckpointError, match="exists already"):
+    with pytest.raises(CheckpointError, match="is a model folder already"):
         write(tensors)
     write(tensors, force=True)

@@ -71,6 +71,22 @@ def test_equal_dtype_stays_in_the_mapped_file(vicuna_folder):
         assert str(vicuna_folder / "model.safetensors") not in maps.read_text()
 
 
+def test_of_a_mixed_folder_only_the_other_dtypes_are_copied(mixed_folder):
+    weights = load(mixed_folder).state_dict()
+    written, stored = (
+        load_file(mixed_folder / "model.safetensors"),
+        read_folder_weights(mixed_folder),
+    )
+    mapped = [name for name, weight in written.items() if weight.dtype == torch.float16]
+    bases = {weights[name].data_ptr() - stored[name].start for name in mapped}
+    assert 0 < len(mapped) < len(written)
+    assert len(bases) == 1
+    assert bases.pop() % 4096 == 0
+    for name, weight in weights.items():
+        assert weight.dtype == torch.float16
+        assert torch.equal(weight, written[name].half()), name
+
+
 def test_a_write_to_a_mapped_weight_stays_private(model_dir):
     before = (model_dir / "model.safetensors").read_bytes()
     model = load(model_dir)
@@ -329,7 +345,9 @@ def test_a_config_that_cannot_work(model_dir, changes, said):
     [
         ({"format_version": 2}, "is of format version 2 and this program reads up to 1. Update"),
         ({"weight_format": "int3"}, "in the format 'int3', which this program does not read"),
-        ({"dtype": "float8"}, "is not the manifest of a MiniGPT-4 model folder"),
+        ({"dtypes": ["float8"]}, "is not the manifest of a MiniGPT-4 model folder"),
+        ({"dtypes": "float16"}, "is not the manifest of a MiniGPT-4 model folder"),
+        ({"dtypes": []}, "is not the manifest of a MiniGPT-4 model folder"),
         ({"sources": [{"path": "x"}]}, "is not the manifest of a MiniGPT-4 model folder"),
         ({"made_by": ...}, "is not the manifest of a MiniGPT-4 model folder"),
     ],

@@ -13,6 +13,7 @@ from minigpt4_runtime.checkpoint.blank_model import model_shapes
 from minigpt4_runtime.checkpoint.convert import convert
 from minigpt4_runtime.checkpoint.load import load_config
 from minigpt4_runtime.checkpoint.report import inspect_folder
+from minigpt4_runtime.checkpoint.weights import show_bytes
 from minigpt4_runtime.cli.convert import DTypeChoice
 from minigpt4_runtime.cli.convert import convert as convert_command
 from minigpt4_runtime.cli.inspect import inspect as inspect_command
@@ -38,7 +39,7 @@ def test_the_numbers_add_up(published, variant, tmp_path):
     assert report.num_parameters == sum(sizes.values())
     assert report.num_bytes == 2 * report.num_parameters
     assert (report.variant, report.template) == (variant, variant)
-    assert (report.dtype, report.weight_format) == ("bfloat16", "float")
+    assert (report.dtypes, report.weight_format) == (("bfloat16",), "float")
     assert report.rows_per_image == config.rows_per_image
     towers = {tower.name: tower for tower in report.towers}
     assert ("qformer" in towers) == (variant == "vicuna")
@@ -77,6 +78,18 @@ def test_inspect_prints_json(vicuna_folder):
     assert len(values["sources"][0]["sha256"]) == 64
 
 
+def test_inspect_of_several_dtypes(mixed_folder):
+    assert "float (float16, float32), files: 1" in run("inspect", mixed_folder).stdout
+    values = json.loads(run("inspect", mixed_folder, "--json").stdout)
+    assert values["dtypes"] == ["float16", "float32"]
+    assert {tower["name"]: tower["dtypes"] for tower in values["towers"]} == {
+        "vision": ["float16", "float32"],
+        "qformer": ["float32"],
+        "projection": ["float32"],
+        "language": ["float16"],
+    }
+
+
 def test_inspect_of_something_else(tmp_path):
     done = run("inspect", tmp_path)
     assert isinstance(done.exception, CheckpointError)
@@ -109,16 +122,24 @@ def flags(variant: str) -> list[object]:
     return given
 
 
-def test_convert_says_what_it_made(variant, tmp_path):
-    out_dir = tmp_path / "out"
-    done = run("convert", *flags(variant), "--out", out_dir, "--verify", "--dtype", "float32")
+@pytest.mark.parametrize("dtype", [None, "float32"])
+def test_convert_says_what_it_made(variant, dtype, tmp_path):
+    out_dir = tmp_path / "my model"
+    given = [] if dtype is None else ["--dtype", dtype]
+    done = run("convert", *flags(variant), "--out", out_dir, "--verify", *given)
     assert done.exit_code == 0, done.exception
     assert done.stdout == f"{out_dir}\n"
+    made, verified, tip = done.stderr.splitlines()
     name = {"vicuna": "Vicuna", "llama2": "Llama-2"}[variant]
-    assert f"The {name} variant, 6." in done.stderr
-    assert "of float32 weights." in done.stderr
-    assert "Verified: " in done.stderr
-    assert inspect_folder(out_dir).dtype == "float32"
+    size = show_bytes(inspect_folder(out_dir).num_bytes)
+    held = "float32" if dtype else "float16 and float32"
+    assert made == f"The {name} variant, {size} of {held} weights."
+    num_weights = len(model_shapes(load_config(out_dir)))
+    rounded = " in float32" if dtype else ""
+    assert verified.startswith(f"Verified: all {num_weights} weights are the published ones")
+    assert f"the published ones{rounded}. Computed from both, an image's rows differ" in verified
+    assert tip == f"Try it: minigpt4 describe PICTURE --model '{out_dir}'"
+    assert inspect_folder(out_dir).dtypes == ((dtype,) if dtype else ("float16", "float32"))
 
 
 def test_convert_passes_every_flag_on(tmp_path):

@@ -30,8 +30,11 @@ from minigpt4_runtime.errors import CheckpointError, ConfigError
 class Progress(Protocol):
     """Hears how far a conversion is."""
 
-    def __call__(self, done_bytes: int, total_bytes: int) -> None:
-        """`done_bytes` of `total_bytes` have been read or written."""
+    def __call__(self, stage: str, done_bytes: int, total_bytes: int) -> None:
+        """`done_bytes` of `total_bytes` have been read or written; `stage` says what for.
+
+        It is reading, writing, comparing or computing. The bytes count through all of them.
+        """
         ...
 
 
@@ -61,18 +64,23 @@ class _Meter:
 
     def __init__(self, progress: Progress | None, total_bytes: int) -> None:
         self._progress, self._total, self._done = progress, total_bytes, 0
+        self._stage = "reading"
+
+    def enter(self, stage: str) -> None:
+        self._stage = stage
+        self.add(0)
 
     def add(self, num_bytes: int) -> None:
         self._done += num_bytes
         if self._progress is not None:
-            self._progress(self._done, self._total)
+            self._progress(self._stage, self._done, self._total)
 
 
 def convert(
     files: PublishedFiles,
     out_dir: Path,
     *,
-    dtype: DTypeName = "float16",
+    dtype: DTypeName | None = None,
     image_size: int | None = None,
     force: bool = False,
     verify: bool = False,
@@ -81,28 +89,30 @@ def convert(
 ) -> Conversion:
     """Make a model folder. It appears under its name when it is whole, and verified if asked.
 
+    Without `dtype` every weight keeps the dtype that it was published in.
+
     Raises:
         CheckpointError: a file is not what it should be, or the folder cannot be written.
         ConfigError: `dtype` or `image_size` cannot be.
     """
-    if dtype not in DTYPE_NAMES:
+    if dtype not in (None, *DTYPE_NAMES):
         raise ConfigError(f"The dtype is {dtype!r}; it must be one of {', '.join(DTYPE_NAMES)}.")
     check_target(out_dir, force=force)
     published = _look_at(files)
-    plan = make_plan(published, detect_config(published, image_size))
-    num_bytes, paths = total_bytes(plan.shapes, dtype), _list_sources(files, published)
-    meter = _Meter(
-        progress,
-        sum(path.stat().st_size for _, path in paths) + num_bytes * (2 if verify else 1),
-    )
+    plan = make_plan(published, detect_config(published, image_size), dtype)
+    num_bytes, paths = total_bytes(plan.forms), _list_sources(files, published)
+    # Verifying reads what was written once to compare it and once to compute with it.
+    verified_bytes = 2 * num_bytes + plan.source_bytes if verify else 0
+    source_file_bytes = sum(path.stat().st_size for _, path in paths)
+    meter = _Meter(progress, source_file_bytes + num_bytes + verified_bytes)
     with staged_folder(out_dir, needed_bytes=num_bytes, force=force) as folder:
         sources = tuple(SourceRecord.of(role, path, meter.add) for role, path in paths)
-        manifest = Manifest.stamp(dtype=dtype, sources=sources)
+        manifest = Manifest.stamp(plan.forms.values(), sources)
+        meter.enter("writing")
         write_weights(
             folder,
-            plan.shapes,
+            plan.forms,
             _stream(plan),
-            dtype=dtype,
             max_shard_bytes=max_shard_bytes,
             on_bytes=meter.add,
         )
@@ -166,16 +176,19 @@ def _verify(
     folder: Path,
     plan: ConversionPlan,
     published: Published,
-    dtype: DTypeName,
+    dtype: DTypeName | None,
     meter: _Meter,
 ) -> Verification:
-    num_weights = verify_weights(folder, _stream(plan), dtype=dtype, on_bytes=meter.add)
+    meter.enter("comparing")
+    num_weights = verify_weights(folder, plan.forms, _stream(plan), on_bytes=meter.add)
     parts = (published.vision, published.language, published.qformer, published.projection)
+    meter.enter("computing")
     rows, logits = verify_answers(
         folder,
         plan.config,
         [part for part in parts if part is not None],
         dtype=dtype,
         is_tied=published.language_folder.is_tied,
+        on_bytes=meter.add,
     )
     return Verification(num_weights, rows, logits)

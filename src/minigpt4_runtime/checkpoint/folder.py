@@ -24,7 +24,8 @@ from minigpt4_runtime.checkpoint.manifest import (
     SourceRecord,
     read_manifest,
 )
-from minigpt4_runtime.checkpoint.weights import check_shapes, show_bytes
+from minigpt4_runtime.checkpoint.source import DTYPE_NAME_OF
+from minigpt4_runtime.checkpoint.weights import WeightForm, check_shapes, list_some, show_bytes
 from minigpt4_runtime.checkpoint.writer import (
     NamedWeight,
     total_bytes,
@@ -47,26 +48,48 @@ def write_folder(
     tensors: Mapping[str, Tensor],
     tokenizer_path: Path,
     *,
-    dtype: DTypeName,
+    dtype: DTypeName | None = None,
     sources: tuple[SourceRecord, ...] = (),
     force: bool = False,
 ) -> None:
     """Write a model that is in memory. `tensors` has the names of MiniGPT4Model.state_dict().
 
+    Without `dtype` every tensor keeps its own.
+
     Raises:
-        CheckpointError: a tensor is missing, too many or of another shape; `out_dir` exists and
-            `force` is not given; the disk is full.
+        CheckpointError: a tensor is missing, too many, of another shape or of a dtype that a model
+            folder does not hold; `out_dir` exists and `force` is not given; the disk is full.
     """
     check_target(out_dir, force=force)
-    shapes = model_shapes(config)
-    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    forms = _list_forms(config, tensors, dtype)
+    weights = (NamedWeight(name, name, tensors[name].detach()) for name in forms)
+    with staged_folder(out_dir, needed_bytes=total_bytes(forms), force=force) as folder:
+        write_weights(folder, forms, weights)
+        manifest = Manifest.stamp(forms.values(), sources)
+        write_descriptions(folder, config, manifest, tokenizer_path)
+
+
+def _list_forms(
+    config: ModelConfig, tensors: Mapping[str, Tensor], dtype: DTypeName | None
+) -> dict[str, WeightForm]:
+    """What is to be written of each tensor, once it is sure that they are the model's."""
+    shapes, found, own_dtypes = model_shapes(config), {}, {}
+    # One pass: `tensors` may make each one anew when it is asked for.
+    for name, tensor in tensors.items():
+        found[name], own_dtypes[name] = tuple(tensor.shape), tensor.dtype
     check_shapes("The model to write", shapes, found, remedy="Give the model's state_dict().")
-    weights = (NamedWeight(name, name, tensors[name].detach()) for name in shapes)
-    with staged_folder(out_dir, needed_bytes=total_bytes(shapes, dtype), force=force) as folder:
-        write_weights(folder, shapes, weights, dtype=dtype)
-        write_descriptions(
-            folder, config, Manifest.stamp(dtype=dtype, sources=sources), tokenizer_path
+    if dtype is not None:
+        return {name: WeightForm(shape, dtype) for name, shape in shapes.items()}
+    strange = [name for name in shapes if own_dtypes[name] not in DTYPE_NAME_OF]
+    if strange:
+        kinds = sorted({str(own_dtypes[name]).removeprefix("torch.") for name in strange})
+        raise CheckpointError(
+            f"The model to write: {list_some(strange)} of dtype {list_some(kinds)}; float32, "
+            "float16 and bfloat16 are known. Say in which dtype it shall be written."
         )
+    return {
+        name: WeightForm(shape, DTYPE_NAME_OF[own_dtypes[name]]) for name, shape in shapes.items()
+    }
 
 
 def write_descriptions(
@@ -88,9 +111,10 @@ def check_target(out_dir: Path, *, force: bool) -> None:
         return
     if not out_dir.is_dir():
         raise CheckpointError(f"{out_dir} exists and is not a folder. Choose another --out.")
-    if not force:
+    if Path.cwd().is_relative_to(out_dir.resolve()):
         raise CheckpointError(
-            f"{out_dir} exists already. Choose another --out, or replace it with --force."
+            f"{out_dir} is the folder that you are in, and cannot be replaced under you. Give "
+            "--out the name of a new folder in it."
         )
     if not any(out_dir.iterdir()):
         return
@@ -99,8 +123,13 @@ def check_target(out_dir: Path, *, force: bool) -> None:
     except CheckpointError:
         raise CheckpointError(
             f"{out_dir} exists and is not a model folder (it has no {MANIFEST_NAME} of one), so "
-            "--force does not delete it. Choose another --out."
+            "it is never replaced. Choose another --out."
         ) from None
+    if not force:
+        raise CheckpointError(
+            f"{out_dir} is a model folder already. Choose another --out, or replace it with "
+            "--force."
+        )
 
 
 @contextmanager

@@ -6,13 +6,14 @@ Never  looks at a weight.
 """
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Self
 
 from minigpt4_runtime.checkpoint.file_kind import read_json
+from minigpt4_runtime.checkpoint.weights import WeightForm
 from minigpt4_runtime.config import DTYPE_NAMES, DTypeName
 from minigpt4_runtime.errors import CheckpointError
 
@@ -53,29 +54,30 @@ class SourceRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """What manifest.json says. `made_by` is the program and its version."""
+    """What manifest.json says. `dtypes` are those that occur; `made_by` is program and version."""
 
-    dtype: DTypeName
+    dtypes: tuple[DTypeName, ...]
     sources: tuple[SourceRecord, ...] = ()
     weight_format: str = "float"
     made_by: str
     format_version: int = FORMAT_VERSION
 
     @classmethod
-    def stamp(cls, *, dtype: DTypeName, sources: tuple[SourceRecord, ...]) -> Self:
-        """A manifest made by this program, now."""
+    def stamp(cls, forms: Iterable[WeightForm], sources: tuple[SourceRecord, ...]) -> Self:
+        """A manifest made by this program, now, for weights of these forms."""
         try:
             version = metadata.version("minigpt4-runtime")
         except metadata.PackageNotFoundError:
             version = "from source"
-        return cls(dtype=dtype, sources=sources, made_by=f"minigpt4-runtime {version}")
+        dtypes = tuple(sorted({form.dtype for form in forms}))
+        return cls(dtypes=dtypes, sources=sources, made_by=f"minigpt4-runtime {version}")
 
     def to_mapping(self) -> dict[str, Any]:
         """The content of manifest.json."""
         return {
             "format_version": self.format_version,
             "made_by": self.made_by,
-            "dtype": self.dtype,
+            "dtypes": list(self.dtypes),
             "weight_format": self.weight_format,
             "sources": [asdict(source) for source in self.sources],
         }
@@ -83,15 +85,17 @@ class Manifest:
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> Self:
         """Read the content of manifest.json; ValueError, KeyError or TypeError if it is none."""
+        if not isinstance(values["dtypes"], list):
+            raise TypeError(values["dtypes"])
         manifest = cls(
-            dtype=values["dtype"],
+            dtypes=tuple(values["dtypes"]),
             sources=tuple(SourceRecord(**source) for source in values["sources"]),
             weight_format=values["weight_format"],
             made_by=values["made_by"],
             format_version=values["format_version"],
         )
-        if manifest.dtype not in DTYPE_NAMES:
-            raise ValueError(manifest.dtype)
+        if not manifest.dtypes or not set(manifest.dtypes) <= set(DTYPE_NAMES):
+            raise ValueError(manifest.dtypes)
         return manifest
 
 

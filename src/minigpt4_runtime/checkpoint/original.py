@@ -5,7 +5,7 @@ Takes  the inventories of the published files; gives image rows and logits in fl
 Never  knows our names or our modules: an error of the key map cannot hide in both.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -25,9 +25,15 @@ class Originals:
     `dtype` is what they are rounded to; None leaves each as it was published.
     """
 
-    def __init__(self, inventories: Iterable[Inventory], dtype: torch.dtype | None) -> None:
+    def __init__(
+        self,
+        inventories: Iterable[Inventory],
+        dtype: torch.dtype | None,
+        on_bytes: Callable[[int], None] = lambda _: None,
+    ) -> None:
         self._places = {name: place for part in inventories for name, place in part.places.items()}
         self._dtype = dtype
+        self._on_bytes = on_bytes
         self._path: Path | None = None
         self._tensors: dict[str, Tensor] = {}
 
@@ -41,6 +47,7 @@ class Originals:
             self._tensors = {}
             self._tensors = open_tensors(path)
             self._path = path
+        self._on_bytes(self._places[name].num_bytes)
         return self._tensors[name]
 
     def round(self, tensor: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
-"""What a conversion will do, decided from names and shapes before anything is written.
+"""What a conversion will do, decided from names, shapes and dtypes before anything is written.
 
 Owns   the match of published names against ours, file by file.
-Takes  inventories and the ModelConfig; gives a ConversionPlan.
+Takes  inventories, the ModelConfig and a dtype if one is asked for; gives a ConversionPlan.
 Never  reads a weight: the few that are made of others are tried out on the meta device.
 """
 
@@ -16,9 +16,9 @@ from minigpt4_runtime.checkpoint import key_map
 from minigpt4_runtime.checkpoint.architecture import Published, with_overrides
 from minigpt4_runtime.checkpoint.blank_model import model_shapes
 from minigpt4_runtime.checkpoint.key_map import Make, OriginMap
-from minigpt4_runtime.checkpoint.source import FLOATS_WANTED, TORCH_DTYPES, Inventory
-from minigpt4_runtime.checkpoint.weights import Shape, count, list_some, show_shape
-from minigpt4_runtime.config import ModelConfig
+from minigpt4_runtime.checkpoint.source import DTYPE_NAME_OF, FLOATS_WANTED, Inventory, Place
+from minigpt4_runtime.checkpoint.weights import Shape, WeightForm, count, list_some, show_shape
+from minigpt4_runtime.config import DTypeName, ModelConfig
 from minigpt4_runtime.errors import CheckpointError
 
 
@@ -41,11 +41,15 @@ class PlannedFile:
 
 @dataclass(frozen=True)
 class ConversionPlan:
-    """All files in the order of reading. `shapes` has our names in the order of writing."""
+    """All files in the order of reading. `forms` has our names in the order of writing.
+
+    `source_bytes` is what the published tensors take that the weights are made of.
+    """
 
     config: ModelConfig
     files: tuple[PlannedFile, ...]
-    shapes: Mapping[str, Shape]
+    forms: Mapping[str, WeightForm]
+    source_bytes: int
 
 
 @dataclass(frozen=True)
@@ -57,25 +61,31 @@ class _Part:
     unused: Sequence[str]
 
 
-def make_plan(published: Published, config: ModelConfig) -> ConversionPlan:
-    """Match the published names against ours.
+def make_plan(
+    published: Published, config: ModelConfig, dtype: DTypeName | None = None
+) -> ConversionPlan:
+    """Match the published names against ours; without `dtype` every weight keeps its own.
 
     Raises:
         CheckpointError: a tensor is missing, too many, of another shape, or no float.
     """
     expected = model_shapes(config)
     by_file: dict[Path | None, list[PlannedWeight]] = {}
+    forms: dict[str, WeightForm] = {}
+    source_bytes = 0
     for part in _list_parts(published, config):
         _check_names(part)
         for name, origin in part.origins.items():
             weight = PlannedWeight(name, origin.names, origin.make)
-            _check_weight(part.inventory, weight, expected[name])
-            path = part.inventory.places[origin.names[0]].path if origin.names else None
-            by_file.setdefault(path, []).append(weight)
+            own_dtype = _check_weight(part.inventory, weight, expected[name])
+            forms[name] = WeightForm(expected[name], dtype or own_dtype)
+            places = [part.inventory.places[source_name] for source_name in origin.names]
+            source_bytes += sum(place.num_bytes for place in places)
+            by_file.setdefault(places[0].path if places else None, []).append(weight)
     files = tuple(PlannedFile(path, tuple(weights)) for path, weights in by_file.items())
     names = [weight.name for file in files for weight in file.weights]
     assert sorted(names) == sorted(expected), "the key map and the model disagree"
-    return ConversionPlan(config, files, {name: expected[name] for name in names})
+    return ConversionPlan(config, files, {name: forms[name] for name in names}, source_bytes)
 
 
 def _list_parts(published: Published, config: ModelConfig) -> list[_Part]:
@@ -141,16 +151,17 @@ def _check_names(part: _Part) -> None:
         )
 
 
-def _check_weight(inventory: Inventory, weight: PlannedWeight, expected: Shape) -> None:
+def _check_weight(inventory: Inventory, weight: PlannedWeight, expected: Shape) -> DTypeName:
+    """Make sure that a weight can be made, and give the dtype that making it loses nothing in."""
     places = [inventory.places[name] for name in weight.source_names]
     for name, place in zip(weight.source_names, places, strict=True):
-        if place.dtype not in TORCH_DTYPES.values():
+        if place.dtype not in DTYPE_NAME_OF:
             raise CheckpointError(
                 f"{place.path}: {name} is of dtype {str(place.dtype).removeprefix('torch.')}. "
                 f"{FLOATS_WANTED}"
             )
-    made = _shape_made([place.shape for place in places], weight)
-    if made != expected:
+    made = _try_out(places, weight)
+    if made is None or made.shape != expected:
         shapes = ", ".join(
             f"{name} {show_shape(place.shape)}"
             for name, place in zip(weight.source_names, places, strict=True)
@@ -159,12 +170,13 @@ def _check_weight(inventory: Inventory, weight: PlannedWeight, expected: Shape) 
             f"{inventory.path}: shapes do not fit the rest of the model: {shapes}, but "
             f"{show_shape(expected)} is needed. Give files that were published together."
         )
+    return DTYPE_NAME_OF[made.dtype]
 
 
-def _shape_made(shapes: Sequence[Shape], weight: PlannedWeight) -> Shape | None:
-    """What a weight's shape will be, or None where it cannot be made at all."""
-    stand_ins: list[Tensor] = [torch.empty(shape, device="meta") for shape in shapes]
+def _try_out(places: Sequence[Place], weight: PlannedWeight) -> Tensor | None:
+    """A stand-in for what a weight will be, or None where it cannot be made at all."""
+    stand_ins = [torch.empty(place.shape, dtype=place.dtype, device="meta") for place in places]
     try:
-        return tuple(weight.make(stand_ins).shape)
+        return weight.make(stand_ins)
     except (RuntimeError, IndexError, ValueError):
         return None

@@ -54,7 +54,7 @@ class FolderReport:
     vocab_size: int
     towers: tuple[TowerReport, ...]
     num_files: int
-    dtype: str
+    dtypes: tuple[str, ...]
     weight_format: str
     made_by: str
     sources: tuple[SourceRecord, ...]
@@ -82,7 +82,10 @@ class FolderReport:
             ("template", self.template),
             ("image", f"{self.image_size} pixels a side, {self.rows_per_image} rows"),
             ("context", f"{self.context_length} tokens, vocabulary {self.vocab_size}"),
-            ("weights", f"{self.weight_format}, {self.dtype}, files: {self.num_files}"),
+            (
+                "weights",
+                f"{self.weight_format} ({', '.join(self.dtypes)}), files: {self.num_files}",
+            ),
             ("made by", self.made_by),
         ]
 
@@ -128,7 +131,7 @@ def inspect_folder(model_dir: Path) -> FolderReport:
         vocab_size=config.language.vocab_size,
         towers=tuple(_report_tower(name, sizes[name], stored) for name in _TOWERS if name in sizes),
         num_files=len({place.path for place in stored.values()}),
-        dtype=manifest.dtype,
+        dtypes=manifest.dtypes,
         weight_format=manifest.weight_format,
         made_by=manifest.made_by,
         sources=manifest.sources,

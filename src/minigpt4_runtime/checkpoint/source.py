@@ -5,6 +5,7 @@ Takes  paths; gives tensors that lie in the mapped file, or their names, shapes 
 Never  copies a weight: pages are read when someone looks at them, and go when the tensors go.
 """
 
+import math
 import mmap
 import pickle
 import re
@@ -58,6 +59,11 @@ class Place:
     path: Path
     shape: Shape
     dtype: torch.dtype
+
+    @property
+    def num_bytes(self) -> int:
+        """What it takes when it is read."""
+        return math.prod(self.shape) * self.dtype.itemsize
 
 
 @dataclass(frozen=True)

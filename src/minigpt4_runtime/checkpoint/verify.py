@@ -17,11 +17,12 @@ from minigpt4_runtime.checkpoint import original
 from minigpt4_runtime.checkpoint.blank_model import blank_model
 from minigpt4_runtime.checkpoint.load import read_tensor
 from minigpt4_runtime.checkpoint.original import Originals
-from minigpt4_runtime.checkpoint.source import TORCH_DTYPES, Inventory
-from minigpt4_runtime.checkpoint.weights import DTYPE_CODES, StoredTensor, read_folder_weights
+from minigpt4_runtime.checkpoint.source import Inventory
+from minigpt4_runtime.checkpoint.weights import StoredTensor, WeightForm, read_folder_weights
 from minigpt4_runtime.checkpoint.writer import NamedWeight, rounded_chunks
 from minigpt4_runtime.config import DTypeName, ModelConfig
 from minigpt4_runtime.errors import CheckpointError
+from minigpt4_runtime.model.minigpt4 import MiniGPT4Model
 from minigpt4_runtime.tokenizer import Tokenizer
 
 # Both sides compute in float32 on equally rounded weights: only the order of sums differs.
@@ -42,9 +43,9 @@ class Verification:
 
 def verify_weights(
     folder: Path,
+    forms: Mapping[str, WeightForm],
     weights: Iterable[NamedWeight],
     *,
-    dtype: DTypeName,
     on_bytes: Callable[[int], None],
 ) -> int:
     """Compare every weight, as it lies on the disk, with what it was made of. Gives their number.
@@ -57,7 +58,7 @@ def verify_weights(
         place = stored[weight.name]
         with place.path.open("rb") as file:
             file.seek(place.start)
-            for chunk in rounded_chunks(weight, dtype):
+            for chunk in rounded_chunks(weight, forms[weight.name].dtype):
                 wanted = chunk.view(torch.uint8)
                 found = bytearray(wanted.numel())
                 file.readinto(found)
@@ -77,10 +78,13 @@ def verify_answers(
     config: ModelConfig,
     inventories: Sequence[Inventory],
     *,
-    dtype: DTypeName,
+    dtype: DTypeName | None,
     is_tied: bool,
+    on_bytes: Callable[[int], None],
 ) -> tuple[float, float]:
     """Compute one image and one prompt on both sides; gives the differences of rows and logits.
+
+    `dtype` is what all weights were rounded to, None where each kept its own.
 
     Raises:
         CheckpointError: a difference is above LARGEST_DIFFERENCE.
@@ -88,12 +92,15 @@ def verify_answers(
     tokenizer = Tokenizer(folder / "tokenizer.model")
     token_ids = [tokenizer.bos_id, *tokenizer.encode(_PROMPT)[:_LONGEST_PROMPT]]
     pixels = _synthetic_pixels(config.vision.image_size)
-    originals = Originals(inventories, TORCH_DTYPES[DTYPE_CODES[dtype]])
+    rounded_to = None if dtype is None else getattr(torch, dtype)
+    originals = Originals(inventories, rounded_to, on_bytes)
     wanted_rows = original.image_rows(originals, config, pixels)
     embeddings = torch.cat([wanted_rows, original.embed(originals, token_ids)])
     wanted = original.logits(originals, config.language, embeddings, is_tied=is_tied)
     del originals
-    rows, logits = _compute_written(folder, config, pixels, token_ids)
+    model = blank_model(config)
+    _bring_weights_when_called(model, read_folder_weights(folder), on_bytes)
+    rows, logits = _compute_written(model, pixels, token_ids)
     return (
         _compare("image rows", rows, wanted_rows),
         _compare("logits", logits, wanted),
@@ -107,11 +114,9 @@ def _synthetic_pixels(size: int) -> Tensor:
 
 
 def _compute_written(
-    folder: Path, config: ModelConfig, pixels: Tensor, token_ids: Sequence[int]
+    model: MiniGPT4Model, pixels: Tensor, token_ids: Sequence[int]
 ) -> tuple[Tensor, Tensor]:
     """Our own modules on the written weights, each read when its turn comes."""
-    model = blank_model(config)
-    _bring_weights_when_called(model, read_folder_weights(folder))
     rows = model.vision(pixels)[0]
     embeddings = torch.cat([rows, model.language.embed(torch.tensor(token_ids))])
     hidden = model.language(embeddings, torch.arange(len(embeddings)), _attend_causally)
@@ -127,21 +132,29 @@ def _attend_causally(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:  # 
     return attended.transpose(0, 1)
 
 
-def _bring_weights_when_called(model: nn.Module, stored: Mapping[str, StoredTensor]) -> None:
+def _bring_weights_when_called(
+    model: nn.Module, stored: Mapping[str, StoredTensor], on_bytes: Callable[[int], None]
+) -> None:
     """Keep no more than one module's own weights in memory, in float32."""
     for prefix, module in model.named_modules():
         own = {
             name: stored[f"{prefix}.{name}"] for name, _ in module.named_parameters(recurse=False)
         }
         if own:
-            module.register_forward_pre_hook(partial(_bring, own))
+            module.register_forward_pre_hook(partial(_bring, own, on_bytes))
             module.register_forward_hook(partial(_drop, own))
 
 
-def _bring(own: Mapping[str, StoredTensor], module: nn.Module, _inputs: object) -> None:
+def _bring(
+    own: Mapping[str, StoredTensor],
+    on_bytes: Callable[[int], None],
+    module: nn.Module,
+    _inputs: object,
+) -> None:
     for name, place in own.items():
         weight = read_tensor(place, device=_CPU, dtype=torch.float32)
         setattr(module, name, nn.Parameter(weight, requires_grad=False))
+        on_bytes(place.num_bytes)
 
 
 def _drop(

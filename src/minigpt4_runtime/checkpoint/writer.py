@@ -1,7 +1,7 @@
 """Weights → safetensors files, in bounded pieces, so that no model has to fit into memory.
 
-Owns   the cut into shards, the header, the cast to the new dtype and the check that all is finite.
-Takes  named weights one after the other, in the order that was announced.
+Owns   the cut into shards, the header, the cast to each new dtype and the check that all is finite.
+Takes  named weights one after the other, in the order and the forms that were announced.
 Never  holds more than one piece of one weight.
 """
 
@@ -20,9 +20,8 @@ from minigpt4_runtime.checkpoint.source import TORCH_DTYPES
 from minigpt4_runtime.checkpoint.weights import (
     DTYPE_CODES,
     INDEX_NAME,
-    ITEM_BYTES,
     SINGLE_NAME,
-    Shape,
+    WeightForm,
 )
 from minigpt4_runtime.config import DTypeName
 from minigpt4_runtime.errors import CheckpointError
@@ -43,26 +42,25 @@ class NamedWeight:
     tensor: Tensor
 
 
-def total_bytes(shapes: Mapping[str, Shape], dtype: DTypeName) -> int:
-    """How many bytes weights of these shapes take in the files."""
-    return sum(_num_bytes(shape, dtype) for shape in shapes.values())
+def total_bytes(forms: Mapping[str, WeightForm]) -> int:
+    """How many bytes weights of these forms take in the files."""
+    return sum(form.num_bytes for form in forms.values())
 
 
 def write_weights(
     folder: Path,
-    shapes: Mapping[str, Shape],
+    forms: Mapping[str, WeightForm],
     weights: Iterable[NamedWeight],
     *,
-    dtype: DTypeName,
     max_shard_bytes: int = MAX_SHARD_BYTES,
     on_bytes: Callable[[int], None] = lambda _: None,
 ) -> None:
-    """Write `weights`, which come in the order of `shapes`, and an index when there are shards.
+    """Write `weights`, which come in the order of `forms`, and an index when there are shards.
 
     Raises:
-        CheckpointError: a weight holds NaN or inf, or a value that `dtype` cannot hold.
+        CheckpointError: a weight holds NaN or inf, or a value that its new dtype cannot hold.
     """
-    shards = _cut_into_shards(shapes, dtype, max_shard_bytes)
+    shards = _cut_into_shards(forms, max_shard_bytes)
     weight_map: dict[str, str] = {}
     coming = iter(weights)
     for number, names in enumerate(shards, start=1):
@@ -73,13 +71,13 @@ def write_weights(
         )
         weight_map |= dict.fromkeys(names, file_name)
         with (folder / file_name).open("wb") as file:
-            file.write(_header({name: shapes[name] for name in names}, dtype))
+            file.write(_header({name: forms[name] for name in names}))
             for name in names:
                 # No name holds the weight here: its file must be free to go before the next.
-                _write_one(file, next(coming), name, dtype=dtype, on_bytes=on_bytes)
+                _write_one(file, next(coming), name, dtype=forms[name].dtype, on_bytes=on_bytes)
             sync(file)
     if len(shards) > 1:
-        index = {"metadata": {"total_size": total_bytes(shapes, dtype)}, "weight_map": weight_map}
+        index = {"metadata": {"total_size": total_bytes(forms)}, "weight_map": weight_map}
         write_text(folder / INDEX_NAME, json.dumps(index, indent=2, sort_keys=True) + "\n")
 
 
@@ -145,40 +143,30 @@ def _describe_unfit(origin: str, piece: Tensor, dtype: DTypeName) -> str:
         kind = "NaN" if bool(torch.isnan(piece).any()) else "an infinite value"
         return f"{origin} holds {kind}: the file is damaged. Download it again."
     largest = float(piece.abs().max())
-    wider = "bfloat16 or float32" if dtype == "float16" else "float32"
-    return f"{origin} holds {largest:g}, which {dtype} cannot hold. Convert with --dtype {wider}."
+    wider = "with --dtype bfloat16 or without --dtype" if dtype == "float16" else "without --dtype"
+    return f"{origin} holds {largest:g}, which {dtype} cannot hold. Convert {wider}."
 
 
-def _cut_into_shards(
-    shapes: Mapping[str, Shape], dtype: DTypeName, max_shard_bytes: int
-) -> list[Sequence[str]]:
+def _cut_into_shards(forms: Mapping[str, WeightForm], max_shard_bytes: int) -> list[Sequence[str]]:
     shards: list[list[str]] = [[]]
     room = max_shard_bytes
-    for name, shape in shapes.items():
-        size = _num_bytes(shape, dtype)
-        if size > room and shards[-1]:
+    for name, form in forms.items():
+        if form.num_bytes > room and shards[-1]:
             shards.append([])
             room = max_shard_bytes
         shards[-1].append(name)
-        room -= size
+        room -= form.num_bytes
     return list(shards)
 
 
-def _num_bytes(shape: Shape, dtype: DTypeName) -> int:
-    num_items = 1
-    for size in shape:
-        num_items *= size
-    return num_items * ITEM_BYTES[DTYPE_CODES[dtype]]
-
-
-def _header(shapes: Mapping[str, Shape], dtype: DTypeName) -> bytes:
+def _header(forms: Mapping[str, WeightForm]) -> bytes:
     entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
     start = 0
-    for name, shape in shapes.items():
-        end = start + _num_bytes(shape, dtype)
+    for name, form in forms.items():
+        end = start + form.num_bytes
         entries[name] = {
-            "dtype": DTYPE_CODES[dtype],
-            "shape": list(shape),
+            "dtype": DTYPE_CODES[form.dtype],
+            "shape": list(form.shape),
             "data_offsets": [start, end],
         }
         start = end

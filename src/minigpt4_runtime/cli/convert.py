@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
@@ -45,7 +46,13 @@ BertDir = Annotated[
         metavar="DIR", help="A folder with bert-base-uncased's config.json; goes with --qformer."
     ),
 ]
-DType = Annotated[DTypeChoice, typer.Option(help="How the weights are stored.")]
+DType = Annotated[
+    DTypeChoice | None,
+    typer.Option(
+        help="Store all weights in this dtype; without it every weight keeps the dtype it was "
+        "published in."
+    ),
+]
 ImageSize = Annotated[
     int | None,
     typer.Option(metavar="PIXELS", help="Stretch the image tower to another picture size.", min=1),
@@ -53,7 +60,8 @@ ImageSize = Annotated[
 Verify = Annotated[
     bool,
     typer.Option(
-        "--verify", help="Compute an image and a prompt from the files and from the result."
+        "--verify",
+        help="Compare every weight with the files, and compute an image and a prompt from both.",
     ),
 ]
 Force = Annotated[bool, typer.Option("--force", help="Replace the model folder that --out names.")]
@@ -67,7 +75,7 @@ def convert(
     out: OutDir,
     qformer: QFormerFile = None,
     bert: BertDir = None,
-    dtype: DType = DTypeChoice.FLOAT16,
+    dtype: DType = None,
     image_size: ImageSize = None,
     verify: Verify = False,
     force: Force = False,
@@ -87,31 +95,38 @@ def convert(
         qformer=qformer,
         bert_dir=bert,
     )
-    with _byte_bar() as progress:
-        conversion = convert_files(
-            files,
-            out,
-            dtype=dtype.value,
-            image_size=image_size,
-            force=force,
-            verify=verify,
-            progress=progress,
-        )
-    _report(conversion)
-    print(out)
+    try:
+        with _byte_bar() as progress:
+            conversion = convert_files(
+                files,
+                out,
+                dtype=None if dtype is None else dtype.value,
+                image_size=image_size,
+                force=force,
+                verify=verify,
+                progress=progress,
+            )
+    except KeyboardInterrupt:
+        note("Stopped. No half model was left behind.")
+        raise
+    print(out, flush=True)
+    _report(conversion, dtype)
+    note(f"Try it: minigpt4 describe PICTURE --model {shlex.quote(str(out))}")
 
 
-def _report(conversion: Conversion) -> None:
+def _report(conversion: Conversion, dtype: DTypeChoice | None) -> None:
     from minigpt4_runtime.checkpoint.weights import show_bytes
 
     variant = "Llama-2" if conversion.config.qformer is None else "Vicuna"
     size = show_bytes(conversion.num_bytes)
-    note(f"The {variant} variant, {size} of {conversion.manifest.dtype} weights.")
+    dtypes = " and ".join(conversion.manifest.dtypes)
+    note(f"The {variant} variant, {size} of {dtypes} weights.")
+    rounded = "" if dtype is None else f" in {dtype.value}"
     if (found := conversion.verification) is not None:
         note(
-            f"Verified: {found.num_weights} weights are those of the published files. One image's "
-            f"rows differ from the original's by at most {found.rows_difference:.1e} of the "
-            f"largest, one prompt's logits by {found.logits_difference:.1e}."
+            f"Verified: all {found.num_weights} weights are the published ones{rounded}. Computed "
+            f"from both, an image's rows differ by {found.rows_difference:.1e} of the largest "
+            f"value, a prompt's logits by {found.logits_difference:.1e}."
         )
 
 
@@ -124,16 +139,18 @@ def _byte_bar() -> Iterator[Progress | None]:
     if not console.is_terminal:
         yield None
         return
-    from rich.progress import BarColumn, DownloadColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as RichProgress
 
     with RichProgress(
-        BarColumn(), DownloadColumn(binary_units=True), TimeRemainingColumn(),
-        console=console, transient=True,
+        TextColumn("{task.description:9}"), BarColumn(), DownloadColumn(binary_units=True),
+        TimeRemainingColumn(), console=console, transient=True,
     ) as bar:  # fmt: skip
-        task = bar.add_task("", total=None)
+        task = bar.add_task("", total=None, visible=False)
 
-        def show(done_bytes: int, total_bytes: int) -> None:
-            bar.update(task, completed=done_bytes, total=total_bytes)
+        def show(stage: str, done_bytes: int, total_bytes: int) -> None:
+            bar.update(
+                task, description=stage, completed=done_bytes, total=total_bytes, visible=True
+            )
 
         yield show

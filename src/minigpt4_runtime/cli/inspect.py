@@ -37,6 +37,8 @@ def _print_tables(report: FolderReport) -> None:
     towers = Table("part", "sizes", "parameters", "size", "dtype", box=None, pad_edge=False)
     for column in (towers.columns[2], towers.columns[3]):
         column.justify = "right"
+    for column in towers.columns[:4]:
+        column.no_wrap = True
     for row in report.tower_rows():
         towers.add_row(*row)
     sources = Table("made from", "file", "size", "sha256", box=None, pad_edge=False)

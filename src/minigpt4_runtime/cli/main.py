@@ -73,6 +73,8 @@ def run() -> None:
     except Exception as error:  # noqa: BLE001 — The last stop: there is nobody else to tell.
         if debug:
             traceback.print_exception(error)
+        if _comes_from_ctrl_c(error):
+            sys.exit(130)
         _translate(error)
         sys.exit(1)
 
@@ -85,6 +87,13 @@ def _move_debug_forward(arguments: list[str]) -> bool:
     arguments.remove("--debug")
     arguments.insert(1, "--debug")
     return True
+
+
+def _comes_from_ctrl_c(error: BaseException | None) -> bool:
+    """Ctrl-C while a package is imported: Python and torch wrap it in errors of their own."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 def _translate(error: Exception) -> None:
