@@ -121,6 +121,16 @@ def test_a_pickle_that_wants_to_run_code(llama2, fails, tmp_path, monkeypatch):
     assert not (tmp_path / "it_ran").exists()
 
 
+def test_a_damaged_list_of_tensors_is_not_called_hostile(llama2, fails):
+    content = bytearray(llama2.projection.read_bytes())
+    at = content.index(b"data.pkl") + 200
+    content[at : at + 8] = b"\x00" * 8
+    llama2.projection.write_bytes(content)
+    message = fails(llama2)
+    assert f"{llama2.projection} is damaged" in message
+    assert "Download it again" in message
+
+
 @pytest.mark.parametrize(
     ("content", "said"),
     [

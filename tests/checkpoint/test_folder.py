@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from published_files import GOLDENS, files_of
+from published_files import GOLDENS, copy_golden, files_of
 from safetensors.torch import load_file
 
 from minigpt4_runtime.checkpoint import folder as folder_module
@@ -100,6 +100,16 @@ def test_force_replaces_a_model_folder(tmp_path):
     convert(LLAMA2, tmp_path / "out", dtype="float32", force=True)
     assert read_manifest(tmp_path / "out").dtypes == ("float32",)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_force_does_not_replace_a_folder_that_holds_the_sources(tmp_path):
+    out_dir = tmp_path / "out"
+    convert(LLAMA2, out_dir)
+    inside = copy_golden("llama2", out_dir / "published")
+    before = sorted(out_dir.rglob("*"))
+    with pytest.raises(CheckpointError, match=r"lies in .*out, which --force would replace"):
+        convert(inside, out_dir, force=True)
+    assert sorted(out_dir.rglob("*")) == before
 
 
 @pytest.mark.parametrize("force", [False, True])

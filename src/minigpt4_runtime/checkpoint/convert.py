@@ -101,6 +101,7 @@ def convert(
     published = _look_at(files)
     plan = make_plan(published, detect_config(published, image_size), dtype)
     num_bytes, paths = total_bytes(plan.forms), _list_sources(files, published)
+    _refuse_sources_inside(out_dir, paths)
     # Verifying reads what was written once to compare it and once to compute with it.
     verified_bytes = 2 * num_bytes + plan.source_bytes if verify else 0
     source_file_bytes = sum(path.stat().st_size for _, path in paths)
@@ -157,6 +158,15 @@ def _list_sources(files: PublishedFiles, published: Published) -> list[tuple[str
     if files.bert_dir is not None:
         listed.append(("bert", files.bert_dir / "config.json"))
     return [*listed, ("projection", files.projection)]
+
+
+def _refuse_sources_inside(out_dir: Path, paths: list[tuple[str, Path]]) -> None:
+    """What stands in the old folder goes when the new one takes its place."""
+    inside = [path for _, path in paths if out_dir.resolve() in path.resolve().parents]
+    if inside:
+        raise CheckpointError(
+            f"{inside[0]} lies in {out_dir}, which --force would replace. Choose another --out."
+        )
 
 
 def _stream(plan: ConversionPlan) -> Iterator[NamedWeight]:

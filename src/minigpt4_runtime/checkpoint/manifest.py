@@ -8,10 +8,10 @@ Never  looks at a weight.
 import hashlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Self
 
+from minigpt4_runtime import __version__
 from minigpt4_runtime.checkpoint.file_kind import read_json
 from minigpt4_runtime.checkpoint.weights import WeightForm
 from minigpt4_runtime.config import DTYPE_NAMES, DTypeName
@@ -65,12 +65,8 @@ class Manifest:
     @classmethod
     def stamp(cls, forms: Iterable[WeightForm], sources: tuple[SourceRecord, ...]) -> Self:
         """A manifest made by this program, now, for weights of these forms."""
-        try:
-            version = metadata.version("minigpt4-runtime")
-        except metadata.PackageNotFoundError:
-            version = "from source"
         dtypes = tuple(sorted({form.dtype for form in forms}))
-        return cls(dtypes=dtypes, sources=sources, made_by=f"minigpt4-runtime {version}")
+        return cls(dtypes=dtypes, sources=sources, made_by=f"minigpt4-runtime {__version__}")
 
     def to_mapping(self) -> dict[str, Any]:
         """The content of manifest.json."""

@@ -10,6 +10,7 @@ import mmap
 import pickle
 import re
 import zipfile
+import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -142,11 +143,15 @@ def _describe_stranger(head: bytes) -> str:
 
 
 def _is_torch_archive(path: Path) -> bool:
+    """Whether torch wrote this zip. Its index of tensors is read, which checks that part's sum."""
     try:
         with zipfile.ZipFile(path) as archive:
-            return any(name.endswith("/data.pkl") for name in archive.namelist())
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
-        return True  # Torch can say better what is wrong.
+            pickles = [name for name in archive.namelist() if name.endswith("/data.pkl")]
+            for name in pickles:
+                archive.read(name)
+            return bool(pickles)
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, zlib.error) as error:
+        raise CheckpointError(f"{path} is damaged ({error}). Download it again.") from None
 
 
 def _load_pickle(path: Path) -> object:
@@ -154,10 +159,13 @@ def _load_pickle(path: Path) -> object:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except pickle.UnpicklingError as error:
         found = _GLOBAL_NAME.search(str(error))
-        what = f" ({found.group(1)})" if found else ""
+        if found is None:
+            raise CheckpointError(
+                f"{path} is damaged: its list of tensors makes no sense. Download it again."
+            ) from None
         raise CheckpointError(
-            f"{path} wants to run code while it is opened{what}; a weight file holds only tensors, "
-            "so it was not opened. Take the published file, or save its tensors alone."
+            f"{path} wants to run code while it is opened ({found[1]}); a weight file holds only "
+            "tensors, so it was not opened. Take the published file, or save its tensors alone."
         ) from None
     except _LOAD_ERRORS as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
