@@ -3,6 +3,8 @@
 Owns   its sizes, how its weights start, and the probes and known rows that are thrown away later.
 """
 
+import math
+
 import torch
 from demo_lessons import ATTRIBUTES, BACKGROUNDS, NUM_CELLS, TEMPLATE
 from torch import Tensor, nn
@@ -10,6 +12,7 @@ from torch.nn import functional
 
 from minigpt4_runtime.config import LanguageConfig, ModelConfig, QFormerConfig, VisionConfig
 from minigpt4_runtime.evaluation import scenes
+from minigpt4_runtime.model.llama import LlamaLayer
 from minigpt4_runtime.model.minigpt4 import MiniGPT4Model
 
 
@@ -44,14 +47,16 @@ def initialise(model: MiniGPT4Model) -> None:
             nn.init.normal_(weight, std=weight.shape[1] ** -0.5)
         else:
             nn.init.normal_(weight, std=0.1)
+    share = (2 * len(model.language.layers)) ** -0.5
     with torch.no_grad():
         for layer in model.language.layers:
+            assert isinstance(layer, LlamaLayer)
             # Keys that start near queries let a word find its like (Trockman and Kolter, 2023).
             nn.init.orthogonal_(layer.attention.query.weight)
             noise = torch.randn_like(layer.attention.key.weight) * 160**-0.5
             layer.attention.key.weight.copy_(0.5 * layer.attention.query.weight + 0.7 * noise)
-            layer.attention.out.weight.mul_((2 * len(model.language.layers)) ** -0.5)
-            layer.mlp_down.weight.mul_((2 * len(model.language.layers)) ** -0.5)
+            layer.attention.out.weight.mul_(share)
+            layer.mlp_down.weight.mul_(share)
 
 
 class Probe(nn.Module):
@@ -78,6 +83,7 @@ class Looker(nn.Module):
 
     def __init__(self, model: MiniGPT4Model) -> None:
         super().__init__()
+        assert model.config.qformer is not None
         self.vision = model.vision
         self.patch_probe = Probe(model.config.vision.hidden_size)
         self.cell_probe = Probe(model.config.qformer.hidden_size)
@@ -85,6 +91,7 @@ class Looker(nn.Module):
 
     def read(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Pixels → tower rows and Q-Former rows."""
+        assert self.vision.qformer is not None
         rows = self.vision.ln_vision(self.vision.vit(pixels))
         return rows, self.vision.qformer(rows)
 
@@ -132,7 +139,7 @@ class WordVectors:
         for word in words:
             self._vectors.setdefault(word, torch.randn(self._hidden_size))
         total = sum((self._vectors[word] for word in words), torch.zeros(self._hidden_size))
-        return total / max(len(words), 1) ** 0.5
+        return total / math.sqrt(max(len(words), 1))
 
     @staticmethod
     def _stem(word: str) -> str:
@@ -151,6 +158,7 @@ class WordVectors:
         model.language.token_embedding.weight.copy_(table)
         model.language.head.weight.copy_(0.2 * table)
         for names, rows in zip(ATTRIBUTES.values(), known.tables, strict=True):
+            assert isinstance(rows, nn.Embedding)
             nn.init.normal_(rows.weight, std=0.4)
             rows.weight[1:] = 0.4 * torch.stack([self.of(name) for name in names])
         known.backgrounds.weight.copy_(

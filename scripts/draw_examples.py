@@ -16,14 +16,13 @@ def main() -> None:
     """One scene for each number of shapes, with smooth edges."""
     OUT_DIR.mkdir(parents=True, exist_ok=True)
     rng = random.Random(2023)
-    wanted = dict.fromkeys(range(1, len(NAMES) + 1))
-    while None in wanted.values():
+    found: dict[int, scenes.Scene] = {}
+    while len(found) < len(NAMES):
         scene = scenes.random_scene(rng, held_out=True)
         kinds = {shape.kind for shape in scene.shapes}
-        if wanted[len(scene.shapes)] is None and len(kinds) == len(scene.shapes):
-            wanted[len(scene.shapes)] = scene
-    for count, scene in wanted.items():
-        assert scene is not None
+        if len(kinds) == len(scene.shapes):
+            found.setdefault(len(scene.shapes), scene)
+    for count, scene in sorted(found.items()):
         picture = scenes.draw(scene, rng, side=SIDE * OVERSAMPLING)
         picture = picture.resize((SIDE, SIDE), Image.Resampling.LANCZOS)
         picture.save(OUT_DIR / f"{NAMES[count - 1]}.png", optimize=True)

@@ -188,6 +188,7 @@ def fit_projection(run: "Run", looker: Looker, known: KnownRows, config: VisionC
     missed = (rows @ solution - targets).square().mean() / targets.var(0).mean()
     print(json.dumps({"stage": "join", "unexplained": round(float(missed), 4)}), flush=True)
     projection = looker.vision.projection
+    assert projection.bias is not None
     projection.weight.copy_(solution[:-1].T.float())
     projection.bias.copy_(solution[-1].float())
 
@@ -280,7 +281,7 @@ class Run:
             # A step's scenes depend on the seed and its number alone, so a resumed run is the same.
             loss, numbers = step_loss(random.Random(f"{self.seed}/{stage}/{step}"))
             module.zero_grad(set_to_none=True)
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             nn.utils.clip_grad_norm_(module.parameters(), 1.0)
             for optimiser in optimisers:
                 optimiser.step()

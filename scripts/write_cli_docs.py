@@ -35,6 +35,7 @@ to complete commands and options.
 def write_docs() -> str:
     """The whole page."""
     group = typer.main.get_command(app)
+    assert isinstance(group, typer.core.TyperGroup)
     sections = [_section("minigpt4", group)]
     sections += [_section(f"minigpt4 {name}", each) for name, each in group.commands.items()]
     return "\n".join([HEAD, *sections])
