@@ -229,6 +229,13 @@ def test_dtypes_may_differ(model_dir):
     assert load(model_dir).vision.projection.bias.dtype == torch.float16
 
 
+def test_a_weight_too_large_for_the_asked_dtype_is_refused(model_dir):
+    rewrite(model_dir, lambda w: w.update({"vision.projection.bias": torch.full((64,), 7e4)}))
+    with pytest.raises(CheckpointError, match="a weight of 70000, more than float16 can"):
+        load(model_dir)
+    assert float(load(model_dir, torch.bfloat16).vision.projection.bias[0]) == 70144.0
+
+
 def test_a_missing_shard_is_named(published, tmp_path):
     convert(published, tmp_path / "out", max_shard_bytes=300_000)
     path = sorted((tmp_path / "out").glob("model-00003-of-*"))[0]

@@ -74,6 +74,7 @@ def read_tensor(
     tensor = torch.empty(stored.shape, device=device, dtype=dtype)
     flat, first = tensor.view(-1), 0
     for piece in _read_pieces(stored, buffer):
+        _refuse_overflow(stored.path, piece, dtype)
         flat[first : first + len(piece)].copy_(piece)
         first += len(piece)
     return tensor
@@ -117,6 +118,15 @@ def _read_pieces(stored: StoredTensor, buffer: Tensor) -> Iterator[Tensor]:
                 raise CheckpointError(f"{stored.path} was cut off while it was read.")
             yield buffer[:num_bytes].view(dtype)
             left -= num_bytes
+
+
+def _refuse_overflow(path: Path, piece: Tensor, dtype: torch.dtype) -> None:
+    limit = torch.finfo(dtype).max
+    if torch.finfo(piece.dtype).max > limit and float(piece.abs().max()) > limit:
+        raise CheckpointError(
+            f"{path} holds a weight of {float(piece.abs().max()):g}, more than "
+            f"{str(dtype).removeprefix('torch.')} can. Load the model in bfloat16 or float32."
+        )
 
 
 def _refuse_other_dtypes(model_dir: Path, stored: Mapping[str, StoredTensor]) -> None:
