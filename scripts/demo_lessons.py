@@ -109,13 +109,21 @@ class Dialogues:
     """Scenes → token ids with the places that are to be learnt."""
 
     def __init__(
-        self, tokenizer: Tokenizer, *, describe_share: float, length_discount: float
+        self,
+        tokenizer: Tokenizer,
+        *,
+        describe_share: float,
+        length_discount: float,
+        place_share: float = 0.0,
     ) -> None:
-        """How many dialogues begin with a description, and how much less a long answer's ids count.
+        """What the dialogues are about, and how much less the ids of a long answer count.
 
-        A discount of 1 lets every answer count the same, one of 0 every id.
+        `describe_share` of them begin with a description, and `place_share` of the questions are
+        drawn again until they ask about places. A discount of 1 lets every answer count the same,
+        one of 0 every id.
         """
         self.describe_share = describe_share
+        self.place_share = place_share
         self.length_discount = length_discount
         self.encode: Callable[[str], list[int]] = lru_cache(maxsize=None)(tokenizer.encode)
         self.before = [tokenizer.bos_id, *self.encode(
@@ -141,6 +149,9 @@ class Dialogues:
                 asked, answer = scenes.ask_description(rng), scenes.describe(scene)
             else:
                 question = scenes.ask(scene, rng)
+                if rng.random() < self.place_share:
+                    while question.kind not in ("where", "what is beside"):
+                        question = scenes.ask(scene, rng)
                 asked, answer = question.text, question.answer
             add(asked if turn == 0 else TEMPLATE.user + asked, spoken=False)
             add(TEMPLATE.separator + TEMPLATE.assistant, spoken=False)

@@ -60,7 +60,7 @@ STAGES = ("look", "talk", "join", "write")
 PLANS = {
     "look": Plan(steps=3200, batch=48, rate=1e-3),
     "talk": Plan(steps=2200, batch=16, rate=2e-3, turns=8),
-    "join": Plan(steps=1000, batch=16, rate=1e-3, turns=6, vision_share=0.05),
+    "join": Plan(steps=1600, batch=16, rate=1e-3, turns=6, vision_share=0.05),
 }
 
 
@@ -196,7 +196,7 @@ def fit_projection(run: "Run", looker: Looker, known: KnownRows, config: VisionC
 def join(run: "Run", model: MiniGPT4Model, tokenizer: Tokenizer) -> None:
     """Train the whole model end to end on text; the cells are still asked, at a low weight."""
     plan, config = PLANS["join"], model.config.vision
-    dialogues = Dialogues(tokenizer, describe_share=0.7, length_discount=0.5)
+    dialogues = Dialogues(tokenizer, describe_share=0.7, length_discount=0.5, place_share=0.4)
     looker, known = Looker(model), KnownRows(model.config.language.hidden_size)
     # What "look" did not train, the projection, is fitted below.
     looked = {k: v for k, v in run.saved_weights("look").items() if "projection" not in k}
