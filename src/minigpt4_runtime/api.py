@@ -59,7 +59,6 @@ class MiniGPT4:
         dtype: DTypeName,
         image_limits: ImageLimits,
     ) -> None:
-
         self.config: ModelConfig = load_config(model_dir)
         self.model_dir = model_dir
         self.dtype: DTypeName = dtype
