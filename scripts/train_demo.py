@@ -59,7 +59,7 @@ class Plan:
 STAGES = ("look", "talk", "join", "write")
 PLANS = {
     "look": Plan(steps=3200, batch=48, rate=1e-3),
-    "talk": Plan(steps=2200, batch=16, rate=2e-3, turns=8),
+    "talk": Plan(steps=4500, batch=16, rate=2e-3, turns=8),
     "join": Plan(steps=1600, batch=16, rate=1e-3, turns=6, vision_share=0.05),
 }
 
@@ -151,7 +151,7 @@ def dialogue_loss(
 def talk(run: "Run", model: MiniGPT4Model, tokenizer: Tokenizer) -> None:
     """Train the language model on scenes that are stated outright."""
     plan = PLANS["talk"]
-    dialogues = Dialogues(tokenizer, describe_share=0.25, length_discount=1.0)
+    dialogues = Dialogues(tokenizer, describe_share=0.25, length_discount=0.7, place_share=0.35)
     known = KnownRows(model.config.language.hidden_size)
     pieces = [tokenizer.decode([i]) for i in range(tokenizer.vocab_size)]
     WordVectors(model.config.language.hidden_size).start(model, known, pieces)

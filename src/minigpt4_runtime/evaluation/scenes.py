@@ -38,6 +38,9 @@ PLACES = (
     "at the bottom left", "at the bottom", "at the bottom right",
 )  # fmt: skip
 MAX_SHAPES = 4
+_BESIDE = {
+    "left of": "To its left", "right of": "To its right", "above": "Above it", "below": "Below it",
+}  # fmt: skip
 _NUMBERS = ("no", "one", "two", "three", "four")
 _HELD_OUT_OF = 20  # One scene in so many is never trained on.
 
@@ -55,6 +58,11 @@ class Shape:
     def phrase(self) -> str:
         """For example: "small red star"."""
         return f"{self.size} {self.colour} {self.kind}"
+
+    @property
+    def phrase_with_place(self) -> str:
+        """For example: "a small red star in the centre"."""
+        return f"a {self.phrase} {PLACES[self.cell]}"
 
 
 @dataclass(frozen=True)
@@ -174,7 +182,7 @@ _CORNERS: dict[str, list[tuple[float, float]]] = {
 
 def describe(scene: Scene) -> str:
     """The one right description of a scene."""
-    things = _list([f"a {s.phrase} {PLACES[s.cell]}" for s in scene.shapes])
+    things = _list([shape.phrase_with_place for shape in scene.shapes])
     return (
         f"There {_count(len(scene.shapes), 'shape')} on a {scene.background} background: {things}."
     )
@@ -296,13 +304,16 @@ def _which_is(scene: Scene, rng: random.Random) -> Question:
 
 
 def _what_is_beside(scene: Scene, rng: random.Random) -> Question:
+    """The answer first says where the one asked about is: what is beside it follows from that."""
     noun = _some_noun(scene, rng)
     found = _about_one(scene, noun)
-    side = rng.choice(("left of", "right of", "above", "below"))
+    side = rng.choice(tuple(_BESIDE))
     if isinstance(found, str):
         answer = found
     else:
-        answer = _name([s for s in scene.shapes if _stands(s, side, found)])
+        there = [s for s in scene.shapes if _stands(s, side, found)]
+        things = _list([s.phrase_with_place for s in there]) if there else "nothing"
+        answer = f"The {noun} is {PLACES[found.cell]}. {_BESIDE[side]}: {things}."
     wording = f"to the {side}" if side.endswith("of") and rng.random() < 0.5 else side
     return Question(f"What is {wording} the {noun}?", answer, kind="what is beside")
 
