@@ -182,8 +182,10 @@ def test_wrong_input_is_refused_at_once_and_by_name(model):
         model.stream(ask(image("nothing-here.png"), "What?"))
     with pytest.raises(RequestError, match="role"):
         model.stream([{"role": "robot", "content": "x"}])
-    with pytest.raises(ConfigError, match="no beam search"):
-        model.describe(PHOTO, sampling=SamplingParams(num_beams=2))
+    with pytest.raises(RequestError, match="num_beams is 65, but only 64"):
+        model.describe(PHOTO, sampling=SamplingParams(num_beams=65))
+    with pytest.raises(ConfigError, match=r"max_runing.*Did you mean 'max_running'"):
+        MiniGPT4.load(model.model_dir, engine={"max_runing": 3})
     with pytest.raises(ConfigError, match="dtype is 'int3'"):
         MiniGPT4.load(model.model_dir, dtype="int3")
     with pytest.raises(ConfigError, match="device is 'tpu'"):

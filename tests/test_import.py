@@ -12,6 +12,7 @@ PUBLIC_NAMES = [
     "BackendUnavailableError",
     "CheckpointError",
     "ConfigError",
+    "EngineConfig",
     "ImageError",
     "ImageSource",
     "Message",

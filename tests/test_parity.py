@@ -5,82 +5,24 @@ in the published layout. They are converted here as a user would convert them.
 """
 
 import json
-from dataclasses import dataclass
-from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from golden_cases import GOLDENS, NAMES, SEARCHES, Golden, assert_same_ids
 
-from minigpt4_runtime import Message, MiniGPT4, Reply, SamplingParams, image
+from minigpt4_runtime import EngineConfig, MiniGPT4, SamplingParams, image
+from minigpt4_runtime.backend.registry import attention_kernel
+from minigpt4_runtime.backend.vision_torch import TorchVisionEncoder
 from minigpt4_runtime.checkpoint.load import load_model
+from minigpt4_runtime.engine.plan import Slice, StepPlan
+from minigpt4_runtime.engine.request import Request
+from minigpt4_runtime.engine.runner import Runner
+from minigpt4_runtime.engine.sequence import Sequence
 from minigpt4_runtime.pixels import load as load_image
 from minigpt4_runtime.tokenizer import Tokenizer
 
-GOLDENS = Path(__file__).parent / "goldens"
-NAMES = sorted(path.parent.name for path in GOLDENS.glob("*/cases.json"))
 RELATIVE = 1e-4  # Of the largest magnitude in the original's array.
-
-
-@dataclass(frozen=True)
-class Golden:
-    """One checkpoint, what the original computed from it, and our model of it."""
-
-    folder: Path
-    model: MiniGPT4
-
-    @cached_property
-    def arrays(self) -> dict[str, np.ndarray]:
-        return dict(np.load(self.folder / "arrays.npz"))
-
-    @cached_property
-    def content(self) -> dict:
-        return json.loads((self.folder / "cases.json").read_text(encoding="utf-8"))
-
-    @property
-    def pictures(self) -> list[str]:
-        return sorted({key.split("/")[0] for key in self.arrays if key.endswith("/pixels")})
-
-    def sampling(self, **changes) -> SamplingParams:
-        return SamplingParams(max_new_tokens=self.content["max_new_tokens"], **changes)
-
-    def cases(self, *kinds: str) -> list[dict]:
-        """The cases of these kinds, without what differs on purpose."""
-        cases = [case for case in self.content["cases"] if case["kind"] in kinds]
-        return [case for case in cases if not any(map(ends_in_mark, case["turns"]))]
-
-    def play(self, case: dict) -> tuple[list[Message], list[Reply]]:
-        """Go through a case as a user of the API would: the last question, and all replies."""
-        messages: list[Message] = []
-        parts: list = []
-        replies: list[Reply] = []
-        for what, *value in events_of(case):
-            if what == "image":
-                parts.append(image(self.folder / "images" / value[0]))
-            elif what == "ask":
-                parts.append(value[0])
-            else:
-                asked = messages = [*messages, Message("user", tuple(parts))]
-                parts = []
-                if what == "answer":
-                    replies.append(self.model.chat(asked, self.sampling()))
-                    value = [replies[-1].text]
-                messages = [*messages, Message("assistant", (value[0],))]
-        return asked, replies
-
-
-def ends_in_mark(text: str) -> bool:
-    """The original takes a text of a user that ends so for a picture; we do not."""
-    return text.endswith("</Img>")
-
-
-def events_of(case: dict) -> list[list[str]]:
-    """What happens in a case, in order: image, ask, answer, or a reply that is given."""
-    if "events" in case:
-        return case["events"]
-    turns = [event for text in case["turns"] for event in (["ask", text], ["answer"])]
-    return [["image", name] for name in case["images"]] + turns
 
 
 @pytest.fixture(scope="module", params=NAMES)
@@ -126,39 +68,44 @@ def test_prompts_ids_and_replies(golden):
 
 
 def test_embeddings_and_first_logits(golden):
-    runner = golden.model._engine._runner
+    model = load_model(golden.model.model_dir, device=torch.device("cpu"), dtype=torch.float32)
+    runner = Runner(
+        model,
+        TorchVisionEncoder(model.vision),
+        attention_kernel("reference"),
+        config=EngineConfig(),
+        num_blocks=128,
+    )
     for case in golden.cases("single", "multi", "events"):
         prefix = f"case{case['id']}"
         if f"{prefix}/first_logits" not in golden.arrays:
             continue
         request = golden.model._request(golden.play(case)[0], SamplingParams())
-        embeddings = runner.embed(request)
+        plan, pixels = whole_plan(request), {each.digest: each.pixels for each in request.images}
+        embeddings = runner.embed(plan, pixels)
         if f"{prefix}/inputs_embeds" in golden.arrays:
             theirs = golden.arrays[f"{prefix}/inputs_embeds"]
             assert largest_share(embeddings, theirs) <= RELATIVE
-        logits = runner.forward(embeddings, runner.new_cache(len(embeddings)))
+        (logits,) = runner.execute(plan, pixels)
         assert largest_share(logits, golden.arrays[f"{prefix}/first_logits"]) <= RELATIVE
 
 
-SEARCHES = {"greedy_rep1.05": {"repetition_penalty": 1.05}, "greedy_nostop": {"stop": ()}}
+def whole_plan(request: Request) -> StepPlan:
+    """All of a prompt in one step."""
+    sequence = Sequence(0, request, seed=0, max_new_tokens=1)
+    ids = request.token_ids
+    images = sequence.images(0, len(ids))
+    return StepPlan((Slice(0, 0, 0, ids, tuple(range(128)), images, is_sampled=True),))
 
 
 @pytest.mark.parametrize("search", SEARCHES)
 def test_other_searches(golden, search):
-    for case in golden.cases("single"):
+    cases = [case for case in golden.cases("single") if search in case["output_ids"]]
+    assert cases
+    for case in cases:
         asked, _ = golden.play(case)
         reply = golden.model.chat(asked, golden.sampling(**SEARCHES[search]))
         assert_same_ids(golden, reply.token_ids, case["output_ids"][search])
-
-
-def assert_same_ids(golden: Golden, ours: tuple[int, ...], theirs: list[int]) -> None:
-    """Equal, or cut at a "###" that the original cuts only from the text and goes on after."""
-    tokenizer = golden.model._tokenizer
-    assert theirs[0] == tokenizer.bos_id
-    assert list(ours) == theirs[1 : len(ours) + 1]
-    if len(ours) < len(theirs) - 1:
-        assert "###" in tokenizer.decode(ours)
-        assert not any(list(ours[-len(stop) :]) == stop for stop in golden.content["stop_ids"])
 
 
 @pytest.mark.parametrize("path", sorted(GOLDENS.glob("*/tokenizer.json")), ids=str)

@@ -22,9 +22,12 @@ def test_python_runs(monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     code = [block for language, block in BLOCKS if language == "python"]
     assert code
+    names = {}  # A later block goes on with what an earlier one has made.
     for block in code:
-        exec(compile(block, "README.md", "exec"), {})
-    assert "There are three shapes" in capsys.readouterr().out
+        exec(compile(block, "README.md", "exec"), names)
+    out = capsys.readouterr().out
+    assert "There are three shapes" in out
+    assert "1 no such file.png does not exist" in out
 
 
 @pytest.mark.parametrize("command", COMMANDS)

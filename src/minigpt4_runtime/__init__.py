@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from minigpt4_runtime.api import MiniGPT4
-    from minigpt4_runtime.config import SamplingParams
+    from minigpt4_runtime.config import EngineConfig, SamplingParams
     from minigpt4_runtime.errors import (
         BackendUnavailableError,
         CheckpointError,
@@ -27,6 +27,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "MiniGPT4": "api",
+    "EngineConfig": "config",
     "SamplingParams": "config",
     "BackendUnavailableError": "errors",
     "CheckpointError": "errors",
@@ -44,9 +45,9 @@ _HOMES = {
 }
 
 __all__ = [
-    "BackendUnavailableError", "CheckpointError", "ConfigError", "ImageError", "ImageSource",
-    "Message", "MiniGPT4", "MiniGPT4Error", "PromptTooLongError", "Reply", "RequestError",
-    "SamplingParams", "TextDelta", "Usage", "__version__", "image",
+    "BackendUnavailableError", "CheckpointError", "ConfigError", "EngineConfig", "ImageError",
+    "ImageSource", "Message", "MiniGPT4", "MiniGPT4Error", "PromptTooLongError",
+    "Reply", "RequestError", "SamplingParams", "TextDelta", "Usage", "__version__", "image",
 ]  # fmt: skip
 
 

@@ -5,10 +5,29 @@ Takes  token ids one by one; gives text that nothing after it can take back.
 Never  knows why a token came, only what it says.
 """
 
+from __future__ import annotations
+
+import copy
 from collections.abc import Sequence
 
 from minigpt4_runtime.prompt import Template
 from minigpt4_runtime.tokenizer import TextStream, Tokenizer
+
+
+class StopWatch:
+    """Says which id ends an answer by its text. Give it each id once."""
+
+    def __init__(self, answer: AnswerText) -> None:
+        self._answer = answer
+
+    def feed(self, token_id: int) -> bool:
+        """Take one more id; say whether a stop string is complete with it."""
+        self._answer.feed(token_id)
+        return self._answer.stopped
+
+    def fork(self) -> StopWatch:
+        """A watch that has seen the same, for an answer that goes on another way."""
+        return StopWatch(self._answer.fork())
 
 
 class AnswerText:
@@ -35,11 +54,22 @@ class AnswerText:
         return self._extend("" if self.stopped else self._stream.flush(), is_last=True)
 
     @property
+    def has_stops(self) -> bool:
+        """Whether any text can end this answer."""
+        return bool(self._stops)
+
+    @property
     def reply(self) -> str:
         """The whole text so far, as upstream's Chat.answer cuts and strips it."""
         text = self._text
         # The original also drops everything up to a last "Assistant:" that the model wrote itself.
         return (text.rpartition(self._mark)[2] if self._uses_template else text).strip()
+
+    def fork(self) -> AnswerText:
+        """An answer that has said the same and goes on by itself."""
+        other = copy.copy(self)
+        other._stream = self._stream.fork()  # noqa: SLF001 - of this very class.
+        return other
 
     def _extend(self, text: str, *, is_last: bool) -> str:
         searched = max((len(stop) for stop in self._stops), default=1) - 1

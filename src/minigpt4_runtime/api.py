@@ -7,7 +7,11 @@ Never  knows HTTP or the command line.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import os
+import queue
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
@@ -17,25 +21,36 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
-from minigpt4_runtime.answer import AnswerText
+from minigpt4_runtime.answer import AnswerText, StopWatch
 from minigpt4_runtime.backend.contracts import DeviceBackend
 from minigpt4_runtime.backend.registry import attention_kernel, open_device
 from minigpt4_runtime.backend.vision_torch import TorchVisionEncoder
 from minigpt4_runtime.checkpoint.load import load_config, load_model
-from minigpt4_runtime.config import DTYPE_NAMES, DTypeName, ModelConfig, SamplingParams
-from minigpt4_runtime.engine.engine import Engine
-from minigpt4_runtime.engine.request import ImageInput, Request
-from minigpt4_runtime.engine.runner import Runner
+from minigpt4_runtime.config import (
+    DTYPE_NAMES,
+    DTypeName,
+    EngineConfig,
+    ModelConfig,
+    SamplingParams,
+)
+from minigpt4_runtime.engine.engine import Engine, EngineStats
+from minigpt4_runtime.engine.request import ImageInput, Request, TokenEvent
+from minigpt4_runtime.engine.runner import Runner, fit_num_blocks
+from minigpt4_runtime.engine.ticket import Ticket
 from minigpt4_runtime.errors import ConfigError, RequestError
 from minigpt4_runtime.messages import (
+    Described,
     ImageSource,
     Message,
     Reply,
     TextDelta,
+    TokenLogprobs,
     Usage,
     image,
     read_messages,
 )
+from minigpt4_runtime.model.linear import set_widen_from
+from minigpt4_runtime.model.minigpt4 import MiniGPT4Model
 from minigpt4_runtime.pixels import ImageLimits
 from minigpt4_runtime.pixels import load as load_image
 from minigpt4_runtime.prompt import DESCRIBE_PROMPT, Prompt, find_template, render
@@ -49,7 +64,10 @@ Picture = ImageSource | str | PathLike[str] | bytes | Image | numpy.ndarray[Any,
 
 
 class MiniGPT4:
-    """A loaded model. Make one with `MiniGPT4.load`; use it from any number of requests."""
+    """A loaded model. Make one with `MiniGPT4.load`; use it from any number of threads at once.
+
+    Requests run together, joining and leaving at every step, and share what their prompts share.
+    """
 
     def __init__(
         self,
@@ -57,6 +75,7 @@ class MiniGPT4:
         *,
         backend: DeviceBackend,
         dtype: DTypeName,
+        engine: EngineConfig,
         image_limits: ImageLimits,
     ) -> None:
         self.config: ModelConfig = load_config(model_dir)
@@ -66,15 +85,29 @@ class MiniGPT4:
         self._template = find_template(self.config.template)
         self._image_limits = image_limits
         self._tokenizer = Tokenizer(model_dir / "tokenizer.model")
+        torch_dtype, free_bytes = getattr(torch, dtype), backend.free_memory_bytes()
         model = load_model(
-            model_dir,
-            device=backend.device,
-            dtype=getattr(torch, dtype),
-            free_bytes=backend.free_memory_bytes(),
+            model_dir, device=backend.device, dtype=torch_dtype, free_bytes=free_bytes
         )
-        self._vision = TorchVisionEncoder(model.vision)
-        self._engine = Engine(
-            Runner(model, self._vision, attention_kernel(backend.facts.attention)),
+        widen_from = backend.widen_from(torch_dtype)
+        set_widen_from(model, widen_from)
+        self._vision = TorchVisionEncoder(model.vision, in_float32=widen_from is not None)
+        self._engine_config = engine
+        self._engine = self._make_engine(model, backend, free_bytes)
+
+    def _make_engine(
+        self, model: MiniGPT4Model, backend: DeviceBackend, free_bytes: int | None
+    ) -> Engine:
+        config, language = self._engine_config, self.config.language
+        num_blocks = config.num_blocks or fit_num_blocks(
+            model, config, free_bytes=free_bytes, share=backend.facts.cache_share
+        )
+        kernel = attention_kernel(backend.facts.attention)
+        return Engine(
+            Runner(model, self._vision, kernel, config=config, num_blocks=num_blocks),
+            config,
+            num_blocks=num_blocks,
+            max_context=language.max_position_embeddings,
             bos_id=self._tokenizer.bos_id,
             eos_id=self._tokenizer.eos_id,
         )
@@ -86,6 +119,7 @@ class MiniGPT4:
         *,
         device: str = "auto",
         dtype: DTypeName | Literal["auto"] = "auto",
+        engine: EngineConfig | Mapping[str, Any] | None = None,
         image_limits: ImageLimits | None = None,
     ) -> MiniGPT4:
         """Load a model folder; without one, the bundled demo model, which knows drawn scenes.
@@ -94,6 +128,7 @@ class MiniGPT4:
             model: a folder made by `minigpt4 convert`.
             device: auto, cpu, cuda, cuda:1, npu, …; auto takes the first accelerator, else the CPU.
             dtype: auto, float32, float16 or bfloat16; auto is float32 on a CPU, else float16.
+            engine: how many requests run at once, and what is kept between them.
             image_limits: what a picture may weigh at most.
 
         Raises:
@@ -103,11 +138,14 @@ class MiniGPT4:
         """
         if dtype not in ("auto", *DTYPE_NAMES):
             raise ConfigError(f"dtype is {dtype!r}; it must be auto or {', '.join(DTYPE_NAMES)}.")
+        if not isinstance(engine, EngineConfig):
+            engine = EngineConfig.from_mapping(engine or {})
         backend = open_device(device)
         return cls(
             Path(model) if model is not None else DEMO_MODEL_DIR,
             backend=backend,
             dtype=backend.facts.default_dtype if dtype == "auto" else dtype,
+            engine=engine,
             image_limits=image_limits or ImageLimits(),
         )
 
@@ -140,7 +178,35 @@ class MiniGPT4:
         The last delta carries the finished `reply`. The deltas' texts together are its text, unless
         the model itself writes "Assistant:", up to which a reply is dropped, as in the original.
         """
-        return self._answer(self._request(messages, sampling or SamplingParams()))
+        return iter(self.submit(messages, sampling))
+
+    def submit(
+        self, messages: Messages, sampling: SamplingParams | None = None
+    ) -> Ticket[TextDelta]:
+        """Begin to answer, and give a ticket to read: iterate it, `async for` it, or cancel it.
+
+        The answer grows whether the ticket is read or not; dropping the ticket cancels it.
+        """
+        request = self._request(messages, sampling or SamplingParams())
+        answer = AnswerText(self._tokenizer, self._template, request.sampling.stop)
+        return self._engine.submit(request, _Reader(answer, len(request.token_ids)))
+
+    def describe_all(
+        self,
+        pictures: Iterable[Picture],
+        prompt: str = DESCRIBE_PROMPT,
+        sampling: SamplingParams | None = None,
+    ) -> Iterator[Described]:
+        """Ask one question about each of any number of pictures, many at once.
+
+        Pictures are opened ahead, in threads, and no more of them than the engine needs to be kept
+        full. Results come as they are done; a picture that cannot be served is one with an error.
+        """
+        return _Descriptions(self, prompt, sampling, self._engine_config.max_running).of(pictures)
+
+    def stats(self) -> EngineStats:
+        """What the engine has done so far, and what it holds."""
+        return self._engine.stats()
 
     def embed_images(self, pictures: Sequence[Picture]) -> Tensor:
         """Pictures → (N, rows, hidden) float32 on the CPU, as the language model reads them."""
@@ -170,12 +236,14 @@ class MiniGPT4:
     def _request(self, messages: Messages, sampling: SamplingParams) -> Request:
         prompt = render(read_messages(messages), self._template)
         encoded = self._encode(prompt)
-        self._engine.check(encoded.token_ids, sampling)
+        self._engine.check(len(encoded.token_ids), sampling)
         images = tuple(
             self._image_input(source, span)
             for source, span in zip(prompt.images, encoded.image_spans, strict=True)
         )
-        return Request(encoded.token_ids, images, sampling)
+        watched = AnswerText(self._tokenizer, self._template, sampling.stop)
+        watch = StopWatch(watched) if watched.has_stops else None
+        return Request(encoded.token_ids, images, sampling, watch)
 
     def _image_input(self, source: ImageSource, span: ImageSpan) -> ImageInput:
         picture = load_image(source, self.config.vision, self._image_limits)
@@ -183,22 +251,106 @@ class MiniGPT4:
             torch.from_numpy(picture.values), picture.digest, span.start, span.num_rows
         )
 
-    def _answer(self, request: Request) -> Iterator[TextDelta]:
-        answer = AnswerText(self._tokenizer, self._template, request.sampling.stop)
-        token_ids: list[int] = []
-        finish_reason = None
-        for event in self._engine.generate(request):
-            token_ids.append(event.token_id)
-            text = answer.feed(event.token_id)
-            finish_reason = "stop" if answer.stopped else event.finish_reason
-            if text:
-                yield TextDelta(text)
-            if answer.stopped:
-                break
-        assert finish_reason is not None, "an answer ends with a reason"
-        usage = Usage(len(request.token_ids), len(token_ids))
-        rest = answer.finish()
-        yield TextDelta(rest, Reply(answer.reply, tuple(token_ids), finish_reason, usage))
+
+class _Reader:
+    """Turns one request's events into deltas of text."""
+
+    def __init__(self, answer: AnswerText, num_prompt: int) -> None:
+        self._answer = answer
+        self._num_prompt = num_prompt
+        self._token_ids: list[int] = []
+        self._logprobs: list[TokenLogprobs] = []
+
+    def __call__(self, event: TokenEvent) -> TextDelta | None:
+        self._token_ids.append(event.token_id)
+        if event.logprobs:
+            self._logprobs.append(event.logprobs)
+        text = self._answer.feed(event.token_id)
+        if event.finish_reason is None:
+            return TextDelta(text) if text else None
+        text += self._answer.finish()
+        reply = Reply(
+            self._answer.reply,
+            tuple(self._token_ids),
+            event.finish_reason,
+            Usage(self._num_prompt, len(self._token_ids)),
+            tuple(self._logprobs) or None,
+        )
+        return TextDelta(text, reply)
+
+
+class _Descriptions:
+    """The work of `describe_all`: threads open pictures and submit, one place collects."""
+
+    def __init__(
+        self, model: MiniGPT4, prompt: str, sampling: SamplingParams | None, max_running: int
+    ) -> None:
+        self._model = model
+        self._prompt = prompt
+        self._sampling = sampling
+        self._num_threads = min(8, os.cpu_count() or 1)
+        self._num_ahead = max_running + 4 * self._num_threads
+        self._tickets: dict[int, tuple[Ticket[TextDelta], float]] = {}
+        # What came: an index whose ticket has news, a result, or an error that ends it all.
+        self._news: queue.SimpleQueue[int | Described | Exception] = queue.SimpleQueue()
+
+    def of(self, pictures: Iterable[Picture]) -> Iterator[Described]:
+        """Give results until all pictures are done."""
+        numbered, num_open = enumerate(pictures), 0
+        pool = ThreadPoolExecutor(self._num_threads, thread_name_prefix="pictures")
+        try:
+            while True:
+                while num_open < self._num_ahead and (item := next(numbered, None)) is not None:
+                    pool.submit(self._start, *item)
+                    num_open += 1
+                if not num_open:
+                    return
+                result = self._collect()
+                if result is not None:
+                    num_open -= 1
+                    yield result
+        finally:
+            pool.shutdown(cancel_futures=True)
+            for ticket, _ in self._tickets.values():
+                ticket.cancel()
+
+    def _start(self, index: int, picture: Picture) -> None:
+        started = time.perf_counter()
+        try:
+            ticket = self._model.submit([_question(picture, self._prompt)], self._sampling)
+        except RequestError as error:
+            self._news.put(Described(index, None, error, time.perf_counter() - started))
+        except Exception as error:  # noqa: BLE001 - raised again where the results are read.
+            self._news.put(error)
+        else:
+            self._tickets[index] = ticket, started
+            self._news.put(index)
+
+    def _collect(self) -> Described | None:
+        """Wait for news, and give the result if a picture is done."""
+        news = self._wait()
+        if isinstance(news, Exception):
+            raise news
+        if isinstance(news, Described):
+            return news
+        ticket, started = self._tickets[news]
+        try:
+            while (delta := ticket.poll(lambda: self._news.put(news))) is not None:
+                if delta.reply:
+                    del self._tickets[news]
+                    return Described(news, delta.reply, None, time.perf_counter() - started)
+        except RequestError as error:
+            del self._tickets[news]
+            return Described(news, None, error, time.perf_counter() - started)
+        return None
+
+    def _wait(self) -> int | Described | Exception:
+        while True:
+            try:
+                # Windows hands Ctrl-C to Python only between two waits.
+                return self._news.get(timeout=0.5)
+            except queue.Empty:
+                continue
 
 
 def _as_source(picture: Picture) -> ImageSource:

@@ -1,6 +1,7 @@
-"""What a model is made of and how it is asked to answer: frozen, strict settings.
+"""What a model is made of, how it runs and how it is asked to answer: frozen, strict settings.
 
-Owns   ModelConfig (vision, qformer, language) and SamplingParams, and their reading from mappings.
+Owns   ModelConfig (vision, qformer, language), EngineConfig and SamplingParams, and their reading
+       from mappings.
 Takes  plain mappings, as json.load gives them; field names are Hugging Face's where it has one.
 Never  reads a file or the environment, and never lets an unknown setting pass in silence.
 """
@@ -258,12 +259,51 @@ class ModelConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class EngineConfig(_Settings):
+    """How many requests run at once, and what is kept between them.
+
+    A step computes at most `max_step_tokens` tokens of at most `max_running` answers (each beam
+    counts). Keys and values lie in blocks of `block_size` tokens; `num_blocks` None takes as many
+    as the free memory allows and all answers could fill. `prefix_cache` keeps them findable for
+    prompts that begin alike, and `image_cache_bytes` bounds the kept rows of pictures.
+    """
+
+    max_running: int = 64
+    max_step_tokens: int = 512
+    block_size: int = 16
+    num_blocks: int | None = None
+    prefix_cache: bool = True
+    image_cache_bytes: int = 256 * 2**20
+
+    def __post_init__(self) -> None:
+        """Refuse values that cannot work, by name."""
+        _require_positive(self, "max_running", "max_step_tokens", "block_size")
+        if self.num_blocks is not None:
+            _require_positive(self, "num_blocks")
+        if self.max_step_tokens < self.max_running:
+            raise ConfigError(
+                f"EngineConfig.max_step_tokens is {self.max_step_tokens}, but {self.max_running} "
+                "answers at once take a token each. Raise it or lower max_running."
+            )
+        if not isinstance(self.prefix_cache, bool):
+            raise ConfigError(
+                f"EngineConfig.prefix_cache is {self.prefix_cache!r}; it must be True or False."
+            )
+        size = self.image_cache_bytes
+        if isinstance(size, bool) or not isinstance(size, int) or size < 0:
+            raise ConfigError(
+                f"EngineConfig.image_cache_bytes is {size!r}; it must be a whole number ≥ 0."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
 class SamplingParams(_Settings):
     """How the next token is chosen and when an answer ends. Greedy unless asked otherwise.
 
     `stop` None means the template's own stops, `()` nothing but `</s>`, and strings are added to
     the template's. `top_k` 0 means no limit. `min_new_tokens` only forbids `</s>`: a stop string
-    may end an answer earlier. The same seed gives the same answer.
+    may end an answer earlier. The same seed gives the same answer. `logprobs` asks for the
+    log-probability of each chosen token and of so many of the likeliest ones.
     """
 
     max_new_tokens: int = 300
@@ -277,6 +317,7 @@ class SamplingParams(_Settings):
     stop: tuple[str, ...] | None = None
     ignore_eos: bool = False
     seed: int | None = None
+    logprobs: int | None = None
 
     def __post_init__(self) -> None:
         """Refuse values that have no meaning, by name."""
@@ -287,7 +328,11 @@ class SamplingParams(_Settings):
         self._check("top_k", self.top_k, int, "a whole number ≥ 0 (0: no limit)", low=0)
         self._check("repetition_penalty", self.repetition_penalty, float, "above 0", low=1e-9)
         self._check("num_beams", self.num_beams, int, "a whole number ≥ 1", low=1)
-        self._check("length_penalty", self.length_penalty, float, "a number")
+        self._check("length_penalty", self.length_penalty, float, "a number from -10 to 10",
+                    low=-10, high=10)  # fmt: skip
+        if self.logprobs is not None:
+            self._check("logprobs", self.logprobs, int, "a whole number from 0 to 20", low=0,
+                        high=20)  # fmt: skip
         if self.seed is not None:
             self._check("seed", self.seed, int, "a whole number from 0 to 2**63 - 1", low=0,
                         high=2**63 - 1)  # fmt: skip
@@ -299,6 +344,10 @@ class SamplingParams(_Settings):
         if self.num_beams > 1 and self.temperature > 0:
             raise ConfigError(
                 "Beam search does not sample: set temperature to 0 or num_beams to 1."
+            )
+        if self.num_beams > 1 and self.logprobs is not None:
+            raise ConfigError(
+                "Beam search gives no logprobs: set logprobs to None or num_beams to 1."
             )
         if not isinstance(self.ignore_eos, bool):
             raise ConfigError(f"ignore_eos is {self.ignore_eos!r}; it must be True or False.")

@@ -33,11 +33,14 @@ class ImageError(RequestError):
 
 
 class PromptTooLongError(RequestError):
-    """A prompt does not fit into the model's context; `num_tokens` and `limit` say by how much."""
+    """A prompt does not fit; `num_tokens` and `limit` say by how much.
 
-    def __init__(self, num_tokens: int, limit: int) -> None:
+    `holder` is what it does not fit into: the model's context, or the engine's cache.
+    """
+
+    def __init__(self, num_tokens: int, limit: int, holder: str = "the model's context") -> None:
         super().__init__(
-            f"The prompt has {num_tokens} tokens and the model's context holds {limit}, "
+            f"The prompt has {num_tokens} tokens and {holder} holds {limit}, "
             "one of them for the answer. Shorten the text or drop older turns."
         )
         self.num_tokens = num_tokens

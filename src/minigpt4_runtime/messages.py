@@ -1,6 +1,6 @@
 """What callers and rooms hand to each other: messages in, replies out.
 
-Owns   Message, ImageSource, Reply, TextDelta and Usage, and the reading of OpenAI-style dicts.
+Owns   Message, ImageSource, Reply, TextDelta and their parts, and how OpenAI-style dicts are read.
 Takes  plain Python values; a picture stays whatever the caller gave until `pixels.load` opens it.
 Never  opens a picture, and knows no template and no token.
 """
@@ -156,13 +156,29 @@ class Usage:
 
 
 @dataclass(frozen=True)
+class TokenLogprobs:
+    """How likely the model held a token, before any sampling setting: natural logarithms.
+
+    `top` are the likeliest ids with theirs, the likeliest first.
+    """
+
+    token_id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...]
+
+
+@dataclass(frozen=True)
 class Reply:
-    """A finished answer. `token_ids` are all ids the model gave, the stop itself included."""
+    """A finished answer. `token_ids` are all ids the model gave, the stop itself included.
+
+    `logprobs` has an entry for each of them if SamplingParams.logprobs asked for it.
+    """
 
     text: str
     token_ids: tuple[int, ...]
     finish_reason: FinishReason
     usage: Usage
+    logprobs: tuple[TokenLogprobs, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -171,3 +187,16 @@ class TextDelta:
 
     text: str
     reply: Reply | None = None
+
+
+@dataclass(frozen=True)
+class Described:
+    """What became of one of many pictures; `reply` or `error` is None.
+
+    `index` counts the pictures as they were given, `seconds` from when it was opened.
+    """
+
+    index: int
+    reply: Reply | None
+    error: RequestError | None
+    seconds: float

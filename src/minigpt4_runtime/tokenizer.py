@@ -120,6 +120,12 @@ class TextStream:
         self._context: list[int] = []  # The last ids given out: they decide about a space.
         self._waiting: list[int] = []
 
+    def fork(self) -> TextStream:
+        """A stream that has read the same and goes on by itself."""
+        other = TextStream(self._tokenizer)
+        other._context, other._waiting = list(self._context), list(self._waiting)
+        return other
+
     def feed(self, token_id: int) -> str:
         """Take one more id and give the text that nothing after it can change."""
         if not self._tokenizer.is_text(token_id):

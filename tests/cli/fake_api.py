@@ -14,7 +14,15 @@ from typing import ClassVar
 
 import minigpt4_runtime
 from minigpt4_runtime.errors import ConfigError, PromptTooLongError, RequestError
-from minigpt4_runtime.messages import ImageSource, Reply, TextDelta, Usage, image, read_messages
+from minigpt4_runtime.messages import (
+    Described,
+    ImageSource,
+    Reply,
+    TextDelta,
+    Usage,
+    image,
+    read_messages,
+)
 from minigpt4_runtime.pixels import open_rgb
 
 CONTEXT = 200
@@ -32,6 +40,17 @@ class FakeMiniGPT4:
 
     def describe(self, picture, prompt, sampling=None):
         return self.chat([{"role": "user", "content": [image(picture), prompt]}], sampling)
+
+    def describe_all(self, pictures, prompt, sampling=None):
+        """One after the other; asked "backwards", from the last to the first."""
+        numbered = list(enumerate(pictures))
+        for index, picture in reversed(numbered) if prompt == "backwards" else numbered:
+            started = time.perf_counter()
+            try:
+                reply, error = self.describe(picture, prompt, sampling), None
+            except RequestError as failure:
+                reply, error = None, failure
+            yield Described(index, reply, error, time.perf_counter() - started)
 
     def chat(self, messages, sampling=None):
         return list(self.stream(messages, sampling))[-1].reply

@@ -117,6 +117,16 @@ def test_what_fails_is_reported_recorded_and_skipped(minigpt4, folder, bad_pictu
     assert by_name["no.png"]["error"] == "no.png does not exist."
 
 
+def test_answers_are_shown_in_order_and_written_as_they_come(minigpt4, folder, bad_picture):
+    paths = ("a.png", "bad.png", "b.jpg")
+    shown = minigpt4("describe", *paths, "--prompt", "backwards", "--out", "r.jsonl", *MODEL)
+    assert [line.partition(":")[0] for line in shown.out.splitlines()] == ["a.png", "b.jpg"]
+    written = [record["image"] for record in records(folder / "r.jsonl")]
+    assert written == ["b.jpg", "bad.png", "a.png"]
+    minigpt4("describe", *paths, "--prompt", "backwards", "--out", "r.json", *MODEL)
+    assert list(json.loads((folder / "r.json").read_text(encoding="utf-8"))) == list(paths)
+
+
 def test_an_error_without_a_name_gets_one(minigpt4, folder):
     shown = minigpt4("describe", "a.png", "--prompt", "why " * 300, *MODEL)
     assert (shown.status, shown.out) == (1, "")

@@ -22,8 +22,8 @@ def test_rotation_keeps_distances_only():
     q, k = torch.randn(2, 1, 1, 8, generator=generator)
 
     def score(query_position, key_position):
-        turn_q = Rotation(torch.tensor([query_position]), 8, 10000.0)
-        turn_k = Rotation(torch.tensor([key_position]), 8, 10000.0)
+        turn_q = Rotation(torch.tensor([query_position]), 8, 10000.0, torch.float32)
+        turn_k = Rotation(torch.tensor([key_position]), 8, 10000.0, torch.float32)
         return float((turn_q(q) * turn_k(k)).sum())
 
     assert score(9, 4) == pytest.approx(score(105, 100), rel=1e-4)

@@ -1,6 +1,6 @@
 """Causal attention in plain torch: slow, simple, and the definition of correct.
 
-Owns   nothing. Takes packed rows, one layer's cache and the batch; gives attended rows.
+Owns   nothing. Takes packed rows, the cache and the batch; gives attended rows.
 Every other kernel is held to this one by a test.
 """
 
@@ -8,19 +8,30 @@ import torch
 from torch import Tensor
 
 from minigpt4_runtime.backend.contracts import BatchLayout, KeyValueCache
+from minigpt4_runtime.model.llama import Attend
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, *, cache: KeyValueCache, batch: BatchLayout) -> Tensor:
-    """Write k and v into the cache and attend: (T, H, D), 2 × (T, Hkv, D) → (T, H, D)."""
-    attended = torch.empty_like(q)
-    for sequence in batch.sequences:
-        rows = slice(sequence.first_row, sequence.first_row + sequence.num_rows)
-        own_slots = sequence.slots[-sequence.num_rows :]
-        cache.keys[own_slots] = k[rows]
-        cache.values[own_slots] = v[rows]
-        keys, values = cache.keys[sequence.slots], cache.values[sequence.slots]
-        attended[rows] = _attend_one(q[rows], keys, values)
-    return attended
+def prepare(cache: KeyValueCache, batch: BatchLayout) -> Attend:
+    """See `AttentionKernel`."""
+
+    def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        keys, values = (side[layer].flatten(0, 1) for side in (cache.keys, cache.values))
+        attended = torch.empty_like(q)
+        for sequence in batch.sequences:
+            rows = slice(sequence.first_row, sequence.first_row + sequence.num_rows)
+            slots = torch.tensor(
+                [
+                    sequence.blocks[i // cache.block_size] * cache.block_size + i % cache.block_size
+                    for i in range(sequence.num_tokens)
+                ],
+                device=q.device,
+            )
+            keys[slots[-sequence.num_rows :]] = k[rows]
+            values[slots[-sequence.num_rows :]] = v[rows]
+            attended[rows] = _attend_one(q[rows], keys[slots], values[slots])
+        return attended
+
+    return attend
 
 
 def _attend_one(q: Tensor, keys: Tensor, values: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """What every device, kernel and vision encoder must offer; the only part the engine sees.
 
 Owns   the protocols and the frozen values that pass through them.
-Takes  nothing: there is no code here that runs.
+Takes  nothing: there is no code here that computes.
 Never  names a device.
 """
 
@@ -12,14 +12,19 @@ import torch
 from torch import Tensor
 
 from minigpt4_runtime.config import DTypeName
+from minigpt4_runtime.model.llama import Attend
 
 
 @dataclass(frozen=True)
 class DeviceFacts:
-    """What is true of a kind of device: these replace `if device == "cuda"`."""
+    """What is true of a kind of device: these replace `if device == "cuda"`.
+
+    `cache_share` is the part of the memory left free by the weights that keys and values may take.
+    """
 
     default_dtype: DTypeName
     attention: str  # A name in registry.ATTENTION_KERNELS.
+    cache_share: float
 
 
 class DeviceBackend(Protocol):
@@ -36,42 +41,72 @@ class DeviceBackend(Protocol):
         """How much a model may take, or None where this cannot be known."""
         ...
 
+    def widen_from(self, dtype: torch.dtype) -> int | None:
+        """From how many rows on a weight of `dtype` is best widened to float32 for a product.
+
+        None: never.
+        """
+        ...
+
 
 @dataclass(frozen=True)
 class KeyValueCache:
-    """Keys and values of one layer, each (num_slots, Hkv, D)."""
+    """Keys and values of all layers, each (layers, num_blocks, block_size, Hkv, D)."""
 
     keys: Tensor
     values: Tensor
+
+    @property
+    def block_size(self) -> int:
+        """How many tokens a block holds."""
+        return self.keys.shape[2]
 
 
 @dataclass(frozen=True)
 class SequenceSlice:
     """Which rows of a step belong to one sequence, and where that sequence is cached.
 
-    `slots` are the cache slots of its tokens from the first to the last of this step, so that the
-    step's own tokens go to the last `num_rows` of them.
+    `num_tokens` counts its tokens up to the last of this step, which are the last `num_rows` of
+    them; token i lies in `blocks[i // block_size]`.
     """
 
     first_row: int
     num_rows: int
-    slots: Tensor
+    num_tokens: int
+    blocks: tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class BatchLayout:
-    """The sequences of one step, whose tokens are packed into T rows."""
+    """The sequences of one step, whose tokens are packed into T rows, one after the other."""
 
     sequences: tuple[SequenceSlice, ...]
 
+    def positions(self) -> list[int]:
+        """At which position of its sequence each row stands: T numbers."""
+        return [
+            position
+            for each in self.sequences
+            for position in range(each.num_tokens - each.num_rows, each.num_tokens)
+        ]
+
+    def slots(self, block_size: int) -> list[int]:
+        """Where each row's key and value go, counted in tokens through all blocks: T numbers."""
+        return [
+            each.blocks[position // block_size] * block_size + position % block_size
+            for each in self.sequences
+            for position in range(each.num_tokens - each.num_rows, each.num_tokens)
+        ]
+
 
 class AttentionKernel(Protocol):
-    """Causal attention over a cache, for packed sequences of any lengths."""
+    """Causal attention over a cache in blocks, for packed sequences of any lengths."""
 
-    def __call__(
-        self, q: Tensor, k: Tensor, v: Tensor, *, cache: KeyValueCache, batch: BatchLayout
-    ) -> Tensor:
-        """Write k and v into the cache and attend: (T, H, D), 2 × (T, Hkv, D) → (T, H, D)."""
+    def __call__(self, cache: KeyValueCache, batch: BatchLayout) -> Attend:
+        """Prepare a step. What is worked out here serves every layer.
+
+        The result writes a layer's k and v into the cache and attends.
+        """
         ...
 
 

@@ -10,7 +10,7 @@ from minigpt4_runtime.backend.contracts import DeviceFacts
 class CpuBackend:
     """All cores of this machine, as one device."""
 
-    facts = DeviceFacts(default_dtype="float32", attention="reference")
+    facts = DeviceFacts(default_dtype="float32", attention="sdpa", cache_share=0.5)
 
     def __init__(self, index: int | None = None) -> None:  # noqa: ARG002
         self.device = torch.device("cpu")
@@ -27,3 +27,15 @@ class CpuBackend:
             if line.startswith(("MemAvailable:", "SwapFree:"))
         ]
         return sum(free) if free else None
+
+    def widen_from(self, dtype: torch.dtype) -> int | None:
+        """Measured with benchmarks/linear_routes.py, see docs/log.md."""
+        if dtype == torch.bfloat16:
+            return None if _multiplies_bfloat16() else 64
+        return 32 if dtype == torch.float16 else None
+
+
+def _multiplies_bfloat16() -> bool:
+    """Whether this CPU has instructions for bfloat16 products."""
+    probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(getattr(torch.cpu, probe, lambda: False)() for probe in probes)

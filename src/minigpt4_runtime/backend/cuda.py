@@ -1,4 +1,12 @@
-"""NVIDIA GPUs. Owns their facts and the check that there is one."""
+"""NVIDIA GPUs. Owns their facts and the check that there is one.
+
+Checked without one: no test of this project has run on a GPU yet.
+"""
+
+import shutil
+import sysconfig
+from importlib.util import find_spec
+from pathlib import Path
 
 import torch
 
@@ -8,8 +16,6 @@ from minigpt4_runtime.errors import BackendUnavailableError
 
 class CudaBackend:
     """One CUDA device."""
-
-    facts = DeviceFacts(default_dtype="float16", attention="reference")
 
     def __init__(self, index: int | None = None) -> None:
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
@@ -23,7 +29,23 @@ class CudaBackend:
                 f"cuda:{index} does not exist; this machine has cuda:0 to cuda:{count - 1}."
             )
         self.device = torch.device("cuda", index or 0)
+        attention = "triton" if _runs_triton(self.device) else "sdpa"
+        self.facts = DeviceFacts(default_dtype="float16", attention=attention, cache_share=0.9)
 
     def free_memory_bytes(self) -> int | None:
         """What the driver says is free on this device."""
         return torch.cuda.mem_get_info(self.device)[0]
+
+    def widen_from(self, dtype: torch.dtype) -> int | None:  # noqa: ARG002
+        """Never: half-precision products are the fast ones here."""
+        return None
+
+
+def _runs_triton(device: torch.device) -> bool:
+    """Whether Triton is here with all it asks for: a recent GPU, a C compiler, Python's headers."""
+    return (
+        find_spec("triton") is not None
+        and torch.cuda.get_device_capability(device) >= (8, 0)
+        and any(shutil.which(compiler) for compiler in ("gcc", "clang"))
+        and Path(sysconfig.get_path("include", "posix_prefix"), "Python.h").is_file()
+    )

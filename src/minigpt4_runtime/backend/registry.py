@@ -21,7 +21,10 @@ DEVICES = {
 }
 
 ATTENTION_KERNELS = {
-    "reference": "minigpt4_runtime.backend.attention_reference:attend",
+    "reference": "minigpt4_runtime.backend.attention_reference:prepare",
+    "sdpa": "minigpt4_runtime.backend.attention_sdpa:prepare",
+    "triton": "minigpt4_runtime.backend.attention_triton:prepare",
+    "npu": "minigpt4_runtime.backend.attention_npu:prepare",
 }
 
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import re
-import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, Self
 
 import typer
 
@@ -16,11 +15,8 @@ from minigpt4_runtime.cli.pictures import find_pictures, is_folder, is_missing
 from minigpt4_runtime.cli.results import Record, open_results
 from minigpt4_runtime.cli.terminal import ProgressBar, note, progress_bar, report
 from minigpt4_runtime.config import SamplingParams
-from minigpt4_runtime.errors import RequestError
+from minigpt4_runtime.messages import Described
 from minigpt4_runtime.prompt import DESCRIBE_PROMPT
-
-if TYPE_CHECKING:
-    from minigpt4_runtime.api import MiniGPT4
 
 Paths = Annotated[
     list[Path], typer.Argument(metavar="PATH", help="Pictures, and folders of pictures.")
@@ -63,7 +59,8 @@ def describe(
 ) -> None:
     """Describe pictures, or ask one question about each.
 
-    Answers go to stdout, all else to stderr. With a folder or several pictures every line of an
+    Many pictures are described at once, and shown in order. Answers go to stdout, all else to
+    stderr. With a folder or several pictures every line of an
     answer begins with "PATH: ". A picture that cannot be read is reported and skipped; the exit
     status is then 1 at the end. Ctrl-C loses nothing that is done.
 
@@ -73,17 +70,20 @@ def describe(
     """
     params = sampling.params()
     pictures = find_pictures(paths, recursive=recursive)
-    results = open_results(out, resume=resume, images={str(picture) for picture in pictures})
+    results = open_results(out, resume=resume, images=[str(picture) for picture in pictures])
     todo = [picture for picture in pictures if str(picture) not in results.done]
     shows_names = len(pictures) > 1 or any(is_folder(path) for path in paths)
     tally = Counter(done=len(pictures) - len(todo))
     try:
-        with results, progress_bar(len(todo)) as bar:
-            for record in _describe_all(todo, where, prompt, params, bar):
+        with (
+            results,
+            progress_bar(len(todo)) as bar,
+            _Screen(bar, shows_names=shows_names) as screen,
+        ):
+            for index, record in _describe_all(todo, where, prompt, params, bar):
                 results.add(record)
                 tally["failed" if record.answer is None else "described"] += 1
-                with bar.aside():
-                    _show(record, shows_names=shows_names)
+                screen.add(index, record)
                 bar.advance()
     finally:
         if tally.total() and (len(pictures) > 1 or tally["done"]):
@@ -98,19 +98,20 @@ def _describe_all(
     prompt: str,
     params: SamplingParams,
     bar: ProgressBar,
-) -> Iterator[Record]:
-    """Those that are not there come first: to know that takes no model."""
+) -> Iterator[tuple[int, Record]]:
+    """Results with their places in the list. What is not there comes first: that takes no model."""
     there = []
-    for picture in pictures:
+    for index, picture in enumerate(pictures):
         if is_missing(picture):
-            yield Record(image=str(picture), seconds=0.0, error=_why_missing(picture))
+            yield index, Record(image=str(picture), seconds=0.0, error=_why_missing(picture))
         else:
-            there.append(picture)
+            there.append((index, picture))
     if there:
         with bar.aside():
             model = where.load()
-        for picture in there:
-            yield _describe_one(model, picture, prompt, params)
+        for described in model.describe_all([picture for _, picture in there], prompt, params):
+            index, picture = there[described.index]
+            yield index, _record(picture, described)
 
 
 def _why_missing(picture: Path) -> str:
@@ -119,24 +120,50 @@ def _why_missing(picture: Path) -> str:
     return f"{picture} does not exist."
 
 
-def _describe_one(model: MiniGPT4, picture: Path, prompt: str, params: SamplingParams) -> Record:
-    start = time.perf_counter()
-    try:
-        reply = model.describe(picture, prompt, params)
-    except RequestError as error:
-        return Record(image=str(picture), seconds=_seconds_since(start), error=str(error))
+def _record(picture: Path, described: Described) -> Record:
+    seconds, reply = round(described.seconds, 3), described.reply
+    if reply is None:
+        return Record(image=str(picture), seconds=seconds, error=str(described.error))
     return Record(
         image=str(picture),
         answer=reply.text,
         finish_reason=reply.finish_reason,
         prompt_tokens=reply.usage.prompt_tokens,
         completion_tokens=reply.usage.completion_tokens,
-        seconds=_seconds_since(start),
+        seconds=seconds,
     )
 
 
-def _seconds_since(start: float) -> float:
-    return round(time.perf_counter() - start, 3)
+class _Screen:
+    """Shows records in the order of their pictures, whatever the order in which they come."""
+
+    def __init__(self, bar: ProgressBar, *, shows_names: bool) -> None:
+        self._bar = bar
+        self._shows_names = shows_names
+        self._waiting: dict[int, Record] = {}
+        self._next = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Show what still waits for others that will not come."""
+        self._show([self._waiting.pop(index) for index in sorted(self._waiting)])
+
+    def add(self, index: int, record: Record) -> None:
+        """Take one more, and show all that none is missing before."""
+        self._waiting[index] = record
+        ready = []
+        while self._next in self._waiting:
+            ready.append(self._waiting.pop(self._next))
+            self._next += 1
+        self._show(ready)
+
+    def _show(self, records: list[Record]) -> None:
+        if records:
+            with self._bar.aside():
+                for record in records:
+                    _show(record, shows_names=self._shows_names)
 
 
 def _show(record: Record, *, shows_names: bool) -> None:

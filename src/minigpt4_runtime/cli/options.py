@@ -89,6 +89,18 @@ class SamplingOptions:
     repetition_penalty: Annotated[
         float, typer.Option(metavar="NUMBER", help="Above 1, words that were said become rarer.")
     ] = SamplingParams.repetition_penalty
+    num_beams: Annotated[
+        int,
+        typer.Option(
+            metavar="COUNT", help="Follow this many answers at once and give the likeliest."
+        ),
+    ] = SamplingParams.num_beams
+    length_penalty: Annotated[
+        float,
+        typer.Option(
+            metavar="NUMBER", help="With beams: above 0 favours long answers, below 0 short ones."
+        ),
+    ] = SamplingParams.length_penalty
     seed: Annotated[
         int | None, typer.Option(metavar="NUMBER", help="The same seed draws the same answer.")
     ] = SamplingParams.seed

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -54,7 +54,7 @@ class Results:
         self.finish(is_whole=kind is None)
 
 
-def open_results(path: Path | None, *, resume: bool, images: Collection[str]) -> Results:
+def open_results(path: Path | None, *, resume: bool, images: Sequence[str]) -> Results:
     """Check where results shall go, before anything is computed. `images` are what is asked for.
 
     Raises:
@@ -76,15 +76,19 @@ def open_results(path: Path | None, *, resume: bool, images: Collection[str]) ->
         return JsonLines(path, resume=resume, images=images)
     if resume:
         raise ConfigError(f"--resume continues a .jsonl file, and --out is {path}.")
-    return JsonObject(path)
+    return JsonObject(path, images)
 
 
 class JsonObject(Results):
-    """One object, picture → answer, or null where it failed. Appears whole or not at all."""
+    """One object, picture → answer, or null where it failed, in the order of the pictures.
 
-    def __init__(self, path: Path) -> None:
+    Appears whole or not at all.
+    """
+
+    def __init__(self, path: Path, images: Sequence[str]) -> None:
         super().__init__()
         self._path = path
+        self._images = images
         self._answers: dict[str, str | None] = {}
 
     def add(self, record: Record) -> None:
@@ -100,7 +104,8 @@ class JsonObject(Results):
             if path.exists():
                 path = path.with_name(f"{path.stem}.partial.json")
             note(f"What was done is in {path}.")
-        _replace(path, _dump(self._answers, indent=2) + "\n")
+        answers = {i: self._answers[i] for i in self._images if i in self._answers}
+        _replace(path, _dump(answers, indent=2) + "\n")
 
 
 class JsonLines(Results):

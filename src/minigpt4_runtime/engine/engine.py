@@ -1,85 +1,289 @@
-"""Answers requests, one at a time.
+"""Answers many requests at once, step by step.
 
-Owns   the loop from a prompt to its last token, and when it ends.
-Takes  a Request; gives its TokenEvents as they come. Closing the iterator ends the work.
-Never  knows text: stop strings are watched by the caller, who then stops asking.
+Owns   the thread that steps, the requests in it, and what becomes of their errors.
+Takes  Requests from any thread; gives Tickets.
+Never  knows text: whoever asks watches for stop strings through Request.watch.
 """
 
-from collections.abc import Iterator
+from __future__ import annotations
+
+import itertools
+import secrets
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
 
 import torch
+from torch import Tensor
 
-from minigpt4_runtime.config import SamplingParams
+from minigpt4_runtime.config import EngineConfig, SamplingParams
+from minigpt4_runtime.engine.plan import StepPlan
 from minigpt4_runtime.engine.request import Request, TokenEvent
-from minigpt4_runtime.engine.runner import Runner
 from minigpt4_runtime.engine.sampler import Sampler
-from minigpt4_runtime.errors import ConfigError, PromptTooLongError, RequestError
+from minigpt4_runtime.engine.scheduler import Choice, Scheduler
+from minigpt4_runtime.engine.sequence import Sequence
+from minigpt4_runtime.engine.ticket import Inbox, Ticket
+from minigpt4_runtime.errors import PromptTooLongError, RequestError
+
+T = TypeVar("T")
+# How long an idle thread waits for more before it ends. A new one costs less than a millisecond,
+# and a program that ends waits for this one.
+_LINGER_SECONDS = 0.05
 
 
-def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether torch found no memory; on a CPU it says so in words only."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+class Executor(Protocol):
+    """What the engine needs of a runner."""
+
+    num_encoded_images: int
+
+    def execute(self, plan: StepPlan, pixels: Mapping[str, Tensor]) -> Tensor:
+        """Compute a step: (R, V) logits, a row for each sampled slice."""
+        ...
+
+
+@dataclass(frozen=True)
+class EngineStats:
+    """What the engine has done since it was made, and what it holds now."""
+
+    num_steps: int
+    num_computed_tokens: int
+    num_reused_tokens: int
+    num_encoded_images: int
+    num_preempted: int
+    num_running: int
+    num_waiting: int
+    num_blocks: int
+    num_free_blocks: int
 
 
 class Engine:
-    """Serves requests independently of each other: each has a cache of its own."""
+    """Serves requests independently of each other: one's error ends that one alone."""
 
-    def __init__(self, runner: Runner, *, bos_id: int, eos_id: int) -> None:
+    def __init__(
+        self,
+        runner: Executor,
+        config: EngineConfig,
+        *,
+        num_blocks: int,
+        max_context: int,
+        bos_id: int,
+        eos_id: int,
+    ) -> None:
         self._runner = runner
-        self._bos_id = bos_id
-        self._eos_id = eos_id
-        self._limit = runner.config.language.max_position_embeddings
+        self._config = config
+        self._num_blocks = num_blocks
+        self._max_context = max_context
+        self._scheduler = Scheduler(config, num_blocks=num_blocks, eos_id=eos_id)
+        self._sampler = Sampler(bos_id=bos_id, eos_id=eos_id)
+        self._ids = itertools.count()
+        self._inboxes: dict[int, Inbox] = {}
+        self._arrived: list[tuple[Sequence, Inbox]] = []
+        self._changed = threading.Condition()
+        self._thread: threading.Thread | None = None
+        self._is_working = False
+        self._is_closed = False
+        self._num_steps = 0
+        self._num_computed_tokens = 0
 
-    def check(self, token_ids: tuple[int, ...], sampling: SamplingParams) -> None:
-        """Refuse what cannot be served, before any picture is opened.
+    # --- for callers --------------------------------------------------------------------------
+
+    def check(self, num_prompt: int, sampling: SamplingParams) -> None:
+        """Refuse what can never be served, before any picture is opened.
 
         Raises:
             PromptTooLongError: the prompt leaves no room for an answer.
-            ConfigError: beam search is asked for.
+            RequestError: the beams need more room than there is.
         """
-        if len(token_ids) >= self._limit:
-            raise PromptTooLongError(len(token_ids), self._limit)
-        if sampling.num_beams > 1:
-            raise ConfigError(
-                f"num_beams is {sampling.num_beams}, but this version has no beam search. "
-                "Set num_beams to 1."
+        room = self._num_blocks * self._config.block_size
+        if num_prompt >= self._max_context:
+            raise PromptTooLongError(num_prompt, self._max_context)
+        if num_prompt >= room:
+            raise PromptTooLongError(num_prompt, room, holder="the engine's cache")
+        beams, most = sampling.num_beams, self._config.max_running
+        if beams > most:
+            raise RequestError(
+                f"num_beams is {beams}, but only {most} answers run at once. Lower it, or raise "
+                "max_running."
+            )
+        needed = self._blocks_needed(num_prompt, sampling)
+        if needed > self._num_blocks:
+            raise RequestError(
+                f"A search with {beams} beams on a prompt of {num_prompt} tokens takes {needed} "
+                f"blocks of the cache, which has {self._num_blocks}. Lower num_beams or "
+                "max_new_tokens, or raise num_blocks."
             )
 
-    def generate(self, request: Request) -> Iterator[TokenEvent]:
-        """Yield the answer's tokens. Refuses at once what `check` refuses.
+    def submit(self, request: Request, read: Callable[[TokenEvent], T | None]) -> Ticket[T]:
+        """Let a request join. `read` is called by whoever reads the ticket.
 
         Raises:
-            RequestError: while it runs, when the device has too little memory for it.
+            RequestError: what `check` refuses.
         """
-        self.check(request.token_ids, request.sampling)
-        room = self._limit - len(request.token_ids)
-        return self._guarded(request, max_new_tokens=min(room, request.sampling.max_new_tokens))
+        sampling, num_prompt = request.sampling, len(request.token_ids)
+        self.check(num_prompt, sampling)
+        inbox = Inbox()
+        with self._changed:
+            if self._is_closed:
+                raise RequestError("The model was closed. Load it again.")
+            sequence = Sequence(
+                next(self._ids),
+                request,
+                seed=secrets.randbits(63) if sampling.seed is None else sampling.seed,
+                max_new_tokens=self._max_new_tokens(num_prompt, sampling),
+            )
+            self._arrived.append((sequence, inbox))
+            self._changed.notify_all()
+            if not self._is_working:
+                self._is_working = True
+                self._thread = _EngineThread(self._work)
+                self._thread.start()
+        return Ticket(inbox, read)
 
-    def _guarded(self, request: Request, *, max_new_tokens: int) -> Iterator[TokenEvent]:
-        try:
-            yield from self._run(request, max_new_tokens=max_new_tokens)
-        except RuntimeError as error:
-            if not is_out_of_memory(error):
-                raise
-            raise RequestError(
-                f"The device ran out of memory on a prompt of {len(request.token_ids)} tokens. "
-                "Shorten the prompt, lower max_new_tokens, or load the model in a smaller dtype."
-            ) from None
+    def stats(self) -> EngineStats:
+        """A look at the engine; exact while it rests."""
+        scheduler = self._scheduler
+        with self._changed:
+            num_arrived = len(self._arrived)
+        return EngineStats(
+            self._num_steps, self._num_computed_tokens, scheduler.num_reused_tokens,
+            self._runner.num_encoded_images, scheduler.num_preempted, len(scheduler.running),
+            len(scheduler.waiting) + num_arrived, self._num_blocks, scheduler.num_free_blocks,
+        )  # fmt: skip
 
-    def _run(self, request: Request, *, max_new_tokens: int) -> Iterator[TokenEvent]:
-        sampler = Sampler(request.sampling, bos_id=self._bos_id, eos_id=self._eos_id)
-        cache = self._runner.new_cache(len(request.token_ids) + max_new_tokens)
-        logits = self._runner.forward(self._runner.embed(request), cache)
+    def close(self) -> None:
+        """End all requests with an error and let the thread go."""
+        with self._changed:
+            self._is_closed = True
+            thread = self._thread
+            self._changed.notify_all()
+        if thread is not None and thread is not threading.current_thread():
+            thread.join()
+
+    def _max_new_tokens(self, num_prompt: int, sampling: SamplingParams) -> int:
+        room = min(self._max_context, self._num_blocks * self._config.block_size)
+        return min(sampling.max_new_tokens, room - num_prompt)
+
+    def _blocks_needed(self, num_prompt: int, sampling: SamplingParams) -> int:
+        max_new_tokens = self._max_new_tokens(num_prompt, sampling)
+        return self._scheduler.blocks_needed(num_prompt, sampling.num_beams, max_new_tokens)
+
+    # --- the thread ---------------------------------------------------------------------------
+
+    def _work(self) -> None:
+        """Step while there is work; end after a while without."""
         while True:
-            token_id = sampler.pick(logits)
-            if self._ends(token_id, request.sampling):
-                yield TokenEvent(token_id, "stop")
-                return
-            if sampler.num_chosen == max_new_tokens:
-                yield TokenEvent(token_id, "length")
-                return
-            yield TokenEvent(token_id, None)
-            logits = self._runner.forward(self._runner.embed_token(token_id), cache)
+            with self._changed:
+                if not (self._arrived or self._scheduler.has_work or self._is_closed):
+                    self._changed.wait(_LINGER_SECONDS)
+                    if not (self._arrived or self._is_closed):
+                        self._is_working = False
+                        return
+                self._is_closed |= _nobody_reads()
+                if self._is_closed:
+                    self._is_working = False
+                    break
+            self.step()
+        self._take_arrivals()
+        for sequence in (*self._scheduler.running, *self._scheduler.waiting):
+            self._fail(sequence, RequestError("The model was closed before this answer ended."))
 
-    def _ends(self, token_id: int, sampling: SamplingParams) -> bool:
-        return token_id == self._eos_id and not sampling.ignore_eos
+    def step(self) -> None:
+        """One step: who left leaves, who came joins, and every running answer grows."""
+        self._take_arrivals()
+        self._drop_cancelled()
+        if not self._scheduler.has_work:
+            return
+        try:
+            plan = self._scheduler.plan()
+            logits = self._runner.execute(plan, self._pixels())
+            choices = self._sampler.pick(logits, self._scheduler.sampled(plan))
+            self._commit(plan, choices)
+        except Exception as error:  # noqa: BLE001 - whatever it is, tickets must hear of it.
+            self._recover(error)
+
+    def _take_arrivals(self) -> None:
+        with self._changed:
+            arrived, self._arrived = self._arrived, []
+        for sequence, inbox in arrived:
+            self._inboxes[sequence.id] = inbox
+            self._scheduler.add(sequence)
+
+    def _drop_cancelled(self) -> None:
+        for sequence in (*self._scheduler.running, *self._scheduler.waiting):
+            if self._inboxes[sequence.id].is_cancelled:
+                self._forget(sequence)
+
+    def _pixels(self) -> dict[str, Tensor]:
+        return {
+            picture.digest: picture.pixels
+            for sequence in self._scheduler.running
+            for picture in sequence.request.images
+        }
+
+    def _commit(self, plan: StepPlan, choices: Mapping[int, Choice | RequestError]) -> None:
+        self._num_steps += 1
+        self._num_computed_tokens += plan.num_tokens
+        sampled = self._scheduler.sampled(plan)
+        self._scheduler.commit(plan)
+        for sequence in sampled:
+            try:
+                choice = choices[sequence.id]
+                if isinstance(choice, RequestError):
+                    raise choice
+                events = self._scheduler.extend(sequence, choice)
+            except Exception as error:  # noqa: BLE001 - a watch is the caller's code.
+                self._fail(sequence, error)
+                continue
+            for event in events:
+                self._inboxes[sequence.id].put(event)
+            if events and events[-1].finish_reason:
+                self._forget(sequence)
+
+    def _recover(self, error: Exception) -> None:
+        """Out of memory, run fewer at once; another error ends those that run."""
+        running = self._scheduler.running
+        self._scheduler.preempt_all()
+        if is_out_of_memory(error) and len(running) > 1:
+            self._scheduler.max_running = max(1, len(running) // 2)
+            return
+        if is_out_of_memory(error):
+            num_prompt = running[0].num_prompt
+            error = RequestError(
+                f"The device ran out of memory on a prompt of {num_prompt} tokens. Shorten the "
+                "prompt, lower max_new_tokens, or load the model in a smaller dtype."
+            )
+        for sequence in running:
+            self._fail(sequence, error)
+
+    def _fail(self, sequence: Sequence, error: Exception) -> None:
+        self._inboxes[sequence.id].put(error)
+        self._forget(sequence)
+
+    def _forget(self, sequence: Sequence) -> None:
+        self._scheduler.remove(sequence)
+        del self._inboxes[sequence.id]
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether torch found no memory; on a CPU it says so in words only."""
+    return isinstance(error, torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    )
+
+
+class _EngineThread(threading.Thread):
+    """No daemon: one that is killed inside torch at exit would take the process down with it."""
+
+    def __init__(self, work: Callable[[], None]) -> None:
+        super().__init__(target=work, name="engine", daemon=False)
+
+
+def _nobody_reads() -> bool:
+    """Whether the program has ended, but for engines."""
+    if threading.main_thread().is_alive():
+        return False
+    return all(
+        thread.daemon or isinstance(thread, _EngineThread) or not thread.is_alive()
+        for thread in threading.enumerate()
+    )

@@ -3,12 +3,28 @@
 Owns   Request and TokenEvent. Never knows text: ids in, ids out.
 """
 
-from dataclasses import dataclass
+from __future__ import annotations
 
-from torch import Tensor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol, Self
 
 from minigpt4_runtime.config import SamplingParams
-from minigpt4_runtime.messages import FinishReason
+from minigpt4_runtime.messages import FinishReason, TokenLogprobs
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class StopWatch(Protocol):
+    """Watches an answer for stop strings, which only its owner can read."""
+
+    def feed(self, token_id: int) -> bool:
+        """Take one more id; say whether the answer ends with it."""
+        ...
+
+    def fork(self) -> Self:
+        """A watch that has seen the same, for an answer that goes on another way."""
+        ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,11 +42,12 @@ class ImageInput:
 
 @dataclass(frozen=True, eq=False)
 class Request:
-    """A prompt and how to go on from it."""
+    """A prompt and how to go on from it. Without a `watch` only the end id and lengths end it."""
 
     token_ids: tuple[int, ...]
     images: tuple[ImageInput, ...]
     sampling: SamplingParams
+    watch: StopWatch | None = None
 
 
 @dataclass(frozen=True)
@@ -39,3 +56,4 @@ class TokenEvent:
 
     token_id: int
     finish_reason: FinishReason | None
+    logprobs: TokenLogprobs | None = None

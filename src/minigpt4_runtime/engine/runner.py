@@ -1,8 +1,13 @@
-"""Executes steps: images → rows, ids and rows → embeddings, embeddings → logits.
+"""Executes plans: pictures → rows, ids and rows → embeddings, embeddings → logits.
 
-Owns   the hands: model, vision encoder and attention kernel, and the caches made for sequences.
-Takes  what to run. Never decides what that is.
+Owns   the hands: model, vision encoder, attention kernel, and the memory of the caches.
+Takes  a StepPlan and the pixels it speaks of; gives logits.
+Never  decides what runs.
 """
+
+from __future__ import annotations
+
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -14,68 +19,134 @@ from minigpt4_runtime.backend.contracts import (
     SequenceSlice,
     VisionEncoder,
 )
-from minigpt4_runtime.engine.request import Request
+from minigpt4_runtime.config import EngineConfig
+from minigpt4_runtime.engine.image_cache import ImageCache
+from minigpt4_runtime.engine.plan import StepPlan
+from minigpt4_runtime.errors import BackendUnavailableError
 from minigpt4_runtime.model.minigpt4 import MiniGPT4Model
 
+PICTURES_AT_ONCE = 8
+_UNKNOWN_FREE_BYTES = 4 * 2**30  # Where a system does not say how much is free.
 
-class SequenceCache:
-    """Room for the keys and values of one sequence, in all layers."""
 
-    def __init__(self, layers: tuple[KeyValueCache, ...], slots: Tensor) -> None:
-        self.layers = layers
-        self.slots = slots
-        self.num_tokens = 0
+def fit_num_blocks(
+    model: MiniGPT4Model, config: EngineConfig, *, free_bytes: int | None, share: float
+) -> int:
+    """How many blocks to make.
+
+    What `share` of the free memory holds, and never more than all answers can fill. `free_bytes`
+    was free before the model was loaded.
+
+    Raises:
+        BackendUnavailableError: there is no room for a single block.
+    """
+    language, dtype = model.config.language, model.language.token_embedding.weight.dtype
+    per_token = 2 * language.num_hidden_layers * language.num_key_value_heads * language.head_dim
+    block_bytes = per_token * config.block_size * dtype.itemsize
+    most = config.max_running * -(-language.max_position_embeddings // config.block_size)
+    weight_bytes = sum(weight.nbytes for weight in model.parameters())
+    left_bytes = _UNKNOWN_FREE_BYTES if free_bytes is None else free_bytes - weight_bytes
+    num_blocks = min(most, int(left_bytes * share) // block_bytes)
+    if num_blocks < 1:
+        raise BackendUnavailableError(
+            "The weights leave no memory for the keys and values of a prompt. Load the model in a "
+            "smaller dtype, or on another device."
+        )
+    return num_blocks
 
 
 class Runner:
-    """Runs the model on one device."""
+    """Runs the model on one device, in a cache of a fixed number of blocks."""
 
     def __init__(
-        self, model: MiniGPT4Model, vision: VisionEncoder, attention: AttentionKernel
+        self,
+        model: MiniGPT4Model,
+        vision: VisionEncoder,
+        attention: AttentionKernel,
+        *,
+        config: EngineConfig,
+        num_blocks: int,
     ) -> None:
-        self._model = model
+        self._language = model.language
         self._vision = vision
         self._attention = attention
-        self.config = model.config
+        self._images = ImageCache(config.image_cache_bytes)
+        language, weight = model.config.language, model.language.token_embedding.weight
+        # Not written to, and so no memory is taken before a block is first used.
+        self._cache = KeyValueCache(
+            *(
+                weight.new_empty(
+                    language.num_hidden_layers, num_blocks, config.block_size,
+                    language.num_key_value_heads, language.head_dim,
+                )
+                for _ in range(2)
+            )
+        )  # fmt: skip
+        self.num_encoded_images = 0
 
     @torch.inference_mode()
-    def embed(self, request: Request) -> Tensor:
-        """A prompt's ids and pictures → (T, C) rows as the language model reads them."""
-        weight = self._model.language.token_embedding.weight
-        ids = torch.tensor(request.token_ids, device=weight.device)
+    def execute(self, plan: StepPlan, pixels: Mapping[str, Tensor]) -> Tensor:
+        """Compute a step: (R, V) float32 logits, a row for each sampled slice.
+
+        `pixels` has every picture of the plan by its digest.
+        """
+        self._copy_blocks(plan)
+        batch = _layout(plan)
+        positions = torch.tensor(batch.positions(), device=self._cache.keys.device)
+        attend = self._attention(self._cache, batch)
+        hidden = self._language(self.embed(plan, pixels), positions, attend)
+        ends, row = [], 0
+        for each in plan.slices:
+            row += len(each.token_ids)
+            if each.is_sampled:
+                ends.append(row - 1)
+        return self._language.logits(hidden[ends])
+
+    @torch.inference_mode()
+    def embed(self, plan: StepPlan, pixels: Mapping[str, Tensor]) -> Tensor:
+        """The plan's ids and pictures → (T, C) rows as the language model reads them."""
+        weight = self._language.token_embedding.weight
+        ids = torch.tensor([i for each in plan.slices for i in each.token_ids])
         # An image's ids lie past the vocabulary; any row will do until its own is put there.
-        embeddings = self._model.language.embed(ids.clamp(max=self.config.language.vocab_size - 1))
-        for picture in request.images:
-            rows = self._vision.encode(picture.pixels[None])[0]
-            embeddings[picture.start : picture.start + picture.num_rows] = rows
+        ids = ids.clamp(max=len(weight) - 1).to(weight.device, non_blocking=True)
+        embeddings = self._language.embed(ids)
+        image_rows = self._encode(plan, pixels)
+        first_row = 0
+        for each in plan.slices:
+            for part in each.images:
+                rows = image_rows[part.digest][part.image_row : part.image_row + part.num_rows]
+                start = first_row + part.slice_row
+                embeddings[start : start + part.num_rows] = rows
+            first_row += len(each.token_ids)
         return embeddings
 
-    @torch.inference_mode()
-    def embed_token(self, token_id: int) -> Tensor:
-        """One id → (1, C)."""
-        weight = self._model.language.token_embedding.weight
-        return self._model.language.embed(torch.tensor([token_id], device=weight.device))
+    def _encode(self, plan: StepPlan, pixels: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The rows of the plan's pictures; those not kept are encoded, several at once."""
+        wanted = dict.fromkeys(part.digest for each in plan.slices for part in each.images)
+        found = {digest: self._images.get(digest) for digest in wanted}
+        missing = [digest for digest, rows in found.items() if rows is None]
+        for first in range(0, len(missing), PICTURES_AT_ONCE):
+            some = missing[first : first + PICTURES_AT_ONCE]
+            encoded = self._vision.encode(torch.stack([pixels[digest] for digest in some]))
+            self.num_encoded_images += len(some)
+            # Copied apart: a view would keep its whole batch alive.
+            found.update({d: rows.clone() for d, rows in zip(some, encoded, strict=True)})
+        rows_by_digest = {digest: rows for digest, rows in found.items() if rows is not None}
+        for digest, rows in rows_by_digest.items():
+            self._images.put(digest, rows)
+        return rows_by_digest
 
-    def new_cache(self, num_slots: int) -> SequenceCache:
-        """Empty caches with room for `num_slots` tokens."""
-        weight, language = self._model.language.token_embedding.weight, self.config.language
-        shape = (num_slots, language.num_key_value_heads, language.head_dim)
-        layers = tuple(
-            KeyValueCache(weight.new_empty(shape), weight.new_empty(shape))
-            for _ in range(language.num_hidden_layers)
-        )
-        return SequenceCache(layers, torch.arange(num_slots, device=weight.device))
+    def _copy_blocks(self, plan: StepPlan) -> None:
+        if plan.copies:
+            source, target = (list(side) for side in zip(*plan.copies, strict=True))
+            for side in (self._cache.keys, self._cache.values):
+                side[:, target] = side[:, source]
 
-    @torch.inference_mode()
-    def forward(self, embeddings: Tensor, cache: SequenceCache) -> Tensor:
-        """Append (T, C) rows to a sequence and give the (V,) logits that follow the last."""
-        first, count = cache.num_tokens, len(embeddings)
-        cache.num_tokens += count
-        slots = cache.slots[: cache.num_tokens]
-        batch = BatchLayout((SequenceSlice(first_row=0, num_rows=count, slots=slots),))
 
-        def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            return self._attention(q, k, v, cache=cache.layers[layer], batch=batch)
-
-        hidden = self._model.language(embeddings, slots[first:], attend)
-        return self._model.language.logits(hidden[-1:])[0]
+def _layout(plan: StepPlan) -> BatchLayout:
+    row, sequences = 0, []
+    for each in plan.slices:
+        count = len(each.token_ids)
+        sequences.append(SequenceSlice(row, count, each.start + count, each.blocks))
+        row += count
+    return BatchLayout(tuple(sequences))

@@ -1,73 +1,124 @@
-"""Logits → the next id, for one request.
+"""Logits → the next ids.
 
 Owns   the order of the steps, which is that of transformers 4.30 as the original calls it:
        repetition penalty, forbidden end, temperature, top-k, top-p.
-Takes  (V,) float32 logits. Randomness comes from the request's own seed, drawn on the CPU, so the
-       same seed gives the same answer on every device that gives the same logits.
+Takes  (R, V) float32 logits, a row for each branch of the sequences that choose.
+Never  keeps anything: what is drawn depends on a request's seed and the number of the token, and
+       lots are drawn on the CPU. So an answer is the same alone, in any batch and after a pause.
 """
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence as Many
 
 import torch
 from torch import Tensor
 
-from minigpt4_runtime.config import SamplingParams
+from minigpt4_runtime.engine.beam import Continuation
+from minigpt4_runtime.engine.scheduler import Choice, Token
+from minigpt4_runtime.engine.sequence import Branch, Sequence
 from minigpt4_runtime.errors import RequestError
+from minigpt4_runtime.messages import TokenLogprobs
 
 
 class Sampler:
-    """Chooses the ids of one answer, and remembers which it has chosen."""
+    """Chooses for every sequence as it asked."""
 
-    def __init__(self, params: SamplingParams, *, bos_id: int, eos_id: int) -> None:
-        self._params = params
+    def __init__(self, *, bos_id: int, eos_id: int) -> None:
+        self._bos_id = bos_id
         self._eos_id = eos_id
-        # The original generates from embeddings, so only a leading BOS counts as seen, no prompt.
-        self._seen = [bos_id]
-        self._generator = torch.Generator()
-        if params.seed is None:
-            self._generator.seed()
-        else:
-            self._generator.manual_seed(params.seed)
 
-    @property
-    def num_chosen(self) -> int:
-        """How many ids have been chosen so far."""
-        return len(self._seen) - 1
+    @torch.inference_mode()
+    def pick(self, logits: Tensor, sequences: Many[Sequence]) -> dict[int, Choice | RequestError]:
+        """Sequence id → what comes next. Logits that are no numbers are that sequence's error."""
+        best = logits.argmax(-1).tolist()
+        is_finite = torch.isfinite(logits).all(-1).tolist()
+        choices: dict[int, Choice | RequestError] = {}
+        first = 0
+        for sequence in sequences:
+            rows = slice(first, first + len(sequence.branches))
+            if not all(is_finite[rows]):
+                choices[sequence.id] = RequestError(
+                    "The model's numbers overflowed for this input. Load it with dtype bfloat16 or "
+                    "float32 instead."
+                )
+            elif self._takes_the_best(sequence):
+                choices[sequence.id] = Token(best[first])
+            else:
+                choices[sequence.id] = self._choose(logits[rows], sequence)
+            first = rows.stop
+        return choices
 
-    def pick(self, logits: Tensor) -> int:
-        """Choose the next id from (V,) logits.
+    def _takes_the_best(self, sequence: Sequence) -> bool:
+        """Whether nothing that was asked for can change which id is the likeliest."""
+        params = sequence.request.sampling
+        return (
+            params.temperature == 0
+            and params.repetition_penalty == 1
+            and params.num_beams == 1
+            and params.logprobs is None
+            and params.min_new_tokens <= len(sequence.branches[0].answer)
+        )
 
-        Raises:
-            RequestError: the logits are no numbers, as happens when float16 overflows.
-        """
+    def _choose(self, logits: Tensor, sequence: Sequence) -> Choice:
+        """The whole way, for one sequence: (branches, V) → its choice."""
         scores = logits.detach().to("cpu", torch.float32, copy=True)
-        if not bool(torch.isfinite(scores).all()):
-            raise RequestError(
-                "The model's numbers overflowed for this input. Load it with dtype bfloat16 or "
-                "float32 instead."
-            )
-        self._penalise_repetition(scores)
-        if self.num_chosen < self._params.min_new_tokens:
-            scores[self._eos_id] = float("-inf")
-        chosen = self._draw(scores) if self._params.temperature > 0 else int(scores.argmax())
-        self._seen.append(chosen)
-        return chosen
+        if sequence.search is not None:
+            return self._continue_beams(scores, sequence)
+        params, (branch,) = sequence.request.sampling, sequence.branches
+        logprobs = scores[0].log_softmax(-1) if params.logprobs is not None else None
+        self._reshape(scores[0], branch, sequence)
+        chosen = _draw(scores[0], sequence) if params.temperature > 0 else int(scores[0].argmax())
+        return Token(chosen, _logprobs(logprobs, chosen, params.logprobs))
 
-    def _penalise_repetition(self, scores: Tensor) -> None:
-        """Keskar et al., 2019: divide what was seen, or multiply where it is negative."""
-        penalty = self._params.repetition_penalty
-        if penalty != 1.0:
-            seen = torch.tensor(sorted(set(self._seen)))
+    def _continue_beams(self, scores: Tensor, sequence: Sequence) -> list[Continuation]:
+        """The best 2·num_beams continuations of all branches. Upstream scores log-probabilities."""
+        scores = scores.log_softmax(-1)
+        for row, branch in zip(scores, sequence.branches, strict=True):
+            self._reshape(row, branch, sequence)
+        sums = scores + torch.tensor([[branch.score] for branch in sequence.branches])
+        count = min(2 * sequence.request.sampling.num_beams, sums.numel())
+        best = sums.flatten().topk(count)
+        return [
+            Continuation(score, *divmod(index, sums.shape[1]))
+            for score, index in zip(best.values.tolist(), best.indices.tolist(), strict=True)
+            if score > float("-inf")
+        ]
+
+    def _reshape(self, scores: Tensor, branch: Branch, sequence: Sequence) -> None:
+        """Penalise repetition (Keskar et al., 2019) and forbid an early end, in place."""
+        params = sequence.request.sampling
+        if params.repetition_penalty != 1.0:
+            # The original generates from embeddings: only a leading BOS counts as seen, no prompt.
+            seen = torch.tensor(sorted({self._bos_id, *branch.answer}))
             values = scores[seen]
+            penalty = params.repetition_penalty
             scores[seen] = torch.where(values < 0, values * penalty, values / penalty)
+        if len(branch.answer) < params.min_new_tokens:
+            scores[self._eos_id] = float("-inf")
 
-    def _draw(self, scores: Tensor) -> int:
-        # From the largest down and in float64, no temperature is too low: nothing overflows.
-        scores = (scores - scores.max()).double() / self._params.temperature
-        if self._params.top_k:
-            least = scores.topk(min(self._params.top_k, len(scores))).values[-1]
-            scores = scores.masked_fill(scores < least, float("-inf"))
-        if self._params.top_p < 1.0:
-            ascending, order = scores.sort()
-            unlikely = ascending.softmax(-1).cumsum(-1) <= 1.0 - self._params.top_p
-            unlikely[-1] = False
-            scores[order[unlikely]] = float("-inf")
-        return int(torch.multinomial(scores.softmax(-1), 1, generator=self._generator))
+
+def _draw(scores: Tensor, sequence: Sequence) -> int:
+    params = sequence.request.sampling
+    # From the largest down and in float64, no temperature is too low: nothing overflows.
+    scores = (scores - scores.max()).double() / params.temperature
+    if params.top_k:
+        least = scores.topk(min(params.top_k, len(scores))).values[-1]
+        scores = scores.masked_fill(scores < least, float("-inf"))
+    if params.top_p < 1.0:
+        ascending, order = scores.sort()
+        unlikely = ascending.softmax(-1).cumsum(-1) <= 1.0 - params.top_p
+        unlikely[-1] = False
+        scores[order[unlikely]] = float("-inf")
+    lot = hashlib.blake2b(f"{sequence.seed}/{len(sequence.branches[0].answer)}".encode())
+    generator = torch.Generator().manual_seed(int.from_bytes(lot.digest()[:7], "little"))
+    return int(torch.multinomial(scores.softmax(-1), 1, generator=generator))
+
+
+def _logprobs(logprobs: Tensor | None, chosen: int, count: int | None) -> TokenLogprobs | None:
+    if logprobs is None or count is None:
+        return None
+    best = logprobs.topk(min(count, len(logprobs)))
+    top = tuple(zip(best.indices.tolist(), best.values.tolist(), strict=True))
+    return TokenLogprobs(chosen, float(logprobs[chosen]), top)

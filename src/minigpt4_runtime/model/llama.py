@@ -33,25 +33,24 @@ class RMSNorm(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """(T, C) → (T, C)."""
-        wide = hidden.float()
-        wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
-        return self.weight * wide.to(hidden.dtype)
+        normed = functional.rms_norm(hidden.float(), hidden.shape[-1:], eps=self.eps)
+        return self.weight * normed.to(hidden.dtype)
 
 
 class Rotation:
     """Rotary positions (Su et al., 2021) for the tokens of one step, shared by all layers."""
 
-    def __init__(self, positions: Tensor, head_dim: int, theta: float) -> None:
+    def __init__(self, positions: Tensor, head_dim: int, theta: float, dtype: torch.dtype) -> None:
         exponents = torch.arange(0, head_dim, 2, device=positions.device).float() / head_dim
         angles = positions.float()[:, None] * (1.0 / theta**exponents)
-        self.cos = angles.cos()[:, None, :]  # (T, 1, D/2)
-        self.sin = angles.sin()[:, None, :]
+        cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
+        self._cos = torch.cat([cos, cos], dim=-1)[:, None]  # (T, 1, D)
+        self._sin = torch.cat([-sin, sin], dim=-1)[:, None]
 
     def __call__(self, heads: Tensor) -> Tensor:
         """(T, H, D) → (T, H, D): the first half of a head turns against the second."""
-        first, second = heads.chunk(2, dim=-1)
-        cos, sin = self.cos.to(heads.dtype), self.sin.to(heads.dtype)
-        return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+        swapped = heads.roll(heads.shape[-1] // 2, dims=-1)
+        return torch.addcmul(heads * self._cos, swapped, self._sin)
 
 
 class LlamaAttention(nn.Module):
@@ -120,7 +119,9 @@ class Llama(nn.Module):
 
     def forward(self, embeddings: Tensor, positions: Tensor, attend: Attend) -> Tensor:
         """(T, C) rows at (T,) positions → (T, C) hidden rows, normed and ready for the head."""
-        rotation = Rotation(positions, self.config.head_dim, self.config.rope_theta)
+        rotation = Rotation(
+            positions, self.config.head_dim, self.config.rope_theta, embeddings.dtype
+        )
         hidden: Tensor = embeddings
         for layer in self.layers:
             hidden = layer(hidden, rotation, attend)

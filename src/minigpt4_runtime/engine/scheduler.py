@@ -1,0 +1,359 @@
+"""Which tokens of which sequences run in the next step.
+
+Owns   the waiting and running queues and the block pool.
+Takes  sequences in, sampled tokens back; gives a StepPlan out.
+Never  touches tensors, devices or text.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from dataclasses import dataclass, field
+
+from minigpt4_runtime.config import EngineConfig
+from minigpt4_runtime.engine.beam import Continuation
+from minigpt4_runtime.engine.kv_cache import BlockPool
+from minigpt4_runtime.engine.plan import Slice, StepPlan
+from minigpt4_runtime.engine.request import TokenEvent
+from minigpt4_runtime.engine.sequence import Branch, Sequence
+from minigpt4_runtime.messages import FinishReason, TokenLogprobs
+
+
+@dataclass(frozen=True)
+class Token:
+    """The sampler's choice for a sequence of one branch."""
+
+    token_id: int
+    logprobs: TokenLogprobs | None = None
+
+
+# For a beam search: the best continuations of all its branches, best first.
+Choice = Token | list[Continuation]
+
+
+@dataclass
+class _Draft:
+    """A plan while it is made."""
+
+    budget: int
+    slices: list[Slice] = field(default_factory=list)
+    copies: list[tuple[int, int]] = field(default_factory=list)
+    planned: set[int] = field(default_factory=set)
+
+
+class Scheduler:
+    """First come, first served, as far as the token budget, `max_running` and the blocks go.
+
+    There is no prefill and no decode phase: each branch has tokens that are computed and tokens
+    that are not, and a step lets the first catch up with the second.
+    """
+
+    def __init__(self, config: EngineConfig, *, num_blocks: int, eos_id: int) -> None:
+        self._config = config
+        self._block_size = config.block_size
+        self._pool = BlockPool(num_blocks)
+        self._eos_id = eos_id
+        self._waiting: deque[Sequence] = deque()
+        self._running: list[Sequence] = []  # The oldest first; all older than those that wait.
+        self.max_running = config.max_running
+        self.num_preempted = 0
+        self.num_reused_tokens = 0
+
+    @property
+    def has_work(self) -> bool:
+        """Whether there is a sequence that is not finished."""
+        return bool(self._waiting or self._running)
+
+    @property
+    def running(self) -> tuple[Sequence, ...]:
+        """The sequences that hold blocks, the oldest first."""
+        return tuple(self._running)
+
+    @property
+    def waiting(self) -> tuple[Sequence, ...]:
+        """The sequences that hold none, the next first."""
+        return tuple(self._waiting)
+
+    @property
+    def num_free_blocks(self) -> int:
+        """How many blocks no running sequence holds."""
+        return self._pool.num_free
+
+    def blocks_needed(self, num_prompt: int, num_branches: int, max_new_tokens: int) -> int:
+        """How many blocks a request takes at the most, once it runs alone."""
+        # The last token's key is never needed, and branches share the prompt's full blocks.
+        shared, rest = divmod(num_prompt, self._block_size)
+        return shared + num_branches * self._num_blocks(rest + max_new_tokens - 1)
+
+    def _num_blocks(self, num_tokens: int) -> int:
+        return -(-num_tokens // self._block_size)
+
+    def add(self, sequence: Sequence) -> None:
+        """Let a sequence wait for its turn. Ids of sequences only ever grow."""
+        self._waiting.append(sequence)
+
+    def remove(self, sequence: Sequence) -> None:
+        """Forget a sequence, whatever it is doing, and free its blocks."""
+        if sequence in self._running:
+            self._running.remove(sequence)
+        elif sequence in self._waiting:
+            self._waiting.remove(sequence)
+        self._release(sequence)
+
+    def preempt_all(self) -> None:
+        """Take all running sequences' blocks: what they hold is not to be relied on."""
+        while self._running:
+            self._preempt(self._running[-1])
+
+    # --- plan ---------------------------------------------------------------------------------
+
+    def plan(self) -> StepPlan:
+        """Choose the next step's tokens and give them blocks.
+
+        Sequences in mid-answer come first, so that no long prompt stalls them; then the prompts of
+        those that run, then those that wait.
+        """
+        draft = _Draft(self._config.max_step_tokens)
+        num_preempted = self.num_preempted
+        short = False
+        for is_mid_answer in (True, False):
+            for sequence in tuple(self._running):
+                if sequence in self._running and self._is_mid_answer(sequence) == is_mid_answer:
+                    short |= not self._continue(sequence, draft)
+        # Who waits is newer than all who run: while those lack blocks, nobody joins.
+        if not short and num_preempted == self.num_preempted:
+            while self._waiting and draft.budget and self._admit(draft):
+                pass
+        return StepPlan(tuple(draft.slices), tuple(draft.copies))
+
+    def _is_mid_answer(self, sequence: Sequence) -> bool:
+        return all(
+            sequence.num_tokens(branch) - branch.num_computed == 1 for branch in sequence.branches
+        )
+
+    def _continue(self, sequence: Sequence, draft: _Draft) -> bool:
+        """Plan a running sequence's next tokens. False where it lacks blocks for any."""
+        counts = self._counts(sequence, draft.budget)
+        if not any(counts):
+            return True
+        while self._new_blocks(sequence, counts) > self._pool.num_free:
+            victim = next(s for s in reversed(self._running) if s.id not in draft.planned)
+            # Behind younger sequences that are planned already, it keeps what it has and waits.
+            if victim is sequence and sequence is not self._running[-1]:
+                return False
+            assert len(self._running) > 1, "a sequence that fits alone never lacks blocks alone"
+            self._preempt(victim)
+            if victim is sequence:
+                return False
+        self._write(sequence, counts, draft)
+        return True
+
+    def _admit(self, draft: _Draft) -> bool:
+        """Let the sequence that has waited longest run, if it fits."""
+        sequence = self._waiting[0]
+        branches = sum(each.max_branches for each in self._running) + sequence.max_branches
+        if self._running and branches > self.max_running:
+            return False
+        trunk = sequence.branches[0]
+        self._reuse(sequence, trunk)
+        needed = self._num_blocks(sequence.num_tokens(trunk)) - len(trunk.blocks)
+        # One more for each that runs, or the newcomer would soon push itself out again.
+        if self._running and needed + len(self._running) > self._pool.num_free:
+            self._release(sequence)
+            return False
+        self.num_reused_tokens += trunk.num_computed
+        self._waiting.popleft()
+        self._running.append(sequence)
+        return self._continue(sequence, draft)
+
+    def _reuse(self, sequence: Sequence, branch: Branch) -> None:
+        """Start from the blocks that hold the same beginning; at least one token is computed."""
+        if not self._config.prefix_cache:
+            return
+        last = (
+            sequence.num_prompt if len(sequence.branches) > 1 else sequence.num_tokens(branch) - 1
+        )
+        for index in range(last // self._block_size):
+            block = self._pool.find(sequence.key(branch, index, self._block_size))
+            if block is None:
+                break
+            self._pool.hold([block])
+            branch.blocks.append(block)
+            branch.num_computed += self._block_size
+        if len(sequence.branches) > 1 and branch.num_computed == sequence.num_prompt:
+            self._fork_trunk(sequence)
+
+    def _counts(self, sequence: Sequence, budget: int) -> list[int]:
+        """How many tokens of each branch to compute now.
+
+        A search picks from all its branches at once: unless all of them reach their ends in this
+        step, each leaves its last token for a later one.
+        """
+        trunk = sequence.branches[0]
+        if len(sequence.branches) > 1 and trunk.num_computed < sequence.num_prompt:
+            return [min(budget, sequence.num_prompt - trunk.num_computed)]
+        missing = [sequence.num_tokens(each) - each.num_computed for each in sequence.branches]
+        if sum(missing) <= budget:
+            return missing
+        if len(missing) == 1:
+            return [budget]
+        counts = []
+        for each in missing:
+            counts.append(min(budget, each - 1))
+            budget -= counts[-1]
+        return counts
+
+    def _new_blocks(self, sequence: Sequence, counts: list[int]) -> int:
+        """How many blocks the next tokens take, copies of shared ones included."""
+        needed, writers = 0, Counter[int]()
+        for branch, count in zip(sequence.branches, counts, strict=False):
+            if count:
+                needed += self._num_blocks(branch.num_computed + count) - len(branch.blocks)
+                writers.update(self._written_block(branch))
+        # Of all that hold a block and want to write, the last one may keep it.
+        copies = (min(n, self._pool.num_holders(block) - 1) for block, n in writers.items())
+        return needed + sum(copies)
+
+    def _written_block(self, branch: Branch) -> list[int]:
+        """The block that the next token goes to, if it has one already."""
+        index = branch.num_computed // self._block_size
+        return branch.blocks[index : index + 1]
+
+    def _write(self, sequence: Sequence, counts: list[int], draft: _Draft) -> None:
+        """Put the tokens into the plan, in blocks that nobody else holds."""
+        is_sampled = sum(counts) == sum(
+            sequence.num_tokens(branch) - branch.num_computed for branch in sequence.branches
+        )
+        for index, (branch, count) in enumerate(zip(sequence.branches, counts, strict=False)):
+            if not count:
+                continue
+            start, stop = branch.num_computed, branch.num_computed + count
+            self._own_written_block(sequence, branch, draft)
+            while len(branch.blocks) < self._num_blocks(stop):
+                branch.blocks.append(self._take(sequence, branch.blocks))
+            draft.slices.append(
+                Slice(
+                    sequence.id,
+                    index,
+                    start,
+                    sequence.token_ids(branch, start, stop),
+                    tuple(branch.blocks),
+                    sequence.images(start, stop),
+                    is_sampled,
+                )
+            )
+            draft.budget -= count
+        draft.planned.add(sequence.id)
+
+    def _own_written_block(self, sequence: Sequence, branch: Branch, draft: _Draft) -> None:
+        for block in self._written_block(branch):
+            if self._pool.num_holders(block) > 1:
+                index = branch.num_computed // self._block_size
+                own = self._take(sequence, branch.blocks[:index])
+                draft.copies.append((block, own))
+                self._pool.release([block])
+                branch.blocks[index] = own
+
+    def _take(self, sequence: Sequence, before: list[int]) -> int:
+        """A block behind those before it, with room for all that the sequence may come to say."""
+        whole = self._num_blocks(sequence.num_prompt + sequence.max_new_tokens)
+        return self._pool.take(before[-1] if before else None, room=whole - len(before))
+
+    def _preempt(self, sequence: Sequence) -> None:
+        """Take a sequence's blocks; it waits again, before all who came after it."""
+        self._running.remove(sequence)
+        self._release(sequence)
+        self._waiting.appendleft(sequence)
+        self.num_preempted += 1
+
+    def _release(self, sequence: Sequence) -> None:
+        for branch in sequence.branches:
+            self._pool.release(branch.blocks)
+            branch.blocks, branch.num_computed = [], 0
+
+    # --- commit -------------------------------------------------------------------------------
+
+    def sampled(self, plan: StepPlan) -> list[Sequence]:
+        """The sequences whose logits a plan asks for, in the order of their slices."""
+        wanted = dict.fromkeys(each.sequence_id for each in plan.slices if each.is_sampled)
+        running = {sequence.id: sequence for sequence in self._running}
+        return [running[sequence_id] for sequence_id in wanted]
+
+    def commit(self, plan: StepPlan) -> None:
+        """Note that a plan was executed. What it sampled goes to `extend`."""
+        running = {sequence.id: sequence for sequence in self._running}
+        for piece in plan.slices:
+            self._advance(running[piece.sequence_id], piece)
+
+    def extend(self, sequence: Sequence, choice: Choice) -> tuple[TokenEvent, ...]:
+        """Let a sequence grow, and give what it says. The last event may say why it ends.
+
+        This is the only place where a sequence grows. One that ends is still to be removed.
+        """
+        if isinstance(choice, Token):
+            return (self._extend_one(sequence, choice),)
+        return self._extend_beams(sequence, choice)
+
+    def _advance(self, sequence: Sequence, piece: Slice) -> None:
+        """Note what was computed, and make full blocks findable."""
+        branch = sequence.branches[piece.branch]
+        before, branch.num_computed = branch.num_computed, piece.start + len(piece.token_ids)
+        if self._config.prefix_cache:
+            full = range(before // self._block_size, branch.num_computed // self._block_size)
+            for index in full:
+                key = sequence.key(branch, index, self._block_size)
+                self._pool.publish(branch.blocks[index], key)
+        has_others = len(sequence.branches) > 1 and not sequence.branches[1].blocks
+        if has_others and branch.num_computed == sequence.num_prompt:
+            self._fork_trunk(sequence)
+
+    def _fork_trunk(self, sequence: Sequence) -> None:
+        """Let all branches start from the prompt, after a preemption took their blocks."""
+        trunk = sequence.branches[0]
+        for branch in sequence.branches[1:]:
+            self._pool.hold(trunk.blocks)
+            branch.blocks, branch.num_computed = list(trunk.blocks), trunk.num_computed
+
+    def _extend_one(self, sequence: Sequence, token: Token) -> TokenEvent:
+        (branch,) = sequence.branches
+        branch.answer.append(token.token_id)
+        is_end = token.token_id == self._eos_id and not sequence.request.sampling.ignore_eos
+        reason: FinishReason | None = None
+        if is_end or (branch.watch and branch.watch.feed(token.token_id)):
+            reason = "stop"
+        elif len(branch.answer) == sequence.max_new_tokens:
+            reason = "length"
+        return TokenEvent(token.token_id, reason, token.logprobs)
+
+    def _extend_beams(
+        self, sequence: Sequence, continuations: list[Continuation]
+    ) -> tuple[TokenEvent, ...]:
+        search = sequence.search
+        assert search is not None, "only a beam search has continuations"
+        parents = sequence.branches
+
+        def ends(each: Continuation) -> bool:
+            if each.token_id == self._eos_id and not sequence.request.sampling.ignore_eos:
+                return True
+            watch = parents[each.branch].watch
+            return watch is not None and watch.fork().feed(each.token_id)
+
+        going_on = search.choose(continuations, [parent.answer for parent in parents], ends)
+        if search.is_done:
+            best = search.best()
+            *ids, last = best.token_ids
+            return (*(TokenEvent(i, None) for i in ids), TokenEvent(last, best.finish_reason))
+        sequence.branches = [self._grow(sequence, parents[each.branch], each) for each in going_on]
+        for branch in sequence.branches:
+            self._pool.hold(branch.blocks)
+        for parent in parents:
+            self._pool.release(parent.blocks)
+        return ()
+
+    def _grow(self, sequence: Sequence, parent: Branch, continuation: Continuation) -> Branch:
+        branch = sequence.fork(parent)
+        branch.answer.append(continuation.token_id)
+        branch.score = continuation.score
+        if branch.watch:
+            branch.watch.feed(continuation.token_id)
+        return branch

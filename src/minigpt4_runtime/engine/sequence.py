@@ -1,0 +1,107 @@
+"""A request while it is answered: what was said so far, and where it is cached.
+
+Owns   Sequence and its Branches; a sequence has one branch, or one for each beam.
+Takes  a Request; gives ids and content keys by position.
+Never  decides what runs. Knows no tensor.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from array import array
+from dataclasses import dataclass, field
+
+from minigpt4_runtime.engine.beam import BeamSearch
+from minigpt4_runtime.engine.plan import ImageRows
+from minigpt4_runtime.engine.request import Request, StopWatch
+
+
+@dataclass(eq=False)
+class Branch:
+    """One way an answer goes on. `answer` are its ids; `score` sums their log-probabilities.
+
+    Tokens before `num_computed` have their keys and values in `blocks`; `keys` name the content of
+    the blocks that are full, from the first on.
+    """
+
+    answer: list[int] = field(default_factory=list)
+    score: float = 0.0
+    watch: StopWatch | None = None
+    blocks: list[int] = field(default_factory=list)
+    num_computed: int = 0
+    keys: list[bytes] = field(default_factory=list)
+
+
+class Sequence:
+    """A request and its branches. `seed` and the number of a token decide how it is drawn."""
+
+    def __init__(
+        self, sequence_id: int, request: Request, *, seed: int, max_new_tokens: int
+    ) -> None:
+        self.id = sequence_id
+        self.request = request
+        self.seed = seed
+        self.max_new_tokens = max_new_tokens
+        # Its own: whoever submits a request again submits it as it was.
+        self.branches = [Branch(watch=request.watch.fork() if request.watch else None)]
+        sampling = request.sampling
+        self.search = (
+            BeamSearch(sampling.num_beams, sampling.length_penalty, max_new_tokens)
+            if sampling.num_beams > 1
+            else None
+        )
+
+    @property
+    def num_prompt(self) -> int:
+        """How many tokens the prompt has."""
+        return len(self.request.token_ids)
+
+    @property
+    def max_branches(self) -> int:
+        """How many branches it may come to."""
+        return self.request.sampling.num_beams
+
+    def num_tokens(self, branch: Branch) -> int:
+        """The prompt and what a branch says after it."""
+        return self.num_prompt + len(branch.answer)
+
+    def token_ids(self, branch: Branch, start: int, stop: int) -> tuple[int, ...]:
+        """A branch's ids at these positions."""
+        prompt, answer = self.request.token_ids, branch.answer
+        first, last = max(0, start - len(prompt)), max(0, stop - len(prompt))
+        return (*prompt[start:stop], *answer[first:last])
+
+    def images(self, start: int, stop: int) -> tuple[ImageRows, ...]:
+        """Which rows of which pictures stand at these positions."""
+        found = []
+        for picture in self.request.images:
+            first = max(start, picture.start)
+            last = min(stop, picture.start + picture.num_rows)
+            if first < last:
+                found.append(
+                    ImageRows(picture.digest, first - picture.start, first - start, last - first)
+                )
+        return tuple(found)
+
+    def key(self, branch: Branch, index: int, block_size: int) -> bytes:
+        """What names the content of a full block: all ids and pictures up to its end."""
+        while len(branch.keys) <= index:
+            start = len(branch.keys) * block_size
+            ids = self.token_ids(branch, start, start + block_size)
+            content = hashlib.blake2b(branch.keys[-1] if branch.keys else b"", digest_size=16)
+            content.update(array("q", ids).tobytes())
+            for rows in self.images(start, start + block_size):
+                content.update(f"{rows.digest}/{rows.image_row}/{rows.slice_row};".encode())
+            branch.keys.append(content.digest())
+        return branch.keys[index]
+
+    def fork(self, branch: Branch) -> Branch:
+        """Another branch that has said and cached the same. Its blocks are still to be held."""
+        return Branch(
+            list(branch.answer),
+            branch.score,
+            branch.watch.fork() if branch.watch else None,
+            list(branch.blocks),
+            branch.num_computed,
+            list(branch.keys),
+        )
