@@ -1,0 +1,335 @@
+"""Our engine beside transformers' `generate`: one process, the same weights, threads and dtype.
+
+python benchmarks/engine.py --model demo
+python benchmarks/engine.py --model wide --layers 8 --json wide.json
+
+wide is a Llama of 7B's widths with random weights, demo the bundled model. Prompts are random ids,
+new ones in each repeat, and nothing is kept between them. The two take turns.
+decode1, decode8   new tokens of 1 or 8 answers a second, while all of them grow
+prefill            prompt tokens a second until the first new token
+mixed              wanted tokens a second, prompts of 16 to 128 tokens and answers of 8 to 256 asked
+                   all at once; transformers answers them in padded batches of 8
+
+Beside them stand what the weights read (decode) and the work that had to be done (prefill, mixed)
+come to, as a share of what this machine reads and multiplies at best, measured in the same run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import random
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from rivals import SETTINGS, Answered, Ours, Transformers, in_own_thread, library_version
+from torch import Tensor
+
+from minigpt4_runtime.backend.registry import open_device
+from minigpt4_runtime.config import DTYPE_NAMES
+from minigpt4_runtime.errors import BackendUnavailableError
+from minigpt4_runtime.model.llama import Llama
+
+BATCH = 8
+PRODUCT_SIDE = 4096
+SUMMED_BYTES = 2**30
+
+# --- the works ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is asked: tokens of each prompt and of each answer, and what of it is timed."""
+
+    name: str
+    lengths: list[int]
+    counts: list[int]
+    rate: Callable[[Answered, Work], float]  # In tokens per second.
+
+    @property
+    def is_decode(self) -> bool:
+        """Whether it is bound by how fast weights are read."""
+        return self.name.startswith("decode")
+
+    def prompts(self, vocab_size: int, repeat: int) -> list[list[int]]:
+        """Random ids; none of them is a control id."""
+        rng = random.Random(f"{self.name}/{repeat}")
+        return [[rng.randrange(3, vocab_size) for _ in range(length)] for length in self.lengths]
+
+
+def decode_rate(answered: Answered, _: Work) -> float:
+    """While all answers grow: from the last one's first token to the first one's last token."""
+    start = max(times[0] for times in answered.times)
+    end = min(times[-1] for times in answered.times)
+    return sum(start < at <= end for times in answered.times for at in times) / (end - start)
+
+
+def prefill_rate(answered: Answered, work: Work) -> float:
+    """Prompt tokens until the first new one."""
+    return sum(work.lengths) / (answered.times[0][0] - answered.started)
+
+
+def whole_rate(answered: Answered, work: Work) -> float:
+    """Wanted tokens from the asking to the last of them."""
+    return sum(work.counts) / (max(times[-1] for times in answered.times) - answered.started)
+
+
+def works(num_new: int, num_requests: int) -> list[Work]:
+    """All that is measured, with decoded answers of `num_new` tokens."""
+    rng = random.Random(0)
+    return [
+        Work("decode1", [128], [num_new], decode_rate),
+        Work(f"decode{BATCH}", [128] * BATCH, [num_new] * BATCH, decode_rate),
+        Work("prefill", [512], [1], prefill_rate),
+        Work(
+            "mixed",
+            [rng.randint(16, 128) for _ in range(num_requests)],
+            [rng.randint(8, 256) for _ in range(num_requests)],
+            whole_rate,
+        ),
+    ]
+
+
+def cost(work: Work, language: Llama) -> float:
+    """What one of a work's tokens costs at the least: GB of weights read, or GFLOP."""
+    layers, head = language.layers.parameters(), language.head.weight
+    layer_bytes = layer_numbers = 0
+    for weight in layers:
+        layer_bytes, layer_numbers = layer_bytes + weight.nbytes, layer_numbers + weight.numel()
+    if work.is_decode:
+        return (layer_bytes + head.nbytes) / len(work.lengths) / 1e9
+    config, flops = language.config, 0.0
+    for length, count in zip(work.lengths, work.counts, strict=True):
+        computed = length + count - 1  # The last new token is never read.
+        pairs = computed * (computed + 1) / 2
+        flops += 2 * layer_numbers * computed + 2 * head.numel() * count
+        flops += 4 * config.hidden_size * config.num_hidden_layers * pairs
+    return flops / sum(work.lengths if work.name == "prefill" else work.counts) / 1e9
+
+
+# --- measuring ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Ceilings:
+    """The most that this machine gives, best of a few tries."""
+
+    gigabytes_per_second: float
+    gigaflops_per_second: float
+
+
+@dataclass(frozen=True)
+class Result:
+    """Rates in tokens per second, one for each repeat. `ceiling` is in `unit`, as `cost` is."""
+
+    model: str
+    work: str
+    ours: list[float]
+    theirs: list[float]
+    cost: float
+    unit: str
+    ceiling: float
+    equal_tokens: float
+
+
+def best_seconds(compute: Callable[[], Tensor], tries: int = 5) -> float:
+    """The shortest time of a computation whose first number is then read, which waits for it."""
+    compute().flatten()[0].item()
+    times = []
+    for _ in range(tries):
+        started = time.perf_counter()
+        compute().flatten()[0].item()
+        times.append(time.perf_counter() - started)
+    return min(times)
+
+
+def measure_ceilings(device: torch.device, dtype: torch.dtype) -> Ceilings:
+    """How fast a buffer far larger than the caches is summed, and large matrices multiplied."""
+    buffer = torch.ones(SUMMED_BYTES // 4, device=device)
+    read_seconds = best_seconds(buffer.sum)
+    del buffer
+    seconds = []
+    for each in {torch.float32, dtype}:
+        left, right = torch.randn(2, PRODUCT_SIDE, PRODUCT_SIDE, device=device).to(each)
+        seconds.append(best_seconds(lambda: left @ right, tries=3))  # noqa: B023
+    return Ceilings(SUMMED_BYTES / read_seconds / 1e9, 2 * PRODUCT_SIDE**3 / min(seconds) / 1e9)
+
+
+def equal_share(ours: Answered, theirs: Answered) -> float:
+    """How many of the tokens are the same at the same place."""
+    pairs = [
+        (one, other)
+        for mine, yours in zip(ours.token_ids, theirs.token_ids, strict=True)
+        for one, other in zip(mine, yours, strict=True)
+    ]
+    return sum(one == other for one, other in pairs) / len(pairs)
+
+
+def measure(
+    work: Work, ours: Ours, theirs: Transformers, *, repeats: int
+) -> tuple[list[float], list[float], float]:
+    """Rates of both sides, in turns, and the share of equal tokens. A few tokens warm each up."""
+    vocab_size = ours.language.config.vocab_size
+    rates: tuple[list[float], list[float]] = ([], [])
+    shares = []
+    for repeat in range(repeats):
+        prompts = work.prompts(vocab_size, repeat)
+        ours.generate([prompts[0][:16]], [4])
+        mine = ours.generate(prompts, work.counts)
+        ours.rest()
+        yours = in_own_thread(lambda: _answer_warm(theirs, prompts, work))  # noqa: B023
+        rates[0].append(work.rate(mine, work))
+        rates[1].append(work.rate(yours, work))
+        shares.append(equal_share(mine, yours))
+    return (*rates, statistics.mean(shares))
+
+
+def _answer_warm(theirs: Transformers, prompts: list[list[int]], work: Work) -> Answered:
+    theirs.generate([prompts[0][:16]], [4], batch_size=1)
+    return theirs.generate(prompts, work.counts, batch_size=BATCH)
+
+
+def measure_model(name: str, args: argparse.Namespace, ceilings: Ceilings) -> list[Result]:
+    """All works on one model."""
+    ours = in_own_thread(lambda: Ours(name, args))
+    theirs = in_own_thread(lambda: Transformers(ours.language, args.rival))
+    results = []
+    for work in works(32 if name == "wide" else 128, args.requests):
+        if args.only and work.name not in args.only:
+            continue
+        print(f"{name} {work.name} …", file=sys.stderr)
+        mine, yours, equal = measure(work, ours, theirs, repeats=args.repeats)
+        unit = "GB/s" if work.is_decode else "GFLOP/s"
+        ceiling = ceilings.gigabytes_per_second
+        if not work.is_decode:
+            ceiling = ceilings.gigaflops_per_second
+        price = cost(work, ours.language)
+        results.append(Result(name, work.name, mine, yours, price, unit, ceiling, equal))
+    return results
+
+
+# --- showing ------------------------------------------------------------------------------------
+
+
+def machine_line(args: argparse.Namespace) -> str:
+    """On what and with what it was measured."""
+    device = cpu_name()
+    if args.device != "cpu":
+        device = f"{torch.cuda.get_device_name()}, {device}"
+    command = ["git", "describe", "--always", "--dirty", "--exclude=*"]
+    folder = Path(__file__).parent
+    commit = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    return (
+        f"{device}, {os.cpu_count()} cores, {args.threads} threads, {args.dtype}; torch "
+        f"{torch.__version__}, transformers {library_version()} ({args.rival} cache, sdpa); "
+        f"commit {commit.stdout.strip() or 'unknown'}"
+    )
+
+
+def cpu_name() -> str:
+    """The CPU's name, as far as this system tells it."""
+    lines = Path("/proc/cpuinfo")
+    if lines.exists():
+        for line in lines.read_text("utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def show_rates(rates: list[float]) -> str:
+    """Median and spread."""
+    digits = 1 if statistics.median(rates) < 1000 else 0
+    numbers = (statistics.median(rates), min(rates), max(rates))
+    middle, low, high = (f"{number:.{digits}f}" for number in numbers)
+    return f"{middle} ({low}–{high})"
+
+
+def as_row(result: Result) -> tuple[str, ...]:
+    """A result as the table's cells."""
+    ours, theirs = statistics.median(result.ours), statistics.median(result.theirs)
+    mine, yours = ours * result.cost, theirs * result.cost
+    return (
+        result.model, result.work, show_rates(result.ours), show_rates(result.theirs),
+        f"{ours / theirs:.2f}", f"{mine:.1f}", f"{yours:.1f}", result.unit,
+        f"{mine / result.ceiling:.0%}", f"{yours / result.ceiling:.0%}",
+        f"{result.equal_tokens:.1%}",
+    )  # fmt: skip
+
+
+def as_table(results: list[Result]) -> str:
+    """All results, aligned."""
+    header = (
+        "model", "work", "ours tokens/s", "theirs tokens/s", "ratio", "ours", "theirs", "",
+        "ours", "theirs", "equal tokens",
+    )  # fmt: skip
+    rows = [header, *map(as_row, results)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for row in rows:
+        cells = [
+            cell.ljust(width) if index in (0, 1, 7) else cell.rjust(width)
+            for index, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)
+
+
+def read_arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--model", choices=("wide", "demo", "all"), default="all")
+    parser.add_argument("--layers", type=int, default=8, help="of wide, 772 MiB each in float32")
+    parser.add_argument("--only", type=lambda text: text.split(","), help="works, with commas")
+    parser.add_argument("--requests", type=int, default=64, help="of mixed")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--dtype", choices=DTYPE_NAMES, default="float32")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--rival", choices=SETTINGS, default="dynamic", help="transformers' cache")
+    parser.add_argument("--json", type=Path, help="a file for all numbers")
+    args = parser.parse_args()
+    known = [work.name for work in works(1, 1)]
+    if unknown := set(args.only or ()) - set(known):
+        parser.error(f"--only: {', '.join(unknown)} is not among {', '.join(known)}.")
+    return args
+
+
+def main() -> None:
+    """Measure, and print the table."""
+    args = read_arguments()
+    torch.set_num_threads(args.threads)
+    try:
+        machine = machine_line(args)
+        device = open_device(args.device).device
+    except BackendUnavailableError as error:
+        sys.exit(str(error))
+    ceilings = in_own_thread(lambda: measure_ceilings(device, getattr(torch, args.dtype)))
+    results = []
+    for name in ("demo", "wide") if args.model == "all" else (args.model,):
+        results += measure_model(name, args, ceilings)
+    print(
+        f"{machine}\nAt best: {ceilings.gigabytes_per_second:.1f} GB/s read, "
+        f"{ceilings.gigaflops_per_second:.0f} GFLOP/s. Median (lowest–highest) of {args.repeats}.\n"
+    )
+    print(as_table(results))
+    if args.json:
+        report = {
+            "machine": machine,
+            "ceilings": asdict(ceilings),
+            "results": [asdict(result) for result in results],
+        }
+        args.json.write_text(json.dumps(report, indent=2) + "\n", "utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,272 @@
+"""The two sides that benchmarks/engine.py compares: our engine, and transformers' `generate`.
+
+Owns   how each is built and asked, the clock in each, and the one import of transformers.
+Takes  prompts as ids and how many new ones are wanted; gives an Answered.
+Never  copies a weight: transformers' model is given our tensors, for a 7B model may not fit twice.
+"""
+
+from __future__ import annotations
+
+import argparse
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from minigpt4_runtime.api import DEMO_MODEL_DIR
+from minigpt4_runtime.backend.registry import attention_kernel, open_device
+from minigpt4_runtime.backend.vision_torch import TorchVisionEncoder
+from minigpt4_runtime.checkpoint.blank_model import blank_model
+from minigpt4_runtime.checkpoint.key_map import language_origins
+from minigpt4_runtime.checkpoint.load import load_model
+from minigpt4_runtime.config import (
+    EngineConfig,
+    LanguageConfig,
+    ModelConfig,
+    SamplingParams,
+    VisionConfig,
+)
+from minigpt4_runtime.engine.engine import Engine
+from minigpt4_runtime.engine.request import Request
+from minigpt4_runtime.engine.runner import Runner, fit_num_blocks
+from minigpt4_runtime.model.linear import set_widen_from
+from minigpt4_runtime.model.llama import Llama
+from minigpt4_runtime.model.minigpt4 import MiniGPT4Model
+from minigpt4_runtime.optional import require
+
+T = TypeVar("T")
+SETTINGS = ("dynamic", "static", "compiled")
+
+
+@dataclass(frozen=True)
+class Answered:
+    """Each prompt's new ids, and when each of them came, on perf_counter's clock."""
+
+    started: float
+    token_ids: list[list[int]]
+    times: list[list[float]]
+
+
+def in_own_thread(compute: Callable[[], T]) -> T:
+    """Compute in a thread that ends with it.
+
+    Every thread that computes keeps OpenMP threads of its own, which get in each other's way.
+    """
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(compute).result()
+
+
+# --- our side ------------------------------------------------------------------------------
+
+
+class Clock:
+    """Notes when each token of an answer came; it stands where stop strings are watched for."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+
+    def feed(self, _: int) -> bool:
+        """Note a token. No answer ends here."""
+        self.times.append(time.perf_counter())
+        return False
+
+    def fork(self) -> Clock:
+        """An answer of one branch is watched by one clock."""
+        return self
+
+
+class Ours:
+    """The engine as `MiniGPT4.load` builds it, without a prefix cache."""
+
+    def __init__(self, model_name: str, args: argparse.Namespace) -> None:
+        backend, dtype = open_device(args.device), getattr(torch, args.dtype)
+        free_bytes = backend.free_memory_bytes()
+        if model_name == "demo":
+            model = load_model(
+                DEMO_MODEL_DIR, device=backend.device, dtype=dtype, free_bytes=free_bytes
+            )
+        else:
+            model = wide_model(args.layers, backend.device, dtype)
+        widen_from = backend.widen_from(dtype)
+        set_widen_from(model, widen_from)
+        config = EngineConfig(prefix_cache=False)
+        num_blocks = fit_num_blocks(
+            model, config, free_bytes=free_bytes, share=backend.facts.cache_share
+        )
+        vision = TorchVisionEncoder(model.vision, in_float32=widen_from is not None)
+        kernel = attention_kernel(backend.facts.attention)
+        self.language: Llama = model.language
+        self._engine = Engine(
+            Runner(model, vision, kernel, config=config, num_blocks=num_blocks),
+            config,
+            num_blocks=num_blocks,
+            max_context=model.config.language.max_position_embeddings,
+            bos_id=1,
+            eos_id=2,
+        )
+
+    def generate(self, prompts: Sequence[Sequence[int]], counts: Sequence[int]) -> Answered:
+        """Ask all at once, and read the answers one after the other."""
+        clocks = [Clock() for _ in prompts]
+        started = time.perf_counter()
+        tickets = [
+            self._engine.submit(
+                Request(
+                    tuple(prompt),
+                    (),
+                    SamplingParams(ignore_eos=True, stop=(), max_new_tokens=count),
+                    clock,
+                ),
+                lambda event: event.token_id,
+            )
+            for prompt, count, clock in zip(prompts, counts, clocks, strict=True)
+        ]
+        token_ids = [list(ticket) for ticket in tickets]
+        return Answered(started, token_ids, [clock.times for clock in clocks])
+
+    def rest(self) -> None:
+        """Wait until the engine's thread is gone, which takes a second without work."""
+        for thread in threading.enumerate():
+            if thread.name == "engine":
+                thread.join()
+
+
+def wide_model(num_layers: int, device: torch.device, dtype: torch.dtype) -> MiniGPT4Model:
+    """7B's widths with fewer layers, seeded random weights, and an image side of no size."""
+    vision = VisionConfig(
+        image_size=28, patch_size=14, hidden_size=32, num_hidden_layers=1, num_attention_heads=2,
+        intermediate_size=32,
+    )  # fmt: skip
+    language = LanguageConfig(
+        hidden_size=4096, intermediate_size=11008, num_hidden_layers=num_layers,
+        num_attention_heads=32, num_key_value_heads=32, vocab_size=32000,
+        max_position_embeddings=2048, rms_norm_eps=1e-6,
+    )  # fmt: skip
+    config = ModelConfig(vision=vision, qformer=None, language=language, template="llama2")
+    model = blank_model(config)
+    generator = torch.Generator(device).manual_seed(1)
+    weights = {}
+    for name, shape in model.state_dict().items():
+        weight = torch.ones(shape.shape, device=device, dtype=dtype)
+        if weight.ndim > 1:  # The others are norms.
+            weight.normal_(std=weight.shape[-1] ** -0.5, generator=generator)
+        weights[name] = weight
+    model.load_state_dict(weights, strict=True, assign=True)
+    return model
+
+
+# --- transformers --------------------------------------------------------------------------
+
+
+def _library() -> Any:
+    library: Any = require("transformers", install="pip install 'transformers>=5'")
+    library.logging.set_verbosity_error()
+    return library
+
+
+def library_version() -> str:
+    """Which transformers this is.
+
+    Raises:
+        BackendUnavailableError: it is not installed.
+    """
+    version: str = _library().__version__
+    return version
+
+
+class _Clock:
+    """A streamer, of which transformers wants no more than these two methods."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+
+    def put(self, _: Tensor) -> None:
+        """Called once with the prompts and then for each step."""
+        self.times.append(time.perf_counter())
+
+    def end(self) -> None:
+        """Nothing is left to note."""
+
+
+class Transformers:
+    """A LlamaForCausalLM that is greedy and never ends an answer by itself.
+
+    `setting` is how it keeps keys and values: in a cache that grows (dynamic), in one of full size
+    (static), or in one of full size with its forward pass compiled.
+    """
+
+    def __init__(self, language: Llama, setting: str = "dynamic") -> None:
+        self._library = _library()
+        self._device = language.token_embedding.weight.device
+        self._model = self._assemble(language)
+        self._model.generation_config = self._generation_config(setting)
+
+    def _assemble(self, language: Llama) -> Any:
+        config = self._library.LlamaConfig(
+            **language.config.to_mapping(),
+            dtype=language.token_embedding.weight.dtype,
+            attn_implementation="sdpa",
+        )
+        with torch.device("meta"):
+            model = self._library.LlamaForCausalLM(config)
+        origins = language_origins(language.config, is_tied=False)
+        weights = {
+            origin.names[0]: language.get_parameter(name.removeprefix("language."))
+            for name, origin in origins.items()
+        }
+        model.load_state_dict(weights, strict=True, assign=True)
+        # Its frequencies are in no checkpoint, and so still on the meta device.
+        model.model.rotary_emb = type(model.model.rotary_emb)(model.config).to(self._device)
+        return model.requires_grad_(False).eval()
+
+    def _generation_config(self, setting: str) -> Any:
+        config = self._library.GenerationConfig(
+            do_sample=False, use_cache=True, pad_token_id=0,
+            cache_implementation=None if setting == "dynamic" else "static",
+            disable_compile=setting != "compiled",
+        )  # fmt: skip
+        if setting == "compiled":
+            config.compile_config = self._library.CompileConfig(fullgraph=False, mode=None)
+            # Without it, only a GPU's forward pass is compiled.
+            config.compile_config._compile_all_devices = True  # noqa: SLF001
+        return config
+
+    def generate(
+        self, prompts: Sequence[Sequence[int]], counts: Sequence[int], *, batch_size: int
+    ) -> Answered:
+        """Answer in batches in the order given; each runs until its longest answer is done.
+
+        `counts` are the new tokens wanted for each prompt; what a batch computes beyond is dropped.
+        """
+        started = time.perf_counter()
+        token_ids: list[list[int]] = []
+        times: list[list[float]] = []
+        for first in range(0, len(prompts), batch_size):
+            wanted = counts[first : first + batch_size]
+            clock = _Clock()
+            new = self._generate_batch(prompts[first : first + batch_size], max(wanted), clock)
+            token_ids += [ids[:count] for ids, count in zip(new, wanted, strict=True)]
+            times += [clock.times[1 : 1 + count] for count in wanted]
+        return Answered(started, token_ids, times)
+
+    @torch.inference_mode()
+    def _generate_batch(
+        self, prompts: Sequence[Sequence[int]], max_new_tokens: int, clock: _Clock
+    ) -> list[list[int]]:
+        width = max(map(len, prompts))
+        # Padded on the left, so that all answers begin in the same column.
+        ids = torch.tensor([[0] * (width - len(p)) + list(p) for p in prompts])
+        mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts])
+        out = self._model.generate(
+            input_ids=ids.to(self._device),
+            attention_mask=mask.to(self._device),
+            max_new_tokens=max_new_tokens,
+            streamer=clock,
+        )
+        new: list[list[int]] = out[:, width:].tolist()
+        return new
