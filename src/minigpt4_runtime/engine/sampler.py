@@ -33,7 +33,8 @@ class Sampler:
     def pick(self, logits: Tensor, sequences: Many[Sequence]) -> dict[int, Choice | RequestError]:
         """Sequence id → what comes next. Logits that are no numbers are that sequence's error."""
         best = logits.argmax(-1).tolist()
-        is_finite = torch.isfinite(logits).all(-1).tolist()
+        # One number that is none makes a sum none; and sums of logits do not overflow.
+        is_finite = torch.isfinite(logits.sum(-1)).tolist()
         choices: dict[int, Choice | RequestError] = {}
         first = 0
         for sequence in sequences:

@@ -33,7 +33,9 @@ class RMSNorm(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """(T, C) → (T, C)."""
-        normed = functional.rms_norm(hidden.float(), hidden.shape[-1:], eps=self.eps)
+        if hidden.dtype == torch.float32:
+            return functional.rms_norm(hidden, self.weight.shape, self.weight, self.eps)
+        normed = functional.rms_norm(hidden.float(), self.weight.shape, eps=self.eps)
         return self.weight * normed.to(hidden.dtype)
 
 
