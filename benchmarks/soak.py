@@ -68,8 +68,10 @@ class Ask:
 class Ended:
     """How a request ended: "stop", "length", "left" or "refused"; or, unexpectedly, an error."""
 
-    ask: Ask
+    kind: str
     how: str
+    # Kept of a few only, which are asked again: a list of all would look like a leak.
+    ask: Ask | None = None
     token_ids: tuple[int, ...] = ()
 
 
@@ -181,16 +183,16 @@ def serve(model: MiniGPT4, ask: Ask) -> Ended:
         ticket = model.submit(ask.messages, ask.sampling)
         for number, delta in enumerate(ticket):
             if delta.reply:
-                return Ended(ask, delta.reply.finish_reason, delta.reply.token_ids)
+                return Ended(ask.kind, delta.reply.finish_reason, ask, delta.reply.token_ids)
             if number == ask.leaves_after:
                 break
         if ask.leaves_after and ask.leaves_after % 2:
             ticket.cancel()  # The others are dropped, which comes to the same.
     except RequestError:
-        return Ended(ask, "refused")
+        return Ended(ask.kind, "refused")
     except Exception as error:  # noqa: BLE001 - whatever it is, the table must show it.
-        return Ended(ask, f"{type(error).__name__}: {error}")
-    return Ended(ask, "left")
+        return Ended(ask.kind, f"{type(error).__name__}: {error}")
+    return Ended(ask.kind, "left")
 
 
 @dataclass
@@ -203,10 +205,12 @@ class Load:
 
     def broken_ends(self) -> list[Ended]:
         """The requests that did not end as they must."""
-        return [each for each in self.ended if each.how not in ENDS.get(each.ask.kind, ANSWERED)]
+        return [each for each in self.ended if each.how not in ENDS.get(each.kind, ANSWERED)]
 
 
-def run_load(model: MiniGPT4, asks: Iterable[Ask], total: int, console: Console) -> Load:
+def run_load(
+    model: MiniGPT4, asks: Iterable[Ask], total: int, rng: random.Random, console: Console
+) -> Load:
     """Keep all readers busy until every request has ended, or none ends for a long time."""
     load, remaining = Load([], []), iter(asks)
     pool = ThreadPoolExecutor(NUM_READERS)
@@ -221,7 +225,9 @@ def run_load(model: MiniGPT4, asks: Iterable[Ask], total: int, console: Console)
             load.num_stuck = len(open_asks)
             break
         for future in done:
-            load.ended.append(future.result())
+            ended = future.result()
+            is_kept = rng.random() < ASKED_AGAIN
+            load.ended.append(ended if is_kept else Ended(ended.kind, ended.how))
             if len(load.ended) * 10 // total > len(load.memory):
                 load.memory.append(resident_bytes())
                 console.print(f"{len(load.ended)} of {total} …")
@@ -235,12 +241,10 @@ def resident_bytes() -> int:
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
-def ask_again(model: MiniGPT4, ended: list[Ended], rng: random.Random) -> tuple[int, int]:
-    """Ask some of what was answered again, one at a time → how many, and how many differ."""
-    answered = [each for each in ended if each.how in ANSWERED]
-    some = rng.sample(answered, round(ASKED_AGAIN * len(answered)))
-    changed = sum(serve(model, each.ask).token_ids != each.token_ids for each in some)
-    return len(some), changed
+def ask_again(model: MiniGPT4, ended: list[Ended]) -> tuple[int, int]:
+    """Ask what was kept again, one at a time → how many, and how many differ."""
+    kept = [(each.ask, each.token_ids) for each in ended if each.ask]
+    return len(kept), sum(serve(model, ask).token_ids != ids for ask, ids in kept)
 
 
 def rest() -> None:
@@ -258,10 +262,10 @@ def rest() -> None:
 def ends_table(load: Load) -> Table:
     """How many of each kind ended how."""
     columns = ("stop", "length", "left", "refused")
-    counts = Counter((each.ask.kind, each.how) for each in load.ended)
-    broken = Counter(each.ask.kind for each in load.broken_ends())
+    counts = Counter((each.kind, each.how) for each in load.ended)
+    broken = Counter(each.kind for each in load.broken_ends())
     table = Table("requests", "asked", *columns, "wrong end")
-    for kind in dict.fromkeys(sorted(each.ask.kind for each in load.ended)):
+    for kind in dict.fromkeys(sorted(each.kind for each in load.ended)):
         asked = sum(number for (name, _), number in counts.items() if name == kind)
         cells = (asked, *(counts[kind, how] for how in columns), broken[kind])
         table.add_row(kind, *map(str, cells))
@@ -309,11 +313,12 @@ def main() -> None:
     asker = Asker(args.seed)
     started = time.perf_counter()
     load = run_load(
-        model, (asker() for _ in range(args.requests)), args.requests, Console(stderr=True)
-    )
+        model, (asker() for _ in range(args.requests)), args.requests, random.Random(args.seed),
+        Console(stderr=True),
+    )  # fmt: skip
     rest()
     seconds = time.perf_counter() - started
-    again = (0, 0) if load.num_stuck else ask_again(model, load.ended, random.Random(args.seed))
+    again = (0, 0) if load.num_stuck else ask_again(model, load.ended)
     rest()
     table = verdicts(model, load, again, args.requests)
     console.print(ends_table(load), table)
