@@ -1,10 +1,11 @@
-"""How much memory loading a model folder takes, as it lies and cast, on a made-up model.
+"""How much memory loading a model folder takes: as it lies, cast, and in parts; a made-up model.
 
 python benchmarks/load_memory.py --work-dir /tmp/load_memory
 
-Promise: no more than 1.15 times the weights in the dtype that they are loaded in. Every page of
-every weight is touched, so that a mapped file counts in full. Memory is the peak of resident pages
-of a process that does nothing else; its imports are counted too, and shown.
+Promise: no more than 1.15 times the weights in the dtype that they are loaded in, and of several
+ranks, 1.15 times a rank's share. Every page of every weight is touched, so that a mapped file
+counts in full. Memory is the peak of resident pages of a process that does nothing else. Its
+imports are counted too, but not for a rank, whose share of this small model they would hide.
 """
 
 import argparse
@@ -14,18 +15,20 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
+from torch import Tensor, nn
 
 from minigpt4_runtime.checkpoint.blank_model import model_shapes
 from minigpt4_runtime.checkpoint.folder import write_folder
-from minigpt4_runtime.checkpoint.load import load_model
+from minigpt4_runtime.checkpoint.load import load_language, load_model
 from minigpt4_runtime.checkpoint.weights import Shape, show_bytes
 from minigpt4_runtime.config import LanguageConfig, ModelConfig, VisionConfig
+from minigpt4_runtime.model.parallel import Solo
 
 TOKENIZER = Path(__file__).parents[1] / "tests/goldens/vicuna/checkpoint/llama/tokenizer.model"
 PROMISE = 1.15
@@ -73,10 +76,23 @@ def peak_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def measure(folder: Path, dtype: str) -> None:
+class OneOf(Solo):
+    """A rank that knows its place and meets no other."""
+
+    def __init__(self, rank: int, size: int) -> None:
+        self.rank = rank
+        self.size = size
+
+
+def measure(folder: Path, dtype: str, size: int) -> None:
     """Load, in a process of its own, touch every page, and print what it took."""
     before, started = peak_bytes(), time.perf_counter()
-    model = load_model(folder, device=torch.device("cpu"), dtype=getattr(torch, dtype))
+    cpu, torch_dtype = torch.device("cpu"), getattr(torch, dtype)
+    model: nn.Module
+    if size == 1:
+        model = load_model(folder, device=cpu, dtype=torch_dtype)
+    else:
+        model = load_language(folder, device=cpu, dtype=torch_dtype, group=OneOf(1, size))
     seconds = time.perf_counter() - started
     for weight in model.parameters():
         weight.view(-1)[::512].sum()
@@ -91,44 +107,58 @@ def main() -> None:
     )
     parser.add_argument("--work-dir", type=Path, required=True, help="a folder for the model")
     parser.add_argument("--layers", type=int, default=8, help="of the language model, 386 MiB each")
+    parser.add_argument("--ranks", type=int, nargs="*", default=[2, 4])
     parser.add_argument("--measure", default="", help=argparse.SUPPRESS)
     args = parser.parse_args()
     folder = args.work_dir / "model"
     if args.measure:
-        measure(folder, args.measure)
+        dtype, size = args.measure.split("/")
+        measure(folder, dtype, int(size))
         return
     config, rows = made_config(args.layers), []
     try:
         weights = MadeWeights(model_shapes(config))
         write_folder(folder, config, weights, TOKENIZER, dtype="float16", force=True)
         for dtype in ("float16", "bfloat16", "float32"):
-            command = [sys.executable, __file__, "--measure", dtype, *sys.argv[1:]]
-            done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-            rows.append((dtype, *json.loads(done.stdout)))
+            for size in (1, *args.ranks):
+                command = [sys.executable, __file__, "--measure", f"{dtype}/{size}", *sys.argv[1:]]
+                done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+                rows.append(Loaded(dtype, size, *json.loads(done.stdout)))
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    show(as_text(rows))
+    show(rows)
 
 
-def as_text(rows: list[tuple[str, int, int, int, float]]) -> list[tuple[str, ...]]:
-    """Numbers → text."""
-    return [
-        (
-            dtype, show_bytes(num_bytes), show_bytes(before), show_bytes(peak),
-            f"{peak / num_bytes:.3f}", f"{seconds:.1f} s",
-        )
-        for dtype, before, peak, num_bytes, seconds in rows
-    ]  # fmt: skip
+@dataclass(frozen=True)
+class Loaded:
+    """What a process took that loaded all of a model, or its part as rank 1 of `num_ranks`."""
+
+    dtype: str
+    num_ranks: int
+    import_bytes: int
+    peak_bytes: int
+    weight_bytes: int
+    seconds: float
+
+    @property
+    def share(self) -> float:
+        """The peak as a share of the weights."""
+        taken = self.peak_bytes - (self.import_bytes if self.num_ranks > 1 else 0)
+        return taken / self.weight_bytes
 
 
-def show(rows: list[tuple[str, ...]]) -> None:
+def show(rows: list[Loaded]) -> None:
     """Print the table, and fail if the promise is broken."""
-    table = Table("loaded in", "weights", "imports", "peak", "peak / weights", "time",
-                  title="load_model of a float16 folder on a CPU")  # fmt: skip
+    table = Table("loaded in", "ranks", "weights", "imports", "peak", "peak / weights", "time",
+                  title="Loading a float16 folder on a CPU")  # fmt: skip
     for row in rows:
-        table.add_row(*row)
+        table.add_row(
+            row.dtype, str(row.num_ranks), show_bytes(row.weight_bytes),
+            show_bytes(row.import_bytes), show_bytes(row.peak_bytes), f"{row.share:.3f}",
+            f"{row.seconds:.1f} s",
+        )  # fmt: skip
     Console().print(table)
-    if any(float(row[4]) > PROMISE for row in rows):
+    if any(row.share > PROMISE for row in rows):
         sys.exit(f"The promise is broken: more than {PROMISE} times the weights.")
 
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from minigpt4_runtime.api import DEMO_MODEL_DIR
-from minigpt4_runtime.backend.registry import attention_kernel, open_device
+from minigpt4_runtime.backend.registry import open_device
 from minigpt4_runtime.backend.vision_torch import TorchVisionEncoder
 from minigpt4_runtime.checkpoint.blank_model import blank_model
 from minigpt4_runtime.checkpoint.key_map import language_origins
@@ -33,11 +33,11 @@ from minigpt4_runtime.config import (
 )
 from minigpt4_runtime.engine.engine import Engine
 from minigpt4_runtime.engine.request import Request
-from minigpt4_runtime.engine.runner import Runner, fit_num_blocks
 from minigpt4_runtime.model.linear import set_widen_from
 from minigpt4_runtime.model.llama import Llama
 from minigpt4_runtime.model.minigpt4 import MiniGPT4Model
 from minigpt4_runtime.optional import require
+from minigpt4_runtime.ranks import make_runner
 
 T = TypeVar("T")
 SETTINGS = ("dynamic", "static", "compiled")
@@ -95,16 +95,15 @@ class Ours:
         widen_from = backend.widen_from(dtype)
         set_widen_from(model, widen_from)
         config = EngineConfig(prefix_cache=False)
-        num_blocks = fit_num_blocks(
-            model, config, free_bytes=free_bytes, share=backend.facts.cache_share
-        )
+        if free_bytes is not None:
+            free_bytes -= sum(weight.nbytes for weight in model.parameters())
         vision = TorchVisionEncoder(model.vision, in_float32=widen_from is not None)
-        kernel = attention_kernel(backend.facts.attention)
+        runner = make_runner(model.language, vision, backend, config, free_bytes=free_bytes)
         self.language: Llama = model.language
         self._engine = Engine(
-            Runner(model, vision, kernel, config=config, num_blocks=num_blocks),
+            runner,
             config,
-            num_blocks=num_blocks,
+            num_blocks=runner.num_blocks,
             max_context=model.config.language.max_position_embeddings,
             bos_id=1,
             eos_id=2,

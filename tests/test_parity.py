@@ -70,7 +70,7 @@ def test_prompts_ids_and_replies(golden):
 def test_embeddings_and_first_logits(golden):
     model = load_model(golden.model.model_dir, device=torch.device("cpu"), dtype=torch.float32)
     runner = Runner(
-        model,
+        model.language,
         TorchVisionEncoder(model.vision),
         attention_kernel("reference"),
         config=EngineConfig(),

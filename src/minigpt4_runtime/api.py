@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import os
 import queue
+import sys
 import time
+import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy
 import torch
@@ -23,7 +26,6 @@ from torch import Tensor
 
 from minigpt4_runtime.answer import AnswerText, StopWatch
 from minigpt4_runtime.backend.contracts import DeviceBackend
-from minigpt4_runtime.backend.registry import attention_kernel, open_device
 from minigpt4_runtime.backend.vision_torch import TorchVisionEncoder
 from minigpt4_runtime.checkpoint.load import load_config, load_model
 from minigpt4_runtime.config import (
@@ -35,7 +37,6 @@ from minigpt4_runtime.config import (
 )
 from minigpt4_runtime.engine.engine import Engine, EngineStats
 from minigpt4_runtime.engine.request import ImageInput, Request, TokenEvent
-from minigpt4_runtime.engine.runner import Runner, fit_num_blocks
 from minigpt4_runtime.engine.ticket import Ticket
 from minigpt4_runtime.errors import ConfigError, RequestError
 from minigpt4_runtime.messages import (
@@ -50,10 +51,11 @@ from minigpt4_runtime.messages import (
     read_messages,
 )
 from minigpt4_runtime.model.linear import set_widen_from
-from minigpt4_runtime.model.minigpt4 import MiniGPT4Model
+from minigpt4_runtime.model.parallel import check_world_size
 from minigpt4_runtime.pixels import ImageLimits
 from minigpt4_runtime.pixels import load as load_image
 from minigpt4_runtime.prompt import DESCRIBE_PROMPT, Prompt, find_template, render
+from minigpt4_runtime.ranks import Ranks, Setup, free_memory_bytes, make_runner, open_rank_device
 from minigpt4_runtime.tokenizer import EncodedPrompt, ImageSpan, Tokenizer
 
 _PICTURES_AT_ONCE = 8
@@ -77,40 +79,41 @@ class MiniGPT4:
         dtype: DTypeName,
         engine: EngineConfig,
         image_limits: ImageLimits,
+        ranks: Ranks,
     ) -> None:
         self.config: ModelConfig = load_config(model_dir)
         self.model_dir = model_dir
         self.dtype: DTypeName = dtype
         self.device = str(backend.device)
+        self.tensor_parallel = ranks.size
         self._template = find_template(self.config.template)
         self._image_limits = image_limits
         self._tokenizer = Tokenizer(model_dir / "tokenizer.model")
-        torch_dtype, free_bytes = getattr(torch, dtype), backend.free_memory_bytes()
+        self._engine_config = engine
+        self._ranks = ranks
+        setup = Setup(str(model_dir), backend.device.type, dtype, engine)
+        group = ranks.start(setup, backend.facts.collective)
+        torch_dtype = getattr(torch, dtype)
+        free_bytes = free_memory_bytes(backend, ranks.size)
         model = load_model(
-            model_dir, device=backend.device, dtype=torch_dtype, free_bytes=free_bytes
+            model_dir, device=backend.device, dtype=torch_dtype, free_bytes=free_bytes, group=group
         )
         widen_from = backend.widen_from(torch_dtype)
         set_widen_from(model, widen_from)
         self._vision = TorchVisionEncoder(model.vision, in_float32=widen_from is not None)
-        self._engine_config = engine
-        self._engine = self._make_engine(model, backend, free_bytes)
-
-    def _make_engine(
-        self, model: MiniGPT4Model, backend: DeviceBackend, free_bytes: int | None
-    ) -> Engine:
-        config, language = self._engine_config, self.config.language
-        num_blocks = config.num_blocks or fit_num_blocks(
-            model, config, free_bytes=free_bytes, share=backend.facts.cache_share
-        )
-        kernel = attention_kernel(backend.facts.attention)
-        return Engine(
-            Runner(model, self._vision, kernel, config=config, num_blocks=num_blocks),
-            config,
-            num_blocks=num_blocks,
-            max_context=language.max_position_embeddings,
+        if free_bytes is not None:
+            free_bytes -= sum(weight.nbytes for weight in model.parameters())
+        runner = make_runner(model.language, self._vision, backend, engine, free_bytes=free_bytes)
+        self._engine = Engine(
+            ranks.lead(runner),
+            engine,
+            num_blocks=runner.num_blocks,
+            max_context=self.config.language.max_position_embeddings,
             bos_id=self._tokenizer.bos_id,
             eos_id=self._tokenizer.eos_id,
         )
+        # However the program ends, no other rank outlives it.
+        weakref.finalize(self, ranks.close)
 
     @classmethod
     def load(
@@ -121,6 +124,7 @@ class MiniGPT4:
         dtype: DTypeName | Literal["auto"] = "auto",
         engine: EngineConfig | Mapping[str, Any] | None = None,
         image_limits: ImageLimits | None = None,
+        tensor_parallel: int = 1,
     ) -> MiniGPT4:
         """Load a model folder; without one, the bundled demo model, which knows drawn scenes.
 
@@ -130,6 +134,9 @@ class MiniGPT4:
             dtype: auto, float32, float16 or bfloat16; auto is float32 on a CPU, else float16.
             engine: how many requests run at once, and what is kept between them.
             image_limits: what a picture may weigh at most.
+            tensor_parallel: over how many devices the language model is divided. This process
+                leads and starts the others; or all were started by torchrun, and then this never
+                returns in any but the first.
 
         Raises:
             ConfigError: a setting has no meaning.
@@ -140,14 +147,35 @@ class MiniGPT4:
             raise ConfigError(f"dtype is {dtype!r}; it must be auto or {', '.join(DTYPE_NAMES)}.")
         if not isinstance(engine, EngineConfig):
             engine = EngineConfig.from_mapping(engine or {})
-        backend = open_device(device)
-        return cls(
-            Path(model) if model is not None else DEMO_MODEL_DIR,
-            backend=backend,
-            dtype=backend.facts.default_dtype if dtype == "auto" else dtype,
-            engine=engine,
-            image_limits=image_limits or ImageLimits(),
-        )
+        model_dir = Path(model) if model is not None else DEMO_MODEL_DIR
+        check_world_size(load_config(model_dir).language, tensor_parallel)
+        ranks = Ranks(tensor_parallel)
+        if ranks.rank > 0:
+            ranks.follow()
+            sys.exit()
+        backend = open_rank_device(device, tensor_parallel)
+        with ranks.loading():
+            return cls(
+                model_dir,
+                backend=backend,
+                dtype=backend.facts.default_dtype if dtype == "auto" else dtype,
+                engine=engine,
+                image_limits=image_limits or ImageLimits(),
+                ranks=ranks,
+            )
+
+    def close(self) -> None:
+        """End what still runs with an error, and the other ranks. Nothing can be asked then."""
+        self._engine.close()
+        self._ranks.close()
+
+    def __enter__(self) -> Self:
+        """For `with`: closed at its end."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close."""
+        self.close()
 
     def describe(
         self,
@@ -206,7 +234,7 @@ class MiniGPT4:
 
     def stats(self) -> EngineStats:
         """What the engine has done so far, and what it holds."""
-        return self._engine.stats()
+        return replace(self._engine.stats(), traffic=self._ranks.traffic)
 
     def embed_images(self, pictures: Sequence[Picture]) -> Tensor:
         """Pictures → (N, rows, hidden) float32 on the CPU, as the language model reads them."""

@@ -7,6 +7,7 @@ MiniGPT4Error
 │   ├── ImageError             a picture that cannot be read or is too large
 │   └── PromptTooLongError     a prompt that does not fit into the model's context
 └── BackendUnavailableError    a device or a package that this machine does not have
+    └── RankLostError          a process that held a part of the model is gone, or does not answer
 
 A message says what is wrong, what was seen and what to do. Owns words only; imports nothing.
 """
@@ -49,3 +50,7 @@ class PromptTooLongError(RequestError):
 
 class BackendUnavailableError(MiniGPT4Error):
     """A device or an optional package is not available on this machine."""
+
+
+class RankLostError(BackendUnavailableError):
+    """A process that held a part of the model is gone, or does not answer: the model is lost."""

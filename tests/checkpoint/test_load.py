@@ -19,10 +19,11 @@ from minigpt4_runtime.checkpoint import folder, writer
 from minigpt4_runtime.checkpoint import load as load_module
 from minigpt4_runtime.checkpoint.blank_model import model_shapes
 from minigpt4_runtime.checkpoint.convert import convert
-from minigpt4_runtime.checkpoint.load import load_config, load_model
+from minigpt4_runtime.checkpoint.load import load_config, load_language, load_model
 from minigpt4_runtime.checkpoint.source import map_tensors
-from minigpt4_runtime.checkpoint.weights import read_folder_weights, read_header
+from minigpt4_runtime.checkpoint.weights import cut, read_folder_weights, read_header
 from minigpt4_runtime.errors import CheckpointError, ConfigError
+from minigpt4_runtime.model.parallel import Solo, share, split_dimension
 
 CPU = torch.device("cpu")
 
@@ -69,6 +70,49 @@ def test_equal_dtype_stays_in_the_mapped_file(vicuna_folder):
         assert str(vicuna_folder / "model.safetensors") in maps.read_text()
         del weights
         assert str(vicuna_folder / "model.safetensors") not in maps.read_text()
+
+
+class OneOf(Solo):
+    def __init__(self, rank, size):
+        self.rank, self.size = rank, size
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+@pytest.mark.parametrize("size", [2, 4])
+@pytest.mark.parametrize("piece_bytes", [16 * 2**20, 1000])
+def test_ranks_read_their_parts_and_no_more(vicuna_folder, dtype, size, piece_bytes, monkeypatch):
+    monkeypatch.setattr(load_module, "_PIECE_BYTES", piece_bytes)
+    parts = [
+        load_language(vicuna_folder, device=CPU, dtype=dtype, group=OneOf(rank, size)).state_dict()
+        for rank in range(size)
+    ]
+    whole = {
+        name.removeprefix("language."): weight.to(dtype)
+        for name, weight in load_file(vicuna_folder / "model.safetensors").items()
+        if name.startswith("language.")
+    }
+    assert all(part.keys() == whole.keys() for part in parts)
+    for name, weight in whole.items():
+        dimension = split_dimension(name)
+        mine = [part[name] for part in parts]
+        if dimension is None:
+            assert all(torch.equal(one, weight) for one in mine), name
+        else:
+            assert torch.equal(torch.cat(mine, dimension), weight), name
+    leader = load_model(vicuna_folder, device=CPU, dtype=dtype, group=OneOf(0, size))
+    assert all(torch.equal(leader.language.state_dict()[name], parts[0][name]) for name in whole)
+
+
+@pytest.mark.parametrize("dimension", [0, 1])
+def test_the_parts_of_a_weight_share_no_byte(vicuna_folder, dimension):
+    stored = read_folder_weights(vicuna_folder)["language.layers.0.mlp_down.weight"]
+    num_ranks, read = 4, []
+    for rank in range(num_ranks):
+        part = cut(stored, dimension, share(stored.shape[dimension], OneOf(rank, num_ranks)))
+        runs = [at for start, count in part.runs() for at in range(start, start + count)]
+        assert len(runs) == part.num_bytes
+        read += runs
+    assert sorted(read) == list(range(stored.start, stored.start + stored.num_bytes))
 
 
 def test_of_a_mixed_folder_only_the_other_dtypes_are_copied(mixed_folder):

@@ -39,7 +39,7 @@ def test_closing_ends_all_with_an_error_and_refuses_what_comes_later(start):
     arrived = submit(engine, BOS, 5, **ENDLESS)
     closing = threading.Thread(target=engine.close)
     closing.start()
-    while not engine._is_closed:
+    while not engine._end:
         time.sleep(0)
     executor.let_run()
     closing.join(PATIENCE)
@@ -47,7 +47,7 @@ def test_closing_ends_all_with_an_error_and_refuses_what_comes_later(start):
     assert not engine._thread.is_alive()
     assert next(running).token_id == 4
     for ticket in (running, waiting, arrived):
-        with pytest.raises(RequestError, match="closed before this answer ended"):
+        with pytest.raises(RequestError, match="was closed"):
             events_of(ticket)
     with pytest.raises(RequestError, match="was closed"):
         submit(engine, BOS, 3)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from minigpt4_runtime.config import DTypeName
 from minigpt4_runtime.model.llama import Attend
+from minigpt4_runtime.model.parallel import Group
 
 
 @dataclass(frozen=True)
@@ -20,11 +21,14 @@ class DeviceFacts:
     """What is true of a kind of device: these replace `if device == "cuda"`.
 
     `cache_share` is the part of the memory left free by the weights that keys and values may take.
+    Where `shares_memory`, all ranks on a machine take theirs from one memory.
     """
 
     default_dtype: DTypeName
     attention: str  # A name in registry.ATTENTION_KERNELS.
     cache_share: float
+    collective: str  # What torch.distributed calls the library that adds up over such devices.
+    shares_memory: bool = False
 
 
 class DeviceBackend(Protocol):
@@ -107,6 +111,36 @@ class AttentionKernel(Protocol):
 
         The result writes a layer's k and v into the cache and attends.
         """
+        ...
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """What this rank has handed to collectives, and how long it has waited for them.
+
+    On a GPU waiting is the device's, and `seconds` only what the calls took.
+    """
+
+    num_calls: int = 0
+    num_bytes: int = 0
+    seconds: float = 0.0
+
+
+class ParallelGroup(Group, Protocol):
+    """Ranks that also pass words: the leader says what comes next, the others hear it."""
+
+    traffic: Traffic
+
+    def least(self, number: int) -> int:
+        """The smallest of all ranks' numbers."""
+        ...
+
+    def send(self, message: bytes) -> None:
+        """Say it to all others. For the leader."""
+        ...
+
+    def receive(self) -> bytes:
+        """Wait for what the leader says, however long it takes."""
         ...
 
 

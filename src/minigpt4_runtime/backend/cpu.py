@@ -10,7 +10,13 @@ from minigpt4_runtime.backend.contracts import DeviceFacts
 class CpuBackend:
     """All cores of this machine, as one device."""
 
-    facts = DeviceFacts(default_dtype="float32", attention="sdpa", cache_share=0.5)
+    facts = DeviceFacts(
+        default_dtype="float32",
+        attention="sdpa",
+        cache_share=0.5,
+        collective="gloo",
+        shares_memory=True,
+    )
 
     def __init__(self, index: int | None = None) -> None:  # noqa: ARG002
         self.device = torch.device("cpu")

@@ -30,7 +30,9 @@ class CudaBackend:
             )
         self.device = torch.device("cuda", index or 0)
         attention = "triton" if _runs_triton(self.device) else "sdpa"
-        self.facts = DeviceFacts(default_dtype="float16", attention=attention, cache_share=0.9)
+        self.facts = DeviceFacts(
+            default_dtype="float16", attention=attention, cache_share=0.9, collective="nccl"
+        )
 
     def free_memory_bytes(self) -> int | None:
         """What the driver says is free on this device."""

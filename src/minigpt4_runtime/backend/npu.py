@@ -13,7 +13,9 @@ from minigpt4_runtime.optional import require
 class NpuBackend:
     """One Ascend device."""
 
-    facts = DeviceFacts(default_dtype="float16", attention="npu", cache_share=0.9)
+    facts = DeviceFacts(
+        default_dtype="float16", attention="npu", cache_share=0.9, collective="hccl"
+    )
 
     def __init__(self, index: int | None = None) -> None:
         self._npu = require("torch_npu", install="pip install torch_npu").npu

@@ -1,7 +1,7 @@
 """A model folder → a model that can compute, with one copy of each weight and none to spare.
 
 Owns   the strict match of a folder's weights against the model, and the ways into memory.
-Takes  a model folder, a device and a dtype; gives a MiniGPT4Model in eval mode.
+Takes  a model folder, a device, a dtype and a group of ranks; gives modules in eval mode.
 Never  guesses: a missing weight, one too many or one of another shape is an error by name.
 """
 
@@ -10,45 +10,111 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from minigpt4_runtime.checkpoint.blank_model import blank_model
+from minigpt4_runtime.checkpoint.blank_model import blank_language, blank_model, model_shapes
 from minigpt4_runtime.checkpoint.config_file import load_config
 from minigpt4_runtime.checkpoint.manifest import read_manifest
 from minigpt4_runtime.checkpoint.source import TORCH_DTYPES, map_tensors
 from minigpt4_runtime.checkpoint.weights import (
     StoredTensor,
     check_shapes,
+    cut,
     list_some,
     read_folder_weights,
     show_bytes,
 )
+from minigpt4_runtime.config import ModelConfig
 from minigpt4_runtime.errors import BackendUnavailableError, CheckpointError
+from minigpt4_runtime.model.llama import Llama
 from minigpt4_runtime.model.minigpt4 import MiniGPT4Model
+from minigpt4_runtime.model.parallel import Group, Solo, share, split_dimension
 
-__all__ = ["load_config", "load_model", "read_tensor"]
+__all__ = ["load_config", "load_language", "load_model", "read_tensor"]
+
+_LANGUAGE = "language."
 
 _PIECE_BYTES = 16 * 2**20
 
 
 def load_model(
-    model_dir: Path, *, device: torch.device, dtype: torch.dtype, free_bytes: int | None = None
+    model_dir: Path,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    free_bytes: int | None = None,
+    group: Group | None = None,
 ) -> MiniGPT4Model:
     """Load a model. Weights that lie in `dtype` already stay in the mapped file on a CPU.
+
+    Of a group's weights this rank's part alone is read.
 
     Raises:
         CheckpointError: a file is damaged, or a weight is missing, too many or misshapen.
         ConfigError: config.json holds something that cannot work.
         BackendUnavailableError: the weights take more than `free_bytes`, where that is known.
     """
+    config, stored = _open(model_dir)
+    _fill(
+        model := blank_model(config, group), _cut_language(stored, group or Solo()), model_dir,
+        device=device, dtype=dtype, free_bytes=free_bytes,
+    )  # fmt: skip
+    return model
+
+
+def load_language(
+    model_dir: Path,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    free_bytes: int | None = None,
+    group: Group,
+) -> Llama:
+    """Load this rank's part of the language model alone. See `load_model`."""
+    config, stored = _open(model_dir)
+    mine = {
+        name.removeprefix(_LANGUAGE): place
+        for name, place in _cut_language(stored, group).items()
+        if name.startswith(_LANGUAGE)
+    }
+    _fill(
+        language := blank_language(config.language, group), mine, model_dir,
+        device=device, dtype=dtype, free_bytes=free_bytes,
+    )  # fmt: skip
+    return language
+
+
+def _open(model_dir: Path) -> tuple[ModelConfig, dict[str, StoredTensor]]:
+    """A folder's config, and its weights, which are all there and no others."""
     config = load_config(model_dir)
     read_manifest(model_dir)
     stored = read_folder_weights(model_dir)
-    model = blank_model(config)
-    shapes = {name: tuple(weight.shape) for name, weight in model.state_dict().items()}
     found = {name: weight.shape for name, weight in stored.items()}
-    check_shapes(model_dir, shapes, found, remedy="Convert the model again.")
+    check_shapes(model_dir, model_shapes(config), found, remedy="Convert the model again.")
     _refuse_other_dtypes(model_dir, stored)
+    return config, stored
+
+
+def _cut_language(stored: Mapping[str, StoredTensor], group: Group) -> dict[str, StoredTensor]:
+    """All weights, those of the language model cut to this rank's part."""
+    parts = dict(stored)
+    if group.size > 1:
+        for name, place in stored.items():
+            dimension = split_dimension(name) if name.startswith(_LANGUAGE) else None
+            if dimension is not None:
+                parts[name] = cut(place, dimension, share(place.shape[dimension], group))
+    return parts
+
+
+def _fill(
+    module: nn.Module,
+    stored: Mapping[str, StoredTensor],
+    model_dir: Path,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    free_bytes: int | None,
+) -> None:
     mapped, copied = _split(stored, device, dtype)
     needed_bytes = sum(math.prod(place.shape) for place in copied.values()) * dtype.itemsize
     if free_bytes is not None and needed_bytes > free_bytes:
@@ -58,8 +124,7 @@ def load_model(
             "another device."
         )
     weights = {**map_tensors(mapped), **dict(_read_weights(copied, device, dtype))}
-    model.load_state_dict(weights, strict=True, assign=True)
-    return model
+    module.load_state_dict(weights, strict=True, assign=True)
 
 
 def read_tensor(
@@ -87,7 +152,9 @@ def _split(
     mapped = {
         name: place
         for name, place in stored.items()
-        if device.type == "cpu" and TORCH_DTYPES[place.dtype_code] == dtype
+        if device.type == "cpu"
+        and TORCH_DTYPES[place.dtype_code] == dtype
+        and place.row_step is None
     }
     return mapped, {name: place for name, place in stored.items() if name not in mapped}
 
@@ -108,16 +175,21 @@ def _make_buffer(stored: Iterable[StoredTensor]) -> Tensor:
 
 def _read_pieces(stored: StoredTensor, buffer: Tensor) -> Iterator[Tensor]:
     """Read plainly, not through a mapping: mapped pages would count beside the new tensor."""
-    dtype, view = TORCH_DTYPES[stored.dtype_code], buffer.numpy().data
-    left = stored.num_bytes
-    with stored.path.open("rb") as file:
-        file.seek(stored.start)
-        while left:
-            num_bytes = min(left, len(view))
-            if file.readinto(view[:num_bytes]) != num_bytes:
-                raise CheckpointError(f"{stored.path} was cut off while it was read.")
-            yield buffer[:num_bytes].view(dtype)
-            left -= num_bytes
+    dtype, view, filled = TORCH_DTYPES[stored.dtype_code], buffer.numpy().data, 0
+    # Unbuffered, or each row of a part would read into its neighbour's.
+    with stored.path.open("rb", buffering=0) as file:
+        for start, left in stored.runs():
+            file.seek(start)
+            while left:
+                num_bytes = min(left, len(view) - filled)
+                if file.readinto(view[filled : filled + num_bytes]) != num_bytes:
+                    raise CheckpointError(f"{stored.path} was cut off while it was read.")
+                left, filled = left - num_bytes, filled + num_bytes
+                if filled == len(view):
+                    yield buffer.view(dtype)
+                    filled = 0
+    if filled:
+        yield buffer[:filled].view(dtype)
 
 
 def _refuse_overflow(path: Path, piece: Tensor, dtype: torch.dtype) -> None:

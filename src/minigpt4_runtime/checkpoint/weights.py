@@ -8,8 +8,8 @@ Never  reads a weight itself, and loads no torch: `minigpt4 inspect` must answer
 import json
 import math
 import struct
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,13 +32,47 @@ _LONGEST_HEADER_BYTES = 100_000_000
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """Where one weight lies: `num_bytes` from `start` in the file at `path`."""
+    """Where one weight lies: `num_bytes` from `start` in the file at `path`.
+
+    Of a weight cut along its inputs, each row lies `row_step` bytes behind the one before.
+    """
 
     path: Path
     dtype_code: str
     shape: Shape
     start: int
     num_bytes: int
+    row_step: int | None = None
+
+    def runs(self) -> Iterator[tuple[int, int]]:
+        """The stretches of the file that hold the weight: (start, bytes), in order."""
+        if self.row_step is None:
+            yield self.start, self.num_bytes
+            return
+        for row in range(self.shape[0]):
+            yield self.start + row * self.row_step, self.num_bytes // self.shape[0]
+
+
+def cut(stored: StoredTensor, dimension: int, part: range) -> StoredTensor:
+    """A part of a weight: some of its rows (dimension 0), or of its columns (1)."""
+    rows, *rest = stored.shape
+    row_bytes = stored.num_bytes // rows
+    if dimension == 0:
+        return replace(
+            stored,
+            shape=(len(part), *rest),
+            start=stored.start + part.start * row_bytes,
+            num_bytes=len(part) * row_bytes,
+        )
+    (columns,) = rest
+    item_bytes = row_bytes // columns
+    return replace(
+        stored,
+        shape=(rows, len(part)),
+        start=stored.start + part.start * item_bytes,
+        num_bytes=rows * len(part) * item_bytes,
+        row_step=row_bytes,
+    )
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from pathlib import Path
@@ -52,6 +53,19 @@ class ModelOptions:
             help="auto, float32, float16 or bfloat16; auto is float32 on a CPU, else float16.",
         ),
     ] = "auto"
+    tensor_parallel: Annotated[
+        int,
+        typer.Option(
+            metavar="COUNT",
+            help="Divide the language model over this many devices, a process each. The others "
+            "are started for you, or all are by torchrun.",
+        ),
+    ] = 1
+
+    @property
+    def is_follower(self) -> bool:
+        """Whether torchrun has started this process to help another one, which does the job."""
+        return self.tensor_parallel > 1 and os.environ.get("RANK", "0") != "0"
 
     def load(self, *, announce_demo: bool = True) -> MiniGPT4:
         """Load the model, and say so if it is only the demo model."""
@@ -60,7 +74,12 @@ class ModelOptions:
         from minigpt4_runtime.api import MiniGPT4
 
         # `load` itself refuses a dtype that it does not know.
-        return MiniGPT4.load(self.model, device=self.device, dtype=cast(Any, self.dtype))
+        return MiniGPT4.load(
+            self.model,
+            device=self.device,
+            dtype=cast(Any, self.dtype),
+            tensor_parallel=self.tensor_parallel,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,6 +150,8 @@ def spread_options(command: Callable[..., None]) -> Callable[..., None]:
         for name, group in groups.items():
             members = {field.name: values.pop(field.name) for field in fields(group)}
             values[name] = group(**members)
+            if isinstance(values[name], ModelOptions) and values[name].is_follower:
+                values[name].load(announce_demo=False)
         command(**values)
 
     spread.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]

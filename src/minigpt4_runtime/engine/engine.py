@@ -7,16 +7,18 @@ Never  knows text: whoever asks watches for stop strings through Request.watch.
 
 from __future__ import annotations
 
+import copy
 import itertools
 import secrets
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
+from minigpt4_runtime.backend.contracts import Traffic
 from minigpt4_runtime.config import EngineConfig, SamplingParams
 from minigpt4_runtime.engine.plan import StepPlan
 from minigpt4_runtime.engine.request import Request, TokenEvent
@@ -24,18 +26,27 @@ from minigpt4_runtime.engine.sampler import Sampler
 from minigpt4_runtime.engine.scheduler import Choice, Scheduler
 from minigpt4_runtime.engine.sequence import Sequence
 from minigpt4_runtime.engine.ticket import Inbox, Ticket
-from minigpt4_runtime.errors import PromptTooLongError, RequestError
+from minigpt4_runtime.errors import (
+    MiniGPT4Error,
+    PromptTooLongError,
+    RankLostError,
+    RequestError,
+)
 
 T = TypeVar("T")
 # How long an idle thread waits for more before it ends. A new one costs less than a millisecond,
 # and a program that ends waits for this one.
 _LINGER_SECONDS = 0.05
+_CLOSED = RequestError("The model was closed. Load it again.")
 
 
 class Executor(Protocol):
     """What the engine needs of a runner."""
 
-    num_encoded_images: int
+    @property
+    def num_encoded_images(self) -> int:
+        """How many pictures were encoded so far."""
+        ...
 
     def execute(self, plan: StepPlan, pixels: Mapping[str, Tensor]) -> Tensor:
         """Compute a step: (R, V) logits, a row for each sampled slice."""
@@ -55,6 +66,7 @@ class EngineStats:
     num_waiting: int
     num_blocks: int
     num_free_blocks: int
+    traffic: Traffic = field(default_factory=Traffic)
 
 
 class Engine:
@@ -82,7 +94,7 @@ class Engine:
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
         self._is_working = False
-        self._is_closed = False
+        self._end: MiniGPT4Error | None = None  # Why there is nothing more to come.
         self._num_steps = 0
         self._num_computed_tokens = 0
 
@@ -124,8 +136,8 @@ class Engine:
         self.check(num_prompt, sampling)
         inbox = Inbox()
         with self._changed:
-            if self._is_closed:
-                raise RequestError("The model was closed. Load it again.")
+            if self._end:
+                raise copy.copy(self._end)  # A traceback of its own.
             sequence = Sequence(
                 next(self._ids),
                 request,
@@ -154,7 +166,7 @@ class Engine:
     def close(self) -> None:
         """End all requests with an error and let the thread go."""
         with self._changed:
-            self._is_closed = True
+            self._end = self._end or _CLOSED
             thread = self._thread
             self._changed.notify_all()
         if thread is not None and thread is not threading.current_thread():
@@ -174,19 +186,20 @@ class Engine:
         """Step while there is work; end after a while without."""
         while True:
             with self._changed:
-                if not (self._arrived or self._scheduler.has_work or self._is_closed):
+                if not (self._arrived or self._scheduler.has_work or self._end):
                     self._changed.wait(_LINGER_SECONDS)
-                    if not (self._arrived or self._is_closed):
+                    if not (self._arrived or self._end):
                         self._is_working = False
                         return
-                self._is_closed |= _nobody_reads()
-                if self._is_closed:
+                if self._end is None and _nobody_reads():
+                    self._end = _CLOSED
+                if self._end:
                     self._is_working = False
                     break
             self.step()
         self._take_arrivals()
         for sequence in (*self._scheduler.running, *self._scheduler.waiting):
-            self._fail(sequence, RequestError("The model was closed before this answer ended."))
+            self._fail(sequence, self._end)
 
     def step(self) -> None:
         """One step: who left leaves, who came joins, and every running answer grows."""
@@ -242,6 +255,10 @@ class Engine:
 
     def _recover(self, error: Exception) -> None:
         """Out of memory, run fewer at once; another error ends those that run."""
+        if isinstance(error, RankLostError):
+            with self._changed:
+                self._end = error
+            return
         running = self._scheduler.running
         self._scheduler.preempt_all()
         if is_out_of_memory(error) and len(running) > 1:

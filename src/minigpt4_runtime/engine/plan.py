@@ -1,9 +1,12 @@
 """What the next step computes, as data.
 
-Owns   StepPlan and its parts. Made by the scheduler, executed by the runner.
+Owns   StepPlan and its parts, and how a plan is sent. Made by the scheduler, executed by runners.
 Never  holds a tensor: a plan is small enough to be sent to another process.
 """
 
+from __future__ import annotations
+
+import json
 from dataclasses import dataclass
 
 
@@ -48,3 +51,26 @@ class StepPlan:
     def num_tokens(self) -> int:
         """How many rows the language model computes."""
         return sum(len(each.token_ids) for each in self.slices)
+
+    def encode(self) -> bytes:
+        """For the ranks that hold no image side: all but the pictures."""
+        slices = [
+            (each.sequence_id, each.branch, each.start, each.token_ids, each.blocks)
+            for each in self.slices
+        ]
+        sampled = [each.is_sampled for each in self.slices]
+        return json.dumps((slices, sampled, self.copies), separators=(",", ":")).encode("ascii")
+
+    @classmethod
+    def decode(cls, message: bytes) -> StepPlan:
+        """What was encoded."""
+        slices, sampled, copies = json.loads(message)
+        return cls(
+            tuple(
+                Slice(sequence_id, branch, start, tuple(ids), tuple(blocks), is_sampled=is_sampled)
+                for (sequence_id, branch, start, ids, blocks), is_sampled in zip(
+                    slices, sampled, strict=True
+                )
+            ),
+            tuple((source, target) for source, target in copies),
+        )

@@ -23,29 +23,27 @@ from minigpt4_runtime.config import EngineConfig
 from minigpt4_runtime.engine.image_cache import ImageCache
 from minigpt4_runtime.engine.plan import StepPlan
 from minigpt4_runtime.errors import BackendUnavailableError
-from minigpt4_runtime.model.minigpt4 import MiniGPT4Model
+from minigpt4_runtime.model.llama import Llama
 
 PICTURES_AT_ONCE = 8
 _UNKNOWN_FREE_BYTES = 4 * 2**30  # Where a system does not say how much is free.
 
 
 def fit_num_blocks(
-    model: MiniGPT4Model, config: EngineConfig, *, free_bytes: int | None, share: float
+    config: EngineConfig, language: Llama, *, free_bytes: int | None, share: float
 ) -> int:
     """How many blocks to make.
 
-    What `share` of the free memory holds, and never more than all answers can fill. `free_bytes`
-    was free before the model was loaded.
+    What `share` of `free_bytes`, which the weights leave, holds of this rank's keys and values; and
+    never more than all answers can fill.
 
     Raises:
         BackendUnavailableError: there is no room for a single block.
     """
-    language, dtype = model.config.language, model.language.token_embedding.weight.dtype
-    per_token = 2 * language.num_hidden_layers * language.num_key_value_heads * language.head_dim
-    block_bytes = per_token * config.block_size * dtype.itemsize
-    most = config.max_running * -(-language.max_position_embeddings // config.block_size)
-    weight_bytes = sum(weight.nbytes for weight in model.parameters())
-    left_bytes = _UNKNOWN_FREE_BYTES if free_bytes is None else free_bytes - weight_bytes
+    block = _new_cache(language, config, num_blocks=1, device="meta")
+    block_bytes = block.keys.nbytes + block.values.nbytes
+    most = config.max_running * -(-language.config.max_position_embeddings // config.block_size)
+    left_bytes = _UNKNOWN_FREE_BYTES if free_bytes is None else free_bytes
     num_blocks = min(most, int(left_bytes * share) // block_bytes)
     if num_blocks < 1:
         raise BackendUnavailableError(
@@ -55,33 +53,40 @@ def fit_num_blocks(
     return num_blocks
 
 
+def _new_cache(
+    language: Llama, config: EngineConfig, *, num_blocks: int, device: torch.device | str
+) -> KeyValueCache:
+    """Not written to, and so no memory is taken before a block is first used."""
+    shape = (
+        language.config.num_hidden_layers, num_blocks, config.block_size,
+        language.num_key_value_heads, language.config.head_dim,
+    )  # fmt: skip
+    weight = language.token_embedding.weight
+    return KeyValueCache(*(weight.new_empty(shape, device=device) for _ in range(2)))
+
+
 class Runner:
-    """Runs the model on one device, in a cache of a fixed number of blocks."""
+    """Runs the model on one device, in a cache of a fixed number of blocks.
+
+    Of several ranks, the leader alone has a vision encoder.
+    """
 
     def __init__(
         self,
-        model: MiniGPT4Model,
-        vision: VisionEncoder,
+        language: Llama,
+        vision: VisionEncoder | None,
         attention: AttentionKernel,
         *,
         config: EngineConfig,
         num_blocks: int,
     ) -> None:
-        self._language = model.language
+        self._language = language
         self._vision = vision
         self._attention = attention
         self._images = ImageCache(config.image_cache_bytes)
-        language, weight = model.config.language, model.language.token_embedding.weight
-        # Not written to, and so no memory is taken before a block is first used.
-        self._cache = KeyValueCache(
-            *(
-                weight.new_empty(
-                    language.num_hidden_layers, num_blocks, config.block_size,
-                    language.num_key_value_heads, language.head_dim,
-                )
-                for _ in range(2)
-            )
-        )  # fmt: skip
+        device = language.token_embedding.weight.device
+        self._cache = _new_cache(language, config, num_blocks=num_blocks, device=device)
+        self.num_blocks = num_blocks
         self.num_encoded_images = 0
 
     @torch.inference_mode()
@@ -105,11 +110,9 @@ class Runner:
     @torch.inference_mode()
     def embed(self, plan: StepPlan, pixels: Mapping[str, Tensor]) -> Tensor:
         """The plan's ids and pictures → (T, C) rows as the language model reads them."""
-        weight = self._language.token_embedding.weight
         ids = torch.tensor([i for each in plan.slices for i in each.token_ids])
-        # An image's ids lie past the vocabulary; any row will do until its own is put there.
-        ids = ids.clamp(max=len(weight) - 1).to(weight.device, non_blocking=True)
-        embeddings = self._language.embed(ids)
+        device = self._cache.keys.device
+        embeddings = self._language.embed(ids.to(device, non_blocking=True))
         image_rows = self._encode(plan, pixels)
         first_row = 0
         for each in plan.slices:
@@ -118,7 +121,8 @@ class Runner:
                 start = first_row + part.slice_row
                 embeddings[start : start + part.num_rows] = rows
             first_row += len(each.token_ids)
-        return embeddings
+        # The leader's rows of pictures come along: the others have zeros there.
+        return self._language.group.sum(embeddings)
 
     def _encode(self, plan: StepPlan, pixels: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The rows of the plan's pictures; those not kept are encoded, several at once."""
@@ -127,6 +131,7 @@ class Runner:
         missing = [digest for digest, rows in found.items() if rows is None]
         for first in range(0, len(missing), PICTURES_AT_ONCE):
             some = missing[first : first + PICTURES_AT_ONCE]
+            assert self._vision is not None, "only the leader's plan has pictures"
             encoded = self._vision.encode(torch.stack([pixels[digest] for digest in some]))
             self.num_encoded_images += len(some)
             # Copied apart: a view would keep its whole batch alive.

@@ -1,7 +1,9 @@
 """The Llama language model (Touvron et al., 2023; upstream: transformers' modeling_llama).
 
 Owns   embeddings → hidden rows → logits for packed tokens: T rows of any number of sequences.
-Takes  the rows, their positions, and `attend`, which knows the sequences and their cache.
+Takes  the rows, their positions, and `attend`, which knows the sequences and their cache; and the
+       group of ranks that share the model: each computes some of the heads, and two sums a layer
+       make them whole.
 Never  sees a cache, a batch or a device: those are bound into `attend` by whoever calls.
 """
 
@@ -13,6 +15,7 @@ from torch.nn import functional
 
 from minigpt4_runtime.config import LanguageConfig
 from minigpt4_runtime.model.linear import Linear
+from minigpt4_runtime.model.parallel import Group, Solo, share
 
 
 class Attend(Protocol):
@@ -58,15 +61,18 @@ class Rotation:
 class LlamaAttention(nn.Module):
     """Queries, keys and values of one layer; the attention itself is `attend`."""
 
-    def __init__(self, config: LanguageConfig, layer: int) -> None:
+    def __init__(self, config: LanguageConfig, layer: int, group: Group) -> None:
         super().__init__()
         self.layer = layer
         self.head_dim = config.head_dim
-        size, kv_size = config.hidden_size, config.num_key_value_heads * config.head_dim
-        self.query = Linear(size, size, bias=False)
+        self._group = group
+        size = config.hidden_size
+        q_size = config.num_attention_heads * config.head_dim // group.size
+        kv_size = config.num_key_value_heads * config.head_dim // group.size
+        self.query = Linear(size, q_size, bias=False)
         self.key = Linear(size, kv_size, bias=False)
         self.value = Linear(size, kv_size, bias=False)
-        self.out = Linear(size, size, bias=False)
+        self.out = Linear(q_size, size, bias=False)
 
     def forward(self, hidden: Tensor, rotation: Rotation, attend: Attend) -> Tensor:
         """(T, C) → (T, C)."""
@@ -75,49 +81,62 @@ class LlamaAttention(nn.Module):
             for rows in (self.query(hidden), self.key(hidden), self.value(hidden))
         )
         attended = attend(self.layer, rotation(q), rotation(k), v)
-        return self.out(attended.reshape(len(hidden), -1))  # type: ignore[no-any-return]
+        return self._group.sum(self.out(attended.reshape(len(hidden), -1)))
 
 
 class LlamaLayer(nn.Module):
     """Pre-norm attention and a gated feed-forward, each added to its input."""
 
-    def __init__(self, config: LanguageConfig, layer: int) -> None:
+    def __init__(self, config: LanguageConfig, layer: int, group: Group) -> None:
         super().__init__()
-        size = config.hidden_size
+        self._group = group
+        size, gated_size = config.hidden_size, config.intermediate_size // group.size
         self.attention_norm = RMSNorm(size, config.rms_norm_eps)
-        self.attention = LlamaAttention(config, layer)
+        self.attention = LlamaAttention(config, layer, group)
         self.mlp_norm = RMSNorm(size, config.rms_norm_eps)
-        self.mlp_gate = Linear(size, config.intermediate_size, bias=False)
-        self.mlp_up = Linear(size, config.intermediate_size, bias=False)
-        self.mlp_down = Linear(config.intermediate_size, size, bias=False)
+        self.mlp_gate = Linear(size, gated_size, bias=False)
+        self.mlp_up = Linear(size, gated_size, bias=False)
+        self.mlp_down = Linear(gated_size, size, bias=False)
 
     def forward(self, hidden: Tensor, rotation: Rotation, attend: Attend) -> Tensor:
         """(T, C) → (T, C)."""
         hidden = hidden + self.attention(self.attention_norm(hidden), rotation, attend)
         normed = self.mlp_norm(hidden)
         gated = functional.silu(self.mlp_gate(normed)) * self.mlp_up(normed)
-        return hidden + self.mlp_down(gated)  # type: ignore[no-any-return]
+        return hidden + self._group.sum(self.mlp_down(gated))
 
 
 class Llama(nn.Module):
     """The language model: embedding table, layers, final norm and head."""
 
-    def __init__(self, config: LanguageConfig) -> None:
+    def __init__(self, config: LanguageConfig, group: Group | None = None) -> None:
         super().__init__()
         self.config = config
+        self.group = group = group or Solo()
+        self.num_key_value_heads = config.num_key_value_heads // group.size
+        self._held_ids = share(config.vocab_size, group)
+        num_ids = len(self._held_ids)
         # Given its weight, so that torch draws no numbers for it: on the meta device that alone
         # would load torch's compiler.
-        table = torch.empty(config.vocab_size, config.hidden_size)
-        self.token_embedding = nn.Embedding(config.vocab_size, config.hidden_size, _weight=table)
+        table = torch.empty(num_ids, config.hidden_size)
+        self.token_embedding = nn.Embedding(num_ids, config.hidden_size, _weight=table)
         self.layers = nn.ModuleList(
-            LlamaLayer(config, layer) for layer in range(config.num_hidden_layers)
+            LlamaLayer(config, layer, group) for layer in range(config.num_hidden_layers)
         )
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.head = Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.head = Linear(config.hidden_size, num_ids, bias=False)
 
     def embed(self, token_ids: Tensor) -> Tensor:
-        """(T,) ids → (T, C) rows."""
-        return self.token_embedding(token_ids)  # type: ignore[no-any-return]
+        """(T,) ids → (T, C) rows: this rank's part of the sum that is the embeddings.
+
+        Ids past the vocabulary stand for rows of a picture; what they get is to be replaced.
+        """
+        held = token_ids - self._held_ids.start
+        rows: Tensor = self.token_embedding(held.clamp(0, len(self._held_ids) - 1))
+        if self.group.size == 1:
+            return rows
+        is_foreign = (held < 0) | (held >= len(self._held_ids))
+        return rows.masked_fill(is_foreign[:, None], 0)
 
     def forward(self, embeddings: Tensor, positions: Tensor, attend: Attend) -> Tensor:
         """(T, C) rows at (T,) positions → (T, C) hidden rows, normed and ready for the head."""
@@ -131,4 +150,7 @@ class Llama(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(B, C) hidden rows → (B, V) logits in float32. Give it only the rows that choose."""
-        return self.head(hidden).float()  # type: ignore[no-any-return]
+        part, longest = self.head(hidden), -(-self.config.vocab_size // self.group.size)
+        if len(self._held_ids) < longest:
+            part = functional.pad(part, (0, longest - len(self._held_ids)))
+        return self.group.join(part)[:, : self.config.vocab_size].float()

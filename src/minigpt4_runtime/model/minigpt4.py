@@ -11,6 +11,7 @@ from minigpt4_runtime.config import ModelConfig
 from minigpt4_runtime.model.eva_vit import EvaVit
 from minigpt4_runtime.model.linear import Linear
 from minigpt4_runtime.model.llama import Llama
+from minigpt4_runtime.model.parallel import Group
 from minigpt4_runtime.model.qformer import QFormer
 
 
@@ -38,10 +39,13 @@ class VisionPart(nn.Module):
 
 
 class MiniGPT4Model(nn.Module):
-    """Both sides. They meet only in the rows that the caller puts into the prompt."""
+    """Both sides. They meet only in the rows that the caller puts into the prompt.
 
-    def __init__(self, config: ModelConfig) -> None:
+    Of several ranks, only the leader has this; the others have their part of a Llama.
+    """
+
+    def __init__(self, config: ModelConfig, group: Group | None = None) -> None:
         super().__init__()
         self.config = config
         self.vision = VisionPart(config)
-        self.language = Llama(config.language)
+        self.language = Llama(config.language, group)

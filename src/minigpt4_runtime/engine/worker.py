@@ -1,0 +1,57 @@
+"""One step on all ranks: the leader says what to compute, and all compute it.
+
+Owns   what is said between the ranks' runners.
+Takes  a runner and the group it is in.
+Never  decides: the plan comes from the scheduler, which only the leader has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from torch import Tensor
+
+from minigpt4_runtime.backend.contracts import ParallelGroup
+from minigpt4_runtime.engine.plan import StepPlan
+from minigpt4_runtime.engine.runner import Runner
+from minigpt4_runtime.errors import RankLostError
+
+
+class Leader:
+    """The runner of rank 0, whose every step is also everybody else's.
+
+    `explain` may know better why a rank was lost.
+    """
+
+    def __init__(
+        self,
+        runner: Runner,
+        group: ParallelGroup,
+        explain: Callable[[RankLostError], RankLostError],
+    ) -> None:
+        self._runner = runner
+        self._group = group
+        self._explain = explain
+
+    @property
+    def num_encoded_images(self) -> int:
+        """See `Executor`."""
+        return self._runner.num_encoded_images
+
+    def execute(self, plan: StepPlan, pixels: Mapping[str, Tensor]) -> Tensor:
+        """See `Runner.execute`. The plan is sent once, without pictures: those are rows here.
+
+        Raises:
+            RankLostError: another rank is gone, or does not answer.
+        """
+        try:
+            self._group.send(plan.encode())
+            return self._runner.execute(plan, pixels)
+        except RankLostError as error:
+            raise self._explain(error) from error
+
+
+def follow(runner: Runner, group: ParallelGroup) -> None:
+    """Do as the leader says, until it says no more."""
+    while message := group.receive():
+        runner.execute(StepPlan.decode(message), {})

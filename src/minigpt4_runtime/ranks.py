@@ -1,0 +1,343 @@
+"""The processes that share one model: rank 0 leads, the others follow.
+
+Owns   how they are started, find each other, agree on what to load, and end.
+Takes  a number of ranks, and what the leader was asked to load. torchrun's environment is honoured
+       where it is there; else the leader starts the others itself, on this machine.
+Never  leaves a process behind: a follower ends when the leader is gone, and with its first error.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO
+
+import torch
+
+from minigpt4_runtime.backend.contracts import DeviceBackend, Traffic, VisionEncoder
+from minigpt4_runtime.backend.group import TorchGroup
+from minigpt4_runtime.backend.registry import attention_kernel, open_device
+from minigpt4_runtime.checkpoint.load import load_language
+from minigpt4_runtime.config import DTypeName, EngineConfig
+from minigpt4_runtime.engine.runner import Runner, fit_num_blocks
+from minigpt4_runtime.engine.worker import Leader, follow
+from minigpt4_runtime.errors import ConfigError, MiniGPT4Error, RankLostError
+from minigpt4_runtime.model.linear import set_widen_from
+from minigpt4_runtime.model.llama import Llama
+from minigpt4_runtime.model.parallel import Group, Solo
+
+# A step's ranks wait for each other twice a layer; none of them lags that long.
+PATIENCE_SECONDS = 20.0
+_FOLDER = "MINIGPT4_RANKS"  # Where those meet that a leader has started.
+_LOOPBACK = {"linux": "lo", "darwin": "lo0"}
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What all ranks load alike. Followers are told, so that they need no arguments."""
+
+    model_dir: str
+    device: str
+    dtype: DTypeName
+    engine: EngineConfig
+
+    def encode(self) -> bytes:
+        """As JSON."""
+        return json.dumps(asdict(self)).encode()
+
+    @classmethod
+    def decode(cls, message: bytes) -> Setup:
+        """What was encoded."""
+        values = json.loads(message)
+        return cls(**{**values, "engine": EngineConfig(**values["engine"])})
+
+
+# --- every rank ---------------------------------------------------------------------------------
+
+
+def open_rank_device(name: str, group_size: int) -> DeviceBackend:
+    """The device of this process: of several ranks on a machine, each has its own.
+
+    Raises:
+        ConfigError: one device is named for several ranks.
+    """
+    if group_size == 1:
+        return open_device(name)
+    if ":" in name:
+        raise ConfigError(
+            f"device is {name!r}, and {group_size} ranks need a device each. Name the kind alone: "
+            f"{name.partition(':')[0]}."
+        )
+    kind = open_device(name).device.type
+    return open_device(kind if kind == "cpu" else f"{kind}:{os.environ.get('LOCAL_RANK', 0)}")
+
+
+def free_memory_bytes(backend: DeviceBackend, group_size: int) -> int | None:
+    """What this rank may take of what is free now."""
+    free_bytes = backend.free_memory_bytes()
+    if free_bytes is None or not backend.facts.shares_memory:
+        return free_bytes
+    return free_bytes // group_size
+
+
+def make_runner(
+    language: Llama,
+    vision: VisionEncoder | None,
+    backend: DeviceBackend,
+    config: EngineConfig,
+    *,
+    free_bytes: int | None,
+) -> Runner:
+    """The hands of a rank. `free_bytes` are left by the weights; the smallest cache decides."""
+    num_blocks = config.num_blocks or fit_num_blocks(
+        config, language, free_bytes=free_bytes, share=backend.facts.cache_share
+    )
+    if isinstance(language.group, TorchGroup):
+        num_blocks = language.group.least(num_blocks)
+    kernel = attention_kernel(backend.facts.attention)
+    return Runner(language, vision, kernel, config=config, num_blocks=num_blocks)
+
+
+# --- the leader ---------------------------------------------------------------------------------
+
+
+class Ranks:
+    """All ranks of one model, as its leader holds them; or as a follower of torchrun's sees them.
+
+    A single rank is a group of its own: nothing is started, and nothing passes.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.rank = 0
+        self._is_torchrun = size > 1 and "RANK" in os.environ and "WORLD_SIZE" in os.environ
+        if self._is_torchrun:
+            self.rank = _torchrun_rank(size)
+        self._group: TorchGroup | None = None
+        self._followers = _Followers()
+
+    def follow(self) -> None:
+        """Serve torchrun's rank 0 until it is done."""
+        serve(TorchGroup(self.rank, self.size, folder=None))
+
+    def start(self, setup: Setup, collective: str) -> Group:
+        """Bring all ranks together and let them load.
+
+        Raises:
+            RankLostError: one of them ended before it joined.
+        """
+        if self.size == 1:
+            return Solo()
+        if self._is_torchrun:
+            self._group = TorchGroup(0, self.size, folder=None)
+        else:
+            self._group = self._followers.start(self.size)
+        self._group.send(setup.encode())
+        self._group.use(collective)
+        return self._group
+
+    @contextlib.contextmanager
+    def loading(self) -> Iterator[None]:
+        """Let an error of loading, whichever rank's, end all ranks."""
+        try:
+            yield
+        except RankLostError as error:
+            explained = self.explain(error)
+            self.close()
+            raise explained from error
+        except BaseException:
+            self.close()
+            raise
+
+    def lead(self, runner: Runner) -> Runner | Leader:
+        """What the engine is to use; from now on a rank that does not answer is lost."""
+        if self._group is None:
+            return runner
+        self._group.set_patience(PATIENCE_SECONDS)
+        return Leader(runner, self._group, self.explain)
+
+    def explain(self, error: RankLostError) -> RankLostError:
+        """Say which rank was lost and what it said last, as far as that can be known."""
+        return self._followers.explain(error)
+
+    @property
+    def traffic(self) -> Traffic:
+        """What has passed through this rank so far."""
+        return self._group.traffic if self._group else Traffic()
+
+    def close(self) -> None:
+        """End all other ranks; this process can join another group then."""
+        if self._group is None:
+            self._followers.stop()
+            return
+        group, self._group = self._group, None
+        with contextlib.suppress(RankLostError):
+            group.send(b"")
+        self._followers.stop()
+        group.leave()
+
+
+class _Followers:
+    """The processes that the leader has started."""
+
+    def __init__(self) -> None:
+        self._folder: Path | None = None
+        self._processes: dict[int, subprocess.Popen[bytes]] = {}
+
+    def start(self, size: int) -> TorchGroup:
+        """See `Ranks.start`."""
+        num_threads = max(1, torch.get_num_threads() // size)
+        torch.set_num_threads(num_threads)
+        self._folder = folder = Path(tempfile.mkdtemp(prefix="minigpt4-ranks-"))
+        for rank in range(1, size):
+            self._processes[rank] = _start_follower(rank, size, folder, num_threads)
+        while not all(_ready(folder, rank).exists() for rank in self._processes):
+            if any(process.poll() is not None for process in self._processes.values()):
+                raise RankLostError("A rank ended before it had joined.")
+            time.sleep(0.02)
+        return _join(0, size, folder)
+
+    def explain(self, error: RankLostError) -> RankLostError:
+        """See `Ranks.explain`. The first that fell takes others along, but it is gone first."""
+        deadline = time.monotonic() + 1.0
+        while self._folder and time.monotonic() < deadline:
+            for rank, process in self._processes.items():
+                if process.poll() is not None:
+                    return RankLostError(
+                        f"Rank {rank} of {len(self._processes) + 1} ended with status "
+                        f"{process.returncode}{_last_words(self._folder, rank)}. "
+                        "Load the model again."
+                    )
+            time.sleep(0.02)
+        return error
+
+    def stop(self) -> None:
+        """End them at once: they hold nothing that is not elsewhere."""
+        for process in self._processes.values():
+            process.kill()
+        for process in self._processes.values():
+            process.wait()
+            if process.stdin:
+                process.stdin.close()
+        self._processes = {}
+        if self._folder:
+            shutil.rmtree(self._folder, ignore_errors=True)
+            self._folder = None
+
+
+def _start_follower(
+    rank: int, size: int, folder: Path, num_threads: int
+) -> subprocess.Popen[bytes]:
+    package_root = str(Path(__file__).parent.parent)
+    paths = [package_root, *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = {
+        **os.environ,
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(size),
+        "OMP_NUM_THREADS": str(num_threads),
+        "PYTHONPATH": os.pathsep.join(paths),
+        _FOLDER: str(folder),
+    }
+    with _log(folder, rank).open("wb") as log:
+        return subprocess.Popen(
+            [sys.executable, "-m", "minigpt4_runtime.ranks"],
+            env=environment,
+            stdin=subprocess.PIPE,  # Never written to: its end is the leader's end.
+            stdout=log,
+            stderr=log,
+            start_new_session=True,  # Ctrl-C is the leader's to hear.
+        )
+
+
+def _ready(folder: Path, rank: int) -> Path:
+    return folder / f"ready-{rank}"
+
+
+def _log(folder: Path, rank: int) -> Path:
+    return folder / f"rank-{rank}.log"
+
+
+def _last_words(folder: Path, rank: int) -> str:
+    words = _log(folder, rank).read_text("utf-8", "replace").strip().splitlines()
+    return f" ({words[-1]})" if words else ""
+
+
+def _torchrun_rank(size: int) -> int:
+    world_size = int(os.environ["WORLD_SIZE"])
+    if world_size != size:
+        raise ConfigError(
+            f"tensor_parallel is {size}, but the environment says WORLD_SIZE={world_size}. Start "
+            f"{size} processes with torchrun, or unset RANK and WORLD_SIZE."
+        )
+    return int(os.environ["RANK"])
+
+
+def _join(rank: int, size: int, folder: Path) -> TorchGroup:
+    with _over_loopback():
+        return TorchGroup(rank, size, folder=folder)
+
+
+@contextlib.contextmanager
+def _over_loopback() -> Iterator[None]:
+    """Let gloo listen on this machine alone."""
+    name = "GLOO_SOCKET_IFNAME"
+    if name in os.environ or sys.platform not in _LOOPBACK:
+        yield
+        return
+    os.environ[name] = _LOOPBACK[sys.platform]
+    try:
+        yield
+    finally:
+        del os.environ[name]
+
+
+# --- a follower ---------------------------------------------------------------------------------
+
+
+def serve(group: TorchGroup) -> None:
+    """Load this rank's part of what the leader says, and compute it until the leader is done."""
+    setup = Setup.decode(group.receive())
+    backend = open_rank_device(setup.device, group.size)
+    group.use(backend.facts.collective)
+    dtype, free_bytes = getattr(torch, setup.dtype), free_memory_bytes(backend, group.size)
+    language = load_language(
+        Path(setup.model_dir), device=backend.device, dtype=dtype, free_bytes=free_bytes,
+        group=group,
+    )  # fmt: skip
+    set_widen_from(language, backend.widen_from(dtype))
+    if free_bytes is not None:
+        free_bytes -= sum(weight.nbytes for weight in language.parameters())
+    follow(make_runner(language, None, backend, setup.engine, free_bytes=free_bytes), group)
+    group.leave()
+
+
+def _end_with(leader: IO[bytes]) -> None:
+    """Wait for the end of what the leader could say, which is never anything."""
+    leader.read()
+    os._exit(1)
+
+
+def main() -> None:
+    """Follow the leader that has started this process."""
+    threading.Thread(target=_end_with, args=(sys.stdin.buffer,), daemon=True).start()
+    rank, folder = int(os.environ["RANK"]), Path(os.environ[_FOLDER])
+    (folder / f"ready-{rank}").touch()
+    try:
+        serve(_join(rank, int(os.environ["WORLD_SIZE"]), folder))
+    except MiniGPT4Error as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()
