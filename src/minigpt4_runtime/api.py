@@ -112,8 +112,8 @@ class MiniGPT4:
             bos_id=self._tokenizer.bos_id,
             eos_id=self._tokenizer.eos_id,
         )
-        # However the program ends, no other rank outlives it.
-        weakref.finalize(self, ranks.close)
+        # However the program ends, no other rank outlives the last answer.
+        weakref.finalize(self._engine, ranks.close)
 
     @classmethod
     def load(

@@ -20,7 +20,6 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO
 
 import torch
 
@@ -39,6 +38,8 @@ from minigpt4_runtime.model.parallel import Group, Solo
 # A step's ranks wait for each other twice a layer; none of them lags that long.
 PATIENCE_SECONDS = 20.0
 _FOLDER = "MINIGPT4_RANKS"  # Where those meet that a leader has started.
+# The status of a follower that ends since another rank, or the leader, is gone.
+_BEREFT = 3
 _LOOPBACK = {"linux": "lo", "darwin": "lo0"}
 
 
@@ -177,14 +178,13 @@ class Ranks:
 
     def close(self) -> None:
         """End all other ranks; this process can join another group then."""
-        if self._group is None:
-            self._followers.stop()
-            return
         group, self._group = self._group, None
-        with contextlib.suppress(RankLostError):
-            group.send(b"")
+        if group and self._is_torchrun:
+            with contextlib.suppress(RankLostError):
+                group.send(b"")
         self._followers.stop()
-        group.leave()
+        if group:
+            group.leave()
 
 
 class _Followers:
@@ -193,10 +193,12 @@ class _Followers:
     def __init__(self) -> None:
         self._folder: Path | None = None
         self._processes: dict[int, subprocess.Popen[bytes]] = {}
+        self._num_threads = 0  # This process's own, before it shared the cores with others.
 
     def start(self, size: int) -> TorchGroup:
         """See `Ranks.start`."""
-        num_threads = max(1, torch.get_num_threads() // size)
+        self._num_threads = torch.get_num_threads()
+        num_threads = max(1, self._num_threads // size)
         torch.set_num_threads(num_threads)
         self._folder = folder = Path(tempfile.mkdtemp(prefix="minigpt4-ranks-"))
         for rank in range(1, size):
@@ -208,11 +210,11 @@ class _Followers:
         return _join(0, size, folder)
 
     def explain(self, error: RankLostError) -> RankLostError:
-        """See `Ranks.explain`. The first that fell takes others along, but it is gone first."""
+        """See `Ranks.explain`. The one that fell may be slower to go than those it takes along."""
         deadline = time.monotonic() + 1.0
         while self._folder and time.monotonic() < deadline:
             for rank, process in self._processes.items():
-                if process.poll() is not None:
+                if process.poll() not in (None, _BEREFT):
                     return RankLostError(
                         f"Rank {rank} of {len(self._processes) + 1} ended with status "
                         f"{process.returncode}{_last_words(self._folder, rank)}. "
@@ -231,6 +233,7 @@ class _Followers:
                 process.stdin.close()
         self._processes = {}
         if self._folder:
+            torch.set_num_threads(self._num_threads)
             shutil.rmtree(self._folder, ignore_errors=True)
             self._folder = None
 
@@ -322,19 +325,21 @@ def serve(group: TorchGroup) -> None:
     group.leave()
 
 
-def _end_with(leader: IO[bytes]) -> None:
-    """Wait for the end of what the leader could say, which is never anything."""
-    leader.read()
-    os._exit(1)
+def _end_with_leader() -> None:
+    """Wait for the end of what the leader could say here, which is never anything."""
+    os.read(0, 1)  # Not through sys.stdin, whose lock would be missed when Python ends.
+    os._exit(_BEREFT)
 
 
 def main() -> None:
     """Follow the leader that has started this process."""
-    threading.Thread(target=_end_with, args=(sys.stdin.buffer,), daemon=True).start()
+    threading.Thread(target=_end_with_leader, daemon=True).start()
     rank, folder = int(os.environ["RANK"]), Path(os.environ[_FOLDER])
     (folder / f"ready-{rank}").touch()
     try:
         serve(_join(rank, int(os.environ["WORLD_SIZE"]), folder))
+    except RankLostError:
+        sys.exit(_BEREFT)
     except MiniGPT4Error as error:
         sys.exit(f"error: {error}")
 

@@ -22,6 +22,9 @@ from minigpt4_runtime.errors import ConfigError, RankLostError
 _FRAME_BYTES = 4096
 _LENGTH_BYTES = 4
 _FOREVER = timedelta(days=365)
+# On a GPU only the library itself can tell that a rank hangs. It then ends the process, and so it
+# must outlast all that a leader does between two steps' sums, such as encoding pictures.
+_DEVICE_TIMEOUT = timedelta(minutes=10)
 _LOST = "A rank of this model is gone, or does not answer ({}). Load the model again."
 
 
@@ -45,7 +48,7 @@ class TorchGroup:
         self.rank = rank
         self.size = size
         self.traffic = Traffic()
-        # The others wait as long as the leader has nothing to say; see `set_patience`.
+        # Followers wait as long as the leader has nothing to say.
         self._patience: timedelta | None = None
         store = None
         if folder:
@@ -56,10 +59,10 @@ class TorchGroup:
     def use(self, collective: str) -> None:
         """Pass rows over that library from now on. All ranks must say the same."""
         if collective != "gloo":
-            self._rows = dist.new_group(backend=collective, timeout=_FOREVER)
+            self._rows = dist.new_group(backend=collective, timeout=_DEVICE_TIMEOUT)
 
     def set_patience(self, seconds: float) -> None:
-        """Take a rank that lags by more than this as lost."""
+        """Take a rank that lags by more than this as lost. For the leader, once all have loaded."""
         self._patience = timedelta(seconds=seconds)
 
     def leave(self) -> None:
@@ -111,7 +114,11 @@ class TorchGroup:
         assert work is not None, "this rank is in the group"
         started = time.perf_counter()
         try:
-            work.wait(self._patience) if self._patience else work.wait()
+            # With a limit, waiting for a GPU's library would stop this process at every sum.
+            if self._patience and given.device.type == "cpu":
+                work.wait(self._patience)
+            else:
+                work.wait()
         except RuntimeError as error:
             raise RankLostError(_LOST.format(error)) from error
         before = self.traffic
