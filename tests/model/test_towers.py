@@ -6,7 +6,7 @@ from torch.nn import functional
 
 from minigpt4_runtime.config import LanguageConfig, VisionConfig
 from minigpt4_runtime.model.eva_vit import EvaVit, resize_positions
-from minigpt4_runtime.model.llama import Llama, Rotation
+from minigpt4_runtime.model.llama import Llama, RMSNorm, Rotation
 
 
 def randomise(module, seed=0):
@@ -15,6 +15,15 @@ def randomise(module, seed=0):
         for weight in module.parameters():
             weight.copy_(torch.randn(weight.shape, generator=generator) * 0.2)
     return module.requires_grad_(False)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_rms_norm_is_torch_s(dtype):
+    norm = randomise(RMSNorm(96, 1e-6)).to(dtype)
+    hidden = (torch.randn(5, 96, generator=torch.Generator().manual_seed(1)) * 3).to(dtype)
+    hidden[0] *= 1e-4  # Where eps counts.
+    theirs = norm.weight * functional.rms_norm(hidden.float(), (96,), eps=1e-6).to(dtype)
+    assert torch.allclose(norm(hidden), theirs, rtol=3 * torch.finfo(dtype).eps, atol=0)
 
 
 def test_rotation_keeps_distances_only():

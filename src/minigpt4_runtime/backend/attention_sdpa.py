@@ -3,7 +3,7 @@
 Owns   how a sequence's keys are read from its blocks, and how a step is shared with a kernel that
        serves many sequences of one row at once.
 Takes  packed rows, the cache and the batch; gives attended rows.
-Never  copies keys whose blocks lie in one run: they are read where they are.
+Never  copies many keys whose blocks lie in one run: they are read where they are.
 """
 
 from __future__ import annotations
@@ -23,10 +23,43 @@ Decode = Callable[[Tensor, Tensor, Tensor], Tensor]
 # What makes it, once a step, for these sequences.
 Decoding = Callable[[KeyValueCache, Sequence[SequenceSlice]], Decode]
 
+# So much of a layer's keys is copied to attend together: it costs less than a call a sequence.
+_COPIED_BYTES = 2**21
+
 
 def prepare(cache: KeyValueCache, batch: BatchLayout) -> Attend:
-    """See `AttentionKernel`."""
-    return prepare_with(cache, batch, None)
+    """See `AttentionKernel`. Sequences of one row attend together while they are short."""
+    singles = [each for each in batch.sequences if each.num_rows == 1]
+    longest = max((each.num_tokens for each in singles), default=0)
+    token_bytes = cache.keys[0, 0, 0].nbytes
+    is_small = 1 < len(singles) <= _COPIED_BYTES / (longest * token_bytes or 1)
+    return prepare_with(cache, batch, _gathered if is_small else None)
+
+
+def _gathered(cache: KeyValueCache, singles: Sequence[SequenceSlice]) -> Decode:
+    """Copy the sequences' keys side by side, the shorter ones followed by their last key."""
+    device, (num_kv_heads, head_dim) = cache.keys.device, cache.keys.shape[3:]
+    lengths = torch.tensor([[each.num_tokens] for each in singles], device=device)
+    places = torch.arange(int(lengths.max()), device=device)
+    is_past_end = places >= lengths
+    # What torch would else make of a mask in every layer.
+    bias = torch.zeros(is_past_end.shape, dtype=cache.keys.dtype, device=device)
+    bias = bias.masked_fill_(is_past_end, float("-inf"))[:, None, None]  # (B, 1, 1, S)
+    places = places.minimum(lengths - 1)
+    blocks = block_table(singles, device).long().gather(1, places // cache.block_size)
+    slots = (blocks * cache.block_size + places % cache.block_size).flatten()
+    shape = (len(singles), -1, num_kv_heads, head_dim)
+
+    def decode(q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        k, v = (
+            side.flatten(0, 1).index_select(0, slots).view(shape).transpose(1, 2)
+            for side in (keys, values)
+        )
+        queries = q.view(len(q), num_kv_heads, -1, head_dim)
+        out = functional.scaled_dot_product_attention(queries, k, v, attn_mask=bias)
+        return out.view_as(q)
+
+    return decode
 
 
 def prepare_with(cache: KeyValueCache, batch: BatchLayout, decoding: Decoding | None) -> Attend:

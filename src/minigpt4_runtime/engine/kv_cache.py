@@ -32,6 +32,7 @@ class BlockPool:
         Blocks in one run can be read without copying. So a first block (`after` None) is chosen
         with `room` blocks before the next first one.
         """
+        assert self.num_free, "the scheduler takes no more blocks than there are"
         if not self._empty:
             self._reclaim()
         block = None if after is None else after + 1
