@@ -47,7 +47,7 @@ def load_model(
 ) -> MiniGPT4Model:
     """Load a model. Weights that lie in `dtype` already stay in the mapped file on a CPU.
 
-    Of a group's weights this rank's part alone is read.
+    Of a group's weights this rank's part alone is read, and copied.
 
     Raises:
         CheckpointError: a file is damaged, or a weight is missing, too many or misshapen.
@@ -154,7 +154,8 @@ def _split(
         for name, place in stored.items()
         if device.type == "cpu"
         and TORCH_DTYPES[place.dtype_code] == dtype
-        and place.row_step is None
+        # Mapped, a part would take the huge pages that it shares with its neighbours.
+        and not place.is_part
     }
     return mapped, {name: place for name, place in stored.items() if name not in mapped}
 

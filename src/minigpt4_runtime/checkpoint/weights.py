@@ -35,6 +35,7 @@ class StoredTensor:
     """Where one weight lies: `num_bytes` from `start` in the file at `path`.
 
     Of a weight cut along its inputs, each row lies `row_step` bytes behind the one before.
+    `is_part` says that it was cut at all.
     """
 
     path: Path
@@ -43,6 +44,7 @@ class StoredTensor:
     start: int
     num_bytes: int
     row_step: int | None = None
+    is_part: bool = False
 
     def runs(self) -> Iterator[tuple[int, int]]:
         """The stretches of the file that hold the weight: (start, bytes), in order."""
@@ -63,6 +65,7 @@ def cut(stored: StoredTensor, dimension: int, part: range) -> StoredTensor:
             shape=(len(part), *rest),
             start=stored.start + part.start * row_bytes,
             num_bytes=len(part) * row_bytes,
+            is_part=True,
         )
     (columns,) = rest
     item_bytes = row_bytes // columns
@@ -72,6 +75,7 @@ def cut(stored: StoredTensor, dimension: int, part: range) -> StoredTensor:
         start=stored.start + part.start * item_bytes,
         num_bytes=rows * len(part) * item_bytes,
         row_step=row_bytes,
+        is_part=True,
     )
 
 
