@@ -50,6 +50,7 @@ def test_describe_says_what_the_library_says(model_dir, model, tmp_path):
         assert record["finish_reason"] == reply.finish_reason
         assert record["prompt_tokens"] == reply.usage.prompt_tokens
         assert record["completion_tokens"] == reply.usage.completion_tokens
+        assert record["token_ids"] == list(reply.token_ids)
         assert f"{record['image']}: {reply.text.splitlines()[0]}" in shown.stdout
     assert shown.stderr == f"error: {torn['error']}\n3 described, 1 failed\n"
 

@@ -65,8 +65,8 @@ def describe(
     status is then 1 at the end. Ctrl-C loses nothing that is done.
 
     A record in a .jsonl has the keys image, answer, finish_reason, prompt_tokens,
-    completion_tokens, seconds and error; answer or error is null. An existing .jsonl is only
-    continued, never replaced; a .json is replaced when all is done.
+    completion_tokens, token_ids, seconds and error; answer or error is null. An existing .jsonl
+    is only continued, never replaced; a .json is replaced when all is done.
     """
     params = sampling.params()
     pictures = find_pictures(paths, recursive=recursive)
@@ -130,6 +130,7 @@ def _record(picture: Path, described: Described) -> Record:
         finish_reason=reply.finish_reason,
         prompt_tokens=reply.usage.prompt_tokens,
         completion_tokens=reply.usage.completion_tokens,
+        token_ids=reply.token_ids,
         seconds=seconds,
     )
 
