@@ -46,11 +46,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     "export": WORDS | {"model", "checkpoint", "backend.contracts"},
     "server": WORDS | {"api", FRONT_DOOR},
     "web": WORDS | {"api", FRONT_DOOR},
-    "bench": WORDS | {"api", FRONT_DOOR},
-    "evaluation": WORDS | {"api", FRONT_DOOR},
+    "report": WORDS,
+    "bench": WORDS | {"api", FRONT_DOOR, "report"},
+    "evaluation": WORDS | {"api", FRONT_DOOR, "pixels", "report"},
     "cli": WORDS
     | {"api", FRONT_DOOR, "server", "web", "export", "bench", "evaluation", "checkpoint"}
-    | {"pixels", "prompt.DESCRIBE_PROMPT"},
+    | {"pixels", "prompt.DESCRIBE_PROMPT", "report"},
     "assets": set(),
 }
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
@@ -18,6 +17,7 @@ from typing import IO, Any, Self
 
 from minigpt4_runtime.cli.terminal import note
 from minigpt4_runtime.errors import ConfigError
+from minigpt4_runtime.report.files import write_whole, writing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +106,7 @@ class JsonObject(Results):
                 path = path.with_name(f"{path.stem}.partial.json")
             note(f"What was done is in {path}.")
         answers = {i: self._answers[i] for i in self._images if i in self._answers}
-        _replace(path, _dump(answers, indent=2) + "\n")
+        write_whole(path, _dump(answers, indent=2) + "\n")
 
 
 class JsonLines(Results):
@@ -134,11 +134,11 @@ class JsonLines(Results):
                 lines[image] = line
         kept = b"".join(line + b"\n" for line in lines.values())
         if kept != content:
-            _replace(self._path, kept)
+            write_whole(self._path, kept)
 
     def add(self, record: Record) -> None:
         """Append one line, at once."""
-        with _writing(self._path):
+        with writing(self._path):
             if self._file is None:
                 self._file = self._path.open("ab", buffering=0)
             rest = (_dump(asdict(record)) + "\n").encode("utf-8", "backslashreplace")
@@ -148,7 +148,7 @@ class JsonLines(Results):
     def finish(self, *, is_whole: bool) -> None:  # noqa: ARG002
         """Close the file; every line is in it already."""
         if self._file is not None:
-            with _writing(self._path):
+            with writing(self._path):
                 self._file.close()
 
 
@@ -184,33 +184,3 @@ def _is_record(value: object) -> bool:
 
 def _dump(value: object, indent: int | None = None) -> str:
     return json.dumps(value, ensure_ascii=False, indent=indent)
-
-
-def _replace(path: Path, content: str | bytes) -> None:
-    """Write a file so that at every moment there is either the old one or the new one, whole."""
-    if isinstance(content, str):
-        # The odd bytes of a file's name become JSON's own \udc80: still valid, and read back alike.
-        content = content.encode("utf-8", "backslashreplace")
-    target = path.resolve()
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    with _writing(path):
-        try:
-            with temporary.open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(target)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-
-
-@contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise ConfigError(
-            f"{path} cannot be written ({error.strerror or error}). "
-            "What was written before is still there."
-        ) from error

@@ -1,0 +1,1 @@
+"""What judges show: tables, pages and files, for bench and evaluation alike."""

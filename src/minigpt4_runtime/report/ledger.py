@@ -1,0 +1,92 @@
+"""What has been judged already, one record a line, so that nothing is done twice.
+
+Owns   a .jsonl file that only grows: a record is in it as soon as it is added.
+Takes  records as JSON can hold them; some of their keys together say what a record is about.
+Never  judges anything.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, Self
+
+from minigpt4_runtime.errors import ConfigError
+from minigpt4_runtime.report.files import write_whole, writing
+
+Record = dict[str, Any]
+
+
+class Ledger:
+    """Records found again by `keys`. Without a path they are kept in memory alone.
+
+    Example: scores by ("judge", "picture", "answer").
+    """
+
+    def __init__(self, path: Path | None, *, keys: tuple[str, ...]) -> None:
+        """Read what is there; a last line that was cut short is dropped.
+
+        Raises:
+            ConfigError: the file cannot be read, or holds something else.
+        """
+        self._path = path
+        self._keys = keys
+        self._file: IO[bytes] | None = None
+        self._records: dict[tuple[Any, ...], Record] = {}
+        if path is not None and path.exists():
+            self._take_up(path)
+
+    def _take_up(self, path: Path) -> None:
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise ConfigError(f"{path} cannot be read ({error.strerror}).") from None
+        *lines, tail = content.split(b"\n")
+        for number, line in enumerate(lines, start=1):
+            record = _parse(line)
+            if record is None or not record.keys() >= set(self._keys):
+                raise ConfigError(
+                    f"Line {number} of {path} is no record of this report. Give another --out."
+                )
+            self._records[self._key(record)] = record
+        if tail:
+            write_whole(path, content.removesuffix(tail))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, _: type[BaseException] | None, __: BaseException | None, ___: TracebackType | None
+    ) -> None:
+        if self._file is not None:
+            self._file.close()
+
+    def find(self, **about: Any) -> Record | None:
+        """The record about this, if there is one."""
+        return self._records.get(self._key(about))
+
+    def add(self, record: Record) -> None:
+        """Keep one more record, on the disk at once."""
+        self._records[self._key(record)] = record
+        if self._path is None:
+            return
+        with writing(self._path):
+            if self._file is None:
+                self._file = self._path.open("ab", buffering=0)
+            rest = (json.dumps(record, ensure_ascii=False) + "\n").encode(
+                "utf-8", "backslashreplace"
+            )
+            while rest:
+                rest = rest[self._file.write(rest) :]
+
+    def _key(self, about: Record) -> tuple[Any, ...]:
+        return tuple(about[key] for key in self._keys)
+
+
+def _parse(line: bytes) -> Record | None:
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return None
+    return record if isinstance(record, dict) else None

@@ -1,0 +1,62 @@
+"""A report's files appear whole, and what stands in the way is said before anything is computed."""
+
+import json
+
+import pytest
+
+from minigpt4_runtime import ConfigError
+from minigpt4_runtime.report.files import ReportFolder
+from minigpt4_runtime.report.table import Column, Table
+
+
+class Result:
+    def as_text(self):
+        return "ä"
+
+    def as_mapping(self):
+        return {"name": "caf\udce9", "share": 0.5}
+
+    def as_rows(self):
+        return Table((Column("name"),), (("ä",),))
+
+    def as_page(self):
+        return "<p>ä"
+
+
+def test_the_three_files(tmp_path):
+    folder = ReportFolder(tmp_path / "out", "clip")
+    assert folder.write(Result()) == tmp_path / "out" / "clip.html"
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "clip.csv", "clip.html", "clip.json",
+    ]  # fmt: skip
+    assert (tmp_path / "out" / "clip.html").read_text(encoding="utf-8") == "<p>ä"
+    assert (tmp_path / "out" / "clip.csv").read_text(encoding="utf-8") == "name\nä\n"
+    assert json.loads((tmp_path / "out" / "clip.json").read_bytes()) == Result().as_mapping()
+
+
+def test_a_folder_that_is_there_is_used_and_what_else_is_in_it_stays(tmp_path):
+    (tmp_path / "parity.html").write_text("older")
+    ReportFolder(tmp_path, "clip").write(Result())
+    assert (tmp_path / "parity.html").read_text() == "older"
+
+
+@pytest.mark.parametrize(
+    ("name", "message"), [("file", "which is no folder"), ("no/where", "there is no folder")]
+)
+def test_a_folder_that_cannot_be(tmp_path, name, message):
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match=message):
+        ReportFolder(tmp_path / name, "clip")
+
+
+def test_a_page_that_fails_leaves_the_older_one(tmp_path, monkeypatch):
+    folder = ReportFolder(tmp_path, "clip")
+    folder.write(Result())
+
+    def fail(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", fail)
+    with pytest.raises(ConfigError, match=r"clip\.json cannot be written \(No space left"):
+        folder.write(Result())
+    assert (tmp_path / "clip.html").read_text(encoding="utf-8") == "<p>ä"
