@@ -4,6 +4,7 @@ python scripts/write_cli_docs.py
 """
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,9 +37,14 @@ def write_docs() -> str:
     """The whole page."""
     group = typer.main.get_command(app)
     assert isinstance(group, typer.core.TyperGroup)
-    sections = [_section("minigpt4", group)]
-    sections += [_section(f"minigpt4 {name}", each) for name, each in group.commands.items()]
-    return "\n".join([HEAD, *sections])
+    return "\n".join([HEAD, *_sections("minigpt4", group)])
+
+
+def _sections(name: str, command: Any) -> Iterator[str]:
+    """A command's section, then those of the commands in it."""
+    yield _section(name, command)
+    for inner, each in getattr(command, "commands", {}).items():
+        yield from _sections(f"{name} {inner}", each)
 
 
 def _section(name: str, command: Any) -> str:
@@ -50,11 +56,12 @@ def _section(name: str, command: Any) -> str:
     ]
     usage = " ".join([name, *map(_usage, arguments), "[OPTIONS]"])
     if hasattr(command, "commands"):
-        usage = f"{name} [OPTIONS] COMMAND …"
+        usage = f"{name} {'[OPTIONS] ' if options else ''}COMMAND …"
     lines = [f"## {name}", "", f"`{usage}`", "", command.help.strip(), ""]
     if name in WHAT_CAN_BE_TYPED:
         lines += ["```", WHAT_CAN_BE_TYPED[name], "```", ""]
-    lines += ["| | | default |", "|---|---|---|"]
+    if arguments or options:
+        lines += ["| | | default |", "|---|---|---|"]
     lines += [f"| `{_metavar(each)}` | {_escape(each.help)} | |" for each in arguments]
     lines += [f"| {_names(each)} | {_escape(each.help)} | {_default(each)} |" for each in options]
     return "\n".join([*lines, ""])

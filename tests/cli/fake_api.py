@@ -5,6 +5,7 @@ opened, the last delta carries the reply. Run as a script it is the command with
 `python fake_api.py describe cat.png`. FAKE_SECONDS is its time for a word.
 """
 
+import itertools
 import os
 import sys
 import time
@@ -30,13 +31,23 @@ CONTEXT = 200
 
 class FakeMiniGPT4:
     loaded: ClassVar[list] = []  # What `load` was called with, newest last.
+    device = "cpu"
+
+    def __init__(self, dtype="float32"):
+        self.dtype = dtype
 
     @classmethod
     def load(cls, model=None, *, device="auto", dtype="auto", tensor_parallel=1):
         if dtype not in ("auto", "float32", "float16", "bfloat16"):
             raise ConfigError(f"dtype is {dtype!r}")
         cls.loaded.append((model, device, dtype))
-        return cls()
+        return cls("float32" if dtype == "auto" else dtype)
+
+    def submit(self, messages, sampling=None):
+        """Refuses at once what cannot be served; `stream` here would wait for the first delta."""
+        deltas = self.stream(messages, sampling)
+        first = next(deltas)
+        return itertools.chain([first], deltas)
 
     def describe(self, picture, prompt, sampling=None):
         return self.chat([{"role": "user", "content": [image(picture), prompt]}], sampling)

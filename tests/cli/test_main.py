@@ -12,7 +12,7 @@ from fake_api import environment
 from minigpt4_runtime import __version__, errors
 
 DEV_FULL = Path("/dev/full")
-COMMANDS = ["describe", "chat", "convert", "inspect", "demo"]
+COMMANDS = ["describe", "chat", "convert", "inspect", "demo", "evaluate"]
 
 
 def run_python(*arguments, **settings):

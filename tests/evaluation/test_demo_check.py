@@ -7,6 +7,7 @@ import pytest
 
 from minigpt4_runtime.evaluation import demo_check, scenes
 from minigpt4_runtime.messages import ImageSource, Reply, Usage, read_messages
+from minigpt4_runtime.report.ledger import Ledger
 
 
 class Oracle:
@@ -88,6 +89,26 @@ def test_a_seed_asks_the_same_again(oracle):
     first, again, other = (demo_check.check(oracle, num_scenes=3, seed=s) for s in (1, 1, 2))
     assert first == again
     assert first.verdicts != other.verdicts
+
+
+def test_what_the_ledger_has_is_not_asked_again(oracle, tmp_path):
+    whole = demo_check.check(oracle, num_scenes=4, seed=1)
+
+    def check(asked_of="float32"):
+        oracle.asked.clear()
+        with Ledger(tmp_path / "demo.jsonl", keys=demo_check.LEDGER_KEYS) as ledger:
+            report = demo_check.check(
+                oracle, num_scenes=4, seed=1, ledger=ledger, asked_of=asked_of
+            )
+        assert report == whole
+        return len(oracle.asked)
+
+    assert check() == 20
+    assert check() == 0
+    path = tmp_path / "demo.jsonl"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:3]))
+    assert check() == 5
+    assert check("int8") == 20
 
 
 def test_scenes_are_held_out(oracle, monkeypatch):

@@ -78,16 +78,14 @@ def _check(model: MiniGPT4, num_scenes: int, seed: int, *, as_json: bool) -> Non
 
 
 def _show_one(where: ModelOptions, seed: int | None, save: Path | None) -> None:
-    from minigpt4_runtime.evaluation import demo_check, scenes
+    from minigpt4_runtime.evaluation import demo_check
 
     seed = random.randrange(10**6) if seed is None else seed
-    rng = random.Random(seed)
-    scene = scenes.random_scene(rng, held_out=True)
-    picture = scenes.draw(scene, rng)
+    case = demo_check.Case.draw(random.Random(seed))
     if save is not None:
-        _save(picture, save)
+        _save(case.picture, save)
     note(f"A scene nobody trained on; --seed {seed} draws it again.")
-    for verdict in demo_check.talk(where.load(announce_demo=False), scene, picture, rng):
+    for verdict in demo_check.talk(where.load(announce_demo=False), case):
         print(f"> {verdict.question}\n{verdict.given}", flush=True)
         if not verdict.is_right:
             print(f"  (right would be: {verdict.expected})", flush=True)

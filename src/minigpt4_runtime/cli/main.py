@@ -18,6 +18,7 @@ from minigpt4_runtime.cli.chat import chat
 from minigpt4_runtime.cli.convert import convert
 from minigpt4_runtime.cli.demo import demo
 from minigpt4_runtime.cli.describe import describe
+from minigpt4_runtime.cli.evaluate import evaluate
 from minigpt4_runtime.cli.inspect import inspect
 from minigpt4_runtime.cli.terminal import note, print_anything, report
 from minigpt4_runtime.errors import MiniGPT4Error
@@ -32,6 +33,7 @@ app = typer.Typer(
 )
 for command in (describe, chat, convert, inspect, demo):
     app.command()(command)
+app.add_typer(evaluate, name="evaluate")
 
 
 def _show_version(is_asked: bool) -> None:

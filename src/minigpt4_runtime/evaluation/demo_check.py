@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from minigpt4_runtime.evaluation import scenes
 from minigpt4_runtime.messages import Message, image
+from minigpt4_runtime.report.ledger import Ledger
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from minigpt4_runtime.api import MiniGPT4
 
 NUM_QUESTIONS = 4
+LEDGER_KEYS = ("asked_of", "seed", "scene")
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ class Verdict:
     kind: str
     question: str
     expected: str
-    given: str
+    given: str = ""
 
     @property
     def is_right(self) -> bool:
@@ -99,43 +101,84 @@ class Report:
         }
 
 
+@dataclass(frozen=True, eq=False)
+class Case:
+    """A held-out scene, its picture, and what is asked about it: a description, then questions."""
+
+    scene: scenes.Scene
+    picture: Image
+    wish: str
+    questions: tuple[scenes.Question, ...]
+
+    @classmethod
+    def draw(cls, rng: random.Random) -> Case:
+        """Draw lots for all of it."""
+        scene = scenes.random_scene(rng, held_out=True)
+        picture = scenes.draw(scene, rng)
+        wish = scenes.ask_description(rng)
+        return cls(
+            scene, picture, wish, tuple(scenes.ask(scene, rng) for _ in range(NUM_QUESTIONS))
+        )
+
+    @property
+    def asked(self) -> tuple[Verdict, ...]:
+        """A dialogue, and its last question once more on its own; nothing is answered yet."""
+        wish = Verdict("descriptions", "description", self.wish, scenes.describe(self.scene))
+        further = [Verdict("answers in a dialogue", q.kind, q.text, q.answer)
+                   for q in self.questions]  # fmt: skip
+        return wish, *further, replace(further[-1], group="answers at once")
+
+
+def draw_cases(num_scenes: int, seed: int) -> Iterator[Case]:
+    """The same cases for the same seed."""
+    rng = random.Random(seed)
+    return (Case.draw(rng) for _ in range(num_scenes))
+
+
 def check(
     model: MiniGPT4,
     *,
     num_scenes: int = 500,
     seed: int = 0,
+    ledger: Ledger | None = None,
+    asked_of: str = "",
     on_scene: Callable[[], None] = lambda: None,
 ) -> Report:
     """Ask about that many held-out scenes; `on_scene` hears of each that is done.
 
-    The last question of each dialogue is asked once more on its own, as a first question.
+    What the ledger holds of this seed and `asked_of`, which names the model, is not asked again.
     """
-    rng = random.Random(seed)
+    ledger = ledger or Ledger(None, keys=LEDGER_KEYS)
     verdicts: list[Verdict] = []
-    for _ in range(num_scenes):
-        scene = scenes.random_scene(rng, held_out=True)
-        picture = scenes.draw(scene, rng)
-        verdicts += talk(model, scene, picture, rng)
-        last = verdicts[-1]
-        alone = model.describe(picture, last.question).text
-        verdicts.append(replace(last, group="answers at once", given=alone))
+    for number, case in enumerate(draw_cases(num_scenes, seed)):
+        about = {"asked_of": asked_of, "seed": seed, "scene": number}
+        record = ledger.find(**about)
+        if record is None:
+            record = {**about, "given": ask(model, case)}
+            ledger.add(record)
+        verdicts += [
+            replace(asked, given=given)
+            for asked, given in zip(case.asked, record["given"], strict=True)
+        ]
         on_scene()
     return Report(num_scenes, seed, tuple(verdicts))
 
 
-def talk(
-    model: MiniGPT4, scene: scenes.Scene, picture: Image, rng: random.Random
-) -> Iterator[Verdict]:
+def ask(model: MiniGPT4, case: Case) -> list[str]:
+    """All answers about one scene, as `Case.asked` has the questions."""
+    in_dialogue = [verdict.given for verdict in talk(model, case)]
+    return [*in_dialogue, model.describe(case.picture, case.asked[-1].question).text]
+
+
+def talk(model: MiniGPT4, case: Case) -> Iterator[Verdict]:
     """Ask for a description and go on with questions, as people do."""
-    wish, expected = scenes.ask_description(rng), scenes.describe(scene)
-    dialogue = [Message("user", (image(picture), wish))]
-    given = model.chat(dialogue).text
-    yield Verdict("descriptions", "description", wish, expected, given)
-    for _ in range(NUM_QUESTIONS):
-        asked = scenes.ask(scene, rng)
-        dialogue += [Message("assistant", (given,)), Message("user", (asked.text,))]
+    dialogue: list[Message] = []
+    for asked in case.asked[:-1]:
+        shown = () if dialogue else (image(case.picture),)
+        dialogue.append(Message("user", (*shown, asked.question)))
         given = model.chat(dialogue).text
-        yield Verdict("answers in a dialogue", asked.kind, asked.text, asked.answer, given)
+        dialogue.append(Message("assistant", (given,)))
+        yield replace(asked, given=given)
 
 
 def _count(verdicts: Sequence[Verdict], name: Callable[[Verdict], str]) -> dict[str, Score]:

@@ -1,0 +1,303 @@
+"""`minigpt4 evaluate`: how right answers are, judged in four ways."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from minigpt4_runtime.cli.options import ModelOptions, spread_options
+from minigpt4_runtime.cli.terminal import ProgressBar, note, progress_bar
+from minigpt4_runtime.cli.terminal import report as report_error
+from minigpt4_runtime.config import SamplingParams
+from minigpt4_runtime.errors import ConfigError
+from minigpt4_runtime.report.files import ReportFolder
+
+if TYPE_CHECKING:
+    from minigpt4_runtime.api import MiniGPT4
+    from minigpt4_runtime.evaluation.judge import Judge
+    from minigpt4_runtime.report.files import Report
+    from minigpt4_runtime.report.ledger import Ledger
+
+OutDir = Annotated[
+    Path | None,
+    typer.Option(
+        "--out",
+        metavar="DIR",
+        help="Write the report into this folder: a page (.html), everything (.json), a row for "
+        "each thing judged (.csv), and what is judged so far (.jsonl), from which the same "
+        "command goes on after a stop.",
+    ),
+]
+JudgeDevice = Annotated[
+    str,
+    typer.Option("--device", metavar="DEVICE", help="Where the judge runs: auto, cpu, cuda, …"),
+]
+
+evaluate = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+
+
+@evaluate.callback()
+def evaluate_group() -> None:
+    """Judge answers: by a CLIP model, against other answers, by POPE, on drawn scenes.
+
+    Numbers go to stdout. What cannot be judged is named and left out; the exit status is then 1.
+    """
+
+
+@evaluate.command()
+def clip(
+    more: Annotated[
+        list[Path] | None, typer.Argument(metavar="FILE", help="Further files of results.")
+    ] = None,
+    *,
+    results: Annotated[
+        list[Path],
+        typer.Option(
+            "--results",
+            metavar="FILE",
+            help="What `describe --out` wrote, or a .json with several runs: "
+            '{picture: {"GPU": answer, "NPU": answer}}. The others are compared with the first.',
+        ),
+    ],
+    images: Annotated[
+        Path, typer.Option("--images", metavar="DIR", help="The folder with the pictures.")
+    ],
+    judge: Annotated[
+        Path,
+        typer.Option(
+            "--judge",
+            metavar="DIR",
+            help="A CLIP model: a folder in Hugging Face layout, or with (or the path of) "
+            "open_clip_pytorch_model.bin.",
+        ),
+    ],
+    sample: Annotated[
+        int | None,
+        typer.Option(
+            "--sample", min=1, metavar="COUNT", help="Judge only so many pictures, drawn by lot."
+        ),
+    ] = None,
+    seed: Annotated[
+        int, typer.Option("--seed", metavar="NUMBER", help="Draws the same pictures everywhere.")
+    ] = 0,
+    device: JudgeDevice = "auto",
+    out: OutDir = None,
+) -> None:
+    """Score answers against their pictures: the cosine by a CLIP model, higher is better.
+
+    Only pictures that every run has answered are judged.
+    """
+    folder = _open_folder(out, "clip")
+    from minigpt4_runtime.evaluation import answers
+    from minigpt4_runtime.evaluation import clip as clip_judge
+
+    those = answers.line_up(answers.read_runs([*results, *(more or [])]), images)
+    if sample is not None:
+        if sample > len(those.cases):
+            note(f"--sample is {sample}, and there are {len(those.cases)} pictures: all are taken.")
+        those = answers.sampled(those, sample, seed=seed)
+    loaded = _load_judge(judge, device)
+    with _at_work(folder, clip_judge.LEDGER_KEYS, len(those.cases)) as (ledger, bar):
+        report = clip_judge.score(those, loaded, ledger, images_dir=images, on_picture=bar.advance)
+    _show(report, folder, report.left_out)
+
+
+@evaluate.command()
+def parity(
+    *,
+    reference: Annotated[
+        Path,
+        typer.Option("--reference", metavar="FILE", help="What `describe --out` wrote before."),
+    ],
+    candidate: Annotated[
+        Path, typer.Option("--candidate", metavar="FILE", help="What it wrote after a change.")
+    ],
+    images: Annotated[
+        Path | None,
+        typer.Option("--images", metavar="DIR", help="Show pictures of this folder in the page."),
+    ] = None,
+    judge: Annotated[
+        Path | None,
+        typer.Option(
+            "--judge", metavar="DIR", help="A CLIP model: compare the texts' embeddings too."
+        ),
+    ] = None,
+    device: JudgeDevice = "auto",
+    out: OutDir = None,
+) -> None:
+    """Tell whether a change to how a model runs has changed its answers, where and how much.
+
+    Answers part after so many tokens where both files are .jsonl with token_ids, else words.
+    """
+    folder = _open_folder(out, "parity")
+    from minigpt4_runtime.evaluation import answers
+    from minigpt4_runtime.evaluation import parity as parity_judge
+
+    runs = answers.read_runs([reference, candidate])
+    if len(runs) != 2:
+        names = ", ".join(run.name for run in runs)
+        raise ConfigError(f"The two files hold {len(runs)} runs ({names}). Give one in each.")
+    those = answers.line_up_by_name(runs)
+    loaded = _load_judge(judge, device) if judge else None
+    with _at_work(folder, parity_judge.LEDGER_KEYS, len(those.cases)) as (ledger, bar):
+        report = parity_judge.compare(
+            those, judge=loaded, ledger=ledger, images_dir=images, on_pair=bar.advance
+        )
+    _show(report, folder, report.left_out)
+
+
+@evaluate.command()
+@spread_options
+def pope(
+    *,
+    questions: Annotated[
+        Path,
+        typer.Option(
+            "--questions",
+            metavar="FILE",
+            help="One JSON object a line with question_id, image, text and label, as published.",
+        ),
+    ],
+    images: Annotated[
+        Path, typer.Option("--images", metavar="DIR", help="The folder with the pictures.")
+    ],
+    results: Annotated[
+        Path | None,
+        typer.Option(
+            "--results",
+            metavar="FILE",
+            help="Score these answers instead of asking: one a line with question_id and answer, "
+            "or question and answer in the questions' order.",
+        ),
+    ] = None,
+    prompt: Annotated[
+        str,
+        typer.Option(
+            "--prompt", metavar="TEXT", help="How to ask; {question} stands for the question."
+        ),
+    ] = "{question}",
+    max_new_tokens: Annotated[
+        int,
+        typer.Option(
+            "--max-new-tokens",
+            metavar="COUNT",
+            help="The longest answer, in tokens. Only its first sentence counts.",
+        ),
+    ] = 40,
+    where: ModelOptions,
+    out: OutDir = None,
+) -> None:
+    """Ask yes-or-no questions about what is in pictures: how often is a thing seen that is not?
+
+    The published test of object hallucination, with its rule: an answer is no if its first
+    sentence has the word No, no or not, and yes otherwise.
+    """
+    folder = _open_folder(out, "pope")
+    from minigpt4_runtime.evaluation import pope as pope_judge
+
+    if "{question}" not in prompt:
+        raise ConfigError(f"--prompt is {prompt!r}, without {{question}}. Say where it stands.")
+    if not images.is_dir():
+        raise ConfigError(f"--images is {images}, and there is no such folder.")
+    asked = pope_judge.read_questions(questions)
+    if results is not None:
+        given = pope_judge.read_answers(results, asked)
+        report = pope_judge.judge(asked, given, images_dir=images)
+    else:
+        sampling = SamplingParams(max_new_tokens=max_new_tokens)
+        model = where.load()
+        with _at_work(folder, pope_judge.LEDGER_KEYS, len(asked)) as (ledger, bar):
+            given, faults = pope_judge.ask(
+                model, asked, images_dir=images, prompt=prompt, sampling=sampling,
+                ledger=ledger, asked_of=_name_model(where, model), on_question=bar.advance,
+            )  # fmt: skip
+        report = pope_judge.judge(asked, given, images_dir=images, faults=faults)
+    _show(report, folder, report.left_out)
+
+
+@evaluate.command()
+@spread_options
+def demo(
+    *,
+    num_scenes: Annotated[
+        int, typer.Option("--scenes", min=1, metavar="COUNT", help="How many scenes to draw.")
+    ] = 500,
+    seed: Annotated[
+        int, typer.Option("--seed", metavar="NUMBER", help="Draws the same scenes everywhere.")
+    ] = 0,
+    compare: Annotated[
+        Path | None,
+        typer.Option(
+            "--compare", metavar="FILE", help="An earlier demo.json: show the change from it."
+        ),
+    ] = None,
+    where: ModelOptions,
+    out: OutDir = None,
+) -> None:
+    """Count the demo model's exact answers by kind of question, on scenes nobody trained on.
+
+    With --compare it shows what a dtype, a device or another way to run costs in answers.
+    """
+    folder = _open_folder(out, "demo")
+    from minigpt4_runtime.evaluation import demo_check
+    from minigpt4_runtime.evaluation.demo_report import DemoReport, read_earlier
+
+    before = read_earlier(compare, num_scenes=num_scenes, seed=seed) if compare else None
+    model = where.load(announce_demo=False)
+    asked_of = _name_model(where, model)
+    with _at_work(folder, demo_check.LEDGER_KEYS, num_scenes) as (ledger, bar):
+        checked = demo_check.check(
+            model, num_scenes=num_scenes, seed=seed, ledger=ledger, asked_of=asked_of,
+            on_scene=bar.advance,
+        )  # fmt: skip
+    _show(DemoReport(checked, asked_of, before), folder)
+
+
+def _open_folder(out: Path | None, kind: str) -> ReportFolder | None:
+    return None if out is None else ReportFolder(out, kind)
+
+
+def _load_judge(path: Path, device: str) -> Judge:
+    note(f"Loading the judge from {path} …")
+    from minigpt4_runtime.evaluation.judge import Judge
+
+    return Judge.load(path, device=device)
+
+
+def _name_model(where: ModelOptions, model: MiniGPT4) -> str:
+    """What answers, in words; every option counts, for each may change answers."""
+    options = {**asdict(where), "device": model.device, "dtype": model.dtype}
+    options["model"] = where.model or "demo"
+    return ", ".join(f"{name} {value}" for name, value in options.items())
+
+
+@contextmanager
+def _at_work(
+    folder: ReportFolder | None, keys: tuple[str, ...], total: int
+) -> Iterator[tuple[Ledger, ProgressBar]]:
+    """The ledger and the bar; whoever breaks off is told where things stand."""
+    from minigpt4_runtime.report.ledger import Ledger
+
+    path = folder.file(".jsonl") if folder else None
+    try:
+        with Ledger(path, keys=keys) as ledger, progress_bar(total) as bar:
+            yield ledger, bar
+    except KeyboardInterrupt:
+        if path and path.exists():
+            note(f"What was judged is in {path}; the same command goes on from there.")
+        raise
+
+
+def _show(report: Report, folder: ReportFolder | None, left_out: tuple[str, ...] = ()) -> None:
+    for sentence in left_out:
+        report_error(sentence)
+    print(report.as_text(), flush=True)
+    if folder:
+        note(f"The report is in {folder.write(report)}.")
+    if left_out:
+        raise typer.Exit(1)

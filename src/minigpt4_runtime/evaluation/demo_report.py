@@ -1,0 +1,149 @@
+"""The demo model's check as a report, beside an earlier one: what a change costs in answers.
+
+Owns   the tables and the page. Takes what demo_check came to, and an earlier demo.json.
+Never  asks anything.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from minigpt4_runtime.errors import ConfigError
+from minigpt4_runtime.evaluation.answers import read_text
+from minigpt4_runtime.evaluation.demo_check import Case, Report, Score, Verdict, draw_cases
+from minigpt4_runtime.report.table import Column, Table
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from minigpt4_runtime.report.page import Card
+
+_SHOWN_CASES = 50
+Rates = Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class DemoReport:
+    """Exact answers by kind of question; `before` are an earlier report's rates by the same names.
+
+    `asked_of` says what answered.
+    """
+
+    check: Report
+    asked_of: str
+    before: Rates | None = None
+
+    @property
+    def scores(self) -> dict[str, Score]:
+        """By group, then by kind of question."""
+        return {**self.check.by_group(), **self.check.by_kind()}
+
+    def table(self) -> Table:
+        """A row for each group and each kind."""
+        columns = [Column("exactly right"), Column("of"), Column("right"), Column("rate", ".1%")]
+        if self.before is not None:
+            columns += [Column("before", ".1%"), Column("change", "+.1%")]
+        return Table(
+            tuple(columns),
+            tuple((name, score.num_asked, score.num_right, score.rate, *self._change(name, score))
+                  for name, score in self.scores.items()),
+            f"{self.check.num_scenes} scenes nobody trained on (seed {self.check.seed})",
+        )  # fmt: skip
+
+    def _change(self, name: str, score: Score) -> tuple[float, ...]:
+        return () if self.before is None else (self.before[name], score.rate - self.before[name])
+
+    def as_text(self) -> str:
+        """The table."""
+        return self.table().as_text()
+
+    def as_mapping(self) -> dict[str, Any]:
+        """Everything that was wrong, and all rates."""
+        return {"asked_of": self.asked_of, **self.check.as_mapping()}
+
+    def as_rows(self) -> Table:
+        """One row for each question."""
+        names = ("group", "kind", "is_right", "question", "expected", "given")
+        return Table(
+            tuple(Column(name) for name in names),
+            tuple((v.group, v.kind, int(v.is_right), v.question, v.expected, v.given)
+                  for v in self.check.verdicts),
+        )  # fmt: skip
+
+    def as_page(self) -> str:
+        """The table, a plot, and what was wrong, with the scenes."""
+        from minigpt4_runtime.report.chart import draw
+        from minigpt4_runtime.report.page import Gallery, Paragraph, render
+
+        num_wrong = sum(not verdict.is_right for verdict in self.check.verdicts)
+        cards = tuple(_card(*mistake) for mistake in islice(self._mistakes(), _SHOWN_CASES))
+        caption = "Share of answers that are right in every character."
+        return render(
+            "The demo model's answers",
+            [
+                Paragraph(
+                    "The model is asked about drawn scenes that it was not trained on, and an "
+                    "answer counts if every character is as it should be. Asked was: "
+                    f"{self.asked_of}."
+                ),
+                self.table(),
+                draw(f"{caption} Dots: before." if self.before else caption, self._paint),
+                Gallery(f"What was wrong ({len(cards)} of {num_wrong})", cards)
+                if cards
+                else Paragraph("All answers are right."),
+            ],
+        )
+
+    def _paint(self, axes: Axes) -> None:
+        names = list(self.scores)
+        axes.barh(names, [score.rate for score in self.scores.values()])
+        if self.before is not None:
+            axes.plot([self.before[name] for name in names], names, "o", color="C1", label="before")
+        axes.invert_yaxis()
+        axes.set(xlim=(0, 1.03), xlabel="rate")
+
+    def _mistakes(self) -> Iterator[tuple[Case, Verdict]]:
+        """Each mistake with its case, which the seed draws again."""
+        verdicts = iter(self.check.verdicts)
+        for case in draw_cases(self.check.num_scenes, self.check.seed):
+            for verdict in islice(verdicts, len(case.asked)):
+                if not verdict.is_right:
+                    yield case, verdict
+
+
+def read_earlier(path: Path, *, num_scenes: int, seed: int) -> Rates:
+    """The rates of an earlier report.
+
+    Raises:
+        ConfigError: the file is another, or is about other scenes.
+    """
+    try:
+        report = json.loads(read_text(path))
+        scores = {**report["groups"], **report["kinds"]}
+        rates = {name: float(score["rate"]) for name, score in scores.items()}
+        scenes = report["num_scenes"], report["seed"]
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise ConfigError(
+            f"{path} is no demo.json. Give one that `minigpt4 evaluate demo --out` wrote."
+        ) from None
+    if scenes != (num_scenes, seed):
+        raise ConfigError(
+            f"{path} is about {scenes[0]} scenes of seed {scenes[1]}, not {num_scenes} of seed "
+            f"{seed}. Give the same --scenes and --seed."
+        )
+    return rates
+
+
+def _card(case: Case, verdict: Verdict) -> Card:
+    from minigpt4_runtime.report.page import Card, Entry, plain, thumbnail
+
+    entries = (
+        Entry(verdict.question, plain(verdict.given)),
+        Entry("Right would be", plain(verdict.expected), is_best=True),
+    )
+    return Card(f"{verdict.group} · {verdict.kind}", entries, thumbnail(case.picture))

@@ -1,0 +1,268 @@
+"""Did a change to how a model runs change what it says?
+
+Owns   how two answers are compared (equal or not, where they part, how alike they still are), and
+       the report of it.
+Takes  a LineUp of two runs, and a Judge if embeddings shall be compared too.
+Never  says which of two answers is better.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from minigpt4_runtime.errors import ImageError
+from minigpt4_runtime.evaluation.answers import find_picture
+from minigpt4_runtime.messages import image
+from minigpt4_runtime.optional import require
+from minigpt4_runtime.pixels import open_rgb
+from minigpt4_runtime.report.table import Column, Table
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from minigpt4_runtime.evaluation.answers import Answer, Case, LineUp
+    from minigpt4_runtime.evaluation.judge import Judge
+    from minigpt4_runtime.report.ledger import Ledger
+    from minigpt4_runtime.report.page import Card, Chart, Span
+
+INSTALL = "pip install 'minigpt4-runtime[eval]'"
+levenshtein = require("rapidfuzz.distance.Levenshtein", install=INSTALL)
+
+LEDGER_KEYS = ("judge", "reference", "candidate")
+_SHOWN_CASES = 50
+_WORD = re.compile(r"\w+|[^\w\s]")
+_WORD_OR_SPACE = re.compile(r"\w+|\s+|[^\w\s]")
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two answers about one picture.
+
+    They part after `num_equal` tokens (or words); None where the texts are equal. `edit_ratio` is
+    1 less the share of characters to edit, `cosine` what a judge holds of their likeness.
+    """
+
+    name: str
+    reference: str
+    candidate: str
+    num_equal: int | None
+    edit_ratio: float
+    cosine: float | None = None
+
+
+def compare(
+    those: LineUp,
+    *,
+    judge: Judge | None,
+    ledger: Ledger,
+    images_dir: Path | None = None,
+    on_pair: Callable[[], None] = lambda: None,
+) -> ParityReport:
+    """Compare a reference and a candidate, picture by picture."""
+    has_ids = all(answer.token_ids for case in those.cases for answer in case.answers)
+    pairs = []
+    for case in those.cases:
+        reference, candidate = (answer.text for answer in case.answers)
+        cosine = _cosine(reference, candidate, judge, ledger) if judge else None
+        pairs.append(Pair(
+            case.name, reference, candidate, _count_equal(case, has_ids=has_ids),
+            levenshtein.normalized_similarity(reference, candidate), cosine,
+        ))  # fmt: skip
+        on_pair()
+    unit = "tokens" if has_ids else "words"
+    return ParityReport(those.runs, tuple(pairs), those.left_out, unit, images_dir)
+
+
+def _count_equal(case: Case, *, has_ids: bool) -> int | None:
+    """How many tokens or words both answers begin with; None where the texts are equal."""
+    reference, candidate = case.answers
+    if reference.text == candidate.text:
+        return None
+    steps, others = (_steps(answer, has_ids=has_ids) for answer in (reference, candidate))
+    together = zip(steps, others, strict=False)
+    return next((n for n, (one, other) in enumerate(together) if one != other),
+                min(len(steps), len(others)))  # fmt: skip
+
+
+def _steps(answer: Answer, *, has_ids: bool) -> Sequence[Any]:
+    return (answer.token_ids or ()) if has_ids else _WORD.findall(answer.text)
+
+
+def _cosine(reference: str, candidate: str, judge: Judge, ledger: Ledger) -> float:
+    if reference == candidate:
+        return 1.0
+    record = ledger.find(judge=judge.digest, reference=reference, candidate=candidate)
+    if record is None:
+        one, other = judge.embed_texts([reference, candidate])
+        record = {
+            "judge": judge.digest, "reference": reference, "candidate": candidate,
+            "cosine": round(float(one @ other), 6),
+        }  # fmt: skip
+        ledger.add(record)
+    return float(record["cosine"])
+
+
+@dataclass(frozen=True)
+class ParityReport:
+    """What came of a comparison. `unit` says in what `num_equal` counts."""
+
+    runs: tuple[str, ...]
+    pairs: tuple[Pair, ...]
+    left_out: tuple[str, ...]
+    unit: str
+    images_dir: Path | None
+
+    @property
+    def worst_first(self) -> list[Pair]:
+        """Those that differ, the least alike first."""
+        changed = [pair for pair in self.pairs if pair.num_equal is not None]
+        return sorted(changed, key=lambda pair: pair.edit_ratio)
+
+    @property
+    def exact_rate(self) -> float:
+        """The share of pictures with the same answer, from 0 to 1."""
+        return 1 - len(self.worst_first) / len(self.pairs)
+
+    @property
+    def first_parting(self) -> list[int]:
+        """After how many tokens or words those part that differ."""
+        return [pair.num_equal for pair in self.pairs if pair.num_equal is not None]
+
+    @property
+    def mean_edit_ratio(self) -> float:
+        """Over all pictures, from 0 to 1."""
+        return statistics.fmean(pair.edit_ratio for pair in self.pairs)
+
+    @property
+    def mean_cosine(self) -> float | None:
+        """Over all pictures; None without a judge."""
+        cosines = [pair.cosine for pair in self.pairs if pair.cosine is not None]
+        return statistics.fmean(cosines) if cosines else None
+
+    def table(self) -> Table:
+        """All that one number can say."""
+        parting = self.first_parting
+        return Table(
+            (
+                Column("pictures"), Column("same answer"), Column("rate", ".1%"),
+                Column("edit ratio", ".4f"), Column("cosine", ".4f"),
+                Column(f"{self.unit} until they part: median", "g"), Column("fewest"),
+            ),
+            ((
+                len(self.pairs), len(self.pairs) - len(parting), self.exact_rate,
+                self.mean_edit_ratio, self.mean_cosine,
+                statistics.median(parting) if parting else None, min(parting, default=None),
+            ),),
+        )  # fmt: skip
+
+    def as_text(self) -> str:
+        """The table."""
+        return f"{self.runs[1]} against {self.runs[0]}\n{self.table().as_text()}"
+
+    def as_mapping(self) -> dict[str, Any]:
+        """Everything."""
+        return {
+            "reference": self.runs[0],
+            "candidate": self.runs[1],
+            "pictures": len(self.pairs),
+            "exact_rate": self.exact_rate,
+            "mean_edit_ratio": self.mean_edit_ratio,
+            "mean_cosine": self.mean_cosine,
+            "num_equal_unit": self.unit,
+            "left_out": list(self.left_out),
+            "pairs": [vars(pair) for pair in self.pairs],
+        }
+
+    def as_rows(self) -> Table:
+        """One row for each picture."""
+        names = ("image", "num_equal", "edit_ratio", "cosine", "reference", "candidate")
+        return Table(
+            tuple(Column(name) for name in names),
+            tuple(
+                (p.name, p.num_equal, p.edit_ratio, p.cosine, p.reference, p.candidate)
+                for p in self.pairs
+            ),
+        )
+
+    def as_page(self) -> str:
+        """The table, where answers part, and the answers that changed most."""
+        from minigpt4_runtime.report.page import Gallery, Paragraph, render
+
+        worst = self.worst_first
+        shown = worst[:_SHOWN_CASES]
+        cards = Gallery(
+            f"The least alike first ({len(shown)} of {len(worst)} that differ)",
+            tuple(self._card(pair) for pair in shown),
+        )
+        return render(
+            f"Does {self.runs[1]} say what {self.runs[0]} says?",
+            [
+                Paragraph(
+                    "Same answer: equal in every character. Edit ratio: 1 less the number of "
+                    "characters to put in, take out or replace, as a share of the longer answer."
+                ),
+                self.table(),
+                *(Paragraph(f"Left out: {sentence}") for sentence in self.left_out),
+                *self._charts(),
+                cards if shown else Paragraph("All answers are the same."),
+            ],
+        )
+
+    def _charts(self) -> Iterator[Chart]:
+        if self.first_parting:
+            from minigpt4_runtime.report.chart import draw
+
+            yield draw(f"Share of answers that are still the same after so many {self.unit}.",
+                       self._paint_parting)  # fmt: skip
+
+    def _paint_parting(self, axes: Axes) -> None:
+        parting = sorted(self.first_parting)
+        shares = [1 - number / len(self.pairs) for number in range(len(parting) + 1)]
+        end = parting[-1] * 1.1 + 1
+        axes.step([0, *parting, end], [*shares, shares[-1]], where="post", linewidth=1.8)
+        axes.set(xlabel=self.unit, ylabel="still the same", ylim=(0, 1.03), xlim=(0, end))
+
+    def _card(self, pair: Pair) -> Card:
+        from minigpt4_runtime.report.page import Card, Entry
+
+        removed, added = mark_changes(pair.reference, pair.candidate)
+        title = f"{pair.name} · edit ratio {pair.edit_ratio:.4f}"
+        title += f" · cosine {pair.cosine:.4f}" if pair.cosine is not None else ""
+        title += f" · they part after {pair.num_equal} {self.unit}"
+        entries = Entry(self.runs[0], removed), Entry(self.runs[1], added)
+        return Card(title, entries, self._thumbnail(pair.name))
+
+    def _thumbnail(self, name: str) -> str | None:
+        from minigpt4_runtime.report.page import thumbnail
+
+        found = self.images_dir and find_picture(self.images_dir, name)
+        if not (self.images_dir and found):
+            return None
+        try:
+            return thumbnail(open_rgb(image(self.images_dir / found)))
+        except ImageError:
+            return None  # The comparison is of texts: it stands without the picture.
+
+
+def mark_changes(reference: str, candidate: str) -> tuple[tuple[Span, ...], tuple[Span, ...]]:
+    """Both texts, cut into what they share and what is in one only."""
+    from minigpt4_runtime.report.page import Span
+
+    old, new = _WORD_OR_SPACE.findall(reference), _WORD_OR_SPACE.findall(candidate)
+    removed, added = [], []
+    matcher = difflib.SequenceMatcher(None, old, new, autojunk=False)
+    for what, first, last, new_first, new_last in matcher.get_opcodes():
+        gone, come = "".join(old[first:last]), "".join(new[new_first:new_last])
+        removed.append(Span(gone, "same" if what == "equal" else "removed"))
+        added.append(Span(come, "same" if what == "equal" else "added"))
+    return tuple(filter(_has_text, removed)), tuple(filter(_has_text, added))
+
+
+def _has_text(span: Span) -> bool:
+    return bool(span.text)
