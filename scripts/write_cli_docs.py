@@ -57,11 +57,11 @@ def _section(name: str, command: Any) -> str:
     usage = " ".join([name, *map(_usage, arguments), "[OPTIONS]"])
     if hasattr(command, "commands"):
         usage = f"{name} {'[OPTIONS] ' if options else ''}COMMAND …"
-    lines = [f"## {name}", "", f"`{usage}`", "", command.help.strip(), ""]
+    lines = [f"## {name}", "", f"`{usage}`", "", command.help.strip()]
     if name in WHAT_CAN_BE_TYPED:
-        lines += ["```", WHAT_CAN_BE_TYPED[name], "```", ""]
+        lines += ["", "```", WHAT_CAN_BE_TYPED[name], "```"]
     if arguments or options:
-        lines += ["| | | default |", "|---|---|---|"]
+        lines += ["", "| | | default |", "|---|---|---|"]
     lines += [f"| `{_metavar(each)}` | {_escape(each.help)} | |" for each in arguments]
     lines += [f"| {_names(each)} | {_escape(each.help)} | {_default(each)} |" for each in options]
     return "\n".join([*lines, ""])

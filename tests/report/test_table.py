@@ -37,6 +37,11 @@ def test_what_is_not_known_is_a_dash():
     assert TABLE.are_numbers == (False, True, True)
 
 
+def test_a_column_of_numbers_none_of_which_is_known_stands_on_the_right():
+    table = Table((Column("x"), Column("share", ".1%")), (("a", None),))
+    assert table.as_text() == "x  share\na      –"
+
+
 def test_a_row_of_another_length_is_our_mistake():
     with pytest.raises(AssertionError):
         Table((Column("one"),), ((1, 2),))

@@ -283,7 +283,9 @@ class ClipReport:
 
         yield draw("Scores of all answers.", self._paint_scores)
         if self.comparisons:
-            caption = f"Each picture's score, less that of {self.runs[0]}."
+            caption = (
+                f"Each picture's score, less that of {self.runs[0]}. Lines: means; bands: 95 %."
+            )
             yield draw(caption, self._paint_differences)
 
     def _paint_scores(self, axes: Axes) -> None:
@@ -305,6 +307,7 @@ class ClipReport:
             axes.axvspan(compared.low, compared.high, color=f"C{index}", alpha=0.2, linewidth=0)
             axes.axvline(compared.mean_difference, color=f"C{index}")
         axes.axvline(0, color="#888888", linestyle=":")
+        axes.locator_params(axis="x", nbins=5)
         axes.set(xlabel=f"score less that of {self.runs[0]}", ylabel="pictures")
         axes.legend()
 

@@ -125,7 +125,7 @@ def read_earlier(path: Path, *, num_scenes: int, seed: int) -> Rates:
     try:
         report = json.loads(read_text(path))
         scores = {**report["groups"], **report["kinds"]}
-        rates = {name: float(score["rate"]) for name, score in scores.items()}
+        rates = {name: score["right"] / score["asked"] for name, score in scores.items()}
         scenes = report["num_scenes"], report["seed"]
     except (ValueError, KeyError, TypeError, AttributeError):
         raise ConfigError(

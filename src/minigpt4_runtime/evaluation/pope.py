@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import re
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 
 from minigpt4_runtime.errors import ConfigError, ImageError, RequestError
 from minigpt4_runtime.evaluation.answers import find_picture, read_json_lines
@@ -36,6 +36,7 @@ _AT_ONCE = 32
 _SHOWN_CASES = 50
 
 Label = Literal["yes", "no"]
+Item = TypeVar("Item")
 # A question on its way: its deltas, its answer known before, or why it cannot be asked.
 _Asked: TypeAlias = "Iterable[TextDelta] | str | RequestError"
 
@@ -167,10 +168,22 @@ def ask(
     """
     answers: dict[int | str, str] = {}
     faults: dict[str, None] = {}  # A picture has several questions: it is told once.
-    waiting: deque[tuple[Question, dict[str, Any], _Asked]] = deque()
 
-    def collect() -> None:
-        question, about, asked = waiting.popleft()
+    def begin(question: Question) -> tuple[Question, dict[str, Any], _Asked]:
+        about = {
+            "asked_of": asked_of,
+            "question_id": question.question_id,
+            "image": question.image,
+            "question": prompt.replace("{question}", question.text),
+        }
+        known = ledger.find(**about)
+        return (
+            question,
+            about,
+            known["answer"] if known else _submit(model, about, images_dir, sampling),
+        )
+
+    for question, about, asked in _ahead(map(begin, questions), _AT_ONCE):
         answer = _finish(asked)
         if isinstance(answer, RequestError):
             faults[str(answer)] = None
@@ -179,22 +192,17 @@ def ask(
             if ledger.find(**about) is None:
                 ledger.add({**about, "label": question.label, "answer": answer})
         on_question()
-
-    for question in questions:
-        if len(waiting) == _AT_ONCE:
-            collect()
-        about = {
-            "asked_of": asked_of,
-            "question_id": question.question_id,
-            "image": question.image,
-            "question": prompt.replace("{question}", question.text),
-        }
-        known = ledger.find(**about)
-        asked = known["answer"] if known else _submit(model, about, images_dir, sampling)
-        waiting.append((question, about, asked))
-    while waiting:
-        collect()
     return answers, tuple(faults)
+
+
+def _ahead(items: Iterable[Item], count: int) -> Iterator[Item]:
+    """The same items, each begun so many steps before it is given: answers grow meanwhile."""
+    waiting: deque[Item] = deque()
+    for item in items:
+        waiting.append(item)
+        if len(waiting) == count:
+            yield waiting.popleft()
+    yield from waiting
 
 
 def _submit(
@@ -346,7 +354,9 @@ class PopeReport:
                 Gallery(
                     f"Wrong answers ({len(shown)} of {len(wrong)})",
                     tuple(self._card(verdict) for verdict in shown),
-                ),
+                )
+                if shown
+                else Paragraph("All answers are right."),
             ],
         )
 

@@ -54,8 +54,8 @@ class Table:
     def are_numbers(self) -> tuple[bool, ...]:
         """For each column, whether it holds numbers: they stand on the right."""
         return tuple(
-            any(isinstance(row[index], (int, float)) for row in self.rows)
-            for index in range(len(self.columns))
+            bool(column.spec) or any(isinstance(row[index], (int, float)) for row in self.rows)
+            for index, column in enumerate(self.columns)
         )
 
     def as_text(self) -> str:
