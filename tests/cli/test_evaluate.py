@@ -173,7 +173,8 @@ def test_what_describe_wrote_is_compared(minigpt4, folder):
         "--images", ".", "--out", "report",
     )  # fmt: skip
     assert (shown.status, shown.err) == (0, "The report is in report/parity.html.\n")
-    heading, columns, row = shown.out.splitlines()
+    heading, columns, row, *_, one, other = shown.out.splitlines()
+    assert (one, other) == ("- dog.", "+ cat.")
     assert heading == "two against one"
     # The stand-in for the model gives every answer the one id 1.
     assert "tokens until they part" in columns

@@ -112,11 +112,20 @@ def test_the_numbers(report):
     assert report.exact_rate == 0.5
     assert report.first_parting == [5, 0]
     assert report.mean_cosine is None
-    heading, columns, row = report.as_text().splitlines()
+    heading, columns, row, *worst = report.as_text().splitlines()
     assert heading == "int8 against float32"
     assert columns.endswith("words until they part: median  fewest")
     assert row.split()[:3] == ["4", "2", "50.0%"]
     assert row.split()[-3:] == ["–", "2.5", "0"]
+    assert worst == [
+        "", "2.png, after 0 words", "- A dog.", "+ <b>Two</b> cats and a bird.",
+        "", "1.png, after 5 words", "- park.", "+ rain & mud.",
+    ]  # fmt: skip
+
+
+def test_long_texts_are_shown_from_where_they_part_and_shortened():
+    report = compare(texts("The same " * 30 + "dog.", "The same " * 30 + "door " * 30))
+    assert report.as_text().splitlines()[-2:] == ["- dog.", "+ " + "door " * 15 + "…"]
 
 
 def test_the_mapping_and_the_rows(report):

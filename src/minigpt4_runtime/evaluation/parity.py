@@ -14,6 +14,7 @@ import statistics
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
 from minigpt4_runtime.errors import ImageError
@@ -32,10 +33,11 @@ if TYPE_CHECKING:
     from minigpt4_runtime.report.page import Card, Chart, Span
 
 INSTALL = "pip install 'minigpt4-runtime[eval]'"
-levenshtein = require("rapidfuzz.distance.Levenshtein", install=INSTALL)
+distance = require("rapidfuzz.distance", install=INSTALL)
 
 LEDGER_KEYS = ("judge", "reference", "candidate")
 _SHOWN_CASES = 50
+_SHOWN_IN_TEXT, _SHOWN_CHARACTERS = 3, 76
 _WORD = re.compile(r"\w+|[^\w\s]")
 _WORD_OR_SPACE = re.compile(r"\w+|\s+|[^\w\s]")
 
@@ -72,7 +74,7 @@ def compare(
         cosine = _cosine(reference, candidate, judge, ledger) if judge else None
         pairs.append(Pair(
             case.name, reference, candidate, _count_equal(case, has_ids=has_ids),
-            levenshtein.normalized_similarity(reference, candidate), cosine,
+            distance.Levenshtein.normalized_similarity(reference, candidate), cosine,
         ))  # fmt: skip
         on_pair()
     unit = "tokens" if has_ids else "words"
@@ -162,8 +164,19 @@ class ParityReport:
         )  # fmt: skip
 
     def as_text(self) -> str:
-        """The table."""
-        return f"{self.runs[1]} against {self.runs[0]}\n{self.table().as_text()}"
+        """The table, and how the least alike answers go on where they part."""
+        lines = [f"{self.runs[1]} against {self.runs[0]}", self.table().as_text()]
+        for pair in self.worst_first[:_SHOWN_IN_TEXT]:
+            one, other = (
+                shorten(text, _SHOWN_CHARACTERS, placeholder=" …") for text in _endings(pair)
+            )
+            lines += [
+                "",
+                f"{pair.name}, after {pair.num_equal} {self.unit}",
+                f"- {one}",
+                f"+ {other}",
+            ]
+        return "\n".join(lines)
 
     def as_mapping(self) -> dict[str, Any]:
         """Everything."""
@@ -248,6 +261,13 @@ class ParityReport:
             return thumbnail(open_rgb(image(self.images_dir / found)))
         except ImageError:
             return None  # The comparison is of texts: it stands without the picture.
+
+
+def _endings(pair: Pair) -> tuple[str, str]:
+    """Both texts from the word on in which they differ."""
+    start = distance.Prefix.similarity(pair.reference, pair.candidate)
+    start -= len(re.split(r"\s", pair.reference[:start])[-1])
+    return pair.reference[start:], pair.candidate[start:]
 
 
 def mark_changes(reference: str, candidate: str) -> tuple[tuple[Span, ...], tuple[Span, ...]]:
