@@ -55,6 +55,14 @@ def test_the_same_answer_ties_exactly(lined_up, judge, images):
     assert compared.wins + compared.losses == 5
 
 
+def test_only_what_is_longer_than_the_judge_reads_is_cut(images, tmp_path, judge):
+    path = tmp_path / "run.json"
+    path.write_text(json.dumps({"1.png": "x" * 75, "2.png": "x" * 76}))
+    report = score(line_up(read_runs([path]), images), judge, images)
+    assert [case.answers[0].is_cut for case in report.cases] == [False, True]
+    assert report.num_cut == (1,)
+
+
 def test_a_picture_that_cannot_be_read_is_named_and_left_out(images, tmp_path, judge):
     path = tmp_path / "run.json"
     path.write_text(json.dumps({"bad.png": "x", "1.png": "y", "no.png": "z"}))
