@@ -162,7 +162,6 @@ class Model:
         if len(self.asked) == self._breaks_after:
             raise KeyboardInterrupt
         self.asked.append(question)
-        assert sampling.max_new_tokens == 9
         return self._answer(question)
 
     def _answer(self, question):
@@ -217,10 +216,14 @@ def test_what_was_answered_is_not_asked_again(questions, images, tmp_path, monke
         assert answers == {1: "Yes.", 2: "No.", 3: "Yes.", 5: "No."}
         assert len(again.asked) == 2  # The car, which failed, and the bus.
     with Ledger(path, keys=pope.LEDGER_KEYS) as ledger:
-        for number, change in enumerate(({"asked_of": "int8"}, {"prompt": "So: {question}"})):
+        for change in (
+            {"asked_of": "int8"},
+            {"prompt": "So: {question}"},
+            {"sampling": SamplingParams(max_new_tokens=8)},
+        ):
             other = Model()
             ask(other, questions, images, ledger, **change)
-            assert len(other.asked) == 5, number
+            assert len(other.asked) == 5, change
     # The ledger itself is a file of answers.
     assert pope.read_answers(path, questions) == answers
 

@@ -92,7 +92,6 @@ def clip(
 
     Only pictures that every run has answered are judged.
     """
-    folder = _open_folder(out, "clip")
     from minigpt4_runtime.evaluation import answers
     from minigpt4_runtime.evaluation import clip as clip_judge
 
@@ -101,6 +100,7 @@ def clip(
         if sample > len(those.cases):
             note(f"--sample is {sample}, and there are {len(those.cases)} pictures: all are taken.")
         those = answers.sampled(those, sample, seed=seed)
+    folder = _open_folder(out, "clip")
     loaded = _load_judge(judge, device)
     with _at_work(folder, clip_judge.LEDGER_KEYS, len(those.cases)) as (ledger, bar):
         report = clip_judge.score(those, loaded, ledger, images_dir=images, on_picture=bar.advance)
@@ -134,7 +134,6 @@ def parity(
 
     Answers part after so many tokens where both files are .jsonl with token_ids, else words.
     """
-    folder = _open_folder(out, "parity")
     from minigpt4_runtime.evaluation import answers
     from minigpt4_runtime.evaluation import parity as parity_judge
 
@@ -142,7 +141,10 @@ def parity(
     if len(runs) != 2:
         names = ", ".join(run.name for run in runs)
         raise ConfigError(f"The two files hold {len(runs)} runs ({names}). Give one in each.")
+    if images is not None:
+        answers.check_folder(images)
     those = answers.line_up_by_name(runs)
+    folder = _open_folder(out, "parity")
     loaded = _load_judge(judge, device) if judge else None
     with _at_work(folder, parity_judge.LEDGER_KEYS, len(those.cases)) as (ledger, bar):
         report = parity_judge.compare(
@@ -197,14 +199,14 @@ def pope(
     The published test of object hallucination, with its rule: an answer is no if its first
     sentence has the word No, no or not, and yes otherwise.
     """
-    folder = _open_folder(out, "pope")
+    from minigpt4_runtime.evaluation import answers
     from minigpt4_runtime.evaluation import pope as pope_judge
 
     if "{question}" not in prompt:
         raise ConfigError(f"--prompt is {prompt!r}, without {{question}}. Say where it stands.")
-    if not images.is_dir():
-        raise ConfigError(f"--images is {images}, and there is no such folder.")
+    answers.check_folder(images)
     asked = pope_judge.read_questions(questions)
+    folder = _open_folder(out, "pope")
     if results is not None:
         given = pope_judge.read_answers(results, asked)
         report = pope_judge.judge(asked, given, images_dir=images)
@@ -243,11 +245,11 @@ def demo(
 
     With --compare it shows what a dtype, a device or another way to run costs in answers.
     """
-    folder = _open_folder(out, "demo")
     from minigpt4_runtime.evaluation import demo_check
     from minigpt4_runtime.evaluation.demo_report import DemoReport, read_earlier
 
     before = read_earlier(compare, num_scenes=num_scenes, seed=seed) if compare else None
+    folder = _open_folder(out, "demo")
     model = where.load(announce_demo=False)
     asked_of = _name_model(where, model)
     with _at_work(folder, demo_check.LEDGER_KEYS, num_scenes) as (ledger, bar):
@@ -273,7 +275,7 @@ def _name_model(where: ModelOptions, model: MiniGPT4) -> str:
     """What answers, in words; every option counts, for each may change answers."""
     options = {**asdict(where), "device": model.device, "dtype": model.dtype}
     options["model"] = where.model or "demo"
-    return ", ".join(f"{name} {value}" for name, value in options.items())
+    return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in options.items())
 
 
 @contextmanager

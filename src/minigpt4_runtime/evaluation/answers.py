@@ -78,8 +78,7 @@ def line_up(runs: Sequence[Run], images_dir: Path) -> LineUp:
     Raises:
         ConfigError: there is no such folder or no such picture, or two names lead to one picture.
     """
-    if not images_dir.is_dir():
-        raise ConfigError(f"--images is {images_dir}, and there is no such folder.")
+    check_folder(images_dir)
     missing: dict[str, None] = {}
     found: list[Run] = []
     for run in runs:
@@ -107,6 +106,16 @@ def sampled(those: LineUp, size: int, *, seed: int) -> LineUp:
     """The same, with only so many pictures drawn by lot. A seed draws the same ones everywhere."""
     drawn = set(draw_sample([case.name for case in those.cases], size, seed=seed))
     return replace(those, cases=tuple(case for case in those.cases if case.name in drawn))
+
+
+def check_folder(images_dir: Path) -> None:
+    """Refuse what is no folder of pictures, before anything is computed.
+
+    Raises:
+        ConfigError: there is no such folder.
+    """
+    if not images_dir.is_dir():
+        raise ConfigError(f"--images is {images_dir}, and there is no such folder.")
 
 
 def find_picture(images_dir: Path, image: str) -> str | None:

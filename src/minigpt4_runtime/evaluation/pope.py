@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from minigpt4_runtime.report.ledger import Ledger
     from minigpt4_runtime.report.page import Card
 
-LEDGER_KEYS = ("asked_of", "question_id", "image", "question")
+LEDGER_KEYS = ("asked_of", "max_new_tokens", "question_id", "image", "question")
 _AT_ONCE = 32
 _SHOWN_CASES = 50
 
@@ -172,6 +172,7 @@ def ask(
     def begin(question: Question) -> tuple[Question, dict[str, Any], _Asked]:
         about = {
             "asked_of": asked_of,
+            "max_new_tokens": sampling.max_new_tokens,
             "question_id": question.question_id,
             "image": question.image,
             "question": prompt.replace("{question}", question.text),
