@@ -50,10 +50,10 @@ def test_against_an_earlier_report(tmp_path):
     before = read_earlier(path, num_scenes=5, seed=3)
     report = make_report(before=before)
     rows = {row[0]: row[1:] for row in report.table().rows}
-    asked, right, rate, earlier, change = rows["descriptions"]
+    asked, right, rate, earlier, points = rows["descriptions"]
     assert (asked, right, rate, earlier) == (5, 5, 1, 0.8)
-    assert change == pytest.approx(0.2)
-    assert "+20.0%" in report.as_text()
+    assert points == pytest.approx(20)
+    assert "80.0%   +20.0\n" in report.as_text()
     assert "Dots: before." in report.as_page()
 
 

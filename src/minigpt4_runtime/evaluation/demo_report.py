@@ -47,7 +47,7 @@ class DemoReport:
         """A row for each group and each kind."""
         columns = [Column("exactly right"), Column("of"), Column("right"), Column("rate", ".1%")]
         if self.before is not None:
-            columns += [Column("before", ".1%"), Column("change", "+.1%")]
+            columns += [Column("before", ".1%"), Column("points", "+.1f")]
         return Table(
             tuple(columns),
             tuple((name, score.num_asked, score.num_right, score.rate, *self._change(name, score))
@@ -56,7 +56,10 @@ class DemoReport:
         )  # fmt: skip
 
     def _change(self, name: str, score: Score) -> tuple[float, ...]:
-        return () if self.before is None else (self.before[name], score.rate - self.before[name])
+        if self.before is None:
+            return ()
+        before = self.before[name]
+        return before, 100 * (score.rate - before)
 
     def as_text(self) -> str:
         """The table."""
