@@ -67,6 +67,11 @@ def test_tokens_are_counted_before_they_are_cut(judge):
     torch.testing.assert_close(longer[0], longer[1])
 
 
+def test_half_a_character_is_read_as_a_question_mark(judge):
+    odd, plain = judge.embed_texts(["caf\udce9", "caf?"])
+    torch.testing.assert_close(odd, plain)
+
+
 @pytest.mark.parametrize("name", ["", "open_clip_pytorch_model.bin"])
 def test_open_clip_s_layout_gives_the_same_scores(judge, open_clip_dir, pictures, name):
     other = Judge.load(open_clip_dir / name, device="cpu")

@@ -79,7 +79,9 @@ class Judge:
         return [len(row) for row in self._encode(texts)]
 
     def _encode(self, texts: Sequence[str]) -> list[list[int]]:
-        return list(self._tokenizer(list(texts), verbose=False)["input_ids"])
+        # Half a character, which no tokenizer takes, becomes a question mark.
+        whole = [text.encode("utf-8", "replace").decode() for text in texts]
+        return list(self._tokenizer(whole, verbose=False)["input_ids"])
 
 
 def _unit(rows: Tensor) -> Tensor:
