@@ -12,7 +12,7 @@ import queue
 import sys
 import time
 import weakref
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from os import PathLike
@@ -27,7 +27,7 @@ from torch import Tensor
 from minigpt4_runtime.answer import AnswerText, StopWatch
 from minigpt4_runtime.backend.contracts import DeviceBackend
 from minigpt4_runtime.backend.vision_torch import TorchVisionEncoder
-from minigpt4_runtime.checkpoint.load import load_config, load_model
+from minigpt4_runtime.checkpoint.weight_source import WeightSource
 from minigpt4_runtime.config import (
     DTYPE_NAMES,
     DTypeName,
@@ -37,8 +37,14 @@ from minigpt4_runtime.config import (
 )
 from minigpt4_runtime.engine.engine import Engine, EngineStats
 from minigpt4_runtime.engine.request import ImageInput, Request, TokenEvent
+from minigpt4_runtime.engine.runner import PICTURES_AT_ONCE
 from minigpt4_runtime.engine.ticket import Ticket
-from minigpt4_runtime.errors import ConfigError, RequestError
+from minigpt4_runtime.errors import (
+    BackendUnavailableError,
+    ConfigError,
+    RankLostError,
+    RequestError,
+)
 from minigpt4_runtime.messages import (
     Described,
     ImageSource,
@@ -52,13 +58,12 @@ from minigpt4_runtime.messages import (
 )
 from minigpt4_runtime.model.linear import set_widen_from
 from minigpt4_runtime.model.parallel import check_world_size
-from minigpt4_runtime.pixels import ImageLimits
+from minigpt4_runtime.pixels import ImageLimits, open_rgb, prepare
 from minigpt4_runtime.pixels import load as load_image
 from minigpt4_runtime.prompt import DESCRIBE_PROMPT, Prompt, find_template, render
 from minigpt4_runtime.ranks import Ranks, Setup, free_memory_bytes, make_runner, open_rank_device
 from minigpt4_runtime.tokenizer import EncodedPrompt, ImageSpan, Tokenizer
 
-_PICTURES_AT_ONCE = 8
 DEMO_MODEL_DIR = Path(__file__).parent / "assets" / "demo"
 
 Messages = Sequence[Message | Mapping[str, Any]]
@@ -73,7 +78,8 @@ class MiniGPT4:
 
     def __init__(
         self,
-        model_dir: Path,
+        source: WeightSource,
+        tokenizer: Tokenizer,
         *,
         backend: DeviceBackend,
         dtype: DTypeName,
@@ -81,39 +87,46 @@ class MiniGPT4:
         image_limits: ImageLimits,
         ranks: Ranks,
     ) -> None:
-        self.config: ModelConfig = load_config(model_dir)
-        self.model_dir = model_dir
+        self.config: ModelConfig = source.config
+        self.model_dir = source.model_dir
         self.dtype: DTypeName = dtype
         self.device = str(backend.device)
         self.tensor_parallel = ranks.size
         self._template = find_template(self.config.template)
         self._image_limits = image_limits
-        self._tokenizer = Tokenizer(model_dir / "tokenizer.model")
-        self._engine_config = engine
+        self._tokenizer = tokenizer
+        self._backend = backend
         self._ranks = ranks
-        setup = Setup(str(model_dir), backend.device.type, dtype, engine)
+        setup = Setup(source, backend.device.type, dtype, engine)
         group = ranks.start(setup, backend.facts.collective)
         torch_dtype = getattr(torch, dtype)
         free_bytes = free_memory_bytes(backend, ranks.size)
-        model = load_model(
-            model_dir, device=backend.device, dtype=torch_dtype, free_bytes=free_bytes, group=group
+        self._model = source.load_model(
+            device=backend.device, dtype=torch_dtype, free_bytes=free_bytes, group=group
         )
         widen_from = backend.widen_from(torch_dtype)
-        set_widen_from(model, widen_from)
-        self._vision = TorchVisionEncoder(model.vision, in_float32=widen_from is not None)
+        set_widen_from(self._model, widen_from)
+        self._vision = TorchVisionEncoder(self._model.vision, in_float32=widen_from is not None)
         if free_bytes is not None:
-            free_bytes -= sum(weight.nbytes for weight in model.parameters())
-        runner = make_runner(model.language, self._vision, backend, engine, free_bytes=free_bytes)
+            free_bytes -= sum(weight.nbytes for weight in self._model.parameters())
+        self._free_bytes = free_bytes
+        self._start_engine(engine)
+
+    def _start_engine(self, config: EngineConfig) -> None:
+        runner = make_runner(
+            self._model.language, self._vision, self._backend, config, free_bytes=self._free_bytes
+        )
         self._engine = Engine(
-            ranks.lead(runner),
-            engine,
+            self._ranks.lead(runner),
+            config,
             num_blocks=runner.num_blocks,
             max_context=self.config.language.max_position_embeddings,
             bos_id=self._tokenizer.bos_id,
             eos_id=self._tokenizer.eos_id,
         )
+        self.engine_config = config
         # However the program ends, no other rank outlives the last answer.
-        weakref.finalize(self._engine, ranks.close)
+        self._ending = weakref.finalize(self._engine, self._ranks.close)
 
     @classmethod
     def load(
@@ -143,12 +156,59 @@ class MiniGPT4:
             CheckpointError: the folder is no whole model.
             BackendUnavailableError: the device is not on this machine, or has too little memory.
         """
+        source = WeightSource.folder(Path(model) if model is not None else DEMO_MODEL_DIR)
+        return cls._on_ranks(
+            source, device=device, dtype=dtype, engine=_as_engine_config(engine),
+            image_limits=image_limits or ImageLimits(), tensor_parallel=tensor_parallel,
+        )  # fmt: skip
+
+    @classmethod
+    def with_random_weights(
+        cls,
+        config: ModelConfig,
+        *,
+        device: str = "auto",
+        dtype: DTypeName | Literal["auto"] = "auto",
+        engine: EngineConfig | Mapping[str, Any] | None = None,
+        tensor_parallel: int = 1,
+        seed: int = 0,
+    ) -> MiniGPT4:
+        """Make a model of any shape without a file: it computes as any, and answers nonsense.
+
+        It takes the demo model's tokenizer; of the ids beyond that, an answer's text shows nothing.
+        Settings are those of `load`.
+
+        Raises:
+            ConfigError: a setting has no meaning, or the shape has fewer ids than the tokenizer.
+            BackendUnavailableError: the device is not on this machine, or has too little memory.
+        """
+        return cls._on_ranks(
+            WeightSource(config, seed=seed), device=device, dtype=dtype,
+            engine=_as_engine_config(engine), image_limits=ImageLimits(),
+            tensor_parallel=tensor_parallel,
+        )  # fmt: skip
+
+    @classmethod
+    def _on_ranks(
+        cls,
+        source: WeightSource,
+        *,
+        device: str,
+        dtype: DTypeName | Literal["auto"],
+        engine: EngineConfig,
+        image_limits: ImageLimits,
+        tensor_parallel: int,
+    ) -> MiniGPT4:
+        """Start all ranks of a model; returns in the first."""
         if dtype not in ("auto", *DTYPE_NAMES):
             raise ConfigError(f"dtype is {dtype!r}; it must be auto or {', '.join(DTYPE_NAMES)}.")
-        if not isinstance(engine, EngineConfig):
-            engine = EngineConfig.from_mapping(engine or {})
-        model_dir = Path(model) if model is not None else DEMO_MODEL_DIR
-        check_world_size(load_config(model_dir).language, tensor_parallel)
+        check_world_size(source.config.language, tensor_parallel)
+        tokenizer = Tokenizer((source.model_dir or DEMO_MODEL_DIR) / "tokenizer.model")
+        if source.model_dir is None and source.config.language.vocab_size < tokenizer.vocab_size:
+            raise ConfigError(
+                f"vocab_size is {source.config.language.vocab_size}; a model with random weights "
+                f"needs at least the {tokenizer.vocab_size} ids of the demo model's tokenizer."
+            )
         ranks = Ranks(tensor_parallel)
         if ranks.rank > 0:
             ranks.follow()
@@ -156,13 +216,39 @@ class MiniGPT4:
         backend = open_rank_device(device, tensor_parallel)
         with ranks.loading():
             return cls(
-                model_dir,
+                source,
+                tokenizer,
                 backend=backend,
                 dtype=backend.facts.default_dtype if dtype == "auto" else dtype,
                 engine=engine,
-                image_limits=image_limits or ImageLimits(),
+                image_limits=image_limits,
                 ranks=ranks,
             )
+
+    def use_engine(self, engine: EngineConfig | Mapping[str, Any]) -> None:
+        """Run with other settings from here on. Nothing computed before is kept.
+
+        Answers that are in progress end with a RequestError.
+
+        Raises:
+            ConfigError: a setting has no meaning.
+            BackendUnavailableError: the cache does not fit. The settings then stay as they were.
+        """
+        engine, before = _as_engine_config(engine), self.engine_config
+        self._engine.close()
+        self._ending.detach()  # The other ranks go on.
+        try:
+            self._renew_engine(engine)
+        except RankLostError:
+            raise
+        except BackendUnavailableError:
+            self._renew_engine(before)
+            raise
+
+    def _renew_engine(self, config: EngineConfig) -> None:
+        with self._ranks.loading():
+            self._ranks.renew(config)
+        self._start_engine(config)
 
     def close(self) -> None:
         """End what still runs with an error, and the other ranks. Nothing can be asked then."""
@@ -219,6 +305,34 @@ class MiniGPT4:
         answer = AnswerText(self._tokenizer, self._template, request.sampling.stop)
         return self._engine.submit(request, _Reader(answer, len(request.token_ids)))
 
+    def submit_tokens(
+        self,
+        token_ids: Sequence[int],
+        sampling: SamplingParams | None = None,
+        *,
+        on_token: Callable[[int], object] | None = None,
+    ) -> Ticket[int]:
+        """Go on from ids as they are: no template, no pictures, no stop strings. Gives new ids.
+
+        `on_token` is called with each of them when it is known, from the engine's thread; but not
+        with the end id that ends an answer.
+
+        Raises:
+            RequestError: an id is not in the vocabulary, or there are none or too many.
+        """
+        sampling = sampling or SamplingParams()
+        vocab_size = self.config.language.vocab_size
+        if not token_ids or not all(0 <= token_id < vocab_size for token_id in token_ids):
+            raise RequestError(
+                f"submit_tokens takes one or more ids from 0 to {vocab_size - 1}, the vocabulary."
+            )
+        if on_token is not None and sampling.num_beams > 1:
+            raise RequestError("With beams no token is known before the end: leave out on_token.")
+        listener = _Listener(on_token) if on_token is not None else None
+        return self._engine.submit(
+            Request(tuple(token_ids), (), sampling, listener), lambda event: event.token_id
+        )
+
     def describe_all(
         self,
         pictures: Iterable[Picture],
@@ -230,25 +344,67 @@ class MiniGPT4:
         Pictures are opened ahead, in threads, and no more of them than the engine needs to be kept
         full. Results come as they are done; a picture that cannot be served is one with an error.
         """
-        return _Descriptions(self, prompt, sampling, self._engine_config.max_running).of(pictures)
+        return _Descriptions(self, prompt, sampling, self.engine_config.max_running).of(pictures)
 
     def stats(self) -> EngineStats:
         """What the engine has done so far, and what it holds."""
         return replace(self._engine.stats(), traffic=self._ranks.traffic)
 
-    def embed_images(self, pictures: Sequence[Picture]) -> Tensor:
-        """Pictures → (N, rows, hidden) float32 on the CPU, as the language model reads them."""
+    def embed_images(
+        self,
+        pictures: Sequence[Picture],
+        *,
+        at_once: int = PICTURES_AT_ONCE,
+        on_stage: Callable[[str], object] | None = None,
+    ) -> Tensor:
+        """Pictures → (N, rows, hidden) float32 on the CPU, as the language model reads them.
+
+        `on_stage` hears the name of each stage as it ends, when the device rests: decode and
+        preprocess for each picture, tower and projection for each `at_once` of them. A compiled
+        graph does the last two as one, which ends as projection.
+        """
         if isinstance(pictures, (str, bytes)) or not isinstance(pictures, Sequence):
             raise RequestError("embed_images takes a list of pictures, not a single one.")
+        if at_once < 1:
+            raise RequestError(f"at_once is {at_once}; it must be at least 1.")
+
+        def ended(stage: str) -> None:
+            if on_stage is not None:
+                self.synchronize()
+                on_stage(stage)
+
         rows = [torch.empty(0, self.config.rows_per_image, self.config.language.hidden_size)]
-        for first in range(0, len(pictures), _PICTURES_AT_ONCE):
-            some = pictures[first : first + _PICTURES_AT_ONCE]
-            pixels = [
-                load_image(_as_source(picture), self.config.vision, self._image_limits).values
-                for picture in some
-            ]
-            rows.append(self._vision.encode(torch.from_numpy(numpy.stack(pixels))).float().cpu())
+        for first in range(0, len(pictures), at_once):
+            pixels = []
+            for picture in pictures[first : first + at_once]:
+                rgb = open_rgb(_as_source(picture), self._image_limits)
+                ended("decode")
+                pixels.append(prepare(rgb, self.config.vision).values)
+                ended("preprocess")
+            stacked = torch.from_numpy(numpy.stack(pixels))
+            encoded = self._vision.encode(stacked, on_tower=lambda: ended("tower"))
+            ended("projection")
+            rows.append(encoded.float().cpu())
         return torch.cat(rows)
+
+    def synchronize(self) -> None:
+        """Wait until the device has done all it was given. Then a clock may be read."""
+        self._backend.synchronize()
+
+    def weight_bytes(self) -> dict[str, int]:
+        """What the weights take: "vision", "embedding", "layers" and "head" of the language."""
+        return self._model.weight_bytes()
+
+    def reset_peak_memory(self) -> None:
+        """Let `peak_memory_bytes` count from here on."""
+        self._backend.reset_peak_memory()
+
+    def peak_memory_bytes(self) -> int | None:
+        """The most memory taken at once: tensors on an accelerator, on a CPU the whole process.
+
+        None where the system does not tell.
+        """
+        return self._backend.peak_memory_bytes()
 
     def encode_prompt(self, messages: Messages) -> EncodedPrompt:
         """What the model would be given: ids, image spans, ids per text piece, and the text."""
@@ -278,6 +434,22 @@ class MiniGPT4:
         return ImageInput(
             torch.from_numpy(picture.values), picture.digest, span.start, span.num_rows
         )
+
+
+class _Listener:
+    """Stands where stop strings are watched for, and lets somebody hear each token."""
+
+    def __init__(self, on_token: Callable[[int], object]) -> None:
+        self._on_token = on_token
+
+    def feed(self, token_id: int) -> bool:
+        """Pass a token on. No answer ends here."""
+        self._on_token(token_id)
+        return False
+
+    def fork(self) -> _Listener:
+        """Only beams fork, and they are not listened to."""
+        return self
 
 
 class _Reader:
@@ -379,6 +551,10 @@ class _Descriptions:
                 return self._news.get(timeout=0.5)
             except queue.Empty:
                 continue
+
+
+def _as_engine_config(engine: EngineConfig | Mapping[str, Any] | None) -> EngineConfig:
+    return engine if isinstance(engine, EngineConfig) else EngineConfig.from_mapping(engine or {})
 
 
 def _as_source(picture: Picture) -> ImageSource:

@@ -109,9 +109,13 @@ def load(
     Raises:
         ImageError: the picture cannot be read or is beyond the limits; the message names it.
     """
+    return prepare(open_rgb(source, limits), config)
+
+
+def prepare(rgb: Image.Image, config: VisionConfig) -> PixelImage:
+    """Resize an RGB picture to S×S and normalise it, as the original does."""
     size = config.image_size
-    rgb = open_rgb(source, limits).resize((size, size), Image.Resampling.BICUBIC)
-    levels = numpy.asarray(rgb)  # (S, S, 3) uint8
+    levels = numpy.asarray(rgb.resize((size, size), Image.Resampling.BICUBIC))  # (S, S, 3) uint8
     digest = hashlib.sha256(f"{size}:".encode() + levels.tobytes()).hexdigest()
     # In float32 and in this order, as torchvision's ToTensor and Normalize compute it.
     mean = numpy.array(config.image_mean, dtype=numpy.float32)

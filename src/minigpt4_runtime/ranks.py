@@ -19,6 +19,7 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -26,11 +27,17 @@ import torch
 from minigpt4_runtime.backend.contracts import DeviceBackend, Traffic, VisionEncoder
 from minigpt4_runtime.backend.group import TorchGroup
 from minigpt4_runtime.backend.registry import attention_kernel, open_device
-from minigpt4_runtime.checkpoint.load import load_language
+from minigpt4_runtime.checkpoint.weight_source import WeightSource
 from minigpt4_runtime.config import DTypeName, EngineConfig
+from minigpt4_runtime.engine.engine import is_out_of_memory
 from minigpt4_runtime.engine.runner import Runner, fit_num_blocks
-from minigpt4_runtime.engine.worker import Leader, follow
-from minigpt4_runtime.errors import ConfigError, MiniGPT4Error, RankLostError
+from minigpt4_runtime.engine.worker import Leader, follow, renew
+from minigpt4_runtime.errors import (
+    BackendUnavailableError,
+    ConfigError,
+    MiniGPT4Error,
+    RankLostError,
+)
 from minigpt4_runtime.model.linear import set_widen_from
 from minigpt4_runtime.model.llama import Llama
 from minigpt4_runtime.model.parallel import Group, Solo
@@ -47,20 +54,23 @@ _LOOPBACK = {"linux": "lo", "darwin": "lo0"}
 class Setup:
     """What all ranks load alike. Followers are told, so that they need no arguments."""
 
-    model_dir: str
+    source: WeightSource
     device: str
     dtype: DTypeName
     engine: EngineConfig
 
     def encode(self) -> bytes:
         """As JSON."""
-        return json.dumps(asdict(self)).encode()
+        plain = {"source": self.source.to_mapping(), "engine": asdict(self.engine)}
+        return json.dumps({**plain, "device": self.device, "dtype": self.dtype}).encode()
 
     @classmethod
     def decode(cls, message: bytes) -> Setup:
         """What was encoded."""
         values = json.loads(message)
-        return cls(**{**values, "engine": EngineConfig(**values["engine"])})
+        values["source"] = WeightSource.from_mapping(values["source"])
+        values["engine"] = EngineConfig(**values["engine"])
+        return cls(**values)
 
 
 # --- every rank ---------------------------------------------------------------------------------
@@ -99,14 +109,26 @@ def make_runner(
     *,
     free_bytes: int | None,
 ) -> Runner:
-    """The hands of a rank. `free_bytes` are left by the weights; the smallest cache decides."""
+    """The hands of a rank. `free_bytes` are left by the weights; the smallest cache decides.
+
+    Raises:
+        BackendUnavailableError: the cache does not fit.
+    """
     num_blocks = config.num_blocks or fit_num_blocks(
         config, language, free_bytes=free_bytes, share=backend.facts.cache_share
     )
     if isinstance(language.group, TorchGroup):
         num_blocks = language.group.least(num_blocks)
     kernel = attention_kernel(backend.facts.attention)
-    return Runner(language, vision, kernel, config=config, num_blocks=num_blocks)
+    try:
+        return Runner(language, vision, kernel, config=config, num_blocks=num_blocks)
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        raise BackendUnavailableError(
+            f"{backend.device} has no memory for {num_blocks} blocks of {config.block_size} "
+            "tokens' keys and values. Lower num_blocks or max_running."
+        ) from None
 
 
 # --- the leader ---------------------------------------------------------------------------------
@@ -166,6 +188,15 @@ class Ranks:
             return runner
         self._group.set_patience(PATIENCE_SECONDS)
         return Leader(runner, self._group, self.explain)
+
+    def renew(self, engine: EngineConfig) -> None:
+        """Let the other ranks make another runner, as the leader is about to.
+
+        Raises:
+            RankLostError: one of them is gone.
+        """
+        if self._group:
+            renew(self._group, engine)
 
     def explain(self, error: RankLostError) -> RankLostError:
         """Say which rank was lost and what it said last, as far as that can be known."""
@@ -314,14 +345,14 @@ def serve(group: TorchGroup) -> None:
     backend = open_rank_device(setup.device, group.size)
     group.use(backend.facts.collective)
     dtype, free_bytes = getattr(torch, setup.dtype), free_memory_bytes(backend, group.size)
-    language = load_language(
-        Path(setup.model_dir), device=backend.device, dtype=dtype, free_bytes=free_bytes,
-        group=group,
-    )  # fmt: skip
+    language = setup.source.load_language(
+        device=backend.device, dtype=dtype, free_bytes=free_bytes, group=group
+    )
     set_widen_from(language, backend.widen_from(dtype))
     if free_bytes is not None:
         free_bytes -= sum(weight.nbytes for weight in language.parameters())
-    follow(make_runner(language, None, backend, setup.engine, free_bytes=free_bytes), group)
+    start = partial(make_runner, language, None, backend, free_bytes=free_bytes)
+    follow(start, setup.engine, group)
     group.leave()
 
 

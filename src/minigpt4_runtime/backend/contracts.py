@@ -5,6 +5,7 @@ Takes  nothing: there is no code here that computes.
 Never  names a device.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -49,6 +50,21 @@ class DeviceBackend(Protocol):
         """From how many rows on a weight of `dtype` is best widened to float32 for a product.
 
         None: never.
+        """
+        ...
+
+    def synchronize(self) -> None:
+        """Wait until the device has done all it was given, so that a clock may be read."""
+        ...
+
+    def reset_peak_memory(self) -> None:
+        """Forget how much memory was taken so far."""
+        ...
+
+    def peak_memory_bytes(self) -> int | None:
+        """The most that was taken at once since then, or None where this cannot be known.
+
+        On an accelerator that is what tensors took there, on a CPU the whole process.
         """
         ...
 
@@ -147,6 +163,9 @@ class ParallelGroup(Group, Protocol):
 class VisionEncoder(Protocol):
     """The image side as one graph: ViT, ln_vision, Q-Former or grouping, projection."""
 
-    def encode(self, pixels: Tensor) -> Tensor:
-        """(N, 3, S, S) float32 → (N, rows, hidden), on the language model's device and dtype."""
+    def encode(self, pixels: Tensor, on_tower: Callable[[], object] | None = None) -> Tensor:
+        """(N, 3, S, S) float32 → (N, rows, hidden), on the language model's device and dtype.
+
+        `on_tower` is called between tower and projection; a compiled graph has no such place.
+        """
         ...

@@ -1,5 +1,6 @@
 """The CPU. Owns its facts and its free memory; needs nothing that torch does not bring."""
 
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -39,6 +40,22 @@ class CpuBackend:
         if dtype == torch.bfloat16:
             return None if _multiplies_bfloat16() else 64
         return 32 if dtype == torch.float16 else None
+
+    def synchronize(self) -> None:
+        """Nothing to wait for: a CPU's products are done when they return."""
+
+    def reset_peak_memory(self) -> None:
+        """Linux takes the present size for the peak from here on (proc(5), clear_refs)."""
+        with suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+
+    def peak_memory_bytes(self) -> int | None:
+        """The process's largest size in memory, its mapped files included; None but on Linux."""
+        try:
+            status = Path("/proc/self/status").read_text(encoding="utf-8")
+        except OSError:
+            return None
+        return int(status.partition("VmHWM:")[2].split()[0]) * 1024
 
 
 def _multiplies_bfloat16() -> bool:

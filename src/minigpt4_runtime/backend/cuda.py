@@ -42,6 +42,18 @@ class CudaBackend:
         """Never: half-precision products are the fast ones here."""
         return None
 
+    def synchronize(self) -> None:
+        """Wait for the device."""
+        torch.cuda.synchronize(self.device)
+
+    def reset_peak_memory(self) -> None:
+        """Forget how much memory was taken so far."""
+        torch.cuda.reset_peak_memory_stats(self.device)
+
+    def peak_memory_bytes(self) -> int | None:
+        """The most that tensors took on this device since then."""
+        return int(torch.cuda.max_memory_allocated(self.device))
+
 
 def _runs_triton(device: torch.device) -> bool:
     """Whether Triton is here with all it asks for: a recent GPU, a C compiler, Python's headers."""

@@ -37,3 +37,15 @@ class NpuBackend:
     def widen_from(self, dtype: torch.dtype) -> int | None:  # noqa: ARG002
         """Never: half-precision products are the fast ones here."""
         return None
+
+    def synchronize(self) -> None:
+        """Wait for the device."""
+        self._npu.synchronize(self.device)
+
+    def reset_peak_memory(self) -> None:
+        """Forget how much memory was taken so far."""
+        self._npu.reset_peak_memory_stats(self.device)
+
+    def peak_memory_bytes(self) -> int | None:
+        """The most that tensors took on this device since then."""
+        return int(self._npu.max_memory_allocated(self.device))

@@ -3,6 +3,8 @@
 Owns   the dtype in which the model's vision part computes. Takes pixels; gives rows.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -23,8 +25,11 @@ class TorchVisionEncoder:
                 weight.data = weight.data.to(self._dtype)
 
     @torch.inference_mode()
-    def encode(self, pixels: Tensor) -> Tensor:
-        """(N, 3, S, S) float32 → (N, rows, hidden)."""
+    def encode(self, pixels: Tensor, on_tower: Callable[[], object] | None = None) -> Tensor:
+        """(N, 3, S, S) float32 → (N, rows, hidden). `on_tower` is called before the projection."""
         weight = self._vision.projection.weight
-        rows: Tensor = self._vision(pixels.to(weight.device, self._dtype))
+        features = self._vision.features(pixels.to(weight.device, self._dtype))
+        if on_tower is not None:
+            on_tower()
+        rows: Tensor = self._vision.projection(features)
         return rows.to(weight.dtype)

@@ -30,7 +30,7 @@ from minigpt4_runtime.model.llama import Llama
 from minigpt4_runtime.model.minigpt4 import MiniGPT4Model
 from minigpt4_runtime.model.parallel import Group, Solo, share, split_dimension
 
-__all__ = ["load_config", "load_language", "load_model", "read_tensor"]
+__all__ = ["load_config", "load_language", "load_model", "read_tensor", "refuse_too_large"]
 
 _LANGUAGE = "language."
 
@@ -116,15 +116,34 @@ def _fill(
     free_bytes: int | None,
 ) -> None:
     mapped, copied = _split(stored, device, dtype)
-    needed_bytes = sum(math.prod(place.shape) for place in copied.values()) * dtype.itemsize
+    refuse_too_large(
+        str(model_dir), (math.prod(place.shape) for place in copied.values()), dtype,
+        device=device, free_bytes=free_bytes,
+    )  # fmt: skip
+    weights = {**map_tensors(mapped), **dict(_read_weights(copied, device, dtype))}
+    module.load_state_dict(weights, strict=True, assign=True)
+
+
+def refuse_too_large(
+    what: str,
+    counts: Iterable[int],
+    dtype: torch.dtype,
+    *,
+    device: torch.device,
+    free_bytes: int | None,
+) -> None:
+    """Check that so many numbers a weight fit into what is free, where that is known.
+
+    Raises:
+        BackendUnavailableError: they do not; the message begins with `what`.
+    """
+    needed_bytes = sum(counts) * dtype.itemsize
     if free_bytes is not None and needed_bytes > free_bytes:
         raise BackendUnavailableError(
-            f"{model_dir} takes {show_bytes(needed_bytes)} in {str(dtype).removeprefix('torch.')}, "
+            f"{what} takes {show_bytes(needed_bytes)} in {str(dtype).removeprefix('torch.')}, "
             f"and {device} has {show_bytes(free_bytes)} free. Load it in a smaller dtype, or on "
             "another device."
         )
-    weights = {**map_tensors(mapped), **dict(_read_weights(copied, device, dtype))}
-    module.load_state_dict(weights, strict=True, assign=True)
 
 
 def read_tensor(

@@ -54,6 +54,17 @@ class Executor(Protocol):
 
 
 @dataclass(frozen=True)
+class _Gone:
+    """What is left of a runner when its engine is closed."""
+
+    num_encoded_images: int
+
+    def execute(self, plan: StepPlan, pixels: Mapping[str, Tensor]) -> Tensor:  # noqa: ARG002
+        """There is nothing left to compute with."""
+        raise AssertionError("a closed engine takes no step")
+
+
+@dataclass(frozen=True)
 class EngineStats:
     """What the engine has done since it was made, and what it holds now."""
 
@@ -164,13 +175,14 @@ class Engine:
         )  # fmt: skip
 
     def close(self) -> None:
-        """End all requests with an error and let the thread go."""
+        """End all requests with an error, and let go of the thread and of the caches."""
         with self._changed:
             self._end = self._end or _CLOSED
             thread = self._thread
             self._changed.notify_all()
         if thread is not None and thread is not threading.current_thread():
             thread.join()
+        self._runner = _Gone(self._runner.num_encoded_images)
 
     def _max_new_tokens(self, num_prompt: int, sampling: SamplingParams) -> int:
         room = min(self._max_context, self._num_blocks * self._config.block_size)

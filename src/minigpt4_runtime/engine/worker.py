@@ -7,14 +7,20 @@ Never  decides: the plan comes from the scheduler, which only the leader has.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 
 from torch import Tensor
 
 from minigpt4_runtime.backend.contracts import ParallelGroup
+from minigpt4_runtime.config import EngineConfig
 from minigpt4_runtime.engine.plan import StepPlan
 from minigpt4_runtime.engine.runner import Runner
 from minigpt4_runtime.errors import RankLostError
+
+# What a message begins with that is no plan.
+_ENGINE = b"engine "
 
 
 class Leader:
@@ -51,7 +57,19 @@ class Leader:
             raise self._explain(error) from error
 
 
-def follow(runner: Runner, group: ParallelGroup) -> None:
-    """Do as the leader says, until it says no more."""
+def renew(group: ParallelGroup, engine: EngineConfig) -> None:
+    """Let all followers go on with another engine's runner. For the leader."""
+    group.send(_ENGINE + json.dumps(asdict(engine)).encode("ascii"))
+
+
+def follow(
+    make_runner: Callable[[EngineConfig], Runner], engine: EngineConfig, group: ParallelGroup
+) -> None:
+    """Do as the leader says, until it says no more: a step, or another engine's settings."""
+    runner = make_runner(engine)
     while message := group.receive():
-        runner.execute(StepPlan.decode(message), {})
+        if message.startswith(_ENGINE):
+            del runner  # Its cache must be gone before the next one is made.
+            runner = make_runner(EngineConfig(**json.loads(message.removeprefix(_ENGINE))))
+        else:
+            runner.execute(StepPlan.decode(message), {})

@@ -29,13 +29,15 @@ class VisionPart(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """(N, 3, S, S) → (N, R, hidden) rows for the language model."""
+        return self.projection(self.features(pixels))  # type: ignore[no-any-return]
+
+    def features(self, pixels: Tensor) -> Tensor:
+        """(N, 3, S, S) → (N, R, projection_width): all but the projection."""
         hidden = self.ln_vision(self.vit(pixels))
         if self.qformer is not None:
-            hidden = self.qformer(hidden)
-        else:
-            # The class row is left out; neighbouring patches lie side by side in one group.
-            hidden = hidden[:, 1:].reshape(len(pixels), self.rows_per_image, -1)
-        return self.projection(hidden)  # type: ignore[no-any-return]
+            return self.qformer(hidden)  # type: ignore[no-any-return]
+        # The class row is left out; neighbouring patches lie side by side in one group.
+        return hidden[:, 1:].reshape(len(pixels), self.rows_per_image, -1)  # type: ignore[no-any-return]
 
 
 class MiniGPT4Model(nn.Module):
@@ -49,3 +51,16 @@ class MiniGPT4Model(nn.Module):
         self.config = config
         self.vision = VisionPart(config)
         self.language = Llama(config.language, group)
+
+    def weight_bytes(self) -> dict[str, int]:
+        """What the weights take: "vision", "embedding", "layers" and "head" of the language."""
+        language = self.language
+        parts = {
+            "vision": self.vision,
+            "embedding": language.token_embedding,
+            "layers": language.layers,
+            "head": language.head,
+        }
+        return {
+            name: sum(weight.nbytes for weight in part.parameters()) for name, part in parts.items()
+        }

@@ -1,0 +1,47 @@
+"""A model of any shape with random weights, made in memory: for measuring without weights.
+
+Owns   the draw. Each weight is made in the dtype and on the device in which it will compute.
+Takes  modules on the meta device; fills them, so that they compute finite nonsense.
+Never  touches a file.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from minigpt4_runtime.checkpoint.load import refuse_too_large
+
+
+def fill_at_random(
+    module: nn.Module,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    free_bytes: int | None = None,
+    seed: int = 0,
+) -> None:
+    """Give a module all its weights. The same seed gives the same ones on the same kind of device.
+
+    Raises:
+        BackendUnavailableError: they take more than `free_bytes`, where that is known.
+    """
+    shapes = {name: weight.shape for name, weight in module.state_dict().items()}
+    refuse_too_large(
+        "This shape", map(math.prod, shapes.values()), dtype, device=device, free_bytes=free_bytes
+    )
+    generator = torch.Generator(device).manual_seed(seed)
+    weights = {
+        name: _draw(name, torch.empty(shape, device=device, dtype=dtype), generator)
+        for name, shape in shapes.items()
+    }
+    module.load_state_dict(weights, strict=True, assign=True)
+
+
+def _draw(name: str, weight: Tensor, generator: torch.Generator) -> Tensor:
+    """Draw a matrix so that rows keep their size through it; norms and biases do nothing."""
+    if weight.ndim == 1:
+        return weight.fill_(0.0 if name.endswith("bias") else 1.0)
+    # Variance 1 / width: a product of rows of unit variance has unit variance again.
+    bound = math.sqrt(3 / weight.shape[-1])
+    return weight.uniform_(-bound, bound, generator=generator)

@@ -1,0 +1,60 @@
+"""Random weights: of the right shapes, reproducible, finite all the way, and refused in time."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from minigpt4_runtime import BackendUnavailableError, ConfigError, MiniGPT4, SamplingParams
+from minigpt4_runtime.backend.cpu import CpuBackend
+from minigpt4_runtime.checkpoint.blank_model import model_shapes
+from minigpt4_runtime.checkpoint.load import load_config
+from minigpt4_runtime.checkpoint.weight_source import WeightSource
+from minigpt4_runtime.model.parallel import Solo
+
+DEMO = load_config(Path(__file__).parents[2] / "src/minigpt4_runtime/assets/demo")
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_every_weight_is_there_in_its_dtype_and_the_same_seed_gives_the_same(dtype):
+    def make(seed):
+        source = WeightSource(DEMO, seed=seed)
+        model = source.load_model(device=CPU, dtype=dtype, free_bytes=None, group=Solo())
+        return model.state_dict()
+
+    model, again, other = make(1), make(1), make(2)
+    assert {name: tuple(weight.shape) for name, weight in model.items()} == model_shapes(DEMO)
+    assert all(weight.dtype == dtype for weight in model.values())
+    assert all(torch.equal(weight, again[name]) for name, weight in model.items())
+    assert not torch.equal(model["language.head.weight"], other["language.head.weight"])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_a_deep_model_computes_finite_numbers(dtype):
+    language = replace(DEMO.language, num_hidden_layers=60, vocab_size=2000)
+    vision = replace(DEMO.vision, num_hidden_layers=40)
+    config = replace(DEMO, language=language, vision=vision)
+    model = MiniGPT4.with_random_weights(config, device="cpu", dtype=dtype)
+    picture = np.random.default_rng(0).integers(0, 256, (50, 60, 3), dtype=np.uint8)
+    rows = model.embed_images([picture])
+    assert rows.isfinite().all()
+    assert 0.01 < float(rows.std()) < 100
+    sampling = SamplingParams(max_new_tokens=5, ignore_eos=True, stop=())
+    reply = model.describe(picture, sampling=sampling)
+    assert reply.usage.completion_tokens == 5
+    assert (model.model_dir, model.dtype, model.device) == (None, dtype, "cpu")
+
+
+def test_too_little_memory_is_said_before_anything_is_made(monkeypatch):
+    monkeypatch.setattr(CpuBackend, "free_memory_bytes", lambda self: 10**6)
+    with pytest.raises(BackendUnavailableError, match=r"This shape takes .* MiB in float32"):
+        MiniGPT4.with_random_weights(DEMO, device="cpu")
+
+
+def test_a_shape_without_room_for_the_tokenizer_is_refused():
+    config = replace(DEMO, language=replace(DEMO.language, vocab_size=100))
+    with pytest.raises(ConfigError, match=r"vocab_size is 100; .* at least the 640 ids"):
+        MiniGPT4.with_random_weights(config, device="cpu")
