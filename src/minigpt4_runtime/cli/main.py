@@ -14,6 +14,7 @@ from typing import Annotated
 
 import typer
 
+from minigpt4_runtime.cli.bench import bench
 from minigpt4_runtime.cli.chat import chat
 from minigpt4_runtime.cli.convert import convert
 from minigpt4_runtime.cli.demo import demo
@@ -34,6 +35,7 @@ app = typer.Typer(
 for command in (describe, chat, convert, inspect, demo):
     app.command()(command)
 app.add_typer(evaluate, name="evaluate")
+app.add_typer(bench, name="bench")
 
 
 def _show_version(is_asked: bool) -> None:

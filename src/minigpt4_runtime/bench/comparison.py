@@ -1,0 +1,145 @@
+"""What changed since an older report, beside what changes by itself.
+
+Owns   which points of two reports belong together, and when a change is more than noise.
+Takes  an older report and the points of a new run. Times alone are compared: less is better.
+Never  measures again.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from minigpt4_runtime.bench.spread import Measured, noise
+from minigpt4_runtime.errors import ConfigError
+from minigpt4_runtime.report.table import Column, Table
+
+KEYS = {
+    "bench vision": ("runtime", "start", "batch_size"),
+    "bench language": ("batch_size", "input_length", "output_length"),
+    "bench describe": ("num_images",),
+}
+
+
+@dataclass(frozen=True)
+class OldReport:
+    """A report that was written before, and where it lies."""
+
+    path: Path
+    kind: str
+    content: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Change:
+    """One time of one point, then and now: medians of the tries, in the unit its name ends with."""
+
+    about: tuple[str, ...]
+    name: str
+    old: float
+    new: float
+    old_noise: float | None
+    new_noise: float | None
+
+    @property
+    def change(self) -> float:
+        """As a share of the old time: -0.1 is a tenth less."""
+        return self.new / self.old - 1
+
+    @property
+    def verdict(self) -> str:
+        """Whether it is more than both runs' noise together."""
+        if self.old_noise is None or self.new_noise is None:
+            return "one try: noise unknown"
+        if abs(self.change) <= self.old_noise + self.new_noise:
+            return "within noise"
+        return "faster" if self.change < 0 else "slower"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Every time that two reports share, and what was different when they were made."""
+
+    path: Path
+    kind: str
+    changes: tuple[Change, ...]
+    differences: tuple[str, ...]
+
+    def as_table(self) -> Table:
+        """For people to read."""
+        columns = (
+            *(Column(key.replace("_", " ")) for key in KEYS[self.kind]),
+            Column("time"), Column("old", ".2f"), Column("new", ".2f"), Column("change", "+.1%"),
+            Column("old noise ±", ".1%"), Column("new noise ±", ".1%"), Column("verdict"),
+        )  # fmt: skip
+        rows = tuple(
+            (*each.about, each.name, each.old, each.new, each.change, each.old_noise,
+             each.new_noise, each.verdict)
+            for each in self.changes
+        )  # fmt: skip
+        return Table(columns, rows, caption=f"Beside {self.path}")
+
+
+def read_report(path: Path, kind: str) -> OldReport:
+    """Read an older report of the same command.
+
+    Raises:
+        ConfigError: it cannot be read, or is something else.
+    """
+    try:
+        report = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"--compare: {path} cannot be read ({error.strerror}).") from None
+    except ValueError:
+        raise ConfigError(f"--compare: {path} is not JSON. Name a report (.json).") from None
+    found = report.get("report") if isinstance(report, dict) else None
+    if found != kind:
+        raise ConfigError(
+            f"--compare: {path} is {f'a report of {found}' if found else 'no report'}; this is "
+            f"{kind}. Name one of the same command."
+        )
+    return OldReport(path, kind, report)
+
+
+def compare(
+    old: OldReport, measured: Sequence[Measured[Any]], facts: Mapping[str, str]
+) -> Comparison:
+    """Pair what was measured both times, and name every fact that differs.
+
+    Raises:
+        ConfigError: the older report lacks what every report has.
+    """
+    try:
+        then = {_about(old.kind, point): point["tries"] for point in old.content["points"]}
+        changes = [
+            _change(about, name, then[about][name], tries)
+            for each in measured
+            if (about := _about(old.kind, each.as_mapping())) in then
+            for name, tries in each.tries.items()
+            if name in then[about]
+        ]
+        facts_then = dict(old.content["facts"])
+    except (LookupError, TypeError, ValueError, ArithmeticError):
+        raise ConfigError(f"--compare: {old.path} is damaged. Make it again.") from None
+    differences = [
+        f"{name}: {facts_then.get(name, 'unknown')} then, {fact} now"
+        for name, fact in facts.items()
+        if facts_then.get(name) != fact
+    ]
+    return Comparison(old.path, old.kind, tuple(changes), tuple(differences))
+
+
+def _change(
+    about: tuple[str, ...], name: str, then: Sequence[float], now: Sequence[float]
+) -> Change:
+    return Change(
+        about, name, statistics.median(then), statistics.median(now), noise(then), noise(now)
+    )
+
+
+def _about(kind: str, point: Mapping[str, Any]) -> tuple[str, ...]:
+    return tuple(str(point[key]) for key in KEYS[kind])

@@ -1,0 +1,165 @@
+"""What a run came to, for each kind of reader: terminal, spreadsheet, script, browser.
+
+Owns   which columns people see, what the JSON file holds, and the words around the numbers.
+Takes  measured points and facts. Gives text, tables, mappings and a page.
+Never  measures.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from minigpt4_runtime.bench.comparison import Comparison
+from minigpt4_runtime.bench.machine import GIB
+from minigpt4_runtime.bench.spread import Measured
+from minigpt4_runtime.report.table import Column, Table
+
+if TYPE_CHECKING:
+    from minigpt4_runtime.bench.ceilings import Ceilings
+    from minigpt4_runtime.bench.language import BatchSearch
+
+FORMAT_VERSION = 1
+_MEMORY = ("peak_memory_bytes", Column("peak GiB", ".2f"))
+SHOWN: dict[str, tuple[tuple[str, Column], ...]] = {
+    "bench vision": (
+        ("runtime", Column("runtime")),
+        ("start", Column("start")),
+        ("batch_size", Column("batch")),
+        ("latency_ms", Column("ms/image", ".1f")),
+        ("latency_p50_ms", Column("p50", ".1f")),
+        ("latency_p90_ms", Column("p90", ".1f")),
+        ("latency_p99_ms", Column("p99", ".1f")),
+        ("decode_ms", Column("decode", ".1f")),
+        ("preprocess_ms", Column("preprocess", ".1f")),
+        ("tower_ms", Column("tower", ".1f")),
+        ("projection_ms", Column("projection", ".2f")),
+        ("encode_ms", Column("both", ".1f")),
+        ("images_per_second", Column("images/s", ".2f")),
+        ("gigaflops_per_second", Column("GFLOP/s", ".0f")),
+        ("ceiling_share", Column("of ceiling", ".0%")),
+        _MEMORY,
+    ),
+    "bench language": (
+        ("batch_size", Column("batch")),
+        ("input_length", Column("input")),
+        ("output_length", Column("output")),
+        ("response_time_ms", Column("response ms", ".1f")),
+        ("first_token_ms", Column("first token ms", ".1f")),
+        ("per_token_ms", Column("later token ms", ".2f")),
+        ("per_token_p50_ms", Column("p50", ".2f")),
+        ("per_token_p90_ms", Column("p90", ".2f")),
+        ("per_token_p99_ms", Column("p99", ".2f")),
+        ("tokens_per_second", Column("tokens/s", ".1f")),
+        ("decode_tokens_per_second", Column("decode only", ".1f")),
+        ("gigabytes_per_second", Column("GB/s", ".1f")),
+        ("bandwidth_share", Column("of ceiling", ".0%")),
+        _MEMORY,
+    ),
+    "bench describe": (
+        ("num_images", Column("images")),
+        ("num_failed", Column("failed")),
+        ("seconds", Column("seconds", ".2f")),
+        ("images_per_second", Column("images/s", ".2f")),
+        ("tokens_per_second", Column("tokens/s", ".1f")),
+        ("ms_per_image", Column("ms/image", ".1f")),
+        ("tokens_per_image", Column("tokens/image", ".1f")),
+        _MEMORY,
+    ),
+}
+
+
+@dataclass(frozen=True)
+class BenchReport:
+    """All that one run measured. `facts` say on what, `notes` what else a reader must know."""
+
+    kind: str
+    command: str
+    facts: Mapping[str, str]
+    ceilings: Ceilings | None
+    measured: tuple[Measured[Any], ...]
+    searches: tuple[BatchSearch, ...] = ()
+    notes: tuple[str, ...] = ()
+    comparison: Comparison | None = None
+    made_at: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+
+    @property
+    def title(self) -> str:
+        """Example: "minigpt4 bench vision"."""
+        return f"minigpt4 {self.kind}"
+
+    def remarks(self) -> tuple[str, ...]:
+        """What stands below the table, a sentence each."""
+        lines = [each.as_text() for each in self.searches]
+        if self.ceilings is not None:
+            lines.append(
+                f"Ceilings measured in this run: {self.ceilings.gigabytes_per_second:.1f} GB/s "
+                f"read, {self.ceilings.gigaflops_per_second:.0f} GFLOP/s in a matrix product."
+            )
+        lines += self.notes
+        if self.comparison is not None:
+            lines += [f"Different then: {each}." for each in self.comparison.differences]
+            if not self.comparison.changes:
+                lines.append(f"Nothing in {self.comparison.path} was measured here too.")
+        return tuple(lines)
+
+    def as_text(self) -> str:
+        """For the terminal."""
+        blocks = [
+            "\n".join(f"{name}: {fact}" for name, fact in self.facts.items()),
+            self.shown().as_text(),
+            "\n".join(self.remarks()),
+        ]
+        if self.comparison is not None and self.comparison.changes:
+            blocks.append(self.comparison.as_table().as_text())
+        return "\n\n".join(block for block in blocks if block)
+
+    def shown(self) -> Table:
+        """The columns that people compare."""
+        names = SHOWN[self.kind]
+        rows = []
+        for each in self.measured:
+            values = {**dataclasses.asdict(each.point)}
+            if values["peak_memory_bytes"] is not None:
+                values["peak_memory_bytes"] /= GIB
+            rows.append(tuple(values[name] for name, _ in names))
+        return Table(tuple(column for _, column in names), tuple(rows))
+
+    def as_rows(self) -> Table:
+        """Every field of every point; the headings are the fields' names."""
+        names = [each.name for each in dataclasses.fields(self.measured[0].point)]
+        rows = tuple(tuple(getattr(each.point, n) for n in names) for each in self.measured)
+        return Table(tuple(map(Column, names)), rows)
+
+    def as_mapping(self) -> dict[str, Any]:
+        """Everything, as JSON can hold it; `--compare` reads it back."""
+        return {
+            "report": self.kind,
+            "format_version": FORMAT_VERSION,
+            "command": self.command,
+            "made_at": self.made_at,
+            "facts": dict(self.facts),
+            "ceilings": dataclasses.asdict(self.ceilings) if self.ceilings else None,
+            "points": [each.as_mapping() for each in self.measured],
+            "searches": [each.as_mapping() for each in self.searches],
+            "notes": list(self.notes),
+        }
+
+    def as_page(self) -> str:
+        """The same with plots, as one page that is complete in itself."""
+        from minigpt4_runtime.bench.plots import draw_plots
+        from minigpt4_runtime.report.page import Block, Paragraph, render
+
+        facts = Table((Column(""), Column("")), (("command", self.command), *self.facts.items()))
+        blocks: list[Block] = [
+            facts,
+            *draw_plots(self),
+            self.shown(),
+            *map(Paragraph, self.remarks()),
+        ]
+        if self.comparison is not None and self.comparison.changes:
+            blocks.append(self.comparison.as_table())
+        return render(self.title, blocks)

@@ -1,0 +1,63 @@
+"""One run of a bench as it grows, and the report of it at any moment.
+
+Owns   the facts and notes that stand around the points.
+Takes  points, searches and notes as they come. Gives a BenchReport.
+Never  prints or writes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from minigpt4_runtime.bench.ceilings import measure_ceilings
+from minigpt4_runtime.bench.comparison import OldReport, compare
+from minigpt4_runtime.bench.machine import machine_facts
+from minigpt4_runtime.bench.report import BenchReport
+
+if TYPE_CHECKING:
+    from minigpt4_runtime.api import MiniGPT4
+    from minigpt4_runtime.bench.language import BatchSearch
+    from minigpt4_runtime.bench.spread import Measured
+
+
+@dataclass
+class Run:
+    """What has been measured so far. `command` is what was typed."""
+
+    kind: str
+    command: str
+    measured: list[Measured[Any]] = field(default_factory=list)
+    searches: list[BatchSearch] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    facts: Mapping[str, str] = field(default_factory=dict)
+    _place: tuple[str, str] = ("cpu", "float32")
+
+    def take_up(self, model: MiniGPT4, *, name: str) -> MiniGPT4:
+        """Note what is measured and on what; gives the model back."""
+        vision, language = model.config.vision, model.config.language
+        self._place = model.device, model.dtype
+        self.facts = {
+            "model": f"{name}: image tower {vision.num_hidden_layers} × {vision.hidden_size}, "
+            f"language model {language.num_hidden_layers} × {language.hidden_size}",
+            "runs on": f"{model.device} in {model.dtype}",
+            **machine_facts(model.device),
+        }
+        return model
+
+    def report(self, old: OldReport | None = None) -> BenchReport:
+        """The report of what is there, beside an older one. There is at least one point."""
+        failures = (getattr(each.point, "failure", None) for each in self.measured)
+        comparison = compare(old, self.measured, self.facts) if old is not None else None
+        return BenchReport(
+            self.kind,
+            self.command,
+            self.facts,
+            # The whole job is bound by neither.
+            None if self.kind == "bench describe" else measure_ceilings(*self._place),
+            tuple(self.measured),
+            searches=tuple(self.searches),
+            notes=(*dict.fromkeys(filter(None, failures)), *self.notes),
+            comparison=comparison,
+        )

@@ -1,0 +1,158 @@
+"""How fast pictures become rows: each stage, cold and warm, in batches.
+
+Owns   the clock that each stage is read from, and what counts as cold.
+Takes  ways to load a model, one for each runtime; gives VisionPoints, one runtime after the other.
+Never  holds two models at once: what one takes in memory would be counted with the next.
+"""
+
+from __future__ import annotations
+
+import gc
+import io
+import statistics
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import numpy
+
+from minigpt4_runtime.bench.ceilings import measure_ceilings
+from minigpt4_runtime.bench.costs import vision_gigaflops
+from minigpt4_runtime.bench.spread import Measured, Spread
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from minigpt4_runtime.api import MiniGPT4
+
+DEFAULT_BATCH_SIZES = (1, 2, 4, 8)
+STAGES = ("decode", "preprocess", "tower", "projection")
+
+
+@dataclass(frozen=True, kw_only=True)
+class VisionPoint:
+    """One runtime and batch size. All times are for one picture; stages are means.
+
+    Cold is the first picture after loading, which `load_ms` took. A compiled graph does tower and
+    projection as one: `encode_ms` is both together, everywhere.
+    """
+
+    runtime: str
+    batch_size: int
+    start: Literal["cold", "warm"]
+    latency_ms: float
+    latency_p50_ms: float
+    latency_p90_ms: float
+    latency_p99_ms: float
+    images_per_second: float
+    decode_ms: float
+    preprocess_ms: float
+    tower_ms: float | None
+    projection_ms: float | None
+    encode_ms: float
+    gigaflops_per_second: float
+    ceiling_share: float
+    load_ms: float | None
+    peak_memory_bytes: int | None
+
+
+class StageClock:
+    """Adds up how long each stage took. Hears of each as it ends."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = defaultdict(float)
+        self._last = time.perf_counter()
+
+    def __call__(self, stage: str) -> None:
+        """A stage has just ended."""
+        now = time.perf_counter()
+        self.seconds[stage] += now - self._last
+        self._last = now
+
+
+def measure_vision(
+    runtime: str,
+    load: Callable[[], MiniGPT4],
+    pictures: Sequence[bytes | Path],
+    *,
+    batch_sizes: Sequence[int],
+    repeats: int,
+) -> Iterator[Measured[VisionPoint]]:
+    """One runtime: cold with one picture, then warm with each batch size."""
+    gc.collect()
+    started = time.perf_counter()
+    model = load()
+    model.synchronize()
+    load_ms = 1e3 * (time.perf_counter() - started)
+    model.reset_peak_memory()
+    cold = [_encode(model, pictures[:1])]
+    yield _summarise(model, runtime, 1, cold, load_ms)
+    for batch_size in batch_sizes:
+        batch = [pictures[index % len(pictures)] for index in range(batch_size)]
+        _encode(model, batch)
+        model.reset_peak_memory()
+        warm = [_encode(model, batch) for _ in range(repeats)]
+        yield _summarise(model, runtime, batch_size, warm, None)
+
+
+def _encode(model: MiniGPT4, batch: Sequence[bytes | Path]) -> dict[str, float]:
+    """Seconds that each stage of a batch took."""
+    model.synchronize()
+    clock = StageClock()
+    model.embed_images(batch, at_once=len(batch), on_stage=clock)
+    return clock.seconds
+
+
+def _summarise(
+    model: MiniGPT4,
+    runtime: str,
+    batch_size: int,
+    tries: Sequence[dict[str, float]],
+    load_ms: float | None,
+) -> Measured[VisionPoint]:
+    peak_memory_bytes = model.peak_memory_bytes()
+    ceiling = measure_ceilings(model.device, model.dtype).gigaflops_per_second
+    latencies = [1e3 * sum(each.values()) / batch_size for each in tries]
+    stages = {
+        stage: 1e3 * statistics.fmean(each[stage] for each in tries) / batch_size
+        for stage in tries[0]
+    }
+    spread = Spread.of(latencies)
+    encode_ms = stages.get("tower", 0.0) + stages["projection"]
+    gigaflops = vision_gigaflops(model.config) / encode_ms * 1e3
+    point = VisionPoint(
+        runtime=runtime,
+        batch_size=batch_size,
+        start="warm" if load_ms is None else "cold",
+        latency_ms=spread.mean,
+        latency_p50_ms=spread.p50,
+        latency_p90_ms=spread.p90,
+        latency_p99_ms=spread.p99,
+        images_per_second=1e3 / spread.mean,
+        decode_ms=stages["decode"],
+        preprocess_ms=stages["preprocess"],
+        tower_ms=stages.get("tower"),
+        projection_ms=stages["projection"] if "tower" in stages else None,
+        encode_ms=encode_ms,
+        gigaflops_per_second=gigaflops,
+        ceiling_share=gigaflops / ceiling,
+        load_ms=load_ms,
+        peak_memory_bytes=peak_memory_bytes,
+    )
+    return Measured(point, {"latency_ms": latencies})
+
+
+def made_up_photo(width: int = 640, height: int = 480) -> bytes:
+    """A JPEG that is about as hard to decode as a photo: soft colours and some noise."""
+    from PIL import Image
+
+    random = numpy.random.default_rng(0)
+    coarse = random.integers(0, 256, (12, 16, 3), dtype=numpy.uint8)
+    soft = Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
+    grain = random.normal(0, 8, (height, width, 3))
+    levels = numpy.clip(numpy.asarray(soft) + grain, 0, 255).astype(numpy.uint8)
+    file = io.BytesIO()
+    Image.fromarray(levels).save(file, "JPEG", quality=90)
+    return file.getvalue()

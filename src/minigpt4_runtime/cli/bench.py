@@ -1,0 +1,354 @@
+"""`minigpt4 bench`: how fast the image side, the language model and the whole job are here."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, cast
+
+import typer
+
+from minigpt4_runtime.cli.options import ModelOptions, SamplingOptions, spread_options
+from minigpt4_runtime.cli.pictures import find_pictures, is_folder
+from minigpt4_runtime.cli.terminal import note
+from minigpt4_runtime.errors import ConfigError
+from minigpt4_runtime.prompt import DESCRIBE_PROMPT
+
+if TYPE_CHECKING:
+    from minigpt4_runtime.api import MiniGPT4
+    from minigpt4_runtime.bench.language import Tried
+    from minigpt4_runtime.bench.run import Run
+
+DEFAULT_LATENCY_MS = 50.0
+
+bench = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+
+
+@bench.callback()
+def bench_group() -> None:
+    """Measure speed: of the image side, of the language model, of the whole job.
+
+    The table goes to stdout. What was measured before a run is broken off is shown all the same.
+    """
+
+
+@dataclass(frozen=True, kw_only=True)
+class PresetOptions:
+    """A shape in place of a model folder."""
+
+    preset: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Measure the shape of vicuna-7b, vicuna-13b or llama2-7b, without its weights: "
+            "with --random-weights, in place of --model.",
+        ),
+    ] = None
+    random_weights: Annotated[
+        bool, typer.Option("--random-weights", help="With --preset: make its weights up in memory.")
+    ] = False
+    layers: Annotated[
+        int | None,
+        typer.Option(
+            min=1, metavar="COUNT", help="With --preset: at most so many layers of each part."
+        ),
+    ] = None
+
+    def check(self, where: ModelOptions) -> None:
+        """Refuse what does not go together.
+
+        Raises:
+            ConfigError: a preset beside a folder or without --random-weights, or the reverse.
+        """
+        if self.preset is None and (self.random_weights or self.layers is not None):
+            raise ConfigError("--random-weights and --layers belong to --preset NAME. Add it.")
+        if self.preset is not None and where.model is not None:
+            raise ConfigError("--preset is a shape and --model a folder: give one of them.")
+        if self.preset is not None and not self.random_weights:
+            raise ConfigError(
+                f"--preset {self.preset} has no weights. Add --random-weights, or measure a folder "
+                "with --model DIR."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportOptions:
+    """Where the report goes, and what it is held against."""
+
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Write into this folder: a page with plots (.html), everything (.json), and a row "
+            "for each point (.csv).",
+        ),
+    ] = None
+    compare: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="OLD.json",
+            help="Show what changed since an older report (.json), beside the noise of both runs.",
+        ),
+    ] = None
+    threads: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="COUNT", help="CPU threads; torch's own choice without it."),
+    ] = None
+
+
+BatchSizes = Annotated[
+    str, typer.Option(metavar="COUNTS", help="Batch sizes, with commas between them.")
+]
+Repeats = Annotated[
+    int, typer.Option(min=1, metavar="COUNT", help="How often each point is measured.")
+]
+
+
+@bench.command()
+@spread_options
+def vision(
+    *,
+    images: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="PATH", help="Pictures and folders of pictures; a made-up photo without it."
+        ),
+    ] = None,
+    batch_sizes: BatchSizes = "1,2,4,8",
+    repeats: Repeats = 10,
+    where: ModelOptions,
+    shape: PresetOptions,
+    report: ReportOptions,
+) -> None:
+    """Measure how fast pictures become rows that the language model reads.
+
+    Cold is the first picture after loading; then each batch size is measured warm. All times are
+    for one picture: reading the file, resizing, image tower, projection.
+    """
+    sizes = _numbers(batch_sizes, "--batch-sizes")
+    pictures = find_pictures(images, recursive=False) if images else None
+    with _reported("bench vision", report) as run:
+        from minigpt4_runtime.bench.vision import made_up_photo, measure_vision
+
+        load = _loader(where, shape, vision=shape.layers, language=1)
+        for measured in measure_vision(
+            "torch",
+            lambda: run.take_up(load(), name=_name(where, shape)),
+            pictures or [made_up_photo()],
+            batch_sizes=sizes,
+            repeats=repeats,
+        ):
+            run.measured.append(measured)
+            point = measured.point
+            note(
+                f"{point.runtime}, {point.start}, batch {point.batch_size}: "
+                f"{point.latency_ms:.1f} ms for a picture"
+            )
+
+
+@bench.command()
+@spread_options
+def language(
+    *,
+    batch_sizes: BatchSizes = "1",
+    pair: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="INPUT,OUTPUT",
+            help="Tokens of each prompt and of each answer; may be given several times. Without "
+            "it 256,64 512,128 1024,256 and 3584,512, as far as they fit into the model's context.",
+        ),
+    ] = None,
+    repeats: Repeats = 3,
+    ramp_up: Annotated[
+        bool,
+        typer.Option(
+            "--ramp-up",
+            help="Find the largest batch whose later tokens come fast enough, for each pair.",
+        ),
+    ] = False,
+    batch_range: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FROM:TO", help="With --ramp-up: the batch sizes to search, 1:256 without it."
+        ),
+    ] = None,
+    max_token_latency_ms: Annotated[
+        float | None,
+        typer.Option(
+            metavar="MS",
+            help="With --ramp-up: the most that a later token may take in the mean, 50 without it.",
+        ),
+    ] = None,
+    where: ModelOptions,
+    shape: PresetOptions,
+    report: ReportOptions,
+) -> None:
+    """Measure how fast answers grow, from prompts of random ids.
+
+    For each batch size and pair of lengths: response time, time of the first and of each later
+    token, tokens a second, and how much of the measured memory bandwidth that takes. Each answer
+    runs to its full length.
+    """
+    if not ramp_up and (batch_range is not None or max_token_latency_ms is not None):
+        raise ConfigError("--batch-range and --max-token-latency-ms belong to --ramp-up. Add it.")
+    pairs, limit = [_pair(text) for text in pair or ()], _limit(max_token_latency_ms)
+    sizes, first_last = _numbers(batch_sizes, "--batch-sizes"), _range(batch_range or "1:256")
+    with _reported("bench language", report) as run:
+        from minigpt4_runtime.bench.language import LanguageBench, Work
+
+        load = _loader(where, shape, vision=1, language=shape.layers)
+        measuring = LanguageBench(run.take_up(load(), name=_name(where, shape)), repeats=repeats)
+
+        def keep(tried: Tried) -> None:
+            run.measured.append(tried)
+            note(tried.as_text())
+
+        for lengths in _fitting(pairs, run, context=measuring.context):
+            if ramp_up:
+                found = measuring.search(
+                    lengths, first_last, max_token_latency_ms=limit, on_tried=keep
+                )
+                run.searches.append(found)
+                note(found.as_text())
+                continue
+            for size in sizes:
+                keep(measuring.measure(Work(size, *lengths)))
+
+
+@bench.command()
+@spread_options
+def describe(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder of pictures.")],
+    *,
+    prompt: Annotated[
+        str, typer.Option(metavar="TEXT", help="What to ask about each picture.")
+    ] = DESCRIBE_PROMPT,
+    repeats: Repeats = 1,
+    where: ModelOptions,
+    shape: PresetOptions,
+    sampling: SamplingOptions,
+    report: ReportOptions,
+) -> None:
+    """Measure the whole job: 1, 2, 4 … and all pictures of a folder, described.
+
+    Nothing that one run has computed is left for the next.
+    """
+    params = sampling.params()
+    if not is_folder(folder):
+        raise ConfigError(f"{folder} is no folder. Name one with pictures.")
+    pictures = find_pictures([folder], recursive=False)
+    with _reported("bench describe", report) as run:
+        from minigpt4_runtime.bench.describe import folder_sizes, measure_describe
+
+        model = run.take_up(
+            _loader(where, shape, vision=shape.layers, language=shape.layers)(),
+            name=_name(where, shape),
+        )
+        for size in folder_sizes(len(pictures)):
+            measured = measure_describe(model, pictures[:size], prompt, params, repeats=repeats)
+            run.measured.append(measured)
+            note(measured.as_text())
+        run.notes += [f"Not described: {error}" for error in measured.failures.values()]
+
+
+# --- what the commands share ------------------------------------------------------------------
+
+
+@contextmanager
+def _reported(kind: str, options: ReportOptions) -> Iterator[Run]:
+    """Check what the report needs, and report whatever was measured however this ends."""
+    from minigpt4_runtime.bench.comparison import read_report
+    from minigpt4_runtime.bench.run import Run
+    from minigpt4_runtime.report.files import ReportFolder
+
+    old = read_report(options.compare, kind) if options.compare is not None else None
+    folder = ReportFolder(options.out, kind.replace(" ", "-")) if options.out is not None else None
+    if options.threads is not None:
+        import torch
+
+        torch.set_num_threads(options.threads)
+    run = Run(kind, command=shlex.join(["minigpt4", *sys.argv[1:]]))
+    try:
+        yield run
+    except BaseException:
+        run.notes.append("The run was broken off here: the rest was not measured.")
+        raise
+    finally:
+        if run.measured:
+            result = run.report(old)
+            print(result.as_text())
+            if folder is not None:
+                note(f"The page is {folder.write(result)}.")
+
+
+def _loader(
+    where: ModelOptions, shape: PresetOptions, *, vision: int | None, language: int | None
+) -> Callable[[], MiniGPT4]:
+    """What makes the model: a folder, or random weights with at most so many layers a side."""
+    shape.check(where)
+    if shape.preset is None:
+        return where.load
+    from minigpt4_runtime.api import MiniGPT4
+    from minigpt4_runtime.bench.presets import cut_layers, find_preset
+
+    config = cut_layers(find_preset(shape.preset), vision=vision, language=language)
+    return lambda: MiniGPT4.with_random_weights(
+        config, device=where.device, dtype=cast(Any, where.dtype)
+    )
+
+
+def _name(where: ModelOptions, shape: PresetOptions) -> str:
+    if shape.preset is None:
+        return str(where.model or "the demo model")
+    layers = f", {shape.layers} layers" if shape.layers is not None else ""
+    return f"{shape.preset} with random weights{layers}"
+
+
+def _fitting(asked: list[tuple[int, int]], run: Run, *, context: int) -> list[tuple[int, int]]:
+    """The pairs to measure. One that was asked for must fit; of the default ones, those that do."""
+    from minigpt4_runtime.bench.language import DEFAULT_PAIRS
+
+    fitting = []
+    for pair in asked or DEFAULT_PAIRS:
+        if sum(pair) <= context:
+            fitting.append(pair)
+            continue
+        fault = f"{pair[0]} + {pair[1]} tokens do not fit into the model's context of {context}"
+        if asked:
+            raise ConfigError(f"--pair: {fault}. Give a shorter one.")
+        run.notes.append(f"Left out: {fault}.")
+    return fitting
+
+
+def _numbers(text: str, option: str) -> tuple[int, ...]:
+    if not re.fullmatch(r"[1-9]\d*(,[1-9]\d*)*", text):
+        raise ConfigError(f"{option} is {text!r}; give whole numbers with commas: 1,2,4.")
+    return tuple(dict.fromkeys(map(int, text.split(","))))
+
+
+def _pair(text: str) -> tuple[int, int]:
+    numbers = re.fullmatch(r"([1-9]\d*),([1-9]\d*)", text)
+    if numbers is None:
+        raise ConfigError(f"--pair is {text!r}; give tokens of prompt and answer: 256,64.")
+    return int(numbers[1]), int(numbers[2])
+
+
+def _range(text: str) -> tuple[int, int]:
+    numbers = re.fullmatch(r"([1-9]\d*):([1-9]\d*)", text)
+    if numbers is None or int(numbers[1]) > int(numbers[2]):
+        raise ConfigError(f"--batch-range is {text!r}; give the smallest and the largest: 1:256.")
+    return int(numbers[1]), int(numbers[2])
+
+
+def _limit(milliseconds: float | None) -> float:
+    if milliseconds is None:
+        return DEFAULT_LATENCY_MS
+    if not milliseconds > 0:
+        raise ConfigError(f"--max-token-latency-ms is {milliseconds:g}; it must be above 0.")
+    return milliseconds

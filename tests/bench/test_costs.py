@@ -1,0 +1,49 @@
+"""Operations and bytes, against what torch counts."""
+
+import numpy as np
+import pytest
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from minigpt4_runtime import ConfigError, MiniGPT4
+from minigpt4_runtime.bench.costs import cache_bytes_per_token, vision_gigaflops
+from minigpt4_runtime.bench.presets import PRESETS, cut_layers, find_preset
+from minigpt4_runtime.checkpoint.blank_model import blank_model
+
+
+@pytest.mark.parametrize("name", ["vicuna", "llama2"])
+def test_a_picture_takes_what_torch_counts(name, golden_model_dir):
+    model = MiniGPT4.load(golden_model_dir(name), device="cpu")
+    side = model.config.vision.image_size
+    # The CPU's fused attention is one that torch's counter does not know.
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        model.embed_images([np.zeros((side, side, 3), np.uint8)])
+    assert vision_gigaflops(model.config) == pytest.approx(counter.get_total_flops() / 1e9)
+
+
+def test_a_token_of_a_7b_model_takes_half_a_mebibyte_in_half_precision():
+    assert cache_bytes_per_token(PRESETS["llama2-7b"], "float16") == 2**19
+    assert cache_bytes_per_token(PRESETS["llama2-7b"], "float32") == 2**20
+
+
+@pytest.mark.parametrize(
+    ("name", "billions"), [("vicuna-7b", 6.74), ("vicuna-13b", 13.02), ("llama2-7b", 6.74)]
+)
+def test_presets_have_the_published_sizes(name, billions):
+    language = blank_model(PRESETS[name]).language
+    count = sum(weight.numel() for weight in language.parameters())
+    assert count / 1e9 == pytest.approx(billions, abs=0.01)
+    assert PRESETS[name].rows_per_image == (64 if name == "llama2-7b" else 32)
+
+
+def test_layers_are_cut_on_each_side_and_never_added():
+    config = cut_layers(PRESETS["vicuna-7b"], vision=20, language=2)
+    assert config.vision.num_hidden_layers == 20
+    assert config.qformer.num_hidden_layers == 12
+    assert config.language.num_hidden_layers == 2
+    assert cut_layers(config) == config
+
+
+def test_an_unknown_preset_is_named():
+    with pytest.raises(ConfigError, match="'vicuna-70b'; known are vicuna-7b, vicuna-13b, llama"):
+        find_preset("vicuna-70b")
