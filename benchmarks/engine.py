@@ -19,28 +19,25 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import random
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 from rivals import SETTINGS, Answered, Ours, Transformers, in_own_thread, library_version
-from torch import Tensor
 
 from minigpt4_runtime.backend.registry import open_device
+from minigpt4_runtime.bench.ceilings import Ceilings, measure_ceilings
+from minigpt4_runtime.bench.machine import processor_name
 from minigpt4_runtime.config import DTYPE_NAMES
 from minigpt4_runtime.errors import BackendUnavailableError
 from minigpt4_runtime.model.llama import Llama
 
 BATCH = 8
-PRODUCT_SIDE = 4096
-SUMMED_BYTES = 2**30
 
 # --- the works ----------------------------------------------------------------------------------
 
@@ -119,14 +116,6 @@ def cost(work: Work, language: Llama) -> float:
 
 
 @dataclass(frozen=True)
-class Ceilings:
-    """The most that this machine gives, best of a few tries."""
-
-    gigabytes_per_second: float
-    gigaflops_per_second: float
-
-
-@dataclass(frozen=True)
 class Result:
     """Rates in tokens per second, one for each repeat. `ceiling` is in `unit`, as `cost` is."""
 
@@ -138,29 +127,6 @@ class Result:
     unit: str
     ceiling: float
     equal_tokens: float
-
-
-def best_seconds(compute: Callable[[], Tensor], tries: int = 5) -> float:
-    """The shortest time of a computation whose first number is then read, which waits for it."""
-    compute().flatten()[0].item()
-    times = []
-    for _ in range(tries):
-        started = time.perf_counter()
-        compute().flatten()[0].item()
-        times.append(time.perf_counter() - started)
-    return min(times)
-
-
-def measure_ceilings(device: torch.device, dtype: torch.dtype) -> Ceilings:
-    """How fast a buffer far larger than the caches is summed, and large matrices multiplied."""
-    buffer = torch.ones(SUMMED_BYTES // 4, device=device)
-    read_seconds = best_seconds(buffer.sum)
-    del buffer
-    seconds = []
-    for each in {torch.float32, dtype}:
-        left, right = torch.randn(2, PRODUCT_SIDE, PRODUCT_SIDE, device=device).to(each)
-        seconds.append(best_seconds(lambda: left @ right, tries=3))  # noqa: B023
-    return Ceilings(SUMMED_BYTES / read_seconds / 1e9, 2 * PRODUCT_SIDE**3 / min(seconds) / 1e9)
 
 
 def equal_share(ours: Answered, theirs: Answered) -> float:
@@ -221,7 +187,7 @@ def measure_model(name: str, args: argparse.Namespace, ceilings: Ceilings) -> li
 
 def machine_line(args: argparse.Namespace) -> str:
     """On what and with what it was measured."""
-    device = cpu_name()
+    device = processor_name()
     if args.device != "cpu":
         device = f"{torch.cuda.get_device_name()}, {device}"
     command = ["git", "describe", "--always", "--dirty", "--exclude=*"]
@@ -232,16 +198,6 @@ def machine_line(args: argparse.Namespace) -> str:
         f"{torch.__version__}, transformers {library_version()} ({args.rival} cache, sdpa); "
         f"commit {commit.stdout.strip() or 'unknown'}"
     )
-
-
-def cpu_name() -> str:
-    """The CPU's name, as far as this system tells it."""
-    lines = Path("/proc/cpuinfo")
-    if lines.exists():
-        for line in lines.read_text("utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 def show_rates(rates: list[float]) -> str:
@@ -310,10 +266,10 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     try:
         machine = machine_line(args)
-        device = open_device(args.device).device
+        open_device(args.device)
     except BackendUnavailableError as error:
         sys.exit(str(error))
-    ceilings = in_own_thread(lambda: measure_ceilings(device, getattr(torch, args.dtype)))
+    ceilings = measure_ceilings(args.device, args.dtype)
     results = []
     for name in ("demo", "wide") if args.model == "all" else (args.model,):
         results += measure_model(name, args, ceilings)

@@ -12,32 +12,19 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from minigpt4_runtime.api import DEMO_MODEL_DIR
-from minigpt4_runtime.backend.registry import open_device
-from minigpt4_runtime.backend.vision_torch import TorchVisionEncoder
-from minigpt4_runtime.checkpoint.blank_model import blank_model
+from minigpt4_runtime import EngineConfig, MiniGPT4, SamplingParams
+from minigpt4_runtime.bench.presets import PRESETS, cut_layers
 from minigpt4_runtime.checkpoint.key_map import language_origins
-from minigpt4_runtime.checkpoint.load import load_model
-from minigpt4_runtime.config import (
-    EngineConfig,
-    LanguageConfig,
-    ModelConfig,
-    SamplingParams,
-    VisionConfig,
-)
-from minigpt4_runtime.engine.engine import Engine
-from minigpt4_runtime.engine.request import Request
-from minigpt4_runtime.model.linear import set_widen_from
+from minigpt4_runtime.config import ModelConfig, VisionConfig
 from minigpt4_runtime.model.llama import Llama
-from minigpt4_runtime.model.minigpt4 import MiniGPT4Model
 from minigpt4_runtime.optional import require
-from minigpt4_runtime.ranks import make_runner
 
 T = TypeVar("T")
 SETTINGS = ("dynamic", "static", "compiled")
@@ -64,69 +51,31 @@ def in_own_thread(compute: Callable[[], T]) -> T:
 # --- our side ------------------------------------------------------------------------------
 
 
-class Clock:
-    """Notes when each token of an answer came; it stands where stop strings are watched for."""
-
-    def __init__(self) -> None:
-        self.times: list[float] = []
-
-    def feed(self, _: int) -> bool:
-        """Note a token. No answer ends here."""
-        self.times.append(time.perf_counter())
-        return False
-
-    def fork(self) -> Clock:
-        """An answer of one branch is watched by one clock."""
-        return self
-
-
 class Ours:
-    """The engine as `MiniGPT4.load` builds it, without a prefix cache."""
+    """The engine as users have it, without a prefix cache."""
 
     def __init__(self, model_name: str, args: argparse.Namespace) -> None:
-        backend, dtype = open_device(args.device), getattr(torch, args.dtype)
-        free_bytes = backend.free_memory_bytes()
+        settings: Any = {"device": args.device, "dtype": args.dtype}
+        settings["engine"] = EngineConfig(prefix_cache=False)
         if model_name == "demo":
-            model = load_model(
-                DEMO_MODEL_DIR, device=backend.device, dtype=dtype, free_bytes=free_bytes
-            )
+            self._model = MiniGPT4.load(**settings)
         else:
-            model = wide_model(args.layers, backend.device, dtype)
-        widen_from = backend.widen_from(dtype)
-        set_widen_from(model, widen_from)
-        config = EngineConfig(prefix_cache=False)
-        if free_bytes is not None:
-            free_bytes -= sum(weight.nbytes for weight in model.parameters())
-        vision = TorchVisionEncoder(model.vision, in_float32=widen_from is not None)
-        runner = make_runner(model.language, vision, backend, config, free_bytes=free_bytes)
-        self.language: Llama = model.language
-        self._engine = Engine(
-            runner,
-            config,
-            num_blocks=runner.num_blocks,
-            max_context=model.config.language.max_position_embeddings,
-            bos_id=1,
-            eos_id=2,
-        )
+            self._model = MiniGPT4.with_random_weights(wide_config(args.layers), **settings)
+        self.language: Llama = self._model._model.language  # noqa: SLF001 - for transformers.
 
     def generate(self, prompts: Sequence[Sequence[int]], counts: Sequence[int]) -> Answered:
         """Ask all at once, and read the answers one after the other."""
-        clocks = [Clock() for _ in prompts]
+        times: list[list[float]] = [[] for _ in prompts]
         started = time.perf_counter()
         tickets = [
-            self._engine.submit(
-                Request(
-                    tuple(prompt),
-                    (),
-                    SamplingParams(ignore_eos=True, stop=(), max_new_tokens=count),
-                    clock,
-                ),
-                lambda event: event.token_id,
+            self._model.submit_tokens(
+                prompt,
+                SamplingParams(ignore_eos=True, max_new_tokens=count),
+                on_token=partial(_note_time, own),
             )
-            for prompt, count, clock in zip(prompts, counts, clocks, strict=True)
+            for prompt, count, own in zip(prompts, counts, times, strict=True)
         ]
-        token_ids = [list(ticket) for ticket in tickets]
-        return Answered(started, token_ids, [clock.times for clock in clocks])
+        return Answered(started, [list(ticket) for ticket in tickets], times)
 
     def rest(self) -> None:
         """Wait until the engine's thread is gone, which takes a second without work."""
@@ -135,28 +84,19 @@ class Ours:
                 thread.join()
 
 
-def wide_model(num_layers: int, device: torch.device, dtype: torch.dtype) -> MiniGPT4Model:
-    """7B's widths with fewer layers, seeded random weights, and an image side of no size."""
+def _note_time(times: list[float], _: int) -> None:
+    times.append(time.perf_counter())
+
+
+def wide_config(num_layers: int) -> ModelConfig:
+    """7B's widths with fewer layers, and an image side of no size."""
     vision = VisionConfig(
         image_size=28, patch_size=14, hidden_size=32, num_hidden_layers=1, num_attention_heads=2,
         intermediate_size=32,
     )  # fmt: skip
-    language = LanguageConfig(
-        hidden_size=4096, intermediate_size=11008, num_hidden_layers=num_layers,
-        num_attention_heads=32, num_key_value_heads=32, vocab_size=32000,
-        max_position_embeddings=2048, rms_norm_eps=1e-6,
-    )  # fmt: skip
-    config = ModelConfig(vision=vision, qformer=None, language=language, template="llama2")
-    model = blank_model(config)
-    generator = torch.Generator(device).manual_seed(1)
-    weights = {}
-    for name, shape in model.state_dict().items():
-        weight = torch.ones(shape.shape, device=device, dtype=dtype)
-        if weight.ndim > 1:  # The others are norms.
-            weight.normal_(std=weight.shape[-1] ** -0.5, generator=generator)
-        weights[name] = weight
-    model.load_state_dict(weights, strict=True, assign=True)
-    return model
+    language = replace(PRESETS["llama2-7b"].language, max_position_embeddings=2048)
+    whole = ModelConfig(vision=vision, qformer=None, language=language, template="llama2")
+    return cut_layers(whole, language=num_layers)
 
 
 # --- transformers --------------------------------------------------------------------------
