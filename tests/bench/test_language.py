@@ -75,8 +75,9 @@ def test_a_limit_is_held_against_the_mean(demo_model):
 
 def test_what_would_make_the_machine_swap_is_not_begun(demo_model, monkeypatch):
     monkeypatch.setattr(language, "available_memory_bytes", lambda: 2**20)
-    monkeypatch.setattr(demo_model, "use_engine", None)
+    monkeypatch.setattr(demo_model, "submit_tokens", None)
     tried = LanguageBench(demo_model, repeats=1).measure(Work(64, 500, 100))
+    assert demo_model.stats().num_blocks == 1
     assert tried.verdict == "memory"
     assert tried.point.failure == (
         "batch 64, 500 + 100 tokens: out of memory: 0.3 GiB for keys, values and a step, and "

@@ -141,6 +141,12 @@ def test_a_compiled_graph_is_drawn_as_one_stage():
 # --- beside an older report -----------------------------------------------------------------
 
 
+def damaged(tries):
+    """A report whose only point has these tries."""
+    point = f'{{"batch_size": 1, "input_length": 2, "output_length": 3, "tries": {{"a": {tries}}}}}'
+    return f'{{"report": "bench language", "facts": {{}}, "points": [{point}]}}'
+
+
 @pytest.fixture
 def old(tmp_path):
     path = tmp_path / "old.json"
@@ -185,13 +191,16 @@ def test_where_nothing_is_shared_that_is_said(old):
         ('{"report": "bench vision"}', "is a report of bench vision; this is bench language"),
         ('{"report": "bench language"}', "is damaged"),
         ('{"report": "bench language", "points": [{}], "facts": {}}', "is damaged"),
+        (damaged("[]"), "is damaged"),
+        (damaged("[0]"), "is damaged"),
+        (damaged('["x"]'), "is damaged"),
     ],
 )
 def test_what_is_no_older_report_is_refused(tmp_path, content, message):
     path = tmp_path / "old.json"
     path.write_text(content, encoding="utf-8")
     with pytest.raises(ConfigError, match=message):
-        compare(read_report(path, "bench language"), [tried()], FACTS)
+        read_report(path, "bench language")
 
 
 def test_a_missing_report_is_named(tmp_path):

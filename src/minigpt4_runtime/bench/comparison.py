@@ -25,13 +25,17 @@ KEYS = {
 }
 
 
+Tries = Mapping[str, Sequence[float]]
+
+
 @dataclass(frozen=True)
 class OldReport:
-    """A report that was written before, and where it lies."""
+    """What a report that was written before is compared by: the tries of each point."""
 
     path: Path
     kind: str
-    content: Mapping[str, Any]
+    tries: Mapping[tuple[str, ...], Tries]
+    facts: Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -102,33 +106,28 @@ def read_report(path: Path, kind: str) -> OldReport:
             f"--compare: {path} is {f'a report of {found}' if found else 'no report'}; this is "
             f"{kind}. Name one of the same command."
         )
-    return OldReport(path, kind, report)
+    try:
+        tries = {_about(kind, point): _read_tries(point["tries"]) for point in report["points"]}
+        return OldReport(path, kind, tries, dict(report["facts"]))
+    except (LookupError, TypeError, ValueError, AttributeError):
+        raise ConfigError(f"--compare: {path} is damaged. Make it again.") from None
 
 
 def compare(
     old: OldReport, measured: Sequence[Measured[Any]], facts: Mapping[str, str]
 ) -> Comparison:
-    """Pair what was measured both times, and name every fact that differs.
-
-    Raises:
-        ConfigError: the older report lacks what every report has.
-    """
-    try:
-        then = {_about(old.kind, point): point["tries"] for point in old.content["points"]}
-        changes = [
-            _change(about, name, then[about][name], tries)
-            for each in measured
-            if (about := _about(old.kind, each.as_mapping())) in then
-            for name, tries in each.tries.items()
-            if name in then[about]
-        ]
-        facts_then = dict(old.content["facts"])
-    except (LookupError, TypeError, ValueError, ArithmeticError):
-        raise ConfigError(f"--compare: {old.path} is damaged. Make it again.") from None
+    """Pair what was measured both times, and name every fact that differs."""
+    changes = [
+        _change(about, name, old.tries[about][name], tries)
+        for each in measured
+        if (about := _about(old.kind, each.as_mapping())) in old.tries
+        for name, tries in each.tries.items()
+        if name in old.tries[about]
+    ]
     differences = [
-        f"{name}: {facts_then.get(name, 'unknown')} then, {fact} now"
+        f"{name}: {old.facts.get(name, 'unknown')} then, {fact} now"
         for name, fact in facts.items()
-        if facts_then.get(name) != fact
+        if old.facts.get(name) != fact
     ]
     return Comparison(old.path, old.kind, tuple(changes), tuple(differences))
 
@@ -143,3 +142,11 @@ def _change(
 
 def _about(kind: str, point: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(str(point[key]) for key in KEYS[kind])
+
+
+def _read_tries(tries: Mapping[str, Sequence[Any]]) -> Tries:
+    """Plain times, of which each has at least one."""
+    read = {name: [float(value) for value in values] for name, values in tries.items()}
+    if not all(values and min(values) > 0 for values in read.values()):
+        raise ValueError("a time that is none")
+    return read

@@ -11,7 +11,7 @@ import random
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -192,6 +192,8 @@ class LanguageBench:
     def __init__(self, model: MiniGPT4, *, repeats: int) -> None:
         self._model = model
         self._repeats = repeats
+        self._let_go()
+        self._ceilings = measure_ceilings(model.device, model.dtype)
 
     @property
     def context(self) -> int:
@@ -224,9 +226,7 @@ class LanguageBench:
         """Ask a few times. Too little memory is a point too, not an error."""
         try:
             self._make_room(work)
-            warm_up = Work(work.batch_size, work.input_length, _WARM_UP_TOKENS)
-            if work.output_length > _WARM_UP_TOKENS:
-                self._ask(warm_up, -1)
+            self._ask(replace(work, output_length=min(_WARM_UP_TOKENS, work.output_length)), -1)
             self._model.reset_peak_memory()
             answered = [self._ask(work, attempt) for attempt in range(self._repeats)]
         except OutOfMemoryError as error:
@@ -244,6 +244,7 @@ class LanguageBench:
 
     def _make_room(self, work: Work) -> None:
         """Begin an engine for this work, unless the machine would have to swap for it."""
+        self._let_go()
         if self._model.device == "cpu":
             tokens = work.batch_size * (work.input_length + work.output_length)
             needed = tokens * cache_bytes_per_token(self._model.config, self._model.dtype)
@@ -260,6 +261,10 @@ class LanguageBench:
             self._model.use_engine(work.engine_config())
         except BackendUnavailableError as error:
             raise OutOfMemoryError(f"out of memory: {error}") from None
+
+    def _let_go(self) -> None:
+        """Leave of the last engine's cache but one block."""
+        self._model.use_engine(EngineConfig(num_blocks=1))
 
     def _ask(self, work: Work, attempt: int) -> Answered:
         prompts = work.prompts(self._model.config.language.vocab_size, attempt)
@@ -293,7 +298,7 @@ class LanguageBench:
         later = [interval for each in answered for interval in each.later_tokens_ms]
         spread = Spread.of(later) if later else None
         bandwidth = self._step_gigabytes(work) / spread.mean * 1e3 if spread else None
-        ceiling = measure_ceilings(self._model.device, self._model.dtype).gigabytes_per_second
+        ceiling = self._ceilings.gigabytes_per_second
         return LanguagePoint(
             **asdict(work),
             response_time_ms=response_time_ms,

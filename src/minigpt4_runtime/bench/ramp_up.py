@@ -15,7 +15,7 @@ Verdict = Literal["holds", "latency", "memory"]
 Limit = Literal["range", "latency", "memory"]
 
 
-class Tried(Protocol):
+class Outcome(Protocol):
     """One batch size that was tried: it holds, or it fails by its latency or for want of memory."""
 
     @property
@@ -24,7 +24,7 @@ class Tried(Protocol):
         ...
 
 
-T = TypeVar("T", bound=Tried)
+T = TypeVar("T", bound=Outcome)
 
 
 @dataclass(frozen=True)
