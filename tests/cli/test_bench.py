@@ -1,7 +1,9 @@
 """`minigpt4 bench` on the demo model, with the smallest settings that still measure."""
 
+import base64
 import csv
 import json
+import re
 from dataclasses import replace
 
 import pytest
@@ -25,6 +27,13 @@ def quick_ceilings(monkeypatch):
 def read_csv(path):
     with path.open(encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
+
+
+def svg_text(path):
+    """All that stands in a page's plots."""
+    page = path.read_text(encoding="utf-8")
+    plots = re.findall(r"data:image/svg\+xml;base64,([A-Za-z0-9+/=]+)", page)
+    return "".join(base64.b64decode(plot).decode() for plot in plots)
 
 
 def test_language_writes_the_same_points_for_every_reader(real_minigpt4, tmp_path):
@@ -92,6 +101,18 @@ def test_vision_shows_cold_and_warm(real_minigpt4, tmp_path, folder):
         ("torch", "cold", "1"), ("torch", "warm", "1"), ("torch", "warm", "2"),
     ]  # fmt: skip
     assert all(float(row["tower_ms"]) > 0 for row in rows)
+
+
+def test_runtimes_stand_side_by_side(real_minigpt4, tmp_path, monkeypatch):
+    from minigpt4_runtime import MiniGPT4
+
+    loaders = dict.fromkeys(("torch", "other"), lambda: MiniGPT4.load(device="cpu"))
+    monkeypatch.setattr("minigpt4_runtime.cli.bench._runtimes", lambda where, shape: loaders)
+    shown = real_minigpt4(*VISION, "--out", tmp_path)
+    rows = read_csv(tmp_path / "bench-vision.csv")
+    assert [row["runtime"] for row in rows] == ["torch"] * 3 + ["other"] * 3
+    assert "other, warm, batch 2: " in shown.err
+    assert "other, warm, 2" in svg_text(tmp_path / "bench-vision.html")
 
 
 def test_describe_grows_through_a_folder(real_minigpt4, tmp_path, bad_picture):

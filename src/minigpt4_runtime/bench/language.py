@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 DEFAULT_PAIRS = ((256, 64), (512, 128), (1024, 256), (3584, 512))
 _WARM_UP_TOKENS = 4
+_WIDEST_STEP = 8192
 _FIRST_ID = 3  # Below it are the control ids.
 
 
@@ -47,10 +48,12 @@ class Work:
     def step_tokens(self) -> int:
         """A step's budget with which all answers grow together for half of their length.
 
-        A smaller one would still read the last prompts when the first answers are done.
+        With a smaller one, the last prompts would still be read when the first answers are done.
+        Very short answers would take a step so wide that it is held to a limit instead.
         """
         in_steps = -(-self.batch_size * self.input_length // max(1, self.output_length // 2))
-        return max(EngineConfig.max_step_tokens, self.batch_size + in_steps)
+        wanted = max(EngineConfig.max_step_tokens, self.batch_size + in_steps)
+        return min(wanted, self.batch_size + _WIDEST_STEP)
 
     def engine_config(self) -> EngineConfig:
         """Room for exactly these answers, and nothing that is found again."""

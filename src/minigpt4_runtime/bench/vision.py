@@ -58,6 +58,11 @@ class VisionPoint:
     load_ms: float | None
     peak_memory_bytes: int | None
 
+    def as_text(self) -> str:
+        """One line."""
+        about = f"{self.runtime}, {self.start}, batch {self.batch_size}"
+        return f"{about}: {self.latency_ms:.1f} ms for a picture"
+
 
 class StageClock:
     """Adds up how long each stage took. Hears of each as it ends."""

@@ -135,20 +135,16 @@ def vision(
     with _reported("bench vision", report) as run:
         from minigpt4_runtime.bench.vision import made_up_photo, measure_vision
 
-        load = _loader(where, shape, vision=shape.layers, language=1)
-        for measured in measure_vision(
-            "torch",
-            lambda: run.take_up(load(), name=_name(where, shape)),
-            pictures or [made_up_photo()],
-            batch_sizes=sizes,
-            repeats=repeats,
-        ):
-            run.measured.append(measured)
-            point = measured.point
-            note(
-                f"{point.runtime}, {point.start}, batch {point.batch_size}: "
-                f"{point.latency_ms:.1f} ms for a picture"
-            )
+        for runtime, load in _runtimes(where, shape).items():
+            for measured in measure_vision(
+                runtime,
+                lambda load=load: run.take_up(load(), name=_name(where, shape)),  # type: ignore[misc]
+                pictures or [made_up_photo()],
+                batch_sizes=sizes,
+                repeats=repeats,
+            ):
+                run.measured.append(measured)
+                note(measured.point.as_text())
 
 
 @bench.command()
@@ -301,6 +297,11 @@ def _loader(
     return lambda: MiniGPT4.with_random_weights(
         config, device=where.device, dtype=cast(Any, where.dtype)
     )
+
+
+def _runtimes(where: ModelOptions, shape: PresetOptions) -> dict[str, Callable[[], MiniGPT4]]:
+    """What can compute the image side here, and how each is loaded."""
+    return {"torch": _loader(where, shape, vision=shape.layers, language=1)}
 
 
 def _name(where: ModelOptions, shape: PresetOptions) -> str:
