@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 DOCS = Path(__file__).parents[1] / "docs"
-PAGES = ["evaluating.md", "migrating.md"]
+PAGES = ["benchmarking.md", "evaluating.md", "migrating.md"]
 REFERENCE = (DOCS / "cli.md").read_text(encoding="utf-8")
 
 

@@ -251,7 +251,8 @@ class LanguageBench:
         if self._model.device == "cpu":
             tokens = work.batch_size * (work.input_length + work.output_length)
             needed = tokens * cache_bytes_per_token(self._model.config, self._model.dtype)
-            needed += step_bytes(
+            # All ranks take from one memory: each has its part of the cache, and a whole step.
+            needed += self._model.tensor_parallel * step_bytes(
                 self._model.config, num_tokens=work.step_tokens, num_answers=work.batch_size
             )
             available = available_memory_bytes()
@@ -318,10 +319,11 @@ class LanguageBench:
         )
 
     def _step_gigabytes(self, work: Work) -> float:
-        """What a step reads in which all answers grow, half of each being there already."""
+        """What a rank reads in a step in which all answers grow, half of each being there."""
         weights = self._model.weight_bytes()
         context = work.input_length + work.output_length / 2
         cached = cache_bytes_per_token(self._model.config, self._model.dtype)
+        cached //= self._model.tensor_parallel
         return (weights["layers"] + weights["head"] + work.batch_size * context * cached) / 1e9
 
 

@@ -37,11 +37,12 @@ class Run:
     def take_up(self, model: MiniGPT4, *, name: str) -> MiniGPT4:
         """Note what is measured and on what; gives the model back."""
         vision, language = model.config.vision, model.config.language
+        ranks = f", {model.tensor_parallel} ranks" if model.tensor_parallel > 1 else ""
         self._place = model.device, model.dtype
         self.facts = {
             "model": f"{name}: image tower {vision.num_hidden_layers} × {vision.hidden_size}, "
             f"language model {language.num_hidden_layers} × {language.hidden_size}",
-            "runs on": f"{model.device} in {model.dtype}",
+            "runs on": f"{model.device} in {model.dtype}{ranks}",
             **machine_facts(model.device),
         }
         return model

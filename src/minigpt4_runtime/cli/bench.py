@@ -295,7 +295,10 @@ def _loader(
 
     config = cut_layers(find_preset(shape.preset), vision=vision, language=language)
     return lambda: MiniGPT4.with_random_weights(
-        config, device=where.device, dtype=cast(Any, where.dtype)
+        config,
+        device=where.device,
+        dtype=cast(Any, where.dtype),
+        tensor_parallel=where.tensor_parallel,
     )
 
 
