@@ -7,7 +7,7 @@ Never  prints or writes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -32,10 +32,11 @@ class Run:
     searches: list[BatchSearch] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     facts: Mapping[str, str] = field(default_factory=dict)
-    _place: tuple[str, str] = ("cpu", "float32")
+    _place: tuple[str, str] = field(default=("cpu", "float32"), init=False)
 
-    def take_up(self, model: MiniGPT4, *, name: str) -> MiniGPT4:
-        """Note what is measured and on what; gives the model back."""
+    def load(self, load: Callable[[], MiniGPT4], *, name: str) -> MiniGPT4:
+        """Load what is measured, and note what it is and on what it runs."""
+        model = load()
         vision, language = model.config.vision, model.config.language
         ranks = f", {model.tensor_parallel} ranks" if model.tensor_parallel > 1 else ""
         self._place = model.device, model.dtype
@@ -59,6 +60,6 @@ class Run:
             None if self.kind == "bench describe" else measure_ceilings(*self._place),
             tuple(self.measured),
             searches=tuple(self.searches),
-            notes=(*dict.fromkeys(filter(None, failures)), *self.notes),
+            notes=tuple(dict.fromkeys([*filter(None, failures), *self.notes])),
             comparison=comparison,
         )

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
@@ -132,13 +133,14 @@ def vision(
     """
     sizes = _numbers(batch_sizes, "--batch-sizes")
     pictures = find_pictures(images, recursive=False) if images else None
+    runtimes = _runtimes(where, shape)
     with _reported("bench vision", report) as run:
         from minigpt4_runtime.bench.vision import made_up_photo, measure_vision
 
-        for runtime, load in _runtimes(where, shape).items():
+        for runtime, load in runtimes.items():
             for measured in measure_vision(
                 runtime,
-                lambda load=load: run.take_up(load(), name=_name(where, shape)),  # type: ignore[misc]
+                partial(run.load, load, name=_name(where, shape)),
                 pictures or [made_up_photo()],
                 batch_sizes=sizes,
                 repeats=repeats,
@@ -195,11 +197,11 @@ def language(
         raise ConfigError("--batch-range and --max-token-latency-ms belong to --ramp-up. Add it.")
     pairs, limit = [_pair(text) for text in pair or ()], _limit(max_token_latency_ms)
     sizes, first_last = _numbers(batch_sizes, "--batch-sizes"), _range(batch_range or "1:256")
+    load = _loader(where, shape, vision=1, language=shape.layers)
     with _reported("bench language", report) as run:
         from minigpt4_runtime.bench.language import LanguageBench, Work
 
-        load = _loader(where, shape, vision=1, language=shape.layers)
-        measuring = LanguageBench(run.take_up(load(), name=_name(where, shape)), repeats=repeats)
+        measuring = LanguageBench(run.load(load, name=_name(where, shape)), repeats=repeats)
 
         def keep(tried: Tried) -> None:
             run.measured.append(tried)
@@ -233,24 +235,25 @@ def describe(
 ) -> None:
     """Measure the whole job: 1, 2, 4 … and all pictures of a folder, described.
 
-    Nothing that one run has computed is left for the next.
+    Nothing that one run has computed is left for the next. Pictures that cannot be read are named
+    and count in no rate; the exit status is then 1.
     """
     params = sampling.params()
     if not is_folder(folder):
         raise ConfigError(f"{folder} is no folder. Name one with pictures.")
     pictures = find_pictures([folder], recursive=False)
+    load = _loader(where, shape, vision=shape.layers, language=shape.layers)
     with _reported("bench describe", report) as run:
         from minigpt4_runtime.bench.describe import folder_sizes, measure_describe
 
-        model = run.take_up(
-            _loader(where, shape, vision=shape.layers, language=shape.layers)(),
-            name=_name(where, shape),
-        )
+        model = run.load(load, name=_name(where, shape))
         for size in folder_sizes(len(pictures)):
             measured = measure_describe(model, pictures[:size], prompt, params, repeats=repeats)
             run.measured.append(measured)
+            run.notes += [f"Not described: {error}" for error in measured.failures.values()]
             note(measured.as_text())
-        run.notes += [f"Not described: {error}" for error in measured.failures.values()]
+    if measured.failures:
+        raise typer.Exit(1)
 
 
 # --- what the commands share ------------------------------------------------------------------
@@ -289,7 +292,7 @@ def _loader(
     """What makes the model: a folder, or random weights with at most so many layers a side."""
     shape.check(where)
     if shape.preset is None:
-        return where.load
+        return partial(where.load, announce_demo=False)  # The report says what is measured.
     from minigpt4_runtime.api import MiniGPT4
     from minigpt4_runtime.bench.presets import cut_layers, find_preset
 
@@ -327,6 +330,8 @@ def _fitting(asked: list[tuple[int, int]], run: Run, *, context: int) -> list[tu
         if asked:
             raise ConfigError(f"--pair: {fault}. Give a shorter one.")
         run.notes.append(f"Left out: {fault}.")
+    if not fitting:
+        raise ConfigError(f"The model's context holds {context} tokens. Give a shorter --pair.")
     return fitting
 
 
