@@ -2,6 +2,7 @@
 
 import itertools
 import sys
+import weakref
 from pathlib import Path
 
 import pytest
@@ -67,6 +68,15 @@ def test_a_fresh_engine_answers_alike_and_has_kept_nothing(model):
     model.use_engine({"max_running": 3})
     with pytest.raises(RequestError, match="The model was closed"):
         list(endless)
+
+
+def test_the_last_cache_is_gone_before_the_next_is_made(model):
+    model.describe(PICTURES[0], sampling=FREE)
+    last = weakref.ref(model._engine._runner)
+    model.use_engine({"num_blocks": 10})
+    assert last() is None
+    model.close()
+    assert model.stats().num_encoded_images == 0
 
 
 def test_settings_that_cannot_be_leave_the_model_as_it_was(model, monkeypatch):

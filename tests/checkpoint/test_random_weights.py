@@ -1,5 +1,6 @@
 """Random weights: of the right shapes, reproducible, finite all the way, and refused in time."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +15,8 @@ from minigpt4_runtime.checkpoint.load import load_config
 from minigpt4_runtime.checkpoint.weight_source import WeightSource
 from minigpt4_runtime.model.parallel import Solo
 
-DEMO = load_config(Path(__file__).parents[2] / "src/minigpt4_runtime/assets/demo")
+DEMO_DIR = Path(__file__).parents[2] / "src/minigpt4_runtime/assets/demo"
+DEMO = load_config(DEMO_DIR)
 CPU = torch.device("cpu")
 
 
@@ -58,3 +60,8 @@ def test_a_shape_without_room_for_the_tokenizer_is_refused():
     config = replace(DEMO, language=replace(DEMO.language, vocab_size=100))
     with pytest.raises(ConfigError, match=r"vocab_size is 100; .* at least the 640 ids"):
         MiniGPT4.with_random_weights(config, device="cpu")
+
+
+@pytest.mark.parametrize("source", [WeightSource(DEMO, seed=7), WeightSource.folder(DEMO_DIR)])
+def test_a_source_goes_from_rank_to_rank_as_plain_values(source):
+    assert WeightSource.from_mapping(json.loads(json.dumps(source.to_mapping()))) == source

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 from pathlib import Path
 
 import torch
@@ -54,7 +55,8 @@ def _meminfo(name: str) -> int | None:
         text = Path("/proc/meminfo").read_text(encoding="ascii")
     except OSError:
         return None
-    return int(text.partition(f"{name}:")[2].split()[0]) * 1024
+    found = re.search(rf"^{name}:\s*(\d+) kB$", text, flags=re.MULTILINE)
+    return int(found[1]) * 1024 if found else None
 
 
 def _device_name(device: str) -> str:

@@ -37,7 +37,7 @@ SHOWN: dict[str, tuple[tuple[str, Column], ...]] = {
         ("preprocess_ms", Column("preprocess", ".1f")),
         ("tower_ms", Column("tower", ".1f")),
         ("projection_ms", Column("projection", ".2f")),
-        ("encode_ms", Column("both", ".1f")),
+        ("encode_ms", Column("encode", ".1f")),
         ("images_per_second", Column("images/s", ".2f")),
         ("gigaflops_per_second", Column("GFLOP/s", ".0f")),
         ("ceiling_share", Column("of ceiling", ".0%")),
