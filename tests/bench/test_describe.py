@@ -25,7 +25,8 @@ def pictures(tmp_path):
 
 def measure(model, pictures, **settings):
     sampling = SamplingParams(max_new_tokens=4, ignore_eos=True, stop=())
-    return measure_describe(model, pictures, "Describe this image.", sampling, **settings)
+    *_, whole = measure_describe(model, pictures, "Describe this image.", sampling, **settings)
+    return whole
 
 
 def test_every_number_of_a_folder(demo_model, pictures):
@@ -38,6 +39,14 @@ def test_every_number_of_a_folder(demo_model, pictures):
     assert point.tokens_per_second == pytest.approx(12 / point.seconds)
     assert point.ms_per_image == pytest.approx(1e3 * point.seconds / 3)
     assert point.tokens_per_image == 4
+
+
+def test_a_folder_is_measured_as_it_grows(demo_model, pictures):
+    sampling = SamplingParams(max_new_tokens=2)
+    points = [
+        each.point for each in measure_describe(demo_model, pictures, "?", sampling, repeats=1)
+    ]
+    assert [point.num_images for point in points] == [1, 2, 3]
 
 
 def test_nothing_is_left_for_the_next_run(demo_model, pictures):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -46,10 +46,9 @@ class Described(Measured[DescribePoint]):
 
     def as_text(self) -> str:
         """One line."""
-        point = self.point
-        return (
-            f"{point.num_images} pictures: {point.seconds:.2f} s, {point.images_per_second:.2f}/s"
-        )
+        count, rate = self.point.num_images, self.point.images_per_second
+        noun = "picture" if count == 1 else "pictures"
+        return f"{count} {noun}: {self.point.seconds:.2f} s, {rate:.2f}/s"
 
 
 def folder_sizes(num_images: int) -> list[int]:
@@ -60,6 +59,20 @@ def folder_sizes(num_images: int) -> list[int]:
 
 
 def measure_describe(
+    model: MiniGPT4,
+    pictures: Sequence[Path],
+    prompt: str,
+    sampling: SamplingParams,
+    *,
+    repeats: int,
+) -> Iterator[Described]:
+    """Describe 1, 2, 4 … and all pictures; one is described before, to warm up."""
+    list(model.describe_all(pictures[:1], prompt, sampling))
+    for size in folder_sizes(len(pictures)):
+        yield _measure(model, pictures[:size], prompt, sampling, repeats=repeats)
+
+
+def _measure(
     model: MiniGPT4,
     pictures: Sequence[Path],
     prompt: str,

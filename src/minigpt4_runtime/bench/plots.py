@@ -78,13 +78,13 @@ def _stack_stages(axes: Axes, points: Sequence[VisionPoint]) -> None:
 
 def _images_per_second(axes: Axes, points: Sequence[VisionPoint]) -> None:
     for name, own in _grouped(points, lambda p: p.runtime).items():
-        _by_batch(axes, own, "images_per_second", label=name)
+        _by_size(axes, own, "batch_size", "images_per_second", label=name)
     _label(axes, "batch size", "pictures a second")
 
 
 def _gigaflops(axes: Axes, points: Sequence[VisionPoint], ceiling: float) -> None:
     for name, own in _grouped(points, lambda p: p.runtime).items():
-        _by_batch(axes, own, "gigaflops_per_second", label=name)
+        _by_size(axes, own, "batch_size", "gigaflops_per_second", label=name)
     axes.axhline(ceiling, linestyle="--", color="grey", label="ceiling")
     _label(axes, "batch size", "GFLOP/s")
 
@@ -139,7 +139,7 @@ def _search(axes: Axes, result: BatchSearch) -> None:
     for number, size in enumerate(size for size, t in tried if t.verdict == "memory"):
         axes.axvline(size, color="C3", ls=":", label=None if number else "out of memory")
     axes.axhline(result.max_token_latency_ms, linestyle="--", color="grey", label="limit")
-    _scale_batches(axes, [size for size, _ in tried])
+    _scale_sizes(axes, [size for size, _ in tried])
     _label(axes, "batch size", "ms for a later token (mean)")
 
 
@@ -147,10 +147,10 @@ def _tokens_per_second(axes: Axes, points: Sequence[LanguagePoint]) -> None:
     lengths = _grouped(points, lambda p: f"{p.input_length} + {p.output_length}")
     for number, (name, own) in enumerate(lengths.items()):
         colour = f"C{number}"
-        _by_batch(axes, own, "tokens_per_second", label=name, color=colour)
+        _by_size(axes, own, "batch_size", "tokens_per_second", label=name, color=colour)
         if own[0].output_length > 1:
             decode = {"label": f"{name}, decode only", "color": colour, "linestyle": ":"}
-            _by_batch(axes, own, "decode_tokens_per_second", **decode)
+            _by_size(axes, own, "batch_size", "decode_tokens_per_second", **decode)
     _label(axes, "batch size", "tokens a second")
 
 
@@ -192,12 +192,12 @@ def _draw_describe(report: BenchReport) -> list[Chart]:
 
 
 def _cost(axes: Axes, points: Sequence[DescribePoint]) -> None:
-    axes.plot([p.num_images for p in points], [p.ms_per_image or 0.0 for p in points], marker="o")
+    _by_size(axes, points, "num_images", "ms_per_image")
     _label(axes, "pictures", "ms for one picture")
 
 
 def _folder_tokens(axes: Axes, points: Sequence[DescribePoint]) -> None:
-    axes.plot([p.num_images for p in points], [p.tokens_per_second for p in points], marker="o")
+    _by_size(axes, points, "num_images", "tokens_per_second")
     _label(axes, "pictures", "tokens a second")
 
 
@@ -211,15 +211,15 @@ def _grouped(points: Sequence[Any], key: Callable[[Any], str]) -> dict[str, list
     return groups
 
 
-def _by_batch(axes: Axes, points: Sequence[Any], name: str, **style: Any) -> None:
-    """A line of the points' field `name` over their batch sizes."""
-    ordered = sorted(points, key=lambda point: point.batch_size)
-    sizes = [point.batch_size for point in ordered]
+def _by_size(axes: Axes, points: Sequence[Any], size: str, name: str, **style: Any) -> None:
+    """A line of the points' field `name` over their field `size`."""
+    ordered = sorted(points, key=lambda point: getattr(point, size))
+    sizes = [getattr(point, size) for point in ordered]
     axes.plot(sizes, [getattr(point, name) for point in ordered], marker="o", **style)
-    _scale_batches(axes, sizes)
+    _scale_sizes(axes, sizes)
 
 
-def _scale_batches(axes: Axes, sizes: Sequence[int]) -> None:
+def _scale_sizes(axes: Axes, sizes: Sequence[int]) -> None:
     """Doublings at equal distances, and a number at each."""
     axes.set_xscale("log", base=2)
     powers = range(min(sizes).bit_length() - 1, max(sizes).bit_length())

@@ -244,11 +244,10 @@ def describe(
     pictures = find_pictures([folder], recursive=False)
     load = _loader(where, shape, vision=shape.layers, language=shape.layers)
     with _reported("bench describe", report) as run:
-        from minigpt4_runtime.bench.describe import folder_sizes, measure_describe
+        from minigpt4_runtime.bench.describe import measure_describe
 
         model = run.load(load, name=_name(where, shape))
-        for size in folder_sizes(len(pictures)):
-            measured = measure_describe(model, pictures[:size], prompt, params, repeats=repeats)
+        for measured in measure_describe(model, pictures, prompt, params, repeats=repeats):
             run.measured.append(measured)
             run.notes += [f"Not described: {error}" for error in measured.failures.values()]
             note(measured.as_text())
