@@ -19,6 +19,10 @@ def test_cpu_knows_itself():
     assert backend.facts.default_dtype == "float32"
     free = backend.free_memory_bytes()
     assert free is None or free > 2**20
+    backend.synchronize()
+    backend.reset_peak_memory()
+    peak = backend.peak_memory_bytes()
+    assert peak is None or peak > 2**20
 
 
 @pytest.mark.parametrize("name", ["gpu", "cpu:0", "cuda:x", "", "CUDA", "npu:-1"])
@@ -42,11 +46,16 @@ import torch
 from minigpt4_runtime import BackendUnavailableError
 from minigpt4_runtime.backend.registry import open_device
 
+asked = []
+
 def install(count):
     module = sys.modules["torch_npu"] = types.ModuleType("torch_npu")
     module.npu = types.SimpleNamespace(
         is_available=lambda: count > 0, device_count=lambda: count,
         mem_get_info=lambda device: (10, 20),
+        max_memory_allocated=lambda device: 30 + device.index,
+        synchronize=lambda device: asked.append(("synchronize", device.index)),
+        reset_peak_memory_stats=lambda device: asked.append(("reset", device.index)),
     )
 
 def refusal(name):
@@ -60,6 +69,10 @@ install(2)
 backend = open_device("npu:1")
 assert backend.device == torch.device("npu", 1)
 assert backend.free_memory_bytes() == 10
+assert backend.peak_memory_bytes() == 31
+backend.synchronize()
+backend.reset_peak_memory()
+assert asked == [("synchronize", 1), ("reset", 1)]
 assert "npu:0 to npu:1" in refusal("npu:7")
 install(0)
 assert "finds no Ascend device" in refusal("npu")
@@ -96,5 +109,10 @@ def test_cuda_knows_itself():
     backend = open_device("cuda:0")
     assert backend.facts.default_dtype == "float16"
     assert backend.free_memory_bytes() > 2**20
+    backend.reset_peak_memory()
+    before = backend.peak_memory_bytes()
+    block = torch.ones(2**20, device=backend.device)
+    backend.synchronize()
+    assert backend.peak_memory_bytes() >= before + block.nbytes
     with pytest.raises(BackendUnavailableError, match="does not exist"):
         open_device("cuda:99")
