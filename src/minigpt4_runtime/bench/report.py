@@ -41,6 +41,7 @@ SHOWN: dict[str, tuple[tuple[str, Column], ...]] = {
         ("images_per_second", Column("images/s", ".2f")),
         ("gigaflops_per_second", Column("GFLOP/s", ".0f")),
         ("ceiling_share", Column("of ceiling", ".0%")),
+        ("load_ms", Column("load ms", ".0f")),
         _MEMORY,
     ),
     "bench language": (
