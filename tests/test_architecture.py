@@ -42,13 +42,15 @@ MAY_IMPORT: dict[str, set[str]] = {
     "engine": WORDS | {"model", "backend.contracts"},
     "api": BELOW_API,
     FRONT_DOOR: WORDS | {"api"},
+    # Whether a model fits is asked of the devices themselves.
+    "hub": WORDS | {"checkpoint", "backend.registry"},
     "export": WORDS | {"model", "checkpoint", "backend.contracts"},
     "server": WORDS | {"api", FRONT_DOOR},
     "web": WORDS | {"api", FRONT_DOOR},
     "bench": WORDS | {"api", FRONT_DOOR},
     "evaluation": WORDS | {"api", FRONT_DOOR},
     "cli": WORDS
-    | {"api", FRONT_DOOR, "server", "web", "export", "bench", "evaluation", "checkpoint"}
+    | {"api", FRONT_DOOR, "server", "web", "export", "bench", "evaluation", "checkpoint", "hub"}
     | {"pixels", "prompt.DESCRIBE_PROMPT"},
     "assets": set(),
 }
@@ -58,7 +60,9 @@ DEVICES = {"backend.cpu", "backend.cuda", "backend.npu"}
 
 # Rooms that need nothing but Python, and rooms that load without torch.
 ONLY_STANDARD_LIBRARY = {"errors", "config", "messages", "optional", "prompt"}
-NO_TORCH_ON_LOAD = ONLY_STANDARD_LIBRARY | {"tokenizer", "answer", "pixels", "cli", FRONT_DOOR}
+NO_TORCH_ON_LOAD = ONLY_STANDARD_LIBRARY | {
+    "tokenizer", "answer", "pixels", "hub", "cli", FRONT_DOOR,
+}  # fmt: skip
 HEAVY = {"torch", "torch_npu"}
 
 NAMES_THAT_SAY_NOTHING = {"utils", "common", "helpers", "core"}

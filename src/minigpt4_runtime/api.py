@@ -26,6 +26,7 @@ from minigpt4_runtime.backend.contracts import DeviceBackend
 from minigpt4_runtime.backend.registry import attention_kernel, open_device
 from minigpt4_runtime.backend.vision_torch import TorchVisionEncoder
 from minigpt4_runtime.checkpoint.load import load_config, load_model
+from minigpt4_runtime.checkpoint.shelf import find_model
 from minigpt4_runtime.config import (
     DTYPE_NAMES,
     DTypeName,
@@ -125,7 +126,7 @@ class MiniGPT4:
         """Load a model folder; without one, the bundled demo model, which knows drawn scenes.
 
         Args:
-            model: a folder made by `minigpt4 convert`.
+            model: a folder made by `minigpt4 convert`, or the name of a fetched model: "vicuna-7b".
             device: auto, cpu, cuda, cuda:1, npu, …; auto takes the first accelerator, else the CPU.
             dtype: auto, float32, float16 or bfloat16; auto is float32 on a CPU, else float16.
             engine: how many requests run at once, and what is kept between them.
@@ -133,7 +134,7 @@ class MiniGPT4:
 
         Raises:
             ConfigError: a setting has no meaning.
-            CheckpointError: the folder is no whole model.
+            CheckpointError: the folder is no whole model, or the named one is not fetched yet.
             BackendUnavailableError: the device is not on this machine, or has too little memory.
         """
         if dtype not in ("auto", *DTYPE_NAMES):
@@ -142,7 +143,7 @@ class MiniGPT4:
             engine = EngineConfig.from_mapping(engine or {})
         backend = open_device(device)
         return cls(
-            Path(model) if model is not None else DEMO_MODEL_DIR,
+            find_model(model) if model is not None else DEMO_MODEL_DIR,
             backend=backend,
             dtype=backend.facts.default_dtype if dtype == "auto" else dtype,
             engine=engine,

@@ -1,0 +1,215 @@
+"""Published files that are on the disk already, under any name: told by what is in them.
+
+Owns   what a vision tower, a Q-Former, a projection, a shard, a tokenizer and a config look like.
+Takes  a folder and the ModelSources that are wanted; gives the paths that play their parts.
+Never  trusts a name, and never takes one of two that differ.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from minigpt4_runtime.checkpoint.file_kind import read_head, read_json
+from minigpt4_runtime.checkpoint.key_map import language_origins
+from minigpt4_runtime.checkpoint.language_folder import read_llama_config
+from minigpt4_runtime.checkpoint.presets import PRESETS
+from minigpt4_runtime.checkpoint.source import open_tensors
+from minigpt4_runtime.checkpoint.sources import ModelSources, Part
+from minigpt4_runtime.checkpoint.weights import Shape, read_header
+from minigpt4_runtime.config import LanguageConfig
+from minigpt4_runtime.errors import CheckpointError
+from minigpt4_runtime.tokenizer import Tokenizer
+
+# Smaller than any weights, larger than any index.
+_LONGEST_JSON_BYTES = 16 * 2**20
+# By these names a file is known: what it gives to the model, and no other file does.
+_MARKS = {
+    "vision": "patch_embed.proj.weight",
+    "qformer": "Qformer.bert.encoder.layer.0.attention.self.query.weight",
+    "projection": "llama_proj.weight",
+}
+
+
+@dataclass(frozen=True)
+class Recognised:
+    """A file and what it is: "vision", "qformer", "projection", "shard", "tokenizer" or a JSON.
+
+    `shapes` are those of a weight file, `values` the content of a JSON file.
+    """
+
+    path: Path
+    kind: str
+    shapes: Mapping[str, Shape]
+    values: Mapping[str, Any]
+
+
+def match_parts(model: ModelSources, folder: Path) -> dict[Part, dict[str, Path]]:
+    """Find what of a model lies in a folder or below it: for each part, file names and paths.
+
+    A language model is taken whole or not at all; its shards get names of their own.
+
+    Raises:
+        CheckpointError: there is no such folder, or it holds two files for one part.
+    """
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder} is no folder; --from wants one with published files.")
+    known = list(_recognise_all(folder))
+    found = {}
+    for part in model.parts:
+        if part.role == "language":
+            found[part] = _match_language(model, folder, known)
+        else:
+            fitting = [each for each in known if each.kind == part.role and _fits(model, each)]
+            path = _choose(folder, part.what, fitting)
+            found[part] = {} if path is None else {part.files[0].name: path}
+    return found
+
+
+def _recognise_all(folder: Path) -> Iterator[Recognised]:
+    seen = set()
+    for path in sorted(folder.rglob("*")):
+        # A Hub cache holds each file once and any number of links to it.
+        if path.is_file() and path.resolve() not in seen:
+            seen.add(path.resolve())
+            if (each := recognise(path)) is not None:
+                yield each
+
+
+def recognise(path: Path) -> Recognised | None:
+    """Tell what a file is, or that it is nothing that a model is made of."""
+    try:
+        head = read_head(path)
+        if head.lstrip().startswith(b"{"):
+            return _recognise_json(path)
+        if head[8:9] == b"{":
+            return _recognise_weights(
+                path, {name: each.shape for name, each in read_header(path).items()}
+            )
+        if head.startswith(b"PK"):
+            tensors = open_tensors(path)
+            return _recognise_weights(
+                path, {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+            )
+        # What a SentencePiece model begins with: its first piece, in Protocol Buffers' form.
+        if head.startswith(b"\x0a") and path.stat().st_size <= _LONGEST_JSON_BYTES:
+            Tokenizer(path)
+            return Recognised(path, "tokenizer", {}, {})
+    except CheckpointError:
+        pass
+    return None
+
+
+def _recognise_json(path: Path) -> Recognised | None:
+    if path.stat().st_size > _LONGEST_JSON_BYTES:
+        return None
+    values = read_json(path)
+    kind = {"llama": "llama", "bert": "bert"}.get(str(values.get("model_type")))
+    return None if kind is None else Recognised(path, kind, {}, values)
+
+
+def _recognise_weights(path: Path, shapes: Mapping[str, Shape]) -> Recognised | None:
+    for kind, mark in _MARKS.items():
+        # A projection file may hold a Q-Former of its own beside.
+        if mark in shapes and (kind == "projection" or _MARKS["projection"] not in shapes):
+            return Recognised(path, kind, shapes, {})
+    if any(name == "lm_head.weight" or name.startswith("model.") for name in shapes):
+        return Recognised(path, "shard", shapes, {})
+    return None
+
+
+def _fits(model: ModelSources, each: Recognised) -> bool:
+    """Whether a file is of this model's sizes, as far as they are known beforehand."""
+    if model.preset is None:
+        return True
+    config = PRESETS[model.preset]
+    if each.kind == "projection":
+        wanted: object = (config.language.hidden_size, config.projection_width)
+        return each.shapes[_MARKS["projection"]] == wanted
+    if each.kind == "vision":
+        return each.shapes[_MARKS["vision"]][0] == config.vision.hidden_size
+    if each.kind == "llama":
+        return each.values.get("hidden_size") == config.language.hidden_size
+    if each.kind == "bert" and config.qformer is not None:
+        return each.values.get("hidden_size") == config.qformer.hidden_size
+    return True
+
+
+def _choose(folder: Path, what: str, fitting: list[Recognised]) -> Path | None:
+    """The one file, or one of several that are the same small file."""
+    paths = [each.path for each in fitting]
+    small = [path for path in paths if path.stat().st_size <= _LONGEST_JSON_BYTES]
+    if len(small) == len(paths) and len({path.read_bytes() for path in small}) == 1:
+        return paths[0]
+    if len(paths) > 1:
+        raise CheckpointError(
+            f"{folder} holds more than one file that could be {what}: {paths[0]} and {paths[1]}. "
+            "Give --from a folder with only one of them."
+        )
+    return paths[0] if paths else None
+
+
+def _match_language(model: ModelSources, folder: Path, known: list[Recognised]) -> dict[str, Path]:
+    config_path = _choose(
+        folder,
+        "the language model's config.json",
+        [each for each in known if each.kind == "llama" and _fits(model, each)],
+    )
+    if config_path is None:
+        return {}
+    values = read_json(config_path)
+    config = read_llama_config(config_path, values)
+    shards = _choose_shards(
+        folder, known, config, is_tied=values.get("tie_word_embeddings") is True
+    )
+    tokenizers = [
+        each
+        for each in known
+        if each.kind == "tokenizer" and Tokenizer(each.path).vocab_size <= config.vocab_size
+    ]
+    tokenizer_path = _choose(folder, "the language model's tokenizer.model", tokenizers)
+    if not shards or tokenizer_path is None:
+        return {}
+    return {"config.json": config_path, "tokenizer.model": tokenizer_path, **shards}
+
+
+def _choose_shards(
+    folder: Path, known: list[Recognised], config: LanguageConfig, *, is_tied: bool
+) -> dict[str, Path]:
+    """Shards that together are the whole language model, under names that say so."""
+    needed = {
+        name
+        for origin in language_origins(config, is_tied=is_tied).values()
+        for name in origin.names
+    }
+    shards = [each for each in known if each.kind == "shard" and _is_wide(each, config)]
+    # Some publish the same weights in both forms; one of them is enough.
+    for pattern, is_wanted in (
+        ("model-{}-of-{}.safetensors", True),
+        ("pytorch_model-{}-of-{}.bin", False),
+    ):
+        chosen = [each for each in shards if _is_safetensors(each.path) == is_wanted]
+        names = [name for each in chosen for name in each.shapes if name in needed]
+        if len(names) > len(set(names)):
+            raise CheckpointError(
+                f"{folder} holds the same weights of a language model twice, {names[0]} for one. "
+                "Give --from a folder with one language model of this size."
+            )
+        if set(names) == needed:
+            return {
+                pattern.format(f"{number:05d}", f"{len(chosen):05d}"): each.path
+                for number, each in enumerate(chosen, start=1)
+            }
+    return {}
+
+
+def _is_wide(shard: Recognised, config: LanguageConfig) -> bool:
+    """Whether the shard is of a model of this width: every weight has it on one side."""
+    return all(
+        config.hidden_size in shape or name.endswith("rotary_emb.inv_freq")
+        for name, shape in shard.shapes.items()
+    )
+
+
+def _is_safetensors(path: Path) -> bool:
+    return read_head(path)[8:9] == b"{"
