@@ -62,8 +62,13 @@ def match_parts(model: ModelSources, folder: Path) -> dict[Part, dict[str, Path]
         else:
             fitting = [each for each in known if each.kind == part.role and _fits(model, each)]
             path = _choose(folder, part.what, fitting)
-            found[part] = {} if path is None else {part.files[0].name: path}
+            found[part] = {} if path is None else {_name_as(part.files[0].name, path): path}
     return found
+
+
+def _name_as(name: str, path: Path) -> str:
+    """The published name, with the ending that says how the file must be opened."""
+    return str(Path(name).with_suffix(".safetensors")) if _is_safetensors(path) else name
 
 
 def _recognise_all(folder: Path) -> Iterator[Recognised]:
@@ -212,4 +217,5 @@ def _is_wide(shard: Recognised, config: LanguageConfig) -> bool:
 
 
 def _is_safetensors(path: Path) -> bool:
+    """By its ninth byte: a header in JSON comes after its length."""
     return read_head(path)[8:9] == b"{"

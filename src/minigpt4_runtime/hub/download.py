@@ -186,13 +186,15 @@ class _Attempts:
         if expected is not None and reply.sha256 is not None and reply.sha256 != expected:
             raise Refusal(self._describe_other(reply.sha256))
         head = reply.head
-        is_short = reply.size is not None and reply.size <= _LONGEST_NOTE_BYTES
-        if is_short and not reply.start and not self.file.name.endswith(".json"):
-            text = head.decode("ascii", errors="replace").strip()
-            if head.isascii() and text.replace("\n", " ").isprintable():
-                raise Refusal(f"it gave a text in place of the file ({text[:80]!r})")
-        if not head and not reply.start:
+        if reply.start:
+            return
+        if not head:
             raise Refusal("its file is empty")
+        is_short = reply.size is not None and reply.size <= _LONGEST_NOTE_BYTES
+        if is_short and head.isascii() and not self.file.name.endswith(".json"):
+            text = head.decode("ascii").strip()
+            if text.replace("\n", " ").isprintable():
+                raise Refusal(f"it gave a text in place of the file ({text[:80]!r})")
 
     def _read_start(self, content: BinaryIO, start: int, digests: _Digests) -> None:
         """Digest what is here already, and forget what is behind it."""

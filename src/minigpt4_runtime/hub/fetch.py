@@ -282,8 +282,10 @@ def assembled(plan: FetchPlan) -> Iterator[PublishedFiles]:
             (folder / part.role).mkdir()
             downloaded = {each.file.name: each.target for each in plan.files if each.part == part}
             for file_name, path in {**downloaded, **plan.local.get(part, {})}.items():
-                _link(path.resolve(), folder / part.role / file_name)
-                places[part.role] = folder / part.role / file_name
+                # A conversion looks for BERT's settings under this name alone.
+                link_name = "config.json" if part.role == "bert" else file_name
+                _link(path.resolve(), folder / part.role / link_name)
+                places[part.role] = folder / part.role / link_name
         yield PublishedFiles(
             language_dir=folder / "language",
             vision=places["vision"],

@@ -27,7 +27,6 @@ INSTALL = "pip install 'minigpt4-runtime[hub]'"
 
 _HUB_PLACE = re.compile(r"hub:(spaces/)?([^/@]+/[^/@]+)(?:@([^/]+))?/(.+)")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-_CHUNK_BYTES = 2**20
 _LONGEST_PAGE_BYTES = 2**18
 _TIMEOUT_SECONDS = 30.0
 
@@ -100,7 +99,8 @@ def find_address(place: str) -> Address:
     )
     gate = f"{endpoint}/{space or ''}{repository}"
     # The library finds a token where its users keep one: HF_TOKEN, or what `hf auth login` wrote.
-    return Address(url, url, gate, hub.utils.build_hf_headers(library_name="minigpt4-runtime"))
+    token = hub.get_token()
+    return Address(url, url, gate, {"Authorization": f"Bearer {token}"} if token else {})
 
 
 def open_client() -> "Client":
@@ -159,7 +159,8 @@ def _open_response(
 
 
 def _read_reply(address: Address, response: "Response", start: int) -> Reply:
-    chunks = response.iter_raw(_CHUNK_BYTES)
+    # As they come: gathered into larger pieces, a cut would lose what was gathered.
+    chunks = response.iter_raw()
     head = b""
     while len(head) < HEAD_BYTES and (chunk := next(chunks, None)) is not None:
         head += chunk
@@ -236,7 +237,7 @@ def _describe_gate(address: Address, response: "Response", reason: str) -> str:
     message = response.headers.get("X-Error-Message", "")
     seen = f"{reason} ({message[:120]})" if message else reason
     login = "make a token at https://huggingface.co/settings/tokens and run `hf auth login`, or set"
-    if "authorization" not in {name.lower() for name in address.headers}:
+    if "Authorization" not in address.headers:
         return (
             f"{seen}: it wants to know who asks. Accept the licence at {address.gate}, {login} "
             "HF_TOKEN to it, and try again"
