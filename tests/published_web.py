@@ -1,7 +1,7 @@
-"""The published hosts on loopback: what the Hub, its store, Drive and a bucket say and how they fail.
+"""The published hosts on loopback: how the Hub, its store, Drive and a bucket answer, and fail.
 
-A Web has two ports. `site` is the Hub, Drive and the bucket; `store` is where the Hub and Drive send
-one on to: another origin, which must never see a token. `Web.mishaps` makes requests go wrong.
+A Web has two ports. `site` is the Hub, Drive and the bucket; `store` is where the Hub and Drive
+send one on to: another origin, which must never see a token. `Web.mishaps` makes requests go wrong.
 """
 
 import base64
@@ -27,12 +27,13 @@ DRIVE_IDS = {
 
 @dataclass(frozen=True)
 class Mishap:
-    """What happens to one request: a status, a page in place of the file, or a cut after bytes."""
+    """What happens to one request: a status, a page, or bytes that stop coming."""
 
     status: int | None = None
     headers: dict[str, str] = field(default_factory=dict)
     page: bytes | None = None
     cut_after: int | None = None
+    stalls: bool = False  # Keep the connection open after the cut, until the web ends.
     content: bytes | None = None  # Other bytes than the published ones.
 
 
@@ -58,6 +59,8 @@ class Web:
     scans: bool = True  # Whether Drive asks before it gives a file.
     has_etags: bool = True
     ignores_ranges: bool = False
+    stalled: threading.Event = field(default_factory=threading.Event)
+    ended: threading.Event = field(default_factory=threading.Event)
 
     def requests_for(self, name: str, origin: str | None = None) -> list[Seen]:
         """The requests that were about a file, in order."""
@@ -152,6 +155,9 @@ class _Handler(BaseHTTPRequestHandler):
             digest = base64.b64encode(hashlib.md5(content).digest()).decode()
             headers["x-goog-hash"] = f"crc32c=AAAAAA==,md5={digest}"
         self.reply_in_part(content, headers | mishap.headers, mishap.cut_after)
+        if mishap.stalls:
+            self.web.stalled.set()
+            self.web.ended.wait()
 
     def reply_in_part(self, content, headers, cut_after):
         """Honour Range and If-Range."""
@@ -192,6 +198,7 @@ def start_web(files: dict[str, bytes]):
         servers.append(server)
 
     def end():
+        web.ended.set()
         for server in servers:
             server.shutdown()
             server.server_close()
@@ -229,6 +236,11 @@ def write_table(web: Web, path: Path, variant: str, name: str) -> Path:
     lines = [f"[models.{name}]", f"parts = {json.dumps(list(parts))}"]
     for part, (role, host, names) in parts.items():
         files = ", ".join(f'{{ name = "{each}" }}' for each in names)
-        lines += [f"[parts.{part}]", f'role = "{role}"', f'hosts = ["{host}"]', f"files = [{files}]"]
+        lines += [
+            f"[parts.{part}]",
+            f'role = "{role}"',
+            f'hosts = ["{host}"]',
+            f"files = [{files}]",
+        ]
     path.write_text("\n".join(lines), encoding="utf-8")
     return path

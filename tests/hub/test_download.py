@@ -48,9 +48,7 @@ def bring(web, cache_home):
         target = cache_home / file.name
         watch = Watch(on_bytes, stop or threading.Event())
         with open_client() as client:
-            arrival = download(
-                file, target, client=client, ledger=Ledger(cache_home), watch=watch
-            )
+            arrival = download(file, target, client=client, ledger=Ledger(cache_home), watch=watch)
         content = target.read_bytes()
         assert arrival.sha256 == hashlib.sha256(content).hexdigest()
         assert sorted(path.name for path in cache_home.iterdir()) == sorted(
@@ -120,7 +118,7 @@ def test_a_stopped_download_goes_on_in_another_process(web, bring, cache_home):
         bring(file, stop_at_once, stop)
     assert not (cache_home / TOWER).exists()
     kept = (cache_home / f"{TOWER}.partial").stat().st_size
-    assert 0 < kept
+    assert kept > 0
     web.mishaps.clear()
     assert bring(file) == web.files[TOWER]
     assert web.seen[-1].headers["range"] == f"bytes={kept - 1}-"

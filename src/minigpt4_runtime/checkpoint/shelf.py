@@ -107,7 +107,8 @@ def delete(name: str) -> int:
     going = folder.with_name(f".{name}.{uuid.uuid4().hex[:8]}.deleted")
     try:
         folder.rename(going)
-        shutil.rmtree(going)
+        # A user may keep a model elsewhere and have a link to it here.
+        going.unlink() if going.is_symlink() else shutil.rmtree(going)
     except OSError as error:
         raise CheckpointError(f"{folder} cannot be deleted whole: {error}") from None
     return num_bytes

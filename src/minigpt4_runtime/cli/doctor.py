@@ -43,7 +43,7 @@ def _print_lines(diagnosis: Diagnosis) -> None:
 
     for check in diagnosis.checks:
         mark = "ok  " if check.is_well else "FAIL" if check.is_needed else "note"
-        todo = "" if check.is_well else f" {check.todo}"
+        todo = "" if check.is_well else f". {check.todo}"
         print(f"{mark}  {check.name}: {check.seen}{todo}")
     print("\nDevices")
     for device in diagnosis.devices:
