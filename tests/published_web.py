@@ -52,6 +52,7 @@ class Web:
 
     files: dict[str, bytes]
     gated: set[str] = field(default_factory=set)
+    gone: set[str] = field(default_factory=set)
     mishaps: dict[str, list[Mishap]] = field(default_factory=lambda: defaultdict(list))
     seen: list[Seen] = field(default_factory=list)
     site: str = ""
@@ -103,6 +104,9 @@ class _Handler(BaseHTTPRequestHandler):
             message = f"Access to model {repository} is restricted."
             headers = {"X-Error-Code": "GatedRepo", "X-Error-Message": message}
             self.reply(403 if sent else 401, message.encode(), headers)
+        elif repository in self.web.gone:
+            headers = {"X-Error-Code": "RepoNotFound", "X-Error-Message": "Repository not found"}
+            self.reply(401, b"Repository not found", headers)
         elif name not in self.web.files:
             headers = {"X-Error-Code": "EntryNotFound", "X-Error-Message": "Entry not found"}
             self.reply(404, b"Entry not found", headers)

@@ -44,9 +44,9 @@ def bring(web, cache_home):
     """Downloads a file as a new process would; gives its arrival, and checks what lies there."""
     cache_home.mkdir()
 
-    def bring_file(file, on_bytes=lambda _: None, stop=None):
+    def bring_file(file, on_bytes=lambda _: None, stop=None, say=lambda _: None):
         target = cache_home / file.name
-        watch = Watch(on_bytes, stop or threading.Event())
+        watch = Watch(on_bytes, say, stop or threading.Event())
         with open_client() as client:
             arrival = download(file, target, client=client, ledger=Ledger(cache_home), watch=watch)
         content = target.read_bytes()
@@ -174,8 +174,11 @@ def test_a_shorter_file_than_what_is_here_begins_anew(web, bring, cache_home):
 @pytest.mark.parametrize("status", [429, 503])
 def test_a_busy_host_is_asked_again_when_it_says(web, bring, status):
     web.mishaps[TOWER] = [Mishap(status=status, headers={"Retry-After": "0"})] * 3
-    assert bring(bucket(web)) == web.files[TOWER]
+    said = []
+    assert bring(bucket(web), say=said.append) == web.files[TOWER]
     assert len(web.seen) == 4
+    assert len(said) == 3
+    assert f"{TOWER}, {web.site[7:]}: it answered {status}" in said[0]
 
 
 def test_patience_ends(web, bring, cache_home):
@@ -245,6 +248,13 @@ def test_a_gate_says_what_to_do(web, bring, cache_home, monkeypatch):
     assert "hf_of_someone_else" not in message
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     assert bring(hub()) == web.files[SHARD]
+
+
+def test_a_repository_that_is_gone(web, bring, cache_home):
+    web.gone.add("Vision-CAIR/vicuna-7b")
+    message = refuse(bring, hub(), cache_home)
+    assert "there is no such repository, or it is private" in message
+    assert "licence" not in message
 
 
 def test_a_known_size_that_differs_is_refused_before_the_bytes(web, bring, cache_home):

@@ -80,16 +80,17 @@ def fetch(
     is honoured.
     """
     from minigpt4_runtime.checkpoint.manifest import MANIFEST_NAME
-    from minigpt4_runtime.checkpoint.shelf import models_dir
+    from minigpt4_runtime.checkpoint.shelf import measure, models_dir
     from minigpt4_runtime.checkpoint.sources import read_sources
+    from minigpt4_runtime.hub.fetch import choose_dtype
 
     known = read_sources(sources)
     if name not in known:
         raise ConfigError(f"There is no model {name!r} to fetch; there is {', '.join(known)}.")
     out_dir = out or models_dir() / name
-    answer_dtype = None
     if (out_dir / MANIFEST_NAME).is_file():
         note(f"{name} is in {out_dir} already.")
+        answer_dtype = choose_dtype(measure(out_dir))
     else:
         answer_dtype = _make(
             known[name],
@@ -114,7 +115,7 @@ def _make(
     keep_sources: bool,
     dry_run: bool,
     will_answer: bool,
-) -> DTypeName | None:
+) -> DTypeName:
     """Fetch and convert, and say in which dtype the model can answer here."""
     from minigpt4_runtime.checkpoint.folder import check_target
     from minigpt4_runtime.hub import fetch as hub
@@ -123,9 +124,9 @@ def _make(
     with hub.cache_lock():
         note("Looking for the files …")
         plan = hub.make_plan(model, out_dir=out_dir, from_dir=from_dir, dtype=dtype)
-        _show_plan(plan, shows_all=dry_run)
+        _show_plan(plan, is_all=dry_run)
         hub.check_room(plan, will_answer=will_answer)
-        answer_dtype = hub.choose_dtype(plan)
+        answer_dtype = hub.choose_dtype(plan.smallest_running_bytes)
         if not dry_run:
             _bring_and_convert(plan, keep_sources=keep_sources)
     return answer_dtype
@@ -137,7 +138,7 @@ def _bring_and_convert(plan: FetchPlan, *, keep_sources: bool) -> None:
 
     try:
         with _file_bars(plan) as progress:
-            hub.bring_files(plan, progress)
+            hub.bring_files(plan, progress, note)
         with hub.assembled(plan) as files, byte_bar() as bar:
             conversion = convert(files, plan.out_dir, dtype=plan.dtype, progress=bar)
     except KeyboardInterrupt:
@@ -149,28 +150,30 @@ def _bring_and_convert(plan: FetchPlan, *, keep_sources: bool) -> None:
         hub.discard_sources(plan)
 
 
-def _show_plan(plan: FetchPlan, *, shows_all: bool) -> None:
+def _show_plan(plan: FetchPlan, *, is_all: bool) -> None:
+    """A dry run is asked for this alone: it goes to stdout then."""
     from minigpt4_runtime.checkpoint.weights import show_bytes
 
-    if shows_all:
+    say = print if is_all else note
+    if is_all:
         for part, found in plan.local.items():
             for file_name, path in found.items():
-                note(f"  {part.role:10}  {file_name}: {path}")
+                say(f"{part.role:10}  {file_name}: {path}")
         for each in plan.files:
             size = "size unknown" if each.size is None else show_bytes(each.size)
             kept = f", {show_bytes(each.kept_bytes)} of it are here" if each.kept_bytes else ""
-            note(f"  {each.part.role:10}  {each.file.name}: {each.host}, {size}{kept}")
+            say(f"{each.part.role:10}  {each.file.name}: {each.host}, {size}{kept}")
     for part in plan.model.parts:
-        note(f"{part.what}. Licence: {part.licence}.")
-    note(
+        say(f"{part.what}. Licence: {part.licence}.")
+    say(
         f"To download: {show_bytes(plan.download_bytes)}. The model folder takes up to "
         f"{show_bytes(plan.model_bytes)}: {plan.out_dir}"
     )
 
 
-def _show_example(out_dir: Path, shown_as: str, dtype: DTypeName | None, no_example: bool) -> None:
+def _show_example(out_dir: Path, shown_as: str, dtype: DTypeName, no_example: bool) -> None:
     """Describe the picture that comes along, and say how to go on with one's own."""
-    flag = "" if dtype in (None, "float32") else f" --dtype {dtype}"
+    flag = "" if dtype == "float32" else f" --dtype {dtype}"
     if not no_example:
         from minigpt4_runtime.api import MiniGPT4
         from minigpt4_runtime.config import SamplingParams
@@ -178,7 +181,7 @@ def _show_example(out_dir: Path, shown_as: str, dtype: DTypeName | None, no_exam
         from minigpt4_runtime.prompt import DESCRIBE_PROMPT
 
         note(f"An example, {EXAMPLE_PATH}:")
-        model = MiniGPT4.load(out_dir, dtype=dtype or "auto")
+        model = MiniGPT4.load(out_dir, dtype=dtype)
         question = Message("user", (image(EXAMPLE_PATH), DESCRIBE_PROMPT))
         for delta in model.stream([question], SamplingParams(max_new_tokens=_EXAMPLE_TOKENS)):
             print(delta.text, end="", flush=True)

@@ -31,7 +31,9 @@ def run_jobs(
             try:
                 news.put((index, jobs[index](), None))
             except Exception as error:  # noqa: BLE001 - raised again where results are read.
+                # In this order: what the others say of being stopped comes after it.
                 news.put((index, None, error))
+                stop.set()
 
     for _ in range(min(num_threads, len(jobs))):
         threading.Thread(target=work, name="fetch", daemon=True).start()

@@ -49,9 +49,13 @@ class Stopped(Exception):
 
 @dataclass(frozen=True)
 class Watch:
-    """Who watches a download: `on_bytes` hears of bytes (fewer again after a false start)."""
+    """Who watches a download: `on_bytes` hears of bytes (fewer again after a false start).
+
+    `say` is told when a host has to be waited for.
+    """
 
     on_bytes: Callable[[int], None]
+    say: Callable[[str], None]
     stop: threading.Event
 
     def wait(self, seconds: float) -> None:
@@ -152,6 +156,9 @@ class _Attempts:
                 asked = patience if hiccup.wait_seconds is None else hiccup.wait_seconds
                 if asked > LONGEST_WAIT_SECONDS:
                     raise Refusal(f"{hiccup}, and asks to wait {asked:.0f} seconds") from None
+                self.watch.say(
+                    f"{self.file.name}, {address.host}: {hiccup}. Trying again in {asked:.0f} s."
+                )
                 self.watch.wait(asked)
 
     def _attempt(self, address: Address) -> Arrival:

@@ -9,7 +9,7 @@ import os
 import shutil
 import tempfile
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from httpx2 import Client
 
 _GIB = 2**30
+_LINKS_PREFIX = ".links-"
 
 
 class Progress(Protocol):
@@ -118,21 +119,27 @@ def cache_lock() -> Iterator[None]:
     Raises:
         CheckpointError: another one is at work there, or the cache cannot be written.
     """
-    folder = downloads_dir()
+    # The system lets go of it when its process dies, however it dies.
+    lock = FileLock(home_dir() / ".fetch.lock", timeout=0)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        # The system lets go of it when its process dies, however it dies.
-        with FileLock(home_dir() / ".fetch.lock", timeout=0):
-            yield
+        downloads_dir().mkdir(parents=True, exist_ok=True)
+        lock.acquire()
     except Timeout:
         raise CheckpointError(
             f"Another `minigpt4 fetch` is at work in {home_dir()}. Wait for it, or set "
             "MINIGPT4_HOME to another folder."
         ) from None
-    except PermissionError as error:
+    except OSError as error:
         raise CheckpointError(
-            f"{error.filename or folder} cannot be written. Set MINIGPT4_HOME to a folder that can."
+            f"{home_dir()} cannot be written ({error.strerror}). Set MINIGPT4_HOME to a folder "
+            "that can."
         ) from None
+    try:
+        for left_behind in downloads_dir().glob(f"{_LINKS_PREFIX}*"):
+            shutil.rmtree(left_behind, ignore_errors=True)
+        yield
+    finally:
+        lock.release()
 
 
 def make_plan(
@@ -221,20 +228,22 @@ def _check_memory(plan: FetchPlan, *, will_answer: bool) -> None:
         )
 
 
-def choose_dtype(plan: FetchPlan) -> DTypeName:
-    """In which dtype the model answers here: the device's own, or a half where that is too large.
+def choose_dtype(half_bytes: int) -> DTypeName:
+    """In which dtype a model answers here: the device's own, or a half where that is too large.
 
-    It is asked before the model is there; `smallest_running_bytes` is half of float32.
+    `half_bytes` is what it takes in half precision; float32 is twice that.
     """
     device = open_device("auto")
     free, dtype = device.free_memory_bytes(), device.facts.default_dtype
-    if dtype == "float32" and free is not None and free < 2 * plan.smallest_running_bytes:
+    if dtype == "float32" and free is not None and free < 2 * half_bytes:
         return "float16"
     return dtype
 
 
-def bring_files(plan: FetchPlan, progress: Progress | None = None) -> None:
+def bring_files(plan: FetchPlan, progress: Progress | None, say: Callable[[str], None]) -> None:
     """Download what is missing, several files at once, and check what is here from before.
+
+    `say` is told whenever a host has to be waited for.
 
     Raises:
         CheckpointError: a file cannot be had; what came of the others is kept.
@@ -245,22 +254,22 @@ def bring_files(plan: FetchPlan, progress: Progress | None = None) -> None:
     # The small ones first: what is wrong with them should not be found after hours.
     files = sorted(plan.files, key=lambda each: each.size or 0)
     with open_client() as client:
-        jobs = [partial(_bring_file, client, ledger, stop, each, progress) for each in files]
+        jobs = [
+            partial(_bring_file, client, ledger, each, Watch(_bytes_of(each, progress), say, stop))
+            for each in files
+        ]
         run_jobs(jobs, stop=stop)
 
 
-def _bring_file(
-    client: "Client",
-    ledger: Ledger,
-    stop: threading.Event,
-    each: PlannedFile,
-    progress: Progress | None,
-) -> None:
+def _bytes_of(each: PlannedFile, progress: Progress | None) -> Callable[[int], None]:
     def show(num_bytes: int) -> None:
         if progress is not None:
             progress(each.title, num_bytes, each.size)
 
-    watch = Watch(show, stop)
+    return show
+
+
+def _bring_file(client: "Client", ledger: Ledger, each: PlannedFile, watch: Watch) -> None:
     watch.on_bytes(0)
     each.target.parent.mkdir(parents=True, exist_ok=True)
     if each.target.is_file():
@@ -275,24 +284,39 @@ def _bring_file(
 
 @contextmanager
 def assembled(plan: FetchPlan) -> Iterator[PublishedFiles]:
-    """Give all files under their published names in one folder of links, as long as this lasts."""
-    with tempfile.TemporaryDirectory(dir=downloads_dir(), prefix=".links-") as name:
-        folder, places = Path(name), {}
+    """Give all files under their published names in one folder of links, as long as this lasts.
+
+    Raises:
+        CheckpointError: what a conversion says of the links is said of the files themselves.
+    """
+    links: dict[Path, Path] = {}
+    with tempfile.TemporaryDirectory(dir=downloads_dir(), prefix=_LINKS_PREFIX) as name:
         for part in plan.model.parts:
-            (folder / part.role).mkdir()
+            (Path(name) / part.role).mkdir()
             downloaded = {each.file.name: each.target for each in plan.files if each.part == part}
             for file_name, path in {**downloaded, **plan.local.get(part, {})}.items():
                 # A conversion looks for BERT's settings under this name alone.
                 link_name = "config.json" if part.role == "bert" else file_name
-                _link(path.resolve(), folder / part.role / link_name)
-                places[part.role] = folder / part.role / link_name
-        yield PublishedFiles(
-            language_dir=folder / "language",
-            vision=places["vision"],
-            projection=places["projection"],
-            qformer=places.get("qformer"),
-            bert_dir=folder / "bert" if "bert" in places else None,
-        )
+                links[Path(name) / part.role / link_name] = path.resolve()
+        for link, path in links.items():
+            _link(path, link)
+        places = {link.parent.name: link for link in links}
+        try:
+            yield PublishedFiles(
+                language_dir=places["language"].parent,
+                vision=places["vision"],
+                projection=places["projection"],
+                qformer=places.get("qformer"),
+                bert_dir=places["bert"].parent if "bert" in places else None,
+            )
+        except CheckpointError as error:
+            message = str(error)
+            for link, path in links.items():
+                message = message.replace(str(link), str(path))
+            raise CheckpointError(
+                f"{message} What was downloaded is kept in {downloads_dir()}; "
+                "`minigpt4 models --delete downloads` makes the next fetch begin anew."
+            ) from None
 
 
 def _link(path: Path, link: Path) -> None:

@@ -237,6 +237,8 @@ def _describe_gate(address: Address, response: "Response", reason: str) -> str:
     message = response.headers.get("X-Error-Message", "")
     seen = f"{reason} ({message[:120]})" if message else reason
     login = "make a token at https://huggingface.co/settings/tokens and run `hf auth login`, or set"
+    if response.headers.get("X-Error-Code") == "RepoNotFound":
+        return f"{seen}: there is no such repository, or it is private"
     if "Authorization" not in address.headers:
         return (
             f"{seen}: it wants to know who asks. Accept the licence at {address.gate}, {login} "
