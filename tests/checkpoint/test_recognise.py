@@ -13,7 +13,12 @@ from minigpt4_runtime.errors import CheckpointError
 
 CHECKPOINT = GOLDENS / "vicuna" / "checkpoint"
 NAMES = {
-    "language": ("config.json", "tokenizer.model", "pytorch_model.bin"),
+    "language": (
+        "config.json",
+        "tokenizer.model",
+        "pytorch_model.bin.index.json",
+        *(f"pytorch_model-0000{number}-of-00004.bin" for number in (1, 2, 3, 4)),
+    ),
     "vision": ("eva_vit_g.pth",),
     "qformer": ("blip2.pth",),
     "bert": ("config.json",),
@@ -31,7 +36,7 @@ def model(preset=None):
 
 def match(folder, preset=None):
     """What was found, by role."""
-    return {part.role: found for part, found in match_parts(model(preset), folder).items()}
+    return {part.role: found.files for part, found in match_parts(model(preset), folder).items()}
 
 
 @pytest.fixture
@@ -50,7 +55,7 @@ def language(tmp_path):
         ("llama/config.json", "llama"),
         ("llama/tokenizer.model", "tokenizer"),
         ("llama/tokenizer_config.json", None),
-        ("llama/pytorch_model.bin.index.json", None),
+        ("llama/pytorch_model.bin.index.json", "index"),
         ("bert-base-uncased/config.json", "bert"),
     ],
 )
@@ -80,12 +85,26 @@ def test_a_whole_checkpoint():
 
 def test_files_of_other_sizes_are_not_the_ones_wanted():
     found = match(CHECKPOINT, preset="vicuna-7b")
-    assert [role for role, files in found.items() if files] == ["qformer"]
+    assert not any(found[role] for role in ("vision", "bert", "projection"))
+    assert "config.json" not in found["language"]
 
 
-def test_a_half_language_model_is_none(language):
+@pytest.mark.parametrize("has_index", [True, False])
+def test_of_a_half_language_model_what_can_be_told(language, has_index):
+    """By the index where there is one; a shard's own published name is the last resort."""
     (language / "pytorch_model-00003-of-00004.bin").unlink()
-    assert match(language)["language"] == {}
+    (language / "pytorch_model-00001-of-00004.bin").rename(language / "renamed")
+    expected = set(NAMES["language"]) - {"pytorch_model-00003-of-00004.bin"}
+    if not has_index:
+        (language / "pytorch_model.bin.index.json").unlink()
+        expected -= {"pytorch_model.bin.index.json", "pytorch_model-00001-of-00004.bin"}
+    (found,) = [
+        found for part, found in match_parts(model(), language).items() if part.role == "language"
+    ]
+    assert set(found.files) == expected
+    assert not found.is_whole
+    if has_index:
+        assert found.files["pytorch_model-00001-of-00004.bin"] == language / "renamed"
 
 
 def test_safetensors_are_taken_in_place_of_pickles(language):

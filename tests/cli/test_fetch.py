@@ -144,16 +144,21 @@ def test_files_under_any_name(fetch, web, tmp_path, cache_home, golden_model_dir
 
 
 def test_what_is_not_in_the_folder_is_downloaded(fetch, web, tmp_path):
-    folder = tmp_path / "some"
+    """And so one file that no host gives can be brought by hand."""
+    shard, folder = "pytorch_model-00001-of-00004.bin", tmp_path / "some"
     folder.mkdir()
-    (folder / "tower.bin").write_bytes(web.files[TOWER])
-    # A half language model is none.
-    shard = "pytorch_model-00001-of-00004.bin"
-    (folder / shard).write_bytes(web.files[shard])
+    contents = {name: web.files.pop(name) for name in (TOWER, shard, "tokenizer.model")}
+    shown = fetch("--no-example")
+    assert shown.status == 1
+    assert "--from DIR" in shown.err
+    (folder / "tower.bin").write_bytes(contents[TOWER])
+    (folder / "downloaded (1)").write_bytes(contents["tokenizer.model"])
+    (folder / shard).write_bytes(contents[shard])
+    web.seen.clear()
     shown = fetch("--from", folder, "--no-example")
     assert shown.status == 0, shown.err
-    assert not web.requests_for(TOWER)
-    assert web.requests_for(shard)
+    assert not any(web.requests_for(name) for name in contents)
+    assert web.requests_for("pytorch_model-00002-of-00004.bin")
 
 
 def change(content):
@@ -303,6 +308,13 @@ def test_names_that_are_not_known(fetch, real_minigpt4, cache_home):
     shown = real_minigpt4("describe", PICTURE, "--model", "vicuna-13b")
     assert shown.status == 1
     assert "Run: minigpt4 fetch vicuna-13b" in shown.err
+
+
+def test_the_cache_itself_is_no_model(fetch, web, cache_home):
+    shown = fetch("--out", cache_home)
+    assert shown.status == 1
+    assert "which holds the cache" in shown.err
+    assert web.seen == []
 
 
 def test_a_folder_that_is_no_model_is_not_written_into(fetch, web, tmp_path):

@@ -33,8 +33,9 @@ _MARKS = {
 
 @dataclass(frozen=True)
 class Recognised:
-    """A file and what it is: "vision", "qformer", "projection", "shard", "tokenizer" or a JSON.
+    """A file and what it is.
 
+    `kind` is vision, qformer, projection, shard or tokenizer; of JSON files llama, bert or index.
     `shapes` are those of a weight file, `values` the content of a JSON file.
     """
 
@@ -44,10 +45,19 @@ class Recognised:
     values: Mapping[str, Any]
 
 
-def match_parts(model: ModelSources, folder: Path) -> dict[Part, dict[str, Path]]:
-    """Find what of a model lies in a folder or below it: for each part, file names and paths.
+@dataclass(frozen=True)
+class Found:
+    """The files that play a part, under the names by which a conversion knows them.
 
-    A language model is taken whole or not at all; its shards get names of their own.
+    `is_whole`: nothing of the part is missing, though the names may be others than the table's.
+    """
+
+    files: Mapping[str, Path]
+    is_whole: bool
+
+
+def match_parts(model: ModelSources, folder: Path) -> dict[Part, Found]:
+    """Find what of a model lies in a folder or below it.
 
     Raises:
         CheckpointError: there is no such folder, or it holds two files for one part.
@@ -58,11 +68,12 @@ def match_parts(model: ModelSources, folder: Path) -> dict[Part, dict[str, Path]
     found = {}
     for part in model.parts:
         if part.role == "language":
-            found[part] = _match_language(model, folder, known)
+            found[part] = _match_language(model, part, folder, known)
         else:
             fitting = [each for each in known if each.kind == part.role and _fits(model, each)]
             path = _choose(folder, part.what, fitting)
-            found[part] = {} if path is None else {_name_as(part.files[0].name, path): path}
+            files = {} if path is None else {_name_as(part.files[0].name, path): path}
+            found[part] = Found(files, is_whole=bool(files))
     return found
 
 
@@ -109,8 +120,10 @@ def _recognise_json(path: Path) -> Recognised | None:
     if path.stat().st_size > _LONGEST_JSON_BYTES:
         return None
     values = read_json(path)
-    kind = {"llama": "llama", "bert": "bert"}.get(str(values.get("model_type")))
-    return None if kind is None else Recognised(path, kind, {}, values)
+    if isinstance(values.get("weight_map"), dict):
+        return Recognised(path, "index", {}, values)
+    kind = values.get("model_type")
+    return Recognised(path, str(kind), {}, values) if kind in ("llama", "bert") else None
 
 
 def _recognise_weights(path: Path, shapes: Mapping[str, Shape]) -> Recognised | None:
@@ -154,28 +167,49 @@ def _choose(folder: Path, what: str, fitting: list[Recognised]) -> Path | None:
     return paths[0] if paths else None
 
 
-def _match_language(model: ModelSources, folder: Path, known: list[Recognised]) -> dict[str, Path]:
+def _match_language(
+    model: ModelSources, part: Part, folder: Path, known: list[Recognised]
+) -> Found:
+    """The whole language model, whatever its files are called; else those that can be told."""
     config_path = _choose(
         folder,
         "the language model's config.json",
         [each for each in known if each.kind == "llama" and _fits(model, each)],
     )
-    if config_path is None:
-        return {}
-    values = read_json(config_path)
-    config = read_llama_config(config_path, values)
-    shards = _choose_shards(
-        folder, known, config, is_tied=values.get("tie_word_embeddings") is True
+    tokenizer_path = _choose(
+        folder,
+        "the language model's tokenizer.model",
+        [each for each in known if each.kind == "tokenizer"],
     )
-    tokenizers = [
-        each
-        for each in known
-        if each.kind == "tokenizer" and Tokenizer(each.path).vocab_size <= config.vocab_size
-    ]
-    tokenizer_path = _choose(folder, "the language model's tokenizer.model", tokenizers)
-    if not shards or tokenizer_path is None:
-        return {}
-    return {"config.json": config_path, "tokenizer.model": tokenizer_path, **shards}
+    small = {"config.json": config_path, "tokenizer.model": tokenizer_path}
+    files = {name: path for name, path in small.items() if path is not None}
+    if config_path is not None:
+        values = read_json(config_path)
+        config = read_llama_config(config_path, values)
+        is_tied = values.get("tie_word_embeddings") is True
+        shards = _choose_shards(folder, known, config, is_tied=is_tied)
+        if shards and tokenizer_path is not None:
+            return Found({**files, **shards}, is_whole=True)
+    return Found({**files, **_match_shards(part, known)}, is_whole=False)
+
+
+def _match_shards(part: Part, known: list[Recognised]) -> dict[str, Path]:
+    """Single shards of a published model, told by its index or, without one, by their own names."""
+    wanted = {file.name for file in part.files} - {"config.json", "tokenizer.model"}
+    found = {}
+    for index in (each for each in known if each.kind == "index"):
+        weight_map = index.values["weight_map"]
+        index_name = next((name for name in wanted if name.endswith(".index.json")), None)
+        if index_name is None or not set(weight_map.values()) <= wanted:
+            continue
+        found[index_name] = index.path
+        for shard_name in set(weight_map.values()):
+            names = {name for name, holder in weight_map.items() if holder == shard_name}
+            for each in known:
+                if each.kind == "shard" and set(each.shapes) == names:
+                    found[shard_name] = each.path
+    named = {each.path.name: each.path for each in known if each.kind == "shard"}
+    return {name: named[name] for name in wanted & named.keys()} | found
 
 
 def _choose_shards(

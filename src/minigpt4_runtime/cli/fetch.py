@@ -157,7 +157,7 @@ def _show_plan(plan: FetchPlan, *, is_all: bool) -> None:
     say = print if is_all else note
     if is_all:
         for part, found in plan.local.items():
-            for file_name, path in found.items():
+            for file_name, path in found.files.items():
                 say(f"{part.role:10}  {file_name}: {path}")
         for each in plan.files:
             size = "size unknown" if each.size is None else show_bytes(each.size)
@@ -165,9 +165,10 @@ def _show_plan(plan: FetchPlan, *, is_all: bool) -> None:
             say(f"{each.part.role:10}  {each.file.name}: {each.host}, {size}{kept}")
     for part in plan.model.parts:
         say(f"{part.what}. Licence: {part.licence}.")
+    is_known = all(each.size is not None for each in plan.files)
     say(
-        f"To download: {show_bytes(plan.download_bytes)}. The model folder takes up to "
-        f"{show_bytes(plan.model_bytes)}: {plan.out_dir}"
+        f"To download: {'' if is_known else 'at least '}{show_bytes(plan.download_bytes)}. "
+        f"The model folder takes up to {show_bytes(plan.model_bytes)}: {plan.out_dir}"
     )
 
 

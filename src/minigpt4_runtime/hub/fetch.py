@@ -22,12 +22,12 @@ from minigpt4_runtime.backend.registry import open_device
 from minigpt4_runtime.checkpoint.convert import PublishedFiles
 from minigpt4_runtime.checkpoint.manifest import SourceRecord
 from minigpt4_runtime.checkpoint.presets import running_bytes, weight_bytes
-from minigpt4_runtime.checkpoint.recognise import match_parts
+from minigpt4_runtime.checkpoint.recognise import Found, match_parts
 from minigpt4_runtime.checkpoint.shelf import downloads_dir, home_dir
 from minigpt4_runtime.checkpoint.sources import ModelSources, Part, SourceFile
 from minigpt4_runtime.checkpoint.weights import show_bytes
 from minigpt4_runtime.config import DTypeName
-from minigpt4_runtime.errors import BackendUnavailableError, CheckpointError
+from minigpt4_runtime.errors import BackendUnavailableError, CheckpointError, ConfigError
 from minigpt4_runtime.hub.crew import run_jobs
 from minigpt4_runtime.hub.download import (
     PARTIAL_SUFFIX,
@@ -78,10 +78,10 @@ class PlannedFile:
 
 @dataclass(frozen=True)
 class FetchPlan:
-    """What comes from where. `local` has the files that --from holds, by part and name."""
+    """What comes from where. `local` has the files of --from, for the parts that it holds."""
 
     model: ModelSources
-    local: Mapping[Part, Mapping[str, Path]]
+    local: Mapping[Part, Found]
     files: tuple[PlannedFile, ...]
     out_dir: Path
     dtype: DTypeName | None
@@ -94,7 +94,7 @@ class FetchPlan:
     @property
     def source_bytes(self) -> list[int]:
         """The sizes of all files that the model will be made of."""
-        paths = [path for found in self.local.values() for path in found.values()]
+        paths = [path for found in self.local.values() for path in found.files.values()]
         return [path.stat().st_size for path in paths] + [each.size or 0 for each in self.files]
 
     @property
@@ -149,9 +149,18 @@ def make_plan(
 
     Raises:
         CheckpointError: no host gives a file, or --from holds two for one part.
+        ConfigError: `out_dir` is where the cache lies.
     """
+    if home_dir().resolve().is_relative_to(out_dir.resolve()):
+        raise ConfigError(f"--out is {out_dir}, which holds the cache. Choose another folder.")
     local = {} if from_dir is None else match_parts(model, from_dir)
-    wanted = [(part, file) for part in model.parts if not local.get(part) for file in part.files]
+    nothing = Found({}, is_whole=False)
+    wanted = [
+        (part, file)
+        for part in model.parts
+        for file in part.files
+        if not (found := local.get(part, nothing)).is_whole and file.name not in found.files
+    ]
     files: list[PlannedFile] = []
     if wanted:
         ledger = Ledger(home_dir())
@@ -293,8 +302,9 @@ def assembled(plan: FetchPlan) -> Iterator[PublishedFiles]:
     with tempfile.TemporaryDirectory(dir=downloads_dir(), prefix=_LINKS_PREFIX) as name:
         for part in plan.model.parts:
             (Path(name) / part.role).mkdir()
+            local = plan.local[part].files if part in plan.local else {}
             downloaded = {each.file.name: each.target for each in plan.files if each.part == part}
-            for file_name, path in {**downloaded, **plan.local.get(part, {})}.items():
+            for file_name, path in {**downloaded, **local}.items():
                 # A conversion looks for BERT's settings under this name alone.
                 link_name = "config.json" if part.role == "bert" else file_name
                 links[Path(name) / part.role / link_name] = path.resolve()
@@ -346,5 +356,5 @@ def name_strangers(plan: FetchPlan, records: Iterable[SourceRecord]) -> list[str
         f"{part.what}: {file.name}"
         for part, local in plan.local.items()
         for file in part.files
-        if local and (ledger.expected_sha256(file) or "") not in {"", *found}
+        if local.files and (ledger.expected_sha256(file) or "") not in {"", *found}
     ]
