@@ -53,7 +53,7 @@ def cache_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_ENDPOINT", "ALL_PROXY", "all_proxy",
                  "HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy"):  # fmt: skip
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("HF_HUB_DISABLE_IMPLICIT_TOKEN", "")
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
     monkeypatch.setenv("MINIGPT4_HOME", str(tmp_path / "home"))
     return tmp_path / "home"
 
@@ -63,6 +63,8 @@ def web(cache_home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """The published hosts on loopback, with the Vicuna golden under the published names."""
     from published_web import golden_files, start_web
 
+    # Read from HF_HOME when the library was first loaded.
+    monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(cache_home / "no-token"))
     web, end = start_web(golden_files("vicuna"))
     monkeypatch.setenv("HF_ENDPOINT", web.site)
     yield web

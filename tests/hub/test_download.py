@@ -159,6 +159,20 @@ def test_a_known_digest_takes_the_place_of_an_etag(web, bring):
     assert ranges == [None, "bytes=999-", None]
 
 
+def test_a_digest_that_the_hub_tells_does_so_too(web, bring):
+    web.has_etags = False
+    web.mishaps[SHARD] = [Mishap(cut_after=100_000)]
+    assert bring(hub()) == web.files[SHARD]
+    assert web.seen[-1].headers["range"] == "bytes=99999-"
+
+
+def test_a_password_in_an_address_is_not_shown(web, bring, cache_home):
+    place = f"http://me:secret@{web.site[7:]}/gone"
+    message = refuse(bring, SourceFile(TOWER, (place,)), cache_home)
+    assert web.site in message
+    assert "secret" not in message
+
+
 def test_a_server_that_knows_no_ranges_gives_the_file_anew(web, bring):
     web.ignores_ranges = True
     web.mishaps[TOWER] = [Mishap(cut_after=1000)]

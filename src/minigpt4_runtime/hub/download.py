@@ -162,8 +162,9 @@ class _Attempts:
                 self.watch.wait(asked)
 
     def _attempt(self, address: Address) -> Arrival:
-        validator, start = self._read_note(address), 0
-        expected = self.ledger.expected_sha256(self.file)
+        note, start = self._read_note(address), 0
+        validator = note.get("validator")
+        expected = self.ledger.expected_sha256(self.file) or note.get("sha256")
         # Without a validator only a known digest tells whether old and new bytes belong together.
         if validator is not None or expected is not None:
             # The last byte again: to ask for what is behind the end would be an error.
@@ -259,16 +260,16 @@ class _Attempts:
             f"know that it was replaced, delete its entry in {self.ledger.path}"
         )
 
-    def _read_note(self, address: Address) -> str | None:
-        """The validator of what is here, if it came from this very place."""
+    def _read_note(self, address: Address) -> dict[str, str | None]:
+        """What is known of the bytes that are here, if they came from this very place."""
         try:
-            note = json.loads(self.note.read_text(encoding="utf-8"))
-            return note["validator"] if note["url"] == address.url else None
+            note: dict[str, str | None] = json.loads(self.note.read_text(encoding="utf-8"))
+            return note if note["url"] == address.url else {}
         except (OSError, ValueError, TypeError, KeyError):
-            return None
+            return {}
 
     def _write_note(self, address: Address, reply: Reply) -> None:
-        note = {"url": address.url, "validator": reply.validator}
+        note = {"url": address.url, "validator": reply.validator, "sha256": reply.sha256}
         self.note.write_text(json.dumps(note), encoding="utf-8")
 
     def _forget(self) -> None:

@@ -58,8 +58,8 @@ class Address:
 
     @property
     def host(self) -> str:
-        """The host's name, as people say it."""
-        return urlsplit(self.url).netloc
+        """The host's name, as people say it: a mirror's password is nobody's business."""
+        return urlsplit(self.url).netloc.rpartition("@")[2]
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def find_address(place: str) -> Address:
     """
     match = _HUB_PLACE.fullmatch(place)
     if match is None:
-        return Address(place, place)
+        return Address(place, re.sub(r"//[^/@]*@", "//", place))
     space, repository, revision, name = match.groups()
     hub = require("huggingface_hub", install=INSTALL)
     endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
