@@ -268,7 +268,9 @@ def test_an_interruption_leaves_nothing_that_passes_for_whole(
     )  # fmt: skip
     assert web.stalled.wait(60)
     beside = cache_home / "downloads" / "tower" / f"{TOWER}.partial"
-    while not beside.exists() or beside.stat().st_size < 200_000:
+    for _ in range(6000):
+        if beside.exists() and beside.stat().st_size >= 200_000:
+            break
         time.sleep(0.01)
     process.send_signal(how)
     _, err = process.communicate(timeout=60)
