@@ -20,11 +20,12 @@ import torch
 from torch import Tensor
 
 from minigpt4_runtime import EngineConfig, MiniGPT4, SamplingParams
-from minigpt4_runtime.bench.presets import PRESETS, cut_layers
+from minigpt4_runtime.bench.presets import cut_layers
 from minigpt4_runtime.checkpoint.key_map import language_origins
 from minigpt4_runtime.config import ModelConfig, VisionConfig
 from minigpt4_runtime.model.llama import Llama
 from minigpt4_runtime.optional import require
+from minigpt4_runtime.presets import PRESETS
 
 T = TypeVar("T")
 SETTINGS = ("dynamic", "static", "compiled")

@@ -3,9 +3,10 @@
 import importlib.util
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -44,6 +45,30 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     for mark, why_not in WHY_NOT.items():
         if item.get_closest_marker(mark) and (reason := why_not()):
             pytest.skip(reason)
+
+
+@pytest.fixture
+def cache_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache of fetched models, and none of this machine's tokens, mirrors and proxies."""
+    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_ENDPOINT", "ALL_PROXY", "all_proxy",
+                 "HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy"):  # fmt: skip
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    monkeypatch.setenv("MINIGPT4_HOME", str(tmp_path / "home"))
+    return tmp_path / "home"
+
+
+@pytest.fixture
+def web(cache_home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """The published hosts on loopback, with the Vicuna golden under the published names."""
+    from published_web import golden_files, start_web
+
+    # Read from HF_HOME when the library was first loaded.
+    monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(cache_home / "no-token"))
+    web, end = start_web(golden_files("vicuna"))
+    monkeypatch.setenv("HF_ENDPOINT", web.site)
+    yield web
+    end()
 
 
 @pytest.fixture(scope="session")

@@ -20,7 +20,7 @@ SOURCE_DIR = Path(__file__).parents[1] / "src" / PACKAGE
 # The package's own __init__ is a room too: the front door, with the public names.
 FRONT_DOOR = "__init__"
 # Words may be imported everywhere; the version is one of them.
-WORDS = {"errors", "config", "messages", "optional", "__init__.__version__"}
+WORDS = {"errors", "config", "presets", "messages", "optional", "__init__.__version__"}
 BELOW_API = WORDS | {
     "prompt", "tokenizer", "answer", "pixels", "model", "checkpoint", "backend", "engine",
 }  # fmt: skip
@@ -30,6 +30,7 @@ BELOW_API = WORDS | {
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "config": {"errors"},
+    "presets": {"errors", "config"},
     "messages": {"errors"},
     "optional": {"errors"},
     "prompt": WORDS,
@@ -43,6 +44,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "ranks": BELOW_API - {"prompt", "tokenizer", "answer", "pixels"},
     "api": BELOW_API | {"ranks"},
     FRONT_DOOR: WORDS | {"api"},
+    # Whether a model fits is asked of the devices themselves.
+    "hub": WORDS | {"checkpoint", "backend.registry"},
     "export": WORDS | {"model", "checkpoint", "backend.contracts"},
     "server": WORDS | {"api", FRONT_DOOR},
     "web": WORDS | {"api", FRONT_DOOR},
@@ -50,7 +53,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "bench": WORDS | {"api", FRONT_DOOR, "report"},
     "evaluation": WORDS | {"api", FRONT_DOOR, "pixels", "report"},
     "cli": WORDS
-    | {"api", FRONT_DOOR, "server", "web", "export", "bench", "evaluation", "checkpoint"}
+    | {"api", FRONT_DOOR, "server", "web", "export", "bench", "evaluation", "checkpoint", "hub"}
     | {"pixels", "prompt.DESCRIBE_PROMPT", "report"},
     "assets": set(),
 }
@@ -59,8 +62,10 @@ MAY_IMPORT: dict[str, set[str]] = {
 DEVICES = {"backend.cpu", "backend.cuda", "backend.npu"}
 
 # Rooms that need nothing but Python, and rooms that load without torch.
-ONLY_STANDARD_LIBRARY = {"errors", "config", "messages", "optional", "prompt"}
-NO_TORCH_ON_LOAD = ONLY_STANDARD_LIBRARY | {"tokenizer", "answer", "pixels", "cli", FRONT_DOOR}
+ONLY_STANDARD_LIBRARY = {"errors", "config", "presets", "messages", "optional", "prompt"}
+NO_TORCH_ON_LOAD = ONLY_STANDARD_LIBRARY | {
+    "tokenizer", "answer", "pixels", "hub", "cli", FRONT_DOOR,
+}  # fmt: skip
 HEAVY = {"torch", "torch_npu"}
 
 NAMES_THAT_SAY_NOTHING = {"utils", "common", "helpers", "core"}

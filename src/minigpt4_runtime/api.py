@@ -27,6 +27,7 @@ from torch import Tensor
 from minigpt4_runtime.answer import AnswerText, StopWatch
 from minigpt4_runtime.backend.contracts import DeviceBackend
 from minigpt4_runtime.backend.vision_torch import TorchVisionEncoder
+from minigpt4_runtime.checkpoint.shelf import find_model
 from minigpt4_runtime.checkpoint.weight_source import WeightSource
 from minigpt4_runtime.config import (
     DTYPE_NAMES,
@@ -142,7 +143,7 @@ class MiniGPT4:
         """Load a model folder; without one, the bundled demo model, which knows drawn scenes.
 
         Args:
-            model: a folder made by `minigpt4 convert`.
+            model: a folder made by `minigpt4 convert`, or the name of a fetched model: "vicuna-7b".
             device: auto, cpu, cuda, cuda:1, npu, …; auto takes the first accelerator, else the CPU.
             dtype: auto, float32, float16 or bfloat16; auto is float32 on a CPU, else float16.
             engine: how many requests run at once, and what is kept between them.
@@ -153,10 +154,11 @@ class MiniGPT4:
 
         Raises:
             ConfigError: a setting has no meaning.
-            CheckpointError: the folder is no whole model.
+            CheckpointError: the folder is no whole model, or the named one is not fetched yet.
             BackendUnavailableError: the device is not on this machine, or has too little memory.
         """
-        source = WeightSource.folder(Path(model) if model is not None else DEMO_MODEL_DIR)
+        model_dir = find_model(model) if model is not None else DEMO_MODEL_DIR
+        source = WeightSource.folder(model_dir)
         return cls._on_ranks(
             source, device=device, dtype=dtype, engine=_as_engine_config(engine),
             image_limits=image_limits or ImageLimits(), tensor_parallel=tensor_parallel,

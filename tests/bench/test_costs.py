@@ -7,8 +7,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from minigpt4_runtime import ConfigError, MiniGPT4
 from minigpt4_runtime.bench.costs import cache_bytes_per_token, vision_gigaflops
-from minigpt4_runtime.bench.presets import PRESETS, cut_layers, find_preset
+from minigpt4_runtime.bench.presets import cut_layers, find_preset
 from minigpt4_runtime.checkpoint.blank_model import blank_model
+from minigpt4_runtime.presets import PRESETS
 
 
 @pytest.mark.parametrize("name", ["vicuna", "llama2"])

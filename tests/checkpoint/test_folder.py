@@ -184,7 +184,7 @@ def test_ctrl_c_at_the_command_line(stage, tmp_path):
                     os.kill(os.getpid(), signal.SIGINT)
             yield interrupt
 
-        convert._byte_bar = bar_that_interrupts
+        convert.byte_bar = bar_that_interrupts
         signal.signal(signal.SIGINT, signal.default_int_handler)
         main.run()
     """

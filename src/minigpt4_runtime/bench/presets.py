@@ -1,8 +1,6 @@
-"""The shapes of the published models, so that a speed can be measured without their weights.
+"""Published shapes by name, whole or with fewer layers, to measure a speed without any weights.
 
-Owns   the numbers; each stands in the published files' own configs.
-Takes  a preset's name. Gives a ModelConfig.
-Never  makes a model.
+Owns   the look-up and the cut. Takes a name; gives a ModelConfig. Never makes a model.
 """
 
 from __future__ import annotations
@@ -10,55 +8,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from minigpt4_runtime.config import LanguageConfig, ModelConfig, QFormerConfig, VisionConfig
+from minigpt4_runtime.config import ModelConfig
 from minigpt4_runtime.errors import ConfigError
-
-_EVA_VIT_G = VisionConfig(
-    image_size=224, patch_size=14, hidden_size=1408, num_hidden_layers=39, num_attention_heads=16,
-    intermediate_size=6144,
-)  # fmt: skip
-_QFORMER = QFormerConfig(
-    hidden_size=768, num_hidden_layers=12, num_attention_heads=12, intermediate_size=3072,
-    num_query_tokens=32,
-)  # fmt: skip
-
-
-def _llama(size: int, intermediate: int, num_layers: int, **others: Any) -> LanguageConfig:
-    heads = size // 128
-    return LanguageConfig(
-        hidden_size=size, intermediate_size=intermediate, num_hidden_layers=num_layers,
-        num_attention_heads=heads, num_key_value_heads=heads, **others,
-    )  # fmt: skip
-
-
-# Vicuna v0 has one id more than Llama, for padding.
-_VICUNA: dict[str, Any] = {
-    "vocab_size": 32001, "max_position_embeddings": 2048, "rms_norm_eps": 1e-6,
-}  # fmt: skip
-_LLAMA2: dict[str, Any] = {
-    "vocab_size": 32000, "max_position_embeddings": 4096, "rms_norm_eps": 1e-5,
-}  # fmt: skip
-
-PRESETS = {
-    "vicuna-7b": ModelConfig(
-        vision=_EVA_VIT_G,
-        qformer=_QFORMER,
-        language=_llama(4096, 11008, 32, **_VICUNA),
-        template="vicuna",
-    ),
-    "vicuna-13b": ModelConfig(
-        vision=_EVA_VIT_G,
-        qformer=_QFORMER,
-        language=_llama(5120, 13824, 40, **_VICUNA),
-        template="vicuna",
-    ),
-    "llama2-7b": ModelConfig(
-        vision=_EVA_VIT_G,
-        qformer=None,
-        language=_llama(4096, 11008, 32, **_LLAMA2),
-        template="llama2",
-    ),
-}
+from minigpt4_runtime.presets import PRESETS
 
 
 def find_preset(name: str) -> ModelConfig:

@@ -11,7 +11,7 @@ from typing import Any
 
 from minigpt4_runtime.errors import CheckpointError
 
-_HEAD_BYTES = 512
+HEAD_BYTES = 512
 # Above this size a file that begins like text may still be binary.
 _LONGEST_NOTE_BYTES = 4096
 _WEB_PAGE_STARTS = (b"<!doctype", b"<html", b"<?xml", b"<head", b"<!--")
@@ -27,24 +27,34 @@ def read_head(path: Path) -> bytes:
         raise CheckpointError(f"{path} is a folder; a file is wanted here.")
     try:
         with path.open("rb") as file:
-            head = file.read(_HEAD_BYTES)
+            head = file.read(HEAD_BYTES)
     except FileNotFoundError:
         raise CheckpointError(f"{path} does not exist. Check the path, or download it.") from None
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read ({error.strerror}).") from None
     if not head:
         raise CheckpointError(f"{path} is empty: the download did not finish. Download it again.")
-    if head.startswith(b"version https://git-lfs"):
+    if is_lfs_pointer(head):
         raise CheckpointError(
             f"{path} is a Git LFS pointer, not the file itself. Run `git lfs pull` in its "
             "repository, or download the file."
         )
-    if head.lstrip(b"\xef\xbb\xbf \t\r\n").lower().startswith(_WEB_PAGE_STARTS):
+    if is_web_page(head):
         raise CheckpointError(
             f"{path} is a web page saved in place of the file: the link led to a page about it. "
             "Download the file itself."
         )
     return head
+
+
+def is_web_page(head: bytes) -> bool:
+    """Whether a file that begins so is HTML or XML."""
+    return head.lstrip(b"\xef\xbb\xbf \t\r\n").lower().startswith(_WEB_PAGE_STARTS)
+
+
+def is_lfs_pointer(head: bytes) -> bool:
+    """Whether a file that begins so is what Git keeps in place of a large file."""
+    return head.startswith(b"version https://git-lfs")
 
 
 def refuse_text(path: Path, head: bytes) -> None:

@@ -96,7 +96,7 @@ def convert(
         bert_dir=bert,
     )
     try:
-        with _byte_bar() as progress:
+        with byte_bar() as progress:
             conversion = convert_files(
                 files,
                 out,
@@ -131,7 +131,7 @@ def _report(conversion: Conversion, dtype: DTypeChoice | None) -> None:
 
 
 @contextmanager
-def _byte_bar() -> Iterator[Progress | None]:
+def byte_bar() -> Iterator[Progress | None]:
     """A bar on stderr that counts bytes, if there is someone to see it."""
     from rich.console import Console
 

@@ -13,14 +13,17 @@ if TYPE_CHECKING:
 
 
 def inspect(
-    model_dir: Annotated[Path, typer.Argument(metavar="DIR", help="A model folder.")],
+    model_dir: Annotated[
+        Path, typer.Argument(metavar="DIR", help="A model folder, or the name of a fetched model.")
+    ],
     *,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
 ) -> None:
     """Show what a model folder holds: variant, sizes, dtypes, template, and where it came from."""
     from minigpt4_runtime.checkpoint.report import inspect_folder
+    from minigpt4_runtime.checkpoint.shelf import find_model
 
-    report = inspect_folder(model_dir)
+    report = inspect_folder(find_model(model_dir))
     if as_json:
         print(json.dumps(report.as_json(), indent=2))
     else:

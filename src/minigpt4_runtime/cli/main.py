@@ -19,8 +19,11 @@ from minigpt4_runtime.cli.chat import chat
 from minigpt4_runtime.cli.convert import convert
 from minigpt4_runtime.cli.demo import demo
 from minigpt4_runtime.cli.describe import describe
+from minigpt4_runtime.cli.doctor import doctor
 from minigpt4_runtime.cli.evaluate import evaluate
+from minigpt4_runtime.cli.fetch import fetch
 from minigpt4_runtime.cli.inspect import inspect
+from minigpt4_runtime.cli.models import models
 from minigpt4_runtime.cli.terminal import note, print_anything, report
 from minigpt4_runtime.errors import MiniGPT4Error
 
@@ -32,7 +35,7 @@ app = typer.Typer(
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (describe, chat, convert, inspect, demo):
+for command in (describe, chat, fetch, models, convert, inspect, demo, doctor):
     app.command()(command)
 app.add_typer(evaluate, name="evaluate")
 app.add_typer(bench, name="bench")

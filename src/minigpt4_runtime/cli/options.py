@@ -34,8 +34,8 @@ class ModelOptions:
         Path | None,
         typer.Option(
             metavar="DIR",
-            help="A folder made by `minigpt4 convert`. Without it the bundled demo model answers, "
-            "which knows only drawn scenes.",
+            help="A folder made by `minigpt4 convert`, or the name of a fetched model. Without it "
+            "the bundled demo model answers, which knows only drawn scenes.",
         ),
     ] = None
     device: Annotated[

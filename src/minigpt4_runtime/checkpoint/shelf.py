@@ -1,0 +1,114 @@
+"""Where fetched models stand, so that a name is enough to find one.
+
+Owns   the cache folder: models/NAME are model folders, downloads/ what is on its way.
+Takes  what a user gave as a model: a path or a name. MINIGPT4_HOME moves the whole cache.
+Never  looks into a weight, loads no torch, and deletes nothing but what lies in the cache.
+"""
+
+import os
+import shutil
+import sys
+import uuid
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+
+from minigpt4_runtime.checkpoint.manifest import MANIFEST_NAME
+from minigpt4_runtime.checkpoint.sources import read_sources
+from minigpt4_runtime.errors import CheckpointError
+
+HOME_VARIABLE = "MINIGPT4_HOME"
+DOWNLOADS = "downloads"
+
+
+@dataclass(frozen=True)
+class ShelvedModel:
+    """A model folder in the cache, and what it takes on the disk."""
+
+    name: str
+    path: Path
+    num_bytes: int
+
+
+def home_dir() -> Path:
+    """The cache: $MINIGPT4_HOME, or `minigpt4` in the folder for caches of this system's user."""
+    if own := os.environ.get(HOME_VARIABLE):
+        return Path(own).expanduser()
+    if sys.platform == "win32":
+        above = os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local"
+    elif sys.platform == "darwin":
+        above = Path.home() / "Library" / "Caches"
+    else:
+        above = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(above) / "minigpt4"
+
+
+def models_dir() -> Path:
+    """Where the model folders of the cache stand."""
+    return home_dir() / "models"
+
+
+def downloads_dir() -> Path:
+    """Where downloads lie until they are converted."""
+    return home_dir() / DOWNLOADS
+
+
+def find_model(model: str | PathLike[str]) -> Path:
+    """The folder that a path or a name means. A model folder of that path comes before a name.
+
+    Raises:
+        CheckpointError: it is the name of a model that was not fetched yet.
+    """
+    path = Path(model)
+    if (path / MANIFEST_NAME).exists() or path.name != str(model):
+        return path
+    shelved = models_dir() / path.name
+    if shelved.is_dir():
+        return shelved
+    if path.name in read_sources() and not path.is_dir():
+        raise CheckpointError(
+            f"{path.name} is not in {models_dir()} yet. Run: minigpt4 fetch {path.name}"
+        )
+    return path
+
+
+def list_models() -> list[ShelvedModel]:
+    """The models of the cache, by name."""
+    if not models_dir().is_dir():
+        return []
+    return [
+        ShelvedModel(path.name, path, measure(path))
+        for path in sorted(models_dir().iterdir())
+        if (path / MANIFEST_NAME).is_file() and not path.name.startswith(".")
+    ]
+
+
+def measure(folder: Path) -> int:
+    """What all files of a folder take together, in bytes."""
+    files = folder.rglob("*") if folder.is_dir() else ()
+    return sum(path.lstat().st_size for path in files if not path.is_dir())
+
+
+def delete(name: str) -> int:
+    """Delete a model of the cache, or all downloads, and say how many bytes that gave back.
+
+    Raises:
+        CheckpointError: there is none of that name.
+    """
+    known = {model.name: model.path for model in list_models()}
+    if downloads_dir().is_dir():
+        known[DOWNLOADS] = downloads_dir()
+    if name not in known:
+        raise CheckpointError(
+            f"There is no {name} in {home_dir()}; there is {', '.join(known) or 'nothing'}."
+        )
+    folder, num_bytes = known[name], measure(known[name])
+    # Renamed first: what an interruption leaves must not pass for a model.
+    going = folder.with_name(f".{name}.{uuid.uuid4().hex[:8]}.deleted")
+    try:
+        folder.rename(going)
+        # A user may keep a model elsewhere and have a link to it here.
+        going.unlink() if going.is_symlink() else shutil.rmtree(going)
+    except OSError as error:
+        raise CheckpointError(f"{folder} cannot be deleted whole: {error}") from None
+    return num_bytes

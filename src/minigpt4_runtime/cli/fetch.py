@@ -1,0 +1,223 @@
+"""`minigpt4 fetch`: from a model's name to a described picture."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from minigpt4_runtime.cli.convert import DType, byte_bar
+from minigpt4_runtime.cli.terminal import note
+from minigpt4_runtime.errors import ConfigError
+
+if TYPE_CHECKING:
+    from minigpt4_runtime.checkpoint.sources import ModelSources
+    from minigpt4_runtime.config import DTypeName
+    from minigpt4_runtime.hub.fetch import FetchPlan
+    from minigpt4_runtime.hub.fetch import Progress as FileProgress
+
+EXAMPLE_PATH = Path(__file__).parents[1] / "assets" / "example.png"
+_EXAMPLE_TOKENS = 60
+
+Name = Annotated[
+    str,
+    typer.Argument(metavar="NAME", help="vicuna-7b, vicuna-13b, llama2-7b, or one of --sources."),
+]
+OutDir = Annotated[
+    Path | None,
+    typer.Option(
+        "--out", metavar="DIR", help="The model folder to make, instead of one in the cache."
+    ),
+]
+KeepSources = Annotated[
+    bool, typer.Option("--keep-sources", help="Keep the downloaded files in the cache.")
+]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Say what would come from where, and what it would take.")
+]
+SourcesFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--sources",
+        metavar="FILE",
+        help="Your own table of sources: its entries take the place of those of the same name in "
+        "checkpoint/sources.toml.",
+    ),
+]
+FromDir = Annotated[
+    Path | None,
+    typer.Option(
+        "--from",
+        metavar="DIR",
+        help="Use the published files that lie in or below DIR, whatever they are called there.",
+    ),
+]
+NoExample = Annotated[
+    bool, typer.Option("--no-example", help="Do not describe a picture at the end.")
+]
+
+
+def fetch(
+    name: Name,
+    *,
+    out: OutDir = None,
+    keep_sources: KeepSources = False,
+    dtype: DType = None,
+    dry_run: DryRun = False,
+    sources: SourcesFile = None,
+    from_dir: FromDir = None,
+    no_example: NoExample = False,
+) -> None:
+    """Download a published model, convert it, and describe an example picture with it.
+
+    The model can then be given by its name: --model NAME. What stops the command loses nothing:
+    the same command goes on from there. MINIGPT4_HOME moves the cache, HF_ENDPOINT names a mirror
+    of the Hugging Face Hub, HF_TOKEN opens repositories that ask for a licence, and HTTPS_PROXY
+    is honoured.
+    """
+    from minigpt4_runtime.checkpoint.manifest import MANIFEST_NAME
+    from minigpt4_runtime.checkpoint.shelf import measure, models_dir
+    from minigpt4_runtime.checkpoint.sources import read_sources
+    from minigpt4_runtime.hub.fetch import choose_dtype
+
+    known = read_sources(sources)
+    if name not in known:
+        raise ConfigError(f"There is no model {name!r} to fetch; there is {', '.join(known)}.")
+    out_dir = out or models_dir() / name
+    if (out_dir / MANIFEST_NAME).is_file():
+        note(f"{name} is in {out_dir} already.")
+        answer_dtype = choose_dtype(measure(out_dir))
+    else:
+        answer_dtype = _make(
+            known[name],
+            out_dir,
+            from_dir=from_dir,
+            dtype=None if dtype is None else dtype.value,
+            keep_sources=keep_sources,
+            dry_run=dry_run,
+            will_answer=not no_example,
+        )
+    if not dry_run:
+        print(out_dir, flush=True)
+        _show_example(out_dir, name if out is None else str(out), answer_dtype, no_example)
+
+
+def _make(
+    model: ModelSources,
+    out_dir: Path,
+    *,
+    from_dir: Path | None,
+    dtype: DTypeName | None,
+    keep_sources: bool,
+    dry_run: bool,
+    will_answer: bool,
+) -> DTypeName:
+    """Fetch and convert, and say in which dtype the model can answer here."""
+    from minigpt4_runtime.checkpoint.folder import check_target
+    from minigpt4_runtime.hub import fetch as hub
+
+    check_target(out_dir, force=False)
+    with hub.cache_lock():
+        note("Looking for the files …")
+        plan = hub.make_plan(model, out_dir=out_dir, from_dir=from_dir, dtype=dtype)
+        _show_plan(plan, is_all=dry_run)
+        hub.check_room(plan, will_answer=will_answer)
+        answer_dtype = hub.choose_dtype(plan.smallest_running_bytes)
+        if not dry_run:
+            _bring_and_convert(plan, keep_sources=keep_sources)
+    return answer_dtype
+
+
+def _bring_and_convert(plan: FetchPlan, *, keep_sources: bool) -> None:
+    from minigpt4_runtime.checkpoint.convert import convert
+    from minigpt4_runtime.hub import fetch as hub
+
+    try:
+        with _file_bars(plan) as progress:
+            hub.bring_files(plan, progress, note)
+        with hub.assembled(plan) as files, byte_bar() as bar:
+            conversion = convert(files, plan.out_dir, dtype=plan.dtype, progress=bar)
+    except KeyboardInterrupt:
+        note("Stopped. What has come is kept: the same command goes on from there.")
+        raise
+    for stranger in hub.name_strangers(plan, conversion.manifest.sources):
+        note(f"Not the published file, though of its form: {stranger}. Answers may be others.")
+    if not keep_sources:
+        hub.discard_sources(plan)
+
+
+def _show_plan(plan: FetchPlan, *, is_all: bool) -> None:
+    """A dry run is asked for this alone: it goes to stdout then."""
+    from minigpt4_runtime.checkpoint.weights import show_bytes
+
+    say = print if is_all else note
+    if is_all:
+        for part, found in plan.local.items():
+            for file_name, path in found.files.items():
+                say(f"{part.role:10}  {file_name}: {path}")
+        for each in plan.files:
+            size = "size unknown" if each.size is None else show_bytes(each.size)
+            kept = f", {show_bytes(each.kept_bytes)} of it are here" if each.kept_bytes else ""
+            say(f"{each.part.role:10}  {each.file.name}: {each.host}, {size}{kept}")
+    for part in plan.model.parts:
+        say(f"{part.what}. Licence: {part.licence}.")
+    is_known = all(each.size is not None for each in plan.files)
+    say(
+        f"To download: {'' if is_known else 'at least '}{show_bytes(plan.download_bytes)}. "
+        f"The model folder takes up to {show_bytes(plan.model_bytes)}: {plan.out_dir}"
+    )
+
+
+def _show_example(out_dir: Path, shown_as: str, dtype: DTypeName, no_example: bool) -> None:
+    """Describe the picture that comes along, and say how to go on with one's own."""
+    flag = "" if dtype == "float32" else f" --dtype {dtype}"
+    if not no_example:
+        from minigpt4_runtime.api import MiniGPT4
+        from minigpt4_runtime.config import SamplingParams
+        from minigpt4_runtime.messages import Message, image
+        from minigpt4_runtime.prompt import DESCRIBE_PROMPT
+
+        note(f"An example, {EXAMPLE_PATH}:")
+        model = MiniGPT4.load(out_dir, dtype=dtype)
+        question = Message("user", (image(EXAMPLE_PATH), DESCRIBE_PROMPT))
+        for delta in model.stream([question], SamplingParams(max_new_tokens=_EXAMPLE_TOKENS)):
+            print(delta.text, end="", flush=True)
+        print(flush=True)
+    note(f"Now yours: minigpt4 describe photo.jpg --model {shlex.quote(shown_as)}{flag}")
+
+
+@contextmanager
+def _file_bars(plan: FetchPlan) -> Iterator[FileProgress | None]:
+    """A bar for each file that is on its way, on stderr, if there is someone to see them."""
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield None
+        return
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
+
+    with Progress(
+        TextColumn("{task.description}"), BarColumn(), DownloadColumn(binary_units=True),
+        TransferSpeedColumn(), TimeRemainingColumn(), console=console, transient=True,
+    ) as bars:  # fmt: skip
+        tasks = {
+            each.title: bars.add_task(each.title, total=each.size, visible=False)
+            for each in plan.files
+        }
+
+        def show(title: str, num_bytes: int, total_bytes: int | None) -> None:
+            bars.update(tasks[title], advance=num_bytes, total=total_bytes, visible=True)
+
+        yield show

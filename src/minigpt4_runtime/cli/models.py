@@ -1,0 +1,51 @@
+"""`minigpt4 models`: what the cache holds."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+
+from minigpt4_runtime.cli.terminal import note
+
+
+def models(
+    *,
+    delete: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="Delete this model; `downloads` is what fetches left behind."
+        ),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of lines.")] = False,
+) -> None:
+    """List the models that `minigpt4 fetch` has made, with their sizes, or delete one.
+
+    They stand in the cache: MINIGPT4_HOME, or minigpt4 in your user's folder for caches.
+    """
+    from minigpt4_runtime.checkpoint import shelf
+    from minigpt4_runtime.checkpoint.weights import show_bytes
+
+    if delete is not None:
+        note(f"{delete} is deleted: {show_bytes(shelf.delete(delete))} are free again.")
+        return
+    found, downloads_bytes = shelf.list_models(), shelf.measure(shelf.downloads_dir())
+    if as_json:
+        entries = [
+            {"name": each.name, "path": str(each.path), "num_bytes": each.num_bytes}
+            for each in found
+        ]
+        home = str(shelf.home_dir())
+        print(
+            json.dumps(
+                {"home": home, "models": entries, "downloads_bytes": downloads_bytes}, indent=2
+            )
+        )
+        return
+    for each in found:
+        print(f"{each.name}\t{show_bytes(each.num_bytes)}\t{each.path}")
+    if downloads_bytes:
+        note(f"Downloads that are kept: {show_bytes(downloads_bytes)} in {shelf.downloads_dir()}")
+    if not found:
+        note(f"No models in {shelf.models_dir()} yet. Get one: minigpt4 fetch vicuna-7b")

@@ -1,0 +1,60 @@
+"""Several jobs at once, which end together: with all results, the first error, or Ctrl-C.
+
+Owns   the threads.
+Takes  jobs without arguments, and the event that tells them to stop.
+Never  waits for a thread that waits for a host: threads are daemons, and files survive their end.
+"""
+
+import queue
+import threading
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+Result = TypeVar("Result")
+
+
+def run_jobs(
+    jobs: Sequence[Callable[[], Result]], *, stop: threading.Event, num_threads: int = 4
+) -> list[Result]:
+    """Run all jobs, give their results in order; the first error stops the others and is raised."""
+    todo: queue.SimpleQueue[int] = queue.SimpleQueue()
+    for index in range(len(jobs)):
+        todo.put(index)
+    news: queue.SimpleQueue[tuple[int, Result | None, Exception | None]] = queue.SimpleQueue()
+
+    def work() -> None:
+        while not stop.is_set():
+            try:
+                index = todo.get_nowait()
+            except queue.Empty:
+                return
+            try:
+                news.put((index, jobs[index](), None))
+            except Exception as error:  # noqa: BLE001 - raised again where results are read.
+                # In this order: what the others say of being stopped comes after it.
+                news.put((index, None, error))
+                stop.set()
+
+    for _ in range(min(num_threads, len(jobs))):
+        threading.Thread(target=work, name="fetch", daemon=True).start()
+    results: dict[int, Result] = {}
+    try:
+        while len(results) < len(jobs):
+            index, result, error = _wait(news)
+            if error is not None:
+                raise error
+            results[index] = result  # type: ignore[assignment]
+    finally:
+        stop.set()
+    return [results[index] for index in range(len(jobs))]
+
+
+def _wait(
+    news: queue.SimpleQueue[tuple[int, Result | None, Exception | None]],
+) -> tuple[int, Result | None, Exception | None]:
+    while True:
+        try:
+            # Windows hands Ctrl-C to Python only between two waits.
+            return news.get(timeout=0.5)
+        except queue.Empty:
+            continue

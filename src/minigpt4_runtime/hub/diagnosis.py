@@ -1,0 +1,224 @@
+"""What this machine can run, and what is missing: the findings of `minigpt4 doctor`.
+
+Owns   the checks, the devices, which preset fits where, the extras and the state of the cache.
+Takes  a way to try the model out; gives a Diagnosis, whatever is broken.
+Never  raises for what it finds: a broken torch is a finding too.
+"""
+
+import importlib
+import platform
+import re
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from itertools import count
+from typing import Any
+
+from minigpt4_runtime.checkpoint import shelf
+from minigpt4_runtime.checkpoint.weights import show_bytes
+from minigpt4_runtime.config import DTYPE_NAMES
+from minigpt4_runtime.errors import BackendUnavailableError
+
+DISTRIBUTION = "minigpt4-runtime"
+# What is imported, and what it is installed as.
+_PACKAGES = {
+    "torch": "torch",
+    "numpy": "numpy",
+    "sentencepiece": "sentencepiece",
+    "PIL": "pillow",
+    "typer": "typer",
+    "rich": "rich",
+}
+_OLDEST_PYTHON = (3, 11)
+
+
+@dataclass(frozen=True)
+class Check:
+    """Something without which pictures cannot be described, or worth knowing if `is_needed` is not.
+
+    `todo` says what to do where `is_well` is not.
+    """
+
+    name: str
+    is_well: bool
+    seen: str
+    todo: str = ""
+    is_needed: bool = True
+
+
+@dataclass(frozen=True)
+class Device:
+    """Where a model can run. `free_bytes` is None where the system does not tell."""
+
+    name: str
+    free_bytes: int | None
+    default_dtype: str
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Whether a preset in a dtype fits into a device; None where its memory is not known."""
+
+    preset: str
+    dtype: str
+    device: str
+    needed_bytes: int
+    fits: bool | None
+
+
+@dataclass(frozen=True)
+class Extra:
+    """An optional part of this package, what it lacks, and how to get it."""
+
+    name: str
+    missing: tuple[str, ...]
+    install: str
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """All findings."""
+
+    checks: tuple[Check, ...]
+    devices: tuple[Device, ...]
+    fits: tuple[Fit, ...]
+    extras: tuple[Extra, ...]
+    models: tuple[str, ...]
+    downloads_bytes: int
+    home: str
+
+    @property
+    def can_run(self) -> bool:
+        """Whether a picture can be described on this machine."""
+        return all(check.is_well for check in self.checks if check.is_needed)
+
+    def as_mapping(self) -> dict[str, Any]:
+        """Plain values, for json.dumps."""
+        return {"can_run": self.can_run, **asdict(self)}
+
+
+def diagnose(try_model: Callable[[], str]) -> Diagnosis:
+    """Look at everything. `try_model` describes a picture with the bundled model."""
+    checks = [_check_python(), *map(_check_package, _PACKAGES)]
+    devices: list[Device] = []
+    fits: list[Fit] = []
+    if all(check.is_well for check in checks):
+        for found in _find_devices():
+            (checks if isinstance(found, Check) else devices).append(found)  # type: ignore[arg-type]
+        fits = list(_find_fits(devices))
+        checks.append(_check_model(try_model))
+    checks.append(_check_cache())
+    return Diagnosis(
+        checks=tuple(checks),
+        devices=tuple(devices),
+        fits=tuple(fits),
+        extras=tuple(_find_extras()),
+        models=tuple(model.name for model in shelf.list_models()),
+        downloads_bytes=shelf.measure(shelf.downloads_dir()),
+        home=str(shelf.home_dir()),
+    )
+
+
+def _check_python() -> Check:
+    wanted = ".".join(map(str, _OLDEST_PYTHON))
+    seen = f"{platform.python_version()} on {platform.system()} {platform.machine()}"
+    return Check(
+        "Python", sys.version_info >= _OLDEST_PYTHON, seen, f"Install Python {wanted} or newer."
+    )
+
+
+def _check_package(name: str) -> Check:
+    try:
+        importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        return Check(name, False, f"{error}", f"Run: pip install {DISTRIBUTION}")
+    except Exception as error:  # noqa: BLE001 - A broken package may raise anything.
+        first = (str(error).splitlines() or [""])[0]
+        todo = "It is installed but broken: install it again."
+        return Check(name, False, f"{type(error).__name__}: {first}", todo)
+    return Check(name, True, metadata.version(_PACKAGES[name]))
+
+
+def _find_devices() -> Iterator[Device | Check]:
+    """Every device that opens, and a finding for every kind whose package is broken."""
+    from minigpt4_runtime.backend.registry import DEVICES, open_device
+
+    for kind in DEVICES:
+        for index in count():
+            name = kind if kind == "cpu" else f"{kind}:{index}"
+            try:
+                device = open_device(name)
+                yield Device(name, device.free_memory_bytes(), device.facts.default_dtype)
+            except BackendUnavailableError:
+                break
+            except Exception as error:  # noqa: BLE001 - as above.
+                yield Check(name, False, str(error), f"Install its package again, or avoid {kind}.",
+                            is_needed=False)  # fmt: skip
+                break
+            if kind == "cpu":
+                break
+
+
+def _find_fits(devices: list[Device]) -> Iterator[Fit]:
+    from minigpt4_runtime.checkpoint.sizes import running_bytes
+    from minigpt4_runtime.presets import PRESETS
+
+    for preset in PRESETS:
+        for dtype in DTYPE_NAMES:
+            needed = running_bytes(preset, dtype)
+            for device in devices:
+                free = device.free_bytes
+                fits = None if free is None else needed <= free
+                yield Fit(preset, dtype, device.name, needed, fits)
+
+
+def _check_model(try_model: Callable[[], str]) -> Check:
+    try:
+        return Check("describe a picture", True, try_model())
+    except Exception as error:  # noqa: BLE001 - Whatever it is, it is what the user came for.
+        todo = "Install the package again; if that does not help, run with --debug and report it."
+        return Check("describe a picture", False, f"{type(error).__name__}: {error}", todo)
+
+
+def _check_cache() -> Check:
+    home = shelf.home_dir()
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        probe = home / ".doctor"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        todo = f"Set {shelf.HOME_VARIABLE} to a folder that can be written."
+        seen = f"{home} cannot be written ({error.strerror})"
+        return Check("cache", False, seen, todo, is_needed=False)
+    names = ", ".join(f"{each.name} ({show_bytes(each.num_bytes)})" for each in shelf.list_models())
+    downloads = shelf.measure(shelf.downloads_dir())
+    kept = f"; {show_bytes(downloads)} of downloads" if downloads else ""
+    return Check("cache", True, f"{home}: {names or 'no models'}{kept}", is_needed=False)
+
+
+def _find_extras() -> Iterator[Extra]:
+    """The extras that this package declares, and which of their packages are not here."""
+    try:
+        distribution = metadata.distribution(DISTRIBUTION)
+    except metadata.PackageNotFoundError:
+        return
+    needs: dict[str, list[str]] = {
+        name: [] for name in distribution.metadata.get_all("Provides-Extra") or ()
+    }
+    for requirement in distribution.requires or ():
+        name = re.match(r"[\w.-]+", requirement)
+        extra = re.search(r"extra == ['\"]([\w.-]+)['\"]", requirement)
+        if name and extra and extra[1] in needs and not _is_installed(name[0]):
+            needs[extra[1]].append(name[0])
+    for extra_name, missing in needs.items():
+        yield Extra(extra_name, tuple(missing), f"pip install '{DISTRIBUTION}[{extra_name}]'")
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return False
+    return True

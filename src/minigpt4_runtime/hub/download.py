@@ -1,0 +1,292 @@
+"""One published file onto the disk: whole and checked under its name, or not at all.
+
+Owns   NAME.partial and its note, resuming, patience, the order of hosts, and the final check.
+Takes  a SourceFile and where it shall lie; gives its Arrival.
+Never  gives a file its name before size and digest are what they should be.
+"""
+
+import errno
+import hashlib
+import json
+import os
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+from minigpt4_runtime.checkpoint.sources import SourceFile
+from minigpt4_runtime.errors import CheckpointError
+from minigpt4_runtime.hub.hosts import (
+    Address,
+    Hiccup,
+    Refusal,
+    Reply,
+    TooFewBytes,
+    find_address,
+    open_reply,
+)
+from minigpt4_runtime.hub.ledger import Arrival, Ledger
+
+if TYPE_CHECKING:
+    from httpx2 import Client
+
+PARTIAL_SUFFIX = ".partial"
+# In a row, without a byte in between.
+MAX_HICCUPS = 5
+FIRST_WAIT_SECONDS = 1.0
+LONGEST_WAIT_SECONDS = 300.0
+_READ_BYTES = 4 * 2**20
+# A text of this size in place of weights is what a server had to say.
+_LONGEST_NOTE_BYTES = 4096
+
+
+class Stopped(Exception):
+    """Someone else's failure, or Ctrl-C, ended this download; what came is kept."""
+
+
+@dataclass(frozen=True)
+class Watch:
+    """Who watches a download: `on_bytes` hears of bytes (fewer again after a false start).
+
+    `say` is told when a host has to be waited for.
+    """
+
+    on_bytes: Callable[[int], None]
+    say: Callable[[str], None]
+    stop: threading.Event
+
+    def wait(self, seconds: float) -> None:
+        """Wait, unless it is to stop."""
+        if self.stop.wait(seconds):
+            raise Stopped
+
+
+class _Digests:
+    """sha256, and md5 where a host tells it."""
+
+    def __init__(self) -> None:
+        self.sha256, self.md5 = hashlib.sha256(), hashlib.md5(usedforsecurity=False)
+
+    def update(self, chunk: bytes) -> None:
+        self.sha256.update(chunk)
+        self.md5.update(chunk)
+
+
+def download(
+    file: SourceFile, target: Path, *, client: "Client", ledger: Ledger, watch: Watch
+) -> Arrival:
+    """Bring a file to `target`, from the first of its hosts that gives it whole.
+
+    Raises:
+        CheckpointError: no host gives it; the message has what each said and the way by hand.
+        Stopped: `watch` says so.
+    """
+    failures = []
+    addresses = [find_address(place) for place in file.hosts]
+    for address in addresses:
+        try:
+            arrival = _Attempts(file, target, client, ledger, watch).from_host(address)
+        except Refusal as refusal:
+            failures.append(f"{address.host}: {refusal}")
+            continue
+        except OSError as error:
+            raise CheckpointError(_describe_disk(target, error)) from None
+        ledger.record(file, arrival)
+        return arrival
+    raise CheckpointError(describe_failure(file, addresses, failures))
+
+
+def describe_failure(file: SourceFile, addresses: list[Address], failures: list[str]) -> str:
+    """The sentences about a file that nobody gave, with the way by hand."""
+    return (
+        f"{file.name} could not be downloaded. {'. '.join(failures)}. By hand: download it from "
+        f"{' or '.join(address.page for address in addresses)} into a folder DIR, and run the same "
+        "command with --from DIR."
+    )
+
+
+def hash_file(path: Path, watch: Watch) -> tuple[int, str]:
+    """Size and sha256 of a file that is here already."""
+    digest, size = hashlib.sha256(), 0
+    with path.open("rb") as content:
+        while chunk := content.read(_READ_BYTES):
+            watch.wait(0)
+            digest.update(chunk)
+            size += len(chunk)
+            watch.on_bytes(len(chunk))
+    return size, digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class _Attempts:
+    """The attempts to have one file."""
+
+    file: SourceFile
+    target: Path
+    client: "Client"
+    ledger: Ledger
+    watch: Watch
+
+    @property
+    def partial(self) -> Path:
+        return self.target.with_name(self.target.name + PARTIAL_SUFFIX)
+
+    @property
+    def note(self) -> Path:
+        """Beside the partial file: what it is a part of."""
+        return self.target.with_name(self.target.name + ".note" + PARTIAL_SUFFIX)
+
+    def from_host(self, address: Address) -> Arrival:
+        """Ask one host until the file is here, as long as that makes sense."""
+        num_hiccups = 0
+        while True:
+            before = _size_of(self.partial)
+            try:
+                return self._attempt(address)
+            except Hiccup as hiccup:
+                if isinstance(hiccup, TooFewBytes):
+                    self._forget()
+                num_hiccups = 1 if _size_of(self.partial) > before else num_hiccups + 1
+                if num_hiccups == MAX_HICCUPS:
+                    raise Refusal(f"{hiccup}, {MAX_HICCUPS} times in a row") from None
+                patience = FIRST_WAIT_SECONDS * 2 ** (num_hiccups - 1)
+                asked = patience if hiccup.wait_seconds is None else hiccup.wait_seconds
+                if asked > LONGEST_WAIT_SECONDS:
+                    raise Refusal(f"{hiccup}, and asks to wait {asked:.0f} seconds") from None
+                self.watch.say(
+                    f"{self.file.name}, {address.host}: {hiccup}. Trying again in {asked:.0f} s."
+                )
+                self.watch.wait(asked)
+
+    def _attempt(self, address: Address) -> Arrival:
+        note, start = self._read_note(address), 0
+        validator = note.get("validator")
+        expected = self.ledger.expected_sha256(self.file) or note.get("sha256")
+        # Without a validator only a known digest tells whether old and new bytes belong together.
+        if validator is not None or expected is not None:
+            # The last byte again: to ask for what is behind the end would be an error.
+            start = max(0, _size_of(self.partial) - 1)
+        with open_reply(self.client, address, start=start, validator=validator) as reply:
+            self._check(reply)
+            if not reply.start:
+                # Before the note: it must never stand beside bytes that it does not speak of.
+                self._forget()
+            self._write_note(address, reply)
+            digests = _Digests()
+            with self.partial.open("r+b" if reply.start else "wb") as content:
+                self._read_start(content, reply.start, digests)
+                try:
+                    self._write(content, reply, digests)
+                finally:
+                    content.flush()
+                    os.fsync(content.fileno())
+            return self._finish(address, reply, digests)
+
+    def _check(self, reply: Reply) -> None:
+        """Refuse at once what cannot become the file."""
+        wanted = self.file.size
+        if wanted is not None and reply.size is not None and reply.size != wanted:
+            raise Refusal(f"its file has {reply.size} bytes, and the published one {wanted}")
+        expected = self.ledger.expected_sha256(self.file)
+        if expected is not None and reply.sha256 is not None and reply.sha256 != expected:
+            raise Refusal(self._describe_other(reply.sha256))
+        head = reply.head
+        if reply.start:
+            return
+        if not head:
+            raise Refusal("its file is empty")
+        is_short = reply.size is not None and reply.size <= _LONGEST_NOTE_BYTES
+        if is_short and head.isascii() and not self.file.name.endswith(".json"):
+            text = head.decode("ascii").strip()
+            if text.replace("\n", " ").isprintable():
+                raise Refusal(f"it gave a text in place of the file ({text[:80]!r})")
+
+    def _read_start(self, content: BinaryIO, start: int, digests: _Digests) -> None:
+        """Digest what is here already, and forget what is behind it."""
+        left = start
+        while left:
+            self.watch.wait(0)
+            chunk = content.read(min(left, _READ_BYTES))
+            digests.update(chunk)
+            left -= len(chunk)
+        content.truncate(start)
+        self.watch.on_bytes(start)
+
+    def _write(self, content: BinaryIO, reply: Reply, digests: _Digests) -> None:
+        num_bytes = reply.start
+        try:
+            for chunk in chain([reply.head], reply.chunks):
+                content.write(chunk)
+                digests.update(chunk)
+                num_bytes += len(chunk)
+                self.watch.on_bytes(len(chunk))
+                self.watch.wait(0)
+        except BaseException:
+            self.watch.on_bytes(-num_bytes)
+            raise
+        if reply.size is not None and num_bytes != reply.size:
+            self.watch.on_bytes(-num_bytes)
+            raise Hiccup(f"{num_bytes} of {reply.size} bytes came")
+
+    def _finish(self, address: Address, reply: Reply, digests: _Digests) -> Arrival:
+        size, sha256 = _size_of(self.partial), digests.sha256.hexdigest()
+        expected = self.ledger.expected_sha256(self.file) or reply.sha256
+        is_damaged = reply.md5 not in (None, digests.md5.hexdigest())
+        if is_damaged or sha256 != (expected or sha256) or size != (self.file.size or size):
+            self._forget()
+            self.watch.on_bytes(-size)
+            if reply.start:
+                raise Hiccup("what came before and what came now are not one file")
+            if is_damaged:
+                raise Hiccup("what came is not what it says of it (md5)")
+            raise Refusal(self._describe_other(sha256))
+        self.partial.replace(self.target)
+        self.note.unlink(missing_ok=True)
+        return Arrival(address.host, size, sha256)
+
+    def _describe_other(self, sha256: str) -> str:
+        """Another file than the one that was wanted: by whose word?"""
+        first = self.ledger.first_arrival(self.file)
+        if self.file.sha256 is not None:
+            return f"its file has the sha256 {sha256}, and the published one {self.file.sha256}"
+        if first is None:
+            return f"its file has the sha256 {sha256}, which is not what it says of it"
+        return (
+            f"its file has the sha256 {sha256}, and the one that first came, from {first.host} on "
+            f"{first.day}, had {first.sha256}: it was replaced, or is not what it seems. If you "
+            f"know that it was replaced, delete its entry in {self.ledger.path}"
+        )
+
+    def _read_note(self, address: Address) -> dict[str, str | None]:
+        """What is known of the bytes that are here, if they came from this very place."""
+        try:
+            note: dict[str, str | None] = json.loads(self.note.read_text(encoding="utf-8"))
+            return note if note["url"] == address.url else {}
+        except (OSError, ValueError, TypeError, KeyError):
+            return {}
+
+    def _write_note(self, address: Address, reply: Reply) -> None:
+        note = {"url": address.url, "validator": reply.validator, "sha256": reply.sha256}
+        self.note.write_text(json.dumps(note), encoding="utf-8")
+
+    def _forget(self) -> None:
+        self.partial.unlink(missing_ok=True)
+        self.note.unlink(missing_ok=True)
+
+
+def _size_of(path: Path) -> int:
+    with suppress(FileNotFoundError):
+        return path.stat().st_size
+    return 0
+
+
+def _describe_disk(target: Path, error: OSError) -> str:
+    if error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)):
+        return (
+            f"The disk of {target.parent} is full. What came of {target.name} is kept: free some "
+            "space, and the same command goes on from there."
+        )
+    return f"{target} cannot be written ({error.strerror or error})."

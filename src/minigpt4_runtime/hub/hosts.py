@@ -1,0 +1,310 @@
+"""One request for one published file, whoever serves it: the Hub, Drive, or a plain server.
+
+Owns   addresses, tokens, Drive's form for large files, and what each refusal means.
+Takes  a place as the table writes it, and from which byte on; gives a Reply to read.
+Never  writes a file, and never asks twice: whether it is worth it, a Hiccup or a Refusal says.
+"""
+
+import base64
+import os
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from html.parser import HTMLParser
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from minigpt4_runtime.checkpoint.file_kind import HEAD_BYTES, is_lfs_pointer, is_web_page
+from minigpt4_runtime.optional import require
+
+if TYPE_CHECKING:
+    from httpx2 import URL, Client, Response
+
+INSTALL = "pip install 'minigpt4-runtime[hub]'"
+
+_HUB_PLACE = re.compile(r"hub:(spaces/)?([^/@]+/[^/@]+)(?:@([^/]+))?/(.+)")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_LONGEST_PAGE_BYTES = 2**18
+_TIMEOUT_SECONDS = 30.0
+
+
+class Refusal(Exception):
+    """This host will not give the file; asking again is useless. Its text says what was seen."""
+
+
+class Hiccup(Exception):
+    """It did not work this time. `wait_seconds` is what the host asks for, if it does."""
+
+    def __init__(self, text: str, wait_seconds: float | None = None) -> None:
+        super().__init__(text)
+        self.wait_seconds = wait_seconds
+
+
+class TooFewBytes(Hiccup):
+    """The file ends before the byte that was asked for: it is another one now."""
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where to ask. `page` is where a person can go, `gate` where a licence must be accepted."""
+
+    url: str
+    page: str
+    gate: str | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def host(self) -> str:
+        """The host's name, as people say it: a mirror's password is nobody's business."""
+        return urlsplit(self.url).netloc.rpartition("@")[2]
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What a host says before the bytes come, which begin at `start`.
+
+    `validator` is an ETag to resume with; `sha256` and `md5` are in hex, where the host gives them.
+    """
+
+    start: int
+    size: int | None
+    validator: str | None
+    sha256: str | None
+    md5: str | None
+    head: bytes
+    chunks: Iterator[bytes]
+
+
+def find_address(place: str) -> Address:
+    """Turn a place of the table into an address.
+
+    Raises:
+        BackendUnavailableError: it is on the Hub, and the extra is not installed.
+    """
+    match = _HUB_PLACE.fullmatch(place)
+    if match is None:
+        return Address(place, re.sub(r"//[^/@]*@", "//", place))
+    space, repository, revision, name = match.groups()
+    hub = require("huggingface_hub", install=INSTALL)
+    endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
+    url = hub.hf_hub_url(
+        repository,
+        name,
+        repo_type="space" if space else None,
+        revision=revision,
+        endpoint=endpoint,
+    )
+    gate = f"{endpoint}/{space or ''}{repository}"
+    # The library finds a token where its users keep one: HF_TOKEN, or what `hf auth login` wrote.
+    token = hub.get_token()
+    return Address(url, url, gate, {"Authorization": f"Bearer {token}"} if token else {})
+
+
+def open_client() -> "Client":
+    """An HTTP client that follows redirects and honours HTTP_PROXY, HTTPS_PROXY and NO_PROXY.
+
+    Raises:
+        BackendUnavailableError: the extra is not installed.
+    """
+    httpx2 = require("httpx2", install=INSTALL)
+    client: Client = httpx2.Client(follow_redirects=True, timeout=_TIMEOUT_SECONDS)
+    return client
+
+
+@contextmanager
+def open_reply(
+    client: "Client", address: Address, *, start: int = 0, validator: str | None = None
+) -> Iterator[Reply]:
+    """Ask for a file from byte `start` on, provided that it is still the one of `validator`.
+
+    Raises:
+        Hiccup: the host is busy, or the connection broke.
+        Refusal: the host has no such file for us, or gives something else.
+    """
+    httpx2 = require("httpx2", install=INSTALL)
+    try:
+        with _open_response(client, address, start, validator) as response:
+            yield _read_reply(address, response, start)
+    except httpx2.UnsupportedProtocol as error:
+        raise Refusal(f"it cannot be asked ({error})") from None
+    except httpx2.TransportError as error:
+        raise Hiccup(f"the connection broke ({str(error) or type(error).__name__})") from None
+    except (httpx2.HTTPError, httpx2.InvalidURL) as error:
+        raise Refusal(f"it cannot be asked ({error})") from None
+
+
+@contextmanager
+def _open_response(
+    client: "Client", address: Address, start: int, validator: str | None
+) -> Iterator["Response"]:
+    """The response that carries the file: Drive asks about large ones in between."""
+    # A size or a range is of use only if nothing packs the bytes on their way.
+    headers = {**address.headers, "Accept-Encoding": "identity"}
+    if start:
+        headers["Range"] = f"bytes={start}-"
+        if validator is not None:
+            headers["If-Range"] = validator
+    with client.stream("GET", address.url, headers=headers) as response:
+        _check_status(address, response)
+        if not response.headers.get("Content-Type", "").startswith("text/html"):
+            yield response
+            return
+        answer = _answer_form(response)
+    with client.stream("GET", answer, headers=headers) as response:
+        _check_status(address, response)
+        yield response
+
+
+def _read_reply(address: Address, response: "Response", start: int) -> Reply:
+    # As they come: gathered into larger pieces, a cut would lose what was gathered.
+    chunks = response.iter_raw()
+    head = b""
+    while len(head) < HEAD_BYTES and (chunk := next(chunks, None)) is not None:
+        head += chunk
+    if response.status_code != 206:
+        start = 0
+        _refuse_stand_in(head)
+    # The Hub says whose content it is before it sends us on to where the bytes lie.
+    headers = [each.headers for each in (*response.history, response)]
+    etags = [each.get("X-Linked-ETag") or each.get("ETag") or "" for each in headers]
+    digests = [etag.removeprefix("W/").strip('"') for etag in etags] if address.gate else []
+    linked = [each["X-Linked-Size"] for each in headers if "X-Linked-Size" in each]
+    validator = response.headers.get("ETag")
+    return Reply(
+        start=start,
+        size=_read_size(response, start, linked),
+        validator=None if validator is None or validator.startswith("W/") else validator,
+        sha256=next((digest for digest in digests if _SHA256.fullmatch(digest)), None),
+        md5=_read_md5(response),
+        head=head,
+        chunks=chunks,
+    )
+
+
+def _read_size(response: "Response", start: int, linked: list[str]) -> int | None:
+    """The whole file's size, from whichever header tells it."""
+    if response.status_code == 206:
+        found = re.fullmatch(
+            r"bytes (\d+)-\d+/(\d+)", response.headers.get("Content-Range", "").strip()
+        )
+        if found is None or int(found[1]) != start:
+            raise Refusal(
+                f"it was asked for the bytes from {start} on and answered with "
+                f"{response.headers.get('Content-Range', 'others')!r}"
+            )
+        return int(found[2])
+    sizes = {int(text) for text in (*linked, response.headers.get("Content-Length", "")) if text}
+    if len(sizes) > 1:
+        raise Refusal(f"it speaks of {' and of '.join(map(str, sorted(sizes)))} bytes at once")
+    return next(iter(sizes), None)
+
+
+def _read_md5(response: "Response") -> str | None:
+    """What Google's storage says about a file: `x-goog-hash: md5=…`, in base 64."""
+    for entry in response.headers.get("x-goog-hash", "").split(","):
+        name, _, value = entry.strip().partition("=")
+        if name == "md5":
+            return base64.b64decode(value).hex()
+    return None
+
+
+def _refuse_stand_in(head: bytes) -> None:
+    if is_web_page(head):
+        raise Refusal(f"it gave a web page in place of the file ({_find_title(head)})")
+    if is_lfs_pointer(head):
+        raise Refusal("it gave a Git LFS pointer in place of the file")
+
+
+def _check_status(address: Address, response: "Response") -> None:
+    code = response.status_code
+    if code in (200, 206):
+        return
+    reason = f"it answered {code} {response.reason_phrase}".rstrip()
+    if code in (408, 425, 429) or code >= 500:
+        raise Hiccup(reason, _read_wait(response))
+    if code == 416:
+        raise TooFewBytes("it has fewer bytes than were here already")
+    if code in (401, 403) and address.gate is not None:
+        raise Refusal(_describe_gate(address, response, reason))
+    raise Refusal(reason)
+
+
+def _describe_gate(address: Address, response: "Response", reason: str) -> str:
+    """The Hub's two locks: one asks who you are, the other whether you accepted the terms."""
+    message = response.headers.get("X-Error-Message", "")
+    seen = f"{reason} ({message[:120]})" if message else reason
+    login = "make a token at https://huggingface.co/settings/tokens and run `hf auth login`, or set"
+    if response.headers.get("X-Error-Code") == "RepoNotFound":
+        return f"{seen}: there is no such repository, or it is private"
+    if "Authorization" not in address.headers:
+        return (
+            f"{seen}: it wants to know who asks. Accept the licence at {address.gate}, {login} "
+            "HF_TOKEN to it, and try again"
+        )
+    return (
+        f"{seen}: your token opens it only once you have accepted the licence at {address.gate} "
+        "(an owner may take days to grant it), and if the token may read gated repositories"
+    )
+
+
+def _read_wait(response: "Response") -> float | None:
+    """Seconds or a date, as Retry-After may be either."""
+    text = response.headers.get("Retry-After", "").strip()
+    if text.isdigit():
+        return float(text)
+    try:
+        return max(0.0, (parsedate_to_datetime(text) - datetime.now(UTC)).total_seconds())
+    except (ValueError, TypeError):
+        return None
+
+
+class _PageParser(HTMLParser):
+    """Finds the form with which Drive asks about a file too large to be scanned, and the texts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.action: str | None = None
+        self.fields: dict[str, str] = {}
+        self.texts: list[str] = []
+        self._shown: str | None = None
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        values: dict[str, Any] = dict(attrs)
+        if tag == "form" and values.get("id") == "download-form":
+            self.action = values.get("action")
+        elif tag == "input" and self.action and values.get("type") == "hidden":
+            self.fields[values.get("name") or ""] = values.get("value") or ""
+        elif tag == "title" or values.get("class") in ("uc-error-caption", "uc-error-subcaption"):
+            self._shown = tag
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag == self._shown:
+            self._shown = None
+
+    def handle_data(self, data: str) -> None:
+        if self._shown and data.strip():
+            self.texts.append(" ".join(data.split()))
+
+
+def _answer_form(response: "Response") -> "URL":
+    """The address to which the form of a page leads that came in place of the file."""
+    page = b""
+    for chunk in response.iter_raw():
+        page += chunk
+        if len(page) > _LONGEST_PAGE_BYTES:
+            break
+    parser = _PageParser()
+    parser.feed(page.decode("utf-8", errors="replace"))
+    if not parser.action:
+        seen = ". ".join(dict.fromkeys(parser.texts))[:200] or "without a title"
+        raise Refusal(f"it gave a web page in place of the file ({seen})")
+    return response.url.join(parser.action).copy_merge_params(parser.fields)
+
+
+def _find_title(head: bytes) -> str:
+    parser = _PageParser()
+    parser.feed(head.decode("utf-8", errors="replace"))
+    return ". ".join(parser.texts)[:200] or "without a title"

@@ -1,0 +1,68 @@
+"""What each published file was when it first came: trust on first use.
+
+Owns   downloads.json in the cache: place, size, sha256 and day of every file's first arrival.
+Takes  a source; gives the digest it must have, from the table or from the first time.
+Never  forgets by itself: a model that is deleted and fetched again is held to the same digests.
+"""
+
+import json
+import threading
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from minigpt4_runtime.checkpoint.file_kind import read_json
+from minigpt4_runtime.checkpoint.sources import SourceFile
+from minigpt4_runtime.errors import CheckpointError
+
+LEDGER_NAME = "downloads.json"
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """A file that arrived whole: from where, and what it is."""
+
+    host: str
+    size: int
+    sha256: str
+    day: str = ""
+
+
+class Ledger:
+    """The arrivals, under each file's first place. Any number of threads may write to it."""
+
+    def __init__(self, home: Path) -> None:
+        self.path = home / LEDGER_NAME
+        self._lock = threading.Lock()
+        self._arrivals: dict[str, Arrival] = {}
+        if self.path.exists():
+            try:
+                entries = read_json(self.path)
+                self._arrivals = {place: Arrival(**entry) for place, entry in entries.items()}
+            except (CheckpointError, TypeError) as error:
+                raise CheckpointError(
+                    f"{self.path} is damaged ({error}). It holds the digests of what was "
+                    "downloaded before; delete it to begin anew."
+                ) from None
+
+    def first_arrival(self, file: SourceFile) -> Arrival | None:
+        """What this file was when it first came, if it ever did."""
+        return self._arrivals.get(file.hosts[0])
+
+    def expected_sha256(self, file: SourceFile) -> str | None:
+        """What the file must be: the table's word, else what came the first time."""
+        first = self.first_arrival(file)
+        return file.sha256 or (first.sha256 if first else None)
+
+    def record(self, file: SourceFile, arrival: Arrival) -> None:
+        """Keep what came, if it is the first of its kind."""
+        with self._lock:
+            if file.hosts[0] in self._arrivals:
+                return
+            day = datetime.now(UTC).date().isoformat()
+            self._arrivals[file.hosts[0]] = Arrival(arrival.host, arrival.size, arrival.sha256, day)
+            entries = {place: asdict(each) for place, each in sorted(self._arrivals.items())}
+            # Written beside and renamed: an interruption leaves the old one or the new one.
+            beside = self.path.with_suffix(".partial")
+            beside.write_text(json.dumps(entries, indent=2) + "\n", encoding="utf-8")
+            beside.replace(self.path)

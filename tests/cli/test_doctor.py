@@ -1,0 +1,127 @@
+"""`minigpt4 doctor` and `minigpt4 models`: true on this machine, and when something is missing."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from minigpt4_runtime import MiniGPT4
+from minigpt4_runtime.backend.cpu import CpuBackend
+from minigpt4_runtime.cli.fetch import EXAMPLE_PATH
+from minigpt4_runtime.errors import CheckpointError
+from minigpt4_runtime.hub import diagnosis
+
+pytestmark = pytest.mark.usefixtures("cache_home")
+
+
+def ask(real_minigpt4):
+    shown = real_minigpt4("doctor", "--json")
+    return shown.status, json.loads(shown.out)
+
+
+def test_a_machine_that_can(real_minigpt4):
+    status, found = ask(real_minigpt4)
+    assert status == 0
+    assert found["can_run"]
+    checks = {check["name"]: check for check in found["checks"]}
+    assert all(check["is_well"] for check in checks.values())
+    answer = MiniGPT4.load().describe(EXAMPLE_PATH).text
+    assert checks["describe a picture"]["seen"] == answer
+    assert "cpu" in [device["name"] for device in found["devices"]]
+    hub = next(extra for extra in found["extras"] if extra["name"] == "hub")
+    assert hub == {"name": "hub", "missing": [], "install": "pip install 'minigpt4-runtime[hub]'"}
+
+
+def test_what_fits_follows_from_the_memory(real_minigpt4, monkeypatch):
+    monkeypatch.setattr(CpuBackend, "free_memory_bytes", lambda _: 20 * 2**30)
+    _, found = ask(real_minigpt4)
+    fits = {(fit["preset"], fit["dtype"]) for fit in found["fits"]
+            if fit["device"] == "cpu" and fit["fits"]}  # fmt: skip
+    assert fits == {
+        (preset, dtype)
+        for preset in ("vicuna-7b", "llama2-7b")
+        for dtype in ("float16", "bfloat16")
+    }
+
+
+def test_what_is_read_by_people_says_the_same(real_minigpt4, monkeypatch):
+    monkeypatch.setattr(CpuBackend, "free_memory_bytes", lambda _: 20 * 2**30)
+    monkeypatch.setattr(diagnosis, "_is_installed", lambda package: package != "httpx2")
+    shown = real_minigpt4("doctor")
+    assert shown.status == 0
+    assert "ok    torch: 2." in shown.out
+    assert "      cpu: 20.0 GiB free" in shown.out
+    assert "no    vicuna-7b in float32: " in shown.out
+    assert "ok    vicuna-7b in float16: " in shown.out
+    assert "no    hub: pip install 'minigpt4-runtime[hub]'" in shown.out
+    assert shown.out.endswith("Pictures can be described.\n")
+
+
+@pytest.mark.parametrize("package", ["torch", "numpy", "PIL"])
+def test_a_missing_package_is_a_finding(package):
+    """In a process of its own: nothing on the way to the doctor may need what it looks for."""
+    code = (
+        f"import sys; sys.modules[{package!r}] = None; sys.argv = ['minigpt4', 'doctor']\n"
+        "from minigpt4_runtime.cli.main import run; run()"
+    )
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, encoding="utf-8")
+    assert shown.returncode == 1, shown.stderr
+    assert f"FAIL  {package}: " in shown.stdout
+    assert "Run: pip install minigpt4-runtime" in shown.stdout
+    assert shown.stdout.endswith("Something is missing.\n")
+
+
+def test_a_broken_package_is_a_finding(real_minigpt4, monkeypatch):
+    def load(name):
+        if name == "torch":
+            raise OSError("libtorch_cpu.so: cannot open shared object file")
+
+    monkeypatch.setattr(diagnosis.importlib, "import_module", load)
+    status, found = ask(real_minigpt4)
+    assert status == 1
+    torch = next(check for check in found["checks"] if check["name"] == "torch")
+    assert "libtorch_cpu.so" in torch["seen"]
+    assert "installed but broken" in torch["todo"]
+
+
+def test_a_model_that_does_not_answer_is_a_finding(real_minigpt4, monkeypatch):
+    def fail(*_, **__):
+        raise CheckpointError("assets/demo has no config.json.")
+
+    monkeypatch.setattr(MiniGPT4, "load", fail)
+    status, found = ask(real_minigpt4)
+    assert status == 1
+    assert "no config.json" in str(found["checks"])
+
+
+def test_a_cache_that_cannot_be_written_is_worth_a_note(real_minigpt4, monkeypatch, tmp_path):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("MINIGPT4_HOME", str(tmp_path / "file" / "home"))
+    shown = real_minigpt4("doctor")
+    assert shown.status == 0
+    assert "note  cache: " in shown.out
+    assert "Set MINIGPT4_HOME" in shown.out
+
+
+def test_models_of_an_empty_cache(real_minigpt4, cache_home):
+    shown = real_minigpt4("models")
+    assert (shown.status, shown.out) == (0, "")
+    assert "Get one: minigpt4 fetch vicuna-7b" in shown.err
+    listed = json.loads(real_minigpt4("models", "--json").out)
+    assert listed == {"home": str(cache_home), "models": [], "downloads_bytes": 0}
+    shown = real_minigpt4("models", "--delete", "vicuna-7b")
+    assert shown.status == 1
+    assert "there is nothing" in shown.err
+
+
+def test_models_are_listed_and_deleted(real_minigpt4, cache_home, golden_model_dir):
+    (cache_home / "models").mkdir(parents=True)
+    (cache_home / "models" / "mine").symlink_to(golden_model_dir("vicuna"))
+    assert real_minigpt4("models").out.startswith("mine\t3.5 MiB\t")
+    (entry,) = json.loads(real_minigpt4("models", "--json").out)["models"]
+    assert entry["name"] == "mine"
+    # A link is taken away, and not what it leads to.
+    assert real_minigpt4("models", "--delete", "mine").status == 0
+    assert real_minigpt4("models").out == ""
+    assert (golden_model_dir("vicuna") / "config.json").exists()

@@ -1,0 +1,361 @@
+"""One file from hosts that redirect, ask, limit, cut, lie and refuse."""
+
+import hashlib
+import http.server
+import json
+import threading
+from dataclasses import replace
+
+import pytest
+from published_web import BUCKET, DRIVE_IDS, TOKEN, Mishap
+
+from minigpt4_runtime.checkpoint.sources import SourceFile
+from minigpt4_runtime.errors import CheckpointError
+from minigpt4_runtime.hub import download as room
+from minigpt4_runtime.hub.download import Stopped, Watch, download
+from minigpt4_runtime.hub.hosts import open_client
+from minigpt4_runtime.hub.ledger import Ledger
+
+TOWER = "eva_vit_g.pth"
+SHARD = "pytorch_model-00001-of-00004.bin"
+PROJECTION = "pretrained_minigpt4_7b.pth"
+PAGE = b"<!DOCTYPE html><html><head><title>Quota exceeded</title></head></html>"
+
+
+@pytest.fixture(autouse=True)
+def no_waiting(monkeypatch):
+    monkeypatch.setattr(room, "FIRST_WAIT_SECONDS", 0.0)
+
+
+def bucket(web, name=TOWER, **known):
+    return SourceFile(name, (f"{web.site}{BUCKET}/{name}",), **known)
+
+
+def hub(name=SHARD, **known):
+    return SourceFile(name, (f"hub:Vision-CAIR/vicuna-7b/{name}",), **known)
+
+
+def drive(web, name=PROJECTION):
+    return SourceFile(name, (f"{web.site}/uc?export=download&id={DRIVE_IDS[name]}",))
+
+
+@pytest.fixture
+def bring(web, cache_home):
+    """Downloads a file as a new process would; gives its arrival, and checks what lies there."""
+    cache_home.mkdir()
+
+    def bring_file(file, on_bytes=lambda _: None, stop=None, say=lambda _: None):
+        target = cache_home / file.name
+        watch = Watch(on_bytes, say, stop or threading.Event())
+        with open_client() as client:
+            arrival = download(file, target, client=client, ledger=Ledger(cache_home), watch=watch)
+        content = target.read_bytes()
+        assert arrival.sha256 == hashlib.sha256(content).hexdigest()
+        assert sorted(path.name for path in cache_home.iterdir()) == sorted(
+            {file.name, "downloads.json"}
+        )
+        return content
+
+    return bring_file
+
+
+def refuse(bring, file, cache_home):
+    """The message of a failed download, which left nothing under the file's name."""
+    with pytest.raises(CheckpointError) as failure:
+        bring(file)
+    assert not (cache_home / file.name).exists()
+    message = str(failure.value)
+    assert file.name in message
+    assert "By hand: download it from" in message
+    assert "--from DIR" in message
+    return message
+
+
+def test_a_plain_server(web, bring):
+    assert bring(bucket(web)) == web.files[TOWER]
+
+
+def test_the_hub_sends_on_to_its_store_without_the_token(web, bring, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    assert bring(hub()) == web.files[SHARD]
+    assert web.requests_for(SHARD, "site")[0].headers["authorization"] == f"Bearer {TOKEN}"
+    assert "authorization" not in web.requests_for(SHARD, "store")[0].headers
+
+
+def test_a_revision_and_a_space_are_part_of_the_address(web, bring):
+    bring(SourceFile(SHARD, (f"hub:spaces/Vision-CAIR/minigpt4@c0ffee/{SHARD}",)))
+    path = web.requests_for(SHARD, "site")[0].path
+    assert path == f"/spaces/Vision-CAIR/minigpt4/resolve/c0ffee/{SHARD}"
+
+
+@pytest.mark.parametrize("scans", [True, False])
+def test_drive_asks_whether_the_file_may_come_unscanned(web, bring, scans):
+    web.scans = scans
+    assert bring(drive(web)) == web.files[PROJECTION]
+
+
+@pytest.mark.parametrize("where", ["bucket", "hub"])
+def test_a_cut_file_goes_on_where_it_stopped(web, bring, where):
+    file = bucket(web) if where == "bucket" else hub()
+    content = web.files[file.name]
+    web.mishaps[file.name] = [Mishap(cut_after=len(content) // 2)]
+    counted = []
+    assert bring(file, counted.append) == content
+    assert sum(counted) == len(content)
+    ranges = [each.headers.get("range") for each in web.requests_for(file.name)]
+    # The last byte comes again: an empty range would be an error.
+    assert ranges[-1] == f"bytes={len(content) // 2 - 1}-"
+
+
+def test_a_stopped_download_goes_on_in_another_process(web, bring, cache_home):
+    file, stop = bucket(web), threading.Event()
+    web.mishaps[TOWER] = [Mishap(cut_after=1000)]
+
+    def stop_at_once(num_bytes):
+        stop.set()
+
+    with pytest.raises(Stopped):
+        bring(file, stop_at_once, stop)
+    assert not (cache_home / TOWER).exists()
+    kept = (cache_home / f"{TOWER}.partial").stat().st_size
+    assert kept > 0
+    web.mishaps.clear()
+    assert bring(file) == web.files[TOWER]
+    assert web.seen[-1].headers["range"] == f"bytes={kept - 1}-"
+
+
+def test_all_bytes_without_the_name_are_checked_again(web, bring, cache_home):
+    """Killed between the last byte and the renaming."""
+    etag = f'"{hashlib.md5(web.files[TOWER]).hexdigest()}"'
+    note = {"url": bucket(web).hosts[0], "validator": etag}
+    (cache_home / f"{TOWER}.partial").write_bytes(web.files[TOWER])
+    (cache_home / f"{TOWER}.note.partial").write_text(json.dumps(note))
+    assert bring(bucket(web)) == web.files[TOWER]
+    assert web.seen[-1].headers["if-range"] == etag
+
+
+def test_old_bytes_are_not_mixed_with_a_replaced_file(web, bring):
+    content = web.files[TOWER]
+    older = bytes(reversed(content))
+    web.mishaps[TOWER] = [Mishap(content=older, cut_after=1000)]
+    assert bring(bucket(web)) == content
+    assert web.seen[-1].headers["if-range"] == f'"{hashlib.md5(older).hexdigest()}"'
+
+
+def test_without_an_etag_a_cut_file_begins_anew(web, bring):
+    web.mishaps[PROJECTION] = [Mishap(cut_after=5000)]
+    assert bring(drive(web)) == web.files[PROJECTION]
+    assert not any("range" in each.headers for each in web.seen)
+
+
+def test_a_known_digest_takes_the_place_of_an_etag(web, bring):
+    """And where the digest then differs, the file is not taken, but asked for from its start."""
+    content = web.files[TOWER]
+    web.has_etags = False
+    file = bucket(web, sha256=hashlib.sha256(content).hexdigest())
+    web.mishaps[TOWER] = [Mishap(content=bytes(reversed(content)), cut_after=1000)]
+    assert bring(file) == content
+    ranges = [each.headers.get("range") for each in web.seen]
+    assert ranges == [None, "bytes=999-", None]
+
+
+def test_a_digest_that_the_hub_tells_does_so_too(web, bring):
+    web.has_etags = False
+    web.mishaps[SHARD] = [Mishap(cut_after=100_000)]
+    assert bring(hub()) == web.files[SHARD]
+    assert web.seen[-1].headers["range"] == "bytes=99999-"
+
+
+def test_a_password_in_an_address_is_not_shown(web, bring, cache_home):
+    place = f"http://me:secret@{web.site[7:]}/gone"
+    message = refuse(bring, SourceFile(TOWER, (place,)), cache_home)
+    assert web.site in message
+    assert "secret" not in message
+
+
+def test_a_server_that_knows_no_ranges_gives_the_file_anew(web, bring):
+    web.ignores_ranges = True
+    web.mishaps[TOWER] = [Mishap(cut_after=1000)]
+    assert bring(bucket(web)) == web.files[TOWER]
+
+
+def test_a_shorter_file_than_what_is_here_begins_anew(web, bring, cache_home):
+    file = bucket(web, sha256=hashlib.sha256(web.files[TOWER]).hexdigest())
+    (cache_home / f"{TOWER}.partial").write_bytes(bytes(len(web.files[TOWER]) + 10))
+    assert bring(file) == web.files[TOWER]
+
+
+@pytest.mark.parametrize("status", [429, 503])
+def test_a_busy_host_is_asked_again_when_it_says(web, bring, status):
+    web.mishaps[TOWER] = [Mishap(status=status, headers={"Retry-After": "0"})] * 3
+    said = []
+    assert bring(bucket(web), say=said.append) == web.files[TOWER]
+    assert len(web.seen) == 4
+    assert len(said) == 3
+    assert f"{TOWER}, {web.site[7:]}: it answered {status}" in said[0]
+
+
+def test_patience_ends(web, bring, cache_home):
+    web.mishaps[TOWER] = [Mishap(status=503)] * 9
+    message = refuse(bring, bucket(web), cache_home)
+    assert "it answered 503 Service Unavailable, 5 times in a row" in message
+    assert len(web.seen) == room.MAX_HICCUPS
+
+
+def test_a_host_that_asks_for_hours_is_not_waited_for(web, bring, cache_home):
+    web.mishaps[TOWER] = [Mishap(status=429, headers={"Retry-After": "7200"})]
+    assert "asks to wait 7200 seconds" in refuse(bring, bucket(web), cache_home)
+    assert len(web.seen) == 1
+
+
+def test_a_date_to_come_back_at(web, bring):
+    past = {"Retry-After": "Wed, 21 Oct 2015 07:28:00 GMT"}
+    web.mishaps[TOWER] = [Mishap(status=429, headers=past)]
+    assert bring(bucket(web)) == web.files[TOWER]
+
+
+def test_nobody_at_the_address(web, bring, cache_home):
+    file = SourceFile(TOWER, ("http://127.0.0.1:9/eva_vit_g.pth",))
+    message = refuse(bring, file, cache_home)
+    assert "127.0.0.1:9: the connection broke" in message
+
+
+@pytest.mark.parametrize("headers", [{}, {"Content-Type": "application/octet-stream"}])
+def test_a_web_page_is_refused_at_once(web, bring, cache_home, headers):
+    """Whether the server owns up to it or not."""
+    web.mishaps[TOWER] = [Mishap(page=PAGE, headers=headers)]
+    message = refuse(bring, bucket(web), cache_home)
+    assert f"{web.site[7:]}: it gave a web page in place of the file (Quota exceeded)" in message
+    assert len(web.seen) == 1
+    assert not list(cache_home.glob("*.partial"))
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"too many requests from your address\n", "it gave a text in place of the file"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n", "a Git LFS pointer"),
+        (b"", "its file is empty"),
+    ],
+)
+def test_other_stand_ins(web, bring, cache_home, content, words):
+    web.files[TOWER] = content
+    assert words in refuse(bring, bucket(web), cache_home)
+
+
+def test_a_dead_link(web, bring, cache_home):
+    del web.files[TOWER], web.files[SHARD]
+    assert "it answered 404 Not Found" in refuse(bring, bucket(web), cache_home)
+    assert "it answered 404 Not Found" in refuse(bring, hub(), cache_home)
+
+
+def test_a_gate_says_what_to_do(web, bring, cache_home, monkeypatch):
+    web.gated.add("Vision-CAIR/vicuna-7b")
+    message = refuse(bring, hub(), cache_home)
+    assert "it answered 401 Unauthorized (Access to model" in message
+    assert f"Accept the licence at {web.site}/Vision-CAIR/vicuna-7b" in message
+    assert "HF_TOKEN" in message
+    monkeypatch.setenv("HF_TOKEN", "hf_of_someone_else")
+    message = refuse(bring, hub(), cache_home)
+    assert "it answered 403 Forbidden" in message
+    assert "once you have accepted the licence" in message
+    assert "hf_of_someone_else" not in message
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    assert bring(hub()) == web.files[SHARD]
+
+
+def test_a_repository_that_is_gone(web, bring, cache_home):
+    web.gone.add("Vision-CAIR/vicuna-7b")
+    message = refuse(bring, hub(), cache_home)
+    assert "there is no such repository, or it is private" in message
+    assert "licence" not in message
+
+
+def test_a_known_size_that_differs_is_refused_before_the_bytes(web, bring, cache_home):
+    message = refuse(bring, bucket(web, size=123), cache_home)
+    assert f"its file has {len(web.files[TOWER])} bytes, and the published one 123" in message
+    assert not list(cache_home.glob("*.partial"))
+
+
+def test_a_known_digest_that_differs(web, bring, cache_home):
+    message = refuse(bring, bucket(web, sha256="0" * 64), cache_home)
+    assert f"and the published one {'0' * 64}" in message
+    assert not list(cache_home.glob("*.partial"))
+
+
+def test_the_hub_itself_is_held_to_the_digest_that_it_tells(web, bring, cache_home):
+    damaged = bytes(len(web.files[SHARD]))
+    web.mishaps[SHARD] = [Mishap(content=damaged)]
+    assert "which is not what it says of it" in refuse(bring, hub(), cache_home)
+
+
+def test_a_bucket_is_held_to_its_md5(web, bring):
+    """A damaged transfer is worth another try."""
+    wrong = {"x-goog-hash": "md5=AAAAAAAAAAAAAAAAAAAAAA=="}
+    web.mishaps[TOWER] = [Mishap(headers=wrong)]
+    assert bring(bucket(web)) == web.files[TOWER]
+    assert len(web.seen) == 2
+
+
+def test_the_first_arrival_is_trusted_and_later_ones_compared(web, bring, cache_home):
+    file = drive(web)
+    first = bring(file)
+    (cache_home / file.name).unlink()
+    assert bring(file) == first
+    (cache_home / file.name).unlink()
+    web.files[PROJECTION] = bytes(reversed(first))
+    message = refuse(bring, file, cache_home)
+    assert f"had {hashlib.sha256(first).hexdigest()}" in message
+    assert str(cache_home / "downloads.json") in message
+    # Whoever knows better says so in a table of their own.
+    known = replace(file, sha256=hashlib.sha256(web.files[PROJECTION]).hexdigest())
+    assert bring(known) == web.files[PROJECTION]
+
+
+def test_the_next_host_is_asked(web, bring, cache_home):
+    dead = f"{web.site}/gone/{TOWER}.gone"
+    file = SourceFile(TOWER, (dead, f"{web.site}{BUCKET}/{TOWER}"))
+    assert bring(file) == web.files[TOWER]
+    # It is known under its first place, whoever gave it.
+    assert list(json.loads((cache_home / "downloads.json").read_text())) == [dead]
+
+
+def test_all_hosts_are_named_when_none_gives_it(web, bring, cache_home):
+    file = SourceFile(TOWER, (f"{web.site}/a/gone", "hub:Vision-CAIR/vicuna-7b/gone"))
+    message = refuse(bring, file, cache_home)
+    assert message.count("it answered 404 Not Found") == 2
+    assert f"{web.site}/a/gone or {web.site}/Vision-CAIR/vicuna-7b/resolve/main/gone" in message
+
+
+def test_a_full_disk_keeps_what_came(web, bring, cache_home, monkeypatch):
+    def fail(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(room._Attempts, "_write", fail)
+    with pytest.raises(CheckpointError, match="is full") as failure:
+        bring(bucket(web))
+    assert "goes on from there" in str(failure.value)
+
+
+def test_a_proxy_is_honoured(web, bring, monkeypatch):
+    asked = []
+
+    class Proxy(http.server.BaseHTTPRequestHandler):
+        def log_message(self, *_):
+            pass
+
+        def do_GET(self):
+            asked.append(self.path)
+            content = web.files[TOWER]
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Proxy) as server:
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+        monkeypatch.setenv("HTTP_PROXY", f"http://127.0.0.1:{server.server_port}")
+        place = "http://storage.example/eva_vit_g.pth"
+        assert bring(SourceFile(TOWER, (place,))) == web.files[TOWER]
+        server.shutdown()
+    assert asked == [place]

@@ -1,0 +1,68 @@
+"""What a fetch needs, and how its files come together."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from minigpt4_runtime.checkpoint.sizes import running_bytes, weight_bytes
+from minigpt4_runtime.checkpoint.sources import read_sources
+from minigpt4_runtime.hub.fetch import FetchPlan, PlannedFile, assembled, cache_lock
+
+GB = 10**9
+
+
+@pytest.fixture
+def plan(cache_home):
+    """A plan for Vicuna 7B whose files are all small and already here."""
+    model = read_sources()["vicuna-7b"]
+    files = []
+    for part in model.parts:
+        for file in part.files:
+            target = cache_home / "downloads" / part.name / file.name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_text(f"{part.role}/{file.name}")
+            files.append(PlannedFile(part, file, target, "host", 2 * GB, GB))
+    return FetchPlan(model, {}, tuple(files), cache_home / "models" / "vicuna-7b", None)
+
+
+def test_what_is_kept_is_not_downloaded_again(plan):
+    assert plan.download_bytes == len(plan.files) * GB
+
+
+def test_sizes_follow_from_the_preset_where_the_dtype_is_given(plan):
+    assert plan.model_bytes == len(plan.files) * 2 * GB
+    half = FetchPlan(plan.model, {}, plan.files, plan.out_dir, "float16")
+    assert half.model_bytes == weight_bytes("vicuna-7b", "float16")
+    assert plan.smallest_running_bytes == running_bytes("vicuna-7b", "float16")
+
+
+@pytest.mark.parametrize("allowed", ["symbolic links", "hard links", "copies"])
+def test_files_come_together_under_their_published_names(plan, monkeypatch, allowed):
+    """Windows allows symbolic links only to some, and hard links only on one disk."""
+
+    def refuse(*_):
+        raise OSError(1, "not permitted")
+
+    if allowed != "symbolic links":
+        monkeypatch.setattr(Path, "symlink_to", refuse)
+    if allowed == "copies":
+        monkeypatch.setattr(os, "link", refuse)
+    with assembled(plan) as files:
+        names = sorted(path.name for path in files.language_dir.iterdir())
+        assert names == sorted(
+            each.file.name for each in plan.files if each.part.role == "language"
+        )
+        assert files.vision.read_text() == "vision/eva_vit_g.pth"
+        assert files.qformer.read_text() == "qformer/blip2_pretrained_flant5xxl.pth"
+        assert files.projection.read_text() == "projection/pretrained_minigpt4_7b.pth"
+        assert (files.bert_dir / "config.json").read_text() == "bert/config.json"
+    assert all(each.target.exists() for each in plan.files)
+    assert not files.vision.exists()
+
+
+def test_what_a_killed_fetch_left_is_cleared_away(cache_home):
+    left = cache_home / "downloads" / ".links-abc"
+    left.mkdir(parents=True)
+    with cache_lock():
+        assert not left.exists()
