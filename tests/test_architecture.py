@@ -43,7 +43,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "ranks": BELOW_API - {"prompt", "tokenizer", "answer", "pixels"},
     "api": BELOW_API | {"ranks"},
     FRONT_DOOR: WORDS | {"api"},
-    "export": WORDS | {"model", "checkpoint", "backend.contracts"},
+    "export": WORDS | {"pixels", "model", "checkpoint", "backend.contracts"},
     "server": WORDS | {"api", FRONT_DOOR},
     "web": WORDS | {"api", FRONT_DOOR},
     "bench": WORDS | {"api", FRONT_DOOR},

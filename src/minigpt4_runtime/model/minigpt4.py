@@ -34,7 +34,7 @@ class VisionPart(nn.Module):
             hidden = self.qformer(hidden)
         else:
             # The class row is left out; neighbouring patches lie side by side in one group.
-            hidden = hidden[:, 1:].reshape(len(pixels), self.rows_per_image, -1)
+            hidden = hidden[:, 1:].reshape(pixels.shape[0], self.rows_per_image, -1)
         return self.projection(hidden)  # type: ignore[no-any-return]
 
 
