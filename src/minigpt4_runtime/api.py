@@ -22,18 +22,21 @@ from typing import Any, Literal, Self
 import numpy
 import torch
 from PIL.Image import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from minigpt4_runtime.answer import AnswerText, StopWatch
-from minigpt4_runtime.backend.contracts import DeviceBackend
-from minigpt4_runtime.backend.vision_torch import TorchVisionEncoder
-from minigpt4_runtime.checkpoint.load import load_config, load_model
+from minigpt4_runtime.backend.contracts import DeviceBackend, VisionEncoder
+from minigpt4_runtime.backend.registry import vision_encoder
+from minigpt4_runtime.checkpoint.graph_folder import find_graph
+from minigpt4_runtime.checkpoint.load import load_config, load_language, load_model
 from minigpt4_runtime.config import (
     DTYPE_NAMES,
     DTypeName,
     EngineConfig,
     ModelConfig,
     SamplingParams,
+    VisionRuntimeName,
+    VisionSettings,
 )
 from minigpt4_runtime.engine.engine import Engine, EngineStats
 from minigpt4_runtime.engine.request import ImageInput, Request, TokenEvent
@@ -51,7 +54,8 @@ from minigpt4_runtime.messages import (
     read_messages,
 )
 from minigpt4_runtime.model.linear import set_widen_from
-from minigpt4_runtime.model.parallel import check_world_size
+from minigpt4_runtime.model.llama import Llama
+from minigpt4_runtime.model.parallel import Group, check_world_size
 from minigpt4_runtime.pixels import ImageLimits
 from minigpt4_runtime.pixels import load as load_image
 from minigpt4_runtime.prompt import DESCRIBE_PROMPT, Prompt, find_template, render
@@ -80,6 +84,7 @@ class MiniGPT4:
         engine: EngineConfig,
         image_limits: ImageLimits,
         ranks: Ranks,
+        vision: VisionSettings,
     ) -> None:
         self.config: ModelConfig = load_config(model_dir)
         self.model_dir = model_dir
@@ -92,18 +97,14 @@ class MiniGPT4:
         self._engine_config = engine
         self._ranks = ranks
         setup = Setup(str(model_dir), backend.device.type, dtype, engine)
+        # A graph goes first: how much is free for keys and values is seen after it.
+        self.vision_runtime, encoder = _open_graph(vision, model_dir, backend, dtype)
         group = ranks.start(setup, backend.facts.collective)
-        torch_dtype = getattr(torch, dtype)
         free_bytes = free_memory_bytes(backend, ranks.size)
-        model = load_model(
-            model_dir, device=backend.device, dtype=torch_dtype, free_bytes=free_bytes, group=group
+        language, self._vision, free_bytes = _load_sides(
+            model_dir, backend, dtype, group=group, encoder=encoder, free_bytes=free_bytes
         )
-        widen_from = backend.widen_from(torch_dtype)
-        set_widen_from(model, widen_from)
-        self._vision = TorchVisionEncoder(model.vision, in_float32=widen_from is not None)
-        if free_bytes is not None:
-            free_bytes -= sum(weight.nbytes for weight in model.parameters())
-        runner = make_runner(model.language, self._vision, backend, engine, free_bytes=free_bytes)
+        runner = make_runner(language, self._vision, backend, engine, free_bytes=free_bytes)
         self._engine = Engine(
             ranks.lead(runner),
             engine,
@@ -116,7 +117,7 @@ class MiniGPT4:
         weakref.finalize(self._engine, ranks.close)
 
     @classmethod
-    def load(
+    def load(  # noqa: PLR0913 - the one place where all that can be chosen is.
         cls,
         model: str | PathLike[str] | None = None,
         *,
@@ -125,6 +126,9 @@ class MiniGPT4:
         engine: EngineConfig | Mapping[str, Any] | None = None,
         image_limits: ImageLimits | None = None,
         tensor_parallel: int = 1,
+        vision_runtime: VisionRuntimeName = "auto",
+        vision_graph: str | PathLike[str] | None = None,
+        provider: str | None = None,
     ) -> MiniGPT4:
         """Load a model folder; without one, the bundled demo model, which knows drawn scenes.
 
@@ -137,16 +141,22 @@ class MiniGPT4:
             tensor_parallel: over how many devices the language model is divided. This process
                 leads and starts the others; or all were started by torchrun, and then this never
                 returns in any but the first.
+            vision_runtime: auto, torch, onnx or om: what the image side runs in. auto is what the
+                graph is for where there is one, else torch.
+            vision_graph: a folder made by `minigpt4 export vision`, or a file in it.
+            provider: what ONNX Runtime computes on: cuda, cann, openvino or cpu. Without it, the
+                first of these that it has.
 
         Raises:
             ConfigError: a setting has no meaning.
-            CheckpointError: the folder is no whole model.
+            CheckpointError: the folder is no whole model, or the graph is another model's.
             BackendUnavailableError: the device is not on this machine, or has too little memory.
         """
         if dtype not in ("auto", *DTYPE_NAMES):
             raise ConfigError(f"dtype is {dtype!r}; it must be auto or {', '.join(DTYPE_NAMES)}.")
         if not isinstance(engine, EngineConfig):
             engine = EngineConfig.from_mapping(engine or {})
+        vision = VisionSettings(runtime=vision_runtime, graph=vision_graph, provider=provider)
         model_dir = Path(model) if model is not None else DEMO_MODEL_DIR
         check_world_size(load_config(model_dir).language, tensor_parallel)
         ranks = Ranks(tensor_parallel)
@@ -162,6 +172,7 @@ class MiniGPT4:
                 engine=engine,
                 image_limits=image_limits or ImageLimits(),
                 ranks=ranks,
+                vision=vision,
             )
 
     def close(self) -> None:
@@ -278,6 +289,48 @@ class MiniGPT4:
         return ImageInput(
             torch.from_numpy(picture.values), picture.digest, span.start, span.num_rows
         )
+
+
+def _open_graph(
+    vision: VisionSettings, model_dir: Path, backend: DeviceBackend, dtype: DTypeName
+) -> tuple[str, VisionEncoder | None]:
+    """What the image side runs in, and its encoder unless that is torch."""
+    if vision.graph is None:
+        return "torch", None
+    graph = find_graph(Path(vision.graph), model_dir, runtime=vision.runtime)
+    encoder = vision_encoder(graph.runtime)(
+        graph.path, graph.batch_sizes,
+        device=backend.device, dtype=getattr(torch, dtype), provider=vision.provider,
+    )  # fmt: skip
+    return graph.runtime, encoder
+
+
+def _load_sides(
+    model_dir: Path,
+    backend: DeviceBackend,
+    dtype: DTypeName,
+    *,
+    group: Group,
+    encoder: VisionEncoder | None,
+    free_bytes: int | None,
+) -> tuple[Llama, VisionEncoder, int | None]:
+    """Load what no graph replaces: the language model, the encoder, and what they leave free."""
+    torch_dtype = getattr(torch, dtype)
+    widen_from = backend.widen_from(torch_dtype)
+    where: dict[str, Any] = {
+        "device": backend.device, "dtype": torch_dtype, "free_bytes": free_bytes, "group": group,
+    }  # fmt: skip
+    loaded: nn.Module
+    if encoder is not None:
+        loaded = language = load_language(model_dir, **where)
+    else:
+        loaded = model = load_model(model_dir, **where)
+        language = model.language
+        encoder = vision_encoder("torch")(model.vision, in_float32=widen_from is not None)
+    set_widen_from(loaded, widen_from)
+    if free_bytes is not None:
+        free_bytes -= sum(weight.nbytes for weight in loaded.parameters())
+    return language, encoder, free_bytes
 
 
 class _Reader:
