@@ -59,7 +59,9 @@ class GraphPlan:
             raise ConfigError(f"dtype is {self.dtype!r}; a graph can be float32 or float16.")
         for sizes in (self.batch_sizes, self.om_batch_sizes):
             if sizes is not None and (not sizes or min(sizes) < 1 or len({*sizes}) < len(sizes)):
-                raise ConfigError(f"batch sizes are {sizes}; they must be whole numbers ≥ 1.")
+                raise ConfigError(
+                    f"batch sizes are {sizes}; they must be different whole numbers ≥ 1."
+                )
 
 
 def export_onnx(
