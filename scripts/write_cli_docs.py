@@ -4,6 +4,7 @@ python scripts/write_cli_docs.py
 """
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ to complete commands and options.
 | 0 | all went well |
 | 1 | an error, which stderr tells in one line `error: …`, or a picture that failed |
 | 2 | wrong usage |
+| 3 | `export vision --format om`: the ONNX file is made, and the .om is not, for want of `atc` |
 | 130 | stopped by Ctrl-C |
 """
 
@@ -36,9 +38,14 @@ def write_docs() -> str:
     """The whole page."""
     group = typer.main.get_command(app)
     assert isinstance(group, typer.core.TyperGroup)
-    sections = [_section("minigpt4", group)]
-    sections += [_section(f"minigpt4 {name}", each) for name, each in group.commands.items()]
-    return "\n".join([HEAD, *sections])
+    return "\n".join([HEAD, *_sections("minigpt4", group)])
+
+
+def _sections(name: str, command: Any) -> Iterator[str]:
+    """A command's, and those of the commands in it."""
+    yield _section(name, command)
+    for inner, each in getattr(command, "commands", {}).items():
+        yield from _sections(f"{name} {inner}", each)
 
 
 def _section(name: str, command: Any) -> str:
