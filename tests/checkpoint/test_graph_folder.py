@@ -95,7 +95,7 @@ def test_a_cut_or_missing_file_is_named(own_graph):
 
 
 def test_a_runtime_without_a_graph_is_named(own_graph):
-    with pytest.raises(CheckpointError, match=r"vision\.om is not there\. Export again"):
+    with pytest.raises(CheckpointError, match=r"vision\.om is not there\. Export with --format om"):
         find_graph(own_graph, DEMO_MODEL_DIR, runtime="om")
     (own_graph / ATC_NAME).touch()
     with pytest.raises(CheckpointError, match=r"Run .*atc\.sh on an Ascend host first"):
@@ -119,5 +119,5 @@ def test_a_damaged_record_is_named(own_graph, content, message):
 
 
 def test_a_folder_without_a_record_is_named(tmp_path):
-    with pytest.raises(CheckpointError, match=r"export\.json"):
+    with pytest.raises(CheckpointError, match=r"not a folder made by .*: it has no export\.json"):
         find_graph(tmp_path, DEMO_MODEL_DIR)

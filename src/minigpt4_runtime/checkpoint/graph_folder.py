@@ -92,6 +92,11 @@ def read_record(graph_dir: Path) -> GraphRecord:
         CheckpointError: there is none, it is damaged, or a newer version of this program made it.
     """
     path = graph_dir / RECORD_NAME
+    if not path.is_file():
+        raise CheckpointError(
+            f"{graph_dir} is not a folder made by `minigpt4 export vision`: it has no "
+            f"{RECORD_NAME}. Check the path."
+        )
     values = read_json(path)
     version = values.get("format_version")
     if isinstance(version, int) and version > FORMAT_VERSION:
@@ -161,7 +166,7 @@ def _choose(path: Path, graph_dir: Path, runtime: str) -> Path:
     for name in wanted:
         if (graph_dir / name).is_file():
             return graph_dir / name
-    hint = "Export again."
+    hint = f"Export with --format {_RUNTIME_OF[Path(wanted[0]).suffix]}."
     if (graph_dir / ATC_NAME).is_file():
         hint = f"Run {graph_dir / ATC_NAME} on an Ascend host first."
     raise CheckpointError(f"{graph_dir / wanted[0]} is not there. {hint}")
