@@ -29,6 +29,7 @@ to complete commands and options.
 | 0 | all went well |
 | 1 | an error, which stderr tells in one line `error: …`, or a picture that failed |
 | 2 | wrong usage |
+| 3 | `export vision --format om`: the ONNX file is made, and the .om is not, for want of `atc` |
 | 130 | stopped by Ctrl-C |
 """
 

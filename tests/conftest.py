@@ -96,3 +96,24 @@ def golden_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str]
         return out_dir / name
 
     return convert_golden
+
+
+@pytest.fixture(scope="session")
+def graph_dir(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Exports the image side of a model folder once, for any number of pictures; None is the demo.
+
+    The graphs are shared: copy one before you change it.
+    """
+    from minigpt4_runtime.api import DEMO_MODEL_DIR
+    from minigpt4_runtime.export.onnx import GraphPlan, export_onnx
+
+    out_dir = tmp_path_factory.mktemp("graphs")
+
+    @cache
+    def export(model_dir: Path | None = None) -> Path:
+        model_dir = model_dir or DEMO_MODEL_DIR
+        plan = GraphPlan(batch_sizes=None, om_batch_sizes=(1, 2, 4))
+        export_onnx(model_dir, out_dir / model_dir.name, pictures=[], plan=plan)
+        return out_dir / model_dir.name
+
+    return export

@@ -98,6 +98,22 @@ def whole_plan(request: Request) -> StepPlan:
     return StepPlan((Slice(0, 0, 0, ids, tuple(range(128)), images, is_sampled=True),))
 
 
+def test_prompts_ids_and_replies_through_a_compiled_graph(golden, graph_dir):
+    model_dir = golden.model.model_dir
+    model = MiniGPT4.load(
+        model_dir, device="cpu", dtype="float32", vision_runtime="onnx",
+        vision_graph=graph_dir(model_dir),
+    )  # fmt: skip
+    assert model.vision_runtime == "onnx"
+    compiled = Golden(golden.folder, model)
+    for name in golden.pictures:
+        rows = model.embed_images([golden.folder / "images" / name])
+        assert largest_share(rows[0], golden.arrays[f"{name}/embeddings"]) <= RELATIVE
+    for case in compiled.cases("single", "multi", "events"):
+        replies = compiled.play(case)[1]
+        assert_same_ids(compiled, replies[-1].token_ids, case["output_ids"]["greedy"])
+
+
 @pytest.mark.parametrize("search", SEARCHES)
 def test_other_searches(golden, search):
     cases = [case for case in golden.cases("single") if search in case["output_ids"]]

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from golden_cases import GOLDENS, SEARCHES, Golden, assert_same_ids
 
 from minigpt4_runtime import Message, MiniGPT4, SamplingParams
@@ -253,3 +254,13 @@ def test_a_torchrun_of_another_size(monkeypatch):
     with pytest.raises(ConfigError, match=r"tensor_parallel is 2, but .* WORLD_SIZE=4"):
         load(tensor_parallel=2)
     load().close()
+
+
+def test_only_the_leader_runs_the_graph(graph_dir):
+    picture = PICTURES / "four.png"
+    with load() as model:
+        rows, alone = model.embed_images([picture]), model.describe(picture)
+    with load(tensor_parallel=2, vision_graph=graph_dir()) as model:
+        assert model.vision_runtime == "onnx"
+        assert torch.allclose(model.embed_images([picture]), rows, atol=1e-3)
+        assert model.describe(picture).token_ids == alone.token_ids

@@ -14,7 +14,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -22,11 +22,12 @@ from typing import Any, Literal, Self
 import numpy
 import torch
 from PIL.Image import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from minigpt4_runtime.answer import AnswerText, StopWatch
-from minigpt4_runtime.backend.contracts import DeviceBackend
-from minigpt4_runtime.backend.vision_torch import TorchVisionEncoder
+from minigpt4_runtime.backend.contracts import DeviceBackend, VisionEncoder
+from minigpt4_runtime.backend.registry import vision_encoder
+from minigpt4_runtime.checkpoint.graph_folder import find_graph
 from minigpt4_runtime.checkpoint.shelf import find_model
 from minigpt4_runtime.checkpoint.weight_source import WeightSource
 from minigpt4_runtime.config import (
@@ -35,6 +36,8 @@ from minigpt4_runtime.config import (
     EngineConfig,
     ModelConfig,
     SamplingParams,
+    VisionRuntimeName,
+    VisionSettings,
 )
 from minigpt4_runtime.engine.engine import Engine, EngineStats
 from minigpt4_runtime.engine.request import ImageInput, Request, TokenEvent
@@ -58,7 +61,8 @@ from minigpt4_runtime.messages import (
     read_messages,
 )
 from minigpt4_runtime.model.linear import set_widen_from
-from minigpt4_runtime.model.parallel import check_world_size
+from minigpt4_runtime.model.llama import Llama
+from minigpt4_runtime.model.parallel import Group, check_world_size
 from minigpt4_runtime.pixels import ImageLimits, open_rgb, prepare
 from minigpt4_runtime.pixels import load as load_image
 from minigpt4_runtime.prompt import DESCRIBE_PROMPT, Prompt, find_template, render
@@ -87,6 +91,7 @@ class MiniGPT4:
         engine: EngineConfig,
         image_limits: ImageLimits,
         ranks: Ranks,
+        vision: VisionSettings,
     ) -> None:
         self.config: ModelConfig = source.config
         self.model_dir = source.model_dir
@@ -99,23 +104,19 @@ class MiniGPT4:
         self._backend = backend
         self._ranks = ranks
         setup = Setup(source, backend.device.type, dtype, engine)
+        # A graph goes first: how much is free for keys and values is seen after it.
+        self.vision_runtime, encoder = _open_graph(vision, source, backend, dtype)
         group = ranks.start(setup, backend.facts.collective)
-        torch_dtype = getattr(torch, dtype)
         free_bytes = free_memory_bytes(backend, ranks.size)
-        self._model = source.load_model(
-            device=backend.device, dtype=torch_dtype, free_bytes=free_bytes, group=group
+        self._sides = _load_sides(
+            source, backend, dtype, group=group, encoder=encoder, free_bytes=free_bytes
         )
-        widen_from = backend.widen_from(torch_dtype)
-        set_widen_from(self._model, widen_from)
-        self._vision = TorchVisionEncoder(self._model.vision, in_float32=widen_from is not None)
-        if free_bytes is not None:
-            free_bytes -= sum(weight.nbytes for weight in self._model.parameters())
-        self._free_bytes = free_bytes
         self._start_engine(engine)
 
     def _start_engine(self, config: EngineConfig) -> None:
+        sides = self._sides
         runner = make_runner(
-            self._model.language, self._vision, self._backend, config, free_bytes=self._free_bytes
+            sides.language, sides.vision, self._backend, config, free_bytes=sides.left_bytes
         )
         self._engine = Engine(
             self._ranks.lead(runner),
@@ -130,7 +131,7 @@ class MiniGPT4:
         self._ending = weakref.finalize(self._engine, self._ranks.close)
 
     @classmethod
-    def load(
+    def load(  # noqa: PLR0913 - the one place where all that can be chosen is.
         cls,
         model: str | PathLike[str] | None = None,
         *,
@@ -139,6 +140,9 @@ class MiniGPT4:
         engine: EngineConfig | Mapping[str, Any] | None = None,
         image_limits: ImageLimits | None = None,
         tensor_parallel: int = 1,
+        vision_runtime: VisionRuntimeName = "auto",
+        vision_graph: str | PathLike[str] | None = None,
+        provider: str | None = None,
     ) -> MiniGPT4:
         """Load a model folder; without one, the bundled demo model, which knows drawn scenes.
 
@@ -151,17 +155,25 @@ class MiniGPT4:
             tensor_parallel: over how many devices the language model is divided. This process
                 leads and starts the others; or all were started by torchrun, and then this never
                 returns in any but the first.
+            vision_runtime: auto, torch, onnx or om: what the image side runs in. auto is what the
+                graph is for where there is one, else torch.
+            vision_graph: a folder made by `minigpt4 export vision`, or a file in it.
+            provider: what ONNX Runtime computes on: cuda, cann, openvino or cpu. Without it, the
+                first of these that it has.
 
         Raises:
             ConfigError: a setting has no meaning.
-            CheckpointError: the folder is no whole model, or the named one is not fetched yet.
+            CheckpointError: the folder is no whole model, the named one is not fetched yet, or the
+                graph is another model's.
             BackendUnavailableError: the device is not on this machine, or has too little memory.
         """
         model_dir = find_model(model) if model is not None else DEMO_MODEL_DIR
         source = WeightSource.folder(model_dir)
+        vision = VisionSettings(runtime=vision_runtime, graph=vision_graph, provider=provider)
         return cls._on_ranks(
             source, device=device, dtype=dtype, engine=_as_engine_config(engine),
             image_limits=image_limits or ImageLimits(), tensor_parallel=tensor_parallel,
+            vision=vision,
         )  # fmt: skip
 
     @classmethod
@@ -187,7 +199,7 @@ class MiniGPT4:
         return cls._on_ranks(
             WeightSource(config, seed=seed), device=device, dtype=dtype,
             engine=_as_engine_config(engine), image_limits=ImageLimits(),
-            tensor_parallel=tensor_parallel,
+            tensor_parallel=tensor_parallel, vision=VisionSettings(),
         )  # fmt: skip
 
     @classmethod
@@ -200,6 +212,7 @@ class MiniGPT4:
         engine: EngineConfig,
         image_limits: ImageLimits,
         tensor_parallel: int,
+        vision: VisionSettings,
     ) -> MiniGPT4:
         """Start all ranks of a model; returns in the first."""
         if dtype not in ("auto", *DTYPE_NAMES):
@@ -225,6 +238,7 @@ class MiniGPT4:
                 engine=engine,
                 image_limits=image_limits,
                 ranks=ranks,
+                vision=vision,
             )
 
     def use_engine(self, engine: EngineConfig | Mapping[str, Any]) -> None:
@@ -384,7 +398,7 @@ class MiniGPT4:
                 pixels.append(prepare(rgb, self.config.vision).values)
                 ended("preprocess")
             stacked = torch.from_numpy(numpy.stack(pixels))
-            encoded = self._vision.encode(stacked, on_tower=lambda: ended("tower"))
+            encoded = self._sides.vision.encode(stacked, on_tower=lambda: ended("tower"))
             ended("projection")
             rows.append(encoded.float().cpu())
         return torch.cat(rows)
@@ -395,7 +409,13 @@ class MiniGPT4:
 
     def weight_bytes(self) -> dict[str, int]:
         """What the weights take: "vision", "embedding", "layers" and "head" of the language."""
-        return self._model.weight_bytes()
+        language = self._sides.language
+        return {
+            "vision": self._sides.vision_bytes,
+            "embedding": _count_bytes(language.token_embedding),
+            "layers": _count_bytes(language.layers),
+            "head": _count_bytes(language.head),
+        }
 
     def reset_peak_memory(self) -> None:
         """Let `peak_memory_bytes` count from here on."""
@@ -452,6 +472,68 @@ class _Listener:
     def fork(self) -> _Listener:
         """Only beams fork, and they are not listened to."""
         return self
+
+
+@dataclass(frozen=True)
+class _Sides:
+    """What this rank computes with; `vision_bytes` 0 where a graph has the weights.
+
+    `left_bytes` of the memory are left for keys and values.
+    """
+
+    language: Llama
+    vision: VisionEncoder
+    vision_bytes: int
+    left_bytes: int | None
+
+
+def _open_graph(
+    vision: VisionSettings, source: WeightSource, backend: DeviceBackend, dtype: DTypeName
+) -> tuple[str, VisionEncoder | None]:
+    """What the image side runs in, and its encoder unless that is torch."""
+    if vision.graph is None:
+        return "torch", None
+    if source.model_dir is None:
+        raise ConfigError("A graph belongs to a model folder, not to random weights.")
+    graph = find_graph(Path(vision.graph), source.model_dir, runtime=vision.runtime)
+    encoder = vision_encoder(graph.runtime)(
+        graph.path, graph.batch_sizes,
+        device=backend.device, dtype=getattr(torch, dtype), provider=vision.provider,
+    )  # fmt: skip
+    return graph.runtime, encoder
+
+
+def _load_sides(
+    source: WeightSource,
+    backend: DeviceBackend,
+    dtype: DTypeName,
+    *,
+    group: Group,
+    encoder: VisionEncoder | None,
+    free_bytes: int | None,
+) -> _Sides:
+    """Load the language model, and the image side too unless `encoder` is a graph of it."""
+    torch_dtype = getattr(torch, dtype)
+    widen_from = backend.widen_from(torch_dtype)
+    where: dict[str, Any] = {
+        "device": backend.device, "dtype": torch_dtype, "free_bytes": free_bytes, "group": group,
+    }  # fmt: skip
+    vision_bytes = 0
+    if encoder is not None:
+        language = source.load_language(**where)
+    else:
+        model = source.load_model(**where)
+        language, vision_bytes = model.language, _count_bytes(model.vision)
+        set_widen_from(model.vision, widen_from)
+        encoder = vision_encoder("torch")(model.vision, in_float32=widen_from is not None)
+    set_widen_from(language, widen_from)
+    if free_bytes is not None:
+        free_bytes -= vision_bytes + _count_bytes(language)
+    return _Sides(language, encoder, vision_bytes, free_bytes)
+
+
+def _count_bytes(module: nn.Module) -> int:
+    return sum(weight.nbytes for weight in module.parameters())
 
 
 class _Reader:

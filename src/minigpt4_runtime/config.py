@@ -1,7 +1,7 @@
 """What a model is made of, how it runs and how it is asked to answer: frozen, strict settings.
 
-Owns   ModelConfig (vision, qformer, language), EngineConfig and SamplingParams, and their reading
-       from mappings.
+Owns   ModelConfig (vision, qformer, language), VisionSettings, EngineConfig and SamplingParams, and
+       their reading from mappings.
 Takes  plain mappings, as json.load gives them; field names are Hugging Face's where it has one.
 Never  reads a file or the environment, and never lets an unknown setting pass in silence.
 """
@@ -11,12 +11,14 @@ import difflib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from os import PathLike
 from typing import Any, Literal, Self, get_args
 
 from minigpt4_runtime.errors import ConfigError
 
 DTypeName = Literal["float32", "float16", "bfloat16"]
 DTYPE_NAMES: tuple[DTypeName, ...] = get_args(DTypeName)
+VisionRuntimeName = Literal["auto", "torch", "onnx", "om"]
 
 # OpenAI CLIP's statistics, which the original uses (minigpt4/processors/blip_processors.py).
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -256,6 +258,42 @@ class ModelConfig:
             template=values["template"],
             patches_per_row=values["patches_per_row"],
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class VisionSettings:
+    """What the image side runs in: a graph, made by `minigpt4 export vision`, or torch.
+
+    `graph` is the folder or a file in it; auto is its own runtime, or torch where there is none.
+    `provider` is what ONNX Runtime computes on.
+    """
+
+    runtime: VisionRuntimeName = "auto"
+    graph: str | PathLike[str] | None = None
+    provider: str | None = None
+
+    def __post_init__(self) -> None:
+        """A runtime needs a graph or none, and only a graph has a provider."""
+        known = get_args(VisionRuntimeName)
+        if self.runtime not in known:
+            raise ConfigError(
+                f"vision_runtime is {self.runtime!r}; it must be one of {', '.join(known)}."
+            )
+        if self.runtime in ("onnx", "om") and self.graph is None:
+            raise ConfigError(
+                f"vision_runtime is {self.runtime!r}, which needs a graph. Make one with `minigpt4 "
+                "export vision`, and name its folder as vision_graph."
+            )
+        if self.runtime == "torch" and self.graph is not None:
+            raise ConfigError(
+                "vision_runtime is 'torch', which runs no graph: leave out one of vision_runtime "
+                "and vision_graph."
+            )
+        if self.provider is not None and self.graph is None:
+            raise ConfigError(
+                f"provider is {self.provider!r}, and there is no graph to run on it: name one as "
+                "vision_graph."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

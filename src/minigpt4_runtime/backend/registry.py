@@ -1,4 +1,4 @@
-"""Names → devices and kernels, as tables of "module:attribute".
+"""Names → devices, kernels and vision runtimes, as tables of "module:attribute".
 
 Owns   which names exist and how a device is chosen.
 Takes  what a user typed: auto, cpu, cuda, cuda:1, npu:0.
@@ -8,9 +8,10 @@ Never  imports a backend before it is chosen.
 import importlib
 import re
 import warnings
+from collections.abc import Callable
 from typing import Any, cast
 
-from minigpt4_runtime.backend.contracts import AttentionKernel, DeviceBackend
+from minigpt4_runtime.backend.contracts import AttentionKernel, DeviceBackend, VisionEncoder
 from minigpt4_runtime.errors import BackendUnavailableError, ConfigError
 
 # In the order in which "auto" tries them.
@@ -25,6 +26,13 @@ ATTENTION_KERNELS = {
     "sdpa": "minigpt4_runtime.backend.attention_sdpa:prepare",
     "triton": "minigpt4_runtime.backend.attention_triton:prepare",
     "npu": "minigpt4_runtime.backend.attention_npu:prepare",
+}
+
+# torch takes the model's own weights, the others a graph that was made of them.
+VISION_RUNTIMES = {
+    "torch": "minigpt4_runtime.backend.vision_torch:TorchVisionEncoder",
+    "onnx": "minigpt4_runtime.backend.vision_onnx:open_graph",
+    "om": "minigpt4_runtime.backend.vision_om:open_graph",
 }
 
 
@@ -66,3 +74,8 @@ def _first_available() -> DeviceBackend:
 def attention_kernel(name: str) -> AttentionKernel:
     """The kernel of that name in ATTENTION_KERNELS."""
     return cast(AttentionKernel, _resolve(ATTENTION_KERNELS[name]))
+
+
+def vision_encoder(name: str) -> Callable[..., VisionEncoder]:
+    """What opens a vision encoder of that name in VISION_RUNTIMES."""
+    return cast(Callable[..., VisionEncoder], _resolve(VISION_RUNTIMES[name]))

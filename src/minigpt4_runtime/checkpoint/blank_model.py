@@ -10,7 +10,7 @@ import torch
 from minigpt4_runtime.checkpoint.weights import Shape
 from minigpt4_runtime.config import LanguageConfig, ModelConfig
 from minigpt4_runtime.model.llama import Llama
-from minigpt4_runtime.model.minigpt4 import MiniGPT4Model
+from minigpt4_runtime.model.minigpt4 import MiniGPT4Model, VisionPart
 from minigpt4_runtime.model.parallel import Group
 
 
@@ -26,6 +26,13 @@ def blank_language(config: LanguageConfig, group: Group) -> Llama:
     with torch.device("meta"):
         language = Llama(config, group)
     return language.requires_grad_(False).eval()
+
+
+def blank_vision(config: ModelConfig) -> VisionPart:
+    """The same of an image side alone."""
+    with torch.device("meta"):
+        vision = VisionPart(config)
+    return vision.requires_grad_(False).eval()
 
 
 def model_shapes(config: ModelConfig) -> dict[str, Shape]:

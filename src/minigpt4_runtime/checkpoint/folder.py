@@ -10,8 +10,9 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor
@@ -40,6 +41,18 @@ TOKENIZER_NAME = "tokenizer.model"
 _DISK_FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
 # Room for what stands beside the weights.
 _SMALL_FILES_BYTES = 4 * 2**20
+
+
+@dataclass(frozen=True)
+class FolderKind:
+    """What a folder must be to be replaced: `read` raises a CheckpointError for any other."""
+
+    name: str
+    marker: str
+    read: Callable[[Path], object]
+
+
+MODEL_FOLDER = FolderKind("model", MANIFEST_NAME, read_manifest)
 
 
 def write_folder(
@@ -101,11 +114,11 @@ def write_descriptions(
     write_text(folder / MANIFEST_NAME, json.dumps(manifest.to_mapping(), indent=2) + "\n")
 
 
-def check_target(out_dir: Path, *, force: bool) -> None:
-    """Make sure that a model may be written to `out_dir`.
+def check_target(out_dir: Path, *, force: bool, kind: FolderKind = MODEL_FOLDER) -> None:
+    """Make sure that a folder of that kind may be written to `out_dir`.
 
     Raises:
-        CheckpointError: something is there, and it is no model folder or `force` is not given.
+        CheckpointError: something is there, and it is of another kind or `force` is not given.
     """
     if not os.path.lexists(out_dir):
         return
@@ -119,21 +132,23 @@ def check_target(out_dir: Path, *, force: bool) -> None:
     if not any(out_dir.iterdir()):
         return
     try:
-        read_manifest(out_dir)
+        kind.read(out_dir)
     except CheckpointError:
         raise CheckpointError(
-            f"{out_dir} exists and is not a model folder (it has no {MANIFEST_NAME} of one), so "
-            "it is never replaced. Choose another --out."
+            f"{out_dir} exists and is not a {kind.name} folder (it has no {kind.marker} of "
+            "one), so it is never replaced. Choose another --out."
         ) from None
     if not force:
         raise CheckpointError(
-            f"{out_dir} is a model folder already. Choose another --out, or replace it with "
+            f"{out_dir} is a {kind.name} folder already. Choose another --out, or replace it with "
             "--force."
         )
 
 
 @contextmanager
-def staged_folder(out_dir: Path, *, needed_bytes: int, force: bool) -> Iterator[Path]:
+def staged_folder(
+    out_dir: Path, *, needed_bytes: int, force: bool, kind: FolderKind = MODEL_FOLDER
+) -> Iterator[Path]:
     """Give an empty folder beside `out_dir`, which becomes `out_dir` when the block ends well.
 
     Whatever ends the block otherwise, Ctrl-C too, leaves neither of the two.
@@ -141,7 +156,7 @@ def staged_folder(out_dir: Path, *, needed_bytes: int, force: bool) -> Iterator[
     Raises:
         CheckpointError: `out_dir` may not be written, or the disk is full.
     """
-    check_target(out_dir, force=force)
+    check_target(out_dir, force=force, kind=kind)
     target = out_dir.resolve()
     # The name is new each time: what a killed process left behind stands in nobody's way.
     staging = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.partial")

@@ -12,7 +12,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from minigpt4_runtime.checkpoint.blank_model import blank_language, blank_model, model_shapes
+from minigpt4_runtime.checkpoint.blank_model import (
+    blank_language,
+    blank_model,
+    blank_vision,
+    model_shapes,
+)
 from minigpt4_runtime.checkpoint.config_file import load_config
 from minigpt4_runtime.checkpoint.manifest import read_manifest
 from minigpt4_runtime.checkpoint.source import TORCH_DTYPES, map_tensors
@@ -27,12 +32,15 @@ from minigpt4_runtime.checkpoint.weights import (
 from minigpt4_runtime.config import ModelConfig
 from minigpt4_runtime.errors import BackendUnavailableError, CheckpointError
 from minigpt4_runtime.model.llama import Llama
-from minigpt4_runtime.model.minigpt4 import MiniGPT4Model
+from minigpt4_runtime.model.minigpt4 import MiniGPT4Model, VisionPart
 from minigpt4_runtime.model.parallel import Group, Solo, share, split_dimension
 
-__all__ = ["load_config", "load_language", "load_model", "read_tensor", "refuse_too_large"]
+__all__ = [
+    "load_config", "load_language", "load_model", "load_vision", "read_tensor", "refuse_too_large",
+]  # fmt: skip
 
 _LANGUAGE = "language."
+_VISION = "vision."
 
 _PIECE_BYTES = 16 * 2**20
 
@@ -72,16 +80,30 @@ def load_language(
 ) -> Llama:
     """Load this rank's part of the language model alone. See `load_model`."""
     config, stored = _open(model_dir)
-    mine = {
-        name.removeprefix(_LANGUAGE): place
-        for name, place in _cut_language(stored, group).items()
-        if name.startswith(_LANGUAGE)
-    }
+    mine = _below(_LANGUAGE, _cut_language(stored, group))
     _fill(
         language := blank_language(config.language, group), mine, model_dir,
         device=device, dtype=dtype, free_bytes=free_bytes,
     )  # fmt: skip
     return language
+
+
+def load_vision(model_dir: Path, *, dtype: torch.dtype) -> VisionPart:
+    """Load the image side alone, on the CPU. See `load_model`."""
+    config, stored = _open(model_dir)
+    _fill(
+        vision := blank_vision(config), _below(_VISION, stored), model_dir,
+        device=torch.device("cpu"), dtype=dtype, free_bytes=None,
+    )  # fmt: skip
+    return vision
+
+
+def _below(prefix: str, stored: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
+    return {
+        name.removeprefix(prefix): place
+        for name, place in stored.items()
+        if name.startswith(prefix)
+    }
 
 
 def _open(model_dir: Path) -> tuple[ModelConfig, dict[str, StoredTensor]]:

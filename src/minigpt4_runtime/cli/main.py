@@ -1,7 +1,7 @@
 """The command `minigpt4`: the list of commands, and the one place where errors become words.
 
 Owns   the exit status: 0 all went well, 1 an error or a picture that failed, 2 wrong usage,
-       130 Ctrl-C.
+       3 a graph whose .om is still to be made, 130 Ctrl-C.
 Takes  the command line. A command imports what is heavy when it runs, so that --help is quick.
 Never  lets a traceback out, unless --debug asks for it.
 """
@@ -21,6 +21,7 @@ from minigpt4_runtime.cli.demo import demo
 from minigpt4_runtime.cli.describe import describe
 from minigpt4_runtime.cli.doctor import doctor
 from minigpt4_runtime.cli.evaluate import evaluate
+from minigpt4_runtime.cli.export import export
 from minigpt4_runtime.cli.fetch import fetch
 from minigpt4_runtime.cli.inspect import inspect
 from minigpt4_runtime.cli.models import models
@@ -39,6 +40,7 @@ for command in (describe, chat, fetch, models, convert, inspect, demo, doctor):
     app.command()(command)
 app.add_typer(evaluate, name="evaluate")
 app.add_typer(bench, name="bench")
+app.add_typer(export)
 
 
 def _show_version(is_asked: bool) -> None:

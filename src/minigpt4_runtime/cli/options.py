@@ -61,6 +61,28 @@ class ModelOptions:
             "are started for you, or all are by torchrun.",
         ),
     ] = 1
+    vision_runtime: Annotated[
+        str,
+        typer.Option(
+            metavar="RUNTIME",
+            help="What the image side runs in: auto, torch, onnx or om; auto is what the graph is "
+            "for, and torch without --vision-graph.",
+        ),
+    ] = "auto"
+    vision_graph: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="PATH", help="A folder made by `minigpt4 export vision`, or a file in it."
+        ),
+    ] = None
+    provider: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PROVIDER",
+            help="What ONNX Runtime computes on: cuda, cann, openvino or cpu. Without it, the "
+            "first of these that it has.",
+        ),
+    ] = None
 
     @property
     def is_follower(self) -> bool:
@@ -73,12 +95,15 @@ class ModelOptions:
             note(DEMO_NOTICE)
         from minigpt4_runtime.api import MiniGPT4
 
-        # `load` itself refuses a dtype that it does not know.
+        # `load` itself refuses a dtype or a runtime that it does not know.
         return MiniGPT4.load(
             self.model,
             device=self.device,
             dtype=cast(Any, self.dtype),
             tensor_parallel=self.tensor_parallel,
+            vision_runtime=cast(Any, self.vision_runtime),
+            vision_graph=self.vision_graph,
+            provider=self.provider,
         )
 
 

@@ -64,7 +64,7 @@ class EvaVit(nn.Module):
     def forward(self, pixels: Tensor) -> Tensor:
         """(N, 3, S, S) → (N, P, C). Example: 224 px and patch 14 give P = 257."""
         patches = self.patch_embedding(self._cut(pixels))
-        class_row = self.class_embedding.expand(len(pixels), 1, -1)
+        class_row = self.class_embedding.expand(pixels.shape[0], 1, -1)
         hidden = torch.cat([class_row, patches], dim=1) + self.position_embedding
         for block in self.blocks:
             hidden = block(hidden)

@@ -37,7 +37,7 @@ class VisionPart(nn.Module):
         if self.qformer is not None:
             return self.qformer(hidden)  # type: ignore[no-any-return]
         # The class row is left out; neighbouring patches lie side by side in one group.
-        return hidden[:, 1:].reshape(len(pixels), self.rows_per_image, -1)  # type: ignore[no-any-return]
+        return hidden[:, 1:].reshape(pixels.shape[0], self.rows_per_image, -1)  # type: ignore[no-any-return]
 
 
 class MiniGPT4Model(nn.Module):
@@ -51,16 +51,3 @@ class MiniGPT4Model(nn.Module):
         self.config = config
         self.vision = VisionPart(config)
         self.language = Llama(config.language, group)
-
-    def weight_bytes(self) -> dict[str, int]:
-        """What the weights take: "vision", "embedding", "layers" and "head" of the language."""
-        language = self.language
-        parts = {
-            "vision": self.vision,
-            "embedding": language.token_embedding,
-            "layers": language.layers,
-            "head": language.head,
-        }
-        return {
-            name: sum(weight.nbytes for weight in part.parameters()) for name, part in parts.items()
-        }

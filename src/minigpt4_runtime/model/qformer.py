@@ -72,7 +72,7 @@ class QFormer(nn.Module):
 
     def forward(self, image_rows: Tensor) -> Tensor:
         """(N, P, vision_size) → (N, Q, hidden)."""
-        hidden = self.query_norm(self.query_tokens).expand(len(image_rows), -1, -1)
+        hidden = self.query_norm(self.query_tokens).expand(image_rows.shape[0], -1, -1)
         for layer in self.layers:
             hidden = layer(hidden, image_rows)
         return hidden  # type: ignore[no-any-return]

@@ -1,0 +1,248 @@
+"""The image side in torch, in ONNX Runtime and in transformers: one process, weights and threads.
+
+python benchmarks/vision_export.py --work-dir DIR --keep
+python benchmarks/vision.py --model DIR/model --graph DIR/graph [--batch 1 4] [--json vision.json]
+
+Each encodes the same random pictures, in turns and float32. transformers is Blip2VisionModel,
+Blip2QFormerModel and our projection, on the very tensors of the torch side; where it is not
+installed, it is left out. Before anything is timed, all must give the same rows. Beside the
+latencies stand ratios of medians, above 1 where that side is faster than transformers, and what the
+tower's products come to, as a share of what this machine multiplies at best in the same run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import platform
+import re
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import ModuleType
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+
+from minigpt4_runtime.backend.registry import vision_encoder
+from minigpt4_runtime.checkpoint.graph_folder import find_graph
+from minigpt4_runtime.checkpoint.load import load_config, load_vision
+from minigpt4_runtime.config import ModelConfig, QFormerConfig, VisionConfig
+from minigpt4_runtime.model.minigpt4 import VisionPart
+from minigpt4_runtime.optional import require
+
+Encode = Callable[[Tensor], Tensor]
+LARGEST_DIFFERENCE = 1e-4  # Of the largest value.
+PRODUCT_SIDE = 2048
+# Ours → transformers', wherever the name stands.
+TOWER_NAMES = (
+    (r"^blocks\.", "encoder.layers."),
+    (r"attention_norm\.", "layer_norm1."),
+    (r"mlp_norm\.", "layer_norm2."),
+    (r"attention\.qkv\.", "self_attn.qkv."),
+    (r"attention\.out\.", "self_attn.projection."),
+    (r"mlp_in\.", "mlp.fc1."),
+    (r"mlp_out\.", "mlp.fc2."),
+    (r"^(patch|class|position)_", r"embeddings.\1_"),
+)
+QFORMER_NAMES = (
+    (r"^query_norm\.", "layernorm."),
+    (r"^layers\.", "encoder.layer."),
+    (r"\.attention\.(query|key|value)\.", r".attention.attention.\1."),
+    (r"\.cross_attention\.(query|key|value)\.", r".crossattention.attention.\1."),
+    (r"\.attention\.out\.", ".attention.output.dense."),
+    (r"\.cross_attention\.out\.", ".crossattention.output.dense."),
+    (r"\.attention\.norm\.", ".attention.output.LayerNorm."),
+    (r"\.cross_attention\.norm\.", ".crossattention.output.LayerNorm."),
+    (r"mlp_in\.", "intermediate_query.dense."),
+    (r"mlp_out\.", "output_query.dense."),
+    (r"mlp_norm\.", "output_query.LayerNorm."),
+)
+
+
+def renamed(weights: dict[str, Tensor], names: tuple[tuple[str, str], ...]) -> dict[str, Tensor]:
+    """The same tensors by transformers' names."""
+    found = {}
+    for name, weight in weights.items():
+        for ours, theirs in names:
+            name = re.sub(ours, theirs, name)
+        found[name] = weight
+    return found
+
+
+def transformers_side(ours: VisionPart, config: ModelConfig) -> Encode:
+    """Blip2VisionModel, Blip2QFormerModel and our projection, on the tensors of `ours`."""
+    assert ours.qformer is not None
+    assert config.qformer is not None
+    tower = _their_tower(ours, config.vision)
+    qformer = _their_qformer(ours, config.qformer, config.vision.hidden_size)
+    queries = ours.qformer.query_tokens
+
+    def encode(pixels: Tensor) -> Tensor:
+        hidden = tower(pixels).last_hidden_state
+        read = qformer(
+            query_embeds=queries.expand(len(pixels), -1, -1), encoder_hidden_states=hidden
+        )
+        rows: Tensor = ours.projection(read.last_hidden_state)
+        return rows
+
+    return encode
+
+
+def _transformers() -> ModuleType:
+    return require("transformers", install="pip install transformers")
+
+
+def _their_tower(ours: VisionPart, config: VisionConfig) -> nn.Module:
+    theirs = _transformers().Blip2VisionConfig(
+        hidden_size=config.hidden_size, intermediate_size=config.intermediate_size,
+        num_hidden_layers=config.num_hidden_layers, patch_size=config.patch_size,
+        num_attention_heads=config.num_attention_heads, image_size=config.image_size,
+        layer_norm_eps=config.layer_norm_eps,
+    )  # fmt: skip
+    with torch.device("meta"):
+        tower = _transformers().Blip2VisionModel(theirs)
+    weights = renamed(ours.vit.state_dict(), TOWER_NAMES)
+    patch = config.patch_size
+    weights["embeddings.patch_embedding.weight"] = weights[
+        "embeddings.patch_embedding.weight"
+    ].view(-1, 3, patch, patch)
+    for name in ("class", "position"):
+        key = f"embeddings.{name}_embedding"
+        weights[key] = weights[key].view(1, -1, config.hidden_size)
+    weights |= {f"post_layernorm.{n}": w for n, w in ours.ln_vision.state_dict().items()}
+    tower.load_state_dict(weights, assign=True)
+    tower.post_layernorm.eps = config.ln_vision_eps
+    return tower.eval()  # type: ignore[no-any-return]
+
+
+def _their_qformer(ours: VisionPart, config: QFormerConfig, width: int) -> nn.Module:
+    theirs = _transformers().Blip2QFormerConfig(
+        hidden_size=config.hidden_size, intermediate_size=config.intermediate_size,
+        num_hidden_layers=config.num_hidden_layers, encoder_hidden_size=width,
+        num_attention_heads=config.num_attention_heads, layer_norm_eps=config.layer_norm_eps,
+        cross_attention_frequency=config.cross_attention_frequency,
+    )  # fmt: skip
+    with torch.device("meta"):
+        qformer = _transformers().Blip2QFormerModel(theirs)
+    assert ours.qformer is not None
+    weights = renamed(ours.qformer.state_dict(), QFORMER_NAMES)
+    del weights["query_tokens"]
+    qformer.load_state_dict(weights, assign=True)
+    return qformer.eval()  # type: ignore[no-any-return]
+
+
+def open_sides(args: argparse.Namespace) -> dict[str, Encode]:
+    """All that can encode here, by name."""
+    cpu, config = torch.device("cpu"), load_config(args.model)
+    vision = load_vision(args.model, dtype=torch.float32)
+    graph = find_graph(args.graph, args.model, runtime="onnx")
+    sides: dict[str, Encode] = {
+        "torch": vision_encoder("torch")(vision).encode,
+        "onnx": vision_encoder("onnx")(
+            graph.path, graph.batch_sizes, device=cpu, dtype=torch.float32, provider="cpu"
+        ).encode,
+    }
+    if importlib.util.find_spec("transformers") and config.qformer:
+        sides["transformers"] = transformers_side(vision, config)
+    return sides
+
+
+@dataclass(frozen=True)
+class Line:
+    """One side at one batch size: seconds of each repeat."""
+
+    side: str
+    batch: int
+    seconds: list[float]
+    gflop: float
+
+    @property
+    def median(self) -> float:
+        """Of one call."""
+        return statistics.median(self.seconds)
+
+
+def measure(sides: dict[str, Encode], pixels: Tensor, repeats: int, gflop: float) -> list[Line]:
+    """Time the sides in turns; a call before warms each, and shows that all give the same rows."""
+    rows = {name: encode(pixels) for name, encode in sides.items()}
+    for name, each in rows.items():
+        share = float((each - rows["torch"]).abs().max() / rows["torch"].abs().max())
+        assert share <= LARGEST_DIFFERENCE, f"{name} differs by {share:.1e} of the largest value"
+    times: dict[str, list[float]] = {name: [] for name in sides}
+    for _ in range(repeats):
+        for name, encode in sides.items():
+            started = time.perf_counter()
+            encode(pixels)
+            times[name].append(time.perf_counter() - started)
+    return [Line(name, len(pixels), seconds, gflop) for name, seconds in times.items()]
+
+
+def count_gflop(vision: VisionConfig) -> float:
+    """The tower's products for one picture; what follows is a fiftieth of them."""
+    rows, width = vision.num_patches + 1, vision.hidden_size
+    layer = 2 * rows * width * (4 * width + 2 * vision.intermediate_size) + 4 * rows**2 * width
+    return vision.num_hidden_layers * layer / 1e9
+
+
+def best_gflops() -> float:
+    """What this machine multiplies at best: GFLOP/s of a large product."""
+    a, b = torch.randn(2, PRODUCT_SIDE, PRODUCT_SIDE)
+    best = 0.0
+    for _ in range(5):
+        started = time.perf_counter()
+        torch.mm(a, b)
+        best = max(best, 2 * PRODUCT_SIDE**3 / 1e9 / (time.perf_counter() - started))
+    return best
+
+
+def main() -> None:
+    """Measure and print the table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--graph", type=Path, required=True, help="exported for any batch, float32")
+    parser.add_argument("--batch", type=int, nargs="*", default=[1, 4])
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--json", type=Path, help="write the times there too")
+    args = parser.parse_args()
+    config, lines = load_config(args.model), []
+    size, lots = config.vision.image_size, torch.Generator().manual_seed(0)
+    with torch.inference_mode():
+        sides, best = open_sides(args), best_gflops()
+        for batch in args.batch:
+            pixels = torch.randn(batch, 3, size, size, generator=lots)
+            gflop = count_gflop(config.vision) * batch
+            lines += measure(sides, pixels, args.repeats, gflop)
+        best = max(best, best_gflops())
+    show(lines, best)
+    if args.json:
+        machine = {"machine": platform.platform(), "threads": torch.get_num_threads(),
+                   "gflops": best, "load": os.getloadavg()}  # fmt: skip
+        text = json.dumps({**machine, "lines": [asdict(line) for line in lines]}, indent=2)
+        args.json.write_text(text + "\n", encoding="utf-8")
+
+
+def show(lines: list[Line], best: float) -> None:
+    """Print the table."""
+    peers = {line.batch: line for line in lines if line.side == "transformers"}
+    table = Table("batch", "side", "median", "lowest", "highest", "ratio", "share of the ceiling",
+                  title=f"{torch.get_num_threads()} threads, {best:.0f} GFLOP/s")  # fmt: skip
+    for line in lines:
+        ratio = f"{peers[line.batch].median / line.median:.2f}" if line.batch in peers else ""
+        table.add_row(
+            str(line.batch), line.side, f"{line.median:.2f} s", f"{min(line.seconds):.2f} s",
+            f"{max(line.seconds):.2f} s", ratio, f"{line.gflop / line.median / best:.0%}",
+        )  # fmt: skip
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()
