@@ -59,6 +59,11 @@ def test_one_graph_from_pixels_to_rows_for_any_number_of_pictures(graph_dir):
     assert isinstance(pixels[0], str)
     assert pixels[1:] == [3, 96, 96]
     assert rows[1:] == [10, 160]
+    assert (
+        onnx.load(graph_dir() / ONNX_NAME).opset_import[0].version
+        == read_record(graph_dir()).opset
+        == 18
+    )  # It is made for an .om as well.
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +82,7 @@ def test_float16_takes_float32_pixels_and_says_how_far_it_is(half):
         ("pixels", onnx.TensorProto.FLOAT, [1, 3, 96, 96]),
         ("rows", onnx.TensorProto.FLOAT16, [1, 10, 160]),
     ]
+    assert onnx.load(half / ONNX_NAME, load_external_data=False).opset_import[0].version == 20
     check = read_record(half).check
     assert (check.num_pictures, check.num_random) == (2, 2)
     assert 1e-5 < check.largest_relative < 5e-3
