@@ -25,7 +25,7 @@ from PIL.Image import Image
 from torch import Tensor
 
 from minigpt4_runtime.answer import AnswerText, StopWatch
-from minigpt4_runtime.backend.contracts import DeviceBackend
+from minigpt4_runtime.backend.contracts import DeviceBackend, VisionEncoder
 from minigpt4_runtime.backend.vision_torch import TorchVisionEncoder
 from minigpt4_runtime.checkpoint.load import load_config, load_model
 from minigpt4_runtime.config import (
@@ -100,7 +100,9 @@ class MiniGPT4:
         )
         widen_from = backend.widen_from(torch_dtype)
         set_widen_from(model, widen_from)
-        self._vision = TorchVisionEncoder(model.vision, in_float32=widen_from is not None)
+        self._vision = _TimedEncoder(
+            TorchVisionEncoder(model.vision, in_float32=widen_from is not None)
+        )
         if free_bytes is not None:
             free_bytes -= sum(weight.nbytes for weight in model.parameters())
         runner = make_runner(model.language, self._vision, backend, engine, free_bytes=free_bytes)
@@ -234,7 +236,15 @@ class MiniGPT4:
 
     def stats(self) -> EngineStats:
         """What the engine has done so far, and what it holds."""
-        return replace(self._engine.stats(), traffic=self._ranks.traffic)
+        return replace(
+            self._engine.stats(),
+            traffic=self._ranks.traffic,
+            encode_seconds=self._vision.seconds,
+        )
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """What a token of a reply adds to its text, as UTF-8; a control token gives its name."""
+        return self._tokenizer.bytes_of(token_id)
 
     def embed_images(self, pictures: Sequence[Picture]) -> Tensor:
         """Pictures → (N, rows, hidden) float32 on the CPU, as the language model reads them."""
@@ -280,6 +290,20 @@ class MiniGPT4:
         )
 
 
+class _TimedEncoder:
+    """Encodes as another does and adds up how long this thread took for it."""
+
+    def __init__(self, encoder: VisionEncoder) -> None:
+        self._encoder = encoder
+        self.seconds = 0.0
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        started = time.perf_counter()
+        rows = self._encoder.encode(pixels)
+        self.seconds += time.perf_counter() - started
+        return rows
+
+
 class _Reader:
     """Turns one request's events into deltas of text."""
 
@@ -288,6 +312,7 @@ class _Reader:
         self._num_prompt = num_prompt
         self._token_ids: list[int] = []
         self._logprobs: list[TokenLogprobs] = []
+        self._num_told = 0  # Of the logprobs.
 
     def __call__(self, event: TokenEvent) -> TextDelta | None:
         self._token_ids.append(event.token_id)
@@ -295,7 +320,7 @@ class _Reader:
             self._logprobs.append(event.logprobs)
         text = self._answer.feed(event.token_id)
         if event.finish_reason is None:
-            return TextDelta(text) if text else None
+            return TextDelta(text, logprobs=self._new_logprobs()) if text else None
         text += self._answer.finish()
         reply = Reply(
             self._answer.reply,
@@ -304,7 +329,11 @@ class _Reader:
             Usage(self._num_prompt, len(self._token_ids)),
             tuple(self._logprobs) or None,
         )
-        return TextDelta(text, reply)
+        return TextDelta(text, reply, self._new_logprobs())
+
+    def _new_logprobs(self) -> tuple[TokenLogprobs, ...]:
+        first, self._num_told = self._num_told, len(self._logprobs)
+        return tuple(self._logprobs[first:])
 
 
 class _Descriptions:

@@ -32,7 +32,7 @@ class FakeMiniGPT4:
     loaded: ClassVar[list] = []  # What `load` was called with, newest last.
 
     @classmethod
-    def load(cls, model=None, *, device="auto", dtype="auto", tensor_parallel=1):
+    def load(cls, model=None, *, device="auto", dtype="auto", tensor_parallel=1, **settings):
         if dtype not in ("auto", "float32", "float16", "bfloat16"):
             raise ConfigError(f"dtype is {dtype!r}")
         cls.loaded.append((model, device, dtype))

@@ -19,6 +19,7 @@ from minigpt4_runtime.cli.convert import convert
 from minigpt4_runtime.cli.demo import demo
 from minigpt4_runtime.cli.describe import describe
 from minigpt4_runtime.cli.inspect import inspect
+from minigpt4_runtime.cli.serve import serve
 from minigpt4_runtime.cli.terminal import note, print_anything, report
 from minigpt4_runtime.errors import MiniGPT4Error
 
@@ -30,7 +31,7 @@ app = typer.Typer(
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (describe, chat, convert, inspect, demo):
+for command in (describe, chat, serve, convert, inspect, demo):
     app.command()(command)
 
 

@@ -1,0 +1,99 @@
+"""Whether the engine still does its work, told by nothing but what it does.
+
+Owns   the judgement "ready", "not sure" and "failed", and the probe that decides between them.
+Takes  the engine's counts once a second, and the errors that requests ended with.
+Never  repairs: an engine that failed is gone with its process, and whoever started that starts
+       another. What a broken device or a stuck step leaves behind cannot be trusted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from minigpt4_runtime.config import SamplingParams
+from minigpt4_runtime.errors import RequestError
+from minigpt4_runtime.server.failures import BROKEN, Refusal
+from minigpt4_runtime.server.logs import log, log_failure
+
+if TYPE_CHECKING:
+    from minigpt4_runtime.api import MiniGPT4
+
+_SECONDS_BETWEEN_LOOKS = 1.0
+
+
+def engine_failed() -> Refusal:
+    """What requests are told whose engine is gone."""
+    message = "The engine failed; the server ends and is started anew. Try again later."
+    return Refusal(503, message, kind=BROKEN, code="engine_failed", headers={"Retry-After": "10"})
+
+
+class EngineWatch:
+    """Looks at the engine while `run` runs. `on_failure` is called once, in the event loop."""
+
+    def __init__(
+        self, model: MiniGPT4, *, stall_seconds: float, on_failure: Callable[[], object]
+    ) -> None:
+        self._model = model
+        self._stall_seconds = stall_seconds
+        self._on_failure = on_failure
+        self._doubt = asyncio.Event()
+        self._doubt.set()  # Until the first probe.
+        self.trouble: str | None = "the engine has not answered yet"
+        self.has_failed = False
+
+    def report(self, error: Exception) -> None:
+        """A request ended with this. What the request brought about itself raises no doubt."""
+        if not isinstance(error, (RequestError, Refusal)) and not self.has_failed:
+            self.trouble = "a step of the engine failed"
+            self._doubt.set()
+
+    async def run(self) -> None:
+        """Look, and probe where there is doubt, until the engine has failed."""
+        looking = asyncio.create_task(self._look_for_stall())
+        try:
+            while not self.has_failed:
+                await self._doubt.wait()
+                self._doubt.clear()
+                await self._probe()
+        finally:
+            looking.cancel()
+
+    async def _probe(self) -> None:
+        """Ask for one token: the engine is well if it gives it."""
+        question = [{"role": "user", "content": "?"}]
+        try:
+            async with asyncio.timeout(self._stall_seconds):
+                ticket = await asyncio.to_thread(
+                    self._model.submit, question, SamplingParams(max_new_tokens=1)
+                )
+                async for _ in ticket:
+                    pass
+        except Exception as error:  # noqa: BLE001 - whatever it is, the engine is not well.
+            log_failure(error)
+            self._fail(f"a question of its own ended with {type(error).__name__}")
+        else:
+            if not self._doubt.is_set() and not self.has_failed:
+                self.trouble = None
+
+    async def _look_for_stall(self) -> None:
+        """Fail an engine that has work and makes no step: its thread is stuck, or gone."""
+        progress, since = (-1, -1), time.monotonic()
+        while True:
+            await asyncio.sleep(min(_SECONDS_BETWEEN_LOOKS, self._stall_seconds / 4))
+            stats = self._model.stats()
+            seen = (stats.num_steps, stats.num_preempted)
+            if seen != progress or not (stats.num_running or stats.num_waiting):
+                progress, since = seen, time.monotonic()
+            elif time.monotonic() - since > self._stall_seconds:
+                self._fail(f"the engine made no step for {self._stall_seconds:g} seconds")
+                return
+
+    def _fail(self, trouble: str) -> None:
+        if not self.has_failed:
+            self.has_failed, self.trouble = True, trouble
+            self._doubt.set()
+            log("engine failed", level=50, reason=trouble)
+            self._on_failure()
