@@ -71,8 +71,9 @@ def picture(url=None):
 
 
 def long_answer(**more):
-    """Settings for an answer that takes a while: many tokens, whatever they say."""
-    return {"max_tokens": 400, "min_tokens": 400, "stream": True} | more
+    """Settings for an answer that takes a while: this seed draws 900 tokens and no stop."""
+    lots = {"max_tokens": 900, "min_tokens": 900, "temperature": 20.0, "seed": 8}
+    return {**lots, "stream": True} | more
 
 
 @pytest.fixture(scope="session")

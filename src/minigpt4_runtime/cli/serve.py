@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import sys
+import threading
 from pathlib import Path
 from typing import Annotated
 
@@ -13,8 +13,8 @@ from minigpt4_runtime.cli.options import ModelOptions, spread_options
 from minigpt4_runtime.config import EngineConfig
 from minigpt4_runtime.errors import ConfigError
 from minigpt4_runtime.optional import require
-from minigpt4_runtime.pixels import ImageLimits
 
+_CLOSE_SECONDS = 10
 _INSTALL = "pip install 'minigpt4-runtime[server]'"
 
 
@@ -101,6 +101,7 @@ def serve(
     """
     for package in ("fastapi", "uvicorn", "prometheus_client"):
         require(package, install=_INSTALL)
+    from minigpt4_runtime.pixels import ImageLimits
     from minigpt4_runtime.server import auth, listen, logs
     from minigpt4_runtime.server.settings import ServerConfig
 
@@ -136,7 +137,10 @@ def serve(
     status = listen.serve(
         app, listener, grace_seconds=grace_seconds, on_start=lambda: print(url, flush=True)
     )
-    if status:
-        # An engine that failed may hold its thread for ever; Python would wait for that.
-        sys.stdout.flush()
-        os._exit(status)
+    closing = threading.Thread(target=model.close, daemon=True)
+    closing.start()
+    closing.join(_CLOSE_SECONDS)
+    if closing.is_alive():
+        # The engine's thread is stuck in a step, and Python would wait for it for ever.
+        os._exit(status or 1)
+    raise typer.Exit(status)

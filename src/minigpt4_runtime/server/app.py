@@ -90,7 +90,12 @@ def create_app(model: "MiniGPT4", config: ServerConfig) -> FastAPI:
         parts.chat.close()
 
     app = FastAPI(
-        title="MiniGPT-4 Runtime", version=__version__, lifespan=live, docs_url=None, redoc_url=None
+        title="MiniGPT-4 Runtime",
+        version=__version__,
+        lifespan=live,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
     )
     app.state.parts = parts
     for kind in (Refusal, MiniGPT4Error, HTTPException):

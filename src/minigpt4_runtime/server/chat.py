@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -32,6 +32,9 @@ if TYPE_CHECKING:
     from minigpt4_runtime.api import MiniGPT4
 
 T = TypeVar("T")
+_PATIENCE_SECONDS = 5.0
+# No token of any vocabulary has so many characters: longer text cannot fit and is not tokenised.
+_CHARACTERS_PER_TOKEN = 64
 _EVENT_STREAM_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 
 
@@ -63,9 +66,13 @@ class Chat:
         _check_content_type(request)
         body = await self._read_body(request)
         turn = _Turn(self._config, self._metrics, self._watch, request)
-        asked, answers = await turn.before_deadline(
-            while_connected(request, self._begin(body, place))
-        )
+        try:
+            asked, answers = await turn.before_deadline(
+                while_connected(request, self._begin(body, place))
+            )
+        except Exception as error:
+            self._watch.report(error)
+            raise
         del body
         place.abort = answers.abort
         turn.begin(asked, answers, Writer(self._config.model_name, self._model.token_bytes))
@@ -125,12 +132,20 @@ class Chat:
         if asked.num_choices > self._config.max_choices:
             message = f"n is {asked.num_choices}; this server allows {self._config.max_choices}."
             raise Refusal(400, message, param="n")
-        num_images = sum(
-            not isinstance(part, TextPart)
-            for message in asked.messages
-            if not isinstance(message.content, str)
-            for part in message.content
-        )
+        contents = [message.content for message in asked.messages]
+        parts = [part for each in contents if not isinstance(each, str) for part in each]
+        texts = [each for each in contents if isinstance(each, str)]
+        texts += [part.text for part in parts if isinstance(part, TextPart)]
+        most = self._model.config.language.max_position_embeddings
+        if (num_characters := sum(map(len, texts))) > most * _CHARACTERS_PER_TOKEN:
+            raise Refusal(
+                400,
+                f"The messages have {num_characters:,} characters, far more than the {most:,} "
+                "tokens of the model's context. Shorten them.",
+                param="messages",
+                code="context_length_exceeded",
+            )
+        num_images = sum(not isinstance(part, TextPart) for part in parts)
         if num_images > self._config.max_images:
             raise Refusal(
                 400,
@@ -175,15 +190,19 @@ class _Turn:
         if self._config.logs_content:
             self._state["told"]["messages"] = [m.model_dump() for m in asked.messages]
 
-    async def before_deadline(self, work: Coroutine[Any, Any, T]) -> T:
+    @property
+    def seconds_left(self) -> float:
+        """How long this request may still take."""
+        return self._started + self._config.request_seconds - time.monotonic()
+
+    async def before_deadline(self, work: Awaitable[T]) -> T:
         """Wait for something within the time that this request has.
 
         Raises:
             Refusal: the time is over.
         """
-        left = self._started + self._config.request_seconds - time.monotonic()
         try:
-            async with asyncio.timeout(left):
+            async with asyncio.timeout(self.seconds_left):
                 return await work
         except TimeoutError:
             raise Refusal(
@@ -268,7 +287,11 @@ class _EventStream(StreamingResponse):
 
     async def __call__(self, *arguments: Any) -> None:
         try:
-            await super().__call__(*arguments)
+            # The stream ends itself in time, unless its client reads nothing.
+            async with asyncio.timeout(self._turn.seconds_left + _PATIENCE_SECONDS):
+                await super().__call__(*arguments)
+        except TimeoutError:
+            raise ClientDisconnect from None
         finally:
             self._turn.cancel()
 

@@ -10,9 +10,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
+import os
 import platform
 import signal
 import socket
+import threading
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
 _HEADER_SECONDS = 20.0
 _KEEP_ALIVE_SECONDS = 30
 _CLOSING_SECONDS = 2
+_FAILED_SECONDS = 15
+_STUCK_MS = 60_000
 _MALLOPT_ARENA_MAX = -8  # M_ARENA_MAX of glibc's malloc.h.
 
 
@@ -52,6 +56,9 @@ def bind(host: str, port: int) -> socket.socket:
     listener = socket.socket(family, socket.SOCK_STREAM)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        # A client that reads nothing is given up, and its request with it.
+        if hasattr(socket, "TCP_USER_TIMEOUT"):
+            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _STUCK_MS)
         listener.bind((host, port))
     except (OSError, OverflowError) as error:
         listener.close()
@@ -106,6 +113,11 @@ class _Serving:
             if not await self._parts.admission.drain(self._grace_seconds):
                 log("grace period over", unfinished=self._parts.admission.num_taken)
                 self._parts.admission.abort_all()
+        else:
+            # Should anything here wait for the failed engine, it does not do so for long.
+            last_resort = threading.Timer(_FAILED_SECONDS, os._exit, (1,))
+            last_resort.daemon = True
+            last_resort.start()
         # What was aborted has a moment to tell its clients.
         await self._parts.admission.drain(_CLOSING_SECONDS)
         self._server.should_exit = True

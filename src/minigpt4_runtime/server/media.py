@@ -25,8 +25,10 @@ _PORTS = {"http": 80, "https": 443}
 _CONTENT_TYPES = frozenset(
     {"image/jpeg", "image/png", "image/webp", "image/gif", "image/bmp", "image/tiff"}
 )
-# Not for the public, though the address is: the one at which Azure's machines find their settings.
-_METADATA = frozenset({ipaddress.ip_address("168.63.129.16")})
+# Not for the public, though not every Python knows of the first, and the second looks like it: IETF
+# protocols (and Oracle's metadata), and where Azure's machines find their settings.
+_NOT_PUBLIC = (ipaddress.ip_network("192.0.0.0/24"), ipaddress.ip_network("168.63.129.16/32"))
+_UNICAST_V6 = ipaddress.ip_network("2000::/3")
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 _READ_BYTES = 64 * 2**10
 
@@ -48,7 +50,7 @@ class MediaPolicy:
         Raises:
             ImageError: it may not be opened, or not be had.
         """
-        scheme = url[:10].partition(":")[0].lower()
+        scheme = url[:10].lower().rpartition(":")[0].partition(":")[0]
         if scheme == "data":
             return image(url)
         if scheme == "file":
@@ -148,10 +150,11 @@ def is_public(text: str) -> bool:
         address = ipaddress.ip_address(text)
     except ValueError:  # A zone, as in fe80::1%eth0.
         return False
-    inner = _inner_addresses(address)
+    if address.version == 6 and not any(address in each for each in (_UNICAST_V6, _NAT64)):
+        return False
     return all(
-        each.is_global and not each.is_multicast and each not in _METADATA
-        for each in (address, *inner)
+        each.is_global and not each.is_multicast and not any(each in net for net in _NOT_PUBLIC)
+        for each in (address, *_inner_addresses(address))
     )
 
 

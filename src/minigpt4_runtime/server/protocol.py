@@ -52,8 +52,11 @@ class ChatMessage(_Asked):
     """One turn. `refusal` is there so that an answer can be sent back as it came."""
 
     role: Literal["system", "user", "assistant"]
-    content: str | list[Part]
+    content: str | Annotated[list[Part], Field(max_length=256)]
     refusal: None = None
+
+
+_Stop = Annotated[str, Field(min_length=1, max_length=256)]
 
 
 class StreamOptions(_Asked):
@@ -70,17 +73,13 @@ class ChatRequest(_Asked):
     """
 
     model: str
-    messages: list[ChatMessage] = Field(min_length=1)
+    messages: list[ChatMessage] = Field(min_length=1, max_length=1024)
     max_tokens: int | None = Field(None, ge=1)
     max_completion_tokens: int | None = Field(None, ge=1)
     temperature: float | None = Field(None, ge=0)
     top_p: float | None = Field(None, gt=0, le=1)
     n: int | None = Field(None, ge=1)
-    stop: (
-        Annotated[str, Field(min_length=1, max_length=256)]
-        | Annotated[list[Annotated[str, Field(min_length=1, max_length=256)]], Field(max_length=4)]
-        | None
-    ) = None
+    stop: _Stop | Annotated[list[_Stop], Field(max_length=4)] | None = None
     seed: int | None = Field(None, ge=0, le=MAX_SEED)
     stream: bool | None = None
     stream_options: StreamOptions | None = None
@@ -173,9 +172,8 @@ def read_request(body: bytes) -> ChatRequest:
 
 def _refusal_of(error: ValidationError) -> Refusal:
     # Of a union's alternatives, the one that fits furthest is the one that was meant.
-    fault = max(
-        error.errors(include_url=False, include_input=False), key=lambda fault: len(fault["loc"])
-    )
+    faults = error.errors(include_url=False, include_input=False)
+    fault = max(faults, key=lambda each: (len(each["loc"]), not each["type"].endswith("_type")))
     where, kind = _path(fault["loc"]), fault["type"]
     if kind == "json_invalid":
         return Refusal(400, f"The body is not JSON that can be read: {fault['msg']}.")
@@ -198,7 +196,7 @@ def _path(location: tuple[int | str, ...]) -> str:
         if isinstance(name, int):
             path += f"[{name}]"
             continue
-        is_alternative = "[" in name or (at == len(location) - 1 and name in ("str", "none"))
+        is_alternative = "[" in name or name in ("str", "constrained-str")
         # After the number of a part comes its type, as which it was read.
         is_type = is_part and isinstance(location[at - 1], int)
         is_part = is_part or name.startswith("list[tagged-union")

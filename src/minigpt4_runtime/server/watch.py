@@ -13,8 +13,10 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from starlette.requests import ClientDisconnect
+
 from minigpt4_runtime.config import SamplingParams
-from minigpt4_runtime.errors import RequestError
+from minigpt4_runtime.errors import ConfigError, RequestError
 from minigpt4_runtime.server.failures import BROKEN, Refusal
 from minigpt4_runtime.server.logs import log, log_failure
 
@@ -45,8 +47,9 @@ class EngineWatch:
         self.has_failed = False
 
     def report(self, error: Exception) -> None:
-        """A request ended with this. What the request brought about itself raises no doubt."""
-        if not isinstance(error, (RequestError, Refusal)) and not self.has_failed:
+        """A request ended with this. What it brought about itself raises no doubt."""
+        is_own = isinstance(error, (RequestError, ConfigError, Refusal, ClientDisconnect))
+        if not is_own and not self.has_failed:
             self.trouble = "a step of the engine failed"
             self._doubt.set()
 
