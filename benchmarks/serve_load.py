@@ -72,7 +72,7 @@ def bodies(number: int, seed: str) -> list[dict[str, Any]]:
     for index in range(number):
         if index % 2 == 0:
             content = io.BytesIO()
-            scenes.draw(scenes.random_scene(rng), rng).save(content, "PNG")
+            scenes.draw(scenes.random_scene(rng, held_out=True), rng).save(content, "PNG")
             url = "data:image/png;base64," + base64.b64encode(content.getvalue()).decode()
         parts = [
             {"type": "image_url", "image_url": {"url": url}},

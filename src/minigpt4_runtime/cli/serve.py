@@ -84,9 +84,10 @@ def serve(
         float,
         typer.Option(
             metavar="SECONDS",
-            help="An engine with work and without a step for so long has failed: exit status 1.",
+            help="An engine that is asked and makes no step for twice so long has failed: "
+            "exit status 1.",
         ),
-    ] = 300.0,
+    ] = 120.0,
     log_format: Annotated[str, typer.Option(metavar="FORMAT", help="plain or json.")] = "plain",
     log_content: Annotated[
         bool, typer.Option("--log-content", help="Write prompts, pictures and answers to the log.")

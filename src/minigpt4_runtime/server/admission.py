@@ -21,6 +21,10 @@ def _closed(message: str) -> Refusal:
     return Refusal(503, message, kind=BROKEN, code="shutting_down", headers=headers)
 
 
+def _nothing(_: Exception) -> None:
+    """What there is to abort before a question was submitted."""
+
+
 class Place:
     """One request's share of the server."""
 
@@ -28,7 +32,7 @@ class Place:
         self._admission = admission
         self.size = 1
         # Called with the reason when the server must end this request.
-        self.abort: Callable[[Exception], object] = lambda _: None
+        self.abort: Callable[[Exception], object] = _nothing
 
     def grow(self, size: int) -> None:
         """Take room for `size` answers in all.
@@ -52,6 +56,11 @@ class Admission:
     def num_taken(self) -> int:
         """How many answers are under way."""
         return sum(place.size for place in self._places)
+
+    @property
+    def is_answering(self) -> bool:
+        """Whether the engine was asked for anything that has not come to its end."""
+        return any(place.abort is not _nothing for place in self._places)
 
     @property
     def why_closed(self) -> str | None:

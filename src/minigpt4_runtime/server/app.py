@@ -64,7 +64,10 @@ class Parts:
         self.admission = Admission(config.max_requests)
         self.metrics = Metrics(model, lambda: self.admission.num_taken)
         self.watch = EngineWatch(
-            model, stall_seconds=config.stall_seconds, on_failure=self._end_all
+            model,
+            stall_seconds=config.stall_seconds,
+            is_asked=lambda: self.admission.is_answering,
+            on_failure=self._end_all,
         )
         self.chat = Chat(model, config, metrics=self.metrics, watch=self.watch)
         self.card = ModelCard(id=config.model_name, created=int(time.time()))

@@ -16,8 +16,8 @@ class ServerConfig:
     """Limits on each request and on all together. Times are in seconds.
 
     `max_requests` counts choices that are being answered or wait for their turn. A body has
-    `body_seconds` to arrive, an answer `request_seconds` from then on. An engine that has work and
-    makes no step for `stall_seconds` has failed.
+    `body_seconds` to arrive, an answer `request_seconds` from then on. An engine that is asked and
+    makes no step for `stall_seconds` is asked once more, and has failed after as long again.
     """
 
     model_name: str
@@ -29,7 +29,7 @@ class ServerConfig:
     num_workers: int = 4
     body_seconds: float = 30.0
     request_seconds: float = 600.0
-    stall_seconds: float = 300.0
+    stall_seconds: float = 120.0
     fetch_seconds: float = 10.0
     media_domains: tuple[str, ...] = ()
     media_dir: Path | None = None

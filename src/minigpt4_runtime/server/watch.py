@@ -36,10 +36,17 @@ class EngineWatch:
     """Looks at the engine while `run` runs. `on_failure` is called once, in the event loop."""
 
     def __init__(
-        self, model: MiniGPT4, *, stall_seconds: float, on_failure: Callable[[], object]
+        self,
+        model: MiniGPT4,
+        *,
+        stall_seconds: float,
+        is_asked: Callable[[], bool],
+        on_failure: Callable[[], object],
     ) -> None:
+        """`is_asked` says whether anybody waits for an answer."""
         self._model = model
         self._stall_seconds = stall_seconds
+        self._is_asked = is_asked
         self._on_failure = on_failure
         self._doubt = asyncio.Event()
         self._doubt.set()  # Until the first probe.
@@ -65,34 +72,40 @@ class EngineWatch:
             looking.cancel()
 
     async def _probe(self) -> None:
-        """Ask for one token: the engine is well if it gives it."""
-        question = [{"role": "user", "content": "?"}]
-        try:
-            async with asyncio.timeout(self._stall_seconds):
-                ticket = await asyncio.to_thread(
-                    self._model.submit, question, SamplingParams(max_new_tokens=1)
-                )
-                async for _ in ticket:
-                    pass
-        except Exception as error:  # noqa: BLE001 - whatever it is, the engine is not well.
+        """Ask for one token: the engine is well if it gives it, or makes any step meanwhile."""
+        steps, asking = self._model.stats().num_steps, asyncio.create_task(self._ask())
+        deadline = time.monotonic() + self._stall_seconds
+        while not asking.done() and self._model.stats().num_steps == steps:
+            if time.monotonic() > deadline:
+                break
+            await asyncio.wait({asking}, timeout=0.1)
+        if asking.done() and (error := asking.exception()):
             log_failure(error)
             self._fail(f"a question of its own ended with {type(error).__name__}")
-        else:
-            if not self._doubt.is_set() and not self.has_failed:
-                self.trouble = None
+        elif self._model.stats().num_steps == steps:
+            self._fail(f"a question of its own had no answer for {self._stall_seconds:g} seconds")
+        elif not self._doubt.is_set():
+            self.trouble = None
+        asking.cancel()
+
+    async def _ask(self) -> None:
+        question = [{"role": "user", "content": "?"}]
+        sampling = SamplingParams(max_new_tokens=1)
+        async for _ in await asyncio.to_thread(self._model.submit, question, sampling):
+            pass
 
     async def _look_for_stall(self) -> None:
-        """Fail an engine that has work and makes no step: its thread is stuck, or gone."""
-        progress, since = (-1, -1), time.monotonic()
+        """Doubt an engine that is asked and makes no step: its thread may be stuck, or gone."""
+        steps, since = -1, time.monotonic()
         while True:
             await asyncio.sleep(min(_SECONDS_BETWEEN_LOOKS, self._stall_seconds / 4))
-            stats = self._model.stats()
-            seen = (stats.num_steps, stats.num_preempted)
-            if seen != progress or not (stats.num_running or stats.num_waiting):
-                progress, since = seen, time.monotonic()
-            elif time.monotonic() - since > self._stall_seconds:
-                self._fail(f"the engine made no step for {self._stall_seconds:g} seconds")
-                return
+            now, seen = time.monotonic(), self._model.stats().num_steps
+            if seen != steps or not self._is_asked():
+                steps, since = seen, now
+            elif now - since > self._stall_seconds:
+                self.trouble = f"the engine made no step for {self._stall_seconds:g} seconds"
+                self._doubt.set()
+                since = now
 
     def _fail(self, trouble: str) -> None:
         if not self.has_failed:
