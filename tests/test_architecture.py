@@ -42,7 +42,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "backend": WORDS | {"model"},
     "engine": WORDS | {"model", "backend.contracts"},
     "ranks": BELOW_API - {"prompt", "tokenizer", "answer", "pixels"},
-    "api": BELOW_API | {"ranks"},
+    "sides": BELOW_API - {"prompt", "tokenizer", "answer", "pixels"},
+    "picture_run": WORDS | {"engine"},
+    "api": BELOW_API | {"ranks", "sides", "picture_run"},
     FRONT_DOOR: WORDS | {"api"},
     # Whether a model fits is asked of the devices themselves.
     "hub": WORDS | {"checkpoint", "backend.registry"},

@@ -7,14 +7,10 @@ Never  knows HTTP or the command line.
 
 from __future__ import annotations
 
-import os
-import queue
 import sys
-import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -22,12 +18,10 @@ from typing import Any, Literal, Self
 import numpy
 import torch
 from PIL.Image import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from minigpt4_runtime.answer import AnswerText, StopWatch
-from minigpt4_runtime.backend.contracts import DeviceBackend, VisionEncoder
-from minigpt4_runtime.backend.registry import vision_encoder
-from minigpt4_runtime.checkpoint.graph_folder import find_graph
+from minigpt4_runtime.backend.contracts import DeviceBackend
 from minigpt4_runtime.checkpoint.shelf import find_model
 from minigpt4_runtime.checkpoint.weight_source import WeightSource
 from minigpt4_runtime.config import (
@@ -60,13 +54,13 @@ from minigpt4_runtime.messages import (
     image,
     read_messages,
 )
-from minigpt4_runtime.model.linear import set_widen_from
-from minigpt4_runtime.model.llama import Llama
-from minigpt4_runtime.model.parallel import Group, check_world_size
+from minigpt4_runtime.model.parallel import check_world_size
+from minigpt4_runtime.picture_run import PictureRun
 from minigpt4_runtime.pixels import ImageLimits, open_rgb, prepare
 from minigpt4_runtime.pixels import load as load_image
 from minigpt4_runtime.prompt import DESCRIBE_PROMPT, Prompt, find_template, render
 from minigpt4_runtime.ranks import Ranks, Setup, free_memory_bytes, make_runner, open_rank_device
+from minigpt4_runtime.sides import load_sides, open_graph
 from minigpt4_runtime.tokenizer import EncodedPrompt, ImageSpan, Tokenizer
 
 DEMO_MODEL_DIR = Path(__file__).parent / "assets" / "demo"
@@ -105,10 +99,10 @@ class MiniGPT4:
         self._ranks = ranks
         setup = Setup(source, backend.device.type, dtype, engine)
         # A graph goes first: how much is free for keys and values is seen after it.
-        self.vision_runtime, encoder = _open_graph(vision, source, backend, dtype)
+        self.vision_runtime, encoder = open_graph(vision, source, backend, dtype)
         group = ranks.start(setup, backend.facts.collective)
         free_bytes = free_memory_bytes(backend, ranks.size)
-        self._sides = _load_sides(
+        self._sides = load_sides(
             source, backend, dtype, group=group, encoder=encoder, free_bytes=free_bytes
         )
         self._start_engine(engine)
@@ -360,11 +354,23 @@ class MiniGPT4:
         Pictures are opened ahead, in threads, and no more of them than the engine needs to be kept
         full. Results come as they are done; a picture that cannot be served is one with an error.
         """
-        return _Descriptions(self, prompt, sampling, self.engine_config.max_running).of(pictures)
+        run = PictureRun[Picture](
+            lambda picture: self.submit([_question(picture, prompt)], sampling),
+            max_running=self.engine_config.max_running,
+        )
+        return run.of(pictures)
 
     def stats(self) -> EngineStats:
         """What the engine has done so far, and what it holds."""
-        return replace(self._engine.stats(), traffic=self._ranks.traffic)
+        return replace(
+            self._engine.stats(),
+            traffic=self._ranks.traffic,
+            encode_seconds=self._sides.vision.seconds,
+        )
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """What a token of a reply adds to its text, as UTF-8; a control token gives its name."""
+        return self._tokenizer.bytes_of(token_id)
 
     def embed_images(
         self,
@@ -409,13 +415,7 @@ class MiniGPT4:
 
     def weight_bytes(self) -> dict[str, int]:
         """What the weights take: "vision", "embedding", "layers" and "head" of the language."""
-        language = self._sides.language
-        return {
-            "vision": self._sides.vision_bytes,
-            "embedding": _count_bytes(language.token_embedding),
-            "layers": _count_bytes(language.layers),
-            "head": _count_bytes(language.head),
-        }
+        return self._sides.weight_bytes()
 
     def reset_peak_memory(self) -> None:
         """Let `peak_memory_bytes` count from here on."""
@@ -474,68 +474,6 @@ class _Listener:
         return self
 
 
-@dataclass(frozen=True)
-class _Sides:
-    """What this rank computes with; `vision_bytes` 0 where a graph has the weights.
-
-    `left_bytes` of the memory are left for keys and values.
-    """
-
-    language: Llama
-    vision: VisionEncoder
-    vision_bytes: int
-    left_bytes: int | None
-
-
-def _open_graph(
-    vision: VisionSettings, source: WeightSource, backend: DeviceBackend, dtype: DTypeName
-) -> tuple[str, VisionEncoder | None]:
-    """What the image side runs in, and its encoder unless that is torch."""
-    if vision.graph is None:
-        return "torch", None
-    if source.model_dir is None:
-        raise ConfigError("A graph belongs to a model folder, not to random weights.")
-    graph = find_graph(Path(vision.graph), source.model_dir, runtime=vision.runtime)
-    encoder = vision_encoder(graph.runtime)(
-        graph.path, graph.batch_sizes,
-        device=backend.device, dtype=getattr(torch, dtype), provider=vision.provider,
-    )  # fmt: skip
-    return graph.runtime, encoder
-
-
-def _load_sides(
-    source: WeightSource,
-    backend: DeviceBackend,
-    dtype: DTypeName,
-    *,
-    group: Group,
-    encoder: VisionEncoder | None,
-    free_bytes: int | None,
-) -> _Sides:
-    """Load the language model, and the image side too unless `encoder` is a graph of it."""
-    torch_dtype = getattr(torch, dtype)
-    widen_from = backend.widen_from(torch_dtype)
-    where: dict[str, Any] = {
-        "device": backend.device, "dtype": torch_dtype, "free_bytes": free_bytes, "group": group,
-    }  # fmt: skip
-    vision_bytes = 0
-    if encoder is not None:
-        language = source.load_language(**where)
-    else:
-        model = source.load_model(**where)
-        language, vision_bytes = model.language, _count_bytes(model.vision)
-        set_widen_from(model.vision, widen_from)
-        encoder = vision_encoder("torch")(model.vision, in_float32=widen_from is not None)
-    set_widen_from(language, widen_from)
-    if free_bytes is not None:
-        free_bytes -= vision_bytes + _count_bytes(language)
-    return _Sides(language, encoder, vision_bytes, free_bytes)
-
-
-def _count_bytes(module: nn.Module) -> int:
-    return sum(weight.nbytes for weight in module.parameters())
-
-
 class _Reader:
     """Turns one request's events into deltas of text."""
 
@@ -544,6 +482,7 @@ class _Reader:
         self._num_prompt = num_prompt
         self._token_ids: list[int] = []
         self._logprobs: list[TokenLogprobs] = []
+        self._num_told = 0  # Of the logprobs.
 
     def __call__(self, event: TokenEvent) -> TextDelta | None:
         self._token_ids.append(event.token_id)
@@ -551,7 +490,7 @@ class _Reader:
             self._logprobs.append(event.logprobs)
         text = self._answer.feed(event.token_id)
         if event.finish_reason is None:
-            return TextDelta(text) if text else None
+            return TextDelta(text, logprobs=self._new_logprobs()) if text else None
         text += self._answer.finish()
         reply = Reply(
             self._answer.reply,
@@ -560,81 +499,11 @@ class _Reader:
             Usage(self._num_prompt, len(self._token_ids)),
             tuple(self._logprobs) or None,
         )
-        return TextDelta(text, reply)
+        return TextDelta(text, reply, self._new_logprobs())
 
-
-class _Descriptions:
-    """The work of `describe_all`: threads open pictures and submit, one place collects."""
-
-    def __init__(
-        self, model: MiniGPT4, prompt: str, sampling: SamplingParams | None, max_running: int
-    ) -> None:
-        self._model = model
-        self._prompt = prompt
-        self._sampling = sampling
-        self._num_threads = min(8, os.cpu_count() or 1)
-        self._num_ahead = max_running + 4 * self._num_threads
-        self._tickets: dict[int, tuple[Ticket[TextDelta], float]] = {}
-        # What came: an index whose ticket has news, a result, or an error that ends it all.
-        self._news: queue.SimpleQueue[int | Described | Exception] = queue.SimpleQueue()
-
-    def of(self, pictures: Iterable[Picture]) -> Iterator[Described]:
-        """Give results until all pictures are done."""
-        numbered, num_open = enumerate(pictures), 0
-        pool = ThreadPoolExecutor(self._num_threads, thread_name_prefix="pictures")
-        try:
-            while True:
-                while num_open < self._num_ahead and (item := next(numbered, None)) is not None:
-                    pool.submit(self._start, *item)
-                    num_open += 1
-                if not num_open:
-                    return
-                result = self._collect()
-                if result is not None:
-                    num_open -= 1
-                    yield result
-        finally:
-            pool.shutdown(cancel_futures=True)
-            for ticket, _ in self._tickets.values():
-                ticket.cancel()
-
-    def _start(self, index: int, picture: Picture) -> None:
-        started = time.perf_counter()
-        try:
-            ticket = self._model.submit([_question(picture, self._prompt)], self._sampling)
-        except RequestError as error:
-            self._news.put(Described(index, None, error, time.perf_counter() - started))
-        except Exception as error:  # noqa: BLE001 - raised again where the results are read.
-            self._news.put(error)
-        else:
-            self._tickets[index] = ticket, started
-            self._news.put(index)
-
-    def _collect(self) -> Described | None:
-        """Wait for news, and give the result if a picture is done."""
-        news = self._wait()
-        if isinstance(news, Exception):
-            raise news
-        if isinstance(news, Described):
-            return news
-        ticket, started = self._tickets[news]
-        try:
-            while (delta := ticket.poll(lambda: self._news.put(news))) is not None:
-                if delta.reply:
-                    del self._tickets[news]
-                    return Described(news, delta.reply, None, time.perf_counter() - started)
-        except RequestError as error:
-            del self._tickets[news]
-            return Described(news, None, error, time.perf_counter() - started)
-        return None
-
-    def _wait(self) -> int | Described | Exception:
-        while True:
-            try:
-                # Windows hands Ctrl-C to Python only between two waits.
-                return self._news.get(timeout=0.5)
-            except queue.Empty:
-                continue
+    def _new_logprobs(self) -> tuple[TokenLogprobs, ...]:
+        first, self._num_told = self._num_told, len(self._logprobs)
+        return tuple(self._logprobs[first:])
 
 
 def _as_engine_config(engine: EngineConfig | Mapping[str, Any] | None) -> EngineConfig:

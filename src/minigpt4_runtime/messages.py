@@ -183,10 +183,14 @@ class Reply:
 
 @dataclass(frozen=True)
 class TextDelta:
-    """A further bit of an answer. The last one of a stream also carries the finished `reply`."""
+    """A further bit of an answer. The last one of a stream also carries the finished `reply`.
+
+    `logprobs`, if asked for, are those of all tokens that came since the bit before.
+    """
 
     text: str
     reply: Reply | None = None
+    logprobs: tuple[TokenLogprobs, ...] = ()
 
 
 @dataclass(frozen=True)

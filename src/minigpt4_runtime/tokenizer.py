@@ -107,6 +107,15 @@ class Tokenizer:
         """Whether this id is one raw byte of a character that the vocabulary lacks."""
         return bool(self._model.is_byte(token_id))
 
+    def bytes_of(self, token_id: int) -> bytes:
+        """What an id adds within a text, as UTF-8; a control id gives its name, as `</s>`."""
+        if not 0 <= token_id < self.vocab_size:
+            return b""
+        piece = str(self._model.id_to_piece(token_id))
+        if self.is_byte(token_id):
+            return bytes([int(piece[3:-1], 16)])  # Written as <0x0A>.
+        return piece.replace("\u2581", " ").encode()
+
 
 class TextStream:
     """Ids → text as it grows, never cut inside a character.

@@ -37,10 +37,7 @@ class FakeMiniGPT4:
         self.dtype = dtype
 
     @classmethod
-    def load(
-        cls, model=None, *, device="auto", dtype="auto", tensor_parallel=1,
-        vision_runtime="auto", vision_graph=None, provider=None,
-    ):  # fmt: skip
+    def load(cls, model=None, *, device="auto", dtype="auto", tensor_parallel=1, **settings):
         if dtype not in ("auto", "float32", "float16", "bfloat16"):
             raise ConfigError(f"dtype is {dtype!r}")
         cls.loaded.append((model, device, dtype))

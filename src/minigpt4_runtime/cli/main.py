@@ -25,6 +25,7 @@ from minigpt4_runtime.cli.export import export
 from minigpt4_runtime.cli.fetch import fetch
 from minigpt4_runtime.cli.inspect import inspect
 from minigpt4_runtime.cli.models import models
+from minigpt4_runtime.cli.serve import serve
 from minigpt4_runtime.cli.terminal import note, print_anything, report
 from minigpt4_runtime.errors import MiniGPT4Error
 
@@ -36,7 +37,7 @@ app = typer.Typer(
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (describe, chat, fetch, models, convert, inspect, demo, doctor):
+for command in (describe, chat, serve, fetch, models, convert, inspect, demo, doctor):
     app.command()(command)
 app.add_typer(evaluate, name="evaluate")
 app.add_typer(bench, name="bench")

@@ -18,10 +18,11 @@ from typing import TYPE_CHECKING, Annotated, Any, cast, get_type_hints
 import typer
 
 from minigpt4_runtime.cli.terminal import note
-from minigpt4_runtime.config import SamplingParams
+from minigpt4_runtime.config import EngineConfig, SamplingParams
 
 if TYPE_CHECKING:
     from minigpt4_runtime.api import MiniGPT4
+    from minigpt4_runtime.pixels import ImageLimits
 
 DEMO_NOTICE = "The demo model answers: it knows only drawn scenes. Give --model DIR for a real one."
 
@@ -89,7 +90,13 @@ class ModelOptions:
         """Whether torchrun has started this process to help another one, which does the job."""
         return self.tensor_parallel > 1 and os.environ.get("RANK", "0") != "0"
 
-    def load(self, *, announce_demo: bool = True) -> MiniGPT4:
+    def load(
+        self,
+        *,
+        announce_demo: bool = True,
+        engine: EngineConfig | None = None,
+        image_limits: ImageLimits | None = None,
+    ) -> MiniGPT4:
         """Load the model, and say so if it is only the demo model."""
         if self.model is None and announce_demo:
             note(DEMO_NOTICE)
@@ -101,6 +108,8 @@ class ModelOptions:
             device=self.device,
             dtype=cast(Any, self.dtype),
             tensor_parallel=self.tensor_parallel,
+            engine=engine,
+            image_limits=image_limits,
             vision_runtime=cast(Any, self.vision_runtime),
             vision_graph=self.vision_graph,
             provider=self.provider,

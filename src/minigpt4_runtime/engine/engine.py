@@ -78,6 +78,7 @@ class EngineStats:
     num_blocks: int
     num_free_blocks: int
     traffic: Traffic = field(default_factory=Traffic)
+    encode_seconds: float = 0.0
 
 
 class Engine:

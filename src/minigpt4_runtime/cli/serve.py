@@ -1,0 +1,147 @@
+"""`minigpt4 serve`: the OpenAI-compatible server."""
+
+from __future__ import annotations
+
+import os
+import threading
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from minigpt4_runtime.cli.options import ModelOptions, spread_options
+from minigpt4_runtime.config import EngineConfig
+from minigpt4_runtime.errors import ConfigError
+from minigpt4_runtime.optional import require
+
+_CLOSE_SECONDS = 10
+_INSTALL = "pip install 'minigpt4-runtime[server]'"
+
+
+@spread_options
+def serve(
+    *,
+    host: Annotated[
+        str, typer.Option(metavar="ADDRESS", help="Where to listen; 0.0.0.0 is every network.")
+    ] = "127.0.0.1",
+    port: Annotated[
+        int, typer.Option(metavar="NUMBER", help="0 takes a free one, which is printed.")
+    ] = 8000,
+    name: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="The model's name in requests. Without it: its folder's name."
+        ),
+    ] = None,
+    api_key_file: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="API keys, one a line. All but /health then needs one."),
+    ] = None,
+    insecure: Annotated[
+        bool, typer.Option("--insecure", help="Let a whole network in without keys.")
+    ] = False,
+    allow_origin: Annotated[
+        list[str] | None,
+        typer.Option(metavar="ORIGIN", help="Let this site's pages ask (CORS). May be repeated."),
+    ] = None,
+    allow_media_domain: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="HOST",
+            help="Fetch pictures from this host, HOST or HOST:PORT. May be repeated.",
+        ),
+    ] = None,
+    allow_media_dir: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Open file: URLs within this folder.")
+    ] = None,
+    max_requests: Annotated[
+        int,
+        typer.Option(
+            metavar="COUNT", help="Answers let in at once, running or waiting; beyond it is a 429."
+        ),
+    ] = 256,
+    max_running: Annotated[
+        int, typer.Option(metavar="COUNT", help="Answers that run at once; the others wait.")
+    ] = EngineConfig.max_running,
+    max_body_mib: Annotated[
+        int, typer.Option(metavar="MIB", help="The largest body, and the largest picture.")
+    ] = 32,
+    max_images: Annotated[int, typer.Option(metavar="COUNT", help="Pictures in one request.")] = 8,
+    max_pixels: Annotated[
+        int, typer.Option(metavar="COUNT", help="Width times height of one picture.")
+    ] = 40_000_000,
+    max_tokens: Annotated[
+        int, typer.Option(metavar="COUNT", help="Tokens of one answer that may be asked for.")
+    ] = 4096,
+    request_seconds: Annotated[
+        float, typer.Option(metavar="SECONDS", help="How long one answer may take.")
+    ] = 600.0,
+    grace_seconds: Annotated[
+        float,
+        typer.Option(metavar="SECONDS", help="How long running answers may take after SIGTERM."),
+    ] = 30.0,
+    stall_seconds: Annotated[
+        float,
+        typer.Option(
+            metavar="SECONDS",
+            help="An engine that is asked and makes no step for twice so long has failed: "
+            "exit status 1.",
+        ),
+    ] = 120.0,
+    log_format: Annotated[str, typer.Option(metavar="FORMAT", help="plain or json.")] = "plain",
+    log_content: Annotated[
+        bool, typer.Option("--log-content", help="Write prompts, pictures and answers to the log.")
+    ] = False,
+    where: ModelOptions,
+) -> None:
+    """Serve the model over HTTP, as OpenAI's chat completions.
+
+    The URL goes to stdout when questions are answered. SIGTERM or Ctrl-C lets running answers end,
+    a second one does not. The log goes to stderr and holds no prompts and no keys.
+    docs/serving.md shows clients, a proxy with TLS, and how to run it as a service.
+    """
+    for package in ("fastapi", "uvicorn", "prometheus_client"):
+        require(package, install=_INSTALL)
+    from minigpt4_runtime.pixels import ImageLimits
+    from minigpt4_runtime.server import auth, listen, logs
+    from minigpt4_runtime.server.settings import ServerConfig
+
+    if log_format not in ("plain", "json"):
+        raise ConfigError(f"--log-format is {log_format!r}; it must be plain or json.")
+    keys = auth.read_keys(api_key_file) if api_key_file else ()
+    auth.check_host(host, has_keys=bool(keys), is_insecure=insecure)
+    config = ServerConfig(
+        model_name=name or (where.model.resolve().name if where.model else "minigpt4-demo"),
+        api_keys=keys,
+        allowed_origins=tuple(allow_origin or ()),
+        media_domains=tuple(allow_media_domain or ()),
+        media_dir=allow_media_dir,
+        max_requests=max_requests,
+        max_body_bytes=max_body_mib * 2**20,
+        max_images=max_images,
+        max_tokens=max_tokens,
+        request_seconds=request_seconds,
+        stall_seconds=stall_seconds,
+        logs_content=log_content,
+    )
+    listen.keep_memory_together()
+    listener = listen.bind(host, port)
+    model = where.load(
+        engine=EngineConfig(max_running=max_running, max_step_tokens=max(512, max_running)),
+        image_limits=ImageLimits(max_bytes=config.max_body_bytes, max_pixels=max_pixels),
+    )
+    logs.set_up_logs("json" if log_format == "json" else "plain")
+    from minigpt4_runtime.server.app import create_app
+
+    app = create_app(model, config)
+    url = listen.url_of(listener)
+    status = listen.serve(
+        app, listener, grace_seconds=grace_seconds, on_start=lambda: print(url, flush=True)
+    )
+    closing = threading.Thread(target=model.close, daemon=True)
+    closing.start()
+    closing.join(_CLOSE_SECONDS)
+    if closing.is_alive():
+        # The engine's thread is stuck in a step, and Python would wait for it for ever.
+        os._exit(status or 1)
+    raise typer.Exit(status)

@@ -1,0 +1,91 @@
+"""One question about each of any number of pictures, with the engine kept full.
+
+Owns   the threads that open pictures ahead, how many they may be ahead, and the collecting.
+Takes  pictures, and how one is submitted; gives results as they are done.
+Never  opens a picture itself, and knows no model.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Generic, TypeVar
+
+from minigpt4_runtime.engine.ticket import Ticket
+from minigpt4_runtime.errors import RequestError
+from minigpt4_runtime.messages import Described, TextDelta
+
+P = TypeVar("P")
+
+
+class PictureRun(Generic[P]):
+    """The work of `describe_all`: threads open pictures and submit, one place collects."""
+
+    def __init__(self, submit: Callable[[P], Ticket[TextDelta]], *, max_running: int) -> None:
+        self._submit = submit
+        self._num_threads = min(8, os.cpu_count() or 1)
+        self._num_ahead = max_running + 4 * self._num_threads
+        self._tickets: dict[int, tuple[Ticket[TextDelta], float]] = {}
+        # What came: an index whose ticket has news, a result, or an error that ends it all.
+        self._news: queue.SimpleQueue[int | Described | Exception] = queue.SimpleQueue()
+
+    def of(self, pictures: Iterable[P]) -> Iterator[Described]:
+        """Give results until all pictures are done."""
+        numbered, num_open = enumerate(pictures), 0
+        pool = ThreadPoolExecutor(self._num_threads, thread_name_prefix="pictures")
+        try:
+            while True:
+                while num_open < self._num_ahead and (item := next(numbered, None)) is not None:
+                    pool.submit(self._start, *item)
+                    num_open += 1
+                if not num_open:
+                    return
+                result = self._collect()
+                if result is not None:
+                    num_open -= 1
+                    yield result
+        finally:
+            pool.shutdown(cancel_futures=True)
+            for ticket, _ in self._tickets.values():
+                ticket.cancel()
+
+    def _start(self, index: int, picture: P) -> None:
+        started = time.perf_counter()
+        try:
+            ticket = self._submit(picture)
+        except RequestError as error:
+            self._news.put(Described(index, None, error, time.perf_counter() - started))
+        except Exception as error:  # noqa: BLE001 - raised again where the results are read.
+            self._news.put(error)
+        else:
+            self._tickets[index] = ticket, started
+            self._news.put(index)
+
+    def _collect(self) -> Described | None:
+        """Wait for news, and give the result if a picture is done."""
+        news = self._wait()
+        if isinstance(news, Exception):
+            raise news
+        if isinstance(news, Described):
+            return news
+        ticket, started = self._tickets[news]
+        try:
+            while (delta := ticket.poll(lambda: self._news.put(news))) is not None:
+                if delta.reply:
+                    del self._tickets[news]
+                    return Described(news, delta.reply, None, time.perf_counter() - started)
+        except RequestError as error:
+            del self._tickets[news]
+            return Described(news, None, error, time.perf_counter() - started)
+        return None
+
+    def _wait(self) -> int | Described | Exception:
+        while True:
+            try:
+                # Windows hands Ctrl-C to Python only between two waits.
+                return self._news.get(timeout=0.5)
+            except queue.Empty:
+                continue

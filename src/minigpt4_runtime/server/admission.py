@@ -1,0 +1,120 @@
+"""Who is let in: so many at once, and nobody while the server drains.
+
+Owns   the count of answers under way, and the way to end them all.
+Takes  requests that come and go; refuses those beyond the limit at once.
+Never  queues: who is let in waits in the engine's queue, everybody else is told to come back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from minigpt4_runtime.server.failures import BROKEN, Refusal
+
+_RETRY_SECONDS = "1"
+
+
+def _closed(message: str) -> Refusal:
+    headers = {"Retry-After": _RETRY_SECONDS}
+    return Refusal(503, message, kind=BROKEN, code="shutting_down", headers=headers)
+
+
+def _nothing(_: Exception) -> None:
+    """What there is to abort before a question was submitted."""
+
+
+class Place:
+    """One request's share of the server."""
+
+    def __init__(self, admission: Admission) -> None:
+        self._admission = admission
+        self.size = 1
+        # Called with the reason when the server must end this request.
+        self.abort: Callable[[Exception], object] = _nothing
+
+    def grow(self, size: int) -> None:
+        """Take room for `size` answers in all.
+
+        Raises:
+            Refusal: there is not enough.
+        """
+        self._admission.check_room(size - self.size)
+        self.size = size
+
+
+class Admission:
+    """Lets requests in, up to `limit` answers at once."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._places: set[Place] = set()
+        self._reason: Exception | None = None  # Why nobody is let in any more.
+
+    @property
+    def num_taken(self) -> int:
+        """How many answers are under way."""
+        return sum(place.size for place in self._places)
+
+    @property
+    def is_answering(self) -> bool:
+        """Whether the engine was asked for anything that has not come to its end."""
+        return any(place.abort is not _nothing for place in self._places)
+
+    @property
+    def why_closed(self) -> str | None:
+        """Why nobody is let in any more, if so."""
+        return str(self._reason) if self._reason else None
+
+    @contextmanager
+    def enter(self) -> Iterator[Place]:
+        """Hold a place for as long as the request lasts.
+
+        Raises:
+            Refusal: the server is full or drains.
+        """
+        if self._reason:
+            raise self._reason
+        self.check_room(1)
+        place = Place(self)
+        self._places.add(place)
+        try:
+            yield place
+        finally:
+            self._places.remove(place)
+
+    def check_room(self, size: int) -> None:
+        """Refuse what would be too many.
+
+        Raises:
+            Refusal: 429, with the time after which to try again.
+        """
+        if self.num_taken + size > self._limit:
+            raise Refusal(
+                429,
+                f"The server answers {self._limit} requests at once and has no room for "
+                f"{size} more. Try again later.",
+                kind="rate_limit_error",
+                code="queue_full",
+                headers={"Retry-After": _RETRY_SECONDS},
+            )
+
+    def close(self) -> None:
+        """Let nobody in any more."""
+        self._reason = self._reason or _closed("The server shuts down. Ask another, or try later.")
+
+    async def drain(self, grace_seconds: float) -> bool:
+        """Let nobody in, and wait for those inside. False if some are still there then."""
+        self.close()
+        deadline = asyncio.get_running_loop().time() + grace_seconds
+        while self._places and asyncio.get_running_loop().time() < deadline:
+            await asyncio.sleep(0.02)
+        return not self._places
+
+    def abort_all(self, error: Exception | None = None) -> None:
+        """End what is under way, with an error to each, and let nobody in."""
+        self.close()
+        error = error or _closed("The server shut down before this answer ended.")
+        for place in self._places:
+            place.abort(error)

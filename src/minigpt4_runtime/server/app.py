@@ -1,0 +1,179 @@
+"""The application: routes, and what stands around them.
+
+Owns   which URL leads where, and the order of the guards.
+Takes  a loaded model and a ServerConfig; gives a FastAPI application. Others may be mounted to it,
+       at `/` too: the guards stand around those as well.
+Never  does a route's work itself.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from typing import TYPE_CHECKING, Annotated, Any
+
+from fastapi import Depends, FastAPI, Request, Response
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
+
+from minigpt4_runtime import __version__
+from minigpt4_runtime.errors import MiniGPT4Error
+from minigpt4_runtime.server.admission import Admission, Place
+from minigpt4_runtime.server.auth import KeyGuard
+from minigpt4_runtime.server.chat import Chat
+from minigpt4_runtime.server.failures import Refusal, error_response
+from minigpt4_runtime.server.journal import Journal
+from minigpt4_runtime.server.metrics import Metrics
+from minigpt4_runtime.server.protocol import (
+    ChatCompletion,
+    ErrorBody,
+    ModelCard,
+    ModelList,
+    Status,
+    request_schemas,
+)
+from minigpt4_runtime.server.settings import ServerConfig
+from minigpt4_runtime.server.watch import EngineWatch, engine_failed
+
+if TYPE_CHECKING:
+    from minigpt4_runtime.api import MiniGPT4
+
+_ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {"model": ErrorBody, "description": text}
+    for status, text in {
+        400: "Something that was asked is wrong or not supported; param names it.",
+        401: "An API key is needed.",
+        404: "There is no such model.",
+        408: "The body came too slowly.",
+        413: "The body is too large.",
+        415: "The body is not application/json.",
+        429: "The server is full; Retry-After says when to try again.",
+        503: "The server shuts down, or its engine failed.",
+        504: "The answer took too long.",
+    }.items()
+}
+_NO_KEY: dict[int | str, dict[str, Any]] = {401: _ERRORS[401]}
+
+
+class Parts:
+    """What the routes share. The application has it as `app.state.parts`."""
+
+    def __init__(self, model: "MiniGPT4", config: ServerConfig) -> None:
+        self.config = config
+        self.admission = Admission(config.max_requests)
+        self.metrics = Metrics(model, lambda: self.admission.num_taken)
+        self.watch = EngineWatch(
+            model,
+            stall_seconds=config.stall_seconds,
+            is_asked=lambda: self.admission.is_answering,
+            on_failure=self._end_all,
+        )
+        self.chat = Chat(model, config, metrics=self.metrics, watch=self.watch)
+        self.card = ModelCard(id=config.model_name, created=int(time.time()))
+        # Called when the engine has failed and its requests know it.
+        self.on_failure: Callable[[], object] = lambda: None
+
+    def _end_all(self) -> None:
+        self.admission.abort_all(engine_failed())
+        self.on_failure()
+
+
+def create_app(model: "MiniGPT4", config: ServerConfig) -> FastAPI:
+    """Make the application; its life begins and ends with the server's."""
+    parts = Parts(model, config)
+
+    @asynccontextmanager
+    async def live(_: FastAPI) -> AsyncIterator[None]:
+        watching = asyncio.create_task(parts.watch.run())
+        yield
+        watching.cancel()
+        with suppress(asyncio.CancelledError):
+            await watching
+        parts.chat.close()
+
+    app = FastAPI(
+        title="MiniGPT-4 Runtime",
+        version=__version__,
+        lifespan=live,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+    )
+    app.state.parts = parts
+    for kind in (Refusal, MiniGPT4Error, HTTPException):
+        app.add_exception_handler(kind, _answer_error)
+    _add_chat_route(app, parts)
+    _add_other_routes(app, parts)
+    app.openapi()["components"]["schemas"].update(request_schemas())
+    # The last one added is the outermost.
+    app.add_middleware(KeyGuard, keys=config.api_keys)
+    if config.allowed_origins:
+        app.add_middleware(
+            CORSMiddleware, allow_origins=config.allowed_origins, allow_methods=["GET", "POST"],
+            allow_headers=["*"], expose_headers=["x-request-id", "retry-after"],
+        )  # fmt: skip
+    app.add_middleware(Journal, count=parts.metrics.count_request)
+    return app
+
+
+async def _answer_error(_: Request, error: Exception) -> JSONResponse:
+    return error_response(error)
+
+
+def _add_chat_route(app: FastAPI, parts: Parts) -> None:
+    async def hold_place() -> AsyncIterator[Place]:
+        # Given back when the last byte of the answer is out, or its client is gone.
+        with parts.admission.enter() as place:
+            yield place
+
+    async def chat_completions(
+        request: Request, place: Annotated[Place, Depends(hold_place)]
+    ) -> Response:
+        """Answer the last message of a dialogue, whole or as server-sent events."""
+        return await parts.chat.answer(request, place)
+
+    # The body is read by hand, within limits; the document says what is in it all the same.
+    schema = {"$ref": "#/components/schemas/ChatRequest"}
+    body = {"required": True, "content": {"application/json": {"schema": schema}}}
+    app.post(
+        "/v1/chat/completions",
+        response_model=ChatCompletion,
+        responses=_ERRORS,
+        openapi_extra={"requestBody": body},
+    )(chat_completions)
+
+
+def _add_other_routes(app: FastAPI, parts: Parts) -> None:
+    @app.get("/v1/models", responses=_NO_KEY)
+    async def models() -> ModelList:
+        """Name the model that answers here."""
+        return ModelList(data=[parts.card])
+
+    @app.get("/v1/models/{model}", responses={**_NO_KEY, 404: _ERRORS[404]})
+    async def model_card(model: str) -> ModelCard:
+        """Say whether this model answers here."""
+        if model != parts.card.id:
+            raise Refusal(404, f"There is no model {model[:100]!r} here; this is "
+                          f"{parts.card.id!r}.", param="model", code="model_not_found")  # fmt: skip
+        return parts.card
+
+    @app.get("/health")
+    async def health() -> Status:
+        """Say that the process is alive."""
+        return Status(status="alive")
+
+    @app.get("/ready", responses={**_NO_KEY, 503: {"model": Status}})
+    async def ready(response: Response) -> Status:
+        """Say whether a question would be answered now."""
+        reason = parts.watch.trouble or parts.admission.why_closed
+        if reason is None:
+            return Status(status="ready")
+        response.status_code = 503
+        return Status(status="not ready", reason=reason)
+
+    @app.get("/metrics", responses=_NO_KEY, response_class=Response)
+    async def metrics() -> Response:
+        """Counts and times for Prometheus."""
+        text = parts.metrics.as_text()
+        return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")

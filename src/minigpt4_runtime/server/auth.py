@@ -1,0 +1,101 @@
+"""Who may ask: API keys, and on which addresses a server without them may listen.
+
+Owns   reading and comparing keys.
+Takes  a key file, a host, and each request's headers.
+Never  logs a key, or takes longer for one that is nearly right.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import ipaddress
+from collections.abc import Sequence
+from pathlib import Path
+
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from minigpt4_runtime.errors import ConfigError
+from minigpt4_runtime.server.failures import Refusal, error_response
+
+MIN_KEY_LENGTH = 16
+_OPEN_PATHS = frozenset({"/health"})
+
+
+def read_keys(path: Path) -> tuple[str, ...]:
+    """One key a line; blank lines and lines that begin with # are left out.
+
+    Raises:
+        ConfigError: the file cannot be read, holds no key, or one that is easily guessed.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read as a file of API keys ({error}).") from None
+    keys = tuple(key for line in lines if (key := line.strip()) and not key.startswith("#"))
+    if not keys:
+        raise ConfigError(f"{path} holds no API key. Write one a line.")
+    for number, key in enumerate(keys, 1):
+        if len(key) < MIN_KEY_LENGTH or not key.isascii() or " " in key:
+            raise ConfigError(
+                f"Key {number} of {path} must be {MIN_KEY_LENGTH} or more ASCII characters without "
+                "blanks. Make one with: openssl rand -hex 24"
+            )
+    return keys
+
+
+def check_host(host: str, *, has_keys: bool, is_insecure: bool) -> None:
+    """Refuse to let a whole network in without keys.
+
+    Raises:
+        ConfigError: the address is not this machine's own, and there are no keys.
+    """
+    if has_keys or is_insecure or is_loopback(host):
+        return
+    raise ConfigError(
+        f"Whoever reaches {host} could use this server. Give --api-key-file, or say --insecure if "
+        "that is meant."
+    )
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach an address."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+class KeyGuard:
+    """Lets a request through that brings one of the keys, to whatever route; all else gets 401."""
+
+    def __init__(self, app: ASGIApp, keys: Sequence[str]) -> None:
+        self._app = app
+        self._digests = [_digest(key.encode()) for key in keys]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Check what comes from outside."""
+        is_open = scope["type"] == "lifespan" or scope.get("path") in _OPEN_PATHS
+        if is_open or not self._digests or self._is_known(scope):
+            await self._app(scope, receive, send)
+            return
+        refusal = Refusal(
+            401,
+            "This server needs an API key: send the header 'Authorization: Bearer KEY'.",
+            kind="authentication_error",
+            code="invalid_api_key",
+            headers={"WWW-Authenticate": "Bearer"},
+        )
+        await error_response(refusal)(scope, receive, send)
+
+    def _is_known(self, scope: Scope) -> bool:
+        headers = [value for name, value in scope["headers"] if name == b"authorization"]
+        scheme, _, key = (headers[0] if len(headers) == 1 else b"").partition(b" ")
+        given = _digest(key.strip())
+        # All keys are compared, each in constant time: how long it takes tells nothing.
+        matches = [hmac.compare_digest(given, digest) for digest in self._digests]
+        return scheme.lower() == b"bearer" and any(matches)
+
+
+def _digest(key: bytes) -> bytes:
+    return hashlib.sha256(key).digest()

@@ -1,0 +1,94 @@
+"""What went wrong, as HTTP says it and as OpenAI writes it.
+
+Owns   the one table from an error's class to a status, and the shape of an error's body.
+Takes  any exception; gives a Failure.
+Never  shows a client what an error that nobody raised on purpose says: it may quote anything.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse
+
+from minigpt4_runtime.errors import (
+    BackendUnavailableError,
+    CheckpointError,
+    ConfigError,
+    ImageError,
+    MiniGPT4Error,
+    PromptTooLongError,
+    RankLostError,
+    RequestError,
+)
+
+INVALID = "invalid_request_error"
+BROKEN = "server_error"
+
+# Error class → status, OpenAI's type, OpenAI's code.
+STATUSES: dict[type[MiniGPT4Error], tuple[int, str, str | None]] = {
+    MiniGPT4Error: (500, BROKEN, None),
+    ConfigError: (400, INVALID, "invalid_value"),
+    CheckpointError: (500, BROKEN, "model_broken"),
+    RequestError: (400, INVALID, "invalid_value"),
+    ImageError: (400, INVALID, "invalid_image"),
+    PromptTooLongError: (400, INVALID, "context_length_exceeded"),
+    BackendUnavailableError: (503, BROKEN, "backend_unavailable"),
+    RankLostError: (503, BROKEN, "engine_failed"),
+}
+
+
+class Refusal(Exception):
+    """A request that the server itself turns down, with all that the client is told."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        kind: str = INVALID,
+        param: str | None = None,
+        code: str | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.failure = Failure(status, message, kind, param, code)
+        self.headers = headers or {}
+
+
+@dataclass(frozen=True)
+class Failure:
+    """An HTTP status and the content of OpenAI's error object."""
+
+    status: int
+    message: str
+    kind: str
+    param: str | None = None
+    code: str | None = None
+
+    def as_body(self) -> dict[str, dict[str, str | None]]:
+        """OpenAI's shape, in a body or in an event of a stream."""
+        error = {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}
+        return {"error": error}
+
+
+def failure_of(error: BaseException) -> Failure:
+    """Translate any error."""
+    if isinstance(error, Refusal):
+        return error.failure
+    if isinstance(error, HTTPException):
+        kind = INVALID if error.status_code < 500 else BROKEN
+        return Failure(error.status_code, str(error.detail), kind)
+    for cls in type(error).__mro__:
+        if cls in STATUSES:
+            return Failure(STATUSES[cls][0], str(error), STATUSES[cls][1], None, STATUSES[cls][2])
+    message = "The server failed on this request. Its log has more under the request id."
+    return Failure(500, message, BROKEN)
+
+
+def error_response(error: BaseException) -> JSONResponse:
+    """The whole answer to a request that failed before its answer began."""
+    failure = failure_of(error)
+    headers = getattr(error, "headers", None)
+    return JSONResponse(failure.as_body(), failure.status, headers=headers)

@@ -1,0 +1,173 @@
+"""The serving process: it listens, drains when it is told to end, and says how it ended.
+
+Owns   the socket, the signals, and the order in which things end.
+Takes  an application; gives an exit status: 0 after a drain, 1 when the engine has failed.
+Never  waits for ever: a drain has a grace period, and a second signal ends it at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import os
+import platform
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from minigpt4_runtime.errors import ConfigError
+from minigpt4_runtime.server.logs import log
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+    from minigpt4_runtime.server.app import Parts
+
+_HEADER_SECONDS = 20.0
+_KEEP_ALIVE_SECONDS = 30
+_CLOSING_SECONDS = 2
+_FAILED_SECONDS = 15
+_STUCK_MS = 60_000
+_MALLOPT_ARENA_MAX = -8  # M_ARENA_MAX of glibc's malloc.h.
+
+
+def keep_memory_together() -> None:
+    """Let few heaps serve all threads; call it before there are any.
+
+    glibc gives each thread a heap of its own and keeps what is freed there, so that memory creeps.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).mallopt(_MALLOPT_ARENA_MAX, 2)
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """Take an address; port 0 takes a free one.
+
+    Raises:
+        ConfigError: it is not this machine's, or taken.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        # A client that reads nothing is given up, and its request with it.
+        if hasattr(socket, "TCP_USER_TIMEOUT"):
+            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _STUCK_MS)
+        listener.bind((host, port))
+    except (OSError, OverflowError) as error:
+        listener.close()
+        raise ConfigError(
+            f"Cannot listen on {host} port {port} ({error}). Give another --port or --host."
+        ) from None
+    return listener
+
+
+def url_of(listener: socket.socket) -> str:
+    """Where a browser finds it."""
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def serve(
+    app: FastAPI,
+    listener: socket.socket,
+    *,
+    grace_seconds: float,
+    on_start: Callable[[], object] = lambda: None,
+) -> int:
+    """Serve until a signal or a failure, and give the exit status."""
+    return asyncio.run(_Serving(app, listener, grace_seconds).run(on_start))
+
+
+class _Serving:
+    def __init__(self, app: FastAPI, listener: socket.socket, grace_seconds: float) -> None:
+        self._parts: Parts = app.state.parts
+        self._listener = listener
+        self._grace_seconds = grace_seconds
+        self._is_told = asyncio.Event()
+        self._server = HttpServer(app)
+
+    async def run(self, on_start: Callable[[], object]) -> int:
+        self._parts.on_failure = self._is_told.set
+        serving = asyncio.create_task(self._server.serve(sockets=[self._listener]))
+        ending = asyncio.create_task(self._end_when_told())
+        with self._signals():
+            while not (self._server.started or serving.done()):
+                await asyncio.sleep(0.01)
+            if not serving.done():
+                on_start()
+            await serving
+        ending.cancel()
+        return 1 if self._parts.watch.has_failed else 0
+
+    async def _end_when_told(self) -> None:
+        await self._is_told.wait()
+        if not self._parts.watch.has_failed:
+            log("draining", seconds=self._grace_seconds)
+            if not await self._parts.admission.drain(self._grace_seconds):
+                log("grace period over", unfinished=self._parts.admission.num_taken)
+                self._parts.admission.abort_all()
+        else:
+            # Should anything here wait for the failed engine, it does not do so for long.
+            last_resort = threading.Timer(_FAILED_SECONDS, os._exit, (1,))
+            last_resort.daemon = True
+            last_resort.start()
+        # What was aborted has a moment to tell its clients.
+        await self._parts.admission.drain(_CLOSING_SECONDS)
+        self._server.should_exit = True
+
+    @contextlib.contextmanager
+    def _signals(self) -> Iterator[None]:
+        loop = asyncio.get_running_loop()
+
+        def tell(*_: object) -> None:
+            if self._is_told.is_set():
+                self._server.should_exit = self._server.force_exit = True
+            loop.call_soon_threadsafe(self._is_told.set)
+
+        before = {each: signal.signal(each, tell) for each in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for each, handler in before.items():
+                signal.signal(each, handler)
+
+
+class HttpServer(uvicorn.Server):
+    """uvicorn as it is set up here."""
+
+    def __init__(self, app: FastAPI) -> None:
+        super().__init__(
+            uvicorn.Config(
+                app, http=_PatientH11, ws="none", lifespan="on", log_config=None, access_log=False,
+                server_header=False, timeout_keep_alive=_KEEP_ALIVE_SECONDS,
+                timeout_graceful_shutdown=_CLOSING_SECONDS,
+            )
+        )  # fmt: skip
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Leave signals to whoever runs the server: uvicorn would stop to listen at once."""
+        yield
+
+
+class _PatientH11(H11Protocol):
+    """Waits for a request's headers only so long, however slowly they drip."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._waiting = self.loop.call_later(_HEADER_SECONDS, self._close_if_silent)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._waiting.cancel()
+        super().connection_lost(exc)
+
+    def _close_if_silent(self) -> None:
+        if self.cycle is None:
+            self.transport.abort()

@@ -1,0 +1,77 @@
+"""What the server writes about itself: a line for each request and each event.
+
+Owns   the form of the lines, JSON or plain.
+Takes  log records, with their fields under `extra={"fields": …}`.
+Never  sees a key, a prompt or a picture, unless the server was started to log content.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import traceback
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+LogFormat = Literal["plain", "json"]
+logger = logging.getLogger("minigpt4_runtime.server")
+
+
+def set_up_logs(form: LogFormat) -> None:
+    """Send the server's lines, and those of uvicorn that matter, to stderr."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonLines() if form == "json" else PlainLines())
+    for name, level in ((logger.name, logging.INFO), ("uvicorn", logging.WARNING)):
+        each = logging.getLogger(name)
+        each.handlers[:] = [handler]
+        each.setLevel(level)
+        each.propagate = False
+
+
+def log(event: str, *, level: int = logging.INFO, **fields: Any) -> None:
+    """Write one line: what happened, and what belongs to it."""
+    logger.log(level, event, extra={"fields": fields})
+
+
+def log_failure(error: BaseException, **fields: Any) -> None:
+    """Write where an unexpected error came from; not what it says, which may quote anything."""
+    frames = traceback.extract_tb(error.__traceback__)
+    places = [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in frames]
+    log(
+        "failure", level=logging.ERROR, error=type(error).__name__, places=places[-12:], **fields
+    )  # fmt: skip
+
+
+def _fields(record: logging.LogRecord) -> dict[str, Any]:
+    return {
+        "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+        "level": record.levelname.lower(),
+        "event": record.getMessage(),
+        **getattr(record, "fields", {}),
+    }
+
+
+class JsonLines(logging.Formatter):
+    """One JSON object a line."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Write a record."""
+        fields = _fields(record)
+        if record.exc_info and record.exc_info[0]:
+            fields["error"] = record.exc_info[0].__name__
+        return json.dumps(fields, ensure_ascii=False, default=str)
+
+
+class PlainLines(logging.Formatter):
+    """Time, level and event, then name=value."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Write a record."""
+        fields = _fields(record)
+        head = f"{fields.pop('time')} {fields.pop('level'):7} {fields.pop('event')}"
+        if record.exc_info and record.exc_info[0]:
+            fields["error"] = record.exc_info[0].__name__
+        # A line stays a line, whatever a client has put into it.
+        return " ".join([head, *(f"{name}={json.dumps(v, default=str, ensure_ascii=False)}"
+                                 for name, v in fields.items())])  # fmt: skip

@@ -1,0 +1,171 @@
+"""Tickets → one stream of pieces → chunks and events, or one whole answer.
+
+Owns   the merging of n answers, and the form in which pieces leave.
+Takes  tickets; gives OpenAI's chunks, completions and server-sent events.
+Never  blocks: a ticket is read in the event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+
+from pydantic import BaseModel
+
+from minigpt4_runtime.messages import Reply, TextDelta, TokenLogprobs
+from minigpt4_runtime.server.failures import Failure
+from minigpt4_runtime.server.protocol import (
+    AnswerMessage,
+    ChatChunk,
+    ChatCompletion,
+    Choice,
+    ChoiceLogprobs,
+    ChunkChoice,
+    Delta,
+    ErrorBody,
+    TokenLogprob,
+    TopLogprob,
+    UsageCount,
+)
+
+DONE = b"data: [DONE]\n\n"
+
+
+class Answers:
+    """The answers to one request as they grow: iterate for (choice, delta), as they come.
+
+    Whoever iterates gets the first error of any of them, `abort`'s included; then nothing more.
+    """
+
+    def __init__(self, tickets: Sequence[AsyncIterator[TextDelta]]) -> None:
+        """Begin to read; needs a running event loop."""
+        self._came: asyncio.Queue[tuple[int, TextDelta] | Exception] = asyncio.Queue()
+        self._num_open = len(tickets)
+        self._readers = [
+            asyncio.create_task(self._read(choice, ticket)) for choice, ticket in enumerate(tickets)
+        ]
+
+    async def _read(self, choice: int, ticket: AsyncIterator[TextDelta]) -> None:
+        try:
+            async for delta in ticket:
+                self._came.put_nowait((choice, delta))
+        except Exception as error:  # noqa: BLE001 - raised again where the answers are read.
+            self._came.put_nowait(error)
+
+    def __aiter__(self) -> AsyncIterator[tuple[int, TextDelta]]:
+        return self
+
+    async def __anext__(self) -> tuple[int, TextDelta]:
+        if not self._num_open:
+            raise StopAsyncIteration
+        item = await self._came.get()
+        if isinstance(item, Exception):
+            self.cancel()
+            raise item
+        if item[1].reply:
+            self._num_open -= 1
+        return item
+
+    def abort(self, error: Exception) -> None:
+        """Let whoever reads get this error next."""
+        self._came.put_nowait(error)
+
+    def cancel(self) -> None:
+        """Nobody wants more. A ticket whose reading is cancelled cancels its request."""
+        self._num_open = 0
+        for reader in self._readers:
+            reader.cancel()
+
+
+class Writer:
+    """Writes one request's answers. `bytes_of` says what a token adds to a text."""
+
+    def __init__(self, model_name: str, bytes_of: Callable[[int], bytes]) -> None:
+        self.id = f"chatcmpl-{secrets.token_hex(12)}"
+        self._created = int(time.time())
+        self._model = model_name
+        self._bytes_of = bytes_of
+
+    def completion(self, replies: Sequence[Reply]) -> ChatCompletion:
+        """All answers, whole."""
+        choices = [
+            Choice(
+                index=index,
+                message=AnswerMessage(content=reply.text),
+                logprobs=self._logprobs(reply.logprobs),
+                finish_reason=reply.finish_reason,
+            )
+            for index, reply in enumerate(replies)
+        ]
+        return ChatCompletion(
+            id=self.id, created=self._created, model=self._model, choices=choices,
+            usage=usage_of(replies),
+        )  # fmt: skip
+
+    def start(self, num_choices: int) -> bytes:
+        """The event that opens each choice with its role."""
+        return b"".join(
+            self._event(ChunkChoice(index=index, delta=Delta(role="assistant", content="")))
+            for index in range(num_choices)
+        )
+
+    def piece(self, index: int, delta: TextDelta) -> bytes:
+        """The event of a further piece; the end of a choice is an event of its own."""
+        logprobs, events = self._logprobs(delta.logprobs or None), b""
+        if delta.text or logprobs:
+            content = Delta(content=delta.text)
+            events += self._event(ChunkChoice(index=index, delta=content, logprobs=logprobs))
+        if delta.reply:
+            reason = delta.reply.finish_reason
+            events += self._event(ChunkChoice(index=index, delta=Delta(), finish_reason=reason))
+        return events
+
+    def usage(self, replies: Sequence[Reply]) -> bytes:
+        """The event that tells what all of it cost."""
+        return self._event(usage=usage_of(replies))
+
+    def _event(self, *choices: ChunkChoice, usage: UsageCount | None = None) -> bytes:
+        chunk = ChatChunk(
+            id=self.id, created=self._created, model=self._model, choices=list(choices), usage=usage
+        )
+        return as_event(chunk)
+
+    def _logprobs(self, tokens: Sequence[TokenLogprobs] | None) -> ChoiceLogprobs | None:
+        if tokens is None:
+            return None
+        return ChoiceLogprobs(
+            content=[
+                TokenLogprob(
+                    **self._top(token.token_id, token.logprob).model_dump(),
+                    top_logprobs=[self._top(*each) for each in token.top],
+                )
+                for token in tokens
+            ]
+        )
+
+    def _top(self, token_id: int, logprob: float) -> TopLogprob:
+        text = self._bytes_of(token_id)
+        # JSON has no -inf; OpenAI writes so for what is as good as impossible.
+        logprob = max(logprob, -9999.0)
+        return TopLogprob(token=text.decode(errors="replace"), logprob=logprob, bytes=list(text))
+
+
+def usage_of(replies: Sequence[Reply]) -> UsageCount:
+    """What a request cost: its prompt once, and all its answers."""
+    prompt = replies[0].usage.prompt_tokens
+    completion = sum(reply.usage.completion_tokens for reply in replies)
+    return UsageCount(
+        prompt_tokens=prompt, completion_tokens=completion, total_tokens=prompt + completion
+    )
+
+
+def as_event(content: BaseModel) -> bytes:
+    """A server-sent event."""
+    return b"data: " + content.model_dump_json().encode() + b"\n\n"
+
+
+def error_event(failure: Failure) -> bytes:
+    """The event with which a stream ends that cannot go on."""
+    return as_event(ErrorBody.model_validate(failure.as_body()))

@@ -1,0 +1,114 @@
+"""The two sides of a model, loaded: what a rank computes with.
+
+Owns   what each side is loaded from, and which of the two is a compiled graph.
+Takes  a WeightSource, a device, a dtype and VisionSettings; gives Sides.
+Never  runs an engine.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from minigpt4_runtime.backend.contracts import DeviceBackend, VisionEncoder
+from minigpt4_runtime.backend.registry import vision_encoder
+from minigpt4_runtime.checkpoint.graph_folder import find_graph
+from minigpt4_runtime.checkpoint.weight_source import WeightSource
+from minigpt4_runtime.config import DTypeName, VisionSettings
+from minigpt4_runtime.errors import ConfigError
+from minigpt4_runtime.model.linear import set_widen_from
+from minigpt4_runtime.model.llama import Llama
+from minigpt4_runtime.model.parallel import Group
+
+
+class TimedEncoder:
+    """Encodes as another does and adds up how long this thread took for it."""
+
+    def __init__(self, encoder: VisionEncoder) -> None:
+        self._encoder = encoder
+        self.seconds = 0.0
+
+    def encode(self, pixels: Tensor, on_tower: Callable[[], object] | None = None) -> Tensor:
+        """See `VisionEncoder`."""
+        started = time.perf_counter()
+        rows = self._encoder.encode(pixels, on_tower)
+        self.seconds += time.perf_counter() - started
+        return rows
+
+
+@dataclass(frozen=True)
+class Sides:
+    """The language model and what encodes pictures for it.
+
+    `vision_bytes` is what the image side's weights take, 0 where a graph has them. `left_bytes` of
+    the memory are left for keys and values, where that is known.
+    """
+
+    language: Llama
+    vision: TimedEncoder
+    vision_bytes: int
+    left_bytes: int | None
+
+    def weight_bytes(self) -> dict[str, int]:
+        """What the weights take: "vision", "embedding", "layers" and "head" of the language."""
+        return {
+            "vision": self.vision_bytes,
+            "embedding": _count_bytes(self.language.token_embedding),
+            "layers": _count_bytes(self.language.layers),
+            "head": _count_bytes(self.language.head),
+        }
+
+
+def open_graph(
+    vision: VisionSettings, source: WeightSource, backend: DeviceBackend, dtype: DTypeName
+) -> tuple[str, VisionEncoder | None]:
+    """What the image side runs in, and its encoder unless that is torch."""
+    if vision.graph is None:
+        return "torch", None
+    if source.model_dir is None:
+        raise ConfigError("A graph belongs to a model folder, not to random weights.")
+    graph = find_graph(Path(vision.graph), source.model_dir, runtime=vision.runtime)
+    encoder = vision_encoder(graph.runtime)(
+        graph.path, graph.batch_sizes,
+        device=backend.device, dtype=getattr(torch, dtype), provider=vision.provider,
+    )  # fmt: skip
+    return graph.runtime, encoder
+
+
+def load_sides(
+    source: WeightSource,
+    backend: DeviceBackend,
+    dtype: DTypeName,
+    *,
+    group: Group,
+    encoder: VisionEncoder | None,
+    free_bytes: int | None,
+) -> Sides:
+    """Load the language model, and the image side too unless `encoder` is a graph of it."""
+    torch_dtype = getattr(torch, dtype)
+    widen_from = backend.widen_from(torch_dtype)
+    where: dict[str, Any] = {
+        "device": backend.device, "dtype": torch_dtype, "free_bytes": free_bytes, "group": group,
+    }  # fmt: skip
+    vision_bytes = 0
+    if encoder is not None:
+        language = source.load_language(**where)
+    else:
+        model = source.load_model(**where)
+        language, vision_bytes = model.language, _count_bytes(model.vision)
+        set_widen_from(model.vision, widen_from)
+        encoder = vision_encoder("torch")(model.vision, in_float32=widen_from is not None)
+    set_widen_from(language, widen_from)
+    if free_bytes is not None:
+        free_bytes -= vision_bytes + _count_bytes(language)
+    return Sides(language, TimedEncoder(encoder), vision_bytes, free_bytes)
+
+
+def _count_bytes(module: nn.Module) -> int:
+    return sum(weight.nbytes for weight in module.parameters())

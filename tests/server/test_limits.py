@@ -1,0 +1,316 @@
+"""Holding under load and abuse: everything wrong gets its 4xx at once, and harms nobody else."""
+
+import asyncio
+import contextlib
+import json
+import socket
+import threading
+import time
+
+import httpx
+import pytest
+from conftest import IMAGES, NAME, long_answer, picture, user, wait_for
+
+from minigpt4_runtime.server.failures import Refusal
+
+BODY = json.dumps({"model": NAME, "messages": [user("hi")], "max_tokens": 4}).encode()
+
+
+@contextlib.contextmanager
+def connect(server):
+    host, port = server.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=20) as connection:
+        yield connection
+
+
+def post(body, headers="Content-Type: application/json"):
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\n{headers}\r\n"
+    return f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
+
+
+def stream_body(**more):
+    asked = {"model": NAME, "messages": [user("hi")]} | long_answer(**more)
+    return json.dumps(asked).encode()
+
+
+def assert_well(server):
+    """It still answers, and holds nothing of what came before."""
+    server.wait_until_idle()
+    assert server.ask().status_code == 200
+
+
+# --- bodies -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"{", b"null", b"[" * 1_000_000, b'{"a":' * 200_000, b"\x00" * 100, b"\xff\xfe{}",
+     b'{"model": "\\ud800", "messages": []}', BODY[:-1], BODY + b"}"],
+    ids=lambda body: repr(body[:20]),
+)  # fmt: skip
+def test_malformed_bodies(server, body):
+    with server.client() as client:
+        headers = {"Content-Type": "application/json"}
+        answer = client.post("/v1/chat/completions", content=body, headers=headers)
+    assert answer.status_code == 400
+    assert answer.json()["error"]["type"] == "invalid_request_error"
+
+
+@pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", ""])
+def test_only_json_is_read(server, kind):
+    """What a web page may send to another site without asking is not taken."""
+    with server.client() as client:
+        answer = client.post("/v1/chat/completions", content=BODY, headers={"Content-Type": kind})
+    assert answer.status_code == 415
+
+
+def test_a_large_body_is_refused_by_its_length_before_it_is_sent(start):
+    server = start(max_body_bytes=1000)
+    with connect(server) as connection:
+        connection.sendall(post(b"").replace(b"Content-Length: 0", b"Content-Length: 99999999"))
+        assert b" 413 " in connection.recv(4096)
+    assert_well(server)
+
+
+def test_a_large_body_without_a_length_is_refused_while_it_comes(start):
+    server = start(max_body_bytes=1000)
+
+    def parts():
+        for _ in range(100):
+            yield b" " * 100
+
+    with server.client() as client:
+        headers = {"Content-Type": "application/json"}
+        answer = client.post("/v1/chat/completions", content=parts(), headers=headers)
+    assert answer.status_code == 413
+    assert "1,000 bytes" in answer.json()["error"]["message"]
+    assert_well(server)
+
+
+def test_a_slow_body_is_given_up(start):
+    server = start(body_seconds=0.2)
+    with connect(server) as connection:
+        connection.sendall(post(BODY)[:-5])
+        assert b" 408 " in connection.recv(4096)
+    assert_well(server)
+
+
+def test_slow_headers_are_given_up(start, monkeypatch):
+    monkeypatch.setattr("minigpt4_runtime.server.listen._HEADER_SECONDS", 0.2)
+    server = start()
+    with connect(server) as connection:
+        connection.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\n")
+        assert connection.recv(4096) == b""
+    assert_well(server)
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [b"\x16\x03\x01\x02\x00", b"GARBAGE\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n",
+     b"GET /" + b"a" * 100_000, b"POST / HTTP/1.1\r\nContent-Length: -5\r\n\r\n"],
+    ids=lambda sent: repr(sent[:16]),
+)  # fmt: skip
+def test_what_is_not_http(server, sent):
+    with connect(server) as connection:
+        connection.sendall(sent)
+        connection.shutdown(socket.SHUT_WR)
+        assert not connection.recv(4096).startswith(b"HTTP/1.1 5")
+    assert_well(server)
+
+
+# --- what is asked ------------------------------------------------------------------------------
+
+
+def test_bad_pictures(server, tmp_path):
+    import base64
+
+    png = (IMAGES / "three.png").read_bytes()
+    huge = png[:16] + (60000).to_bytes(4, "big") * 2 + png[24:]
+    for content in (b"", b"no picture", png[:200], png[:-40] + b"x" * 40, b"<svg/>", huge):
+        url = "data:image/png;base64," + base64.b64encode(content).decode()
+        answer = server.ask(messages=[user([picture(url)])])
+        assert answer.status_code == 400
+        assert answer.json()["error"]["code"] == "invalid_image"
+    for url in ("data:", "data:,x", "data:image/png;base64,%%%", "data:image/png;base64"):
+        assert server.ask(messages=[user([picture(url)])]).status_code == 400
+    assert_well(server)
+
+
+def test_pixels_are_limited(server):
+    import base64
+    import io
+
+    from PIL import Image
+
+    content = io.BytesIO()
+    Image.new("RGB", (1001, 1000)).save(content, "PNG")
+    url = "data:image/png;base64," + base64.b64encode(content.getvalue()).decode()
+    answer = server.ask(messages=[user([picture(url)])])
+    assert answer.status_code == 400
+    assert "the limit is 1,000,000" in answer.json()["error"]["message"]
+
+
+def test_counts_are_limited(server):
+    answer = server.ask(messages=[user([picture()] * 9)])
+    assert answer.json()["error"]["code"] == "too_many_images"
+    assert server.ask(n=9).json()["error"]["param"] == "n"
+    assert server.ask(max_tokens=4097).json()["error"]["param"] == "max_tokens"
+    assert server.ask(num_beams=10_000).status_code == 400
+
+
+def test_long_prompts_are_refused_with_both_numbers(server, model):
+    most = model.config.language.max_position_embeddings
+    for text in ("word " * most, "x" * 5_000_000):
+        answer = server.ask(messages=[user(text)])
+        assert answer.status_code == 400
+        assert answer.json()["error"]["code"] == "context_length_exceeded"
+        message = answer.json()["error"]["message"].replace(",", "")
+        assert str(most) in message
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        [{"role": "assistant", "content": "hi"}],
+        [user("hi"), {"role": "system", "content": "x"}, user("hi")],
+        [{"role": "system", "content": [picture()]}, user("hi")],
+    ],
+)
+def test_dialogues_that_make_no_sense(server, messages):
+    answer = server.ask(messages=messages)
+    assert answer.status_code == 400
+    assert answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [("GET", "/nothing", 404), ("GET", "/v1/chat/completions", 405), ("DELETE", "/health", 405),
+     ("GET", "/health/", 404), ("GET", "/%00", 404), ("GET", "/../../etc/passwd", 404)],
+)  # fmt: skip
+def test_other_routes(server, method, path, status):
+    with server.client() as client:
+        answer = client.request(method, path)
+    assert answer.status_code == status
+    assert answer.json()["error"]["message"]
+
+
+# --- many, and those who leave ------------------------------------------------------------------
+
+
+def test_a_full_server_says_so_at_once(start):
+    server = start(max_requests=1)
+    with server.client() as client, client.stream(
+        "POST", "/v1/chat/completions", content=stream_body(),
+        headers={"Content-Type": "application/json"},
+    ) as streaming:  # fmt: skip
+        pieces = streaming.iter_raw()  # Kept: an iterator that is dropped closes the connection.
+        next(pieces)
+        # Nobody waits for its body either.
+        with connect(server) as connection:
+            connection.sendall(post(BODY)[:-5])
+            answer = connection.recv(4096)
+        assert b" 429 " in answer
+        assert b"retry-after: 1\r\n" in answer.lower()
+        assert b'"queue_full"' in answer
+    assert_well(server)
+
+
+def test_choices_count_as_so_many(start):
+    server = start(max_requests=3)
+    assert server.ask(n=4).status_code == 429
+    assert server.ask(n=3).status_code == 200
+    assert_well(server)
+
+
+def test_the_deadline_of_a_whole_answer(start):
+    server = start(request_seconds=0.05)
+    answer = server.ask(**long_answer(stream=False))
+    assert answer.status_code == 504
+    assert answer.json()["error"]["code"] == "timeout"
+    server.wait_until_idle()
+
+
+def test_the_deadline_of_a_stream_is_an_event(start):
+    server = start(request_seconds=0.3)
+    text = server.ask(**long_answer(n=8)).text
+    *_, last = text.strip().split("\n\n")
+    assert json.loads(last.removeprefix("data: "))["error"]["code"] == "timeout"
+    assert "[DONE]" not in text
+    server.wait_until_idle()
+
+
+def steps_until_nothing_runs(model):
+    at_cancel = model.stats().num_steps
+    wait_for(lambda: not (model.stats().num_running or model.stats().num_waiting))
+    return model.stats().num_steps - at_cancel
+
+
+@pytest.mark.parametrize("is_stream", [True, False])
+def test_who_goes_away_is_cancelled(server, model, is_stream):
+    server.wait_until_idle()
+    with connect(server) as connection:
+        connection.sendall(post(stream_body(stream=is_stream)))
+        wait_for(lambda: model.stats().num_running == 1)
+    # The whole answer takes 900 steps; what is left is the way from the socket to the engine.
+    assert steps_until_nothing_runs(model) < 100
+    server.wait_until_idle()
+
+
+def test_cancelling_takes_one_step_from_where_the_server_knows(server, model):
+    """From the server's word on: the engine drops it before its next step."""
+    server.wait_until_idle()
+    with server.client() as client, client.stream(
+        "POST", "/v1/chat/completions", content=stream_body(),
+        headers={"Content-Type": "application/json"},
+    ) as streaming:  # fmt: skip
+        pieces = streaming.iter_raw()  # Kept: an iterator that is dropped closes the connection.
+        next(pieces)
+        (place,) = server.parts.admission._places
+        place.abort(Refusal(503, "Enough."))
+        *_, last = pieces
+        assert b"Enough." in last
+        # The event goes out after the ticket was cancelled.
+        assert steps_until_nothing_runs(model) <= 1
+
+
+def test_many_who_leave_at_once_leave_nothing(server, model):
+    def leave_early(delay):
+        with connect(server) as connection:
+            connection.sendall(post(stream_body()))
+            time.sleep(delay)
+
+    threads = [threading.Thread(target=leave_early, args=(i / 200,)) for i in range(30)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    wait_for(lambda: not (model.stats().num_running or model.stats().num_waiting))
+    stats = model.stats()
+    assert stats.num_free_blocks == stats.num_blocks
+    assert_well(server)
+
+
+def test_a_client_that_reads_nothing_slows_nobody(start):
+    server = start(request_seconds=1)
+    with connect(server) as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
+        connection.sendall(post(stream_body(n=8, logprobs=True, top_logprobs=20)))
+        time.sleep(0.2)
+        assert server.ask().status_code == 200
+        wait_for(lambda: server.parts.admission.num_taken == 0)
+    assert_well(server)
+
+
+def test_many_at_once_are_all_answered(server):
+    async def ask_all():
+        limits = httpx.Limits(max_connections=64)
+        async with httpx.AsyncClient(base_url=server.url, timeout=60, limits=limits) as client:
+            asked = {"model": NAME, "messages": [user([picture(), {"type": "text", "text": "?"}])],
+                     "max_tokens": 8}  # fmt: skip
+            return await asyncio.gather(
+                *(client.post("/v1/chat/completions", json=asked) for _ in range(64))
+            )
+
+    answers = asyncio.run(ask_all())
+    assert {answer.status_code for answer in answers} == {200}
+    assert len({answer.json()["choices"][0]["message"]["content"] for answer in answers}) == 1

@@ -1,0 +1,136 @@
+"""What may be asked, and how each wrong question is turned down."""
+
+import json
+
+import pytest
+from conftest import NAME, picture, user
+
+from minigpt4_runtime import SamplingParams
+from minigpt4_runtime.server.failures import Refusal
+from minigpt4_runtime.server.protocol import MAX_SEED, read_request
+
+
+def read(**body):
+    return read_request(json.dumps({"model": NAME, "messages": [user("hi")]} | body).encode())
+
+
+def sampling(choice=0, **body):
+    return read(**body).sampling(choice, 4096)
+
+
+def test_every_setting_becomes_its_sampling_param():
+    assert sampling() == SamplingParams()
+    asked = {
+        "max_tokens": 9, "min_tokens": 2, "temperature": 0.5, "top_p": 0.9, "top_k": 3,
+        "repetition_penalty": 1.2, "length_penalty": 0.5, "stop": ["a", "b"], "seed": 5,
+        "logprobs": True, "top_logprobs": 4,
+    }  # fmt: skip
+    assert sampling(**asked) == SamplingParams(
+        max_new_tokens=9, min_new_tokens=2, temperature=0.5, top_p=0.9, top_k=3,
+        repetition_penalty=1.2, length_penalty=0.5, stop=("a", "b"), seed=5, logprobs=4,
+    )  # fmt: skip
+    assert sampling(num_beams=3) == SamplingParams(num_beams=3)
+    assert sampling(stop="a").stop == ("a",)
+    assert sampling(stop=[]).stop is None
+    assert sampling(logprobs=True).logprobs == 0
+    assert sampling(logprobs=False).logprobs is None
+    assert sampling(max_tokens=7, max_completion_tokens=7).max_new_tokens == 7
+    assert sampling(min_tokens=400).max_new_tokens == 400
+
+
+def test_choices_have_seeds_of_their_own():
+    assert [sampling(choice, seed=3).seed for choice in range(3)] == [3, 4, 5]
+    assert sampling(1, seed=MAX_SEED).seed == 0
+    assert sampling(1).seed is None
+
+
+def test_null_is_as_good_as_nothing():
+    names = [name for name in read().model_fields_set ^ set(type(read()).model_fields)]
+    assert sampling(**dict.fromkeys(names)) == SamplingParams()
+
+
+def test_penalties_of_zero_mean_nothing():
+    assert sampling(frequency_penalty=0, presence_penalty=0.0) == SamplingParams()
+
+
+@pytest.mark.parametrize(
+    ("body", "param", "words"),
+    [
+        ({"tools": []}, "tools", "tools is not supported"),
+        ({"response_format": {"type": "text"}}, "response_format", "not supported"),
+        ({"logit_bias": {}}, "logit_bias", "not supported"),
+        ({"frequency_penalty": 0.1}, "frequency_penalty", "only 0 is accepted"),
+        ({"presence_penalty": -1}, "presence_penalty", "only 0 is accepted"),
+        ({"model": None}, "model", "valid string"),
+        ({"messages": []}, "messages", "at least 1"),
+        ({"messages": "hi"}, "messages", "valid array"),
+        ({"messages": [user("hi")] * 1025}, "messages", "at most 1024"),
+        ({"messages": [{"role": "user"}]}, "messages[0].content", "missing"),
+        ({"messages": [{"role": "tool", "content": ""}]}, "messages[0].role", "'system'"),
+        ({"messages": [user("hi") | {"name": "x"}]}, "messages[0].name", "not supported"),
+        ({"messages": [user(5)]}, "messages[0].content", "valid"),
+        ({"messages": [user([5])]}, "messages[0].content[0]", "an object"),
+        ({"messages": [user([{"type": "text"}])]}, "messages[0].content[0].text", "missing"),
+        ({"messages": [user([{"type": "text", "text": 5}])]}, "messages[0].content[0].text",
+         "valid string"),
+        ({"messages": [user([{"type": "input_audio"}])]}, "messages[0].content[0]",
+         "'input_audio'"),
+        ({"messages": [user([{"type": "image_url", "image_url": {"url": 5}}])]},
+         "messages[0].content[0].image_url.url", "valid string"),
+        ({"messages": [user([{"type": "image_url", "image_url": {"url": "", "detail": "high"}}])]},
+         "messages[0].content[0].image_url.detail", "'auto'"),
+        ({"temperature": "1"}, "temperature", "valid number"),
+        ({"temperature": -1}, "temperature", "greater than or equal to 0"),
+        ({"top_p": 0}, "top_p", "greater than 0"),
+        ({"top_p": True}, "top_p", "valid number"),
+        ({"n": 0}, "n", "greater than or equal to 1"),
+        ({"n": 1.5}, "n", "valid integer"),
+        ({"seed": -1}, "seed", "greater than or equal to 0"),
+        ({"seed": 2**63}, "seed", "less than or equal"),
+        ({"max_tokens": 0}, "max_tokens", "greater than or equal to 1"),
+        ({"max_tokens": 5000}, "max_tokens", "this server allows 4096"),
+        ({"max_tokens": 5, "max_completion_tokens": 6}, "max_tokens", "different things"),
+        ({"max_tokens": 5, "min_tokens": 6}, "min_tokens", "above max_tokens 5"),
+        ({"min_tokens": 5000}, "max_tokens", "allows 4096"),
+        ({"stop": ""}, "stop", "at least 1 character"),
+        ({"stop": ["a"] * 5}, "stop", "at most 4"),
+        ({"stop": ["x" * 257]}, "stop[0]", "at most 256"),
+        ({"top_logprobs": 3}, "top_logprobs", "needs logprobs"),
+        ({"logprobs": True, "top_logprobs": 21}, "top_logprobs", "less than or equal to 20"),
+        ({"stream": "yes"}, "stream", "valid boolean"),
+        ({"stream_options": {}}, "stream_options", "needs stream"),
+        ({"stream": True, "stream_options": {"x": 1}}, "stream_options.x", "not supported"),
+        ({"user": 5}, "user", "valid string"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_is_named(body, param, words):
+    with pytest.raises(Refusal) as caught:
+        sampling(**body)
+    assert caught.value.failure.status == 400
+    assert caught.value.failure.param == param
+    assert words in caught.value.failure.message
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"", b"{", b"[]", b"null", b"5", b"\xff\xfe", b'{"a":1,}', b"[" * 100_000,
+        b'{"model":' * 50_000, b'{"model": "\\ud800"}', b'{"seed": ' + b"9" * 5000 + b"}",
+        b'{"temperature": NaN}', b'{"temperature": 1e999}', b'{"temperature": -Infinity}',
+    ],
+    ids=lambda body: repr(body[:20]),
+)  # fmt: skip
+def test_what_is_no_json_object_is_refused(body):
+    with pytest.raises(Refusal) as caught:
+        read_request(body)
+    assert caught.value.failure.status == 400
+
+
+def test_nested_values_in_the_place_of_a_message_are_refused():
+    inner = "[" * 5000 + "]" * 5000
+    with pytest.raises(Refusal):
+        read_request(b'{"model": "m", "messages": ' + inner.encode() + b"}")
+
+
+def test_a_picture_s_url_is_a_string_in_an_object():
+    assert read(messages=[user([picture()])]).messages[0].content[0].image_url.url

@@ -1,0 +1,144 @@
+"""What the server tells of itself: readiness, metrics, logs, its own description."""
+
+import json
+import logging
+import re
+
+import pytest
+from conftest import NAME, data_url, long_answer, picture, user, wait_for
+
+from minigpt4_runtime.server import logs
+
+
+def readings(server):
+    with server.client() as client:
+        text = client.get("/metrics").text
+    return {name: float(value) for name, value in re.findall(r"^(\w\S*) (\S+)$", text, re.M)}
+
+
+def test_alive_and_ready(server):
+    with server.client() as client:
+        assert client.get("/health").json() == {"status": "alive", "reason": None}
+        assert client.get("/ready").json() == {"status": "ready", "reason": None}
+
+
+def test_metrics_count_what_happens(server):
+    server.wait_until_idle()
+    before = readings(server)
+    content = [picture(data_url("four.png")), {"type": "text", "text": "Count, please."}]
+    server.ask(messages=[user(content)], max_tokens=20)
+    server.ask(messages=[user(content)], max_tokens=20)
+    server.ask(messages=[])
+    after = readings(server)
+
+    def grown(name):
+        return after[name] - before.get(name, 0.0)
+
+    route = 'route="/v1/chat/completions"'
+    assert grown(f'minigpt4_requests_total{{outcome="ok",{route}}}') == 2
+    assert grown(f'minigpt4_requests_total{{outcome="refused",{route}}}') == 1
+    assert grown("minigpt4_images_total") == 2
+    assert grown("minigpt4_encoded_images_total") <= 1
+    assert grown("minigpt4_cached_tokens_total") > 16
+    assert grown("minigpt4_time_to_first_token_seconds_count") == 2
+    assert grown("minigpt4_time_per_token_seconds_count") == 2
+    assert grown('minigpt4_tokens_total{kind="prompt"}') > 2 * 16
+    assert grown('minigpt4_tokens_total{kind="answer"}') > 2
+    assert grown("minigpt4_steps_total") > 2
+    assert after["minigpt4_image_encode_seconds_total"] > 0
+    for gauge in ("running", "queued", "admitted", "cache_blocks_used", "preemptions_total"):
+        assert after[f"minigpt4_{gauge}"] >= 0
+    assert after["minigpt4_cache_blocks"] > 0
+
+
+def test_paths_that_clients_make_up_are_no_labels(server):
+    with server.client() as client:
+        client.get("/made/up/by/a/client")
+    assert not any("made" in name for name in readings(server))
+
+
+def test_request_ids(server):
+    with server.client() as client:
+        assert client.get("/health", headers={"X-Request-Id": "my-id"}).headers[
+            "x-request-id"] == "my-id"  # fmt: skip
+        for bad in ("a b", 'x"y', "x" * 65, ""):
+            answer = client.get("/health", headers={"X-Request-Id": bad})
+            assert answer.headers["x-request-id"].startswith("req-")
+
+
+@pytest.mark.parametrize("is_stream", [False, True])
+def test_a_request_s_line_has_no_content(server, caplog, is_stream):
+    caplog.set_level(logging.INFO, logs.logger.name)
+    secret = "XYZZYsecret"
+    with server.client() as client:
+        client.post(
+            "/v1/chat/completions?key=XYZZYkey",
+            json={"model": NAME, "messages": [user([picture(), {"type": "text", "text": secret}])],
+                  "stream": is_stream, "user": "XYZZYuser"},
+            headers={"Authorization": "Bearer XYZZYkey", "X-Request-Id": f"r-{is_stream}"},
+        )  # fmt: skip
+        client.post("/v1/chat/completions", json={"model": secret, "messages": [user(secret)]})
+    wait_for(lambda: len(caplog.records) >= 2)
+    lines = [logs.JsonLines().format(record) for record in caplog.records]
+    lines += [logs.PlainLines().format(record) for record in caplog.records]
+    assert lines
+    assert not any("XYZZY" in line or "base64" in line for line in lines)
+    told = [json.loads(line) for line in lines if line.startswith("{")]
+    (own,) = [each for each in told if each["request_id"] == f"r-{is_stream}"]
+    assert own["outcome"] == "ok"
+    assert own["route"] == "/v1/chat/completions"
+    assert own["answer_tokens"] > 0
+
+
+def test_content_is_logged_when_asked(start, caplog):
+    caplog.set_level(logging.INFO, logs.logger.name)
+    start(logs_content=True).ask(messages=[user("a plain question")])
+
+    def told():
+        fields = [getattr(record, "fields", {}) for record in caplog.records]
+        return [each for each in fields if each.get("answers")]
+
+    wait_for(told)  # The line is written after the answer is out.
+    assert "a plain question" in str(told()[0]["messages"])
+
+
+def test_a_log_line_stays_a_line():
+    record = logging.makeLogRecord({"msg": "request", "fields": {"path": "a\nb", "n": 1}})
+    assert "\n" not in logs.PlainLines().format(record)
+    assert json.loads(logs.JsonLines().format(record))["path"] == "a\nb"
+
+
+def test_an_unexpected_error_is_a_500_that_quotes_nothing(start, caplog, monkeypatch):
+    server = start()
+
+    def fail(*_):
+        raise ValueError("XYZZY prompt")
+
+    monkeypatch.setattr("minigpt4_runtime.server.chat.read_request", fail)
+    answer = server.ask()
+    assert answer.status_code == 500
+    assert answer.json()["error"]["type"] == "server_error"
+    lines = [logs.PlainLines().format(record) for record in caplog.records]
+    assert not any("XYZZY" in text for text in (answer.text, *lines))
+    assert any("ValueError" in line and "test_told.py" in line for line in lines)
+
+
+def test_the_description_names_every_setting(server):
+    with server.client() as client:
+        document = client.get("/openapi.json").json()
+    asked = document["components"]["schemas"]["ChatRequest"]
+    assert {"messages", "num_beams", "top_logprobs", "stream_options"} <= set(asked["properties"])
+    assert asked["additionalProperties"] is False
+
+
+def test_a_cancelled_stream_is_told_as_such(server, caplog):
+    caplog.set_level(logging.INFO, logs.logger.name)
+    with server.client() as client, client.stream(
+        "POST", "/v1/chat/completions", headers={"X-Request-Id": "leaves"},
+        json={"model": NAME, "messages": [user("hi")]} | long_answer(),
+    ) as streaming:  # fmt: skip
+        pieces = streaming.iter_raw()
+        next(pieces)
+    wait_for(lambda: caplog.records)
+    told = [getattr(record, "fields", {}) for record in caplog.records]
+    assert [t["outcome"] for t in told if t.get("request_id") == "leaves"] == ["cancelled"]
