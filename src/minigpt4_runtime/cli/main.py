@@ -27,6 +27,7 @@ from minigpt4_runtime.cli.inspect import inspect
 from minigpt4_runtime.cli.models import models
 from minigpt4_runtime.cli.serve import serve
 from minigpt4_runtime.cli.terminal import note, print_anything, report
+from minigpt4_runtime.cli.web import web
 from minigpt4_runtime.errors import MiniGPT4Error
 
 # Plain help: drawing boxes would take as long again as all the rest of `minigpt4 --help`.
@@ -37,7 +38,9 @@ app = typer.Typer(
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (describe, chat, serve, fetch, models, convert, inspect, demo, doctor):
+for command in (
+    describe, chat, serve, web, fetch, models, convert, inspect, demo, doctor,
+):  # fmt: skip
     app.command()(command)
 app.add_typer(evaluate, name="evaluate")
 app.add_typer(bench, name="bench")

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import os
 import threading
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from minigpt4_runtime.cli.options import ModelOptions, spread_options
+from minigpt4_runtime.cli.web import PicturesOption, chat_page
 from minigpt4_runtime.config import EngineConfig
 from minigpt4_runtime.errors import ConfigError
 from minigpt4_runtime.optional import require
 
 _CLOSE_SECONDS = 10
 _INSTALL = "pip install 'minigpt4-runtime[server]'"
+DEMO_NOTE = "It is the bundled demo model, which knows only drawn scenes."
 
 
 @spread_options
@@ -88,6 +91,10 @@ def serve(
             "exit status 1.",
         ),
     ] = 120.0,
+    ui: Annotated[
+        bool, typer.Option("--ui", help="Show a chat page at / as well; a browser then finds it.")
+    ] = False,
+    pictures: PicturesOption = None,
     log_format: Annotated[str, typer.Option(metavar="FORMAT", help="plain or json.")] = "plain",
     log_content: Annotated[
         bool, typer.Option("--log-content", help="Write prompts, pictures and answers to the log.")
@@ -133,11 +140,16 @@ def serve(
     logs.set_up_logs("json" if log_format == "json" else "plain")
     from minigpt4_runtime.server.app import create_app
 
-    app = create_app(model, config)
+    app = create_app(model, config, asks_browsers=ui)
     url = listen.url_of(listener)
-    status = listen.serve(
-        app, listener, grace_seconds=grace_seconds, on_start=lambda: print(url, flush=True)
-    )
+    page = chat_page(
+        app, url, keys, pictures=pictures, note="" if where.model else DEMO_NOTE,
+        max_picture_bytes=config.max_body_bytes,
+    )  # fmt: skip
+    with page if ui else nullcontext():
+        status = listen.serve(
+            app, listener, grace_seconds=grace_seconds, on_start=lambda: print(url, flush=True)
+        )
     closing = threading.Thread(target=model.close, daemon=True)
     closing.start()
     closing.join(_CLOSE_SECONDS)

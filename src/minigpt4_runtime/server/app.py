@@ -79,8 +79,11 @@ class Parts:
         self.on_failure()
 
 
-def create_app(model: "MiniGPT4", config: ServerConfig) -> FastAPI:
-    """Make the application; its life begins and ends with the server's."""
+def create_app(model: "MiniGPT4", config: ServerConfig, *, asks_browsers: bool = False) -> FastAPI:
+    """Make the application; its life begins and ends with the server's.
+
+    With `asks_browsers` a browser asks its user for a key, as one does for a password.
+    """
     parts = Parts(model, config)
 
     @asynccontextmanager
@@ -107,7 +110,7 @@ def create_app(model: "MiniGPT4", config: ServerConfig) -> FastAPI:
     _add_other_routes(app, parts)
     app.openapi()["components"]["schemas"].update(request_schemas())
     # The last one added is the outermost.
-    app.add_middleware(KeyGuard, keys=config.api_keys)
+    app.add_middleware(KeyGuard, keys=config.api_keys, asks_browsers=asks_browsers)
     if config.allowed_origins:
         app.add_middleware(
             CORSMiddleware, allow_origins=config.allowed_origins, allow_methods=["GET", "POST"],

@@ -7,10 +7,13 @@ Never  logs a key, or takes longer for one that is nearly right.
 
 from __future__ import annotations
 
+import base64
+import binascii
 import hashlib
 import hmac
 import ipaddress
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -67,10 +70,14 @@ def is_loopback(host: str) -> bool:
 
 
 class KeyGuard:
-    """Lets a request through that brings one of the keys, to whatever route; all else gets 401."""
+    """Lets a request through that brings one of the keys, to whatever route; all else gets 401.
 
-    def __init__(self, app: ASGIApp, keys: Sequence[str]) -> None:
+    A key comes as a bearer's, or as the password of any user: that is how browsers send one.
+    """
+
+    def __init__(self, app: ASGIApp, keys: Sequence[str], *, asks_browsers: bool = False) -> None:
         self._app = app
+        self._challenge = 'Basic realm="MiniGPT-4"' if asks_browsers else "Bearer"
         self._digests = [_digest(key.encode()) for key in keys]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -84,17 +91,27 @@ class KeyGuard:
             "This server needs an API key: send the header 'Authorization: Bearer KEY'.",
             kind="authentication_error",
             code="invalid_api_key",
-            headers={"WWW-Authenticate": "Bearer"},
+            headers={"WWW-Authenticate": self._challenge},
         )
         await error_response(refusal)(scope, receive, send)
 
     def _is_known(self, scope: Scope) -> bool:
         headers = [value for name, value in scope["headers"] if name == b"authorization"]
-        scheme, _, key = (headers[0] if len(headers) == 1 else b"").partition(b" ")
-        given = _digest(key.strip())
+        given = _digest(_key(headers[0]) if len(headers) == 1 else b"")
         # All keys are compared, each in constant time: how long it takes tells nothing.
         matches = [hmac.compare_digest(given, digest) for digest in self._digests]
-        return scheme.lower() == b"bearer" and any(matches)
+        return any(matches)
+
+
+def _key(header: bytes) -> bytes:
+    """What an Authorization header brings; nothing where it is of another kind."""
+    scheme, _, value = header.partition(b" ")
+    if scheme.lower() == b"bearer":
+        return value.strip()
+    if scheme.lower() == b"basic":
+        with suppress(binascii.Error):
+            return base64.b64decode(value.strip(), validate=True).partition(b":")[2]
+    return b""
 
 
 def _digest(key: bytes) -> bytes:

@@ -1,0 +1,104 @@
+"""`minigpt4 web`: the chat page of a server that runs already."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from minigpt4_runtime.cli.pictures import find_pictures
+from minigpt4_runtime.optional import require
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+INSTALL = "pip install 'minigpt4-runtime[server,web]'"
+NUM_DRAWN = 4
+MOST_PICTURES = 12
+
+PicturesOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--pictures", metavar="DIR",
+        help="Pictures to click on the chat page. Without it a few drawn scenes.",
+    ),
+]  # fmt: skip
+
+
+def web(
+    *,
+    url: Annotated[
+        str, typer.Option(metavar="URL", help="The server that answers, as `serve` prints it.")
+    ] = "http://127.0.0.1:8000",
+    api_key_file: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="A file whose first key the server takes.")
+    ] = None,
+    host: Annotated[str, typer.Option(metavar="ADDRESS", help="Where the page is.")] = "127.0.0.1",
+    port: Annotated[
+        int, typer.Option(metavar="NUMBER", help="0 takes a free one, which is printed.")
+    ] = 7860,
+    pictures: PicturesOption = None,
+) -> None:
+    """Show a chat page in the browser for a server that runs elsewhere or was started before.
+
+    Its URL goes to stdout. `minigpt4 serve --ui` shows the same page and answers itself.
+    """
+    require("gradio", install=INSTALL)
+    from fastapi import FastAPI
+
+    from minigpt4_runtime.server import auth, listen
+
+    keys = auth.read_keys(api_key_file) if api_key_file else ()
+    # Whoever reaches the page asks with its key; and it has none of its own.
+    auth.check_host(host, has_keys=False, is_insecure=False)
+    listener, app = listen.bind(host, port), FastAPI(openapi_url=None)
+    with chat_page(app, url.rstrip("/"), keys, pictures=pictures):
+        print(listen.url_of(listener), flush=True)
+        asyncio.run(listen.HttpServer(app).serve(sockets=[listener]))
+
+
+@contextmanager
+def chat_page(
+    app: FastAPI,
+    url: str,
+    keys: Sequence[str],
+    *,
+    pictures: Path | None,
+    note: str = "",
+    max_picture_bytes: int | None = None,
+) -> Iterator[None]:
+    """Show the page at / of an application, for as long as its example pictures are there."""
+    require("gradio", install=INSTALL)
+    from minigpt4_runtime.web.dialogue import Server
+    from minigpt4_runtime.web.page import build_page, mount
+
+    with example_pictures(pictures) as examples:
+        page = build_page(Server(url, keys[0] if keys else None), examples, note)
+        mount(app, page, max_picture_bytes=max_picture_bytes)
+        yield
+
+
+@contextmanager
+def example_pictures(folder: Path | None) -> Iterator[list[Path]]:
+    """The first pictures of a folder; without one, scenes that are drawn for as long as needed.
+
+    Raises:
+        ConfigError: there are none in it.
+    """
+    if folder is not None:
+        yield find_pictures([folder], recursive=False)[:MOST_PICTURES]
+        return
+    from minigpt4_runtime.evaluation.scenes import draw, random_scene
+
+    with tempfile.TemporaryDirectory(prefix="minigpt4-pictures-") as drawn:
+        paths = [Path(drawn) / f"{number}.png" for number in range(NUM_DRAWN)]
+        for number, path in enumerate(paths):
+            rng = random.Random(number)
+            draw(random_scene(rng, held_out=True), rng).save(path)
+        yield paths

@@ -1,0 +1,1 @@
+"""The chat page: a client of the server, as any other could be."""

@@ -1,0 +1,129 @@
+"""A dialogue about pictures, as the page keeps it, and its answers from a server.
+
+Owns   the turns, how they are asked for over the API, and what an error is called on the page.
+Takes  an address and turns; gives the last turn's answer as it grows.
+Never  knows Gradio, nor the engine: it speaks HTTP through OpenAI's own client.
+"""
+
+from __future__ import annotations
+
+import base64
+import mimetypes
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from minigpt4_runtime.optional import require
+
+INSTALL = "pip install 'minigpt4-runtime[web]'"
+openai = require("openai", install=INSTALL)
+
+# An answer may take long to begin: pictures are encoded first, and others wait as well.
+_TIMEOUT_SECONDS = 600.0
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A question, the picture that came with it, if one did, and the answer so far."""
+
+    question: str
+    picture: Path | None = None
+    answer: str = ""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """What the page's folded controls say."""
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    max_tokens: int = 300
+    seed: int | None = None
+
+
+class DialogueError(Exception):
+    """What went wrong, in a sentence for the page."""
+
+
+@dataclass(frozen=True)
+class Server:
+    """Where answers come from. `url` is that of the server, without /v1."""
+
+    url: str
+    api_key: str | None = field(default=None, repr=False)
+
+    async def model(self) -> str:
+        """The name of the model that answers.
+
+        Raises:
+            DialogueError: the server does not say.
+        """
+        async with self._client() as client:
+            try:
+                models = await client.models.list()
+            except openai.OpenAIError as error:
+                raise DialogueError(self._explain(error)) from None
+        return str(models.data[0].id)
+
+    async def answer(self, turns: Sequence[Turn], sampling: Sampling) -> AsyncIterator[str]:
+        """The answer to the last turn's question, as it grows. Leaving it early cancels it.
+
+        Raises:
+            DialogueError: the server refuses, or is not there.
+        """
+        async with self._client() as client:
+            try:
+                stream = await client.chat.completions.create(
+                    model=(await client.models.list()).data[0].id,
+                    messages=as_messages(turns),
+                    temperature=sampling.temperature,
+                    top_p=sampling.top_p,
+                    max_tokens=sampling.max_tokens,
+                    seed=sampling.seed,
+                    stream=True,
+                )
+                answer = ""
+                async with stream:
+                    async for chunk in stream:
+                        for choice in chunk.choices:
+                            answer += choice.delta.content or ""
+                            yield answer
+            except openai.OpenAIError as error:
+                raise DialogueError(self._explain(error)) from None
+
+    def _client(self) -> Any:
+        return openai.AsyncOpenAI(
+            base_url=f"{self.url}/v1",
+            # The client insists on one; a server without keys ignores it.
+            api_key=self.api_key or "none",
+            timeout=_TIMEOUT_SECONDS,
+            max_retries=0,
+        )
+
+    def _explain(self, error: Exception) -> str:
+        if isinstance(error, openai.APITimeoutError):
+            return f"The server at {self.url} took too long. Try again."
+        if isinstance(error, openai.APIConnectionError):
+            return f"There is no server at {self.url}. Is it running?"
+        body = getattr(error, "body", None)
+        if isinstance(body, dict) and body.get("message"):
+            return str(body["message"])
+        return str(error)
+
+
+def as_messages(turns: Sequence[Turn]) -> list[dict[str, Any]]:
+    """Turns as the API takes them: pictures as data URLs. The last answer is still to come."""
+    messages: list[dict[str, Any]] = []
+    for turn in turns:
+        text = {"type": "text", "text": turn.question}
+        pictures = [_as_part(turn.picture)] if turn.picture else []
+        messages.append({"role": "user", "content": [*pictures, text]})
+        messages.append({"role": "assistant", "content": turn.answer})
+    return messages[:-1]
+
+
+def _as_part(picture: Path) -> dict[str, Any]:
+    kind = mimetypes.guess_type(picture)[0] or "image/png"
+    data = base64.b64encode(picture.read_bytes()).decode("ascii")
+    return {"type": "image_url", "image_url": {"url": f"data:{kind};base64,{data}"}}

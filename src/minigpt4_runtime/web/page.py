@@ -1,0 +1,179 @@
+"""The page: a picture, a dialogue about it, and what can be set.
+
+Owns   how it looks and what its buttons do.
+Takes  the server that answers and pictures to try; gives a Gradio app.
+Never  computes an answer, and loads nothing from elsewhere: no font, no script, no share link.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from minigpt4_runtime.optional import require
+from minigpt4_runtime.web.dialogue import INSTALL, DialogueError, Sampling, Server, Turn
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+    from gradio import Blocks
+
+gradio = require("gradio", install=INSTALL)
+
+TITLE = "MiniGPT-4"
+FIRST_QUESTION = "Describe this picture."
+# How often Gradio looks for pictures that were sent to the page, and how old it lets them grow.
+_KEPT_SECONDS = (600, 3600)
+_CSS = """
+.gradio-container { max-width: 70rem !important; margin: auto; }
+#about { opacity: 0.75; }
+/* The picture stands beside the dialogue; in it, a small one says where it came in. */
+#dialogue .message img { max-height: 6rem; width: auto; }
+#dialogue [aria-label="Share"], #dialogue [aria-label="Download"] { display: none; }
+"""
+
+# What a run of the buttons shows: the dialogue, its turns, and the question still to be asked.
+Shown = tuple[list[dict[str, Any]], list[Turn], str]
+
+
+def build_page(server: Server, pictures: Sequence[Path], note: str = "") -> Blocks:
+    """Make the page. `note` says what its model can do, behind the model's name."""
+    with gradio.Blocks(
+        title=TITLE, analytics_enabled=False, fill_height=True, delete_cache=_KEPT_SECONDS
+    ) as page:
+        turns = gradio.State([])
+        gradio.Markdown(f"# {TITLE}")
+        about = gradio.Markdown(elem_id="about")
+        with gradio.Row(equal_height=False):
+            with gradio.Column(scale=2, min_width=280):
+                picture = gradio.Image(
+                    label="The picture", type="filepath", sources=["upload", "clipboard"],
+                    height=320, elem_id="picture",
+                )  # fmt: skip
+                if pictures:
+                    gradio.Examples([[str(path)] for path in pictures], picture, label="Try one")
+                settings = _settings()
+            with gradio.Column(scale=3, min_width=320):
+                chat = gradio.Chatbot(
+                    label="Dialogue", height=460, elem_id="dialogue", buttons=["copy"],
+                    placeholder="Drop a picture, or click one, and ask about it.",
+                )  # fmt: skip
+                question = gradio.Textbox(
+                    FIRST_QUESTION, label="Your question", submit_btn="Ask", autofocus=True,
+                    elem_id="question",
+                )  # fmt: skip
+                with gradio.Row():
+                    stop, retry, clear = (
+                        gradio.Button(name, elem_id=name.lower(), min_width=80)
+                        for name in ("Stop", "Retry", "Clear")
+                    )
+        actions = _Actions(server, note)
+        shown = [chat, turns, question]
+        asking = [
+            question.submit(actions.ask, [turns, question, picture, *settings], shown),
+            retry.click(actions.retry, [turns, *settings], shown),
+        ]
+        stop.click(None, cancels=asking)
+        for cleared in (clear.click, chat.clear):
+            cleared(actions.clear, None, [*shown, picture], cancels=asking)
+        page.load(actions.about, None, about, show_progress="hidden")
+    page.queue(default_concurrency_limit=None)  # The server itself says how many it takes.
+    return page  # type: ignore[no-any-return]
+
+
+def mount(app: FastAPI, page: Blocks, *, max_picture_bytes: int | None = None) -> None:
+    """Show the page at / of an application, behind whatever guards that has."""
+    fonts = ["system-ui", "sans-serif"]
+    gradio.mount_gradio_app(
+        app,
+        page,
+        path="/",
+        theme=gradio.themes.Default(font=fonts, font_mono=["ui-monospace", "monospace"]),
+        css=_CSS,
+        footer_links=[],
+        max_file_size=max_picture_bytes,
+        show_error=True,
+        ssr_mode=False,
+        enable_monitoring=False,
+    )
+
+
+def _settings() -> list[Any]:
+    """The folded controls, in the order of Sampling's fields."""
+    default = Sampling()
+    with gradio.Accordion("How answers are chosen", open=False, elem_id="settings"):
+        return [
+            gradio.Slider(
+                0, 2, default.temperature, step=0.05, label="Temperature",
+                info="0 always takes the likeliest word.",
+            ),
+            gradio.Slider(0.05, 1, default.top_p, step=0.05, label="Top-p"),
+            gradio.Slider(1, 1000, default.max_tokens, step=1, label="Longest answer, in tokens"),
+            gradio.Number(
+                None, precision=0, label="Seed", info="The same seed draws the same answer."
+            ),
+        ]  # fmt: skip
+
+
+class _Actions:
+    """What the buttons do."""
+
+    def __init__(self, server: Server, note: str) -> None:
+        self._server = server
+        self._note = note
+
+    async def about(self) -> str:
+        """The line under the title."""
+        try:
+            return f"**{await self._server.model()}** answers. {self._note}"
+        except DialogueError as error:
+            return str(error)
+
+    async def ask(
+        self, turns: list[Turn], question: str, picture: str | None, *settings: Any
+    ) -> AsyncIterator[Shown]:
+        """Ask one more question; a picture goes along when it is another than before."""
+        if not question.strip():
+            raise gradio.Error("Type a question first.", duration=5)
+        path = Path(picture) if picture else None
+        sent = [turn.picture for turn in turns if turn.picture]
+        is_new = path is not None and path not in sent[-1:]
+        turn = Turn(question.strip(), path if is_new else None)
+        async for shown in self._answer([*turns, turn], Sampling(*settings)):
+            yield shown
+
+    async def retry(self, turns: list[Turn], *settings: Any) -> AsyncIterator[Shown]:
+        """Ask the last question again."""
+        if not turns:
+            raise gradio.Error("There is nothing to retry yet.", duration=5)
+        *before, last = turns
+        async for shown in self._answer([*before, replace(last, answer="")], Sampling(*settings)):
+            yield shown
+
+    async def _answer(self, turns: list[Turn], sampling: Sampling) -> AsyncIterator[Shown]:
+        *before, last = turns
+        yield _as_chat(turns), before, ""
+        try:
+            async for answer in self._server.answer(turns, sampling):
+                last = replace(last, answer=answer)
+                yield _as_chat([*before, last]), [*before, last], ""
+        except DialogueError as error:
+            gradio.Warning(str(error), duration=20, title="No answer")
+            # The question comes back, to be asked again when what was wrong is mended.
+            yield _as_chat(before), before, last.question
+
+    def clear(self) -> tuple[list[Any], list[Turn], str, None]:
+        """An empty page."""
+        return [], [], FIRST_QUESTION, None
+
+
+def _as_chat(turns: Sequence[Turn]) -> list[dict[str, Any]]:
+    """Turns as Gradio shows them."""
+    messages: list[dict[str, Any]] = []
+    for turn in turns:
+        if turn.picture:
+            messages.append({"role": "user", "content": {"path": str(turn.picture)}})
+        messages.append({"role": "user", "content": turn.question})
+        messages.append({"role": "assistant", "content": turn.answer or "…"})
+    return messages

@@ -1,0 +1,43 @@
+"""A real server with the chat page, slowed down so that answers can be seen to grow."""
+
+import asyncio
+import threading
+import time
+from pathlib import Path
+
+from minigpt4_runtime import MiniGPT4
+from minigpt4_runtime.server import listen
+from minigpt4_runtime.server.app import create_app
+from minigpt4_runtime.server.settings import ServerConfig
+from minigpt4_runtime.web.dialogue import Server
+from minigpt4_runtime.web.page import build_page, mount
+
+PICTURES = Path(__file__).parents[2] / "examples/images"
+KEY = "a key of more than sixteen".replace(" ", "-")
+STEP_SECONDS = 0.05
+
+
+class Serving:
+    """A server in a thread of this process; `model` is its model."""
+
+    def __init__(self, *, keys=()):
+        self.model = MiniGPT4.load(device="cpu")
+        step = self.model._engine.step
+        self.model._engine.step = lambda: (time.sleep(STEP_SECONDS), step())
+        listener = listen.bind("127.0.0.1", 0)
+        self.url = listen.url_of(listener)
+        app = create_app(
+            self.model, ServerConfig(model_name="demo", api_keys=keys), asks_browsers=True
+        )
+        pictures = sorted(PICTURES.glob("*.png"))
+        server = Server(self.url, keys[0] if keys else None)
+        mount(app, build_page(server, pictures, "It knows only drawn scenes."))
+        self._server = listen.HttpServer(app)
+        serve = self._server.serve(sockets=[listener])
+        self._thread = threading.Thread(target=asyncio.run, args=(serve,))
+        self._thread.start()
+
+    def close(self):
+        self._server.should_exit = True
+        self._thread.join()
+        self.model.close()

@@ -1,0 +1,116 @@
+"""The chat page as a person uses it, in a real browser."""
+
+import re
+import time
+
+import httpx
+import pytest
+from page_server import KEY, PICTURES
+
+# Gradio and what it stands on warn of their own.
+pytestmark = pytest.mark.filterwarnings("default")
+
+FIRST = "There are two shapes on a white background: a large blue triangle"
+
+
+def put_picture(page, picture):
+    """Drop a picture where the page takes one, and wait until it is shown."""
+    page.set_input_files("#picture input[type=file]", picture)
+    page.wait_for_selector("#picture img")
+
+
+def ask(page, question):
+    page.fill("#question textarea", question)
+    page.keyboard.press("Enter")
+
+
+def answers(page):
+    return [each.inner_text().strip() for each in page.query_selector_all("#dialogue .bot .prose")]
+
+
+def wait_for(condition, seconds=20):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come"
+        time.sleep(0.02)
+
+
+def test_upload_ask_and_a_second_turn(page, tmp_path):
+    wait_for(lambda: "demo answers. It knows only drawn scenes." in page.inner_text("#about"))
+    put_picture(page, PICTURES / "two.png")
+    page.focus("#question textarea")
+    page.keyboard.press("Enter")
+    seen = set()
+    wait_for(lambda: seen.update(answers(page)) or any(text.endswith(".") for text in seen))
+    # It was shown as it grew, a few words at a time.
+    assert len(seen) > 4
+    assert all(answers(page)[0].startswith(text) for text in seen - {"…"})
+    assert answers(page)[0].startswith(FIRST)
+    ask(page, "How many shapes are there?")
+    wait_for(lambda: len(answers(page)) == 2 and "two" in answers(page)[1])
+    assert len(page.query_selector_all("#dialogue .user img")) == 1
+    page.screenshot(path=tmp_path / "two-turns.png")
+
+
+def test_an_example_is_clicked_and_an_answer_retried_and_cleared(page):
+    page.click("img[src*='one.png']")
+    page.wait_for_selector("#picture img")
+    ask(page, "Describe this picture.")
+    wait_for(lambda: answers(page) and answers(page)[-1].endswith("top right."))
+    first = answers(page)
+    page.click("#retry")
+    wait_for(lambda: answers(page) != first)
+    wait_for(lambda: answers(page) == first)
+    page.click("#clear")
+    wait_for(lambda: not answers(page) and not page.query_selector("#picture img"))
+
+
+def test_stop_ends_the_answer_on_the_server_too(page, serving):
+    put_picture(page, PICTURES / "four.png")
+    ask(page, "Describe this picture.")
+    wait_for(lambda: answers(page) and len(answers(page)[-1]) > 10)
+    page.click("#stop")
+    wait_for(lambda: serving.model.stats().num_running == 0)
+    stopped = answers(page)[-1]
+    assert "bottom left" not in stopped
+    time.sleep(5 * 0.05)
+    assert answers(page)[-1] == stopped
+
+
+def test_a_broken_picture_is_named_and_the_question_comes_back(page, tmp_path):
+    broken = tmp_path / "broken.png"
+    broken.write_bytes((PICTURES / "two.png").read_bytes()[:300])
+    page.set_input_files("#picture input[type=file]", broken)
+    page.wait_for_timeout(300)
+    ask(page, "What is it?")
+    toast = page.wait_for_selector(".toast-body")
+    assert re.search("damaged|cut short|cannot", toast.inner_text())
+    page.screenshot(path=tmp_path / "broken.png.png")
+
+
+def test_a_phone_needs_no_scrolling_sideways(page):
+    page.set_viewport_size({"width": 390, "height": 844})
+    page.wait_for_timeout(300)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+
+
+def test_nothing_comes_from_elsewhere(browser, serving):
+    page, asked = browser.new_page(), []
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto(serving.url)
+    page.wait_for_selector("#question textarea")
+    page.close()
+    assert asked
+    assert not [url for url in asked if not url.startswith((serving.url, "data:", "blob:"))]
+
+
+def test_with_keys_the_page_asks_for_one(browser, guarded):
+    refused = httpx.get(guarded.url)
+    assert (refused.status_code, refused.headers["www-authenticate"][:5]) == (401, "Basic")
+    known = browser.new_context(http_credentials={"username": "any", "password": KEY})
+    page = known.new_page()
+    assert page.goto(guarded.url).status == 200
+    page.wait_for_selector("#question textarea")
+    ask(page, "How many shapes are there?")
+    wait_for(lambda: answers(page) and answers(page)[-1].endswith("."))
+    known.close()
