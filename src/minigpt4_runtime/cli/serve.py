@@ -16,7 +16,7 @@ from minigpt4_runtime.config import EngineConfig
 from minigpt4_runtime.errors import ConfigError
 from minigpt4_runtime.optional import require
 
-_CLOSE_SECONDS = 10
+_CLOSE_SECONDS = 3
 _INSTALL = "pip install 'minigpt4-runtime[server]'"
 DEMO_NOTE = "It is the bundled demo model, which knows only drawn scenes."
 

@@ -310,11 +310,12 @@ async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
             raise ClientDisconnect
         return working.result()
     finally:
-        for task in (working, leaving):
-            task.cancel()
-        # Cancelled work lets go of what it holds before anything else happens.
-        with suppress(asyncio.CancelledError, Exception):
-            await working
+        leaving.cancel()
+        if not working.done():
+            working.cancel()
+            # It lets go of what it holds before anything else happens.
+            with suppress(asyncio.CancelledError, Exception):
+                await working
 
 
 async def _disconnect(request: Request) -> None:

@@ -1,0 +1,64 @@
+"""The examples of docs/serving.md run as they stand there."""
+
+import configparser
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+TEXT = (ROOT / "docs" / "serving.md").read_text(encoding="utf-8")
+BLOCKS = dict(re.findall(r"^```(\w+)\n(.*?)^```", TEXT, flags=re.DOTALL | re.MULTILINE))
+ANSWER = "There are three shapes"
+REFERENCE = (
+    (ROOT / "docs" / "cli.md").read_text(encoding="utf-8").partition("## minigpt4 serve\n")[2]
+)
+
+
+def run(server, command, code):
+    done = subprocess.run(
+        command, input=code, capture_output=True, encoding="utf-8", cwd=ROOT, timeout=60,
+        env=os.environ | {"URL": server.url}, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.skipif(not shutil.which("curl"), reason="curl is not installed")
+def test_curl(server):
+    answer = json.loads(run(server, ["sh"], BLOCKS["sh"]))
+    assert ANSWER in answer["choices"][0]["message"]["content"]
+
+
+def test_python(server):
+    assert ANSWER in run(server, [sys.executable, "-"], BLOCKS["python"])
+
+
+@pytest.mark.skipif(not shutil.which("node"), reason="node is not installed")
+def test_javascript(server):
+    assert ANSWER in run(server, ["node", "-"], BLOCKS["js"])
+
+
+def test_the_unit_can_be_read_and_its_command_exists():
+    unit = configparser.ConfigParser(strict=False, interpolation=None)
+    unit.optionxform = str
+    unit.read_string(BLOCKS["ini"])
+    service = unit["Service"]
+    assert service["Environment"] == "MALLOC_ARENA_MAX=2"
+    assert service["Restart"] == "on-failure"
+    flags = [word for word in shlex.split(service["ExecStart"]) if word.startswith("--")]
+    assert flags
+
+
+def test_every_flag_that_is_named_exists():
+    containerfile = (ROOT / "Containerfile").read_text(encoding="utf-8")
+    (entry, command) = re.findall(r"^(?:ENTRYPOINT|CMD) (.*)$", containerfile, flags=re.MULTILINE)
+    flags = {word for word in (*json.loads(entry), *json.loads(command)) if word.startswith("--")}
+    flags |= set(re.findall(r"(?<!\S)`?(--[a-z][a-z-]+)", TEXT))
+    for flag in flags:
+        assert f"`{flag}" in REFERENCE, flag
