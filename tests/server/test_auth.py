@@ -4,7 +4,7 @@ import hmac
 
 import openai
 import pytest
-from conftest import NAME, user
+from running import NAME, user
 
 from minigpt4_runtime.errors import ConfigError
 from minigpt4_runtime.server import auth

@@ -9,7 +9,7 @@ import time
 
 import httpx
 import pytest
-from conftest import IMAGES, NAME, long_answer, picture, user, wait_for
+from running import IMAGES, NAME, long_answer, picture, user, wait_for
 
 from minigpt4_runtime.server.failures import Refusal
 

@@ -6,7 +6,7 @@ import socket
 import threading
 
 import pytest
-from conftest import IMAGES, data_url, picture, user
+from running import IMAGES, data_url, picture, user
 
 from minigpt4_runtime.errors import ImageError
 from minigpt4_runtime.server import media

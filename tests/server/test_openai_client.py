@@ -5,7 +5,7 @@ import math
 
 import openai
 import pytest
-from conftest import IMAGES, NAME, data_url, picture, user
+from running import IMAGES, NAME, data_url, picture, user
 
 from minigpt4_runtime import MiniGPT4, SamplingParams, image
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from conftest import NAME, long_answer, user, wait_for
+from running import NAME, long_answer, user, wait_for
 
 SERVER = Path(__file__).with_name("failing_server.py")
 LONG_PROMPT = "How many shapes are there, and where is each of them in the picture? " * 3

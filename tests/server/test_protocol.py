@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from conftest import NAME, picture, user
+from running import NAME, picture, user
 
 from minigpt4_runtime import SamplingParams
 from minigpt4_runtime.server.failures import Refusal

@@ -5,7 +5,7 @@ import logging
 import re
 
 import pytest
-from conftest import NAME, data_url, long_answer, picture, user, wait_for
+from running import NAME, data_url, long_answer, picture, user, wait_for
 
 from minigpt4_runtime.server import logs
 

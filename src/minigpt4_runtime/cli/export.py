@@ -126,10 +126,11 @@ def vision(
     sources = _sources(pictures)
     from minigpt4_runtime.api import DEMO_MODEL_DIR
     from minigpt4_runtime.checkpoint.load import load_config
+    from minigpt4_runtime.checkpoint.shelf import find_model
     from minigpt4_runtime.export.om import atc_command, compile_om
     from minigpt4_runtime.export.onnx import GraphPlan, export_onnx
 
-    model_dir, command = model or DEMO_MODEL_DIR, []
+    model_dir, command = find_model(model) if model else DEMO_MODEL_DIR, []
     if sizes and soc_version:
         image_side = load_config(model_dir).vision
         command = atc_command(image_side, soc_version=soc_version, batch_sizes=sizes)
