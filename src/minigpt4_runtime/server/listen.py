@@ -53,7 +53,8 @@ def bind(host: str, port: int) -> socket.socket:
         ConfigError: it is not this machine's, or taken.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
+    # Named as TCP, or asyncio leaves Nagle's algorithm on: tokens would come late, in bursts.
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         # A client that reads nothing is given up, and its request with it.

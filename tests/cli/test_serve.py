@@ -1,0 +1,51 @@
+"""`minigpt4 serve`: what is wrong is told before a model is loaded. tests/server/ has the rest."""
+
+import socket
+
+import fake_api
+import pytest
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--host", "0.0.0.0"], "Give --api-key-file, or say --insecure"),
+        (["--api-key-file", "none"], "none cannot be read as a file of API keys"),
+        (["--log-format", "xml"], "it must be plain or json"),
+        (["--max-requests", "0"], "max_requests is 0; it must be above 0"),
+        (["--stall-seconds", "-1"], "stall_seconds is -1.0"),
+        (["--allow-media-dir", "none"], "none is no folder"),
+        (["--port", "99999"], "Cannot listen on 127.0.0.1 port 99999"),
+    ],
+)
+def test_wrong_settings(minigpt4, folder, arguments, words):
+    outcome = minigpt4("serve", *arguments)
+    assert outcome.status == 1
+    assert outcome.out == ""
+    assert outcome.err.startswith("error: ")
+    assert words in outcome.err
+    assert not fake_api.FakeMiniGPT4.loaded
+
+
+def test_a_port_that_is_taken(minigpt4):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        outcome = minigpt4("serve", "--port", taken.getsockname()[1])
+    assert outcome.status == 1
+    assert "Give another --port" in outcome.err
+    assert not fake_api.FakeMiniGPT4.loaded
+
+
+def test_without_the_extra_it_says_what_to_install(minigpt4, monkeypatch):
+    import importlib
+
+    real = importlib.import_module
+
+    def import_module(name, *rest):
+        if name == "fastapi":
+            raise ModuleNotFoundError(name=name)
+        return real(name, *rest)
+
+    monkeypatch.setattr(importlib, "import_module", import_module)
+    outcome = minigpt4("serve")
+    assert outcome.status == 1
+    assert "pip install 'minigpt4-runtime[server]'" in outcome.err

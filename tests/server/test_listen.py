@@ -1,0 +1,50 @@
+"""The socket that is listened on."""
+
+import asyncio
+import socket
+
+import pytest
+
+from minigpt4_runtime.errors import ConfigError
+from minigpt4_runtime.server import listen
+
+
+def test_what_is_written_leaves_at_once():
+    """asyncio turns Nagle's algorithm off, but only on sockets that say they are TCP."""
+
+    async def accept_one():
+        accepted = asyncio.get_running_loop().create_future()
+
+        def on_connection(_, writer):
+            connection = writer.get_extra_info("socket")
+            option = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+            accepted.set_result(option)
+            writer.close()
+
+        listener = listen.bind("127.0.0.1", 0)
+        async with await asyncio.start_server(on_connection, sock=listener):
+            _, writer = await asyncio.open_connection(*listener.getsockname())
+            option = await accepted
+            writer.close()
+            await writer.wait_closed()
+        return option
+
+    assert asyncio.run(accept_one())
+
+
+def test_a_port_that_is_taken_is_told():
+    with listen.bind("127.0.0.1", 0) as taken:
+        taken.listen()
+        with pytest.raises(ConfigError, match="Give another --port"):
+            listen.bind("127.0.0.1", taken.getsockname()[1])
+
+
+@pytest.mark.parametrize(("host", "port"), [("192.0.2.1", 0), ("127.0.0.1", 99999)])
+def test_an_address_that_cannot_be_is_told(host, port):
+    with pytest.raises(ConfigError, match="Cannot listen on"):
+        listen.bind(host, port)
+
+
+def test_urls():
+    with listen.bind("127.0.0.1", 0) as listener:
+        assert listen.url_of(listener) == f"http://127.0.0.1:{listener.getsockname()[1]}"
