@@ -147,6 +147,7 @@ class _Attempts:
             try:
                 return self._attempt(address)
             except Hiccup as hiccup:
+                self.watch.wait(0)  # A connection that breaks as all is stopped is no news.
                 if isinstance(hiccup, TooFewBytes):
                     self._forget()
                 num_hiccups = 1 if _size_of(self.partial) > before else num_hiccups + 1
