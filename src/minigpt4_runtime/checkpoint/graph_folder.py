@@ -156,6 +156,19 @@ def find_graph(path: Path, model_dir: Path, *, runtime: str = "auto") -> VisionG
     return VisionGraph(graph_path, _RUNTIME_OF[graph_path.suffix], sizes)
 
 
+def runtimes_of(path: Path) -> tuple[str, ...]:
+    """What can run the graphs at `path`, a folder that was exported or a file in it.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    named = [path] if path.suffix in _RUNTIME_OF else [path / ONNX_NAME, path / OM_NAME]
+    found = tuple(_RUNTIME_OF[each.suffix] for each in named if each.is_file())
+    if not found:
+        raise CheckpointError(f"{path} holds no graph. Make one with `minigpt4 export vision`.")
+    return found
+
+
 def _choose(path: Path, graph_dir: Path, runtime: str) -> Path:
     named = [path.name] if path.suffix in _RUNTIME_OF else [OM_NAME, ONNX_NAME]
     wanted = [n for n in named if runtime in ("auto", _RUNTIME_OF[Path(n).suffix])]

@@ -7,7 +7,7 @@ import shlex
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
@@ -17,7 +17,7 @@ import typer
 from minigpt4_runtime.cli.options import ModelOptions, SamplingOptions, spread_options
 from minigpt4_runtime.cli.pictures import find_pictures, is_folder
 from minigpt4_runtime.cli.terminal import note
-from minigpt4_runtime.errors import ConfigError
+from minigpt4_runtime.errors import BackendUnavailableError, ConfigError
 from minigpt4_runtime.prompt import DESCRIBE_PROMPT
 
 if TYPE_CHECKING:
@@ -129,7 +129,8 @@ def vision(
     """Measure how fast pictures become rows that the language model reads.
 
     Cold is the first picture after loading; then each batch size is measured warm. All times are
-    for one picture: reading the file, resizing, image tower, projection.
+    for one picture: reading the file, resizing, image tower, projection. With --vision-graph,
+    torch and each graph in that folder stand side by side; --vision-runtime measures one alone.
     """
     sizes = _numbers(batch_sizes, "--batch-sizes")
     pictures = find_pictures(images, recursive=False) if images else None
@@ -138,15 +139,20 @@ def vision(
         from minigpt4_runtime.bench.vision import made_up_photo, measure_vision
 
         for runtime, load in runtimes.items():
-            for measured in measure_vision(
-                runtime,
-                partial(run.load, load, name=_name(where, shape)),
-                pictures or [made_up_photo()],
-                batch_sizes=sizes,
-                repeats=repeats,
-            ):
-                run.measured.append(measured)
-                note(measured.point.as_text())
+            try:
+                for measured in measure_vision(
+                    runtime,
+                    partial(run.load, load, name=_name(where, shape)),
+                    pictures or [made_up_photo()],
+                    batch_sizes=sizes,
+                    repeats=repeats,
+                ):
+                    run.measured.append(measured)
+                    note(measured.point.as_text())
+            except BackendUnavailableError as error:
+                if len(runtimes) == 1:
+                    raise
+                run.notes.append(f"Left out: {runtime}. {error}")
 
 
 @bench.command()
@@ -305,8 +311,21 @@ def _loader(
 
 
 def _runtimes(where: ModelOptions, shape: PresetOptions) -> dict[str, Callable[[], MiniGPT4]]:
-    """What can compute the image side here, and how each is loaded."""
-    return {"torch": _loader(where, shape, vision=shape.layers, language=1)}
+    """What computes the image side, and how each is loaded: all there are, unless one is named."""
+    if shape.preset is not None and where.vision_graph is not None:
+        raise ConfigError("--vision-graph was made of a folder's weights; a --preset has none.")
+    if where.vision_runtime != "auto" or where.vision_graph is None:
+        name = "torch" if where.vision_runtime == "auto" else where.vision_runtime
+        return {name: _loader(where, shape, vision=shape.layers, language=1)}
+    from minigpt4_runtime.checkpoint.graph_folder import runtimes_of
+
+    torch = replace(where, vision_runtime="torch", vision_graph=None, provider=None)
+    runtimes = {"torch": _loader(torch, shape, vision=None, language=None)}
+    for name in runtimes_of(where.vision_graph):
+        provider = where.provider if name == "onnx" else None
+        runtime = replace(where, vision_runtime=name, provider=provider)
+        runtimes[name] = _loader(runtime, shape, vision=None, language=None)
+    return runtimes
 
 
 def _name(where: ModelOptions, shape: PresetOptions) -> str:
