@@ -53,6 +53,19 @@ def test_closing_ends_all_with_an_error_and_refuses_what_comes_later(start):
         submit(engine, BOS, 3)
 
 
+def test_a_mistake_between_steps_leaves_nobody_waiting(start, monkeypatch):
+    engine = start(Executor())
+
+    def fail(_):
+        raise ZeroDivisionError("a mistake of ours")
+
+    monkeypatch.setattr(engine._scheduler, "add", fail)
+    for _ in range(2):
+        with pytest.raises(RequestError, match=r"The engine failed \(ZeroDivisionError"):
+            events_of(submit(engine, BOS, 3))
+    assert not engine._is_working
+
+
 def test_what_never_worked_can_be_closed(start):
     engine = start(Executor())
     engine.close()

@@ -209,10 +209,19 @@ class Engine:
                 if self._end:
                     self._is_working = False
                     break
-            self.step()
-        self._take_arrivals()
+            try:
+                self.step()
+            except Exception as error:  # noqa: BLE001 - a mistake of ours; readers must not wait on.
+                why = RequestError(f"The engine failed ({error!r}). Load the model again.")
+                with self._changed:
+                    self._end = why
         for sequence in (*self._scheduler.running, *self._scheduler.waiting):
             self._fail(sequence, self._end)
+        with self._changed:
+            arrived, self._arrived = self._arrived, []
+        for inbox in (*self._inboxes.values(), *(inbox for _, inbox in arrived)):
+            inbox.put(self._end)
+        self._inboxes.clear()
 
     def step(self) -> None:
         """One step: who left leaves, who came joins, and every running answer grows."""
