@@ -27,6 +27,7 @@ from fake_runner import (
 
 from minigpt4_runtime import RequestError
 from minigpt4_runtime.engine import engine as engine_module
+from minigpt4_runtime.errors import MiniGPT4Error
 
 
 def test_closing_ends_all_with_an_error_and_refuses_what_comes_later(start):
@@ -61,7 +62,7 @@ def test_a_mistake_between_steps_leaves_nobody_waiting(start, monkeypatch):
 
     monkeypatch.setattr(engine._scheduler, "add", fail)
     for _ in range(2):
-        with pytest.raises(RequestError, match=r"The engine failed \(ZeroDivisionError"):
+        with pytest.raises(MiniGPT4Error, match=r"The engine failed \(ZeroDivisionError"):
             events_of(submit(engine, BOS, 3))
     assert not engine._is_working
 

@@ -212,7 +212,7 @@ class Engine:
             try:
                 self.step()
             except Exception as error:  # noqa: BLE001 - a mistake of ours; readers must not wait on.
-                why = RequestError(f"The engine failed ({error!r}). Load the model again.")
+                why = MiniGPT4Error(f"The engine failed ({error!r}). Load the model again.")
                 with self._changed:
                     self._end = why
         for sequence in (*self._scheduler.running, *self._scheduler.waiting):
