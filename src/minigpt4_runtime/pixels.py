@@ -115,7 +115,10 @@ def load(
 def prepare(rgb: Image.Image, config: VisionConfig) -> PixelImage:
     """Resize an RGB picture to S×S and normalise it, as the original does."""
     size = config.image_size
-    levels = numpy.asarray(rgb.resize((size, size), Image.Resampling.BICUBIC))  # (S, S, 3) uint8
+    # In width first, as Pillow did until 13, which takes the other way round where one side grows
+    # and the other shrinks: up to 25 of 255 levels apart.
+    wide = rgb.resize((size, rgb.height), Image.Resampling.BICUBIC)
+    levels = numpy.asarray(wide.resize((size, size), Image.Resampling.BICUBIC))  # (S, S, 3) uint8
     digest = hashlib.sha256(f"{size}:".encode() + levels.tobytes()).hexdigest()
     # In float32 and in this order, as torchvision's ToTensor and Normalize compute it.
     mean = numpy.array(config.image_mean, dtype=numpy.float32)

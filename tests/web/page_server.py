@@ -36,6 +36,8 @@ class Serving:
         serve = self._server.serve(sockets=[listener])
         self._thread = threading.Thread(target=asyncio.run, args=(serve,))
         self._thread.start()
+        while not self._server.started:
+            time.sleep(0.01)
 
     def close(self):
         self._server.should_exit = True
