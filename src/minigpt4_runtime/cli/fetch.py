@@ -166,10 +166,12 @@ def _show_plan(plan: FetchPlan, *, is_all: bool) -> None:
     for part in plan.model.parts:
         say(f"{part.what}. Licence: {part.licence}.")
     is_known = all(each.size is not None for each in plan.files)
-    say(
-        f"To download: {'' if is_known else 'at least '}{show_bytes(plan.download_bytes)}. "
-        f"The model folder takes up to {show_bytes(plan.model_bytes)}: {plan.out_dir}"
-    )
+    if is_known:
+        say(f"To download: {show_bytes(plan.download_bytes)}.")
+        say(f"The model folder takes up to {show_bytes(plan.model_bytes)}: {plan.out_dir}")
+    else:
+        say("To download: more than can be said, as not every host tells its sizes.")
+        say(f"The model folder: {plan.out_dir}")
 
 
 def _show_example(out_dir: Path, shown_as: str, dtype: DTypeName, no_example: bool) -> None:
