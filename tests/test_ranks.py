@@ -196,12 +196,15 @@ def test_ranks_end_with_a_leader_that_is_killed():
         "import os, signal, sys\n"
         "from minigpt4_runtime import MiniGPT4\n"
         "model = MiniGPT4.load(device='cpu', tensor_parallel=2)\n"
-        "print(*[p.pid for p in model._ranks._followers._processes.values()], flush=True)\n"
+        "followers = model._ranks._followers\n"
+        "print(*[p.pid for p in followers._processes.values()], followers._folder, flush=True)\n"
         "os.kill(os.getpid(), signal.SIGKILL)\n"
     )
     leader = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert leader.returncode == -signal.SIGKILL
-    assert has_ended(int(leader.stdout))
+    follower, folder = leader.stdout.split()
+    assert has_ended(int(follower))
+    assert not Path(folder).exists()
 
 
 def test_ctrl_c_ends_all_at_once():

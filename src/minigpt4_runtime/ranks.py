@@ -356,16 +356,17 @@ def serve(group: TorchGroup) -> None:
     group.leave()
 
 
-def _end_with_leader() -> None:
+def _end_with_leader(folder: Path) -> None:
     """Wait for the end of what the leader could say here, which is never anything."""
     os.read(0, 1)  # Not through sys.stdin, whose lock would be missed when Python ends.
+    shutil.rmtree(folder, ignore_errors=True)  # A leader that was killed could not.
     os._exit(_BEREFT)
 
 
 def main() -> None:
     """Follow the leader that has started this process."""
-    threading.Thread(target=_end_with_leader, daemon=True).start()
     rank, folder = int(os.environ["RANK"]), Path(os.environ[_FOLDER])
+    threading.Thread(target=_end_with_leader, args=(folder,), daemon=True).start()
     (folder / f"ready-{rank}").touch()
     try:
         serve(_join(rank, int(os.environ["WORLD_SIZE"]), folder))
