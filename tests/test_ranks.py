@@ -10,7 +10,6 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
 from golden_cases import GOLDENS, SEARCHES, Golden, assert_same_ids
 
 from minigpt4_runtime import Message, MiniGPT4, SamplingParams
@@ -251,19 +250,20 @@ def test_what_cannot_be_divided(options, message):
     assert not followers()
 
 
-def test_a_torchrun_of_another_size(monkeypatch):
-    monkeypatch.setenv("RANK", "0")
-    monkeypatch.setenv("WORLD_SIZE", "4")
-    with pytest.raises(ConfigError, match=r"tensor_parallel is 2, but .* WORLD_SIZE=4"):
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"WORLD_SIZE": "4"}, r"tensor_parallel is 2, but .* RANK=0 of WORLD_SIZE=4"),
+        ({"RANK": "2"}, "RANK=2 of WORLD_SIZE=2"),
+        ({"RANK": "-1"}, "but RANK is not set as torchrun sets it"),
+        ({"WORLD_SIZE": "two", "MASTER_PORT": ""}, "but WORLD_SIZE, MASTER_PORT is not set"),
+        ({"MASTER_ADDR": ""}, "but MASTER_ADDR is not set as torchrun sets it"),
+    ],
+)
+def test_an_environment_that_torchrun_would_not_make(monkeypatch, changes, message):
+    right = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}
+    for name, value in (right | changes).items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match=message):
         load(tensor_parallel=2)
-    load().close()
-
-
-def test_only_the_leader_runs_the_graph(graph_dir):
-    picture = PICTURES / "four.png"
-    with load() as model:
-        rows, alone = model.embed_images([picture]), model.describe(picture)
-    with load(tensor_parallel=2, vision_graph=graph_dir()) as model:
-        assert model.vision_runtime == "onnx"
-        assert torch.allclose(model.embed_images([picture]), rows, atol=1e-3)
-        assert model.describe(picture).token_ids == alone.token_ids
+    load().close()  # One rank alone asks for no environment.

@@ -308,13 +308,21 @@ def _last_words(folder: Path, rank: int) -> str:
 
 
 def _torchrun_rank(size: int) -> int:
-    world_size = int(os.environ["WORLD_SIZE"])
-    if world_size != size:
+    names = ("RANK", "WORLD_SIZE", "MASTER_PORT")
+    wrong = [name for name in names if not os.environ.get(name, "").isdecimal()]
+    if wrong or not os.environ.get("MASTER_ADDR"):
         raise ConfigError(
-            f"tensor_parallel is {size}, but the environment says WORLD_SIZE={world_size}. Start "
-            f"{size} processes with torchrun, or unset RANK and WORLD_SIZE."
+            f"The environment has RANK and WORLD_SIZE, but {', '.join(wrong) or 'MASTER_ADDR'} "
+            "is not set as torchrun sets it. Start with torchrun, or unset RANK and WORLD_SIZE."
         )
-    return int(os.environ["RANK"])
+    rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    if world_size != size or rank >= size:
+        raise ConfigError(
+            f"tensor_parallel is {size}, but the environment says RANK={rank} of "
+            f"WORLD_SIZE={world_size}. Start {size} processes with torchrun, or unset RANK and "
+            "WORLD_SIZE."
+        )
+    return rank
 
 
 def _join(rank: int, size: int, folder: Path) -> TorchGroup:
