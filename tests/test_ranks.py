@@ -267,3 +267,15 @@ def test_an_environment_that_torchrun_would_not_make(monkeypatch, changes, messa
     with pytest.raises(ConfigError, match=message):
         load(tensor_parallel=2)
     load().close()  # One rank alone asks for no environment.
+
+
+def test_a_follower_of_torchruns_leaves_the_model_to_its_leader(monkeypatch):
+    """It may be another than the follower's own options name: a shape with random weights."""
+    environment = {"RANK": "7", "WORLD_SIZE": "8", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    followed = []
+    monkeypatch.setattr("minigpt4_runtime.api.Ranks.follow", lambda self: followed.append(self))
+    with pytest.raises(SystemExit):
+        MiniGPT4.load(tensor_parallel=8)  # The demo model has no eight heads.
+    assert [ranks.rank for ranks in followed] == [7]

@@ -211,6 +211,11 @@ class MiniGPT4:
         """Start all ranks of a model; returns in the first."""
         if dtype not in ("auto", *DTYPE_NAMES):
             raise ConfigError(f"dtype is {dtype!r}; it must be auto or {', '.join(DTYPE_NAMES)}.")
+        ranks = Ranks(tensor_parallel)
+        if ranks.rank > 0:
+            # What is computed, and whether it can be, is the leader's to say.
+            ranks.follow()
+            sys.exit()
         check_world_size(source.config.language, tensor_parallel)
         tokenizer = Tokenizer((source.model_dir or DEMO_MODEL_DIR) / "tokenizer.model")
         if source.model_dir is None and source.config.language.vocab_size < tokenizer.vocab_size:
@@ -218,10 +223,6 @@ class MiniGPT4:
                 f"vocab_size is {source.config.language.vocab_size}; a model with random weights "
                 f"needs at least the {tokenizer.vocab_size} ids of the demo model's tokenizer."
             )
-        ranks = Ranks(tensor_parallel)
-        if ranks.rank > 0:
-            ranks.follow()
-            sys.exit()
         backend = open_rank_device(device, tensor_parallel)
         with ranks.loading():
             return cls(

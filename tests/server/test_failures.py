@@ -29,6 +29,12 @@ def test_an_error_has_its_own_row(cls):
     assert set(failure.as_body()["error"]) == {"message", "type", "param", "code"}
 
 
+def test_what_a_prompt_is_refused_for_stands_in_its_messages():
+    assert failure_of(errors.ImageError("It is no picture.")).param == "messages"
+    assert failure_of(errors.PromptTooLongError(5, 4)).param == "messages"
+    assert failure_of(errors.RequestError("The engine has ended.")).param is None
+
+
 def test_an_error_of_a_later_kind_is_as_bad_as_its_parent():
     class OtherError(errors.ImageError):
         pass

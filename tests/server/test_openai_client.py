@@ -15,7 +15,9 @@ QUESTION = "How many shapes are there?"
 def test_models(server):
     client = server.openai()
     assert [each.id for each in client.models.list()] == [NAME]
-    assert client.models.retrieve(NAME).owned_by == "minigpt4-runtime"
+    card = client.models.retrieve(NAME)
+    assert card.owned_by == "minigpt4-runtime"
+    assert card.description == "It describes pictures and answers questions about them."
     with pytest.raises(openai.NotFoundError, match="no model 'gpt-5'"):
         client.models.retrieve("gpt-5")
 

@@ -101,6 +101,10 @@ def test_penalties_of_zero_mean_nothing():
         ({"stream_options": {}}, "stream_options", "needs stream"),
         ({"stream": True, "stream_options": {"x": 1}}, "stream_options.x", "not supported"),
         ({"user": 5}, "user", "valid string"),
+        ({"temperature": 1e300}, "temperature", "must be a number"),
+        ({"top_k": 2**64}, "top_k", "too large"),
+        ({"num_beams": 2, "temperature": 1}, "num_beams", "does not sample"),
+        ({"num_beams": 2, "logprobs": True}, "num_beams", "gives no logprobs"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_named(body, param, words):

@@ -27,11 +27,15 @@ class Serving:
         listener = listen.bind("127.0.0.1", 0)
         self.url = listen.url_of(listener)
         app = create_app(
-            self.model, ServerConfig(model_name="demo", api_keys=keys), asks_browsers=True
+            self.model,
+            ServerConfig(
+                model_name="demo", model_description="It knows only drawn scenes.", api_keys=keys
+            ),
+            asks_browsers=True,
         )
         pictures = sorted(PICTURES.glob("*.png"))
         server = Server(self.url, keys[0] if keys else None)
-        mount(app, build_page(server, pictures, "It knows only drawn scenes."))
+        mount(app, build_page(server, pictures))
         self._server = listen.HttpServer(app)
         serve = self._server.serve(sockets=[listener])
         self._thread = threading.Thread(target=asyncio.run, args=(serve,))

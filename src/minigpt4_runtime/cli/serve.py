@@ -18,7 +18,7 @@ from minigpt4_runtime.optional import require
 
 _CLOSE_SECONDS = 3
 _INSTALL = "pip install 'minigpt4-runtime[server]'"
-DEMO_NOTE = "It is the bundled demo model, which knows only drawn scenes."
+_DEMO_DESCRIPTION = "It is the bundled demo model, which knows only drawn scenes."
 
 
 @spread_options
@@ -119,6 +119,7 @@ def serve(
     auth.check_host(host, has_keys=bool(keys), is_insecure=insecure)
     config = ServerConfig(
         model_name=name or (where.model.resolve().name if where.model else "minigpt4-demo"),
+        model_description=ServerConfig.model_description if where.model else _DEMO_DESCRIPTION,
         api_keys=keys,
         allowed_origins=tuple(allow_origin or ()),
         media_domains=tuple(allow_media_domain or ()),
@@ -142,10 +143,7 @@ def serve(
 
     app = create_app(model, config, asks_browsers=ui)
     url = listen.url_of(listener)
-    page = chat_page(
-        app, url, keys, pictures=pictures, note="" if where.model else DEMO_NOTE,
-        max_picture_bytes=config.max_body_bytes,
-    )  # fmt: skip
+    page = chat_page(app, url, keys, pictures=pictures, max_picture_bytes=config.max_body_bytes)
     with page if ui else nullcontext():
         status = listen.serve(
             app, listener, grace_seconds=grace_seconds, on_start=lambda: print(url, flush=True)

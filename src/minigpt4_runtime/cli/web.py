@@ -70,7 +70,6 @@ def chat_page(
     keys: Sequence[str],
     *,
     pictures: Path | None,
-    note: str = "",
     max_picture_bytes: int | None = None,
 ) -> Iterator[None]:
     """Show the page at / of an application, for as long as its example pictures are there."""
@@ -79,7 +78,7 @@ def chat_page(
     from minigpt4_runtime.web.page import build_page, mount
 
     with example_pictures(pictures) as examples:
-        page = build_page(Server(url, keys[0] if keys else None), examples, note)
+        page = build_page(Server(url, keys[0] if keys else None), examples)
         mount(app, page, max_picture_bytes=max_picture_bytes)
         yield
 

@@ -70,7 +70,9 @@ class Parts:
             on_failure=self._end_all,
         )
         self.chat = Chat(model, config, metrics=self.metrics, watch=self.watch)
-        self.card = ModelCard(id=config.model_name, created=int(time.time()))
+        self.card = ModelCard(
+            id=config.model_name, created=int(time.time()), description=config.model_description
+        )
         # Called when the engine has failed and its requests know it.
         self.on_failure: Callable[[], object] = lambda: None
 

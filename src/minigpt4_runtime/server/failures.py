@@ -26,6 +26,8 @@ from minigpt4_runtime.errors import (
 INVALID = "invalid_request_error"
 BROKEN = "server_error"
 
+# What a request is about where its error cannot name a parameter itself.
+_PARAMS: dict[type[MiniGPT4Error], str] = {ImageError: "messages", PromptTooLongError: "messages"}
 # Error class → status, OpenAI's type, OpenAI's code.
 STATUSES: dict[type[MiniGPT4Error], tuple[int, str, str | None]] = {
     MiniGPT4Error: (500, BROKEN, None),
@@ -82,7 +84,8 @@ def failure_of(error: BaseException) -> Failure:
         return Failure(error.status_code, str(error.detail), kind)
     for cls in type(error).__mro__:
         if cls in STATUSES:
-            return Failure(STATUSES[cls][0], str(error), STATUSES[cls][1], None, STATUSES[cls][2])
+            status, kind, code = STATUSES[cls]
+            return Failure(status, str(error), kind, _PARAMS.get(cls), code)
     message = "The server failed on this request. Its log has more under the request id."
     return Failure(500, message, BROKEN)
 

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from minigpt4_runtime.config import SamplingParams
+from minigpt4_runtime.errors import ConfigError
 from minigpt4_runtime.messages import FinishReason
 from minigpt4_runtime.server.failures import Refusal
 
@@ -109,7 +110,6 @@ class ChatRequest(_Asked):
 
         Raises:
             Refusal: settings that exclude each other, or too many tokens.
-            ConfigError: a value that has no meaning.
         """
         values: dict[str, Any] = {
             "temperature": self.temperature, "top_p": self.top_p, "top_k": self.top_k,
@@ -120,7 +120,14 @@ class ChatRequest(_Asked):
         # With no seed each choice draws its own.
         seed = None if self.seed is None else (self.seed + choice) % (MAX_SEED + 1)
         given = {name: value for name, value in values.items() if value is not None}
-        return SamplingParams(max_new_tokens=self._max_tokens(max_tokens), seed=seed, **given)
+        max_new_tokens = self._max_tokens(max_tokens)
+        try:
+            return SamplingParams(max_new_tokens=max_new_tokens, seed=seed, **given)
+        except ConfigError as error:
+            # Ranges are checked: what is left does not go together with beams, or has no bounds.
+            is_beams = self.num_beams is not None and self.num_beams > 1
+            param = "num_beams" if is_beams else str(error).partition(" ")[0]
+            raise Refusal(400, str(error), param=param, code="invalid_value") from None
 
     def _max_tokens(self, most: int) -> int:
         given = {self.max_tokens, self.max_completion_tokens} - {None}
@@ -301,12 +308,13 @@ class ChatChunk(_Answered):
 
 
 class ModelCard(_Answered):
-    """The model that answers here."""
+    """The model that answers here. `description` is an extension: what it can do."""
 
     id: str
     object: Literal["model"] = "model"
     created: int
     owned_by: Literal["minigpt4-runtime"] = "minigpt4-runtime"
+    description: str
 
 
 class ModelList(_Answered):

@@ -21,6 +21,7 @@ class ServerConfig:
     """
 
     model_name: str
+    model_description: str = "It describes pictures and answers questions about them."
     max_body_bytes: int = 32 * 2**20
     max_images: int = 8
     max_choices: int = 8

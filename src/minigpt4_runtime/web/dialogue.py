@@ -53,8 +53,8 @@ class Server:
     url: str
     api_key: str | None = field(default=None, repr=False)
 
-    async def model(self) -> str:
-        """The name of the model that answers.
+    async def model(self) -> tuple[str, str]:
+        """The name of the model that answers, and what it can do as far as the server says.
 
         Raises:
             DialogueError: the server does not say.
@@ -64,7 +64,8 @@ class Server:
                 models = await client.models.list()
             except openai.OpenAIError as error:
                 raise DialogueError(self._explain(error)) from None
-        return str(models.data[0].id)
+        # Only our own server says what a model can do.
+        return str(models.data[0].id), str(getattr(models.data[0], "description", ""))
 
     async def answer(self, turns: Sequence[Turn], sampling: Sampling) -> AsyncIterator[str]:
         """The answer to the last turn's question, as it grows. Leaving it early cancels it.

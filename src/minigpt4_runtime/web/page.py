@@ -37,8 +37,8 @@ _CSS = """
 Shown = tuple[list[dict[str, Any]], list[Turn], str]
 
 
-def build_page(server: Server, pictures: Sequence[Path], note: str = "") -> Blocks:
-    """Make the page. `note` says what its model can do, behind the model's name."""
+def build_page(server: Server, pictures: Sequence[Path]) -> Blocks:
+    """Make the page, with pictures to try."""
     with gradio.Blocks(
         title=TITLE, analytics_enabled=False, fill_height=True, delete_cache=_KEPT_SECONDS
     ) as page:
@@ -68,7 +68,7 @@ def build_page(server: Server, pictures: Sequence[Path], note: str = "") -> Bloc
                         gradio.Button(name, elem_id=name.lower(), min_width=80)
                         for name in ("Stop", "Retry", "Clear")
                     )
-        actions = _Actions(server, note)
+        actions = _Actions(server)
         shown = [chat, turns, question]
         asking = [
             question.submit(actions.ask, [turns, question, picture, *settings], shown),
@@ -119,16 +119,16 @@ def _settings() -> list[Any]:
 class _Actions:
     """What the buttons do."""
 
-    def __init__(self, server: Server, note: str) -> None:
+    def __init__(self, server: Server) -> None:
         self._server = server
-        self._note = note
 
     async def about(self) -> str:
         """The line under the title."""
         try:
-            return f"**{await self._server.model()}** answers. {self._note}"
+            name, description = await self._server.model()
         except DialogueError as error:
             return str(error)
+        return f"**{name}** answers. {description}"
 
     async def ask(
         self, turns: list[Turn], question: str, picture: str | None, *settings: Any
