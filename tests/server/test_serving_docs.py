@@ -49,7 +49,6 @@ def test_the_unit_can_be_read_and_its_command_exists():
     unit.optionxform = str
     unit.read_string(BLOCKS["ini"])
     service = unit["Service"]
-    assert service["Environment"] == "MALLOC_ARENA_MAX=2"
     assert service["Restart"] == "on-failure"
     flags = [word for word in shlex.split(service["ExecStart"]) if word.startswith("--")]
     assert flags

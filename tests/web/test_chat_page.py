@@ -2,6 +2,7 @@
 
 import re
 import time
+from pathlib import Path
 
 import httpx
 import pytest
@@ -10,6 +11,7 @@ from page_server import KEY, PICTURES
 # Gradio and what it stands on warn of their own.
 pytestmark = pytest.mark.filterwarnings("default")
 
+ROOT = Path(__file__).parents[2]
 FIRST = "There are two shapes on a white background: a large blue triangle"
 
 
@@ -50,6 +52,16 @@ def test_upload_ask_and_a_second_turn(page, tmp_path):
     wait_for(lambda: len(answers(page)) == 2 and "two" in answers(page)[1])
     assert len(page.query_selector_all("#dialogue .user img")) == 1
     page.screenshot(path=tmp_path / "two-turns.png")
+
+
+def test_behind_a_proxy_as_documented_the_page_asks_back_where_it_was_found(serving):
+    block = (ROOT / "docs/serving.md").read_text(encoding="utf-8").partition("```nginx")[2]
+    values = {"$http_host": "pictures.example", "$scheme": "https", '""': "close"}
+    lines = re.findall(r"proxy_set_header (\S+) ([^;]+);", block.partition("```")[0])
+    config = httpx.get(
+        f"{serving.url}/config", headers={name: values[value] for name, value in lines}
+    ).json()
+    assert config["root"] == "https://pictures.example"
 
 
 def test_an_example_is_clicked_and_an_answer_retried_and_cleared(page):
