@@ -116,7 +116,15 @@ def test_a_search_ends_in_a_sentence(found, sentence):
         ("bench language", [tried(1), tried(4)], (), 3),
         ("bench language", list(SEARCH.found.tried.values()), (SEARCH,), 3),
         ("bench language", [out_of_memory(4)], (), 0),
-        ("bench vision", [Measured(vision_point(), {"latency_ms": [20.0]})], (), 3),
+        (
+            "bench vision",
+            [
+                Measured(replace(vision_point(), start="cold", load_ms=100.0), {}),
+                Measured(vision_point(), {"latency_ms": [20.0]}),
+            ],
+            (),
+            4,
+        ),
         (
             "bench describe",
             [Described(describe_point(n), {"seconds": [2.0]}) for n in (1, 2)],

@@ -39,11 +39,13 @@ def draw_plots(report: BenchReport) -> list[Chart]:
 def _draw_vision(report: BenchReport) -> list[Chart]:
     points: list[VisionPoint] = [each.point for each in report.measured]
     warm = [point for point in points if point.start == "warm"]
-    charts = [draw("Where the time of a picture goes.", lambda axes: _stack_stages(axes, points))]
+    cold = [point for point in points if point.start == "cold"]
+    charts = [draw("A cold start: loading, and the first picture.", lambda axes: _cold(axes, cold))]
     if warm:
-        charts.append(
-            draw("Pictures a second, by batch size.", lambda axes: _images_per_second(axes, warm))
-        )
+        charts += [
+            draw("Where the time of a picture goes.", lambda axes: _stack_stages(axes, warm)),
+            draw("Pictures a second, by batch size.", lambda axes: _images_per_second(axes, warm)),
+        ]
     if warm and report.ceilings is not None:
         ceiling = report.ceilings.gigaflops_per_second
         charts.append(
@@ -56,8 +58,17 @@ def _draw_vision(report: BenchReport) -> list[Chart]:
     return charts
 
 
+def _cold(axes: Axes, points: Sequence[VisionPoint]) -> None:
+    labels, loads = [p.runtime for p in points], [p.load_ms or 0.0 for p in points]
+    axes.barh(labels, loads, label="loading")
+    axes.barh(labels, [p.latency_ms for p in points], left=loads, label="first picture")
+    axes.invert_yaxis()
+    axes.set_xlabel("ms")
+    axes.legend(ncols=2, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+
+
 def _stack_stages(axes: Axes, points: Sequence[VisionPoint]) -> None:
-    labels = [f"{p.runtime}, {p.start}, {p.batch_size}" for p in points]
+    labels = [f"{p.runtime}, batch {p.batch_size}" for p in points]
     # What a compiled graph does as one is drawn as one.
     stages: dict[str, list[float]] = {
         "decode": [p.decode_ms for p in points],
