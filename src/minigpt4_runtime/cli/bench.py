@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import sys
@@ -14,7 +15,12 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from minigpt4_runtime.cli.options import ModelOptions, SamplingOptions, spread_options
+from minigpt4_runtime.cli.options import (
+    THREADS_VARIABLE,
+    ModelOptions,
+    SamplingOptions,
+    spread_options,
+)
 from minigpt4_runtime.cli.pictures import find_pictures, is_folder
 from minigpt4_runtime.cli.terminal import note
 from minigpt4_runtime.errors import BackendUnavailableError, ConfigError
@@ -98,7 +104,12 @@ class ReportOptions:
     ] = None
     threads: Annotated[
         int | None,
-        typer.Option(min=1, metavar="COUNT", help="CPU threads; torch's own choice without it."),
+        typer.Option(
+            min=1,
+            metavar="COUNT",
+            help="CPU threads. Without it OMP_NUM_THREADS, else torch's own choice; one for the "
+            "demo model.",
+        ),
     ] = None
 
 
@@ -277,6 +288,7 @@ def _reported(kind: str, options: ReportOptions) -> Iterator[Run]:
         import torch
 
         torch.set_num_threads(options.threads)
+        os.environ[THREADS_VARIABLE] = str(options.threads)  # It is a choice, as it is there.
     run = Run(kind, command=shlex.join(["minigpt4", *sys.argv[1:]]))
     try:
         yield run

@@ -272,10 +272,11 @@ def _load_judge(path: Path, device: str) -> Judge:
 
 
 def _name_model(where: ModelOptions, model: MiniGPT4) -> str:
-    """What answers, in words; every option counts, for each may change answers."""
+    """What answers, in words; every option that is given counts: it may change answers."""
     options = {**asdict(where), "device": model.device, "dtype": model.dtype}
     options["model"] = where.model or "demo"
-    return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in options.items())
+    given = {name: value for name, value in options.items() if value is not None}
+    return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in given.items())
 
 
 @contextmanager

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from minigpt4_runtime.api import MiniGPT4
     from minigpt4_runtime.pixels import ImageLimits
 
+THREADS_VARIABLE = "OMP_NUM_THREADS"
 DEMO_NOTICE = "The demo model answers: it knows only drawn scenes. Give --model DIR for a real one."
 
 
@@ -102,6 +103,11 @@ class ModelOptions:
             note(DEMO_NOTICE)
         from minigpt4_runtime.api import MiniGPT4
 
+        if self.model is None and THREADS_VARIABLE not in os.environ:
+            import torch
+
+            # Its products are too small to be divided: a second thread would only be waited for.
+            torch.set_num_threads(1)
         # `load` itself refuses a dtype or a runtime that it does not know.
         return MiniGPT4.load(
             self.model,
