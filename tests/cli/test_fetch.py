@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections import namedtuple
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from published_web import GOLDENS, TOKEN, Mishap, golden_files, write_table
 from minigpt4_runtime import MiniGPT4, SamplingParams
 from minigpt4_runtime.backend.cpu import CpuBackend
 from minigpt4_runtime.hub import download
+from minigpt4_runtime.hub.hosts import Hiccup
 
 TOWER = "eva_vit_g.pth"
 PICTURE = GOLDENS / "vicuna" / "images" / "grey.png"
@@ -107,6 +109,20 @@ def test_a_dry_run_only_tells(fetch, web, cache_home):
     assert f"vision      {TOWER}: {web.site[7:]}, {size:.1f} MiB\n" in shown.out
     assert "The model folder takes up to 4.6 MiB: " in shown.out
     assert files_of(cache_home) == []
+
+
+def test_a_dry_run_without_a_network_says_what_it_knows(fetch, web, monkeypatch):
+    @contextmanager
+    def fail(*_, **__):
+        raise Hiccup("the connection broke")
+        yield
+
+    monkeypatch.setattr("minigpt4_runtime.hub.fetch.open_reply", fail)
+    shown = fetch("--dry-run")
+    assert shown.status == 0
+    assert f"vision      {TOWER}: {web.site[7:]}, size unknown\n" in shown.out
+    assert "To download: more than can be said, as not every host tells its sizes.\n" in shown.out
+    assert "The model folder: " in shown.out
 
 
 def test_sources_that_are_kept_are_checked_and_used(fetch, web, cache_home, tmp_path):

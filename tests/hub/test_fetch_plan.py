@@ -1,6 +1,7 @@
 """What a fetch needs, and how its files come together."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,14 @@ def test_sizes_follow_from_the_preset_where_the_dtype_is_given(plan):
     half = FetchPlan(plan.model, {}, plan.files, plan.out_dir, "float16")
     assert half.model_bytes == weight_bytes("vicuna-7b", "float16")
     assert plan.smallest_running_bytes == running_bytes("vicuna-7b", "float16")
+
+
+def test_without_sizes_the_preset_tells_what_the_model_takes(plan):
+    files = tuple(replace(each, size=None) for each in plan.files)
+    unknown = replace(plan, files=files)
+    assert plan.is_size_known
+    assert not unknown.is_size_known
+    assert unknown.model_bytes == weight_bytes("vicuna-7b", "float16")
 
 
 @pytest.mark.parametrize("allowed", ["symbolic links", "hard links", "copies"])

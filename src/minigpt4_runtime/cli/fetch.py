@@ -165,12 +165,13 @@ def _show_plan(plan: FetchPlan, *, is_all: bool) -> None:
             say(f"{each.part.role:10}  {each.file.name}: {each.host}, {size}{kept}")
     for part in plan.model.parts:
         say(f"{part.what}. Licence: {part.licence}.")
-    is_known = all(each.size is not None for each in plan.files)
-    if is_known:
+    if plan.is_size_known:
         say(f"To download: {show_bytes(plan.download_bytes)}.")
-        say(f"The model folder takes up to {show_bytes(plan.model_bytes)}: {plan.out_dir}")
     else:
         say("To download: more than can be said, as not every host tells its sizes.")
+    if plan.is_size_known or plan.model.preset is not None:
+        say(f"The model folder takes up to {show_bytes(plan.model_bytes)}: {plan.out_dir}")
+    else:
         say(f"The model folder: {plan.out_dir}")
 
 

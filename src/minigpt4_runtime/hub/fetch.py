@@ -87,6 +87,11 @@ class FetchPlan:
     dtype: DTypeName | None
 
     @property
+    def is_size_known(self) -> bool:
+        """Whether every host has said how large its files are."""
+        return all(each.size is not None for each in self.files)
+
+    @property
     def download_bytes(self) -> int:
         """What is left to download."""
         return sum(each.missing_bytes for each in self.files)
@@ -99,10 +104,13 @@ class FetchPlan:
 
     @property
     def model_bytes(self) -> int:
-        """What the model folder takes, at most."""
+        """What the model folder takes, at most; without a preset, as far as sizes are known."""
         if self.dtype is not None and self.model.preset is not None:
             return weight_bytes(self.model.preset, self.dtype)
-        return sum(self.source_bytes) * (2 if self.dtype == "float32" else 1)
+        num_bytes = sum(self.source_bytes) * (2 if self.dtype == "float32" else 1)
+        if self.model.preset is not None and not self.is_size_known:
+            return max(num_bytes, weight_bytes(self.model.preset, "float16"))
+        return num_bytes
 
     @property
     def smallest_running_bytes(self) -> int:
