@@ -48,15 +48,16 @@ def build_page(server: Server, pictures: Sequence[Path]) -> Blocks:
         with gradio.Row(equal_height=False):
             with gradio.Column(scale=2, min_width=280):
                 picture = gradio.Image(
-                    label="The picture", type="filepath", sources=["upload", "clipboard"],
-                    height=320, elem_id="picture",
+                    label="The picture", show_label=False, type="filepath",
+                    sources=["upload", "clipboard"], height=320, elem_id="picture",
                 )  # fmt: skip
                 if pictures:
                     gradio.Examples([[str(path)] for path in pictures], picture, label="Try one")
                 settings = _settings()
             with gradio.Column(scale=3, min_width=320):
                 chat = gradio.Chatbot(
-                    label="Dialogue", height=460, elem_id="dialogue", buttons=["copy"],
+                    label="Dialogue", show_label=False, height=400, elem_id="dialogue",
+                    buttons=["copy"],
                     placeholder="Drop a picture, or click one, and ask about it.",
                 )  # fmt: skip
                 question = gradio.Textbox(
