@@ -106,6 +106,28 @@ def test_slow_headers_are_given_up(start, monkeypatch):
 
 
 @pytest.mark.parametrize(
+    "first",
+    [b"GET /health HTTP/1.1\r\nHost: x\r\n\r\nGET /health HTTP/1.1\r\nHo",
+     b"POST /health HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n"],
+    ids=["headers of the next request", "a body that nobody reads"],
+)  # fmt: skip
+def test_what_follows_an_answer_slowly_is_given_up(start, monkeypatch, first):
+    monkeypatch.setattr("minigpt4_runtime.server.listen._HEADER_SECONDS", 0.2)
+    monkeypatch.setattr("minigpt4_runtime.server.listen._KEEP_ALIVE_SECONDS", 0.2)
+    server = start()
+    with connect(server) as connection:
+        connection.sendall(first)
+        assert connection.recv(4096).startswith(b"HTTP/1.1 ")
+        deadline = time.monotonic() + 5
+        with contextlib.suppress(ConnectionError):
+            while time.monotonic() < deadline:
+                connection.sendall(b"a")
+                time.sleep(0.05)
+        assert time.monotonic() < deadline, "it is still open"
+    assert_well(server)
+
+
+@pytest.mark.parametrize(
     "sent",
     [b"\x16\x03\x01\x02\x00", b"GARBAGE\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n",
      b"GET /" + b"a" * 100_000, b"POST / HTTP/1.1\r\nContent-Length: -5\r\n\r\n"],
@@ -220,8 +242,11 @@ def test_a_full_server_says_so_at_once(start):
 
 def test_choices_count_as_so_many(start):
     server = start(max_requests=3)
-    assert server.ask(n=4).status_code == 429
+    refused = server.ask(n=4)  # There will never be room for it.
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "n")
     assert server.ask(n=3).status_code == 200
+    refused = server.ask(num_beams=1000)
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "num_beams")
     assert_well(server)
 
 

@@ -116,8 +116,10 @@ def test_a_fetched_picture_is_answered(site, start):
 def test_files_in_the_folder(tmp_path):
     (tmp_path / "a b.png").write_bytes(PNG)
     url = (tmp_path / "a b.png").as_uri()
-    assert open_url(url, folder=tmp_path).read_bytes() == PNG
-    assert open_url(url.replace("file://", "FILE://localhost"), folder=tmp_path).is_file()
+    assert open_url(url, folder=tmp_path) == PNG
+    assert open_url(url.replace("file://", "FILE://localhost"), folder=tmp_path) == PNG
+    with pytest.raises(ImageError, match="more than 5 bytes"):
+        open_url(url, folder=tmp_path, max_bytes=5)
 
 
 def test_a_file_is_answered(server):
@@ -142,7 +144,7 @@ def test_other_schemes_and_plain_paths_are_refused(url):
     "path",
     ["/etc/passwd", "{dir}/../secret.png", "{dir}/%2e%2e/secret.png", "{dir}/link.png", "{dir}",
      "{dir}/none.png", "{dir}/a%00.png", "{dir}x/a.png", "secret.png", "//other{dir}/a.png",
-     "{dir}/%ff.png", "{dir}/loop"],
+     "{dir}/%ff.png", "{dir}/loop", "{dir}/" + "a" * 300, "{dir}/" + "a/" * 5000],
 )  # fmt: skip
 def test_files_elsewhere_are_refused_alike(tmp_path, path):
     folder = tmp_path / "pictures"

@@ -22,14 +22,16 @@ def test_every_setting_becomes_its_sampling_param():
     assert sampling() == SamplingParams()
     asked = {
         "max_tokens": 9, "min_tokens": 2, "temperature": 0.5, "top_p": 0.9, "top_k": 3,
-        "repetition_penalty": 1.2, "length_penalty": 0.5, "stop": ["a", "b"], "seed": 5,
+        "repetition_penalty": 1.2, "stop": ["a", "b"], "seed": 5,
         "logprobs": True, "top_logprobs": 4,
     }  # fmt: skip
     assert sampling(**asked) == SamplingParams(
         max_new_tokens=9, min_new_tokens=2, temperature=0.5, top_p=0.9, top_k=3,
-        repetition_penalty=1.2, length_penalty=0.5, stop=("a", "b"), seed=5, logprobs=4,
+        repetition_penalty=1.2, stop=("a", "b"), seed=5, logprobs=4,
     )  # fmt: skip
     assert sampling(num_beams=3) == SamplingParams(num_beams=3)
+    beams = sampling(num_beams=3, length_penalty=0.5)
+    assert beams == SamplingParams(num_beams=3, length_penalty=0.5)
     assert sampling(stop="a").stop == ("a",)
     assert sampling(stop=[]).stop is None
     assert sampling(logprobs=True).logprobs == 0
@@ -103,6 +105,7 @@ def test_penalties_of_zero_mean_nothing():
         ({"user": 5}, "user", "valid string"),
         ({"temperature": 1e300}, "temperature", "must be a number"),
         ({"top_k": 2**64}, "top_k", "too large"),
+        ({"length_penalty": 2}, "length_penalty", "needs num_beams"),
         ({"num_beams": 2, "temperature": 1}, "num_beams", "does not sample"),
         ({"num_beams": 2, "logprobs": True}, "num_beams", "gives no logprobs"),
     ],

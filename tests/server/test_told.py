@@ -103,9 +103,10 @@ def test_content_is_logged_when_asked(start, caplog):
 
 
 def test_a_log_line_stays_a_line():
-    record = logging.makeLogRecord({"msg": "request", "fields": {"path": "a\nb", "n": 1}})
-    assert "\n" not in logs.PlainLines().format(record)
-    assert json.loads(logs.JsonLines().format(record))["path"] == "a\nb"
+    record = logging.makeLogRecord({"msg": "request", "fields": {"path": "a\nb\u2028c", "n": 1}})
+    for form in (logs.PlainLines(), logs.JsonLines()):
+        assert len(form.format(record).splitlines()) == 1
+    assert json.loads(logs.JsonLines().format(record))["path"] == "a\nb\u2028c"
 
 
 def test_an_unexpected_error_is_a_500_that_quotes_nothing(start, caplog, monkeypatch):

@@ -100,10 +100,24 @@ def test_a_broken_picture_is_named_and_the_question_comes_back(page, tmp_path):
     page.screenshot(path=tmp_path / "broken.png.png")
 
 
-def test_a_phone_needs_no_scrolling_sideways(page):
-    page.set_viewport_size({"width": 390, "height": 844})
+def test_a_phone_needs_no_scrolling_sideways_and_keeps_the_picture_in_view(page):
+    page.set_viewport_size({"width": 360, "height": 640})
+    put_picture(page, PICTURES / "two.png")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360
+    page.locator("#stop").scroll_into_view_if_needed()
+    assert page.evaluate("window.scrollY") > 100
+    place = page.locator("#picture img").bounding_box()
+    assert 0 <= place["y"] < place["y"] + place["height"] < 200
+
+
+def test_what_is_typed_while_an_answer_grows_stays(page):
+    put_picture(page, PICTURES / "two.png")
+    ask(page, "Describe this picture.")
+    wait_for(lambda: page.input_value("#question textarea") == "")
+    page.fill("#question textarea", "And where is the star?")
+    wait_for(lambda: answers(page) and answers(page)[0].endswith("."))
     page.wait_for_timeout(300)
-    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    assert page.input_value("#question textarea") == "And where is the star?"
 
 
 def test_nothing_comes_from_elsewhere(browser, serving):

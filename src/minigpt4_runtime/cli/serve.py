@@ -113,6 +113,8 @@ def serve(
     from minigpt4_runtime.server import auth, listen, logs
     from minigpt4_runtime.server.settings import ServerConfig
 
+    if not grace_seconds >= 0:
+        raise ConfigError(f"--grace-seconds is {grace_seconds:g}; it must be 0 or more.")
     if log_format not in ("plain", "json"):
         raise ConfigError(f"--log-format is {log_format!r}; it must be plain or json.")
     keys = auth.read_keys(api_key_file) if api_key_file else ()
@@ -135,6 +137,7 @@ def serve(
     listen.keep_memory_together()
     listener = listen.bind(host, port)
     model = where.load(
+        announce_demo=log_format == "plain",  # A line of words is no JSON.
         engine=EngineConfig(max_running=max_running, max_step_tokens=max(512, max_running)),
         image_limits=ImageLimits(max_bytes=config.max_body_bytes, max_pixels=max_pixels),
     )

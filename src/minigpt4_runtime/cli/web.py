@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from minigpt4_runtime.cli.pictures import find_pictures
+from minigpt4_runtime.errors import ConfigError
 from minigpt4_runtime.optional import require
 
 if TYPE_CHECKING:
@@ -56,7 +57,11 @@ def web(
 
     keys = auth.read_keys(api_key_file) if api_key_file else ()
     # Whoever reaches the page asks with its key; and it has none of its own.
-    auth.check_host(host, has_keys=False, is_insecure=False)
+    if not auth.is_loopback(host):
+        raise ConfigError(
+            f"Whoever reaches {host} could use this page, which asks for no key. Show it on this "
+            "machine alone, or use `minigpt4 serve --ui --api-key-file FILE`."
+        )
     listener, app = listen.bind(host, port), FastAPI(openapi_url=None)
     with chat_page(app, url.rstrip("/"), keys, pictures=pictures):
         print(listen.url_of(listener), flush=True)
@@ -75,11 +80,11 @@ def chat_page(
     """Show the page at / of an application, for as long as its example pictures are there."""
     require("gradio", install=INSTALL)
     from minigpt4_runtime.web.dialogue import Server
-    from minigpt4_runtime.web.page import build_page, mount
+    from minigpt4_runtime.web.page import MAX_PICTURE_BYTES, build_page, mount
 
     with example_pictures(pictures) as examples:
         page = build_page(Server(url, keys[0] if keys else None), examples)
-        mount(app, page, max_picture_bytes=max_picture_bytes)
+        mount(app, page, max_picture_bytes=max_picture_bytes or MAX_PICTURE_BYTES)
         yield
 
 

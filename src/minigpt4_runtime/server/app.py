@@ -8,22 +8,25 @@ Never  does a route's work itself.
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import Depends, FastAPI, Request, Response
 from fastapi.responses import JSONResponse
+from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
+from starlette.routing import Route
 
 from minigpt4_runtime import __version__
 from minigpt4_runtime.errors import MiniGPT4Error
 from minigpt4_runtime.server.admission import Admission, Place
 from minigpt4_runtime.server.auth import KeyGuard
 from minigpt4_runtime.server.chat import Chat
-from minigpt4_runtime.server.failures import Refusal, error_response
+from minigpt4_runtime.server.failures import Refusal, error_response, failure_of
 from minigpt4_runtime.server.journal import Journal
+from minigpt4_runtime.server.logs import log_failure
 from minigpt4_runtime.server.metrics import Metrics
 from minigpt4_runtime.server.protocol import (
     ChatCompletion,
@@ -54,6 +57,10 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
     }.items()
 }
 _NO_KEY: dict[int | str, dict[str, Any]] = {401: _ERRORS[401]}
+
+
+# What belongs to the API whether there is such a route or not.
+_OWN_PATHS = ("/v1", "/v1/{rest:path}")
 
 
 class Parts:
@@ -110,6 +117,7 @@ def create_app(model: "MiniGPT4", config: ServerConfig, *, asks_browsers: bool =
         app.add_exception_handler(kind, _answer_error)
     _add_chat_route(app, parts)
     _add_other_routes(app, parts)
+    _close_own_paths(app)
     app.openapi()["components"]["schemas"].update(request_schemas())
     # The last one added is the outermost.
     app.add_middleware(KeyGuard, keys=config.api_keys, asks_browsers=asks_browsers)
@@ -122,7 +130,9 @@ def create_app(model: "MiniGPT4", config: ServerConfig, *, asks_browsers: bool =
     return app
 
 
-async def _answer_error(_: Request, error: Exception) -> JSONResponse:
+async def _answer_error(request: Request, error: Exception) -> JSONResponse:
+    if failure_of(error).status == 500:
+        log_failure(error, request_id=request.scope["state"]["request_id"])
     return error_response(error)
 
 
@@ -149,6 +159,28 @@ def _add_chat_route(app: FastAPI, parts: Parts) -> None:
     )(chat_completions)
 
 
+def _close_own_paths(app: FastAPI) -> None:
+    """Answer here what no route takes: an application mounted at / would, in words of its own."""
+    methods: dict[str, set[str]] = {}
+    for route in app.routes:
+        if isinstance(route, APIRoute):
+            methods.setdefault(route.path, set()).update(route.methods or ())
+    app.router.routes += [Route(path, _Refusing(405, known)) for path, known in methods.items()]
+    app.router.routes += [Route(path, _Refusing(404)) for path in _OWN_PATHS]
+
+
+class _Refusing:
+    """An endpoint for every method, which there is not."""
+
+    def __init__(self, status: int, methods: Iterable[str] = ()) -> None:
+        self._status = status
+        self._headers = {"Allow": ", ".join(sorted(methods))} if methods else None
+
+    async def __call__(self, *_: object) -> None:
+        """Refuse."""
+        raise HTTPException(self._status, headers=self._headers)
+
+
 def _add_other_routes(app: FastAPI, parts: Parts) -> None:
     @app.get("/v1/models", responses=_NO_KEY)
     async def models() -> ModelList:
@@ -163,11 +195,13 @@ def _add_other_routes(app: FastAPI, parts: Parts) -> None:
                           f"{parts.card.id!r}.", param="model", code="model_not_found")  # fmt: skip
         return parts.card
 
+    @app.head("/health", include_in_schema=False)
     @app.get("/health")
     async def health() -> Status:
         """Say that the process is alive."""
         return Status(status="alive")
 
+    @app.head("/ready", include_in_schema=False)
     @app.get("/ready", responses={**_NO_KEY, 503: {"model": Status}})
     async def ready(response: Response) -> Status:
         """Say whether a question would be answered now."""

@@ -129,9 +129,14 @@ class Chat:
                 param="model",
                 code="model_not_found",
             )
-        if asked.num_choices > self._config.max_choices:
-            message = f"n is {asked.num_choices}; this server allows {self._config.max_choices}."
+        most = min(self._config.max_choices, self._config.max_requests)
+        if asked.num_choices > most:
+            message = f"n is {asked.num_choices}; this server allows {most}."
             raise Refusal(400, message, param="n")
+        most = self._model.engine_config.max_running
+        if (asked.num_beams or 1) > most:
+            message = f"num_beams is {asked.num_beams}; this server allows {most}."
+            raise Refusal(400, message, param="num_beams")
         contents = [message.content for message in asked.messages]
         parts = [part for each in contents if not isinstance(each, str) for part in each]
         texts = [each for each in contents if isinstance(each, str)]

@@ -26,6 +26,8 @@ from minigpt4_runtime.errors import (
 INVALID = "invalid_request_error"
 BROKEN = "server_error"
 
+# Its own error may quote another that nobody raised on purpose.
+_SILENT = "The server failed on this request. Its log has more under the request id."
 # What a request is about where its error cannot name a parameter itself.
 _PARAMS: dict[type[MiniGPT4Error], str] = {ImageError: "messages", PromptTooLongError: "messages"}
 # Error class → status, OpenAI's type, OpenAI's code.
@@ -85,9 +87,9 @@ def failure_of(error: BaseException) -> Failure:
     for cls in type(error).__mro__:
         if cls in STATUSES:
             status, kind, code = STATUSES[cls]
-            return Failure(status, str(error), kind, _PARAMS.get(cls), code)
-    message = "The server failed on this request. Its log has more under the request id."
-    return Failure(500, message, BROKEN)
+            message = str(error) if status != 500 else _SILENT
+            return Failure(status, message, kind, _PARAMS.get(cls), code)
+    return Failure(500, _SILENT, BROKEN)
 
 
 def error_response(error: BaseException) -> JSONResponse:

@@ -163,12 +163,21 @@ class _PatientH11(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self._answered: object = None
         self._waiting = self.loop.call_later(_HEADER_SECONDS, self._close_if_silent)
+
+    def on_response_complete(self) -> None:
+        # The next request of this connection has as long again; so has what is left of this one.
+        self._answered = self.cycle
+        super().on_response_complete()
+        self._waiting.cancel()
+        wait = _KEEP_ALIVE_SECONDS + _HEADER_SECONDS
+        self._waiting = self.loop.call_later(wait, self._close_if_silent)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._waiting.cancel()
         super().connection_lost(exc)
 
     def _close_if_silent(self) -> None:
-        if self.cycle is None:
+        if self.cycle is self._answered:
             self.transport.abort()

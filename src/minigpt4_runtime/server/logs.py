@@ -60,7 +60,7 @@ class JsonLines(logging.Formatter):
         fields = _fields(record)
         if record.exc_info and record.exc_info[0]:
             fields["error"] = record.exc_info[0].__name__
-        return json.dumps(fields, ensure_ascii=False, default=str)
+        return json.dumps(fields, default=str)
 
 
 class PlainLines(logging.Formatter):
@@ -73,5 +73,5 @@ class PlainLines(logging.Formatter):
         if record.exc_info and record.exc_info[0]:
             fields["error"] = record.exc_info[0].__name__
         # A line stays a line, whatever a client has put into it.
-        return " ".join([head, *(f"{name}={json.dumps(v, default=str, ensure_ascii=False)}"
+        return " ".join([head, *(f"{name}={json.dumps(v, default=str)}"
                                  for name, v in fields.items())])  # fmt: skip

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import os
 import socket
 import ssl
 from dataclasses import dataclass
@@ -54,13 +55,21 @@ class MediaPolicy:
         if scheme == "data":
             return image(url)
         if scheme == "file":
-            return image(self._allowed_path(url))
+            return image(await asyncio.to_thread(self._read_file, url))
         if scheme in _PORTS:
             return image(await self._fetch(url))
         raise ImageError(
             "A picture's URL begins with data:, or with http:, https: or file: where the server "
             "allows it."
         )
+
+    def _read_file(self, url: str) -> bytes:
+        """What an allowed file holds: an error about it later must not name its path."""
+        with self._allowed_path(url).open("rb") as file:
+            content = file.read(self.max_bytes + 1)
+        if len(content) > self.max_bytes:
+            raise ImageError(f"The file has more than {self.max_bytes:,} bytes.")
+        return content
 
     def _allowed_path(self, url: str) -> Path:
         refused = ImageError("This server opens no such file. Send the picture as a data URL.")
@@ -70,10 +79,11 @@ class MediaPolicy:
             parts = urlsplit(url)
             path = Path(unquote(parts.path, errors="strict")).resolve()
             is_inside = path.is_relative_to(self.folder.resolve())
-        except (ValueError, OSError, RuntimeError):  # A null character, a loop of links.
+            is_readable = is_inside and path.is_file() and os.access(path, os.R_OK)
+        except (ValueError, OSError, RuntimeError):  # A null character, a loop, a long name.
             raise refused from None
         # Whether a file outside exists must not show.
-        if not is_inside or parts.netloc not in {"", "localhost"} or not path.is_file():
+        if not is_readable or parts.netloc not in {"", "localhost"}:
             raise refused
         return path
 

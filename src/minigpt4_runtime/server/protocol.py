@@ -121,11 +121,14 @@ class ChatRequest(_Asked):
         seed = None if self.seed is None else (self.seed + choice) % (MAX_SEED + 1)
         given = {name: value for name, value in values.items() if value is not None}
         max_new_tokens = self._max_tokens(max_tokens)
+        is_beams = (self.num_beams or 1) > 1
+        if self.length_penalty is not None and not is_beams:
+            message = "length_penalty needs num_beams above 1: it ranks beams."
+            raise Refusal(400, message, param="length_penalty", code="invalid_value")
         try:
             return SamplingParams(max_new_tokens=max_new_tokens, seed=seed, **given)
         except ConfigError as error:
             # Ranges are checked: what is left does not go together with beams, or has no bounds.
-            is_beams = self.num_beams is not None and self.num_beams > 1
             param = "num_beams" if is_beams else str(error).partition(" ")[0]
             raise Refusal(400, str(error), param=param, code="invalid_value") from None
 

@@ -44,5 +44,8 @@ class ServerConfig:
             is_amount = field.name.startswith(("max_", "num_")) or field.name.endswith("_seconds")
             if is_amount and not (value := getattr(self, field.name)) > 0:
                 raise ConfigError(f"{field.name} is {value}; it must be above 0.")
+        for domain in self.media_domains:
+            if "/" in domain:
+                raise ConfigError(f"{domain} is no host. Write HOST or HOST:PORT, as in a.example.")
         if self.media_dir is not None and not self.media_dir.is_dir():
             raise ConfigError(f"{self.media_dir} is no folder. Name one that holds pictures.")

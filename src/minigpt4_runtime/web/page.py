@@ -7,13 +7,14 @@ Never  computes an answer, and loads nothing from elsewhere: no font, no script,
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minigpt4_runtime.optional import require
 from minigpt4_runtime.web.dialogue import INSTALL, DialogueError, Sampling, Server, Turn
+from minigpt4_runtime.web.guard import PageGuard
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -23,6 +24,7 @@ gradio = require("gradio", install=INSTALL)
 
 TITLE = "MiniGPT-4"
 FIRST_QUESTION = "Describe this picture."
+MAX_PICTURE_BYTES = 32 * 2**20
 # How often Gradio looks for pictures that were sent to the page, and how old it lets them grow.
 _KEPT_SECONDS = (600, 3600)
 _CSS = """
@@ -32,9 +34,22 @@ _CSS = """
 #dialogue .message img { max-height: 6rem; width: auto; }
 #dialogue [aria-label="Share"], #dialogue [aria-label="Download"] { display: none; }
 """
+# On a phone the picture stays in view while one scrolls to the dialogue; in what hides its overflow
+# nothing can stick. Gradio would put its own name before each selector of _CSS.
+_HEAD = """
+<style>
+@media (max-width: 700px) {
+  .gradio-container { overflow: clip !important; }
+  #left { display: contents !important; }
+  #picture { position: sticky !important; top: 0; z-index: 20; height: 168px !important; }
+  #picture .image-container, #picture .image-frame, #picture img { max-height: 160px; }
+}
+</style>
+"""
 
-# What a run of the buttons shows: the dialogue, its turns, and the question still to be asked.
-Shown = tuple[list[dict[str, Any]], list[Turn], str]
+# What a run of the buttons shows: the dialogue, its turns, and the question still to be asked,
+# which is left alone once it was taken over: the next one may be in the making.
+Shown = tuple[list[dict[str, Any]], list[Turn], Any]
 
 
 def build_page(server: Server, pictures: Sequence[Path]) -> Blocks:
@@ -46,11 +61,12 @@ def build_page(server: Server, pictures: Sequence[Path]) -> Blocks:
         gradio.Markdown(f"# {TITLE}")
         about = gradio.Markdown(elem_id="about")
         with gradio.Row(equal_height=False):
-            with gradio.Column(scale=2, min_width=280):
+            with gradio.Column(scale=2, min_width=280, elem_id="left"):
                 picture = gradio.Image(
                     label="The picture", show_label=False, type="filepath",
                     sources=["upload", "clipboard"], height=320, elem_id="picture",
                 )  # fmt: skip
+                picture.preprocess = _uploaded(picture)
                 if pictures:
                     gradio.Examples([[str(path)] for path in pictures], picture, label="Try one")
                 settings = _settings()
@@ -83,8 +99,10 @@ def build_page(server: Server, pictures: Sequence[Path]) -> Blocks:
     return page  # type: ignore[no-any-return]
 
 
-def mount(app: FastAPI, page: Blocks, *, max_picture_bytes: int | None = None) -> None:
+def mount(app: FastAPI, page: Blocks, *, max_picture_bytes: int = MAX_PICTURE_BYTES) -> None:
     """Show the page at / of an application, behind whatever guards that has."""
+    # Without it Gradio takes any file of this machine for one that was uploaded.
+    page.has_launched = True
     fonts = ["system-ui", "sans-serif"]
     gradio.mount_gradio_app(
         app,
@@ -92,12 +110,15 @@ def mount(app: FastAPI, page: Blocks, *, max_picture_bytes: int | None = None) -
         path="/",
         theme=gradio.themes.Default(font=fonts, font_mono=["ui-monospace", "monospace"]),
         css=_CSS,
+        head=_HEAD,
         footer_links=[],
         max_file_size=max_picture_bytes,
         show_error=True,
         ssr_mode=False,
         enable_monitoring=False,
     )
+    route: Any = app.routes[-1]
+    route.app = PageGuard(route.app, max_picture_bytes=max_picture_bytes)
 
 
 def _settings() -> list[Any]:
@@ -115,6 +136,21 @@ def _settings() -> list[Any]:
                 None, precision=0, label="Seed", info="The same seed draws the same answer."
             ),
         ]  # fmt: skip
+
+
+def _uploaded(picture: Any) -> Callable[[Any], str | None]:
+    """How a picture is taken: as it was uploaded. Gradio would open any file, and write it anew."""
+    folder = Path(picture.GRADIO_CACHE).resolve()
+
+    def find(payload: Any) -> str | None:
+        if payload is None:
+            return None
+        path = Path(payload.path or "").resolve()
+        if not path.is_relative_to(folder) or not path.is_file():
+            raise gradio.Error("Upload the picture first.", duration=5, print_exception=False)
+        return str(path)
+
+    return find
 
 
 class _Actions:
@@ -136,7 +172,7 @@ class _Actions:
     ) -> AsyncIterator[Shown]:
         """Ask one more question; a picture goes along when it is another than before."""
         if not question.strip():
-            raise gradio.Error("Type a question first.", duration=5)
+            raise gradio.Error("Type a question first.", duration=5, print_exception=False)
         path = Path(picture) if picture else None
         sent = [turn.picture for turn in turns if turn.picture]
         is_new = path is not None and path not in sent[-1:]
@@ -147,7 +183,7 @@ class _Actions:
     async def retry(self, turns: list[Turn], *settings: Any) -> AsyncIterator[Shown]:
         """Ask the last question again."""
         if not turns:
-            raise gradio.Error("There is nothing to retry yet.", duration=5)
+            raise gradio.Error("There is nothing to retry yet.", duration=5, print_exception=False)
         *before, last = turns
         async for shown in self._answer([*before, replace(last, answer="")], Sampling(*settings)):
             yield shown
@@ -158,7 +194,7 @@ class _Actions:
         try:
             async for answer in self._server.answer(turns, sampling):
                 last = replace(last, answer=answer)
-                yield _as_chat([*before, last]), [*before, last], ""
+                yield _as_chat([*before, last]), [*before, last], gradio.skip()
         except DialogueError as error:
             gradio.Warning(str(error), duration=20, title="No answer")
             # The question comes back, to be asked again when what was wrong is mended.
