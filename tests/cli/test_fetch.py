@@ -11,6 +11,7 @@ import threading
 import time
 from collections import namedtuple
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,8 +20,11 @@ from published_web import GOLDENS, TOKEN, Mishap, golden_files, write_table
 
 from minigpt4_runtime import MiniGPT4, SamplingParams
 from minigpt4_runtime.backend.cpu import CpuBackend
+from minigpt4_runtime.checkpoint import sizes
+from minigpt4_runtime.checkpoint.config_file import load_config
 from minigpt4_runtime.hub import download
 from minigpt4_runtime.hub.hosts import Hiccup
+from minigpt4_runtime.presets import PRESETS
 
 TOWER = "eva_vit_g.pth"
 PICTURE = GOLDENS / "vicuna" / "images" / "grey.png"
@@ -222,6 +226,33 @@ def test_files_that_do_not_belong_together(fetch, real_minigpt4, web, cache_home
     assert real_minigpt4("models").out == ""
     # A next try needs no second download.
     assert f"downloads/tower/{TOWER}" in files_of(cache_home)
+
+
+@pytest.fixture
+def small_preset(web, tmp_path, monkeypatch, golden_model_dir):
+    """The golden's sizes in place of those of Vicuna 7B, which the table now names."""
+    config = load_config(golden_model_dir("vicuna"))
+    monkeypatch.setitem(PRESETS, "vicuna-7b", config)
+    monkeypatch.setattr(sizes, "count_parameters", sizes.count_parameters.__wrapped__)
+    write_table(web, tmp_path / "test.toml", "vicuna", "vicuna-7b", preset="vicuna-7b")
+    return config
+
+
+def test_the_files_of_another_model_are_refused(
+    fetch, small_preset, real_minigpt4, cache_home, monkeypatch
+):
+    """As Llama 2 in place of Vicuna, which is as wide."""
+    longer = replace(small_preset.language, max_position_embeddings=4096)
+    monkeypatch.setitem(PRESETS, "vicuna-7b", replace(small_preset, language=longer))
+    shown = fetch("--no-example")
+    assert shown.status == 1
+    assert (
+        f"{cache_home / 'downloads' / 'language-model' / 'config.json'} is of another model than "
+        "vicuna-7b: max_position_embeddings 2048, and vicuna-7b has max_position_embeddings 4096."
+    ) in shown.err
+    assert real_minigpt4("models").out == ""
+    monkeypatch.setitem(PRESETS, "vicuna-7b", small_preset)
+    assert fetch("--no-example").status == 0
 
 
 def test_a_page_in_place_of_weights_stops_all_at_once(fetch, web, cache_home):

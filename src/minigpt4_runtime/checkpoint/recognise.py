@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from minigpt4_runtime.checkpoint.expected import has_language_sizes
 from minigpt4_runtime.checkpoint.file_kind import read_head, read_json
 from minigpt4_runtime.checkpoint.key_map import language_origins
 from minigpt4_runtime.checkpoint.language_folder import read_llama_config
@@ -29,6 +30,7 @@ _MARKS = {
     "qformer": "Qformer.bert.encoder.layer.0.attention.self.query.weight",
     "projection": "llama_proj.weight",
 }
+_WORD_TABLES = ("model.embed_tokens.weight", "lm_head.weight")
 
 
 @dataclass(frozen=True)
@@ -64,13 +66,13 @@ def match_parts(model: ModelSources, folder: Path) -> dict[Part, Found]:
     """
     if not folder.is_dir():
         raise CheckpointError(f"{folder} is no folder; --from wants one with published files.")
-    known = list(_recognise_all(folder))
+    known = [each for each in _recognise_all(folder) if _fits(model, each)]
     found = {}
     for part in model.parts:
         if part.role == "language":
-            found[part] = _match_language(model, part, folder, known)
+            found[part] = _match_language(part, folder, known)
         else:
-            fitting = [each for each in known if each.kind == part.role and _fits(model, each)]
+            fitting = [each for each in known if each.kind == part.role]
             path = _choose(folder, part.what, fitting)
             files = {} if path is None else {_name_as(part.files[0].name, path): path}
             found[part] = Found(files, is_whole=bool(files))
@@ -147,7 +149,11 @@ def _fits(model: ModelSources, each: Recognised) -> bool:
     if each.kind == "vision":
         return each.shapes[_MARKS["vision"]][0] == config.vision.hidden_size
     if each.kind == "llama":
-        return each.values.get("hidden_size") == config.language.hidden_size
+        return has_language_sizes(each.values, model.preset)
+    if each.kind == "shard":
+        # What holds no words, or no head, may be anyone's of this width.
+        table = (config.language.vocab_size, config.language.hidden_size)
+        return all(each.shapes.get(name, table) == table for name in _WORD_TABLES)
     if each.kind == "bert" and config.qformer is not None:
         return each.values.get("hidden_size") == config.qformer.hidden_size
     return True
@@ -167,14 +173,12 @@ def _choose(folder: Path, what: str, fitting: list[Recognised]) -> Path | None:
     return paths[0] if paths else None
 
 
-def _match_language(
-    model: ModelSources, part: Part, folder: Path, known: list[Recognised]
-) -> Found:
+def _match_language(part: Part, folder: Path, known: list[Recognised]) -> Found:
     """The whole language model, whatever its files are called; else those that can be told."""
     config_path = _choose(
         folder,
         "the language model's config.json",
-        [each for each in known if each.kind == "llama" and _fits(model, each)],
+        [each for each in known if each.kind == "llama"],
     )
     tokenizer_path = _choose(
         folder,

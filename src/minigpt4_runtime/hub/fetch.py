@@ -326,6 +326,7 @@ def assembled(plan: FetchPlan) -> Iterator[PublishedFiles]:
                 projection=places["projection"],
                 qformer=places.get("qformer"),
                 bert_dir=places["bert"].parent if "bert" in places else None,
+                preset=plan.model.preset,
             )
         except CheckpointError as error:
             message = str(error)
