@@ -224,8 +224,38 @@ def test_files_that_do_not_belong_together(fetch, real_minigpt4, web, cache_home
     assert f"{cache_home / 'downloads' / 'projection'}" in shown.err
     assert "minigpt4 models --delete downloads" in shown.err
     assert real_minigpt4("models").out == ""
-    # A next try needs no second download.
+    # A next try needs no second download but for the one that was refused.
     assert f"downloads/tower/{TOWER}" in files_of(cache_home)
+    web.files["pretrained_minigpt4_7b.pth"] = golden_files("vicuna")["pretrained_minigpt4_7b.pth"]
+    web.seen.clear()
+    assert fetch("--no-example").status == 0
+    assert not web.requests_for(TOWER)
+
+
+@pytest.mark.parametrize("is_deleted", [True, False])
+def test_what_a_conversion_refuses_is_no_first_arrival(fetch, real_minigpt4, web, is_deleted):
+    """Rubbish that begins as weights do, once: the next fetch takes the real file."""
+    right = web.files[TOWER]
+    web.files[TOWER] = b"PK\x03\x04" + bytes(5000)
+    shown = fetch("--no-example")
+    assert shown.status == 1
+    assert f"{TOWER} is " in shown.err
+    if is_deleted:
+        assert real_minigpt4("models", "--delete", "downloads").status == 0
+    web.files[TOWER] = right
+    shown = fetch("--no-example")
+    assert shown.status == 0, shown.err
+
+
+def test_an_error_in_place_of_weights_is_refused_at_once(fetch, web, cache_home):
+    right = web.files[TOWER]
+    web.files[TOWER] = '{"error": "请求过于频繁"}'.encode()
+    shown = fetch("--no-example")
+    assert shown.status == 1
+    assert "请求过于频繁" in shown.err
+    assert files_of(cache_home) == []
+    web.files[TOWER] = right
+    assert fetch("--no-example").status == 0
 
 
 @pytest.fixture

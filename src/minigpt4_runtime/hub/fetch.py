@@ -35,6 +35,7 @@ from minigpt4_runtime.hub.download import (
     describe_failure,
     download,
     hash_file,
+    refuse_other_kind,
 )
 from minigpt4_runtime.hub.hosts import Hiccup, Refusal, find_address, open_client, open_reply
 from minigpt4_runtime.hub.ledger import Ledger
@@ -190,6 +191,7 @@ def _plan_file(client: "Client", ledger: Ledger, part: Part, file: SourceFile) -
     for address in addresses:
         try:
             with open_reply(client, address) as reply:
+                refuse_other_kind(file, reply)
                 return PlannedFile(part, file, target, address.host, reply.size, kept_bytes)
         except Hiccup:
             # The download itself is patient; what it will bring is known then.
@@ -330,12 +332,27 @@ def assembled(plan: FetchPlan) -> Iterator[PublishedFiles]:
             )
         except CheckpointError as error:
             message = str(error)
+            _forget_refused(plan, message, links)
             for link, path in links.items():
                 message = message.replace(str(link), str(path))
             raise CheckpointError(
                 f"{message} What was downloaded is kept in {downloads_dir()}; "
                 "`minigpt4 models --delete downloads` makes the next fetch begin anew."
             ) from None
+
+
+def _forget_refused(plan: FetchPlan, message: str, links: Mapping[Path, Path]) -> None:
+    """Take the downloads that a conversion's message names for no first arrivals.
+
+    Where it names a part's folder, all files of that part are meant.
+    """
+    named = {path for link, path in links.items() if str(link) in message}
+    if not named:
+        named = {path for link, path in links.items() if str(link.parent) in message}
+    ledger = Ledger(home_dir())
+    for each in plan.files:
+        if each.target.resolve() in named:
+            ledger.forget(each.file)
 
 
 def _link(path: Path, link: Path) -> None:

@@ -159,6 +159,8 @@ def _open_response(
 
 
 def _read_reply(address: Address, response: "Response", start: int) -> Reply:
+    if (packing := response.headers.get("Content-Encoding", "identity").lower()) != "identity":
+        raise Refusal(f"it packs the file on its way ({packing}), though it was asked not to")
     # As they come: gathered into larger pieces, a cut would lose what was gathered.
     chunks = response.iter_raw()
     head = b""
