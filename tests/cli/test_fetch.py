@@ -91,6 +91,31 @@ def test_a_fetched_model_is_not_fetched_again(fetch, web):
     assert "Now yours" in shown.err
 
 
+def test_what_is_there_is_stored_otherwise_than_asked_for(fetch, web, tmp_path):
+    assert fetch("--no-example", "--dtype", "float32").status == 0
+    assert fetch("--no-example", "--dtype", "float32").status == 0
+    shown = fetch("--no-example", "--dtype", "float16")
+    assert shown.status == 1
+    assert "stored in float32 and not in float16 alone. Run `minigpt4 models --delete" in shown.err
+    fetch("--no-example", "--out", tmp_path / "model", "--dtype", "float16")
+    shown = fetch("--no-example", "--out", tmp_path / "model", "--dtype", "float32")
+    assert shown.status == 1
+    assert "in float16 and not in float32 alone. Choose another --out." in shown.err
+
+
+def test_another_model_in_the_folder_does_not_pass_for_this_one(
+    fetch, web, golden_model_dir, table
+):
+    text = table.read_text(encoding="utf-8")
+    named = text.replace("[models.vicuna-7b]", '[models.vicuna-7b]\npreset = "vicuna-7b"')
+    table.write_text(named, encoding="utf-8")
+    shown = fetch("--no-example", "--out", golden_model_dir("vicuna"))
+    assert shown.status == 1
+    assert f"{golden_model_dir('vicuna')} is of another model than vicuna-7b: " in shown.err
+    assert "Choose another --out." in shown.err
+    assert web.seen == []
+
+
 def test_the_gated_variant(fetch, web, tmp_path, monkeypatch):
     web.files.clear()
     web.files |= golden_files("llama2")
