@@ -3,6 +3,7 @@
 import hashlib
 import http.server
 import json
+import sys
 import threading
 from dataclasses import replace
 
@@ -10,10 +11,10 @@ import pytest
 from published_web import BUCKET, DRIVE_IDS, TOKEN, Mishap
 
 from minigpt4_runtime.checkpoint.sources import SourceFile
-from minigpt4_runtime.errors import CheckpointError
+from minigpt4_runtime.errors import BackendUnavailableError, CheckpointError, ConfigError
 from minigpt4_runtime.hub import download as room
 from minigpt4_runtime.hub.download import Stopped, Watch, download
-from minigpt4_runtime.hub.hosts import open_client
+from minigpt4_runtime.hub.hosts import find_address, open_client
 from minigpt4_runtime.hub.ledger import Ledger
 
 TOWER = "eva_vit_g.pth"
@@ -288,6 +289,34 @@ def test_a_gate_says_what_to_do(web, bring, cache_home, monkeypatch):
     assert "hf_of_someone_else" not in message
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     assert bring(hub()) == web.files[SHARD]
+
+
+def test_a_token_that_is_not_valid_is_called_so(web, monkeypatch, bring, cache_home):
+    web.mishaps[SHARD] = [Mishap(status=401), Mishap(status=401)]
+    address = replace(find_address(hub().hosts[0]), url=f"{web.site}{BUCKET}/{SHARD}")
+    monkeypatch.setattr(room, "find_address", lambda _: address)
+    message = refuse(bring, hub(), cache_home)
+    assert "it answered 401 Unauthorized: it wants to know who asks" in message
+    sent = replace(address, headers={"Authorization": "Bearer hf_of_old"})
+    monkeypatch.setattr(room, "find_address", lambda _: sent)
+    message = refuse(bring, hub(), cache_home)
+    assert "it answered 401 Unauthorized: your token is not valid, or has expired" in message
+    assert "licence" not in message
+
+
+def test_an_endpoint_that_is_empty_or_no_address(monkeypatch):
+    monkeypatch.setenv("HF_ENDPOINT", "")
+    assert find_address("hub:a/b/c").url == "https://huggingface.co/a/b/resolve/main/c"
+    monkeypatch.setenv("HF_ENDPOINT", "hf-mirror.com")
+    with pytest.raises(ConfigError, match=r"HF_ENDPOINT is 'hf-mirror\.com'; it must"):
+        find_address("hub:a/b/c")
+
+
+def test_a_socks_proxy_needs_a_package(monkeypatch):
+    monkeypatch.setitem(sys.modules, "socksio", None)
+    monkeypatch.setenv("ALL_PROXY", "socks5://127.0.0.1:1080")
+    with pytest.raises(BackendUnavailableError, match=r"ALL_PROXY names a SOCKS proxy.*\[socks\]"):
+        open_client()
 
 
 def test_a_repository_that_is_gone(web, bring, cache_home):
