@@ -210,6 +210,28 @@ def test_what_is_not_in_the_folder_is_downloaded(fetch, web, tmp_path):
     assert web.requests_for("pytorch_model-00002-of-00004.bin")
 
 
+def test_what_of_a_folder_cannot_be_used_is_told(fetch, web, tmp_path):
+    """Nobody should wonder why a file that is there is downloaded again."""
+    folder = tmp_path / "some"
+    folder.mkdir()
+    (folder / TOWER).write_bytes(web.files[TOWER][:5000])
+    (folder / "shard.bin").write_bytes(b"<html>Sign in</html>")
+    (folder / "tokenizer.model").write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
+    (folder / "config.json").write_bytes(b"")
+    (folder / "projection.pth").write_bytes(b"too many requests")
+    (folder / "notes.html").write_bytes(b"<html>Notes</html>")
+    shown = fetch("--from", folder, "--no-example")
+    assert shown.status == 0, shown.err
+    (told,) = [line for line in shown.err.splitlines() if line.startswith("Passed over: ")]
+    assert f"{folder / TOWER} " in told
+    assert f"{folder / 'shard.bin'} is a web page" in told
+    assert f"{folder / 'tokenizer.model'} is a Git LFS pointer" in told
+    assert f"{folder / 'config.json'} is empty" in told
+    assert f"{folder / 'projection.pth'} holds a text" in told
+    assert "notes.html" not in told
+    assert web.requests_for(TOWER)
+
+
 def change(content):
     """The same weights but for one: another file of the same form."""
     weights = torch.load(io.BytesIO(content), weights_only=True)

@@ -88,7 +88,7 @@ def fetch(
     if name not in known:
         raise ConfigError(f"There is no model {name!r} to fetch; there is {', '.join(known)}.")
     out_dir = out or models_dir() / name
-    wanted_dtype = None if dtype is None else dtype.value
+    wanted_dtype: DTypeName | None = None if dtype is None else dtype.value
     if (out_dir / MANIFEST_NAME).is_file():
         _check_present(known[name], out_dir, wanted_dtype)
         note(f"{name} is in {out_dir} already.")
@@ -151,7 +151,7 @@ def _make(
     check_target(out_dir, force=False)
     with hub.cache_lock():
         note("Looking for the files …")
-        plan = hub.make_plan(model, out_dir=out_dir, from_dir=from_dir, dtype=dtype)
+        plan = hub.make_plan(model, out_dir=out_dir, from_dir=from_dir, dtype=dtype, say=note)
         _show_plan(plan, is_all=dry_run)
         hub.check_room(plan, will_answer=will_answer)
         answer_dtype = hub.choose_dtype(plan.smallest_running_bytes)

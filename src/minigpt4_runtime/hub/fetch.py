@@ -152,9 +152,16 @@ def cache_lock() -> Iterator[None]:
 
 
 def make_plan(
-    model: ModelSources, *, out_dir: Path, from_dir: Path | None, dtype: DTypeName | None
+    model: ModelSources,
+    *,
+    out_dir: Path,
+    from_dir: Path | None,
+    dtype: DTypeName | None,
+    say: Callable[[str], None],
 ) -> FetchPlan:
     """Look for files, and ask the hosts for the sizes of the others.
+
+    `say` is told of files of --from that cannot be used.
 
     Raises:
         CheckpointError: no host gives a file, or --from holds two for one part.
@@ -162,7 +169,7 @@ def make_plan(
     """
     if home_dir().resolve().is_relative_to(out_dir.resolve()):
         raise ConfigError(f"--out is {out_dir}, which holds the cache. Choose another folder.")
-    local = {} if from_dir is None else match_parts(model, from_dir)
+    local = {} if from_dir is None else match_parts(model, from_dir, say)
     nothing = Found({}, is_whole=False)
     wanted = [
         (part, file)
