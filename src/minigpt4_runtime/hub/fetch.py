@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Protocol
 from filelock import FileLock, Timeout
 
 from minigpt4_runtime.backend.registry import open_device
+from minigpt4_runtime.checkpoint import shelf
 from minigpt4_runtime.checkpoint.convert import PublishedFiles
 from minigpt4_runtime.checkpoint.manifest import SourceRecord
 from minigpt4_runtime.checkpoint.recognise import Found, match_parts
@@ -146,6 +147,7 @@ def cache_lock() -> Iterator[None]:
     try:
         for left_behind in downloads_dir().glob(f"{_LINKS_PREFIX}*"):
             shutil.rmtree(left_behind, ignore_errors=True)
+        shelf.clear_remains()
         yield
     finally:
         lock.release()
