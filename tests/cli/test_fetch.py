@@ -421,6 +421,21 @@ def test_two_at_once_do_not_get_into_each_others_way(fetch, cache_home):
     assert "Another `minigpt4 fetch` is at work" in shown.err
 
 
+def test_downloads_are_not_deleted_while_a_fetch_is_at_work(real_minigpt4, cache_home):
+    from minigpt4_runtime.hub.fetch import cache_lock
+
+    kept = cache_home / "downloads" / "tower" / TOWER
+    kept.parent.mkdir(parents=True)
+    kept.write_bytes(b"on its way")
+    with cache_lock():
+        shown = real_minigpt4("models", "--delete", "downloads")
+    assert shown.status == 1
+    assert "Another `minigpt4 fetch` is at work" in shown.err
+    assert kept.exists()
+    assert real_minigpt4("models", "--delete", "downloads").status == 0
+    assert not kept.exists()
+
+
 def test_bars_where_someone_sees_them(fetch, monkeypatch):
     monkeypatch.setenv("FORCE_COLOR", "1")
     shown = fetch("--no-example")
