@@ -220,7 +220,7 @@ def golden_files(variant: str) -> dict[str, bytes]:
     return files
 
 
-def write_table(web: Web, path: Path, variant: str, name: str) -> Path:
+def write_table(web: Web, path: Path, variant: str, name: str, preset: str | None = None) -> Path:
     """A user's table that leads the published names to this web."""
     shards = sorted(each for each in web.files if each.startswith("pytorch_model"))
     (projection,) = [each for each in web.files if each.startswith("pretrained_minigpt4")]
@@ -238,6 +238,8 @@ def write_table(web: Web, path: Path, variant: str, name: str) -> Path:
         parts["q-former"] = ("qformer", bucket, ["blip2_pretrained_flant5xxl.pth"])
         parts["bert"] = ("bert", bert, ["config.json"])
     lines = [f"[models.{name}]", f"parts = {json.dumps(list(parts))}"]
+    if preset is not None:
+        lines.append(f'preset = "{preset}"')
     for part, (role, host, names) in parts.items():
         files = ", ".join(f'{{ name = "{each}" }}' for each in names)
         lines += [

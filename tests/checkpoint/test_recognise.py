@@ -1,15 +1,19 @@
 """Files under any name: what they are, whether they are whole, and whether they fit."""
 
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
 from published_files import GOLDENS, edit_json, read_language
 from safetensors.torch import save_file
 
+from minigpt4_runtime.checkpoint.file_kind import read_json
+from minigpt4_runtime.checkpoint.language_folder import read_llama_config
 from minigpt4_runtime.checkpoint.recognise import match_parts, recognise
 from minigpt4_runtime.checkpoint.sources import ModelSources, Part, SourceFile
 from minigpt4_runtime.errors import CheckpointError
+from minigpt4_runtime.presets import PRESETS
 
 CHECKPOINT = GOLDENS / "vicuna" / "checkpoint"
 NAMES = {
@@ -87,6 +91,26 @@ def test_files_of_other_sizes_are_not_the_ones_wanted():
     found = match(CHECKPOINT, preset="vicuna-7b")
     assert not any(found[role] for role in ("vision", "bert", "projection"))
     assert "config.json" not in found["language"]
+
+
+GOLDEN = read_llama_config(CHECKPOINT, read_json(CHECKPOINT / "llama" / "config.json"))
+
+
+@pytest.mark.parametrize(
+    "other", ["vocab_size", "num_hidden_layers", "max_position_embeddings", "hidden_size"]
+)
+def test_a_language_model_of_the_same_width_is_another(language, monkeypatch, other):
+    """As Llama 2 7B is as wide as Vicuna 7B, and its shards have the same names."""
+    monkeypatch.setitem(PRESETS, "vicuna-7b", replace(PRESETS["vicuna-7b"], language=GOLDEN))
+    assert "config.json" in match(language, "vicuna-7b")["language"]
+    wanted = replace(GOLDEN, **{other: 2 * getattr(GOLDEN, other)})
+    monkeypatch.setitem(PRESETS, "vicuna-7b", replace(PRESETS["vicuna-7b"], language=wanted))
+    found = match(language, "vicuna-7b")["language"]
+    assert "config.json" not in found
+    # The words are in the first shard.
+    assert ("pytorch_model-00001-of-00004.bin" in found) == (
+        other not in ("vocab_size", "hidden_size")
+    )
 
 
 @pytest.mark.parametrize("has_index", [True, False])

@@ -85,6 +85,25 @@ def test_a_broken_package_is_a_finding(real_minigpt4, monkeypatch):
     assert "installed but broken" in torch["todo"]
 
 
+def test_a_package_that_lacks_a_module_of_its_own(real_minigpt4, monkeypatch):
+    def load(name):
+        if name == "numpy":
+            raise ModuleNotFoundError("No module named 'numpy._core'", name="numpy._core")
+
+    monkeypatch.setattr(diagnosis.importlib, "import_module", load)
+    _, found = ask(real_minigpt4)
+    numpy = next(check for check in found["checks"] if check["name"] == "numpy")
+    assert numpy["todo"] == "Run: pip install --force-reinstall numpy"
+
+
+def test_a_package_under_another_name_is_no_fault(real_minigpt4, monkeypatch):
+    monkeypatch.setitem(diagnosis._PACKAGES, "PIL", "not-installed-by-that-name")
+    status, found = ask(real_minigpt4)
+    assert status == 0
+    pillow = next(check for check in found["checks"] if check["name"] == "PIL")
+    assert pillow["seen"] == "here, though not installed as not-installed-by-that-name"
+
+
 def test_a_model_that_does_not_answer_is_a_finding(real_minigpt4, monkeypatch):
     def fail(*_, **__):
         raise CheckpointError("assets/demo has no config.json.")

@@ -11,6 +11,7 @@ import threading
 import time
 from collections import namedtuple
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,8 +20,11 @@ from published_web import GOLDENS, TOKEN, Mishap, golden_files, write_table
 
 from minigpt4_runtime import MiniGPT4, SamplingParams
 from minigpt4_runtime.backend.cpu import CpuBackend
+from minigpt4_runtime.checkpoint import sizes
+from minigpt4_runtime.checkpoint.config_file import load_config
 from minigpt4_runtime.hub import download
 from minigpt4_runtime.hub.hosts import Hiccup
+from minigpt4_runtime.presets import PRESETS
 
 TOWER = "eva_vit_g.pth"
 PICTURE = GOLDENS / "vicuna" / "images" / "grey.png"
@@ -85,6 +89,31 @@ def test_a_fetched_model_is_not_fetched_again(fetch, web):
     assert (shown.status, web.seen) == (0, [])
     assert "already" in shown.err
     assert "Now yours" in shown.err
+
+
+def test_what_is_there_is_stored_otherwise_than_asked_for(fetch, web, tmp_path):
+    assert fetch("--no-example", "--dtype", "float32").status == 0
+    assert fetch("--no-example", "--dtype", "float32").status == 0
+    shown = fetch("--no-example", "--dtype", "float16")
+    assert shown.status == 1
+    assert "stored in float32 and not in float16 alone. Run `minigpt4 models --delete" in shown.err
+    fetch("--no-example", "--out", tmp_path / "model", "--dtype", "float16")
+    shown = fetch("--no-example", "--out", tmp_path / "model", "--dtype", "float32")
+    assert shown.status == 1
+    assert "in float16 and not in float32 alone. Choose another --out." in shown.err
+
+
+def test_another_model_in_the_folder_does_not_pass_for_this_one(
+    fetch, web, golden_model_dir, table
+):
+    text = table.read_text(encoding="utf-8")
+    named = text.replace("[models.vicuna-7b]", '[models.vicuna-7b]\npreset = "vicuna-7b"')
+    table.write_text(named, encoding="utf-8")
+    shown = fetch("--no-example", "--out", golden_model_dir("vicuna"))
+    assert shown.status == 1
+    assert f"{golden_model_dir('vicuna')} is of another model than vicuna-7b: " in shown.err
+    assert "Choose another --out." in shown.err
+    assert web.seen == []
 
 
 def test_the_gated_variant(fetch, web, tmp_path, monkeypatch):
@@ -181,6 +210,28 @@ def test_what_is_not_in_the_folder_is_downloaded(fetch, web, tmp_path):
     assert web.requests_for("pytorch_model-00002-of-00004.bin")
 
 
+def test_what_of_a_folder_cannot_be_used_is_told(fetch, web, tmp_path):
+    """Nobody should wonder why a file that is there is downloaded again."""
+    folder = tmp_path / "some"
+    folder.mkdir()
+    (folder / TOWER).write_bytes(web.files[TOWER][:5000])
+    (folder / "shard.bin").write_bytes(b"<html>Sign in</html>")
+    (folder / "tokenizer.model").write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
+    (folder / "config.json").write_bytes(b"")
+    (folder / "projection.pth").write_bytes(b"too many requests")
+    (folder / "notes.html").write_bytes(b"<html>Notes</html>")
+    shown = fetch("--from", folder, "--no-example")
+    assert shown.status == 0, shown.err
+    (told,) = [line for line in shown.err.splitlines() if line.startswith("Passed over: ")]
+    assert f"{folder / TOWER} " in told
+    assert f"{folder / 'shard.bin'} is a web page" in told
+    assert f"{folder / 'tokenizer.model'} is a Git LFS pointer" in told
+    assert f"{folder / 'config.json'} is empty" in told
+    assert f"{folder / 'projection.pth'} holds a text" in told
+    assert "notes.html" not in told
+    assert web.requests_for(TOWER)
+
+
 def change(content):
     """The same weights but for one: another file of the same form."""
     weights = torch.load(io.BytesIO(content), weights_only=True)
@@ -220,8 +271,65 @@ def test_files_that_do_not_belong_together(fetch, real_minigpt4, web, cache_home
     assert f"{cache_home / 'downloads' / 'projection'}" in shown.err
     assert "minigpt4 models --delete downloads" in shown.err
     assert real_minigpt4("models").out == ""
-    # A next try needs no second download.
+    # A next try needs no second download but for the one that was refused.
     assert f"downloads/tower/{TOWER}" in files_of(cache_home)
+    web.files["pretrained_minigpt4_7b.pth"] = golden_files("vicuna")["pretrained_minigpt4_7b.pth"]
+    web.seen.clear()
+    assert fetch("--no-example").status == 0
+    assert not web.requests_for(TOWER)
+
+
+@pytest.mark.parametrize("is_deleted", [True, False])
+def test_what_a_conversion_refuses_is_no_first_arrival(fetch, real_minigpt4, web, is_deleted):
+    """Rubbish that begins as weights do, once: the next fetch takes the real file."""
+    right = web.files[TOWER]
+    web.files[TOWER] = b"PK\x03\x04" + bytes(5000)
+    shown = fetch("--no-example")
+    assert shown.status == 1
+    assert f"{TOWER} is " in shown.err
+    if is_deleted:
+        assert real_minigpt4("models", "--delete", "downloads").status == 0
+    web.files[TOWER] = right
+    shown = fetch("--no-example")
+    assert shown.status == 0, shown.err
+
+
+def test_an_error_in_place_of_weights_is_refused_at_once(fetch, web, cache_home):
+    right = web.files[TOWER]
+    web.files[TOWER] = '{"error": "请求过于频繁"}'.encode()
+    shown = fetch("--no-example")
+    assert shown.status == 1
+    assert "请求过于频繁" in shown.err
+    assert files_of(cache_home) == []
+    web.files[TOWER] = right
+    assert fetch("--no-example").status == 0
+
+
+@pytest.fixture
+def small_preset(web, tmp_path, monkeypatch, golden_model_dir):
+    """The golden's sizes in place of those of Vicuna 7B, which the table now names."""
+    config = load_config(golden_model_dir("vicuna"))
+    monkeypatch.setitem(PRESETS, "vicuna-7b", config)
+    monkeypatch.setattr(sizes, "count_parameters", sizes.count_parameters.__wrapped__)
+    write_table(web, tmp_path / "test.toml", "vicuna", "vicuna-7b", preset="vicuna-7b")
+    return config
+
+
+def test_the_files_of_another_model_are_refused(
+    fetch, small_preset, real_minigpt4, cache_home, monkeypatch
+):
+    """As Llama 2 in place of Vicuna, which is as wide."""
+    longer = replace(small_preset.language, max_position_embeddings=4096)
+    monkeypatch.setitem(PRESETS, "vicuna-7b", replace(small_preset, language=longer))
+    shown = fetch("--no-example")
+    assert shown.status == 1
+    assert (
+        f"{cache_home / 'downloads' / 'language-model' / 'config.json'} is of another model than "
+        "vicuna-7b: max_position_embeddings 2048, and vicuna-7b has max_position_embeddings 4096."
+    ) in shown.err
+    assert real_minigpt4("models").out == ""
+    monkeypatch.setitem(PRESETS, "vicuna-7b", small_preset)
+    assert fetch("--no-example").status == 0
 
 
 def test_a_page_in_place_of_weights_stops_all_at_once(fetch, web, cache_home):
@@ -311,6 +419,21 @@ def test_two_at_once_do_not_get_into_each_others_way(fetch, cache_home):
         shown = fetch()
     assert shown.status == 1
     assert "Another `minigpt4 fetch` is at work" in shown.err
+
+
+def test_downloads_are_not_deleted_while_a_fetch_is_at_work(real_minigpt4, cache_home):
+    from minigpt4_runtime.hub.fetch import cache_lock
+
+    kept = cache_home / "downloads" / "tower" / TOWER
+    kept.parent.mkdir(parents=True)
+    kept.write_bytes(b"on its way")
+    with cache_lock():
+        shown = real_minigpt4("models", "--delete", "downloads")
+    assert shown.status == 1
+    assert "Another `minigpt4 fetch` is at work" in shown.err
+    assert kept.exists()
+    assert real_minigpt4("models", "--delete", "downloads").status == 0
+    assert not kept.exists()
 
 
 def test_bars_where_someone_sees_them(fetch, monkeypatch):

@@ -3,6 +3,7 @@
 import hashlib
 import http.server
 import json
+import sys
 import threading
 from dataclasses import replace
 
@@ -10,10 +11,10 @@ import pytest
 from published_web import BUCKET, DRIVE_IDS, TOKEN, Mishap
 
 from minigpt4_runtime.checkpoint.sources import SourceFile
-from minigpt4_runtime.errors import CheckpointError
+from minigpt4_runtime.errors import BackendUnavailableError, CheckpointError, ConfigError
 from minigpt4_runtime.hub import download as room
 from minigpt4_runtime.hub.download import Stopped, Watch, download
-from minigpt4_runtime.hub.hosts import open_client
+from minigpt4_runtime.hub.hosts import find_address, open_client
 from minigpt4_runtime.hub.ledger import Ledger
 
 TOWER = "eva_vit_g.pth"
@@ -136,7 +137,7 @@ def test_all_bytes_without_the_name_are_checked_again(web, bring, cache_home):
 
 def test_old_bytes_are_not_mixed_with_a_replaced_file(web, bring):
     content = web.files[TOWER]
-    older = bytes(reversed(content))
+    older = content[:4] + bytes(reversed(content[4:]))
     web.mishaps[TOWER] = [Mishap(content=older, cut_after=1000)]
     assert bring(bucket(web)) == content
     assert web.seen[-1].headers["if-range"] == f'"{hashlib.md5(older).hexdigest()}"'
@@ -153,7 +154,8 @@ def test_a_known_digest_takes_the_place_of_an_etag(web, bring):
     content = web.files[TOWER]
     web.has_etags = False
     file = bucket(web, sha256=hashlib.sha256(content).hexdigest())
-    web.mishaps[TOWER] = [Mishap(content=bytes(reversed(content)), cut_after=1000)]
+    older = content[:4] + bytes(reversed(content[4:]))
+    web.mishaps[TOWER] = [Mishap(content=older, cut_after=1000)]
     assert bring(file) == content
     ranges = [each.headers.get("range") for each in web.seen]
     assert ranges == [None, "bytes=999-", None]
@@ -236,11 +238,36 @@ def test_a_web_page_is_refused_at_once(web, bring, cache_home, headers):
         (b"too many requests from your address\n", "it gave a text in place of the file"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n", "a Git LFS pointer"),
         (b"", "its file is empty"),
+        ('{"error": "请求过于频繁，请稍后再试"}'.encode(), "it gave a text in place of the file"),
+        (('{"error": "' + "请求过于频繁" * 1000 + '"}').encode(), "it gave a text"),
+        (bytes(range(1, 200)), "its file begins with 01 02 03 04 05 06 07 08, as no .pth does"),
     ],
 )
 def test_other_stand_ins(web, bring, cache_home, content, words):
     web.files[TOWER] = content
     assert words in refuse(bring, bucket(web), cache_home)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("tokenizer.model", b"\x00\x01\x02\x03", "its file begins with 00 01 02 03"),
+        ("config.json", b"[1, 2]", "it gave a text in place of the file"),
+        ("config.json", b'{"hidden_size": 40', "its file of 18 bytes is not valid JSON"),
+    ],
+)
+def test_small_files_are_looked_at_too(web, bring, cache_home, name, content, words):
+    """What was refused is no first arrival: the right file comes the next time."""
+    right = web.files[name]
+    web.files[name] = content
+    assert words in refuse(bring, bucket(web, name), cache_home)
+    web.files[name] = right
+    assert bring(bucket(web, name)) == right
+
+
+def test_a_file_that_is_packed_on_its_way_is_refused(web, bring, cache_home):
+    web.mishaps[TOWER] = [Mishap(headers={"Content-Encoding": "gzip"})]
+    assert "it packs the file on its way (gzip)" in refuse(bring, bucket(web), cache_home)
 
 
 def test_a_dead_link(web, bring, cache_home):
@@ -264,6 +291,34 @@ def test_a_gate_says_what_to_do(web, bring, cache_home, monkeypatch):
     assert bring(hub()) == web.files[SHARD]
 
 
+def test_a_token_that_is_not_valid_is_called_so(web, monkeypatch, bring, cache_home):
+    web.mishaps[SHARD] = [Mishap(status=401), Mishap(status=401)]
+    address = replace(find_address(hub().hosts[0]), url=f"{web.site}{BUCKET}/{SHARD}")
+    monkeypatch.setattr(room, "find_address", lambda _: address)
+    message = refuse(bring, hub(), cache_home)
+    assert "it answered 401 Unauthorized: it wants to know who asks" in message
+    sent = replace(address, headers={"Authorization": "Bearer hf_of_old"})
+    monkeypatch.setattr(room, "find_address", lambda _: sent)
+    message = refuse(bring, hub(), cache_home)
+    assert "it answered 401 Unauthorized: your token is not valid, or has expired" in message
+    assert "licence" not in message
+
+
+def test_an_endpoint_that_is_empty_or_no_address(monkeypatch):
+    monkeypatch.setenv("HF_ENDPOINT", "")
+    assert find_address("hub:a/b/c").url == "https://huggingface.co/a/b/resolve/main/c"
+    monkeypatch.setenv("HF_ENDPOINT", "hf-mirror.com")
+    with pytest.raises(ConfigError, match=r"HF_ENDPOINT is 'hf-mirror\.com'; it must"):
+        find_address("hub:a/b/c")
+
+
+def test_a_socks_proxy_needs_a_package(monkeypatch):
+    monkeypatch.setitem(sys.modules, "socksio", None)
+    monkeypatch.setenv("ALL_PROXY", "socks5://127.0.0.1:1080")
+    with pytest.raises(BackendUnavailableError, match=r"ALL_PROXY names a SOCKS proxy.*\[socks\]"):
+        open_client()
+
+
 def test_a_repository_that_is_gone(web, bring, cache_home):
     web.gone.add("Vision-CAIR/vicuna-7b")
     message = refuse(bring, hub(), cache_home)
@@ -284,7 +339,7 @@ def test_a_known_digest_that_differs(web, bring, cache_home):
 
 
 def test_the_hub_itself_is_held_to_the_digest_that_it_tells(web, bring, cache_home):
-    damaged = bytes(len(web.files[SHARD]))
+    damaged = b"PK\x03\x04" + bytes(len(web.files[SHARD]) - 4)
     web.mishaps[SHARD] = [Mishap(content=damaged)]
     assert "which is not what it says of it" in refuse(bring, hub(), cache_home)
 
@@ -303,7 +358,7 @@ def test_the_first_arrival_is_trusted_and_later_ones_compared(web, bring, cache_
     (cache_home / file.name).unlink()
     assert bring(file) == first
     (cache_home / file.name).unlink()
-    web.files[PROJECTION] = bytes(reversed(first))
+    web.files[PROJECTION] = first + b"more"
     message = refuse(bring, file, cache_home)
     assert f"had {hashlib.sha256(first).hexdigest()}" in message
     assert str(cache_home / "downloads.json") in message

@@ -70,8 +70,32 @@ def test_files_come_together_under_their_published_names(plan, monkeypatch, allo
     assert not files.vision.exists()
 
 
-def test_what_a_killed_fetch_left_is_cleared_away(cache_home):
-    left = cache_home / "downloads" / ".links-abc"
-    left.mkdir(parents=True)
+@pytest.mark.parametrize(
+    "name",
+    [
+        "downloads/.links-abc",
+        ".downloads.0123abcd.deleted",
+        "models/.vicuna-7b.0123abcd.deleted",
+        "models/.vicuna-7b.0123abcd.partial",
+    ],
+)
+def test_what_a_killed_fetch_left_is_cleared_away(cache_home, name):
+    model = cache_home / "models" / "vicuna-7b.partial"
+    for folder in (cache_home / name, model):
+        folder.mkdir(parents=True)
+        (folder / "model.safetensors").touch()
     with cache_lock():
-        assert not left.exists()
+        assert not (cache_home / name).exists()
+    assert (model / "model.safetensors").exists()
+
+
+def test_a_link_that_was_being_deleted_leaves_its_model_alone(cache_home, tmp_path):
+    model = tmp_path / "kept elsewhere"
+    model.mkdir()
+    (model / "model.safetensors").touch()
+    (cache_home / "models").mkdir(parents=True)
+    link = cache_home / "models" / ".mine.0123abcd.deleted"
+    link.symlink_to(model)
+    with cache_lock():
+        assert not link.is_symlink()
+    assert (model / "model.safetensors").exists()

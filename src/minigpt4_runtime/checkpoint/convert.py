@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Protocol
 
 from minigpt4_runtime.checkpoint.architecture import Published, detect_config
+from minigpt4_runtime.checkpoint.expected import check_preset
 from minigpt4_runtime.checkpoint.folder import check_target, staged_folder, write_descriptions
 from minigpt4_runtime.checkpoint.language_folder import read_language_folder
 from minigpt4_runtime.checkpoint.manifest import Manifest, SourceRecord
@@ -40,13 +41,17 @@ class Progress(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class PublishedFiles:
-    """Where the published files lie. `qformer` and `bert_dir` belong to the Vicuna variant."""
+    """Where the published files lie. `qformer` and `bert_dir` belong to the Vicuna variant.
+
+    `preset` names the published model that they must be; without it any will do.
+    """
 
     language_dir: Path
     vision: Path
     projection: Path
     qformer: Path | None = None
     bert_dir: Path | None = None
+    preset: str | None = None
 
 
 @dataclass(frozen=True)
@@ -99,7 +104,10 @@ def convert(
         raise ConfigError(f"The dtype is {dtype!r}; it must be one of {', '.join(DTYPE_NAMES)}.")
     check_target(out_dir, force=force)
     published = _look_at(files)
-    plan = make_plan(published, detect_config(published, image_size), dtype)
+    config = detect_config(published, image_size)
+    if files.preset is not None:
+        check_preset(files.language_dir / "config.json", config, files.preset)
+    plan = make_plan(published, config, dtype)
     num_bytes, paths = total_bytes(plan.forms), _list_sources(files, published)
     _refuse_sources_inside(out_dir, paths)
     # Verifying reads what was written once to compare it and once to compute with it.

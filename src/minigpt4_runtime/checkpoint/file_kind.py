@@ -14,6 +14,9 @@ from minigpt4_runtime.errors import CheckpointError
 HEAD_BYTES = 512
 # Above this size a file that begins like text may still be binary.
 _LONGEST_NOTE_BYTES = 4096
+# A torch archive is a zip; older ones are pickles.
+_WEIGHT_STARTS = (b"PK\x03\x04", b"\x80")
+_WEIGHT_ENDINGS = (".pth", ".bin", ".pt", ".safetensors")
 _WEB_PAGE_STARTS = (b"<!doctype", b"<html", b"<?xml", b"<head", b"<!--")
 
 
@@ -55,6 +58,19 @@ def is_web_page(head: bytes) -> bool:
 def is_lfs_pointer(head: bytes) -> bool:
     """Whether a file that begins so is what Git keeps in place of a large file."""
     return head.startswith(b"version https://git-lfs")
+
+
+def begins_as_named(name: str, head: bytes) -> bool:
+    """Whether a file that begins so can be what its name says: weights, a tokenizer or JSON.
+
+    Of other names nothing is known.
+    """
+    if name.endswith(_WEIGHT_ENDINGS):
+        return head.startswith(_WEIGHT_STARTS) or head[8:9] == b"{"
+    if name.endswith("tokenizer.model"):
+        # The first piece, in Protocol Buffers' form.
+        return head.startswith(b"\x0a")
+    return not name.endswith(".json") or head.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{")
 
 
 def refuse_text(path: Path, head: bytes) -> None:

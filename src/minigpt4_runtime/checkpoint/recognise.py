@@ -5,12 +5,13 @@ Takes  a folder and the ModelSources that are wanted; gives the paths that play 
 Never  trusts a name, and never takes one of two that differ.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from minigpt4_runtime.checkpoint.file_kind import read_head, read_json
+from minigpt4_runtime.checkpoint.expected import has_language_sizes
+from minigpt4_runtime.checkpoint.file_kind import read_head, read_json, refuse_text
 from minigpt4_runtime.checkpoint.key_map import language_origins
 from minigpt4_runtime.checkpoint.language_folder import read_llama_config
 from minigpt4_runtime.checkpoint.source import open_tensors
@@ -23,12 +24,14 @@ from minigpt4_runtime.tokenizer import Tokenizer
 
 # Smaller than any weights, larger than any index.
 _LONGEST_JSON_BYTES = 16 * 2**20
+_WEIGHT_ENDINGS = (".pth", ".bin", ".safetensors", ".model")
 # By these names a file is known: what it gives to the model, and no other file does.
 _MARKS = {
     "vision": "patch_embed.proj.weight",
     "qformer": "Qformer.bert.encoder.layer.0.attention.self.query.weight",
     "projection": "llama_proj.weight",
 }
+_WORD_TABLES = ("model.embed_tokens.weight", "lm_head.weight")
 
 
 @dataclass(frozen=True)
@@ -56,21 +59,31 @@ class Found:
     is_whole: bool
 
 
-def match_parts(model: ModelSources, folder: Path) -> dict[Part, Found]:
+def match_parts(
+    model: ModelSources, folder: Path, say: Callable[[str], None] = lambda _: None
+) -> dict[Part, Found]:
     """Find what of a model lies in a folder or below it.
+
+    `say` is told of what looks like a published file by its name, and cannot be read as one.
 
     Raises:
         CheckpointError: there is no such folder, or it holds two files for one part.
     """
     if not folder.is_dir():
         raise CheckpointError(f"{folder} is no folder; --from wants one with published files.")
-    known = list(_recognise_all(folder))
+    damaged: dict[Path, str] = {}
+    known = [each for each in _recognise_all(folder, damaged) if _fits(model, each)]
+    names = {file.name for part in model.parts for file in part.files}
+    told = [text for path, text in damaged.items()
+            if path.name in names or path.suffix in _WEIGHT_ENDINGS]  # fmt: skip
+    if told:
+        say(f"Passed over: {' '.join(told)}")
     found = {}
     for part in model.parts:
         if part.role == "language":
-            found[part] = _match_language(model, part, folder, known)
+            found[part] = _match_language(part, folder, known)
         else:
-            fitting = [each for each in known if each.kind == part.role and _fits(model, each)]
+            fitting = [each for each in known if each.kind == part.role]
             path = _choose(folder, part.what, fitting)
             files = {} if path is None else {_name_as(part.files[0].name, path): path}
             found[part] = Found(files, is_whole=bool(files))
@@ -82,37 +95,49 @@ def _name_as(name: str, path: Path) -> str:
     return str(Path(name).with_suffix(".safetensors")) if _is_safetensors(path) else name
 
 
-def _recognise_all(folder: Path) -> Iterator[Recognised]:
+def _recognise_all(folder: Path, damaged: dict[Path, str]) -> Iterator[Recognised]:
+    """What can be told; `damaged` is filled with what is wrong with the others."""
     seen = set()
     for path in sorted(folder.rglob("*")):
         # A Hub cache holds each file once and any number of links to it.
         if path.is_file() and path.resolve() not in seen:
             seen.add(path.resolve())
-            if (each := recognise(path)) is not None:
+            try:
+                each = _recognise(path)
+            except CheckpointError as error:
+                damaged[path] = str(error)
+                continue
+            if each is not None:
                 yield each
 
 
 def recognise(path: Path) -> Recognised | None:
     """Tell what a file is, or that it is nothing that a model is made of."""
     try:
-        head = read_head(path)
-        if head.lstrip().startswith(b"{"):
-            return _recognise_json(path)
-        if head[8:9] == b"{":
-            return _recognise_weights(
-                path, {name: each.shape for name, each in read_header(path).items()}
-            )
-        if head.startswith(b"PK"):
-            tensors = open_tensors(path)
-            return _recognise_weights(
-                path, {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-            )
-        # What a SentencePiece model begins with: its first piece, in Protocol Buffers' form.
-        if head.startswith(b"\x0a") and path.stat().st_size <= _LONGEST_JSON_BYTES:
-            Tokenizer(path)
-            return Recognised(path, "tokenizer", {}, {})
+        return _recognise(path)
     except CheckpointError:
-        pass
+        return None
+
+
+def _recognise(path: Path) -> Recognised | None:
+    head = read_head(path)
+    if head.lstrip().startswith(b"{"):
+        return _recognise_json(path)
+    if head[8:9] == b"{":
+        return _recognise_weights(
+            path, {name: each.shape for name, each in read_header(path).items()}
+        )
+    if head.startswith(b"PK"):
+        tensors = open_tensors(path)
+        return _recognise_weights(
+            path, {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+        )
+    # What a SentencePiece model begins with: its first piece, in Protocol Buffers' form.
+    if head.startswith(b"\x0a") and path.stat().st_size <= _LONGEST_JSON_BYTES:
+        Tokenizer(path)
+        return Recognised(path, "tokenizer", {}, {})
+    if path.suffix in _WEIGHT_ENDINGS:
+        refuse_text(path, head)
     return None
 
 
@@ -147,7 +172,11 @@ def _fits(model: ModelSources, each: Recognised) -> bool:
     if each.kind == "vision":
         return each.shapes[_MARKS["vision"]][0] == config.vision.hidden_size
     if each.kind == "llama":
-        return each.values.get("hidden_size") == config.language.hidden_size
+        return has_language_sizes(each.values, model.preset)
+    if each.kind == "shard":
+        # What holds no words, or no head, may be anyone's of this width.
+        table = (config.language.vocab_size, config.language.hidden_size)
+        return all(each.shapes.get(name, table) == table for name in _WORD_TABLES)
     if each.kind == "bert" and config.qformer is not None:
         return each.values.get("hidden_size") == config.qformer.hidden_size
     return True
@@ -167,14 +196,12 @@ def _choose(folder: Path, what: str, fitting: list[Recognised]) -> Path | None:
     return paths[0] if paths else None
 
 
-def _match_language(
-    model: ModelSources, part: Part, folder: Path, known: list[Recognised]
-) -> Found:
+def _match_language(part: Part, folder: Path, known: list[Recognised]) -> Found:
     """The whole language model, whatever its files are called; else those that can be told."""
     config_path = _choose(
         folder,
         "the language model's config.json",
-        [each for each in known if each.kind == "llama" and _fits(model, each)],
+        [each for each in known if each.kind == "llama"],
     )
     tokenizer_path = _choose(
         folder,

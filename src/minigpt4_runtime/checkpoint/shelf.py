@@ -6,6 +6,7 @@ Never  looks into a weight, loads no torch, and deletes nothing but what lies in
 """
 
 import os
+import re
 import shutil
 import sys
 import uuid
@@ -19,6 +20,8 @@ from minigpt4_runtime.errors import CheckpointError
 
 HOME_VARIABLE = "MINIGPT4_HOME"
 DOWNLOADS = "downloads"
+# What a folder is called while it is made or deleted.
+_REMAINS = re.compile(r"\..+\.[0-9a-f]{8}\.(partial|deleted)")
 
 
 @dataclass(frozen=True)
@@ -87,6 +90,19 @@ def measure(folder: Path) -> int:
     """What all files of a folder take together, in bytes."""
     files = folder.rglob("*") if folder.is_dir() else ()
     return sum(path.lstat().st_size for path in files if not path.is_dir())
+
+
+def clear_remains() -> None:
+    """Remove what a killed conversion or deletion left. Nobody may be at work in the cache."""
+    for folder in (home_dir(), models_dir()):
+        for path in folder.iterdir() if folder.is_dir() else ():
+            if not _REMAINS.fullmatch(path.name):
+                continue
+            # A link to a model that is kept elsewhere: that one stays.
+            if path.is_symlink():
+                path.unlink()
+            else:
+                shutil.rmtree(path, ignore_errors=True)
 
 
 def delete(name: str) -> int:

@@ -12,7 +12,7 @@ import typer
 
 from minigpt4_runtime.cli.convert import DType, byte_bar
 from minigpt4_runtime.cli.terminal import note
-from minigpt4_runtime.errors import ConfigError
+from minigpt4_runtime.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
     from minigpt4_runtime.checkpoint.sources import ModelSources
@@ -88,7 +88,9 @@ def fetch(
     if name not in known:
         raise ConfigError(f"There is no model {name!r} to fetch; there is {', '.join(known)}.")
     out_dir = out or models_dir() / name
+    wanted_dtype: DTypeName | None = None if dtype is None else dtype.value
     if (out_dir / MANIFEST_NAME).is_file():
+        _check_present(known[name], out_dir, wanted_dtype)
         note(f"{name} is in {out_dir} already.")
         answer_dtype = choose_dtype(measure(out_dir))
     else:
@@ -96,7 +98,7 @@ def fetch(
             known[name],
             out_dir,
             from_dir=from_dir,
-            dtype=None if dtype is None else dtype.value,
+            dtype=wanted_dtype,
             keep_sources=keep_sources,
             dry_run=dry_run,
             will_answer=not no_example,
@@ -104,6 +106,32 @@ def fetch(
     if not dry_run:
         print(out_dir, flush=True)
         _show_example(out_dir, name if out is None else str(out), answer_dtype, no_example)
+
+
+def _check_present(model: ModelSources, out_dir: Path, dtype: DTypeName | None) -> None:
+    """Make sure that the folder that is there is what was asked for."""
+    from minigpt4_runtime.checkpoint.config_file import load_config
+    from minigpt4_runtime.checkpoint.expected import check_preset
+    from minigpt4_runtime.checkpoint.manifest import read_manifest
+    from minigpt4_runtime.checkpoint.shelf import models_dir
+
+    if model.preset is not None:
+        try:
+            check_preset(out_dir, load_config(out_dir), model.preset)
+        except CheckpointError as error:
+            raise CheckpointError(f"{error} Choose another --out.") from None
+    stored = read_manifest(out_dir).dtypes
+    if dtype is not None and stored != (dtype,):
+        is_shelved = out_dir.resolve() == (models_dir() / model.name).resolve()
+        remedy = (
+            f"Run `minigpt4 models --delete {model.name}` first, or choose"
+            if is_shelved
+            else "Choose"
+        )
+        raise ConfigError(
+            f"{out_dir} is there already, stored in {' and '.join(stored)} and not in {dtype} "
+            f"alone. {remedy} another --out."
+        )
 
 
 def _make(
@@ -123,7 +151,7 @@ def _make(
     check_target(out_dir, force=False)
     with hub.cache_lock():
         note("Looking for the files …")
-        plan = hub.make_plan(model, out_dir=out_dir, from_dir=from_dir, dtype=dtype)
+        plan = hub.make_plan(model, out_dir=out_dir, from_dir=from_dir, dtype=dtype, say=note)
         _show_plan(plan, is_all=dry_run)
         hub.check_room(plan, will_answer=will_answer)
         answer_dtype = hub.choose_dtype(plan.smallest_running_bytes)

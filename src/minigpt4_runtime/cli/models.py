@@ -28,7 +28,7 @@ def models(
     from minigpt4_runtime.checkpoint.weights import show_bytes
 
     if delete is not None:
-        note(f"{delete} is deleted: {show_bytes(shelf.delete(delete))} are free again.")
+        note(f"{delete} is deleted: {show_bytes(_delete(delete))} are free again.")
         return
     found, downloads_bytes = shelf.list_models(), shelf.measure(shelf.downloads_dir())
     if as_json:
@@ -49,3 +49,15 @@ def models(
         note(f"Downloads that are kept: {show_bytes(downloads_bytes)} in {shelf.downloads_dir()}")
     if not found:
         note(f"No models in {shelf.models_dir()} yet. Get one: minigpt4 fetch vicuna-7b")
+
+
+def _delete(name: str) -> int:
+    """What a fetch is writing is not taken from under it."""
+    from minigpt4_runtime.checkpoint import shelf
+
+    if name != shelf.DOWNLOADS or not shelf.downloads_dir().is_dir():
+        return shelf.delete(name)
+    from minigpt4_runtime.hub.fetch import cache_lock
+
+    with cache_lock():
+        return shelf.delete(name)

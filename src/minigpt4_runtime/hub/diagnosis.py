@@ -129,15 +129,23 @@ def _check_python() -> Check:
 
 
 def _check_package(name: str) -> Check:
+    package = _PACKAGES[name]
     try:
         importlib.import_module(name)
     except ModuleNotFoundError as error:
-        return Check(name, False, f"{error}", f"Run: pip install {DISTRIBUTION}")
+        # Where it lacks a module of its own or of another, it is here, and broken.
+        again = f"Run: pip install --force-reinstall {package}"
+        todo = f"Run: pip install {DISTRIBUTION}" if error.name == name else again
+        return Check(name, False, f"{error}", todo)
     except Exception as error:  # noqa: BLE001 - A broken package may raise anything.
         first = (str(error).splitlines() or [""])[0]
         todo = "It is installed but broken: install it again."
         return Check(name, False, f"{type(error).__name__}: {first}", todo)
-    return Check(name, True, metadata.version(_PACKAGES[name]))
+    try:
+        return Check(name, True, metadata.version(package))
+    except metadata.PackageNotFoundError:
+        # As with pillow-simd, which is imported as PIL too.
+        return Check(name, True, f"here, though not installed as {package}")
 
 
 def _find_devices() -> Iterator[Device | Check]:

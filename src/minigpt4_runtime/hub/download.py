@@ -17,6 +17,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
+from minigpt4_runtime.checkpoint.file_kind import begins_as_named, read_json
 from minigpt4_runtime.checkpoint.sources import SourceFile
 from minigpt4_runtime.errors import CheckpointError
 from minigpt4_runtime.hub.hosts import (
@@ -120,6 +121,30 @@ def hash_file(path: Path, watch: Watch) -> tuple[int, str]:
     return size, digest.hexdigest()
 
 
+def refuse_other_kind(file: SourceFile, reply: Reply) -> None:
+    """Refuse at once what does not begin as a file of that name does.
+
+    Raises:
+        Refusal: it is empty, a text, or of another kind.
+    """
+    head = reply.head
+    if reply.start:
+        return
+    if not head:
+        raise Refusal("its file is empty")
+    # The last character may be cut.
+    text = head.decode("utf-8", errors="ignore").strip()
+    is_text = len(text.encode()) + 4 > len(head.strip()) and text.replace("\n", " ").isprintable()
+    is_short = reply.size is not None and reply.size <= _LONGEST_NOTE_BYTES
+    is_as_named = begins_as_named(file.name, head)
+    if is_text and (not is_as_named or (is_short and not file.name.endswith(".json"))):
+        raise Refusal(f"it gave a text in place of the file ({text[:80]!r})")
+    if not is_as_named:
+        raise Refusal(
+            f"its file begins with {head[:8].hex(' ')}, as no {Path(file.name).suffix} does"
+        )
+
+
 @dataclass(frozen=True)
 class _Attempts:
     """The attempts to have one file."""
@@ -194,16 +219,7 @@ class _Attempts:
         expected = self.ledger.expected_sha256(self.file)
         if expected is not None and reply.sha256 is not None and reply.sha256 != expected:
             raise Refusal(self._describe_other(reply.sha256))
-        head = reply.head
-        if reply.start:
-            return
-        if not head:
-            raise Refusal("its file is empty")
-        is_short = reply.size is not None and reply.size <= _LONGEST_NOTE_BYTES
-        if is_short and head.isascii() and not self.file.name.endswith(".json"):
-            text = head.decode("ascii").strip()
-            if text.replace("\n", " ").isprintable():
-                raise Refusal(f"it gave a text in place of the file ({text[:80]!r})")
+        refuse_other_kind(self.file, reply)
 
     def _read_start(self, content: BinaryIO, start: int, digests: _Digests) -> None:
         """Digest what is here already, and forget what is behind it."""
@@ -233,6 +249,7 @@ class _Attempts:
             raise Hiccup(f"{num_bytes} of {reply.size} bytes came")
 
     def _finish(self, address: Address, reply: Reply, digests: _Digests) -> Arrival:
+        self._refuse_damaged_json()
         size, sha256 = _size_of(self.partial), digests.sha256.hexdigest()
         expected = self.ledger.expected_sha256(self.file) or reply.sha256
         is_damaged = reply.md5 not in (None, digests.md5.hexdigest())
@@ -247,6 +264,17 @@ class _Attempts:
         self.partial.replace(self.target)
         self.note.unlink(missing_ok=True)
         return Arrival(address.host, size, sha256)
+
+    def _refuse_damaged_json(self) -> None:
+        if not self.file.name.endswith(".json"):
+            return
+        try:
+            read_json(self.partial)
+        except CheckpointError:
+            num_bytes = _size_of(self.partial)
+            self._forget()
+            self.watch.on_bytes(-num_bytes)
+            raise Refusal(f"its file of {num_bytes} bytes is not valid JSON") from None
 
     def _describe_other(self, sha256: str) -> str:
         """Another file than the one that was wanted: by whose word?"""

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Protocol
 from filelock import FileLock, Timeout
 
 from minigpt4_runtime.backend.registry import open_device
+from minigpt4_runtime.checkpoint import shelf
 from minigpt4_runtime.checkpoint.convert import PublishedFiles
 from minigpt4_runtime.checkpoint.manifest import SourceRecord
 from minigpt4_runtime.checkpoint.recognise import Found, match_parts
@@ -35,6 +36,7 @@ from minigpt4_runtime.hub.download import (
     describe_failure,
     download,
     hash_file,
+    refuse_other_kind,
 )
 from minigpt4_runtime.hub.hosts import Hiccup, Refusal, find_address, open_client, open_reply
 from minigpt4_runtime.hub.ledger import Ledger
@@ -145,15 +147,23 @@ def cache_lock() -> Iterator[None]:
     try:
         for left_behind in downloads_dir().glob(f"{_LINKS_PREFIX}*"):
             shutil.rmtree(left_behind, ignore_errors=True)
+        shelf.clear_remains()
         yield
     finally:
         lock.release()
 
 
 def make_plan(
-    model: ModelSources, *, out_dir: Path, from_dir: Path | None, dtype: DTypeName | None
+    model: ModelSources,
+    *,
+    out_dir: Path,
+    from_dir: Path | None,
+    dtype: DTypeName | None,
+    say: Callable[[str], None],
 ) -> FetchPlan:
     """Look for files, and ask the hosts for the sizes of the others.
+
+    `say` is told of files of --from that cannot be used.
 
     Raises:
         CheckpointError: no host gives a file, or --from holds two for one part.
@@ -161,7 +171,7 @@ def make_plan(
     """
     if home_dir().resolve().is_relative_to(out_dir.resolve()):
         raise ConfigError(f"--out is {out_dir}, which holds the cache. Choose another folder.")
-    local = {} if from_dir is None else match_parts(model, from_dir)
+    local = {} if from_dir is None else match_parts(model, from_dir, say)
     nothing = Found({}, is_whole=False)
     wanted = [
         (part, file)
@@ -190,6 +200,7 @@ def _plan_file(client: "Client", ledger: Ledger, part: Part, file: SourceFile) -
     for address in addresses:
         try:
             with open_reply(client, address) as reply:
+                refuse_other_kind(file, reply)
                 return PlannedFile(part, file, target, address.host, reply.size, kept_bytes)
         except Hiccup:
             # The download itself is patient; what it will bring is known then.
@@ -326,15 +337,31 @@ def assembled(plan: FetchPlan) -> Iterator[PublishedFiles]:
                 projection=places["projection"],
                 qformer=places.get("qformer"),
                 bert_dir=places["bert"].parent if "bert" in places else None,
+                preset=plan.model.preset,
             )
         except CheckpointError as error:
             message = str(error)
+            _forget_refused(plan, message, links)
             for link, path in links.items():
                 message = message.replace(str(link), str(path))
             raise CheckpointError(
                 f"{message} What was downloaded is kept in {downloads_dir()}; "
                 "`minigpt4 models --delete downloads` makes the next fetch begin anew."
             ) from None
+
+
+def _forget_refused(plan: FetchPlan, message: str, links: Mapping[Path, Path]) -> None:
+    """Take the downloads that a conversion's message names for no first arrivals.
+
+    Where it names a part's folder, all files of that part are meant.
+    """
+    named = {path for link, path in links.items() if str(link) in message}
+    if not named:
+        named = {path for link, path in links.items() if str(link.parent) in message}
+    ledger = Ledger(home_dir())
+    for each in plan.files:
+        if each.target.resolve() in named:
+            ledger.forget(each.file)
 
 
 def _link(path: Path, link: Path) -> None:

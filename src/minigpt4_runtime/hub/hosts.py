@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from minigpt4_runtime.checkpoint.file_kind import HEAD_BYTES, is_lfs_pointer, is_web_page
+from minigpt4_runtime.errors import BackendUnavailableError, ConfigError
 from minigpt4_runtime.optional import require
 
 if TYPE_CHECKING:
@@ -83,13 +84,16 @@ def find_address(place: str) -> Address:
 
     Raises:
         BackendUnavailableError: it is on the Hub, and the extra is not installed.
+        ConfigError: HF_ENDPOINT is no address.
     """
     match = _HUB_PLACE.fullmatch(place)
     if match is None:
         return Address(place, re.sub(r"//[^/@]*@", "//", place))
     space, repository, revision, name = match.groups()
     hub = require("huggingface_hub", install=INSTALL)
-    endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
+    endpoint = (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
+    if not endpoint.startswith(("https://", "http://")):
+        raise ConfigError(f"HF_ENDPOINT is {endpoint!r}; it must begin with https:// or http://.")
     url = hub.hf_hub_url(
         repository,
         name,
@@ -107,10 +111,18 @@ def open_client() -> "Client":
     """An HTTP client that follows redirects and honours HTTP_PROXY, HTTPS_PROXY and NO_PROXY.
 
     Raises:
-        BackendUnavailableError: the extra is not installed.
+        BackendUnavailableError: the extra is not installed, or the proxy needs what is not.
     """
     httpx2 = require("httpx2", install=INSTALL)
-    client: Client = httpx2.Client(follow_redirects=True, timeout=_TIMEOUT_SECONDS)
+    try:
+        client: Client = httpx2.Client(follow_redirects=True, timeout=_TIMEOUT_SECONDS)
+    except ImportError:
+        names = [name for name, value in os.environ.items()
+                 if name.lower().endswith("_proxy") and value.startswith("socks")]  # fmt: skip
+        raise BackendUnavailableError(
+            f"{' and '.join(names) or 'The system'} names a SOCKS proxy, and socksio, which speaks "
+            "to one, is not installed. Run: pip install 'httpx2[socks]'"
+        ) from None
     return client
 
 
@@ -159,6 +171,8 @@ def _open_response(
 
 
 def _read_reply(address: Address, response: "Response", start: int) -> Reply:
+    if (packing := response.headers.get("Content-Encoding", "identity").lower()) != "identity":
+        raise Refusal(f"it packs the file on its way ({packing}), though it was asked not to")
     # As they come: gathered into larger pieces, a cut would lose what was gathered.
     chunks = response.iter_raw()
     head = b""
@@ -239,6 +253,13 @@ def _describe_gate(address: Address, response: "Response", reason: str) -> str:
     login = "make a token at https://huggingface.co/settings/tokens and run `hf auth login`, or set"
     if response.headers.get("X-Error-Code") == "RepoNotFound":
         return f"{seen}: there is no such repository, or it is private"
+    asks_for_licence = (
+        response.status_code == 403 or response.headers.get("X-Error-Code") == "GatedRepo"
+    )
+    if "Authorization" not in address.headers and not asks_for_licence:
+        return f"{seen}: it wants to know who asks; {login} HF_TOKEN to it"
+    if not asks_for_licence:
+        return f"{seen}: your token is not valid, or has expired; {login} HF_TOKEN to it"
     if "Authorization" not in address.headers:
         return (
             f"{seen}: it wants to know who asks. Accept the licence at {address.gate}, {login} "

@@ -3,6 +3,7 @@
 Owns   downloads.json in the cache: place, size, sha256 and day of every file's first arrival.
 Takes  a source; gives the digest it must have, from the table or from the first time.
 Never  forgets by itself: a model that is deleted and fetched again is held to the same digests.
+       Only what a conversion refused is forgotten.
 """
 
 import json
@@ -61,8 +62,17 @@ class Ledger:
                 return
             day = datetime.now(UTC).date().isoformat()
             self._arrivals[file.hosts[0]] = Arrival(arrival.host, arrival.size, arrival.sha256, day)
-            entries = {place: asdict(each) for place, each in sorted(self._arrivals.items())}
-            # Written beside and renamed: an interruption leaves the old one or the new one.
-            beside = self.path.with_suffix(".partial")
-            beside.write_text(json.dumps(entries, indent=2) + "\n", encoding="utf-8")
-            beside.replace(self.path)
+            self._write()
+
+    def forget(self, file: SourceFile) -> None:
+        """Let the next arrival be the first: what came was not what it should be."""
+        with self._lock:
+            if self._arrivals.pop(file.hosts[0], None) is not None:
+                self._write()
+
+    def _write(self) -> None:
+        entries = {place: asdict(each) for place, each in sorted(self._arrivals.items())}
+        # Written beside and renamed: an interruption leaves the old one or the new one.
+        beside = self.path.with_suffix(".partial")
+        beside.write_text(json.dumps(entries, indent=2) + "\n", encoding="utf-8")
+        beside.replace(self.path)
