@@ -9,7 +9,14 @@ import pytest
 from minigpt4_runtime import ConfigError, SamplingParams
 from minigpt4_runtime.errors import RequestError
 from minigpt4_runtime.evaluation import pope
-from minigpt4_runtime.evaluation.pope import Question, Verdict, is_unclear, read_answer
+from minigpt4_runtime.evaluation.pope import Question
+from minigpt4_runtime.evaluation.pope_report import (
+    PopeReport,
+    Verdict,
+    is_unclear,
+    judge,
+    read_answer,
+)
 from minigpt4_runtime.messages import Reply, TextDelta, Usage, read_messages
 from minigpt4_runtime.pixels import open_rgb
 from minigpt4_runtime.report.ledger import Ledger
@@ -47,7 +54,7 @@ def questions(write):
 
 def test_published_files(write, questions, images):
     answers = pope.read_answers(write("answers.json", ANSWERS), questions)
-    report = pope.judge(questions, answers, images_dir=images)
+    report = judge(questions, answers, images_dir=images)
     # By hand: yes and right twice (dog, car), yes and wrong once, no and right once, no and wrong
     # once.
     assert report.as_mapping() | {"answers": []} == {
@@ -93,7 +100,7 @@ def test_rates_agree_with_counting_by_sets(images):
         Verdict(Question(n, "1.png", "?", draws.choice(["yes", "no"])), draws.choice(["Yes", "No"]))
         for n in range(300)
     )
-    report = pope.PopeReport(verdicts, 0, (), images)
+    report = PopeReport(verdicts, 0, (), images)
     is_yes = {v.question.question_id for v in verdicts if v.question.label == "yes"}
     said_yes = {v.question.question_id for v in verdicts if v.answer == "Yes"}
     precision, recall = (len(is_yes & said_yes) / len(each) for each in (said_yes, is_yes))
@@ -108,9 +115,9 @@ def test_rates_agree_with_counting_by_sets(images):
 
 def test_nothing_is_divided_by_nothing(images):
     verdicts = (Verdict(Question(1, "1.png", "?", "no"), "No"),)
-    rates = pope.PopeReport(verdicts, 0, (), images).rates
+    rates = PopeReport(verdicts, 0, (), images).rates
     assert rates == {"accuracy": 1, "precision": None, "recall": None, "f1": None, "yes_ratio": 0}
-    assert "–" in pope.PopeReport(verdicts, 0, (), images).as_text()
+    assert "–" in PopeReport(verdicts, 0, (), images).as_text()
 
 
 def test_answers_by_number_in_any_order(write, questions):
@@ -189,7 +196,7 @@ def test_a_model_is_asked(questions, images):
     assert faults == ("The model's numbers overflowed.",)
     assert model.asked[0] == "Look! Is there a dog in the image?"
     assert len(done) == 5
-    report = pope.judge(questions, answers, images_dir=images, faults=faults)
+    report = judge(questions, answers, images_dir=images, faults=faults)
     assert (report.num_unanswered, report.left_out) == (1, faults)
 
 
@@ -201,7 +208,7 @@ def test_pictures_that_are_missing_or_bad_are_told_once(write, images):
     assert "bad.png is damaged" in bad
     assert missing == f"The folder {images} lacks no.png."
     with pytest.raises(ConfigError, match=r"No question was answered\. .*bad\.png is damaged"):
-        pope.judge(questions, {}, images_dir=images, faults=(bad,))
+        judge(questions, {}, images_dir=images, faults=(bad,))
 
 
 def test_what_was_answered_is_not_asked_again(questions, images, tmp_path, monkeypatch):
@@ -245,7 +252,7 @@ def test_many_are_on_their_way_at_once(questions, images, monkeypatch):
 
 def test_the_page_and_the_rows(write, questions, images):
     answers = pope.read_answers(write("answers.json", ANSWERS), questions)
-    report = pope.judge(questions, answers, images_dir=images, faults=("x.png is <damaged>.",))
+    report = judge(questions, answers, images_dir=images, faults=("x.png is <damaged>.",))
     page = report.as_page()
     assert page.count("<article") == page.count("data:image/jpeg") == 2
     # What is not there comes before what was overlooked.
@@ -257,5 +264,5 @@ def test_the_page_and_the_rows(write, questions, images):
 
 def test_the_page_stands_without_its_pictures(write, questions, tmp_path):
     answers = pope.read_answers(write("answers.json", ANSWERS), questions)
-    page = pope.judge(questions, answers, images_dir=tmp_path).as_page()
+    page = judge(questions, answers, images_dir=tmp_path).as_page()
     assert page.count("<article") == 2
