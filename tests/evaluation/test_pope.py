@@ -235,6 +235,30 @@ def test_what_was_answered_is_not_asked_again(questions, images, tmp_path, monke
     assert pope.read_answers(path, questions) == answers
 
 
+def test_another_picture_of_the_same_name_is_asked_about_anew(questions, images, tmp_path):
+    with Ledger(tmp_path / "pope.jsonl", keys=pope.LEDGER_KEYS) as ledger:
+        ask(Model(), questions, images, ledger)
+        (images / "1.png").write_bytes((images / "9.png").read_bytes())
+        again, elsewhere = Model(), Model()
+        ask(again, questions, images, ledger)
+        assert len(again.asked) == 3  # Both of the new picture, and the car, which failed.
+        other = tmp_path / "other"
+        other.mkdir()
+        for number in (1, 2, 3):
+            (other / f"{number}.png").write_bytes((images / f"{number + 3}.png").read_bytes())
+        ask(elsewhere, questions, other, ledger)
+        assert len(elsewhere.asked) == 5
+
+
+def test_each_picture_is_read_once_for_all_its_questions(questions, images, monkeypatch):
+    read = []
+    monkeypatch.setattr(
+        pope, "_locate", lambda *where: read.append(where) or (images / where[1], "")
+    )
+    ask(Model(), questions, images)
+    assert read == [(images, f"{number}.png") for number in (1, 2, 3)]
+
+
 def test_many_are_on_their_way_at_once(questions, images, monkeypatch):
     monkeypatch.setattr(pope, "_AT_ONCE", 3)
     waiting = itertools.count()

@@ -9,9 +9,12 @@ Never  chooses the questions, and never counts.
 
 from __future__ import annotations
 
+import functools
+import hashlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 
@@ -24,7 +27,7 @@ if TYPE_CHECKING:
     from minigpt4_runtime.config import SamplingParams
     from minigpt4_runtime.report.ledger import Ledger
 
-LEDGER_KEYS = ("asked_of", "max_new_tokens", "question_id", "image", "question")
+LEDGER_KEYS = ("asked_of", "max_new_tokens", "question_id", "image", "picture", "question")
 _AT_ONCE = 32
 
 Label = Literal["yes", "no"]
@@ -128,21 +131,25 @@ def ask(
     """
     answers: dict[int | str, str] = {}
     faults: dict[str, None] = {}  # A picture has several questions: it is told once.
+    locate = functools.cache(partial(_locate, images_dir))  # And it is read once.
 
     def begin(question: Question) -> tuple[Question, dict[str, Any], _Asked]:
+        try:
+            path, digest = locate(question.image)
+        except ImageError as error:
+            return question, {}, error
+        text = prompt.replace("{question}", question.text)
         about = {
             "asked_of": asked_of,
             "max_new_tokens": sampling.max_new_tokens,
             "question_id": question.question_id,
             "image": question.image,
-            "question": prompt.replace("{question}", question.text),
+            "picture": digest,
+            "question": text,
         }
         known = ledger.find(**about)
-        return (
-            question,
-            about,
-            known["answer"] if known else _submit(model, about, images_dir, sampling),
-        )
+        submitted = known["answer"] if known else _submit(model, path, text, sampling)
+        return question, about, submitted
 
     for question, about, asked in _ahead(map(begin, questions), _AT_ONCE):
         answer = _finish(asked)
@@ -166,15 +173,21 @@ def _ahead(items: Iterable[Item], count: int) -> Iterator[Item]:
     yield from waiting
 
 
-def _submit(
-    model: MiniGPT4, about: Mapping[str, Any], images_dir: Path, sampling: SamplingParams
-) -> _Asked:
-    found = find_picture(images_dir, about["image"])
+def _locate(images_dir: Path, name: str) -> tuple[Path, str]:
+    """Where a question's picture lies, and the digest of its bytes: names come twice."""
+    found = find_picture(images_dir, name)
     if found is None:
-        return ImageError(f"The folder {images_dir} lacks {about['image']}.")
+        raise ImageError(f"The folder {images_dir} lacks {name}.")
+    path = images_dir / found
     try:
-        message = Message("user", (image(images_dir / found), about["question"]))
-        return model.submit([message], sampling)
+        return path, hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise ImageError(f"{path} cannot be read ({error.strerror}).") from None
+
+
+def _submit(model: MiniGPT4, path: Path, text: str, sampling: SamplingParams) -> _Asked:
+    try:
+        return model.submit([Message("user", (image(path), text))], sampling)
     except RequestError as error:
         return error
 
