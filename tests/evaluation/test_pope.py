@@ -126,6 +126,19 @@ def test_answers_by_number_in_any_order(write, questions):
     assert pope.read_answers(path, questions) == {3: "No", 1: "Yes"}
 
 
+def test_what_has_no_counterpart_is_named(tmp_path, questions):
+    path = tmp_path / "a.json"
+    assert pope.name_strays(path, dict.fromkeys(range(1, 6), "Yes"), questions) == ()
+    assert pope.name_strays(path, {1: "Yes", 2: "No", 5: "No", 99: "No"}, questions) == (
+        f"{path} has no answer to 2 questions (3, 4).",
+        f"1 answer of {path} belongs to no question (99).",
+    )
+    many = dict.fromkeys(range(1, 13), "No")
+    assert pope.name_strays(path, many, questions) == (
+        f"7 answers of {path} belong to no question (6, 7, 8, 9, 10 …).",
+    )
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -133,6 +146,9 @@ def test_answers_by_number_in_any_order(write, questions):
         ('{"question_id": 1, "image": "a", "text": "?"}\n', "Line 1 of .* has no 'label'"),
         (QUESTIONS.replace('"no"', '"maybe"'), "Line 2 of .*: label is 'maybe'; it must be yes or"),
         (QUESTIONS + QUESTIONS, "Line 6 of .*: question 1 comes twice"),
+        (QUESTIONS[:-9], "Line 5 of .* is no POPE question"),
+        (QUESTIONS.replace(": 2,", ": [2],"), r"Line 2 of .*: question_id is \[2\]; it must be a"),
+        (QUESTIONS.replace(": 3,", ": 3.5,"), r"Line 3 of .*: question_id is 3\.5; it must be a"),
         ("\n", "holds no question"),
     ],
 )
@@ -149,6 +165,9 @@ def test_questions_of_another_layout(write, content, message):
         (ANSWERS.replace('"yes"', "1"), "question 3 has no answer as text"),
         ('{"question_id": 9, "answer": "Yes"}\n', "answers none of the questions"),
         ("?\n", "Line 1 of .* is no answer to a POPE question"),
+        (ANSWERS[:-9], "Line 5 of .* is no answer to a POPE question"),
+        ('{"question_id": {}, "answer": "Yes"}\n', "Line 1 of .*: question_id is {}; it must be"),
+        ('{"question_id": 1, "answer": "Yes"}\n' * 2, "answers question 1 twice"),
     ],
 )
 def test_answers_of_another_layout(write, questions, content, message):
@@ -222,6 +241,8 @@ def test_what_was_answered_is_not_asked_again(questions, images, tmp_path, monke
         answers, _ = ask(again, questions, images, ledger)
         assert answers == {1: "Yes.", 2: "No.", 3: "Yes.", 5: "No."}
         assert len(again.asked) == 2  # The car, which failed, and the bus.
+    # The ledger itself is a file of answers, as long as it is of one run.
+    assert pope.read_answers(path, questions) == answers
     with Ledger(path, keys=pope.LEDGER_KEYS) as ledger:
         for change in (
             {"asked_of": "int8"},
@@ -231,8 +252,10 @@ def test_what_was_answered_is_not_asked_again(questions, images, tmp_path, monke
             other = Model()
             ask(other, questions, images, ledger, **change)
             assert len(other.asked) == 5, change
-    # The ledger itself is a file of answers.
-    assert pope.read_answers(path, questions) == answers
+    with pytest.raises(
+        ConfigError, match=r"answers question 1 twice\. Give the answers of one run"
+    ):
+        pope.read_answers(path, questions)
 
 
 def test_another_picture_of_the_same_name_is_asked_about_anew(questions, images, tmp_path):

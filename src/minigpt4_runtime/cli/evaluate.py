@@ -210,7 +210,8 @@ def pope(
     folder = _open_folder(out, "pope")
     if results is not None:
         given = pope_judge.read_answers(results, asked)
-        report = judge(asked, given, images_dir=images)
+        strays = pope_judge.name_strays(results, given, asked)
+        report = judge(asked, given, images_dir=images, faults=strays)
     else:
         sampling = SamplingParams(max_new_tokens=max_new_tokens)
         model = where.load()

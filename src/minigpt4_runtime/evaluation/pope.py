@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 LEDGER_KEYS = ("asked_of", "max_new_tokens", "question_id", "image", "picture", "question")
 _AT_ONCE = 32
+_SHOWN_IDS = 5
 
 Label = Literal["yes", "no"]
 Item = TypeVar("Item")
@@ -52,12 +53,11 @@ def read_questions(path: Path) -> tuple[Question, ...]:
     Raises:
         ConfigError: a line is something else, a number comes twice, or there is no line at all.
     """
-    questions: dict[Any, Question] = {}
+    questions: dict[int | str, Question] = {}
     for number, record in read_json_lines(path, "POPE question"):
         try:
-            question_id, name, text, label = (
-                record[key] for key in ("question_id", "image", "text", "label")
-            )
+            question_id = _read_id(record, number, path)
+            name, text, label = (record[key] for key in ("image", "text", "label"))
         except KeyError as error:
             raise ConfigError(
                 f"Line {number} of {path} has no {error.args[0]!r}. A POPE question has "
@@ -73,6 +73,16 @@ def read_questions(path: Path) -> tuple[Question, ...]:
     return tuple(questions.values())
 
 
+def _read_id(record: Mapping[str, Any], number: int, path: Path) -> int | str:
+    question_id = record["question_id"]
+    if isinstance(question_id, bool) or not isinstance(question_id, (int, str)):
+        raise ConfigError(
+            f"Line {number} of {path}: question_id is {question_id!r}; it must be a whole number "
+            "or text."
+        )
+    return question_id
+
+
 def read_answers(path: Path, questions: Sequence[Question]) -> dict[int | str, str]:
     """Read collected answers: by question_id, or else, as POPE has it, in the questions' order.
 
@@ -81,28 +91,64 @@ def read_answers(path: Path, questions: Sequence[Question]) -> dict[int | str, s
     Raises:
         ConfigError: a line is something else, or the answers do not belong to the questions.
     """
-    records = [record for _, record in read_json_lines(path, "answer to a POPE question")]
-    if not all("question_id" in record for record in records):
-        if len(records) != len(questions):
-            raise ConfigError(
-                f"{path} has {len(records)} answers without question_id to {len(questions)} "
-                "questions. In the questions' order there must be one for each."
-            )
-        for question, record in zip(questions, records, strict=True):
-            _check_same_question(question, record, path)
+    lines = list(read_json_lines(path, "answer to a POPE question"))
+    if all("question_id" in record for _, record in lines):
+        records = [(_read_id(record, number, path), record) for number, record in lines]
+    elif len(lines) == len(questions):
         records = [
-            {**record, "question_id": question.question_id}
-            for question, record in zip(questions, records, strict=True)
+            (question.question_id, record)
+            for question, (_, record) in zip(questions, lines, strict=True)
         ]
-    answers = {}
-    for record in records:
+        for question, (_, record) in zip(questions, lines, strict=True):
+            _check_same_question(question, record, path)
+    else:
+        raise ConfigError(
+            f"{path} has {len(lines)} answers without question_id to {len(questions)} "
+            "questions. In the questions' order there must be one for each."
+        )
+    answers: dict[int | str, str] = {}
+    for question_id, record in records:
         answer = record.get("answer", record.get("text"))
         if not isinstance(answer, str):
-            raise ConfigError(f"{path}: question {record['question_id']} has no answer as text.")
-        answers[record["question_id"]] = answer
+            raise ConfigError(f"{path}: question {question_id} has no answer as text.")
+        if question_id in answers:
+            raise ConfigError(
+                f"{path} answers question {question_id} twice. Give the answers of one run."
+            )
+        answers[question_id] = answer
     if not answers.keys() & {question.question_id for question in questions}:
         raise ConfigError(f"{path} answers none of the questions. Name the file that belongs here.")
     return answers
+
+
+def name_strays(
+    path: Path, answers: Mapping[int | str, str], questions: Sequence[Question]
+) -> tuple[str, ...]:
+    """Sentences about the questions that a file of answers lacks, and the answers it has beside."""
+    asked = [question.question_id for question in questions]
+    known = set(asked)
+    missing = [question_id for question_id in asked if question_id not in answers]
+    strays = [question_id for question_id in answers if question_id not in known]
+    sentences = []
+    if missing:
+        sentences.append(
+            f"{path} has no answer to {_count(missing, 'question')} ({_show(missing)})."
+        )
+    if strays:
+        verb = "belongs" if len(strays) == 1 else "belong"
+        sentences.append(
+            f"{_count(strays, 'answer')} of {path} {verb} to no question ({_show(strays)})."
+        )
+    return tuple(sentences)
+
+
+def _count(ids: Sequence[int | str], noun: str) -> str:
+    return f"{len(ids)} {noun}{'s' if len(ids) > 1 else ''}"
+
+
+def _show(ids: Sequence[int | str]) -> str:
+    shown = ", ".join(map(str, ids[:_SHOWN_IDS]))
+    return f"{shown} …" if len(ids) > _SHOWN_IDS else shown
 
 
 def _check_same_question(question: Question, record: Mapping[str, Any], path: Path) -> None:
