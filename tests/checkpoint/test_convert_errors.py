@@ -545,4 +545,6 @@ def test_a_full_disk_is_seen_before_it_is_full(llama2, fails, monkeypatch):
         lambda _: type("Usage", (), {"free": free})(),
     )
     message = fails(llama2, dtype="float16")
-    assert "has no room: the model needs 3.1 MiB, and 1.9 MiB are free. Free some space" in message
+    assert (
+        "has no room: the model needs 7.1 MiB, and 1.9 MiB are free: 5.2 MiB are missing. Free"
+    ) in message

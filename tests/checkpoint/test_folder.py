@@ -46,7 +46,7 @@ FULL_DISK = OSError(errno.ENOSPC, "No space left on device")
 @pytest.mark.parametrize(
     ("error", "raised", "said"),
     [
-        (FULL_DISK, CheckpointError, "has no room: the model needs 3.1 MiB. Free some space"),
+        (FULL_DISK, CheckpointError, "has no room: the model needs 7.1 MiB. Free some space"),
         (OSError(errno.EIO, "I/O error", "x"), CheckpointError, "cannot be written: I/O error"),
         (KeyboardInterrupt(), KeyboardInterrupt, ""),
         (MemoryError(), MemoryError, ""),
@@ -279,3 +279,21 @@ def test_write_folder_is_strict(vicuna_folder, tensors, tmp_path):
     with pytest.raises(CheckpointError, match="is a model folder already"):
         write(tensors)
     write(tensors, force=True)
+
+
+def test_a_full_disk_names_what_does_not_fit(tmp_path, monkeypatch):
+    """The numbers must bear the refusal out, though the weights alone would fit."""
+    usage = type("Usage", (), {"free": 11 * 2**20})()
+    monkeypatch.setattr(folder_module.shutil, "disk_usage", lambda _: usage)
+    kind = folder_module.FolderKind("graph", "export.json", read_manifest)
+    with (
+        pytest.raises(
+            CheckpointError,
+            match=r"the graph needs 12\.8 MiB, and 11\.0 MiB are free: "
+            r"1\.8 MiB are missing",
+        ),
+        folder_module.staged_folder(
+            tmp_path / "out", needed_bytes=int(8.8 * 2**20), force=False, kind=kind
+        ),
+    ):
+        pass

@@ -13,6 +13,7 @@ from minigpt4_runtime.checkpoint.graph_folder import (
     RECORD_NAME,
     find_graph,
     read_record,
+    runtimes_of,
     vision_digest,
 )
 from minigpt4_runtime.checkpoint.weights import read_folder_weights
@@ -58,6 +59,14 @@ def test_a_folder_or_a_file_in_it_names_the_graph(own_graph):
     assert (graph.path, graph.runtime) == (own_graph / OM_NAME, "om")
     assert graph.batch_sizes == (1, 2, 4)
     assert find_graph(own_graph, DEMO_MODEL_DIR, runtime="onnx").runtime == "onnx"
+
+
+@pytest.mark.parametrize("name", ["vicuna.onnx", "vicuna.om"])
+def test_a_folder_may_end_as_a_graph_does(own_graph, name):
+    folder = own_graph.rename(own_graph.with_name(name))
+    assert find_graph(folder, DEMO_MODEL_DIR).path == folder / ONNX_NAME
+    assert find_graph(folder / ONNX_NAME, DEMO_MODEL_DIR).path == folder / ONNX_NAME
+    assert runtimes_of(folder) == ("onnx",)
 
 
 @pytest.mark.parametrize("name", ["vision.projection.bias", "vision.vit.blocks.0.mlp_in.weight"])

@@ -185,6 +185,7 @@ def test_what_was_measured_before_a_stop_is_reported(real_minigpt4, tmp_path, mo
         (("language", "--pair", "1000,25"), "1000 + 25 tokens do not fit into the model's context"),
         (("language", "--batch-sizes", "1,x"), "--batch-sizes is '1,x'; give whole numbers"),
         (("language", "--batch-range", "1:4"), "belong to --ramp-up. Add it."),
+        (("language", "--ramp-up", "--batch-sizes", "7,9"), "--batch-range: drop --batch-sizes."),
         (("language", "--ramp-up", "--batch-range", "9:4"), "--batch-range is '9:4'"),
         (("language", "--ramp-up", "--max-token-latency-ms", "0"), "is 0; it must be above 0"),
         (("language", "--ramp-up", "--max-token-latency-ms", "nan"), "is nan; it must be above 0"),

@@ -252,6 +252,18 @@ def test_pope_asks_the_model(minigpt4, questions, folder):
     assert (again.status, again.out) == (0, shown.out)
 
 
+def test_pope_names_answers_and_questions_without_each_other(minigpt4, questions, folder):
+    lines = [{"question_id": number, "answer": "Yes"} for number in (1, 99)]
+    (folder / "given.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    shown = minigpt4(*POPE, "--results", "given.jsonl")
+    assert shown.status == 1
+    assert shown.err == (
+        "error: given.jsonl has no answer to 2 questions (2, 3).\n"
+        "error: 1 answer of given.jsonl belongs to no question (99).\n"
+    )
+    assert shown.out.splitlines()[1].split()[-3:] == ["1", "2", "0"]
+
+
 def test_pope_names_what_it_cannot_ask(minigpt4, questions, folder):
     (folder / "a.png").unlink()
     shown = minigpt4(*POPE, "--model", "somewhere")

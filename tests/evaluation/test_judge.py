@@ -151,8 +151,9 @@ class TestRefusals:
             broken(lambda weights: weights.update({"visual.trunk.stem.weight": torch.ones(1)}))
 
     def test_code_in_a_pickle_is_not_run(self, broken, capsys):
-        with pytest.raises(CheckpointError, match="cannot be read"):
+        with pytest.raises(CheckpointError, match="not run") as caught:
             broken(lambda weights: {"x": Exploit()})
+        assert "weights_only" not in str(caught.value)
         assert "run" not in capsys.readouterr().out
 
     def test_something_that_is_no_dict(self, broken):
@@ -183,6 +184,44 @@ class TestRefusals:
         save_file(weights, tmp_path / "half" / "model.safetensors", metadata={"format": "pt"})
         with pytest.raises(CheckpointError, match=r"visual_projection\.weight among them"):
             Judge.load(tmp_path / "half", device="cpu")
+
+    def test_cut_weights(self, clip_dir, tmp_path):
+        shutil.copytree(clip_dir, tmp_path / "cut")
+        path = tmp_path / "cut" / "model.safetensors"
+        path.write_bytes(path.read_bytes()[:-100])
+        with pytest.raises(CheckpointError, match=r"weights in .*cut are damaged .*Download them"):
+            Judge.load(tmp_path / "cut", device="cpu")
+
+    @pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
+    def test_a_file_that_is_none_of_open_clip(self, clip_dir, name):
+        with pytest.raises(CheckpointError, match=rf"{name} is a file\. Name the judge's folder"):
+            Judge.load(clip_dir / name, device="cpu")
+
+    def test_a_bin_that_is_no_pickle(self, open_clip_dir, tmp_path):
+        shutil.copytree(open_clip_dir, tmp_path / "text")
+        (tmp_path / "text" / open_clip.FILE_NAME).write_text("Not found\n")
+        with pytest.raises(CheckpointError, match="is no file of weights alone") as caught:
+            Judge.load(tmp_path / "text", device="cpu")
+        assert "weights_only" not in str(caught.value)
+
+    @pytest.mark.parametrize(
+        ("config", "message"),
+        [
+            ([1], "is no JSON object"),
+            ({"model_cfg": []}, "model_cfg is \\[\\], and must be an object"),
+            ({"model_cfg": {"text_cfg": 3}}, "text_cfg is 3, and must be an object"),
+            ({"model_cfg": {"text_cfg": {"heads": "two"}}}, "heads is 'two', and must be a whole"),
+            ({"model_cfg": {"vision_cfg": {"head_width": 0}}}, "head_width is 0, and must be"),
+            ({"preprocess_cfg": "none"}, "preprocess_cfg is 'none', and must be an object"),
+            ({"model_cfg": {"text_cfg": {"heads": 2}, "vision_cfg": {"head_width": 20}},
+              "preprocess_cfg": {"mean": 1}}, "mean is 1, and must be three numbers"),
+        ],
+    )  # fmt: skip
+    def test_a_config_of_other_types(self, open_clip_dir, tmp_path, config, message):
+        folder = shutil.copytree(open_clip_dir, tmp_path / "odd")
+        (folder / "open_clip_config.json").write_text(json.dumps(config))
+        with pytest.raises(CheckpointError, match=rf"open_clip_config\.json:? {message}"):
+            Judge.load(folder, device="cpu")
 
     def test_a_folder_without_weights(self, clip_dir, tmp_path):
         for path in clip_dir.iterdir():

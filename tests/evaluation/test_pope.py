@@ -9,7 +9,14 @@ import pytest
 from minigpt4_runtime import ConfigError, SamplingParams
 from minigpt4_runtime.errors import RequestError
 from minigpt4_runtime.evaluation import pope
-from minigpt4_runtime.evaluation.pope import Question, Verdict, is_unclear, read_answer
+from minigpt4_runtime.evaluation.pope import Question
+from minigpt4_runtime.evaluation.pope_report import (
+    PopeReport,
+    Verdict,
+    is_unclear,
+    judge,
+    read_answer,
+)
 from minigpt4_runtime.messages import Reply, TextDelta, Usage, read_messages
 from minigpt4_runtime.pixels import open_rgb
 from minigpt4_runtime.report.ledger import Ledger
@@ -47,7 +54,7 @@ def questions(write):
 
 def test_published_files(write, questions, images):
     answers = pope.read_answers(write("answers.json", ANSWERS), questions)
-    report = pope.judge(questions, answers, images_dir=images)
+    report = judge(questions, answers, images_dir=images)
     # By hand: yes and right twice (dog, car), yes and wrong once, no and right once, no and wrong
     # once.
     assert report.as_mapping() | {"answers": []} == {
@@ -93,7 +100,7 @@ def test_rates_agree_with_counting_by_sets(images):
         Verdict(Question(n, "1.png", "?", draws.choice(["yes", "no"])), draws.choice(["Yes", "No"]))
         for n in range(300)
     )
-    report = pope.PopeReport(verdicts, 0, (), images)
+    report = PopeReport(verdicts, 0, (), images)
     is_yes = {v.question.question_id for v in verdicts if v.question.label == "yes"}
     said_yes = {v.question.question_id for v in verdicts if v.answer == "Yes"}
     precision, recall = (len(is_yes & said_yes) / len(each) for each in (said_yes, is_yes))
@@ -108,15 +115,28 @@ def test_rates_agree_with_counting_by_sets(images):
 
 def test_nothing_is_divided_by_nothing(images):
     verdicts = (Verdict(Question(1, "1.png", "?", "no"), "No"),)
-    rates = pope.PopeReport(verdicts, 0, (), images).rates
+    rates = PopeReport(verdicts, 0, (), images).rates
     assert rates == {"accuracy": 1, "precision": None, "recall": None, "f1": None, "yes_ratio": 0}
-    assert "–" in pope.PopeReport(verdicts, 0, (), images).as_text()
+    assert "–" in PopeReport(verdicts, 0, (), images).as_text()
 
 
 def test_answers_by_number_in_any_order(write, questions):
     lines = [{"question_id": 3, "text": "No"}, {"question_id": 1, "answer": "Yes"}]
     path = write("answers.jsonl", "\n".join(map(json.dumps, lines)))
     assert pope.read_answers(path, questions) == {3: "No", 1: "Yes"}
+
+
+def test_what_has_no_counterpart_is_named(tmp_path, questions):
+    path = tmp_path / "a.json"
+    assert pope.name_strays(path, dict.fromkeys(range(1, 6), "Yes"), questions) == ()
+    assert pope.name_strays(path, {1: "Yes", 2: "No", 5: "No", 99: "No"}, questions) == (
+        f"{path} has no answer to 2 questions (3, 4).",
+        f"1 answer of {path} belongs to no question (99).",
+    )
+    many = dict.fromkeys(range(1, 13), "No")
+    assert pope.name_strays(path, many, questions) == (
+        f"7 answers of {path} belong to no question (6, 7, 8, 9, 10 …).",
+    )
 
 
 @pytest.mark.parametrize(
@@ -126,6 +146,9 @@ def test_answers_by_number_in_any_order(write, questions):
         ('{"question_id": 1, "image": "a", "text": "?"}\n', "Line 1 of .* has no 'label'"),
         (QUESTIONS.replace('"no"', '"maybe"'), "Line 2 of .*: label is 'maybe'; it must be yes or"),
         (QUESTIONS + QUESTIONS, "Line 6 of .*: question 1 comes twice"),
+        (QUESTIONS[:-9], "Line 5 of .* is no POPE question"),
+        (QUESTIONS.replace(": 2,", ": [2],"), r"Line 2 of .*: question_id is \[2\]; it must be a"),
+        (QUESTIONS.replace(": 3,", ": 3.5,"), r"Line 3 of .*: question_id is 3\.5; it must be a"),
         ("\n", "holds no question"),
     ],
 )
@@ -142,6 +165,9 @@ def test_questions_of_another_layout(write, content, message):
         (ANSWERS.replace('"yes"', "1"), "question 3 has no answer as text"),
         ('{"question_id": 9, "answer": "Yes"}\n', "answers none of the questions"),
         ("?\n", "Line 1 of .* is no answer to a POPE question"),
+        (ANSWERS[:-9], "Line 5 of .* is no answer to a POPE question"),
+        ('{"question_id": {}, "answer": "Yes"}\n', "Line 1 of .*: question_id is {}; it must be"),
+        ('{"question_id": 1, "answer": "Yes"}\n' * 2, "answers question 1 twice"),
     ],
 )
 def test_answers_of_another_layout(write, questions, content, message):
@@ -189,7 +215,7 @@ def test_a_model_is_asked(questions, images):
     assert faults == ("The model's numbers overflowed.",)
     assert model.asked[0] == "Look! Is there a dog in the image?"
     assert len(done) == 5
-    report = pope.judge(questions, answers, images_dir=images, faults=faults)
+    report = judge(questions, answers, images_dir=images, faults=faults)
     assert (report.num_unanswered, report.left_out) == (1, faults)
 
 
@@ -201,7 +227,7 @@ def test_pictures_that_are_missing_or_bad_are_told_once(write, images):
     assert "bad.png is damaged" in bad
     assert missing == f"The folder {images} lacks no.png."
     with pytest.raises(ConfigError, match=r"No question was answered\. .*bad\.png is damaged"):
-        pope.judge(questions, {}, images_dir=images, faults=(bad,))
+        judge(questions, {}, images_dir=images, faults=(bad,))
 
 
 def test_what_was_answered_is_not_asked_again(questions, images, tmp_path, monkeypatch):
@@ -215,6 +241,8 @@ def test_what_was_answered_is_not_asked_again(questions, images, tmp_path, monke
         answers, _ = ask(again, questions, images, ledger)
         assert answers == {1: "Yes.", 2: "No.", 3: "Yes.", 5: "No."}
         assert len(again.asked) == 2  # The car, which failed, and the bus.
+    # The ledger itself is a file of answers, as long as it is of one run.
+    assert pope.read_answers(path, questions) == answers
     with Ledger(path, keys=pope.LEDGER_KEYS) as ledger:
         for change in (
             {"asked_of": "int8"},
@@ -224,8 +252,34 @@ def test_what_was_answered_is_not_asked_again(questions, images, tmp_path, monke
             other = Model()
             ask(other, questions, images, ledger, **change)
             assert len(other.asked) == 5, change
-    # The ledger itself is a file of answers.
-    assert pope.read_answers(path, questions) == answers
+    with pytest.raises(
+        ConfigError, match=r"answers question 1 twice\. Give the answers of one run"
+    ):
+        pope.read_answers(path, questions)
+
+
+def test_another_picture_of_the_same_name_is_asked_about_anew(questions, images, tmp_path):
+    with Ledger(tmp_path / "pope.jsonl", keys=pope.LEDGER_KEYS) as ledger:
+        ask(Model(), questions, images, ledger)
+        (images / "1.png").write_bytes((images / "9.png").read_bytes())
+        again, elsewhere = Model(), Model()
+        ask(again, questions, images, ledger)
+        assert len(again.asked) == 3  # Both of the new picture, and the car, which failed.
+        other = tmp_path / "other"
+        other.mkdir()
+        for number in (1, 2, 3):
+            (other / f"{number}.png").write_bytes((images / f"{number + 3}.png").read_bytes())
+        ask(elsewhere, questions, other, ledger)
+        assert len(elsewhere.asked) == 5
+
+
+def test_each_picture_is_read_once_for_all_its_questions(questions, images, monkeypatch):
+    read = []
+    monkeypatch.setattr(
+        pope, "_locate", lambda *where: read.append(where) or (images / where[1], "")
+    )
+    ask(Model(), questions, images)
+    assert read == [(images, f"{number}.png") for number in (1, 2, 3)]
 
 
 def test_many_are_on_their_way_at_once(questions, images, monkeypatch):
@@ -245,7 +299,7 @@ def test_many_are_on_their_way_at_once(questions, images, monkeypatch):
 
 def test_the_page_and_the_rows(write, questions, images):
     answers = pope.read_answers(write("answers.json", ANSWERS), questions)
-    report = pope.judge(questions, answers, images_dir=images, faults=("x.png is <damaged>.",))
+    report = judge(questions, answers, images_dir=images, faults=("x.png is <damaged>.",))
     page = report.as_page()
     assert page.count("<article") == page.count("data:image/jpeg") == 2
     # What is not there comes before what was overlooked.
@@ -257,5 +311,5 @@ def test_the_page_and_the_rows(write, questions, images):
 
 def test_the_page_stands_without_its_pictures(write, questions, tmp_path):
     answers = pope.read_answers(write("answers.json", ANSWERS), questions)
-    page = pope.judge(questions, answers, images_dir=tmp_path).as_page()
+    page = judge(questions, answers, images_dir=tmp_path).as_page()
     assert page.count("<article") == 2

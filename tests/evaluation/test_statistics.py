@@ -103,3 +103,15 @@ def test_lots_are_fair():
             counts[name] += 1
     # Five standard deviations of a binomial.
     assert all(abs(count - 400) < 5 * math.sqrt(2000 * 0.2 * 0.8) for count in counts.values())
+
+
+def test_where_the_pictures_begin_does_not_change_the_sample():
+    names = [f"{folder}/{number}.jpg" for folder in ("cats", "dogs") for number in range(40)]
+    deeper = [f"all/val/{name}" for name in names]
+    drawn = draw_sample(names, 15, seed=2)
+    assert draw_sample(deeper, 15, seed=2) == [f"all/val/{name}" for name in drawn]
+    alone = [name.removeprefix("dogs/") for name in names if name.startswith("dogs/")]
+    drawn = draw_sample(alone, 15, seed=2)
+    assert draw_sample([f"dogs/{name}" for name in alone], 15, seed=2) == [
+        f"dogs/{name}" for name in drawn
+    ]

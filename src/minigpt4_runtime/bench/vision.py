@@ -97,11 +97,16 @@ def measure_vision(
     cold = [_encode(model, pictures[:1])]
     yield _summarise(model, runtime, 1, cold, load_ms)
     for batch_size in batch_sizes:
-        batch = [pictures[index % len(pictures)] for index in range(batch_size)]
-        _encode(model, batch)
+        _encode(model, _batch(pictures, batch_size, 0))
         model.reset_peak_memory()
-        warm = [_encode(model, batch) for _ in range(repeats)]
+        warm = [_encode(model, _batch(pictures, batch_size, repeat)) for repeat in range(repeats)]
         yield _summarise(model, runtime, batch_size, warm, None)
+
+
+def _batch(pictures: Sequence[bytes | Path], batch_size: int, repeat: int) -> list[bytes | Path]:
+    """Each repeat goes on where the one before ended, and from the last picture to the first."""
+    first = repeat * batch_size
+    return [pictures[index % len(pictures)] for index in range(first, first + batch_size)]
 
 
 def _encode(model: MiniGPT4, batch: Sequence[bytes | Path]) -> dict[str, float]:

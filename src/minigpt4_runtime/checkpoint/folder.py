@@ -162,13 +162,15 @@ def staged_folder(
     staging = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.partial")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        _check_room(staging, target, needed_bytes)
+        _check_room(staging, target, needed_bytes, kind)
         staging.mkdir()
         yield staging
         _swap_in(staging, target)
     except OSError as error:
         if error.errno in _DISK_FULL:
-            raise CheckpointError(_describe_full_disk(staging, target, needed_bytes)) from None
+            raise CheckpointError(
+                _describe_full_disk(staging, target, needed_bytes, kind)
+            ) from None
         raise CheckpointError(
             f"{out_dir} cannot be written: {error.strerror or error}"
             f"{f' ({error.filename})' if error.filename else ''}. Choose another --out."
@@ -204,19 +206,23 @@ def _sync_folder(folder: Path) -> None:
             os.close(descriptor)
 
 
-def _check_room(staging: Path, target: Path, needed_bytes: int) -> None:
+def _check_room(staging: Path, target: Path, needed_bytes: int, kind: FolderKind) -> None:
     free = shutil.disk_usage(target.parent).free
-    if free < needed_bytes + _SMALL_FILES_BYTES:
-        seen = f", and {show_bytes(free)} are free"
-        raise CheckpointError(_describe_full_disk(staging, target, needed_bytes, seen))
+    missing = needed_bytes + _SMALL_FILES_BYTES - free
+    if missing > 0:
+        seen = f", and {show_bytes(free)} are free: {show_bytes(missing)} are missing"
+        raise CheckpointError(_describe_full_disk(staging, target, needed_bytes, kind, seen))
 
 
-def _describe_full_disk(staging: Path, target: Path, needed_bytes: int, seen: str = "") -> str:
+def _describe_full_disk(
+    staging: Path, target: Path, needed_bytes: int, kind: FolderKind, seen: str = ""
+) -> str:
     left_behind = sorted(
         path.name for path in target.parent.glob(f".{target.name}.*.partial") if path != staging
     )
     hint = f" An interrupted run left {', '.join(left_behind)} there." if left_behind else ""
     return (
-        f"The disk of {target.parent} has no room: the model needs {show_bytes(needed_bytes)}"
-        f"{seen}. Free some space, or choose another --out.{hint}"
+        f"The disk of {target.parent} has no room: the {kind.name} needs "
+        f"{show_bytes(needed_bytes + _SMALL_FILES_BYTES)}{seen}. Free some space, or choose "
+        f"another --out.{hint}"
     )

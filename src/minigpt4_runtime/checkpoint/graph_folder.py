@@ -138,7 +138,7 @@ def find_graph(path: Path, model_dir: Path, *, runtime: str = "auto") -> VisionG
     Raises:
         CheckpointError: there is no such graph, or it was made from other weights.
     """
-    graph_dir = path.parent if path.suffix in _RUNTIME_OF else path
+    graph_dir = path.parent if _names_file(path) else path
     record = read_record(graph_dir)
     for name, size in record.files.items():
         found = (graph_dir / name).stat().st_size if (graph_dir / name).is_file() else None
@@ -162,15 +162,20 @@ def runtimes_of(path: Path) -> tuple[str, ...]:
     Raises:
         CheckpointError: there is none.
     """
-    named = [path] if path.suffix in _RUNTIME_OF else [path / ONNX_NAME, path / OM_NAME]
+    named = [path] if _names_file(path) else [path / ONNX_NAME, path / OM_NAME]
     found = tuple(_RUNTIME_OF[each.suffix] for each in named if each.is_file())
     if not found:
         raise CheckpointError(f"{path} holds no graph. Make one with `minigpt4 export vision`.")
     return found
 
 
+def _names_file(path: Path) -> bool:
+    """Whether that is a graph itself, there or not: a folder is one whatever its name."""
+    return path.suffix in _RUNTIME_OF and not path.is_dir()
+
+
 def _choose(path: Path, graph_dir: Path, runtime: str) -> Path:
-    named = [path.name] if path.suffix in _RUNTIME_OF else [OM_NAME, ONNX_NAME]
+    named = [path.name] if _names_file(path) else [OM_NAME, ONNX_NAME]
     wanted = [n for n in named if runtime in ("auto", _RUNTIME_OF[Path(n).suffix])]
     if not wanted:
         raise CheckpointError(

@@ -170,7 +170,10 @@ def vision(
 @spread_options
 def language(
     *,
-    batch_sizes: BatchSizes = "1",
+    batch_sizes: Annotated[
+        str | None,
+        typer.Option(metavar="COUNTS", help="Batch sizes, with commas between them; 1 without it."),
+    ] = None,
     pair: Annotated[
         list[str] | None,
         typer.Option(
@@ -212,8 +215,11 @@ def language(
     """
     if not ramp_up and (batch_range is not None or max_token_latency_ms is not None):
         raise ConfigError("--batch-range and --max-token-latency-ms belong to --ramp-up. Add it.")
+    if ramp_up and batch_sizes is not None:
+        raise ConfigError("--ramp-up searches --batch-range: drop --batch-sizes.")
     pairs, limit = [_pair(text) for text in pair or ()], _limit(max_token_latency_ms)
-    sizes, first_last = _numbers(batch_sizes, "--batch-sizes"), _range(batch_range or "1:256")
+    sizes = _numbers("1" if batch_sizes is None else batch_sizes, "--batch-sizes")
+    first_last = _range(batch_range or "1:256")
     load = _loader(where, shape, vision=1, language=shape.layers)
     with _reported("bench language", report) as run:
         from minigpt4_runtime.bench.language import LanguageBench, Work

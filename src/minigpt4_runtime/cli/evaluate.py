@@ -201,6 +201,7 @@ def pope(
     """
     from minigpt4_runtime.evaluation import answers
     from minigpt4_runtime.evaluation import pope as pope_judge
+    from minigpt4_runtime.evaluation.pope_report import judge
 
     if "{question}" not in prompt:
         raise ConfigError(f"--prompt is {prompt!r}, without {{question}}. Say where it stands.")
@@ -209,7 +210,8 @@ def pope(
     folder = _open_folder(out, "pope")
     if results is not None:
         given = pope_judge.read_answers(results, asked)
-        report = pope_judge.judge(asked, given, images_dir=images)
+        strays = pope_judge.name_strays(results, given, asked)
+        report = judge(asked, given, images_dir=images, faults=strays)
     else:
         sampling = SamplingParams(max_new_tokens=max_new_tokens)
         model = where.load()
@@ -218,7 +220,7 @@ def pope(
                 model, asked, images_dir=images, prompt=prompt, sampling=sampling,
                 ledger=ledger, asked_of=_name_model(where, model), on_question=bar.advance,
             )  # fmt: skip
-        report = pope_judge.judge(asked, given, images_dir=images, faults=faults)
+        report = judge(asked, given, images_dir=images, faults=faults)
     _show(report, folder, report.left_out)
 
 

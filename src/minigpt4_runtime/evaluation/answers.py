@@ -192,8 +192,10 @@ def read_text(path: Path) -> str:
         raise ConfigError(f"{path} is not UTF-8 text ({error.reason}).") from None
 
 
-def read_json_lines(path: Path, what: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Numbered records of a file with one a line. A last line cut short is left out.
+def read_json_lines(
+    path: Path, what: str, *, may_be_cut: bool = False
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Numbered records of a file with one a line; a last one cut short is left out if it may be.
 
     Raises:
         ConfigError: a line is something else; the message calls a right one `what`.
@@ -205,7 +207,7 @@ def read_json_lines(path: Path, what: str) -> Iterator[tuple[int, dict[str, Any]
         try:
             record = json.loads(line)
         except ValueError:
-            if number > len(lines) > 0:
+            if may_be_cut and number > len(lines) > 0:
                 continue
             record = None
         if not isinstance(record, dict):
@@ -235,7 +237,7 @@ def _read_file(path: Path) -> list[Run]:
 def _read_records(path: Path) -> dict[str, Answer | None]:
     """An answer counts more than a failure, and a later one more than an earlier one."""
     answers: dict[str, Answer | None] = {}
-    for number, record in read_json_lines(path, "answer to a picture"):
+    for number, record in read_json_lines(path, "answer to a picture", may_be_cut=True):
         if not _is_record(record):
             raise ConfigError(
                 f"Line {number} of {path} has no image and answer. Give what "

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from PIL.Image import Image
+from safetensors import SafetensorError
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
@@ -95,6 +96,10 @@ def _find_source(path: Path) -> Path:
             f"There is no judge at {path}. Download one and name its folder, for example "
             "`hf download laion/CLIP-ViT-H-14-laion2B-s32B-b79K --local-dir judge`."
         )
+    if path.is_file() and path.suffix != ".bin":
+        raise CheckpointError(
+            f"{path} is a file. Name the judge's folder, or the {open_clip.FILE_NAME} of open_clip."
+        )
     if path.is_file() or (path / "config.json").exists():
         return path
     if not (path / open_clip.FILE_NAME).exists():
@@ -111,6 +116,10 @@ def _build(source: Path, **arguments: Any) -> Any:
         model, info = transformers.CLIPModel.from_pretrained(
             dtype=torch.float32, output_loading_info=True, **arguments
         )
+    except SafetensorError as error:
+        raise CheckpointError(
+            f"The weights in {source} are damaged ({error}). Download them again."
+        ) from None
     except (OSError, ValueError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0]
         raise CheckpointError(f"{source} is no CLIP model that can be loaded: {reason}") from None

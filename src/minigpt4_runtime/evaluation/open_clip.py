@@ -21,6 +21,7 @@ from torch import Tensor
 from minigpt4_runtime.errors import CheckpointError
 
 FILE_NAME = "open_clip_pytorch_model.bin"
+CONFIG_NAME = "open_clip_config.json"
 Weights = dict[str, Tensor]
 
 # The published towers by their width; their texts' heads are 64 wide. From open_clip's
@@ -79,13 +80,24 @@ def read(path: Path) -> tuple[dict[str, Any], Weights]:
 
 def read_preprocessing(folder: Path) -> dict[str, Any]:
     """What open_clip_config.json says about pictures: `mean` and `std`, if it is there."""
-    return dict(_read_config(folder).get("preprocess_cfg", {}))
+    given = _read_config(folder).get("preprocess_cfg", {})
+    means = {name: given[name] for name in ("mean", "std") if name in given}
+    for name, levels in means.items():
+        if not (isinstance(levels, list) and len(levels) == 3 and all(map(_is_number, levels))):
+            raise _strange(folder / CONFIG_NAME, name, levels, "three numbers")
+    return means
 
 
 def _load(path: Path) -> Weights:
     try:
         weights = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+    except pickle.UnpicklingError:
+        # Torch's own words advise to run what is in the file.
+        raise CheckpointError(
+            f"{path} is no file of weights alone, and what else it holds is not run. Download it "
+            "again."
+        ) from None
+    except (OSError, RuntimeError, EOFError) as error:
         reason = str(error).splitlines()[0]
         raise CheckpointError(f"{path} cannot be read ({reason}). Download it again.") from None
     weights = weights.get("state_dict", weights) if isinstance(weights, dict) else {}
@@ -93,14 +105,40 @@ def _load(path: Path) -> Weights:
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
-    path = folder / "open_clip_config.json"
+    """What open_clip_config.json says, its parts and counts made sure to be such."""
+    path = folder / CONFIG_NAME
     if not path.exists():
         return {}
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} cannot be read ({error}). Download it again.") from None
-    return dict(config)
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{path} is no JSON object. Download it again.")
+    model = _part(config, "model_cfg", path)
+    _part(config, "preprocess_cfg", path)
+    for part, name in (("text_cfg", "heads"), ("vision_cfg", "head_width")):
+        count = _part(model, part, path).get(name, 1)
+        if not isinstance(count, int) or count < 1:
+            raise _strange(path, name, count, "a whole number above 0")
+    return config
+
+
+def _part(config: Mapping[str, Any], name: str, path: Path) -> Mapping[str, Any]:
+    part = config.get(name, {})
+    if not isinstance(part, dict):
+        raise _strange(path, name, part, "an object")
+    return part
+
+
+def _strange(path: Path, name: str, found: object, wanted: str) -> CheckpointError:
+    return CheckpointError(
+        f"{path}: {name} is {found!r}, and must be {wanted}. Download the file again."
+    )
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float))
 
 
 def _rename_all(weights: Weights, path: Path) -> Iterator[tuple[str, Tensor]]:

@@ -2,38 +2,34 @@
 
 By Li et al., "Evaluating Object Hallucination in Large Vision-Language Models", arXiv:2305.10355.
 
-Owns   the published layout of questions and answers, how an answer is read as yes or no, and the
-       counts.
-Takes  questions, a model to ask or answers already collected; gives a PopeReport.
-Never  chooses the questions.
+Owns   the published layout of questions and answers, and how a model is asked.
+Takes  files of questions and answers, and a model; gives Questions, and answers by their ids.
+Never  chooses the questions, and never counts.
 """
 
 from __future__ import annotations
 
-import re
+import functools
+import hashlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 
 from minigpt4_runtime.errors import ConfigError, ImageError, RequestError
 from minigpt4_runtime.evaluation.answers import find_picture, read_json_lines
 from minigpt4_runtime.messages import Message, TextDelta, image
-from minigpt4_runtime.pixels import open_rgb
-from minigpt4_runtime.report.table import Column, Table
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
     from minigpt4_runtime.api import MiniGPT4
     from minigpt4_runtime.config import SamplingParams
     from minigpt4_runtime.report.ledger import Ledger
-    from minigpt4_runtime.report.page import Card
 
-LEDGER_KEYS = ("asked_of", "max_new_tokens", "question_id", "image", "question")
+LEDGER_KEYS = ("asked_of", "max_new_tokens", "question_id", "image", "picture", "question")
 _AT_ONCE = 32
-_SHOWN_CASES = 50
+_SHOWN_IDS = 5
 
 Label = Literal["yes", "no"]
 Item = TypeVar("Item")
@@ -51,36 +47,17 @@ class Question:
     label: Label
 
 
-@dataclass(frozen=True)
-class Verdict:
-    """A question and what was answered."""
-
-    question: Question
-    answer: str
-
-    @property
-    def read_as(self) -> Label:
-        """What the answer counts as."""
-        return read_answer(self.answer)
-
-    @property
-    def is_right(self) -> bool:
-        """Whether that is the label."""
-        return self.read_as == self.question.label
-
-
 def read_questions(path: Path) -> tuple[Question, ...]:
     """Read a file such as coco_pope_random.json.
 
     Raises:
         ConfigError: a line is something else, a number comes twice, or there is no line at all.
     """
-    questions: dict[Any, Question] = {}
+    questions: dict[int | str, Question] = {}
     for number, record in read_json_lines(path, "POPE question"):
         try:
-            question_id, name, text, label = (
-                record[key] for key in ("question_id", "image", "text", "label")
-            )
+            question_id = _read_id(record, number, path)
+            name, text, label = (record[key] for key in ("image", "text", "label"))
         except KeyError as error:
             raise ConfigError(
                 f"Line {number} of {path} has no {error.args[0]!r}. A POPE question has "
@@ -96,6 +73,16 @@ def read_questions(path: Path) -> tuple[Question, ...]:
     return tuple(questions.values())
 
 
+def _read_id(record: Mapping[str, Any], number: int, path: Path) -> int | str:
+    question_id = record["question_id"]
+    if isinstance(question_id, bool) or not isinstance(question_id, (int, str)):
+        raise ConfigError(
+            f"Line {number} of {path}: question_id is {question_id!r}; it must be a whole number "
+            "or text."
+        )
+    return question_id
+
+
 def read_answers(path: Path, questions: Sequence[Question]) -> dict[int | str, str]:
     """Read collected answers: by question_id, or else, as POPE has it, in the questions' order.
 
@@ -104,28 +91,64 @@ def read_answers(path: Path, questions: Sequence[Question]) -> dict[int | str, s
     Raises:
         ConfigError: a line is something else, or the answers do not belong to the questions.
     """
-    records = [record for _, record in read_json_lines(path, "answer to a POPE question")]
-    if not all("question_id" in record for record in records):
-        if len(records) != len(questions):
-            raise ConfigError(
-                f"{path} has {len(records)} answers without question_id to {len(questions)} "
-                "questions. In the questions' order there must be one for each."
-            )
-        for question, record in zip(questions, records, strict=True):
-            _check_same_question(question, record, path)
+    lines = list(read_json_lines(path, "answer to a POPE question"))
+    if all("question_id" in record for _, record in lines):
+        records = [(_read_id(record, number, path), record) for number, record in lines]
+    elif len(lines) == len(questions):
         records = [
-            {**record, "question_id": question.question_id}
-            for question, record in zip(questions, records, strict=True)
+            (question.question_id, record)
+            for question, (_, record) in zip(questions, lines, strict=True)
         ]
-    answers = {}
-    for record in records:
+        for question, (_, record) in zip(questions, lines, strict=True):
+            _check_same_question(question, record, path)
+    else:
+        raise ConfigError(
+            f"{path} has {len(lines)} answers without question_id to {len(questions)} "
+            "questions. In the questions' order there must be one for each."
+        )
+    answers: dict[int | str, str] = {}
+    for question_id, record in records:
         answer = record.get("answer", record.get("text"))
         if not isinstance(answer, str):
-            raise ConfigError(f"{path}: question {record['question_id']} has no answer as text.")
-        answers[record["question_id"]] = answer
+            raise ConfigError(f"{path}: question {question_id} has no answer as text.")
+        if question_id in answers:
+            raise ConfigError(
+                f"{path} answers question {question_id} twice. Give the answers of one run."
+            )
+        answers[question_id] = answer
     if not answers.keys() & {question.question_id for question in questions}:
         raise ConfigError(f"{path} answers none of the questions. Name the file that belongs here.")
     return answers
+
+
+def name_strays(
+    path: Path, answers: Mapping[int | str, str], questions: Sequence[Question]
+) -> tuple[str, ...]:
+    """Sentences about the questions that a file of answers lacks, and the answers it has beside."""
+    asked = [question.question_id for question in questions]
+    known = set(asked)
+    missing = [question_id for question_id in asked if question_id not in answers]
+    strays = [question_id for question_id in answers if question_id not in known]
+    sentences = []
+    if missing:
+        sentences.append(
+            f"{path} has no answer to {_count(missing, 'question')} ({_show(missing)})."
+        )
+    if strays:
+        verb = "belongs" if len(strays) == 1 else "belong"
+        sentences.append(
+            f"{_count(strays, 'answer')} of {path} {verb} to no question ({_show(strays)})."
+        )
+    return tuple(sentences)
+
+
+def _count(ids: Sequence[int | str], noun: str) -> str:
+    return f"{len(ids)} {noun}{'s' if len(ids) > 1 else ''}"
+
+
+def _show(ids: Sequence[int | str]) -> str:
+    shown = ", ".join(map(str, ids[:_SHOWN_IDS]))
+    return f"{shown} …" if len(ids) > _SHOWN_IDS else shown
 
 
 def _check_same_question(question: Question, record: Mapping[str, Any], path: Path) -> None:
@@ -135,20 +158,6 @@ def _check_same_question(question: Question, record: Mapping[str, Any], path: Pa
             f"{path} answers {asked!r} where the question is {question.text!r}. The answers must "
             "stand in the questions' order."
         )
-
-
-def read_answer(answer: str) -> Label:
-    """Read an answer as POPE's own script does, so that published numbers compare.
-
-    It is no if its first sentence has the word No, no or not, and yes otherwise.
-    """
-    words = answer.split(".")[0].replace(",", "").split(" ")
-    return "no" if {"No", "no", "not"} & set(words) else "yes"
-
-
-def is_unclear(answer: str) -> bool:
-    """Whether the first sentence says neither yes nor no, so that it counted as yes unsaid."""
-    return not re.search(r"\b(yes|no|not)\b", answer.split(".")[0], re.IGNORECASE)
 
 
 def ask(
@@ -168,21 +177,25 @@ def ask(
     """
     answers: dict[int | str, str] = {}
     faults: dict[str, None] = {}  # A picture has several questions: it is told once.
+    locate = functools.cache(partial(_locate, images_dir))  # And it is read once.
 
     def begin(question: Question) -> tuple[Question, dict[str, Any], _Asked]:
+        try:
+            path, digest = locate(question.image)
+        except ImageError as error:
+            return question, {}, error
+        text = prompt.replace("{question}", question.text)
         about = {
             "asked_of": asked_of,
             "max_new_tokens": sampling.max_new_tokens,
             "question_id": question.question_id,
             "image": question.image,
-            "question": prompt.replace("{question}", question.text),
+            "picture": digest,
+            "question": text,
         }
         known = ledger.find(**about)
-        return (
-            question,
-            about,
-            known["answer"] if known else _submit(model, about, images_dir, sampling),
-        )
+        submitted = known["answer"] if known else _submit(model, path, text, sampling)
+        return question, about, submitted
 
     for question, about, asked in _ahead(map(begin, questions), _AT_ONCE):
         answer = _finish(asked)
@@ -206,15 +219,21 @@ def _ahead(items: Iterable[Item], count: int) -> Iterator[Item]:
     yield from waiting
 
 
-def _submit(
-    model: MiniGPT4, about: Mapping[str, Any], images_dir: Path, sampling: SamplingParams
-) -> _Asked:
-    found = find_picture(images_dir, about["image"])
+def _locate(images_dir: Path, name: str) -> tuple[Path, str]:
+    """Where a question's picture lies, and the digest of its bytes: names come twice."""
+    found = find_picture(images_dir, name)
     if found is None:
-        return ImageError(f"The folder {images_dir} lacks {about['image']}.")
+        raise ImageError(f"The folder {images_dir} lacks {name}.")
+    path = images_dir / found
     try:
-        message = Message("user", (image(images_dir / found), about["question"]))
-        return model.submit([message], sampling)
+        return path, hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise ImageError(f"{path} cannot be read ({error.strerror}).") from None
+
+
+def _submit(model: MiniGPT4, path: Path, text: str, sampling: SamplingParams) -> _Asked:
+    try:
+        return model.submit([Message("user", (image(path), text))], sampling)
     except RequestError as error:
         return error
 
@@ -228,160 +247,3 @@ def _finish(asked: _Asked) -> str | RequestError:
         return error
     assert last.reply is not None, "a stream ends with its reply"
     return last.reply.text
-
-
-def judge(
-    questions: Sequence[Question],
-    answers: Mapping[int | str, str],
-    *,
-    images_dir: Path,
-    faults: Sequence[str] = (),
-) -> PopeReport:
-    """Count what the answers say.
-
-    Raises:
-        ConfigError: no question has an answer.
-    """
-    verdicts = tuple(
-        Verdict(question, answers[question.question_id])
-        for question in questions
-        if question.question_id in answers
-    )
-    if not verdicts:
-        raise ConfigError(" ".join(["No question was answered.", *faults]))
-    return PopeReport(verdicts, len(questions) - len(verdicts), tuple(faults), images_dir)
-
-
-@dataclass(frozen=True)
-class PopeReport:
-    """Counts over the questions that have an answer; "yes" is what is looked for."""
-
-    verdicts: tuple[Verdict, ...]
-    num_unanswered: int
-    left_out: tuple[str, ...]
-    images_dir: Path
-
-    def count(self, label: Label, read_as: Label) -> int:
-        """How many questions with that label were read so."""
-        return sum(v.question.label == label and v.read_as == read_as for v in self.verdicts)
-
-    @property
-    def num_unclear(self) -> int:
-        """How many answers say neither yes nor no; they count as yes."""
-        return sum(is_unclear(verdict.answer) for verdict in self.verdicts)
-
-    @property
-    def rates(self) -> dict[str, float | None]:
-        """The five published numbers, from 0 to 1; None where nothing can be divided."""
-        true_yes, false_yes = self.count("yes", "yes"), self.count("no", "yes")
-        true_no, false_no = self.count("no", "no"), self.count("yes", "no")
-        return {
-            "accuracy": _share(true_yes + true_no, len(self.verdicts)),
-            "precision": _share(true_yes, true_yes + false_yes),
-            "recall": _share(true_yes, true_yes + false_no),
-            "f1": _share(2 * true_yes, 2 * true_yes + false_yes + false_no),
-            "yes_ratio": _share(true_yes + false_yes, len(self.verdicts)),
-        }
-
-    def tables(self) -> list[Table]:
-        """The rates, and what was answered to what."""
-        rates = Table(
-            (*(Column(name.replace("_", " "), ".1%") for name in self.rates),
-             Column("questions"), Column("unanswered"), Column("unclear")),
-            ((*self.rates.values(), len(self.verdicts), self.num_unanswered, self.num_unclear),),
-        )  # fmt: skip
-        labels: tuple[Label, Label] = ("yes", "no")
-        counts = Table(
-            (Column("right is"), Column("read as yes"), Column("read as no")),
-            tuple((label, *(self.count(label, read) for read in labels)) for label in labels),
-        )
-        return [rates, counts]
-
-    def as_text(self) -> str:
-        """The tables."""
-        return "\n\n".join(table.as_text() for table in self.tables())
-
-    def as_mapping(self) -> dict[str, Any]:
-        """Everything."""
-        return {
-            **self.rates,
-            "questions": len(self.verdicts),
-            "unanswered": self.num_unanswered,
-            "unclear": self.num_unclear,
-            "true_yes": self.count("yes", "yes"),
-            "false_yes": self.count("no", "yes"),
-            "true_no": self.count("no", "no"),
-            "false_no": self.count("yes", "no"),
-            "left_out": list(self.left_out),
-            "answers": [
-                {**vars(v.question), "answer": v.answer, "read_as": v.read_as}
-                for v in self.verdicts
-            ],
-        }
-
-    def as_rows(self) -> Table:
-        """One row for each question."""
-        names = ("question_id", "image", "question", "label", "read_as", "is_right", "answer")
-        return Table(
-            tuple(Column(name) for name in names),
-            tuple(
-                (v.question.question_id, v.question.image, v.question.text, v.question.label,
-                 v.read_as, int(v.is_right), v.answer)
-                for v in self.verdicts
-            ),
-        )  # fmt: skip
-
-    def as_page(self) -> str:
-        """The rates, and the wrong answers: first the things that are not there."""
-        from minigpt4_runtime.report.chart import draw
-        from minigpt4_runtime.report.page import Gallery, Paragraph, render
-
-        wrong = [verdict for verdict in self.verdicts if not verdict.is_right]
-        wrong.sort(key=lambda verdict: verdict.question.label)
-        shown = wrong[:_SHOWN_CASES]
-        return render(
-            "Does it see things that are not there?",
-            [
-                Paragraph(
-                    "POPE asks whether a thing is in the picture; half of the things are not. "
-                    "Precision falls with every thing that is seen and not there, recall with "
-                    "every thing that is overlooked. An answer counts as no if its first "
-                    "sentence has the word no or not, and as yes otherwise; unclear ones have "
-                    "neither yes nor no."
-                ),
-                *self.tables(),
-                *(Paragraph(f"Left out: {sentence}") for sentence in self.left_out),
-                draw("The five rates of POPE.", self._paint_rates),
-                Gallery(
-                    f"Wrong answers ({len(shown)} of {len(wrong)})",
-                    tuple(self._card(verdict) for verdict in shown),
-                )
-                if shown
-                else Paragraph("All answers are right."),
-            ],
-        )
-
-    def _paint_rates(self, axes: Axes) -> None:
-        names = [name.replace("_", " ") for name in self.rates]
-        axes.barh(names, [rate or 0 for rate in self.rates.values()])
-        axes.invert_yaxis()
-        axes.set(xlim=(0, 1), xlabel="rate")
-
-    def _card(self, verdict: Verdict) -> Card:
-        from minigpt4_runtime.report.page import Card, Entry, plain, thumbnail
-
-        question = verdict.question
-        entries = (
-            Entry(question.text, plain(verdict.answer)),
-            Entry("Right would be", plain(question.label), is_best=True),
-        )
-        found = find_picture(self.images_dir, question.image)
-        try:
-            picture = thumbnail(open_rgb(image(self.images_dir / found))) if found else None
-        except ImageError:
-            picture = None  # Answers collected elsewhere stand without their pictures.
-        return Card(f"{question.image} · question {question.question_id}", entries, picture)
-
-
-def _share(part: int, whole: int) -> float | None:
-    return part / whole if whole else None

@@ -70,10 +70,16 @@ def bootstrap_interval(
 def draw_sample(names: Collection[str], size: int, *, seed: int) -> list[str]:
     """Draw that many names by lot, or all if there are fewer, in sorted order.
 
-    A name's lot is a digest of seed and name: the same everywhere, whatever else is in the hat.
+    A name's lot is a digest of seed and file name: the same everywhere, whatever else is in the
+    hat. Folders count only among files of one name, from the last folder on.
     """
-    lots = sorted(names, key=lambda name: (_lot(name, seed), name))
+    lots = sorted(names, key=lambda name: (_lots(name, seed), name))
     return sorted(lots[:size])
+
+
+def _lots(name: str, seed: int) -> list[bytes]:
+    parts = name.split("/")
+    return [_lot("/".join(parts[first:]), seed) for first in reversed(range(len(parts)))]
 
 
 def _lot(name: str, seed: int) -> bytes:
