@@ -49,6 +49,9 @@ def test_other_sites_are_refused(client):
             for answer in (client.get(path, headers=headers), client.options(path, headers=asked)):
                 assert answer.status_code == 403
                 assert not [name for name in answer.headers if name.startswith("access-control")]
+    for origin in ("null", "http://[", "", "file://"):
+        answer = client.get("/gradio_api/info", headers={"Origin": origin})
+        assert answer.status_code == 403
     own = {"Host": "pictures.example", "Origin": "https://pictures.example"}
     assert client.get("/gradio_api/info", headers=own).status_code == 200
     assert "img-src 'self'" in client.get("/").headers["content-security-policy"]
