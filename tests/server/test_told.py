@@ -3,6 +3,8 @@
 import json
 import logging
 import re
+import subprocess
+import sys
 
 import pytest
 from running import NAME, data_url, long_answer, picture, user, wait_for
@@ -107,6 +109,29 @@ def test_a_log_line_stays_a_line():
     for form in (logs.PlainLines(), logs.JsonLines()):
         assert len(form.format(record).splitlines()) == 1
     assert json.loads(logs.JsonLines().format(record))["path"] == "a\nb\u2028c"
+
+
+@pytest.mark.parametrize("form", ["json", "plain"])
+def test_what_libraries_warn_of_has_the_same_form(form):
+    script = f"""
+import logging, warnings
+from minigpt4_runtime.server import logs
+logs.set_up_logs({form!r})
+logging.getLogger("some.library").warning("two\\nlines")
+logging.getLogger("some.library").info("nobody asked")
+warnings.warn("old", stacklevel=1)
+logs.log("ours", number=1)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    lines = done.stderr.splitlines()
+    assert len(lines) == 3
+    if form == "json":
+        events = [json.loads(line)["event"] for line in lines]
+        assert events[0] == "two lines"
+        assert "UserWarning: old" in events[1]
+        assert events[2] == "ours"
+    else:
+        assert all(re.match(r"20\d\d-\S+ (info|warning) +\S", line) for line in lines)
 
 
 def test_an_unexpected_error_is_a_500_that_quotes_nothing(start, caplog, monkeypatch):

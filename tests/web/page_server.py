@@ -35,7 +35,8 @@ class Serving:
         )
         pictures = sorted(PICTURES.glob("*.png"))
         server = Server(self.url, keys[0] if keys else None)
-        mount(app, build_page(server, pictures))
+        self.failures = []
+        mount(app, build_page(server, pictures), on_failure=self.failures.append)
         self._server = listen.HttpServer(app)
         serve = self._server.serve(sockets=[listener])
         self._thread = threading.Thread(target=asyncio.run, args=(serve,))

@@ -53,7 +53,7 @@ def web(
     require("gradio", install=INSTALL)
     from fastapi import FastAPI
 
-    from minigpt4_runtime.server import auth, listen
+    from minigpt4_runtime.server import auth, listen, logs
 
     keys = auth.read_keys(api_key_file) if api_key_file else ()
     # Whoever reaches the page asks with its key; and it has none of its own.
@@ -63,6 +63,7 @@ def web(
             "machine alone, or use `minigpt4 serve --ui --api-key-file FILE`."
         )
     listener, app = listen.bind(host, port), FastAPI(openapi_url=None)
+    logs.set_up_logs("plain")
     with chat_page(app, url.rstrip("/"), keys, pictures=pictures):
         print(listen.url_of(listener), flush=True)
         asyncio.run(listen.HttpServer(app).serve(sockets=[listener]))
@@ -79,12 +80,16 @@ def chat_page(
 ) -> Iterator[None]:
     """Show the page at / of an application, for as long as its example pictures are there."""
     require("gradio", install=INSTALL)
+    from minigpt4_runtime.server.logs import log_failure
     from minigpt4_runtime.web.dialogue import Server
     from minigpt4_runtime.web.page import MAX_PICTURE_BYTES, build_page, mount
 
     with example_pictures(pictures) as examples:
         page = build_page(Server(url, keys[0] if keys else None), examples)
-        mount(app, page, max_picture_bytes=max_picture_bytes or MAX_PICTURE_BYTES)
+        mount(
+            app, page, on_failure=log_failure,
+            max_picture_bytes=max_picture_bytes or MAX_PICTURE_BYTES,
+        )  # fmt: skip
         yield
 
 

@@ -19,11 +19,11 @@ logger = logging.getLogger("minigpt4_runtime.server")
 
 
 def set_up_logs(form: LogFormat) -> None:
-    """Send the server's lines, and those of uvicorn that matter, to stderr."""
+    """Send the server's lines, and the warnings of every library, to stderr in one form."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines() if form == "json" else PlainLines())
-    for name, level in ((logger.name, logging.INFO), ("uvicorn", logging.WARNING)):
-        each = logging.getLogger(name)
+    logging.captureWarnings(True)
+    for each, level in ((logger, logging.INFO), (logging.getLogger(), logging.WARNING)):
         each.handlers[:] = [handler]
         each.setLevel(level)
         each.propagate = False
@@ -47,7 +47,7 @@ def _fields(record: logging.LogRecord) -> dict[str, Any]:
     return {
         "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
         "level": record.levelname.lower(),
-        "event": record.getMessage(),
+        "event": " ".join(record.getMessage().split()),
         **getattr(record, "fields", {}),
     }
 

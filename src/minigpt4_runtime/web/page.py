@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from minigpt4_runtime.optional import require
 from minigpt4_runtime.web.dialogue import INSTALL, DialogueError, Sampling, Server, Turn
-from minigpt4_runtime.web.guard import PageGuard
+from minigpt4_runtime.web.guard import OnFailure, PageGuard, PlacesOnly
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -95,12 +95,22 @@ def build_page(server: Server, pictures: Sequence[Path]) -> Blocks:
         for cleared in (clear.click, chat.clear):
             cleared(actions.clear, None, [*shown, picture], cancels=asking)
         page.load(actions.about, None, about, show_progress="hidden")
-    page.queue(default_concurrency_limit=None)  # The server itself says how many it takes.
+    # The server itself says how many it takes.
+    page.queue(default_concurrency_limit=None, api_open=False)
     return page  # type: ignore[no-any-return]
 
 
-def mount(app: FastAPI, page: Blocks, *, max_picture_bytes: int = MAX_PICTURE_BYTES) -> None:
-    """Show the page at / of an application, behind whatever guards that has."""
+def mount(
+    app: FastAPI,
+    page: Blocks,
+    *,
+    on_failure: OnFailure,
+    max_picture_bytes: int = MAX_PICTURE_BYTES,
+) -> None:
+    """Show the page at / of an application, behind whatever guards that has.
+
+    `on_failure` is told of every error that nobody expected; Gradio itself prints none.
+    """
     # Without it Gradio takes any file of this machine for one that was uploaded.
     page.has_launched = True
     fonts = ["system-ui", "sans-serif"]
@@ -116,9 +126,12 @@ def mount(app: FastAPI, page: Blocks, *, max_picture_bytes: int = MAX_PICTURE_BY
         show_error=True,
         ssr_mode=False,
         enable_monitoring=False,
+        run_history=False,  # It would keep questions and pictures in the browser.
     )
+    for module in (gradio.queueing, gradio.routes, gradio.route_utils):
+        module.traceback = PlacesOnly(on_failure)
     route: Any = app.routes[-1]
-    route.app = PageGuard(route.app, max_picture_bytes=max_picture_bytes)
+    route.app = PageGuard(route.app, max_picture_bytes=max_picture_bytes, on_failure=on_failure)
 
 
 def _settings() -> list[Any]:
