@@ -27,7 +27,8 @@ def guarded():
     server.close()
 
 
-@pytest.fixture(scope="session")
+# For one file only: as long as it is open, no test can run an event loop of its own.
+@pytest.fixture(scope="module")
 def browser():
     if CHROMIUM is None:
         pytest.skip("no chromium on this machine (Debian: apt-get install chromium)")
