@@ -40,6 +40,12 @@ def snapshot(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
+def test_a_place_that_may_not_be_written_is_refused_first(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda path, _: Path(path) != tmp_path)
+    with pytest.raises(CheckpointError, match=r"Nothing can be written in .*Choose another --out"):
+        folder_module.check_target(tmp_path / "new" / "folder", force=False)
+
+
 FULL_DISK = OSError(errno.ENOSPC, "No space left on device")
 
 

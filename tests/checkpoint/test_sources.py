@@ -48,19 +48,29 @@ def test_our_places_are_the_originals():
     ]
     text = "\n".join(places)
     bucket = "https://storage.googleapis.com/sfr-vision-language-research/LAVIS/models/BLIP2"
-    drive = "https://drive.google.com/uc?export=download&id"
+    drive = "https://drive.google.com/file/d"
     for place in (
         f"{bucket}/eva_vit_g.pth",
         f"{bucket}/blip2_pretrained_flant5xxl.pth",
-        f"{drive}=1RY9jV0dyqLX-o38LrumkKRh6Jtaop58R",
-        f"{drive}=1a4zLvaiDBr-36pasffmgpvH5P7CKmpze",
-        f"{drive}=11nAPjEok8eAGGEG1N2vXo3kBLCg0WgUk",
+        f"{drive}/1RY9jV0dyqLX-o38LrumkKRh6Jtaop58R/view",
+        f"{drive}/1a4zLvaiDBr-36pasffmgpvH5P7CKmpze/view",
+        f"{drive}/11nAPjEok8eAGGEG1N2vXo3kBLCg0WgUk/view",
         "hub:meta-llama/Llama-2-7b-chat-hf/config.json",
         "hub:google-bert/bert-base-uncased/config.json",
     ):
         assert place in places, place
     assert re.search(r"hub:Vision-CAIR/vicuna-7b@[0-9a-f]{40}/tokenizer.model", text)
     assert re.search(r"hub:Vision-CAIR/vicuna@[0-9a-f]{40}/pytorch_model-00003-of-00003.bin", text)
+
+
+def test_what_no_host_tells_is_in_our_table():
+    """The Hub tells size and digest of what it gives; Drive and the bucket do not."""
+    for model in read_sources().values():
+        for part in model.parts:
+            for file in part.files:
+                if not file.hosts[0].startswith("hub:"):
+                    assert file.size is not None, file.name
+                    assert file.sha256 is not None, file.name
 
 
 def test_an_own_entry_takes_the_place_of_ours(own):

@@ -95,6 +95,32 @@ def test_drive_asks_whether_the_file_may_come_unscanned(web, bring, scans):
     assert bring(drive(web)) == web.files[PROJECTION]
 
 
+@pytest.mark.parametrize(
+    "link",
+    ["file/d/{}/view", "file/d/{}/view?usp=sharing", "open?id={}", "uc?id={}",
+     "uc?export=download&id={}", "file/d/{}"],
+)  # fmt: skip
+def test_any_link_to_a_file_on_drive_will_do(link):
+    place = f"https://drive.google.com/{link.format('1RY9jV0dyqLX-o38')}"
+    address = find_address(place)
+    assert address.url == "https://drive.google.com/uc?export=download&id=1RY9jV0dyqLX-o38"
+    assert address.page == place
+
+
+def test_what_drive_says_of_a_failure_is_passed_on(web, bring, cache_home):
+    page = (
+        "<html><head><title>Google Drive - Quota exceeded</title></head><body>"
+        '<p class="uc-error-caption">Sorry, you can\'t view or download this file.</p>'
+        '<p class="uc-error-subcaption">Too many users have viewed it recently.</p></body></html>'
+    )
+    headers = {"Content-Type": "text/html; charset=utf-8"}
+    web.mishaps[PROJECTION] = [Mishap(content=page.encode(), headers=headers)]
+    web.scans = False
+    message = refuse(bring, drive(web), cache_home)
+    assert "Google Drive - Quota exceeded. Sorry, you can't" in message
+    assert "Too many users have viewed it recently." in message
+
+
 @pytest.mark.parametrize("where", ["bucket", "hub"])
 def test_a_cut_file_goes_on_where_it_stopped(web, bring, where):
     file = bucket(web) if where == "bucket" else hub()
@@ -133,6 +159,22 @@ def test_all_bytes_without_the_name_are_checked_again(web, bring, cache_home):
     (cache_home / f"{TOWER}.note.partial").write_text(json.dumps(note))
     assert bring(bucket(web)) == web.files[TOWER]
     assert web.seen[-1].headers["if-range"] == etag
+
+
+def test_killed_before_the_renaming_a_file_is_not_downloaded_again(
+    web, bring, cache_home, monkeypatch
+):
+    def die(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(room.Path, "replace", lambda path, to: die() if to.name == TOWER else None)
+        with pytest.raises(KeyboardInterrupt):
+            bring(bucket(web))
+    num_before = len(web.requests_for(TOWER))
+    assert bring(bucket(web)) == web.files[TOWER]
+    (again,) = web.requests_for(TOWER)[num_before:]
+    assert again.headers["range"] == f"bytes={len(web.files[TOWER]) - 1}-"
 
 
 def test_old_bytes_are_not_mixed_with_a_replaced_file(web, bring):
@@ -316,6 +358,13 @@ def test_a_socks_proxy_needs_a_package(monkeypatch):
     monkeypatch.setitem(sys.modules, "socksio", None)
     monkeypatch.setenv("ALL_PROXY", "socks5://127.0.0.1:1080")
     with pytest.raises(BackendUnavailableError, match=r"ALL_PROXY names a SOCKS proxy.*\[socks\]"):
+        open_client()
+
+
+@pytest.mark.parametrize("proxy", ["ftp://127.0.0.1:1", "http://a:b:c"])
+def test_a_proxy_that_is_none(monkeypatch, proxy):
+    monkeypatch.setenv("HTTPS_PROXY", proxy)
+    with pytest.raises(ConfigError, match="A proxy that the environment names cannot be used"):
         open_client()
 
 

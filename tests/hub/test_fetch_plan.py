@@ -5,10 +5,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from published_web import BUCKET
 
 from minigpt4_runtime.checkpoint.sizes import running_bytes, weight_bytes
-from minigpt4_runtime.checkpoint.sources import read_sources
-from minigpt4_runtime.hub.fetch import FetchPlan, PlannedFile, assembled, cache_lock
+from minigpt4_runtime.checkpoint.sources import ModelSources, Part, SourceFile, read_sources
+from minigpt4_runtime.hub.fetch import FetchPlan, PlannedFile, assembled, cache_lock, make_plan
 
 GB = 10**9
 
@@ -44,6 +45,24 @@ def test_without_sizes_the_preset_tells_what_the_model_takes(plan):
     assert plan.is_size_known
     assert not unknown.is_size_known
     assert unknown.model_bytes == weight_bytes("vicuna-7b", "float16")
+
+
+def test_a_host_with_another_file_is_passed_over(web, cache_home):
+    """Of another size than the published one: the next host is planned with."""
+    size = len(web.files["pytorch_model-00001-of-00004.bin"])
+    places = (
+        f"{web.site}{BUCKET}/eva_vit_g.pth",
+        "hub:Vision-CAIR/vicuna-7b/pytorch_model-00001-of-00004.bin",
+    )
+    file = SourceFile("tower.bin", places, size=size)
+    part = Part("tower", "vision", "a tower", "none", (file,))
+    plan = make_plan(
+        ModelSources("own", (part,), None), out_dir=cache_home / "models/own", from_dir=None,
+        dtype=None, say=print,
+    )  # fmt: skip
+    assert plan.files[0].size == size
+    assert web.seen[0].path.endswith("eva_vit_g.pth")
+    assert web.requests_for("pytorch_model-00001")
 
 
 @pytest.mark.parametrize("allowed", ["symbolic links", "hard links", "copies"])

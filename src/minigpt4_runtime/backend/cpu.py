@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from minigpt4_runtime.backend.contracts import DeviceFacts
+from minigpt4_runtime.backend.control_group import allowed_memory_bytes
 
 
 class CpuBackend:
@@ -23,7 +24,10 @@ class CpuBackend:
         self.device = torch.device("cpu")
 
     def free_memory_bytes(self) -> int | None:
-        """What Linux says a new program may take, swap included; None on other systems."""
+        """What Linux says a new program may take, swap included; None on other systems.
+
+        A container's or service's own limit counts too.
+        """
         try:
             lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
         except OSError:
@@ -33,7 +37,8 @@ class CpuBackend:
             for line in lines
             if line.startswith(("MemAvailable:", "SwapFree:"))
         ]
-        return sum(free) if free else None
+        allowed = allowed_memory_bytes()
+        return min(sum(free), sum(free) if allowed is None else allowed) if free else None
 
     def widen_from(self, dtype: torch.dtype) -> int | None:
         """Measured with benchmarks/linear_routes.py, see docs/log.md."""

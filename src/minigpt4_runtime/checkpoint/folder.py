@@ -118,13 +118,18 @@ def check_target(out_dir: Path, *, force: bool, kind: FolderKind = MODEL_FOLDER)
     """Make sure that a folder of that kind may be written to `out_dir`.
 
     Raises:
-        CheckpointError: something is there, and it is of another kind or `force` is not given.
+        CheckpointError: nothing may be written there, or something is there and it is of another
+            kind or `force` is not given.
     """
+    target = out_dir.resolve()
+    above = next(each for each in target.parents if each.exists())
+    if above.is_dir() and not os.access(above, os.W_OK | os.X_OK):
+        raise CheckpointError(f"Nothing can be written in {above}. Choose another --out.")
     if not os.path.lexists(out_dir):
         return
     if not out_dir.is_dir():
         raise CheckpointError(f"{out_dir} exists and is not a folder. Choose another --out.")
-    if Path.cwd().is_relative_to(out_dir.resolve()):
+    if Path.cwd().is_relative_to(target):
         raise CheckpointError(
             f"{out_dir} is the folder that you are in, and cannot be replaced under you. Give "
             "--out the name of a new folder in it."

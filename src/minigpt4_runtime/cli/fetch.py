@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 
 EXAMPLE_PATH = Path(__file__).parents[1] / "assets" / "example.png"
 _EXAMPLE_TOKENS = 60
+# What a line about a download holds beside its title: a bar, bytes, bytes a second, time left.
+_BAR_CHARACTERS = 10
+_COLUMNS_OF_NUMBERS = 50
+_FEWEST_TITLE_CHARACTERS = 12
 
 Name = Annotated[
     str,
@@ -81,6 +85,7 @@ def fetch(
     """
     from minigpt4_runtime.checkpoint.manifest import MANIFEST_NAME
     from minigpt4_runtime.checkpoint.shelf import measure, models_dir
+    from minigpt4_runtime.checkpoint.sizes import running_bytes
     from minigpt4_runtime.checkpoint.sources import read_sources
     from minigpt4_runtime.hub.fetch import choose_dtype
 
@@ -92,7 +97,9 @@ def fetch(
     if (out_dir / MANIFEST_NAME).is_file():
         _check_present(known[name], out_dir, wanted_dtype)
         note(f"{name} is in {out_dir} already.")
-        answer_dtype = choose_dtype(measure(out_dir))
+        preset = known[name].preset
+        half_bytes = running_bytes(preset, "float16") if preset else measure(out_dir)
+        answer_dtype = choose_dtype(half_bytes)
     else:
         answer_dtype = _make(
             known[name],
@@ -239,13 +246,18 @@ def _file_bars(plan: FetchPlan) -> Iterator[FileProgress | None]:
         TransferSpeedColumn,
     )
 
+    room = max(_FEWEST_TITLE_CHARACTERS, console.width - _COLUMNS_OF_NUMBERS)
     with Progress(
-        TextColumn("{task.description}"), BarColumn(), DownloadColumn(binary_units=True),
-        TransferSpeedColumn(), TimeRemainingColumn(), console=console, transient=True,
+        TextColumn("{task.description}"), BarColumn(_BAR_CHARACTERS),
+        DownloadColumn(binary_units=True), TransferSpeedColumn(), TimeRemainingColumn(),
+        console=console, transient=True,
     ) as bars:  # fmt: skip
         tasks = {
-            each.title: bars.add_task(each.title, total=each.size, visible=False)
-            for each in plan.files
+            # The end of a name tells the parts of a model apart.
+            title: bars.add_task(
+                title if len(title) <= room else f"…{title[1 - room :]}", total=size, visible=False
+            )
+            for title, size in ((each.title, each.size) for each in plan.files)
         }
 
         def show(title: str, num_bytes: int, total_bytes: int | None) -> None:

@@ -95,7 +95,6 @@ def download(
             continue
         except OSError as error:
             raise CheckpointError(_describe_disk(target, error)) from None
-        ledger.record(file, arrival)
         return arrival
     raise CheckpointError(describe_failure(file, addresses, failures))
 
@@ -121,12 +120,14 @@ def hash_file(path: Path, watch: Watch) -> tuple[int, str]:
     return size, digest.hexdigest()
 
 
-def refuse_other_kind(file: SourceFile, reply: Reply) -> None:
-    """Refuse at once what does not begin as a file of that name does.
+def refuse_other_file(file: SourceFile, reply: Reply) -> None:
+    """Refuse at once what is not of the published size, or begins as no file of that name does.
 
     Raises:
-        Refusal: it is empty, a text, or of another kind.
+        Refusal: it is of another size, empty, a text, or of another kind.
     """
+    if reply.size is not None and reply.size != (file.size or reply.size):
+        raise Refusal(f"its file has {reply.size} bytes, and the published one {file.size}")
     head = reply.head
     if reply.start:
         return
@@ -213,13 +214,10 @@ class _Attempts:
 
     def _check(self, reply: Reply) -> None:
         """Refuse at once what cannot become the file."""
-        wanted = self.file.size
-        if wanted is not None and reply.size is not None and reply.size != wanted:
-            raise Refusal(f"its file has {reply.size} bytes, and the published one {wanted}")
         expected = self.ledger.expected_sha256(self.file)
         if expected is not None and reply.sha256 is not None and reply.sha256 != expected:
             raise Refusal(self._describe_other(reply.sha256))
-        refuse_other_kind(self.file, reply)
+        refuse_other_file(self.file, reply)
 
     def _read_start(self, content: BinaryIO, start: int, digests: _Digests) -> None:
         """Digest what is here already, and forget what is behind it."""
@@ -261,9 +259,12 @@ class _Attempts:
             if is_damaged:
                 raise Hiccup("what came is not what it says of it (md5)")
             raise Refusal(self._describe_other(sha256))
+        arrival = Arrival(address.host, size, sha256)
+        # First: a file that nothing is known of would be downloaded again.
+        self.ledger.record(self.file, arrival)
         self.partial.replace(self.target)
         self.note.unlink(missing_ok=True)
-        return Arrival(address.host, size, sha256)
+        return arrival
 
     def _refuse_damaged_json(self) -> None:
         if not self.file.name.endswith(".json"):

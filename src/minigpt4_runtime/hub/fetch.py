@@ -36,7 +36,7 @@ from minigpt4_runtime.hub.download import (
     describe_failure,
     download,
     hash_file,
-    refuse_other_kind,
+    refuse_other_file,
 )
 from minigpt4_runtime.hub.hosts import Hiccup, Refusal, find_address, open_client, open_reply
 from minigpt4_runtime.hub.ledger import Ledger
@@ -200,8 +200,9 @@ def _plan_file(client: "Client", ledger: Ledger, part: Part, file: SourceFile) -
     for address in addresses:
         try:
             with open_reply(client, address) as reply:
-                refuse_other_kind(file, reply)
-                return PlannedFile(part, file, target, address.host, reply.size, kept_bytes)
+                refuse_other_file(file, reply)
+                known = file.size or reply.size
+                return PlannedFile(part, file, target, address.host, known, kept_bytes)
         except Hiccup:
             # The download itself is patient; what it will bring is known then.
             return PlannedFile(part, file, target, address.host, file.size, kept_bytes)

@@ -1,6 +1,6 @@
 """One request for one published file, whoever serves it: the Hub, Drive, or a plain server.
 
-Owns   addresses, tokens, Drive's form for large files, and what each refusal means.
+Owns   addresses, tokens, Drive's page about large files, and what each refusal means.
 Takes  a place as the table writes it, and from which byte on; gives a Reply to read.
 Never  writes a file, and never asks twice: whether it is worth it, a Hiccup or a Refusal says.
 """
@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from html.parser import HTMLParser
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from minigpt4_runtime.checkpoint.file_kind import HEAD_BYTES, is_lfs_pointer, is_web_page
@@ -27,8 +27,10 @@ if TYPE_CHECKING:
 INSTALL = "pip install 'minigpt4-runtime[hub]'"
 
 _HUB_PLACE = re.compile(r"hub:(spaces/)?([^/@]+/[^/@]+)(?:@([^/]+))?/(.+)")
+_DRIVE_URL = "https://drive.google.com/uc?export=download&id={}"
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _LONGEST_PAGE_BYTES = 2**18
+_DRIVE_CLASSES = ("uc-error-caption", "uc-error-subcaption")
 _TIMEOUT_SECONDS = 30.0
 
 
@@ -80,15 +82,17 @@ class Reply:
 
 
 def find_address(place: str) -> Address:
-    """Turn a place of the table into an address.
+    """Turn a place of the table into an address; one on Drive may be any link to the file.
 
     Raises:
-        BackendUnavailableError: it is on the Hub, and the extra is not installed.
+        BackendUnavailableError: the extra is not installed.
         ConfigError: HF_ENDPOINT is no address.
     """
     match = _HUB_PLACE.fullmatch(place)
     if match is None:
-        return Address(place, re.sub(r"//[^/@]*@", "//", place))
+        drive_id, _ = require("gdown", install=INSTALL).parse_url.parse_url(place)
+        url = place if drive_id is None else _DRIVE_URL.format(drive_id)
+        return Address(url, re.sub(r"//[^/@]*@", "//", place))
     space, repository, revision, name = match.groups()
     hub = require("huggingface_hub", install=INSTALL)
     endpoint = (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
@@ -112,10 +116,16 @@ def open_client() -> "Client":
 
     Raises:
         BackendUnavailableError: the extra is not installed, or the proxy needs what is not.
+        ConfigError: a proxy's address is none.
     """
     httpx2 = require("httpx2", install=INSTALL)
     try:
         client: Client = httpx2.Client(follow_redirects=True, timeout=_TIMEOUT_SECONDS)
+    except (ValueError, httpx2.InvalidURL) as error:
+        raise ConfigError(
+            f"A proxy that the environment names cannot be used ({error}). Its address must begin "
+            "with http://, https:// or socks5://; look at HTTP_PROXY, HTTPS_PROXY and ALL_PROXY."
+        ) from None
     except ImportError:
         names = [name for name, value in os.environ.items()
                  if name.lower().endswith("_proxy") and value.startswith("socks")]  # fmt: skip
@@ -164,8 +174,8 @@ def _open_response(
         if not response.headers.get("Content-Type", "").startswith("text/html"):
             yield response
             return
-        answer = _answer_form(response)
-    with client.stream("GET", answer, headers=headers) as response:
+        confirmed = _confirm(response)
+    with client.stream("GET", confirmed, headers=headers) as response:
         _check_status(address, response)
         yield response
 
@@ -227,7 +237,7 @@ def _read_md5(response: "Response") -> str | None:
 
 def _refuse_stand_in(head: bytes) -> None:
     if is_web_page(head):
-        raise Refusal(f"it gave a web page in place of the file ({_find_title(head)})")
+        raise Refusal(f"it gave a web page in place of the file ({_read_page(head)})")
     if is_lfs_pointer(head):
         raise Refusal("it gave a Git LFS pointer in place of the file")
 
@@ -282,23 +292,31 @@ def _read_wait(response: "Response") -> float | None:
         return None
 
 
+def _confirm(response: "Response") -> "URL":
+    """Where the page leads with which Drive asks about a file that is too large to be scanned."""
+    content = b""
+    for chunk in response.iter_raw():
+        content += chunk
+        if len(content) > _LONGEST_PAGE_BYTES:
+            break
+    gdown = require("gdown.download", install=INSTALL)
+    try:
+        url = gdown.get_url_from_gdrive_confirmation(content.decode("utf-8", errors="replace"))
+    except gdown.FileURLRetrievalError:
+        raise Refusal(f"it gave a web page in place of the file ({_read_page(content)})") from None
+    return response.url.join(url)
+
+
 class _PageParser(HTMLParser):
-    """Finds the form with which Drive asks about a file too large to be scanned, and the texts."""
+    """Finds what a page says of itself: its title, and Drive's words about a failure."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.action: str | None = None
-        self.fields: dict[str, str] = {}
         self.texts: list[str] = []
         self._shown: str | None = None
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        values: dict[str, Any] = dict(attrs)
-        if tag == "form" and values.get("id") == "download-form":
-            self.action = values.get("action")
-        elif tag == "input" and self.action and values.get("type") == "hidden":
-            self.fields[values.get("name") or ""] = values.get("value") or ""
-        elif tag == "title" or values.get("class") in ("uc-error-caption", "uc-error-subcaption"):
+        if tag == "title" or dict(attrs).get("class") in _DRIVE_CLASSES:
             self._shown = tag
 
     def handle_endtag(self, tag: str) -> None:
@@ -310,22 +328,7 @@ class _PageParser(HTMLParser):
             self.texts.append(" ".join(data.split()))
 
 
-def _answer_form(response: "Response") -> "URL":
-    """The address to which the form of a page leads that came in place of the file."""
-    page = b""
-    for chunk in response.iter_raw():
-        page += chunk
-        if len(page) > _LONGEST_PAGE_BYTES:
-            break
+def _read_page(content: bytes) -> str:
     parser = _PageParser()
-    parser.feed(page.decode("utf-8", errors="replace"))
-    if not parser.action:
-        seen = ". ".join(dict.fromkeys(parser.texts))[:200] or "without a title"
-        raise Refusal(f"it gave a web page in place of the file ({seen})")
-    return response.url.join(parser.action).copy_merge_params(parser.fields)
-
-
-def _find_title(head: bytes) -> str:
-    parser = _PageParser()
-    parser.feed(head.decode("utf-8", errors="replace"))
-    return ". ".join(parser.texts)[:200] or "without a title"
+    parser.feed(content.decode("utf-8", errors="replace"))
+    return ". ".join(dict.fromkeys(parser.texts))[:200] or "without a title"
