@@ -18,11 +18,12 @@ from fake_executor import (
 )
 
 from minigpt4_runtime import RequestError
+from minigpt4_runtime.engine import engine as engine_module
 
 
-def long_requests(count):
+def long_requests(count, length=9):
     """By state, all of them are answered at length."""
-    return [request_of(BOS, number, max_new_tokens=9) for number in (7, 9, 10, 1)[:count]]
+    return [request_of(BOS, number, max_new_tokens=length) for number in (7, 9, 10, 1)[:count]]
 
 
 def num_sequences(plan):
@@ -134,6 +135,19 @@ def test_out_of_memory_half_as_many_run_and_all_are_served(start, error):
     assert_served(engine, tickets, requests)
     assert num_sequences(executor.plans[3]) == 4
     assert max(map(num_sequences, executor.plans[4:])) == 2
+
+
+def test_after_calm_steps_as_many_run_as_before(start, monkeypatch):
+    monkeypatch.setattr(engine_module, "CALM_STEPS", 2)
+    executor = PacedExecutor(by_state)
+    engine = start(executor)
+    requests = long_requests(4, length=30)
+    executor.trouble = lambda plan: OUT_OF_MEMORY[0] if len(executor.plans) == 4 else None
+    tickets = submit_together(engine, executor, requests)
+    executor.let_run()
+    assert_served(engine, tickets, requests)
+    running = [num_sequences(plan) for plan in executor.plans]
+    assert running[3:10] == [4, 2, 2, 3, 3, 4, 4]
 
 
 def test_memory_for_a_single_one_serves_all(start):

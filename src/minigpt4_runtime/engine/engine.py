@@ -37,6 +37,8 @@ T = TypeVar("T")
 # How long an idle thread waits for more before it ends. A new one costs less than a millisecond,
 # and a program that ends waits for this one.
 _LINGER_SECONDS = 0.05
+# After running out of memory: so many steps without trouble let one more request run.
+CALM_STEPS = 200
 _CLOSED = RequestError("The model was closed. Load it again.")
 
 
@@ -108,6 +110,7 @@ class Engine:
         self._is_working = False
         self._end: MiniGPT4Error | None = None  # Why there is nothing more to come.
         self._num_steps = 0
+        self._last_trouble = 0  # The step after which memory ran out, or room was made since.
         self._num_computed_tokens = 0
 
     # --- for callers --------------------------------------------------------------------------
@@ -259,6 +262,7 @@ class Engine:
     def _commit(self, plan: StepPlan, choices: Mapping[int, Choice | RequestError]) -> None:
         self._num_steps += 1
         self._num_computed_tokens += plan.num_tokens
+        self._allow_more()
         sampled = self._scheduler.sampled(plan)
         self._scheduler.commit(plan)
         for sequence in sampled:
@@ -275,8 +279,15 @@ class Engine:
             if events and events[-1].finish_reason:
                 self._forget(sequence)
 
+    def _allow_more(self) -> None:
+        """What filled the memory may have gone: after calm steps, try one more at once."""
+        is_calm = self._num_steps - self._last_trouble >= CALM_STEPS
+        if is_calm and self._scheduler.max_running < self._config.max_running:
+            self._scheduler.max_running += 1
+            self._last_trouble = self._num_steps
+
     def _recover(self, error: Exception) -> None:
-        """Out of memory, run fewer at once; another error ends those that run."""
+        """Out of memory, run fewer at once for a while; another error ends those that run."""
         if isinstance(error, RankLostError):
             with self._changed:
                 self._end = error
@@ -285,6 +296,7 @@ class Engine:
         self._scheduler.preempt_all()
         if is_out_of_memory(error) and len(running) > 1:
             self._scheduler.max_running = max(1, len(running) // 2)
+            self._last_trouble = self._num_steps
             return
         if is_out_of_memory(error):
             num_prompt = running[0].num_prompt
