@@ -315,18 +315,30 @@ def small_preset(web, tmp_path, monkeypatch, golden_model_dir):
     return config
 
 
-def test_the_files_of_another_model_are_refused(
-    fetch, small_preset, real_minigpt4, cache_home, monkeypatch
+def test_another_language_model_is_refused_before_its_weights(
+    fetch, small_preset, web, cache_home, monkeypatch
 ):
     """As Llama 2 in place of Vicuna, which is as wide."""
     longer = replace(small_preset.language, max_position_embeddings=4096)
     monkeypatch.setitem(PRESETS, "vicuna-7b", replace(small_preset, language=longer))
     shown = fetch("--no-example")
     assert shown.status == 1
+    host = web.site.removeprefix("http://")
     assert (
-        f"{cache_home / 'downloads' / 'language-model' / 'config.json'} is of another model than "
-        "vicuna-7b: max_position_embeddings 2048, and vicuna-7b has max_position_embeddings 4096."
+        f"error: config.json from {host} is of another model than vicuna-7b: "
+        "max_position_embeddings 2048, and vicuna-7b has max_position_embeddings 4096. Look at"
     ) in shown.err
+    assert "downloads/language-model/config.json" not in files_of(cache_home)
+    monkeypatch.setitem(PRESETS, "vicuna-7b", small_preset)
+    assert fetch("--no-example").status == 0
+
+
+def test_another_tower_is_refused(fetch, small_preset, real_minigpt4, cache_home, monkeypatch):
+    deeper = replace(small_preset.vision, num_hidden_layers=9)
+    monkeypatch.setitem(PRESETS, "vicuna-7b", replace(small_preset, vision=deeper))
+    shown = fetch("--no-example")
+    assert shown.status == 1
+    assert "is of another model than vicuna-7b: vision num_hidden_layers " in shown.err
     assert real_minigpt4("models").out == ""
     monkeypatch.setitem(PRESETS, "vicuna-7b", small_preset)
     assert fetch("--no-example").status == 0

@@ -27,13 +27,29 @@ def has_language_sizes(values: Mapping[str, Any], preset: str) -> bool:
     return all(values.get(name) in (None, getattr(wanted, name)) for name in _LANGUAGE_SIZES)
 
 
+def check_language_sizes(where: object, values: Mapping[str, Any], preset: str) -> None:
+    """Refuse a Llama's config.json of other sizes than those of a preset, as far as it speaks.
+
+    Raises:
+        CheckpointError: it is another model's; the message has what differs of both.
+    """
+    wanted = {name: getattr(PRESETS[preset].language, name) for name in _LANGUAGE_SIZES}
+    found = {name: values.get(name, size) for name, size in wanted.items()}
+    _refuse_differing(where, found, wanted, preset)
+
+
 def check_preset(where: object, config: ModelConfig, preset: str) -> None:
     """Refuse a model of other sizes than those of a preset.
 
     Raises:
         CheckpointError: it is another model; the message has what differs of both.
     """
-    found, wanted = _list_sizes(config), _list_sizes(PRESETS[preset])
+    _refuse_differing(where, _list_sizes(config), _list_sizes(PRESETS[preset]), preset)
+
+
+def _refuse_differing(
+    where: object, found: Mapping[str, object], wanted: Mapping[str, object], preset: str
+) -> None:
     differing = [name for name, value in wanted.items() if found[name] != value]
     if differing:
         raise CheckpointError(

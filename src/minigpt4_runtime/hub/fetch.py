@@ -21,6 +21,8 @@ from filelock import FileLock, Timeout
 from minigpt4_runtime.backend.registry import open_device
 from minigpt4_runtime.checkpoint import shelf
 from minigpt4_runtime.checkpoint.convert import PublishedFiles
+from minigpt4_runtime.checkpoint.expected import check_language_sizes
+from minigpt4_runtime.checkpoint.file_kind import read_json
 from minigpt4_runtime.checkpoint.manifest import SourceRecord
 from minigpt4_runtime.checkpoint.recognise import Found, match_parts
 from minigpt4_runtime.checkpoint.shelf import downloads_dir, home_dir
@@ -283,11 +285,13 @@ def bring_files(plan: FetchPlan, progress: Progress | None, say: Callable[[str],
     # The small ones first: what is wrong with them should not be found after hours.
     files = sorted(plan.files, key=lambda each: each.size or 0)
     with open_client() as client:
-        jobs = [
-            partial(_bring_file, client, ledger, each, Watch(_bytes_of(each, progress), say, stop))
-            for each in files
-        ]
-        run_jobs(jobs, stop=stop)
+
+        def bring(each: PlannedFile) -> None:
+            watch = Watch(_bytes_of(each, progress), say, stop)
+            _bring_file(client, ledger, each, watch)
+            _refuse_other_model(plan.model, ledger, each)
+
+        run_jobs([partial(bring, each) for each in files], stop=stop)
 
 
 def _bytes_of(each: PlannedFile, progress: Progress | None) -> Callable[[int], None]:
@@ -309,6 +313,22 @@ def _bring_file(client: "Client", ledger: Ledger, each: PlannedFile, watch: Watc
         each.target.unlink()
         watch.on_bytes(-size)
     download(each.file, each.target, client=client, ledger=ledger, watch=watch)
+
+
+def _refuse_other_model(model: ModelSources, ledger: Ledger, each: PlannedFile) -> None:
+    """Another model shows in the language model's settings, long before its weights are here."""
+    if model.preset is None or each.part.role != "language" or each.file.name != "config.json":
+        return
+    where = f"{each.file.name} from {each.host}"
+    try:
+        check_language_sizes(where, read_json(each.target), model.preset)
+    except CheckpointError as error:
+        ledger.forget(each.file)
+        each.target.unlink()
+        raise CheckpointError(
+            f"{error} Look at what HF_ENDPOINT and --sources name, or give the right files with "
+            "--from DIR."
+        ) from None
 
 
 @contextmanager
