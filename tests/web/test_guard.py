@@ -46,6 +46,35 @@ def test_only_what_was_uploaded_is_a_picture(client, tmp_path, meta):
     assert client.get(f"/gradio_api/file={secret}").status_code in (403, 404)
 
 
+@pytest.mark.parametrize("place", ["path", "url"])
+def test_nothing_is_fetched_from_elsewhere(client, monkeypatch, place):
+    asked = []
+
+    async def resolve(host):
+        asked.append(host)
+        raise AssertionError(host)
+
+    monkeypatch.setattr("safehttpx.async_validate_url", resolve)
+    url = "http://pictures.example/a.png"
+    assert client.get(f"/gradio_api/file={url}").status_code == 404
+    file = {"path": "a", place: url, "meta": {"_type": "gradio.FileData"}}
+    assert "pictures.example" not in ask_about(client, file)
+    call(client, number_of(client, "load_example"), [file])
+    client.post("/gradio_api/run/predict", json={
+        "fn_index": number_of(client, "load_example"), "data": [file], "session_hash": "b",
+    })  # fmt: skip
+    data = [None, file, None, *SETTINGS]
+    assert call(client, number_of(client, "ask"), data, "c").status_code == 200
+    told = client.get("/gradio_api/queue/data", params={"session_hash": "c"}).text
+    assert '"success"' in told
+    assert asked == []
+
+
+def test_a_page_finds_out_that_its_server_is_back(client):
+    identity = client.get("/config").json()["app_id"]
+    assert client.get("/gradio_api/app_id").json() == {"app_id": identity}
+
+
 def test_an_uploaded_picture_is_asked_about(client):
     picture = (PICTURES / "one.png").read_bytes()
     (path,) = client.post("/gradio_api/upload", files={"files": ("a.png", picture)}).json()

@@ -130,6 +130,7 @@ def mount(
     )
     for module in (gradio.queueing, gradio.routes, gradio.route_utils):
         module.traceback = PlacesOnly(on_failure)
+    gradio.processing_utils.async_ssrf_protected_download = _fetch_nothing
     route: Any = app.routes[-1]
     route.app = PageGuard(route.app, max_picture_bytes=max_picture_bytes, on_failure=on_failure)
 
@@ -151,6 +152,17 @@ def _settings() -> list[Any]:
         ]  # fmt: skip
 
 
+async def _fetch_nothing(*_: object, **__: object) -> str:
+    """What Gradio does with an address in place of a file: it would fetch it, however large."""
+    raise _not_uploaded()
+
+
+def _not_uploaded() -> Exception:
+    return gradio.Error(  # type: ignore[no-any-return]
+        "Upload the picture first.", duration=5, print_exception=False
+    )
+
+
 def _uploaded(picture: Any) -> Callable[[Any], str | None]:
     """How a picture is taken: as it was uploaded. Gradio would open any file, and write it anew."""
     folder = Path(picture.GRADIO_CACHE).resolve()
@@ -160,7 +172,7 @@ def _uploaded(picture: Any) -> Callable[[Any], str | None]:
             return None
         path = Path(payload.path or "").resolve()
         if not path.is_relative_to(folder) or not path.is_file():
-            raise gradio.Error("Upload the picture first.", duration=5, print_exception=False)
+            raise _not_uploaded()
         return str(path)
 
     return find
