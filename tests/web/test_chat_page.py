@@ -77,6 +77,20 @@ def test_an_example_is_clicked_and_an_answer_retried_and_cleared(page):
     wait_for(lambda: not answers(page) and not page.query_selector("#picture img"))
 
 
+def test_one_answer_grows_at_a_time(page, serving):
+    put_picture(page, PICTURES / "four.png")
+    ask(page, "Describe this picture.")
+    wait_for(lambda: answers(page) and len(answers(page)[-1]) > 30)
+    page.click("#retry")
+    wait_for(lambda: len(answers(page)[-1]) < 20)
+    wait_for(lambda: len(answers(page)[-1]) > 20)
+    assert serving.model.stats().num_running == 1
+    ask(page, "How many shapes are there?")
+    wait_for(lambda: len(answers(page)) == 2 and answers(page)[1].endswith("."))
+    wait_for(lambda: serving.model.stats().num_running == 0)
+    assert "bottom left" not in answers(page)[0]
+
+
 def test_stop_ends_the_answer_on_the_server_too(page, serving):
     put_picture(page, PICTURES / "four.png")
     ask(page, "Describe this picture.")

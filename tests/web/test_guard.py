@@ -31,7 +31,7 @@ def number_of(client, name):
 
 def ask_about(client, picture):
     """Ask as the page would; gives all that came back."""
-    data = [None, "What is it?", picture, *SETTINGS]
+    data = [None, None, "What is it?", picture, *SETTINGS]
     assert call(client, number_of(client, "ask"), data, "ask").status_code == 200
     return client.get("/gradio_api/queue/data", params={"session_hash": "ask"}).text
 
@@ -63,7 +63,7 @@ def test_nothing_is_fetched_from_elsewhere(client, monkeypatch, place):
     client.post("/gradio_api/run/predict", json={
         "fn_index": number_of(client, "load_example"), "data": [file], "session_hash": "b",
     })  # fmt: skip
-    data = [None, file, None, *SETTINGS]
+    data = [None, None, file, None, *SETTINGS]
     assert call(client, number_of(client, "ask"), data, "c").status_code == 200
     told = client.get("/gradio_api/queue/data", params={"session_hash": "c"}).text
     assert '"success"' in told
@@ -123,7 +123,7 @@ def odd_calls(client):
     numbers = [-1, 99999, 1e30, *(action["id"] for action in actions)]
     file = {"path": f"/{SECRET}", "meta": {"_type": "gradio.FileData"}}
     for number in numbers:
-        for data in ([], [SECRET], [None] * 7, [file] * 7, [[SECRET]] * 7, [SECRET] * 20):
+        for data in ([], [SECRET], [None] * 8, [file] * 8, [[SECRET]] * 8, [SECRET] * 20):
             yield "queue/join", {"fn_index": number, "data": data, "session_hash": "odd"}
             yield "run/predict", {"fn_index": number, "data": data}
     for path in ("queue/join", "run/predict", "run/nothing", "cancel", "reset"):

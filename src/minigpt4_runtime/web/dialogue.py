@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import base64
 import mimetypes
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -67,7 +67,7 @@ class Server:
         # Only our own server says what a model can do.
         return str(models.data[0].id), str(getattr(models.data[0], "description", ""))
 
-    async def answer(self, turns: Sequence[Turn], sampling: Sampling) -> AsyncIterator[str]:
+    async def answer(self, turns: Sequence[Turn], sampling: Sampling) -> AsyncGenerator[str]:
         """The answer to the last turn's question, as it grows. Leaving it early cancels it.
 
         Raises:
