@@ -160,7 +160,7 @@ async def _fetch_nothing(*_: object, **__: object) -> str:
 
 def _not_uploaded() -> Exception:
     return gradio.Error(  # type: ignore[no-any-return]
-        "Upload the picture first.", duration=5, print_exception=False
+        "This picture is not here. Upload it again.", duration=5, print_exception=False
     )
 
 
