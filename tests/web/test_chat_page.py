@@ -1,5 +1,6 @@
 """The chat page as a person uses it, in a real browser."""
 
+import logging
 import re
 import time
 from pathlib import Path
@@ -54,14 +55,19 @@ def test_upload_ask_and_a_second_turn(page, tmp_path):
     page.screenshot(path=tmp_path / "two-turns.png")
 
 
-def test_behind_a_proxy_as_documented_the_page_asks_back_where_it_was_found(serving):
+def test_behind_a_proxy_as_documented_the_page_asks_back_where_it_was_found(serving, caplog):
+    caplog.set_level(logging.INFO, "minigpt4_runtime.server")
     block = (ROOT / "docs/serving.md").read_text(encoding="utf-8").partition("```nginx")[2]
-    values = {"$http_host": "pictures.example", "$scheme": "https", '""': "close"}
+    values = {
+        "$http_host": "pictures.example", "$scheme": "https", "$remote_addr": "203.0.113.7",
+        '""': "close",
+    }  # fmt: skip
     lines = re.findall(r"proxy_set_header (\S+) ([^;]+);", block.partition("```")[0])
     config = httpx.get(
         f"{serving.url}/config", headers={name: values[value] for name, value in lines}
     ).json()
     assert config["root"] == "https://pictures.example"
+    wait_for(lambda: any("203.0.113.7" in str(vars(record)) for record in caplog.records))
 
 
 def test_an_example_is_clicked_and_an_answer_retried_and_cleared(page):
