@@ -83,6 +83,19 @@ def test_an_example_is_clicked_and_an_answer_retried_and_cleared(page):
     wait_for(lambda: not answers(page) and not page.query_selector("#picture img"))
 
 
+def test_no_question_is_said_and_hides_nothing(page):
+    page.click("#retry")
+    page.wait_for_selector(".toast-body:has-text('nothing to retry')")
+    ask(page, "How many shapes are there?")
+    wait_for(lambda: answers(page) and answers(page)[0].endswith("."))
+    page.wait_for_timeout(500)  # What comes before an answer has ended is not taken.
+    ask(page, " ")
+    page.wait_for_selector(".toast-body:has-text('Type a question')")
+    page.wait_for_timeout(300)
+    assert not page.query_selector_all("#dialogue .error, #question .error")
+    assert len(answers(page)) == 1
+
+
 def test_one_answer_grows_at_a_time(page, serving):
     put_picture(page, PICTURES / "four.png")
     ask(page, "Describe this picture.")

@@ -210,7 +210,9 @@ class _Actions:
     ) -> AsyncIterator[Shown]:
         """Ask one more question; a picture goes along when it is another than before."""
         if not question.strip():
-            raise gradio.Error("Type a question first.", duration=5, print_exception=False)
+            gradio.Warning("Type a question first.", duration=5, title="No question")
+            yield _as_chat(turns), turns, gradio.skip()
+            return
         path = Path(picture) if picture else None
         sent = [turn.picture for turn in turns if turn.picture]
         is_new = path is not None and path not in sent[-1:]
@@ -223,7 +225,9 @@ class _Actions:
     ) -> AsyncIterator[Shown]:
         """Ask the last question again."""
         if not turns:
-            raise gradio.Error("There is nothing to retry yet.", duration=5, print_exception=False)
+            gradio.Warning("There is nothing to retry yet.", duration=5, title="No question")
+            yield _as_chat(turns), turns, gradio.skip()
+            return
         *before, last = turns
         again = replace(last, answer="")
         async for shown in self._answer(growing, [*before, again], Sampling(*settings)):
