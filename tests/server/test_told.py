@@ -1,5 +1,7 @@
 """What the server tells of itself: readiness, metrics, logs, its own description."""
 
+import asyncio
+import gc
 import json
 import logging
 import re
@@ -132,6 +134,23 @@ logs.log("ours", number=1)
         assert events[2] == "ours"
     else:
         assert all(re.match(r"20\d\d-\S+ (info|warning) +\S", line) for line in lines)
+
+
+@pytest.mark.parametrize("form", [logs.PlainLines(), logs.JsonLines()])
+def test_an_error_that_nobody_awaits_is_not_quoted(caplog, form):
+    async def fail():
+        raise ValueError("XYZZY prompt")
+
+    async def forget():
+        failing = asyncio.create_task(fail())
+        await asyncio.wait({failing})
+
+    asyncio.run(forget())
+    gc.collect()
+    (line,) = [form.format(record) for record in caplog.records if record.name == "asyncio"]
+    assert "never retrieved" in line
+    assert "ValueError" in line
+    assert "XYZZY" not in line
 
 
 def test_an_unexpected_error_is_a_500_that_quotes_nothing(start, caplog, monkeypatch):

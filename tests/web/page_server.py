@@ -36,12 +36,17 @@ class Serving:
         pictures = sorted(PICTURES.glob("*.png"))
         server = Server(self.url, keys[0] if keys else None)
         self.failures = []
-        mount(app, build_page(server, pictures), on_failure=self.failures.append)
         self._server = listen.HttpServer(app)
-        serve = self._server.serve(sockets=[listener])
-        self._thread = threading.Thread(target=asyncio.run, args=(serve,))
+
+        async def serve():
+            # Where no event loop runs Gradio makes some, and closes none.
+            mount(app, build_page(server, pictures), on_failure=self.failures.append)
+            await self._server.serve(sockets=[listener])
+
+        self._thread = threading.Thread(target=lambda: asyncio.run(serve()))
         self._thread.start()
         while not self._server.started:
+            assert self._thread.is_alive(), "the page could not be made"
             time.sleep(0.01)
 
     def close(self):

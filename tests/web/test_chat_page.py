@@ -1,5 +1,6 @@
 """The chat page as a person uses it, in a real browser."""
 
+import logging
 import re
 import time
 from pathlib import Path
@@ -54,14 +55,19 @@ def test_upload_ask_and_a_second_turn(page, tmp_path):
     page.screenshot(path=tmp_path / "two-turns.png")
 
 
-def test_behind_a_proxy_as_documented_the_page_asks_back_where_it_was_found(serving):
+def test_behind_a_proxy_as_documented_the_page_asks_back_where_it_was_found(serving, caplog):
+    caplog.set_level(logging.INFO, "minigpt4_runtime.server")
     block = (ROOT / "docs/serving.md").read_text(encoding="utf-8").partition("```nginx")[2]
-    values = {"$http_host": "pictures.example", "$scheme": "https", '""': "close"}
+    values = {
+        "$http_host": "pictures.example", "$scheme": "https", "$remote_addr": "203.0.113.7",
+        '""': "close",
+    }  # fmt: skip
     lines = re.findall(r"proxy_set_header (\S+) ([^;]+);", block.partition("```")[0])
     config = httpx.get(
         f"{serving.url}/config", headers={name: values[value] for name, value in lines}
     ).json()
     assert config["root"] == "https://pictures.example"
+    wait_for(lambda: any("203.0.113.7" in str(vars(record)) for record in caplog.records))
 
 
 def test_an_example_is_clicked_and_an_answer_retried_and_cleared(page):
@@ -75,6 +81,33 @@ def test_an_example_is_clicked_and_an_answer_retried_and_cleared(page):
     wait_for(lambda: answers(page) == first)
     page.click("#clear")
     wait_for(lambda: not answers(page) and not page.query_selector("#picture img"))
+
+
+def test_no_question_is_said_and_hides_nothing(page):
+    page.click("#retry")
+    page.wait_for_selector(".toast-body:has-text('nothing to retry')")
+    ask(page, "How many shapes are there?")
+    wait_for(lambda: answers(page) and answers(page)[0].endswith("."))
+    page.wait_for_timeout(500)  # What comes before an answer has ended is not taken.
+    ask(page, " ")
+    page.wait_for_selector(".toast-body:has-text('Type a question')")
+    page.wait_for_timeout(300)
+    assert not page.query_selector_all("#dialogue .error, #question .error")
+    assert len(answers(page)) == 1
+
+
+def test_one_answer_grows_at_a_time(page, serving):
+    put_picture(page, PICTURES / "four.png")
+    ask(page, "Describe this picture.")
+    wait_for(lambda: answers(page) and len(answers(page)[-1]) > 30)
+    page.click("#retry")
+    wait_for(lambda: len(answers(page)[-1]) < 20)
+    wait_for(lambda: len(answers(page)[-1]) > 20)
+    assert serving.model.stats().num_running == 1
+    ask(page, "How many shapes are there?")
+    wait_for(lambda: len(answers(page)) == 2 and answers(page)[1].endswith("."))
+    wait_for(lambda: serving.model.stats().num_running == 0)
+    assert "bottom left" not in answers(page)[0]
 
 
 def test_stop_ends_the_answer_on_the_server_too(page, serving):

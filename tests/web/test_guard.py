@@ -31,7 +31,7 @@ def number_of(client, name):
 
 def ask_about(client, picture):
     """Ask as the page would; gives all that came back."""
-    data = [None, "What is it?", picture, *SETTINGS]
+    data = [None, None, "What is it?", picture, *SETTINGS]
     assert call(client, number_of(client, "ask"), data, "ask").status_code == 200
     return client.get("/gradio_api/queue/data", params={"session_hash": "ask"}).text
 
@@ -44,6 +44,35 @@ def test_only_what_was_uploaded_is_a_picture(client, tmp_path, meta):
     assert '"success":true' not in told
     assert '"success":false' in told
     assert client.get(f"/gradio_api/file={secret}").status_code in (403, 404)
+
+
+@pytest.mark.parametrize("place", ["path", "url"])
+def test_nothing_is_fetched_from_elsewhere(client, monkeypatch, place):
+    asked = []
+
+    async def resolve(host):
+        asked.append(host)
+        raise AssertionError(host)
+
+    monkeypatch.setattr("safehttpx.async_validate_url", resolve)
+    url = "http://pictures.example/a.png"
+    assert client.get(f"/gradio_api/file={url}").status_code == 404
+    file = {"path": "a", place: url, "meta": {"_type": "gradio.FileData"}}
+    assert "pictures.example" not in ask_about(client, file)
+    call(client, number_of(client, "load_example"), [file])
+    client.post("/gradio_api/run/predict", json={
+        "fn_index": number_of(client, "load_example"), "data": [file], "session_hash": "b",
+    })  # fmt: skip
+    data = [None, None, file, None, *SETTINGS]
+    assert call(client, number_of(client, "ask"), data, "c").status_code == 200
+    told = client.get("/gradio_api/queue/data", params={"session_hash": "c"}).text
+    assert '"success"' in told
+    assert asked == []
+
+
+def test_a_page_finds_out_that_its_server_is_back(client):
+    identity = client.get("/config").json()["app_id"]
+    assert client.get("/gradio_api/app_id").json() == {"app_id": identity}
 
 
 def test_an_uploaded_picture_is_asked_about(client):
@@ -94,7 +123,7 @@ def odd_calls(client):
     numbers = [-1, 99999, 1e30, *(action["id"] for action in actions)]
     file = {"path": f"/{SECRET}", "meta": {"_type": "gradio.FileData"}}
     for number in numbers:
-        for data in ([], [SECRET], [None] * 7, [file] * 7, [[SECRET]] * 7, [SECRET] * 20):
+        for data in ([], [SECRET], [None] * 8, [file] * 8, [[SECRET]] * 8, [SECRET] * 20):
             yield "queue/join", {"fn_index": number, "data": data, "session_hash": "odd"}
             yield "run/predict", {"fn_index": number, "data": data}
     for path in ("queue/join", "run/predict", "run/nothing", "cancel", "reset"):

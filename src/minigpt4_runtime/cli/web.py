@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import random
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -65,8 +64,8 @@ def web(
     listener, app = listen.bind(host, port), FastAPI(openapi_url=None)
     logs.set_up_logs("plain")
     with chat_page(app, url.rstrip("/"), keys, pictures=pictures):
-        print(listen.url_of(listener), flush=True)
-        asyncio.run(listen.HttpServer(app).serve(sockets=[listener]))
+        url_here = listen.url_of(listener)
+        listen.serve_until_told(app, listener, lambda: print(url_here, flush=True))
 
 
 @contextmanager

@@ -16,6 +16,7 @@ import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator
+from types import FrameType
 from typing import TYPE_CHECKING
 
 import uvicorn
@@ -83,27 +84,48 @@ def serve(
     on_start: Callable[[], object] = lambda: None,
 ) -> int:
     """Serve until a signal or a failure, and give the exit status."""
-    return asyncio.run(_Serving(app, listener, grace_seconds).run(on_start))
+    return asyncio.run(_Serving(app, listener, grace_seconds, on_start).run())
+
+
+def serve_until_told(
+    app: FastAPI, listener: socket.socket, on_start: Callable[[], object] = lambda: None
+) -> None:
+    """Serve an application without answers to wait for, until a signal."""
+    server = HttpServer(app, on_start)
+    with _signals_to(server.handle_exit):
+        asyncio.run(server.serve(sockets=[listener]))
+
+
+@contextlib.contextmanager
+def _signals_to(tell: Callable[[int, FrameType | None], object]) -> Iterator[None]:
+    before = {each: signal.signal(each, tell) for each in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
 
 
 class _Serving:
-    def __init__(self, app: FastAPI, listener: socket.socket, grace_seconds: float) -> None:
+    def __init__(
+        self,
+        app: FastAPI,
+        listener: socket.socket,
+        grace_seconds: float,
+        on_start: Callable[[], object],
+    ) -> None:
         self._parts: Parts = app.state.parts
         self._listener = listener
         self._grace_seconds = grace_seconds
         self._is_told = asyncio.Event()
-        self._server = HttpServer(app)
+        self._server = HttpServer(app, on_start)
 
-    async def run(self, on_start: Callable[[], object]) -> int:
+    async def run(self) -> int:
         self._parts.on_failure = self._is_told.set
-        serving = asyncio.create_task(self._server.serve(sockets=[self._listener]))
         ending = asyncio.create_task(self._end_when_told())
-        with self._signals():
-            while not (self._server.started or serving.done()):
-                await asyncio.sleep(0.01)
-            if not serving.done():
-                on_start()
-            await serving
+        self._loop = asyncio.get_running_loop()
+        with _signals_to(self._tell):
+            await self._server.serve(sockets=[self._listener])
         ending.cancel()
         return 1 if self._parts.watch.has_failed else 0
 
@@ -123,27 +145,17 @@ class _Serving:
         await self._parts.admission.drain(_CLOSING_SECONDS)
         self._server.should_exit = True
 
-    @contextlib.contextmanager
-    def _signals(self) -> Iterator[None]:
-        loop = asyncio.get_running_loop()
-
-        def tell(*_: object) -> None:
-            if self._is_told.is_set():
-                self._server.should_exit = self._server.force_exit = True
-            loop.call_soon_threadsafe(self._is_told.set)
-
-        before = {each: signal.signal(each, tell) for each in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for each, handler in before.items():
-                signal.signal(each, handler)
+    def _tell(self, *_: object) -> None:
+        if self._is_told.is_set():
+            self._server.should_exit = self._server.force_exit = True
+        self._loop.call_soon_threadsafe(self._is_told.set)
 
 
 class HttpServer(uvicorn.Server):
-    """uvicorn as it is set up here."""
+    """uvicorn as it is set up here. `on_start` is called when it listens."""
 
-    def __init__(self, app: FastAPI) -> None:
+    def __init__(self, app: FastAPI, on_start: Callable[[], object] = lambda: None) -> None:
+        self._on_start = on_start
         super().__init__(
             uvicorn.Config(
                 app, http=_PatientH11, ws="none", lifespan="on", log_config=None, access_log=False,
@@ -151,6 +163,12 @@ class HttpServer(uvicorn.Server):
                 timeout_graceful_shutdown=_CLOSING_SECONDS,
             )
         )  # fmt: skip
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begin to listen."""
+        await super().startup(sockets)
+        if self.started:
+            self._on_start()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:

@@ -44,10 +44,14 @@ def log_failure(error: BaseException, **fields: Any) -> None:
 
 
 def _fields(record: logging.LogRecord) -> dict[str, Any]:
+    message = record.getMessage()
+    if record.exc_info:
+        # asyncio goes on with the task that failed, and its error in full.
+        message = message.partition("\n")[0]
     return {
         "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
         "level": record.levelname.lower(),
-        "event": " ".join(record.getMessage().split()),
+        "event": " ".join(message.split()),
         **getattr(record, "fields", {}),
     }
 

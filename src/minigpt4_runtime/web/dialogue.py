@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import base64
 import mimetypes
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -67,17 +67,18 @@ class Server:
         # Only our own server says what a model can do.
         return str(models.data[0].id), str(getattr(models.data[0], "description", ""))
 
-    async def answer(self, turns: Sequence[Turn], sampling: Sampling) -> AsyncIterator[str]:
+    async def answer(self, turns: Sequence[Turn], sampling: Sampling) -> AsyncGenerator[str]:
         """The answer to the last turn's question, as it grows. Leaving it early cancels it.
 
         Raises:
-            DialogueError: the server refuses, or is not there.
+            DialogueError: the server refuses, or is not there, or a picture is not.
         """
+        messages = as_messages(turns)
         async with self._client() as client:
             try:
                 stream = await client.chat.completions.create(
                     model=(await client.models.list()).data[0].id,
-                    messages=as_messages(turns),
+                    messages=messages,
                     temperature=sampling.temperature,
                     top_p=sampling.top_p,
                     max_tokens=sampling.max_tokens,
@@ -114,7 +115,11 @@ class Server:
 
 
 def as_messages(turns: Sequence[Turn]) -> list[dict[str, Any]]:
-    """Turns as the API takes them: pictures as data URLs. The last answer is still to come."""
+    """Turns as the API takes them: pictures as data URLs. The last answer is still to come.
+
+    Raises:
+        DialogueError: a picture is not there any more.
+    """
     messages: list[dict[str, Any]] = []
     for turn in turns:
         text = {"type": "text", "text": turn.question}
@@ -126,5 +131,10 @@ def as_messages(turns: Sequence[Turn]) -> list[dict[str, Any]]:
 
 def _as_part(picture: Path) -> dict[str, Any]:
     kind = mimetypes.guess_type(picture)[0] or "image/png"
-    data = base64.b64encode(picture.read_bytes()).decode("ascii")
+    try:
+        data = base64.b64encode(picture.read_bytes()).decode("ascii")
+    except OSError:
+        raise DialogueError(
+            "A picture of this dialogue is not kept any more. Clear it and upload the picture."
+        ) from None
     return {"type": "image_url", "image_url": {"url": f"data:{kind};base64,{data}"}}

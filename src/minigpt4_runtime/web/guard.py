@@ -17,11 +17,12 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-# What the page asks for. Gradio answers more: histories, monitoring, calls past the queue.
+# What the page asks for, app_id when a server is back that was gone. Gradio answers more:
+# histories, monitoring, calls past the queue, and the files of other machines.
 _PATHS = re.compile(
     r"/|/config|/theme\.css|/favicon\.ico|/(assets|static|svelte)/.+"
     r"|/gradio_api/(queue/join|queue/data|run/predict|cancel|reset|upload|upload_progress"
-    r"|heartbeat/[^/]+|file=.+)"
+    r"|app_id|heartbeat/[^/]+|file=(?!https?:).+)"
 )
 # A question, settings and the names of files; pictures come as uploads.
 _MAX_EVENT_BYTES = 2**20

@@ -8,7 +8,8 @@ Never  computes an answer, and loads nothing from elsewhere: no font, no script,
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import replace
+from contextlib import aclosing
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,7 +58,7 @@ def build_page(server: Server, pictures: Sequence[Path]) -> Blocks:
     with gradio.Blocks(
         title=TITLE, analytics_enabled=False, fill_height=True, delete_cache=_KEPT_SECONDS
     ) as page:
-        turns = gradio.State([])
+        turns, growing = gradio.State([]), gradio.State(_Growing())
         gradio.Markdown(f"# {TITLE}")
         about = gradio.Markdown(elem_id="about")
         with gradio.Row(equal_height=False):
@@ -88,8 +89,8 @@ def build_page(server: Server, pictures: Sequence[Path]) -> Blocks:
         actions = _Actions(server)
         shown = [chat, turns, question]
         asking = [
-            question.submit(actions.ask, [turns, question, picture, *settings], shown),
-            retry.click(actions.retry, [turns, *settings], shown),
+            question.submit(actions.ask, [growing, turns, question, picture, *settings], shown),
+            retry.click(actions.retry, [growing, turns, *settings], shown),
         ]
         stop.click(None, cancels=asking)
         for cleared in (clear.click, chat.clear):
@@ -130,6 +131,7 @@ def mount(
     )
     for module in (gradio.queueing, gradio.routes, gradio.route_utils):
         module.traceback = PlacesOnly(on_failure)
+    gradio.processing_utils.async_ssrf_protected_download = _fetch_nothing
     route: Any = app.routes[-1]
     route.app = PageGuard(route.app, max_picture_bytes=max_picture_bytes, on_failure=on_failure)
 
@@ -151,6 +153,17 @@ def _settings() -> list[Any]:
         ]  # fmt: skip
 
 
+async def _fetch_nothing(*_: object, **__: object) -> str:
+    """What Gradio does with an address in place of a file: it would fetch it, however large."""
+    raise _not_uploaded()
+
+
+def _not_uploaded() -> Exception:
+    return gradio.Error(  # type: ignore[no-any-return]
+        "This picture is not here. Upload it again.", duration=5, print_exception=False
+    )
+
+
 def _uploaded(picture: Any) -> Callable[[Any], str | None]:
     """How a picture is taken: as it was uploaded. Gradio would open any file, and write it anew."""
     folder = Path(picture.GRADIO_CACHE).resolve()
@@ -160,10 +173,17 @@ def _uploaded(picture: Any) -> Callable[[Any], str | None]:
             return None
         path = Path(payload.path or "").resolve()
         if not path.is_relative_to(folder) or not path.is_file():
-            raise gradio.Error("Upload the picture first.", duration=5, print_exception=False)
+            raise _not_uploaded()
         return str(path)
 
     return find
+
+
+@dataclass
+class _Growing:
+    """Which answer grows in one browser's page: another question there ends it."""
+
+    answer: object = None
 
 
 class _Actions:
@@ -181,33 +201,51 @@ class _Actions:
         return f"**{name}** answers. {description}"
 
     async def ask(
-        self, turns: list[Turn], question: str, picture: str | None, *settings: Any
+        self,
+        growing: _Growing,
+        turns: list[Turn],
+        question: str,
+        picture: str | None,
+        *settings: Any,
     ) -> AsyncIterator[Shown]:
         """Ask one more question; a picture goes along when it is another than before."""
         if not question.strip():
-            raise gradio.Error("Type a question first.", duration=5, print_exception=False)
+            gradio.Warning("Type a question first.", duration=5, title="No question")
+            yield _as_chat(turns), turns, gradio.skip()
+            return
         path = Path(picture) if picture else None
         sent = [turn.picture for turn in turns if turn.picture]
         is_new = path is not None and path not in sent[-1:]
         turn = Turn(question.strip(), path if is_new else None)
-        async for shown in self._answer([*turns, turn], Sampling(*settings)):
+        async for shown in self._answer(growing, [*turns, turn], Sampling(*settings)):
             yield shown
 
-    async def retry(self, turns: list[Turn], *settings: Any) -> AsyncIterator[Shown]:
+    async def retry(
+        self, growing: _Growing, turns: list[Turn], *settings: Any
+    ) -> AsyncIterator[Shown]:
         """Ask the last question again."""
         if not turns:
-            raise gradio.Error("There is nothing to retry yet.", duration=5, print_exception=False)
+            gradio.Warning("There is nothing to retry yet.", duration=5, title="No question")
+            yield _as_chat(turns), turns, gradio.skip()
+            return
         *before, last = turns
-        async for shown in self._answer([*before, replace(last, answer="")], Sampling(*settings)):
+        again = replace(last, answer="")
+        async for shown in self._answer(growing, [*before, again], Sampling(*settings)):
             yield shown
 
-    async def _answer(self, turns: list[Turn], sampling: Sampling) -> AsyncIterator[Shown]:
+    async def _answer(
+        self, growing: _Growing, turns: list[Turn], sampling: Sampling
+    ) -> AsyncIterator[Shown]:
         *before, last = turns
+        this = growing.answer = object()
         yield _as_chat(turns), before, ""
         try:
-            async for answer in self._server.answer(turns, sampling):
-                last = replace(last, answer=answer)
-                yield _as_chat([*before, last]), [*before, last], gradio.skip()
+            async with aclosing(self._server.answer(turns, sampling)) as answers:
+                async for answer in answers:
+                    if growing.answer is not this:
+                        return
+                    last = replace(last, answer=answer)
+                    yield _as_chat([*before, last]), [*before, last], gradio.skip()
         except DialogueError as error:
             gradio.Warning(str(error), duration=20, title="No answer")
             # The question comes back, to be asked again when what was wrong is mended.
