@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 INSTALL = "pip install 'minigpt4-runtime[server,web]'"
 NUM_DRAWN = 4
 MOST_PICTURES = 12
+_UPLOADS_VARIABLE = "GRADIO_TEMP_DIR"
 
 PicturesOption = Annotated[
     Path | None,
@@ -77,19 +79,34 @@ def chat_page(
     pictures: Path | None,
     max_picture_bytes: int | None = None,
 ) -> Iterator[None]:
-    """Show the page at / of an application, for as long as its example pictures are there."""
+    """Show the page at / of an application, for as long as its pictures are there."""
     require("gradio", install=INSTALL)
     from minigpt4_runtime.server.logs import log_failure
     from minigpt4_runtime.web.dialogue import Server
     from minigpt4_runtime.web.page import MAX_PICTURE_BYTES, build_page, mount
 
-    with example_pictures(pictures) as examples:
+    with _private_uploads(), example_pictures(pictures) as examples:
         page = build_page(Server(url, keys[0] if keys else None), examples)
         mount(
             app, page, on_failure=log_failure,
             max_picture_bytes=max_picture_bytes or MAX_PICTURE_BYTES,
         )  # fmt: skip
         yield
+
+
+@contextmanager
+def _private_uploads() -> Iterator[None]:
+    """A folder for uploaded pictures that no other user of this machine can read, as Gradio's."""
+    with tempfile.TemporaryDirectory(
+        prefix="minigpt4-uploads-", ignore_cleanup_errors=True
+    ) as folder:
+        # Whoever has named a folder is asked.
+        is_ours = os.environ.setdefault(_UPLOADS_VARIABLE, folder) == folder
+        try:
+            yield
+        finally:
+            if is_ours:
+                del os.environ[_UPLOADS_VARIABLE]
 
 
 @contextmanager
