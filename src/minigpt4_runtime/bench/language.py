@@ -256,7 +256,7 @@ class LanguageBench:
             needed += self._model.tensor_parallel * step_bytes(
                 self._model.config, num_tokens=work.step_tokens, num_answers=work.batch_size
             )
-            available = available_memory_bytes()
+            available = self._available_bytes()
             if available is not None and needed > _SAFE_SHARE * available:
                 raise OutOfMemoryError(
                     f"out of memory: {needed / GIB:.1f} GiB for keys, values and a step, and "
@@ -266,6 +266,11 @@ class LanguageBench:
             self._model.use_engine(work.engine_config())
         except BackendUnavailableError as error:
             raise OutOfMemoryError(f"out of memory: {error}") from None
+
+    def _available_bytes(self) -> int | None:
+        """What can be had without swapping; a container may have less than its machine."""
+        known = (available_memory_bytes(), self._model.free_memory_bytes())
+        return min((each for each in known if each is not None), default=None)
 
     def _let_go(self) -> None:
         """Leave of the last engine's cache but one block."""
