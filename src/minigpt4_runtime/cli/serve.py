@@ -85,7 +85,7 @@ class LimitOptions:
         int, typer.Option(metavar="COUNT", help="Answers that run at once; the others wait.")
     ] = EngineConfig.max_running
     max_body_mib: Annotated[
-        int, typer.Option(metavar="MIB", help="The largest body, and the largest picture.")
+        int, typer.Option(min=1, metavar="MIB", help="The largest body, and the largest picture.")
     ] = 32
     max_images: Annotated[int, typer.Option(metavar="COUNT", help="Pictures in one request.")] = 8
     max_pixels: Annotated[
