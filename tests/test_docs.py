@@ -46,7 +46,10 @@ def anchors(page):
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-COMMANDS = sorted({command for page in PAGES for command in commands_of(page)})
+# The commands of the README, which look otherwise, are in tests/test_readme.py.
+COMMANDS = sorted({
+    command for page in PAGES if not page.startswith("README") for command in commands_of(page)
+})  # fmt: skip
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -72,7 +75,7 @@ def test_code_runs(page, tmp_path, monkeypatch, capsys):
 
 
 def test_there_are_commands_to_check():
-    assert len(COMMANDS) > 40
+    assert len(COMMANDS) > 30
 
 
 @pytest.mark.parametrize("page", PAGES)
