@@ -1,6 +1,6 @@
 """Several turns about one picture: the dialogue is a list that grows.
 
-python examples/dialogue.py examples/images/four.png "How many shapes?" "Where is the star?"
+python examples/dialogue.py examples/images/four.png "Where is the star?" "What colour is the ring?"
 """
 
 import sys

@@ -48,7 +48,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     FRONT_DOOR: WORDS | {"api"},
     # Whether a model fits is asked of the devices themselves.
     "hub": WORDS | {"checkpoint", "backend.registry"},
-    "export": WORDS | {"pixels", "model", "checkpoint", "backend.contracts"},
+    "export": WORDS | {"pixels", "model", "checkpoint"},
     "server": WORDS | {"api", FRONT_DOOR},
     "web": WORDS | {"api", FRONT_DOOR},
     "report": WORDS,

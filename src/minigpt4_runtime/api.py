@@ -418,6 +418,13 @@ class MiniGPT4:
         """What the weights take: "vision", "embedding", "layers" and "head" of the language."""
         return self._sides.weight_bytes()
 
+    def free_memory_bytes(self) -> int | None:
+        """What the device can still give, within a container's limit; None where it does not tell.
+
+        On a CPU what could be swapped out is counted too.
+        """
+        return self._backend.free_memory_bytes()
+
     def reset_peak_memory(self) -> None:
         """Let `peak_memory_bytes` count from here on."""
         self._backend.reset_peak_memory()

@@ -18,6 +18,7 @@ from minigpt4_runtime.errors import ConfigError
 
 DTypeName = Literal["float32", "float16", "bfloat16"]
 DTYPE_NAMES: tuple[DTypeName, ...] = get_args(DTypeName)
+DTYPE_BYTES: dict[DTypeName, int] = {"float32": 4, "float16": 2, "bfloat16": 2}
 VisionRuntimeName = Literal["auto", "torch", "onnx", "om"]
 
 # OpenAI CLIP's statistics, which the original uses (minigpt4/processors/blip_processors.py).
@@ -178,6 +179,11 @@ class LanguageConfig(_Settings):
     def head_dim(self) -> int:
         """Width of one attention head."""
         return self.hidden_size // self.num_attention_heads
+
+    def cache_bytes_per_token(self, dtype: DTypeName) -> int:
+        """What the key and the value of one token take in all layers."""
+        width = self.num_key_value_heads * self.head_dim
+        return 2 * self.num_hidden_layers * width * DTYPE_BYTES[dtype]
 
 
 @dataclass(frozen=True, kw_only=True)

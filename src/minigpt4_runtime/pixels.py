@@ -269,7 +269,7 @@ def _open_given(image: Image.Image, name: str, limits: ImageLimits) -> Image.Ima
 class _Content(io.BytesIO):
     """A picture's bytes, for a limited number of reads.
 
-    Pillow looks for the next part of a JPEG or GIF byte by byte: 64 MiB of junk would take 15 s.
+    Pillow looks for the next part of a JPEG or GIF byte by byte: much junk would take very long.
     """
 
     _reads_left = 1_000_000  # Twice what 64 MiB of GIF comments take.

@@ -5,6 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from minigpt4_runtime.backend import cpu
 from minigpt4_runtime.bench import language
 from minigpt4_runtime.bench.ceilings import measure_ceilings
 from minigpt4_runtime.bench.language import Answered, LanguageBench, Work
@@ -75,8 +76,12 @@ def test_a_limit_is_held_against_the_mean(demo_model):
     assert bench.measure(Work(1, 5, 1), max_token_latency_ms=1e-9).verdict == "holds"
 
 
-def test_what_would_make_the_machine_swap_is_not_begun(demo_model, monkeypatch):
-    monkeypatch.setattr(language, "available_memory_bytes", lambda: 2**20)
+@pytest.mark.parametrize("limit", ["the machine", "its container"])
+def test_what_would_make_the_machine_swap_is_not_begun(demo_model, monkeypatch, limit):
+    if limit == "the machine":
+        monkeypatch.setattr(language, "available_memory_bytes", lambda: 2**20)
+    else:
+        monkeypatch.setattr(cpu, "allowed_memory_bytes", lambda: 2**20)
     monkeypatch.setattr(demo_model, "submit_tokens", None)
     tried = LanguageBench(demo_model, repeats=1).measure(Work(64, 500, 100))
     assert demo_model.stats().num_blocks == 1

@@ -27,6 +27,12 @@ def test_wrong_settings(minigpt4, folder, arguments, words):
     assert not fake_api.FakeMiniGPT4.loaded
 
 
+def test_a_body_of_nothing_is_wrong_usage_of_that_very_option(minigpt4):
+    outcome = minigpt4("serve", "--max-body-mib", "0")
+    assert outcome.status == 2
+    assert "'--max-body-mib'" in outcome.err
+
+
 def test_a_port_that_is_taken(minigpt4):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         outcome = minigpt4("serve", "--port", taken.getsockname()[1])

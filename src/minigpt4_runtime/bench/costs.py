@@ -7,9 +7,7 @@ Never  measures, and counts no norm, softmax or activation: products are nearly 
 
 from __future__ import annotations
 
-from minigpt4_runtime.config import DTypeName, ModelConfig, QFormerConfig, VisionConfig
-
-DTYPE_BYTES: dict[DTypeName, int] = {"float32": 4, "float16": 2, "bfloat16": 2}
+from minigpt4_runtime.config import ModelConfig, QFormerConfig, VisionConfig
 
 
 def vision_gigaflops(config: ModelConfig) -> float:
@@ -41,13 +39,6 @@ def _qformer_flops(qformer: QFormerConfig, vision_width: int, rows: int) -> int:
 
 def _attention_flops(queries: int, keys: int, width: int) -> int:
     return 2 * 2 * queries * keys * width
-
-
-def cache_bytes_per_token(config: ModelConfig, dtype: DTypeName) -> int:
-    """What the key and the value of one token take in all layers."""
-    language = config.language
-    width = language.num_key_value_heads * language.head_dim
-    return 2 * language.num_hidden_layers * width * DTYPE_BYTES[dtype]
 
 
 def step_bytes(config: ModelConfig, *, num_tokens: int, num_answers: int) -> int:

@@ -17,7 +17,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from minigpt4_runtime.bench.ceilings import measure_ceilings
-from minigpt4_runtime.bench.costs import cache_bytes_per_token, step_bytes
+from minigpt4_runtime.bench.costs import step_bytes
 from minigpt4_runtime.bench.machine import GIB, available_memory_bytes
 from minigpt4_runtime.bench.ramp_up import RampUp, Verdict, find_largest_batch
 from minigpt4_runtime.bench.spread import Measured, Spread
@@ -251,12 +251,12 @@ class LanguageBench:
         self._let_go()
         if self._model.device == "cpu":
             tokens = work.batch_size * (work.input_length + work.output_length)
-            needed = tokens * cache_bytes_per_token(self._model.config, self._model.dtype)
+            needed = tokens * self._model.config.language.cache_bytes_per_token(self._model.dtype)
             # All ranks take from one memory: each has its part of the cache, and a whole step.
             needed += self._model.tensor_parallel * step_bytes(
                 self._model.config, num_tokens=work.step_tokens, num_answers=work.batch_size
             )
-            available = available_memory_bytes()
+            available = self._available_bytes()
             if available is not None and needed > _SAFE_SHARE * available:
                 raise OutOfMemoryError(
                     f"out of memory: {needed / GIB:.1f} GiB for keys, values and a step, and "
@@ -266,6 +266,11 @@ class LanguageBench:
             self._model.use_engine(work.engine_config())
         except BackendUnavailableError as error:
             raise OutOfMemoryError(f"out of memory: {error}") from None
+
+    def _available_bytes(self) -> int | None:
+        """What can be had without swapping; a container may have less than its machine."""
+        known = (available_memory_bytes(), self._model.free_memory_bytes())
+        return min((each for each in known if each is not None), default=None)
 
     def _let_go(self) -> None:
         """Leave of the last engine's cache but one block."""
@@ -323,7 +328,7 @@ class LanguageBench:
         """What a rank reads in a step in which all answers grow, half of each being there."""
         weights = self._model.weight_bytes()
         context = work.input_length + work.output_length / 2
-        cached = cache_bytes_per_token(self._model.config, self._model.dtype)
+        cached = self._model.config.language.cache_bytes_per_token(self._model.dtype)
         cached //= self._model.tensor_parallel
         return (weights["layers"] + weights["head"] + work.batch_size * context * cached) / 1e9
 

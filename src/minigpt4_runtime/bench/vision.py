@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
     from minigpt4_runtime.api import MiniGPT4
 
-DEFAULT_BATCH_SIZES = (1, 2, 4, 8)
 STAGES = ("decode", "preprocess", "tower", "projection")
 
 

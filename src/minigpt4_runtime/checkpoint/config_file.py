@@ -24,7 +24,10 @@ def load_config(model_dir: Path) -> ModelConfig:
     """
     if not model_dir.is_dir():
         state = "is a file, not a model folder" if model_dir.exists() else "does not exist"
-        raise CheckpointError(f"{model_dir} {state}. Give the folder that `minigpt4 convert` made.")
+        raise CheckpointError(
+            f"{model_dir} {state}. Give a folder that `minigpt4 convert` made, or the name of a "
+            "model that `minigpt4 models` lists."
+        )
     path = model_dir / CONFIG_NAME
     if not path.exists():
         raise CheckpointError(f"{model_dir} has no {CONFIG_NAME}. {_CONVERT_FIRST}")

@@ -103,3 +103,19 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise CheckpointError(f"{path} holds a {type(values).__name__}; named values are wanted.")
     return values
+
+
+def read_versioned_json(path: Path, newest_version: int) -> dict[str, Any]:
+    """Read a JSON file whose `format_version` says which programs can read it.
+
+    Raises:
+        CheckpointError: as `read_json`, or a newer version of this program made it.
+    """
+    values = read_json(path)
+    version = values.get("format_version")
+    if isinstance(version, int) and version > newest_version:
+        raise CheckpointError(
+            f"{path} is of format version {version} and this program reads up to "
+            f"{newest_version}. Update minigpt4-runtime."
+        )
+    return values

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from minigpt4_runtime.checkpoint.config_file import load_config
-from minigpt4_runtime.checkpoint.file_kind import read_json
+from minigpt4_runtime.checkpoint.file_kind import read_versioned_json
 from minigpt4_runtime.checkpoint.weights import read_folder_weights
 from minigpt4_runtime.config import DTypeName
 from minigpt4_runtime.errors import CheckpointError
@@ -97,13 +97,7 @@ def read_record(graph_dir: Path) -> GraphRecord:
             f"{graph_dir} is not a folder made by `minigpt4 export vision`: it has no "
             f"{RECORD_NAME}. Check the path."
         )
-    values = read_json(path)
-    version = values.get("format_version")
-    if isinstance(version, int) and version > FORMAT_VERSION:
-        raise CheckpointError(
-            f"{path} is of format version {version} and this program reads up to "
-            f"{FORMAT_VERSION}. Update minigpt4-runtime."
-        )
+    values = read_versioned_json(path, FORMAT_VERSION)
     try:
         return GraphRecord.from_mapping(values)
     except (AttributeError, KeyError, TypeError, ValueError):

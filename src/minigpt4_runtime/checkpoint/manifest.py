@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from minigpt4_runtime import __version__
-from minigpt4_runtime.checkpoint.file_kind import read_json
+from minigpt4_runtime.checkpoint.file_kind import read_versioned_json
 from minigpt4_runtime.checkpoint.weights import WeightForm
 from minigpt4_runtime.config import DTYPE_NAMES, DTypeName
 from minigpt4_runtime.errors import CheckpointError
@@ -102,13 +102,7 @@ def read_manifest(model_dir: Path) -> Manifest:
         CheckpointError: there is none, it is damaged, or a newer version of this program made it.
     """
     path = model_dir / MANIFEST_NAME
-    values = read_json(path)
-    version = values.get("format_version")
-    if isinstance(version, int) and version > FORMAT_VERSION:
-        raise CheckpointError(
-            f"{path} is of format version {version} and this program reads up to "
-            f"{FORMAT_VERSION}. Update minigpt4-runtime."
-        )
+    values = read_versioned_json(path, FORMAT_VERSION)
     try:
         manifest = Manifest.from_mapping(values)
     except (KeyError, TypeError, ValueError):

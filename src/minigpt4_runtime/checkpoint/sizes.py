@@ -7,14 +7,8 @@ Never  reads a file.
 import math
 from functools import cache
 
-from minigpt4_runtime.checkpoint.weights import DTYPE_CODES, ITEM_BYTES
-from minigpt4_runtime.config import DTypeName
+from minigpt4_runtime.config import DTYPE_BYTES, DTypeName
 from minigpt4_runtime.presets import PRESETS
-
-
-def item_bytes(dtype: DTypeName) -> int:
-    """What one number of a dtype takes."""
-    return ITEM_BYTES[DTYPE_CODES[dtype]]
 
 
 @cache
@@ -28,7 +22,7 @@ def count_parameters(preset: str) -> int:
 
 def weight_bytes(preset: str, dtype: DTypeName) -> int:
     """What a preset's weights take, in a model folder as in memory."""
-    return count_parameters(preset) * item_bytes(dtype)
+    return count_parameters(preset) * DTYPE_BYTES[dtype]
 
 
 def running_bytes(preset: str, dtype: DTypeName) -> int:
@@ -37,6 +31,5 @@ def running_bytes(preset: str, dtype: DTypeName) -> int:
     What a step computes in between comes on top; it is small beside these.
     """
     language = PRESETS[preset].language
-    per_token = 2 * language.num_hidden_layers * language.num_key_value_heads * language.head_dim
-    cache_bytes = per_token * language.max_position_embeddings * item_bytes(dtype)
+    cache_bytes = language.max_position_embeddings * language.cache_bytes_per_token(dtype)
     return weight_bytes(preset, dtype) + cache_bytes

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from minigpt4_runtime.checkpoint.file_kind import read_head, read_json
-from minigpt4_runtime.config import DTypeName
+from minigpt4_runtime.config import DTYPE_BYTES, DTypeName
 from minigpt4_runtime.errors import CheckpointError
 
 Shape = tuple[int, ...]
@@ -89,7 +89,7 @@ class WeightForm:
     @property
     def num_bytes(self) -> int:
         """What it takes in a file."""
-        return math.prod(self.shape) * ITEM_BYTES[DTYPE_CODES[self.dtype]]
+        return math.prod(self.shape) * DTYPE_BYTES[self.dtype]
 
 
 def read_header(path: Path) -> dict[str, StoredTensor]:

@@ -113,6 +113,49 @@ class ReportOptions:
     ] = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class SearchOptions:
+    """The search for the largest batch."""
+
+    ramp_up: Annotated[
+        bool,
+        typer.Option(
+            "--ramp-up",
+            help="Find the largest batch whose later tokens come fast enough, for each pair.",
+        ),
+    ] = False
+    batch_range: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FROM:TO", help="With --ramp-up: the batch sizes to search, 1:256 without it."
+        ),
+    ] = None
+    max_token_latency_ms: Annotated[
+        float | None,
+        typer.Option(
+            metavar="MS",
+            help="With --ramp-up: the most that a later token may take in the mean, 50 without it.",
+        ),
+    ] = None
+
+    def read(self, batch_sizes: str | None) -> tuple[tuple[int, int], float]:
+        """The smallest and the largest batch to try, and the limit in ms.
+
+        Raises:
+            ConfigError: something does not go together, or has no meaning.
+        """
+        limit = self.max_token_latency_ms
+        if not self.ramp_up and (self.batch_range is not None or limit is not None):
+            raise ConfigError(
+                "--batch-range and --max-token-latency-ms belong to --ramp-up. Add it."
+            )
+        if self.ramp_up and batch_sizes is not None:
+            raise ConfigError("--ramp-up searches --batch-range: drop --batch-sizes.")
+        if limit is not None and not limit > 0:
+            raise ConfigError(f"--max-token-latency-ms is {limit:g}; it must be above 0.")
+        return _range(self.batch_range or "1:256"), limit or DEFAULT_LATENCY_MS
+
+
 BatchSizes = Annotated[
     str, typer.Option(metavar="COUNTS", help="Batch sizes, with commas between them.")
 ]
@@ -183,26 +226,7 @@ def language(
         ),
     ] = None,
     repeats: Repeats = 3,
-    ramp_up: Annotated[
-        bool,
-        typer.Option(
-            "--ramp-up",
-            help="Find the largest batch whose later tokens come fast enough, for each pair.",
-        ),
-    ] = False,
-    batch_range: Annotated[
-        str | None,
-        typer.Option(
-            metavar="FROM:TO", help="With --ramp-up: the batch sizes to search, 1:256 without it."
-        ),
-    ] = None,
-    max_token_latency_ms: Annotated[
-        float | None,
-        typer.Option(
-            metavar="MS",
-            help="With --ramp-up: the most that a later token may take in the mean, 50 without it.",
-        ),
-    ] = None,
+    search: SearchOptions,
     where: ModelOptions,
     shape: PresetOptions,
     report: ReportOptions,
@@ -213,13 +237,9 @@ def language(
     token, tokens a second, and how much of the measured memory bandwidth that takes. Each answer
     runs to its full length.
     """
-    if not ramp_up and (batch_range is not None or max_token_latency_ms is not None):
-        raise ConfigError("--batch-range and --max-token-latency-ms belong to --ramp-up. Add it.")
-    if ramp_up and batch_sizes is not None:
-        raise ConfigError("--ramp-up searches --batch-range: drop --batch-sizes.")
-    pairs, limit = [_pair(text) for text in pair or ()], _limit(max_token_latency_ms)
+    first_last, limit = search.read(batch_sizes)
+    pairs = [_pair(text) for text in pair or ()]
     sizes = _numbers("1" if batch_sizes is None else batch_sizes, "--batch-sizes")
-    first_last = _range(batch_range or "1:256")
     load = _loader(where, shape, vision=1, language=shape.layers)
     with _reported("bench language", report) as run:
         from minigpt4_runtime.bench.language import LanguageBench, Work
@@ -231,7 +251,7 @@ def language(
             note(tried.as_text())
 
         for lengths in _fitting(pairs, run, context=measuring.context):
-            if ramp_up:
+            if search.ramp_up:
                 found = measuring.search(
                     lengths, first_last, max_token_latency_ms=limit, on_tried=keep
                 )
@@ -389,11 +409,3 @@ def _range(text: str) -> tuple[int, int]:
     if numbers is None or int(numbers[1]) > int(numbers[2]):
         raise ConfigError(f"--batch-range is {text!r}; give the smallest and the largest: 1:256.")
     return int(numbers[1]), int(numbers[2])
-
-
-def _limit(milliseconds: float | None) -> float:
-    if milliseconds is None:
-        return DEFAULT_LATENCY_MS
-    if not milliseconds > 0:
-        raise ConfigError(f"--max-token-latency-ms is {milliseconds:g}; it must be above 0.")
-    return milliseconds

@@ -33,6 +33,9 @@ OutDir = Annotated[
         "command goes on after a stop.",
     ),
 ]
+ImagesDir = Annotated[
+    Path, typer.Option("--images", metavar="DIR", help="The folder with the pictures.")
+]
 JudgeDevice = Annotated[
     str,
     typer.Option("--device", metavar="DEVICE", help="Where the judge runs: auto, cpu, cuda, …"),
@@ -64,9 +67,7 @@ def clip(
             '{picture: {"GPU": answer, "NPU": answer}}. The others are compared with the first.',
         ),
     ],
-    images: Annotated[
-        Path, typer.Option("--images", metavar="DIR", help="The folder with the pictures.")
-    ],
+    images: ImagesDir,
     judge: Annotated[
         Path,
         typer.Option(
@@ -165,9 +166,7 @@ def pope(
             help="One JSON object a line with question_id, image, text and label, as published.",
         ),
     ],
-    images: Annotated[
-        Path, typer.Option("--images", metavar="DIR", help="The folder with the pictures.")
-    ],
+    images: ImagesDir,
     results: Annotated[
         Path | None,
         typer.Option(

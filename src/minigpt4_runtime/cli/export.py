@@ -50,7 +50,8 @@ ModelDir = Annotated[
     Path | None,
     typer.Option(
         metavar="DIR",
-        help="A folder made by `minigpt4 convert`. Without it, the bundled demo model's.",
+        help="A folder made by `minigpt4 convert`, or the name of a fetched model. Without it, the "
+        "bundled demo model's.",
     ),
 ]
 OutDir = Annotated[

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import threading
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -16,73 +17,90 @@ from minigpt4_runtime.config import EngineConfig
 from minigpt4_runtime.errors import ConfigError
 from minigpt4_runtime.optional import require
 
+if TYPE_CHECKING:
+    from minigpt4_runtime.api import MiniGPT4
+    from minigpt4_runtime.server.settings import ServerConfig
+
 _CLOSE_SECONDS = 3
 _INSTALL = "pip install 'minigpt4-runtime[server]'"
 _DEMO_DESCRIPTION = "It is the bundled demo model, which knows only drawn scenes."
 
 
-@spread_options
-def serve(
-    *,
+@dataclass(frozen=True, kw_only=True)
+class AccessOptions:
+    """Where the server is, who may ask it, and what it may open for them."""
+
     host: Annotated[
         str, typer.Option(metavar="ADDRESS", help="Where to listen; 0.0.0.0 is every network.")
-    ] = "127.0.0.1",
+    ] = "127.0.0.1"
     port: Annotated[
         int, typer.Option(metavar="NUMBER", help="0 takes a free one, which is printed.")
-    ] = 8000,
-    name: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME", help="The model's name in requests. Without it: its folder's name."
-        ),
-    ] = None,
+    ] = 8000
     api_key_file: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="API keys, one a line. All but /health then needs one."),
-    ] = None,
+    ] = None
     insecure: Annotated[
         bool, typer.Option("--insecure", help="Let a whole network in without keys.")
-    ] = False,
+    ] = False
     allow_origin: Annotated[
         list[str] | None,
         typer.Option(metavar="ORIGIN", help="Let this site's pages ask (CORS). May be repeated."),
-    ] = None,
+    ] = None
     allow_media_domain: Annotated[
         list[str] | None,
         typer.Option(
             metavar="HOST",
             help="Fetch pictures from this host, HOST or HOST:PORT. May be repeated.",
         ),
-    ] = None,
+    ] = None
     allow_media_dir: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Open file: URLs within this folder.")
-    ] = None,
+    ] = None
+
+    def read_keys(self) -> tuple[str, ...]:
+        """The API keys.
+
+        Raises:
+            ConfigError: there are none to be read, or a whole network would need none.
+        """
+        from minigpt4_runtime.server import auth
+
+        keys = auth.read_keys(self.api_key_file) if self.api_key_file else ()
+        auth.check_host(self.host, has_keys=bool(keys), is_insecure=self.insecure)
+        return keys
+
+
+@dataclass(frozen=True, kw_only=True)
+class LimitOptions:
+    """What a request may cost, how many run, and how long things may take."""
+
     max_requests: Annotated[
         int,
         typer.Option(
             metavar="COUNT", help="Answers let in at once, running or waiting; beyond it is a 429."
         ),
-    ] = 256,
+    ] = 256
     max_running: Annotated[
         int, typer.Option(metavar="COUNT", help="Answers that run at once; the others wait.")
-    ] = EngineConfig.max_running,
+    ] = EngineConfig.max_running
     max_body_mib: Annotated[
-        int, typer.Option(metavar="MIB", help="The largest body, and the largest picture.")
-    ] = 32,
-    max_images: Annotated[int, typer.Option(metavar="COUNT", help="Pictures in one request.")] = 8,
+        int, typer.Option(min=1, metavar="MIB", help="The largest body, and the largest picture.")
+    ] = 32
+    max_images: Annotated[int, typer.Option(metavar="COUNT", help="Pictures in one request.")] = 8
     max_pixels: Annotated[
         int, typer.Option(metavar="COUNT", help="Width times height of one picture.")
-    ] = 40_000_000,
+    ] = 40_000_000
     max_tokens: Annotated[
         int, typer.Option(metavar="COUNT", help="Tokens of one answer that may be asked for.")
-    ] = 4096,
+    ] = 4096
     request_seconds: Annotated[
         float, typer.Option(metavar="SECONDS", help="How long one answer may take.")
-    ] = 600.0,
+    ] = 600.0
     grace_seconds: Annotated[
         float,
         typer.Option(metavar="SECONDS", help="How long running answers may take after SIGTERM."),
-    ] = 30.0,
+    ] = 30.0
     stall_seconds: Annotated[
         float,
         typer.Option(
@@ -90,7 +108,20 @@ def serve(
             help="An engine that is asked and makes no step for twice so long has failed: "
             "exit status 1.",
         ),
-    ] = 120.0,
+    ] = 120.0
+
+
+@spread_options
+def serve(
+    *,
+    access: AccessOptions,
+    limits: LimitOptions,
+    name: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="The model's name in requests. Without it: its folder's name."
+        ),
+    ] = None,
     ui: Annotated[
         bool, typer.Option("--ui", help="Show a chat page at / as well; a browser then finds it.")
     ] = False,
@@ -109,52 +140,77 @@ def serve(
     """
     for package in ("fastapi", "uvicorn", "prometheus_client"):
         require(package, install=_INSTALL)
-    from minigpt4_runtime.pixels import ImageLimits
-    from minigpt4_runtime.server import auth, listen, logs
-    from minigpt4_runtime.server.settings import ServerConfig
+    from minigpt4_runtime.server import listen, logs
 
-    if not grace_seconds >= 0:
-        raise ConfigError(f"--grace-seconds is {grace_seconds:g}; it must be 0 or more.")
+    if not limits.grace_seconds >= 0:
+        raise ConfigError(f"--grace-seconds is {limits.grace_seconds:g}; it must be 0 or more.")
     if log_format not in ("plain", "json"):
         raise ConfigError(f"--log-format is {log_format!r}; it must be plain or json.")
-    keys = auth.read_keys(api_key_file) if api_key_file else ()
-    auth.check_host(host, has_keys=bool(keys), is_insecure=insecure)
-    config = ServerConfig(
-        model_name=name or (where.model.resolve().name if where.model else "minigpt4-demo"),
-        model_description=ServerConfig.model_description if where.model else _DEMO_DESCRIPTION,
-        api_keys=keys,
-        allowed_origins=tuple(allow_origin or ()),
-        media_domains=tuple(allow_media_domain or ()),
-        media_dir=allow_media_dir,
-        max_requests=max_requests,
-        max_body_bytes=max_body_mib * 2**20,
-        max_images=max_images,
-        max_tokens=max_tokens,
-        request_seconds=request_seconds,
-        stall_seconds=stall_seconds,
-        logs_content=log_content,
-    )
+    config = _settings(access, limits, where, name=name, log_content=log_content)
     listen.keep_memory_together()
-    listener = listen.bind(host, port)
-    model = where.load(
-        announce_demo=log_format == "plain",  # A line of words is no JSON.
-        engine=EngineConfig(max_running=max_running, max_step_tokens=max(512, max_running)),
-        image_limits=ImageLimits(max_bytes=config.max_body_bytes, max_pixels=max_pixels),
-    )
+    listener = listen.bind(access.host, access.port)
+    # A line of words is no JSON.
+    model = _load(where, limits, config, announce_demo=log_format == "plain")
     logs.set_up_logs("json" if log_format == "json" else "plain")
     from minigpt4_runtime.server.app import create_app
 
-    app = create_app(model, config, asks_browsers=ui)
-    url = listen.url_of(listener)
-    page = chat_page(app, url, keys, pictures=pictures, max_picture_bytes=config.max_body_bytes)
+    app, url = create_app(model, config, asks_browsers=ui), listen.url_of(listener)
+    page = chat_page(
+        app, url, config.api_keys, pictures=pictures, max_picture_bytes=config.max_body_bytes
+    )
     with page if ui else nullcontext():
         status = listen.serve(
-            app, listener, grace_seconds=grace_seconds, on_start=lambda: print(url, flush=True)
-        )
+            app, listener, grace_seconds=limits.grace_seconds,
+            on_start=lambda: print(url, flush=True),
+        )  # fmt: skip
+    _close(model, status)
+    raise typer.Exit(status)
+
+
+def _settings(
+    access: AccessOptions,
+    limits: LimitOptions,
+    where: ModelOptions,
+    *,
+    name: str | None,
+    log_content: bool,
+) -> ServerConfig:
+    from minigpt4_runtime.server.settings import ServerConfig
+
+    return ServerConfig(
+        model_name=name or (where.model.resolve().name if where.model else "minigpt4-demo"),
+        model_description=ServerConfig.model_description if where.model else _DEMO_DESCRIPTION,
+        api_keys=access.read_keys(),
+        allowed_origins=tuple(access.allow_origin or ()),
+        media_domains=tuple(access.allow_media_domain or ()),
+        media_dir=access.allow_media_dir,
+        max_requests=limits.max_requests,
+        max_body_bytes=limits.max_body_mib * 2**20,
+        max_images=limits.max_images,
+        max_tokens=limits.max_tokens,
+        request_seconds=limits.request_seconds,
+        stall_seconds=limits.stall_seconds,
+        logs_content=log_content,
+    )
+
+
+def _load(
+    where: ModelOptions, limits: LimitOptions, config: ServerConfig, *, announce_demo: bool
+) -> MiniGPT4:
+    from minigpt4_runtime.pixels import ImageLimits
+
+    running, step = limits.max_running, max(EngineConfig.max_step_tokens, limits.max_running)
+    return where.load(
+        announce_demo=announce_demo,
+        engine=EngineConfig(max_running=running, max_step_tokens=step),
+        image_limits=ImageLimits(max_bytes=config.max_body_bytes, max_pixels=limits.max_pixels),
+    )
+
+
+def _close(model: MiniGPT4, status: int) -> None:
     closing = threading.Thread(target=model.close, daemon=True)
     closing.start()
     closing.join(_CLOSE_SECONDS)
     if closing.is_alive():
         # The engine's thread is stuck in a step, and Python would wait for it for ever.
         os._exit(status or 1)
-    raise typer.Exit(status)

@@ -28,7 +28,7 @@ from minigpt4_runtime.checkpoint.graph_folder import (
 )
 from minigpt4_runtime.checkpoint.load import load_config, load_vision
 from minigpt4_runtime.checkpoint.writer import write_text
-from minigpt4_runtime.config import DTypeName, VisionConfig
+from minigpt4_runtime.config import DTYPE_BYTES, DTypeName, VisionConfig
 from minigpt4_runtime.errors import ConfigError
 from minigpt4_runtime.export.verify import INSTALL, Sample, check_graph, make_sample
 from minigpt4_runtime.messages import ImageSource
@@ -93,7 +93,7 @@ def export_onnx(
     config = load_config(model_dir)
     vision = load_vision(model_dir, dtype=torch.float32)
     sample = make_sample(vision, config.vision, pictures)
-    num_bytes = sum(weight.numel() for weight in vision.parameters()) * _item_bytes(plan.dtype)
+    num_bytes = sum(weight.numel() for weight in vision.parameters()) * DTYPE_BYTES[plan.dtype]
     if plan.dtype == "float16":
         del vision  # Not twice in memory: half as wide it is read anew.
         vision = load_vision(model_dir, dtype=torch.float16)
@@ -151,10 +151,6 @@ def _describe(folder: Path, model_dir: Path, plan: GraphPlan, sample: Sample) ->
         versions={name: version(name) for name in _PACKAGES},
         made_by=f"minigpt4-runtime {__version__}",
     )
-
-
-def _item_bytes(dtype: DTypeName) -> int:
-    return int(getattr(torch, dtype).itemsize)
 
 
 @contextmanager
