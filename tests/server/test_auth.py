@@ -118,6 +118,29 @@ def test_this_machine_s_own_address_needs_none(host):
     auth.check_host(host, has_keys=False, is_insecure=False)
 
 
+OWN = ["localhost", "localhost:8000", "LOCALHOST", "a.localhost:1", "127.0.0.1:8000", "[::1]:8000",
+       "192.168.1.5:8000"]  # fmt: skip
+FOREIGN = ["evil.example", "evil.example:8000", "localhost.evil.example", "127.0.0.1.evil.example",
+           "[::", "a b", "@localhost.example", "localhost:x@evil"]  # fmt: skip
+
+
+@pytest.mark.parametrize(("host", "status"), [(h, 200) for h in OWN] + [(h, 403) for h in FOREIGN])
+def test_without_keys_no_site_can_pass_for_this_machine(start, host, status):
+    server = start(own_names_only=True)
+    with server.client() as client:
+        for path in ("/v1/models", "/health", "/ready"):
+            answer = client.get(path, headers={"Host": host})
+            assert answer.status_code == status
+        if status == 403:
+            assert answer.json()["error"]["code"] == "unknown_host"
+            assert "docs/serving.md" in answer.json()["error"]["message"]
+
+
+def test_other_names_are_let_in_where_that_is_meant(server):
+    with server.client() as client:
+        assert client.get("/v1/models", headers={"Host": "pictures.example"}).status_code == 200
+
+
 def test_cors_is_off_and_can_be_allowed(server, start):
     asking = {"Origin": "https://page.example", "Access-Control-Request-Method": "POST"}
     with server.client() as client:

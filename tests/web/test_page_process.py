@@ -1,4 +1,4 @@
-"""`minigpt4 web` as a process, from its start to its end."""
+"""`minigpt4 web` and `serve` as processes, from their start to their end."""
 
 import os
 import signal
@@ -11,15 +11,20 @@ import pytest
 RUN = "from minigpt4_runtime.cli.main import run; run()"
 
 
+def start(*arguments, **variables):
+    """Start a command; gives the process and its URL."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", RUN, *arguments, "--port", "0"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8",
+        env=os.environ | variables,
+    )  # fmt: skip
+    return process, process.stdout.readline().strip()
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_it_and_leaves_no_picture(tmp_path, number):
     folders = {"TMPDIR": str(tmp_path), "GRADIO_TEMP_DIR": str(tmp_path / "uploads")}
-    process = subprocess.Popen(
-        [sys.executable, "-c", RUN, "web", "--port", "0", "--url", "http://127.0.0.1:9"],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8",
-        env=os.environ | folders,
-    )  # fmt: skip
-    url = process.stdout.readline().strip()
+    process, url = start("web", "--url", "http://127.0.0.1:9", **folders)
     assert httpx.get(url).status_code == 200
     sent = {"files": ("a.png", b"a picture")}
     assert httpx.post(f"{url}/gradio_api/upload", files=sent).status_code == 200
@@ -28,3 +33,16 @@ def test_a_signal_ends_it_and_leaves_no_picture(tmp_path, number):
     assert (process.returncode, err) == (0, "")
     assert not list(tmp_path.rglob("a.png"))
     assert not list(tmp_path.glob("minigpt4-pictures-*"))
+
+
+@pytest.mark.parametrize("command", ["web", "serve", "serve --insecure"])
+def test_without_keys_a_site_cannot_pass_for_this_machine(command):
+    process, url = start(*command.split())
+    try:
+        path = f"{url}/config" if command == "web" else f"{url}/v1/models"
+        assert httpx.get(path).status_code == 200
+        named = httpx.get(path, headers={"Host": "evil.example"})
+        assert named.status_code == (200 if "--insecure" in command else 403)
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=30)

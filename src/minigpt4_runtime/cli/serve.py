@@ -41,7 +41,10 @@ class AccessOptions:
         typer.Option(metavar="FILE", help="API keys, one a line. All but /health then needs one."),
     ] = None
     insecure: Annotated[
-        bool, typer.Option("--insecure", help="Let a whole network in without keys.")
+        bool,
+        typer.Option(
+            "--insecure", help="Let a whole network in without keys, and under whatever name."
+        ),
     ] = False
     allow_origin: Annotated[
         list[str] | None,
@@ -177,11 +180,13 @@ def _settings(
 ) -> ServerConfig:
     from minigpt4_runtime.server.settings import ServerConfig
 
+    keys = access.read_keys()
     return ServerConfig(
         model_name=name or (where.model.resolve().name if where.model else "minigpt4-demo"),
         model_description=ServerConfig.model_description if where.model else _DEMO_DESCRIPTION,
-        api_keys=access.read_keys(),
+        api_keys=keys,
         allowed_origins=tuple(access.allow_origin or ()),
+        own_names_only=not (keys or access.insecure),
         media_domains=tuple(access.allow_media_domain or ()),
         media_dir=access.allow_media_dir,
         max_requests=limits.max_requests,

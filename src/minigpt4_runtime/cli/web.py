@@ -64,6 +64,7 @@ def web(
             "machine alone, or use `minigpt4 serve --ui --api-key-file FILE`."
         )
     listener, app = listen.bind(host, port), FastAPI(openapi_url=None)
+    app.add_middleware(auth.NameGuard)
     logs.set_up_logs("plain")
     with chat_page(app, url.rstrip("/"), keys, pictures=pictures):
         url_here = listen.url_of(listener)

@@ -22,7 +22,7 @@ from starlette.routing import Route
 from minigpt4_runtime import __version__
 from minigpt4_runtime.errors import MiniGPT4Error
 from minigpt4_runtime.server.admission import Admission, Place
-from minigpt4_runtime.server.auth import KeyGuard
+from minigpt4_runtime.server.auth import KeyGuard, NameGuard
 from minigpt4_runtime.server.chat import Chat
 from minigpt4_runtime.server.failures import Refusal, error_response, failure_of
 from minigpt4_runtime.server.journal import Journal
@@ -126,6 +126,8 @@ def create_app(model: "MiniGPT4", config: ServerConfig, *, asks_browsers: bool =
             CORSMiddleware, allow_origins=config.allowed_origins, allow_methods=["GET", "POST"],
             allow_headers=["*"], expose_headers=["x-request-id", "retry-after"],
         )  # fmt: skip
+    if config.own_names_only:
+        app.add_middleware(NameGuard)
     app.add_middleware(Journal, count=parts.metrics.count_request)
     return app
 

@@ -1,6 +1,6 @@
-"""Who may ask: API keys, and on which addresses a server without them may listen.
+"""Who may ask: API keys, and where and under which names a server without them may be found.
 
-Owns   reading and comparing keys.
+Owns   reading and comparing keys, and knowing this machine's names.
 Takes  a key file, a host, and each request's headers.
 Never  logs a key, or takes longer for one that is nearly right.
 """
@@ -11,11 +11,13 @@ import base64
 import binascii
 import hashlib
 import hmac
-import ipaddress
 from collections.abc import Sequence
 from contextlib import suppress
+from ipaddress import ip_address
 from pathlib import Path
+from urllib.parse import urlsplit
 
+from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from minigpt4_runtime.errors import ConfigError
@@ -64,7 +66,7 @@ def check_host(host: str, *, has_keys: bool, is_insecure: bool) -> None:
 def is_loopback(host: str) -> bool:
     """Whether only this machine can reach an address."""
     try:
-        return ipaddress.ip_address(host).is_loopback
+        return ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
 
@@ -101,6 +103,40 @@ class KeyGuard:
         # All keys are compared, each in constant time: how long it takes tells nothing.
         matches = [hmac.compare_digest(given, digest) for digest in self._digests]
         return any(matches)
+
+
+class NameGuard:
+    """Answers under names that only this machine has, as long as there are no keys.
+
+    A site whose name is made to lead here (DNS rebinding) stays the same site for a browser, which
+    then lets its scripts ask, and read what is answered.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Check under which name a request came."""
+        if scope["type"] != "http" or _is_own_name(host := Headers(scope=scope).get("host", "")):
+            await self._app(scope, receive, send)
+            return
+        refusal = Refusal(
+            403,
+            f"Without keys this server answers to localhost and to addresses, not to {host!r}. "
+            "docs/serving.md says how to let it be found under a name.",
+            kind="permission_error",
+            code="unknown_host",
+        )
+        await error_response(refusal)(scope, receive, send)
+
+
+def _is_own_name(host: str) -> bool:
+    """Whether no other site can have this name; old clients may send none."""
+    try:
+        name = urlsplit(f"//{host}").hostname or ""
+        return name in ("", "localhost") or name.endswith(".localhost") or bool(ip_address(name))
+    except ValueError:
+        return False
 
 
 def _key(header: bytes) -> bytes:

@@ -18,6 +18,7 @@ class ServerConfig:
     `max_requests` counts choices that are being answered or wait for their turn. A body has
     `body_seconds` to arrive, an answer `request_seconds` from then on. An engine that is asked and
     makes no step for `stall_seconds` is asked once more, and has failed after as long again.
+    With `own_names_only` it answers to localhost and to addresses, and to no other name.
     """
 
     model_name: str
@@ -36,6 +37,7 @@ class ServerConfig:
     media_dir: Path | None = None
     api_keys: tuple[str, ...] = ()
     allowed_origins: tuple[str, ...] = ()
+    own_names_only: bool = False
     logs_content: bool = False
 
     def __post_init__(self) -> None:
