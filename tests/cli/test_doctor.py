@@ -132,14 +132,15 @@ def test_a_cache_in_nobodys_home_is_worth_a_note(real_minigpt4, monkeypatch):
     assert "note  cache: no user's home is known. Set MINIGPT4_HOME" in shown.out
 
 
-def test_a_cache_that_cannot_be_read_is_worth_a_note(real_minigpt4, monkeypatch):
+def test_a_cache_that_cannot_be_read_is_worth_a_note(real_minigpt4, monkeypatch, cache_home):
     def refuse():
         raise PermissionError(13, "Permission denied", "home/models")
 
     monkeypatch.setattr(diagnosis.shelf, "list_models", refuse)
     shown = real_minigpt4("doctor")
     assert shown.status == 0
-    assert "note  cache: home/models cannot be read and written (Permission denied)." in shown.out
+    seen = f"{cache_home} cannot be read and written (Permission denied)"
+    assert f"note  cache: {seen}. Set MINIGPT4_HOME" in shown.out
 
 
 def test_models_of_an_empty_cache(real_minigpt4, cache_home):

@@ -138,6 +138,11 @@ def check_target(out_dir: Path, *, force: bool, kind: FolderKind = MODEL_FOLDER)
             f"{out_dir} is the folder that you are in, and cannot be replaced under you. Give "
             "--out the name of a new folder in it."
         )
+    if os.path.ismount(target):
+        raise CheckpointError(
+            f"{out_dir} is where a disk or a volume begins, and cannot be replaced. Give --out the "
+            "name of a new folder in it."
+        )
     if not any(out_dir.iterdir()):
         return
     try:

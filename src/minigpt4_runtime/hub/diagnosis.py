@@ -217,7 +217,7 @@ def _look_at_cache() -> _Cache:
         seen = f"{home}: {names or 'no models'}{kept}"
         check = Check("cache", True, seen, is_needed=False)
     except OSError as error:
-        seen = f"{error.filename or home} cannot be read and written ({error.strerror})"
+        seen = f"{home} cannot be read and written ({error.strerror})"
         check = Check("cache", False, seen, todo, is_needed=False)
     return _Cache(check, str(home), models, downloads)
 
