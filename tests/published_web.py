@@ -30,7 +30,7 @@ class Mishap:
     """What happens to one request: a status, a page, or bytes that stop coming."""
 
     status: int | None = None
-    headers: dict[str, str] = field(default_factory=dict)
+    headers: dict[str, str | None] = field(default_factory=dict)  # None: not even the usual one.
     page: bytes | None = None
     cut_after: int | None = None
     stalls: bool = False  # Keep the connection open after the cut, until the web ends.
@@ -60,6 +60,7 @@ class Web:
     scans: bool = True  # Whether Drive asks before it gives a file.
     has_etags: bool = True
     ignores_ranges: bool = False
+    ignores_if_range: bool = False
     stalled: threading.Event = field(default_factory=threading.Event)
     ended: threading.Event = field(default_factory=threading.Event)
 
@@ -169,7 +170,7 @@ class _Handler(BaseHTTPRequestHandler):
         """Honour Range and If-Range."""
         asked = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
         same = self.headers.get("If-Range") in (None, headers.get("ETag"))
-        if asked is None or not same or self.web.ignores_ranges:
+        if asked is None or not (same or self.web.ignores_if_range) or self.web.ignores_ranges:
             self.reply(200, content, headers, cut_after)
             return
         start = int(asked[1])
@@ -182,7 +183,8 @@ class _Handler(BaseHTTPRequestHandler):
     def reply(self, status, body, headers=None, cut_after=None):
         self.send_response(status)
         for name, value in ({"Content-Length": str(len(body))} | (headers or {})).items():
-            self.send_header(name, value)
+            if value is not None:
+                self.send_header(name, value)
         self.end_headers()
         self.wfile.write(body if cut_after is None else body[:cut_after])
         if cut_after is not None:

@@ -40,6 +40,14 @@ def snapshot(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
+def test_a_folder_where_a_volume_begins_is_refused_first(tmp_path, monkeypatch):
+    """As a container's: it is empty, and the whole folder could not take its place."""
+    monkeypatch.setattr(os.path, "ismount", lambda path: Path(path) == tmp_path)
+    with pytest.raises(CheckpointError, match="name of a new folder in it"):
+        folder_module.check_target(tmp_path, force=False)
+    folder_module.check_target(tmp_path / "model", force=False)
+
+
 def test_a_place_that_may_not_be_written_is_refused_first(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "access", lambda path, _: Path(path) != tmp_path)
     with pytest.raises(CheckpointError, match=r"Nothing can be written in .*Choose another --out"):

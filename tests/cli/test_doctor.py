@@ -1,6 +1,7 @@
 """`minigpt4 doctor` and `minigpt4 models`: true on this machine, and when something is missing."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -121,6 +122,25 @@ def test_a_cache_that_cannot_be_written_is_worth_a_note(real_minigpt4, monkeypat
     assert shown.status == 0
     assert "note  cache: " in shown.out
     assert "Set MINIGPT4_HOME" in shown.out
+
+
+@pytest.mark.skipif(os.name != "posix", reason="~user as Unix has it")
+def test_a_cache_in_nobodys_home_is_worth_a_note(real_minigpt4, monkeypatch):
+    monkeypatch.setenv("MINIGPT4_HOME", "~no-such-user/home")
+    shown = real_minigpt4("doctor")
+    assert shown.status == 0
+    assert "note  cache: no user's home is known. Set MINIGPT4_HOME" in shown.out
+
+
+def test_a_cache_that_cannot_be_read_is_worth_a_note(real_minigpt4, monkeypatch, cache_home):
+    def refuse():
+        raise PermissionError(13, "Permission denied", "home/models")
+
+    monkeypatch.setattr(diagnosis.shelf, "list_models", refuse)
+    shown = real_minigpt4("doctor")
+    assert shown.status == 0
+    seen = f"{cache_home} cannot be read and written (Permission denied)"
+    assert f"note  cache: {seen}. Set MINIGPT4_HOME" in shown.out
 
 
 def test_models_of_an_empty_cache(real_minigpt4, cache_home):

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -219,6 +220,7 @@ def test_what_of_a_folder_cannot_be_used_is_told(fetch, web, tmp_path):
     (folder / "tokenizer.model").write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
     (folder / "config.json").write_bytes(b"")
     (folder / "projection.pth").write_bytes(b"too many requests")
+    (folder / "old.pth").write_bytes(b"\x80\x02" + bytes(5000))
     (folder / "notes.html").write_bytes(b"<html>Notes</html>")
     shown = fetch("--from", folder, "--no-example")
     assert shown.status == 0, shown.err
@@ -228,6 +230,7 @@ def test_what_of_a_folder_cannot_be_used_is_told(fetch, web, tmp_path):
     assert f"{folder / 'tokenizer.model'} is a Git LFS pointer" in told
     assert f"{folder / 'config.json'} is empty" in told
     assert f"{folder / 'projection.pth'} holds a text" in told
+    assert f"{folder / 'old.pth'} is a pickle without torch's zip around it" in told
     assert "notes.html" not in told
     assert web.requests_for(TOWER)
 
@@ -259,6 +262,32 @@ def test_another_file_of_the_same_form_is_told(fetch, web, tmp_path):
     shown = fetch("--from", folder, "--no-example", "--out", tmp_path / "model")
     assert shown.status == 0, shown.err
     assert f"Not the published file, though of its form: tower: {TOWER}" in shown.err
+
+
+def test_a_part_of_the_published_files_is_no_other_file(fetch, web, tmp_path):
+    """The index comes from its host, and nothing of it is in the model."""
+    folder = tmp_path / "some"
+    folder.mkdir()
+    (folder / "tokenizer.model").write_bytes(web.files["tokenizer.model"])
+    shown = fetch("--from", folder, "--no-example")
+    assert shown.status == 0, shown.err
+    assert not web.requests_for("tokenizer.model")
+    assert "Not the published file" not in shown.err
+
+
+def test_where_nothing_was_downloaded_nothing_is_kept(fetch, web, tmp_path):
+    folder = tmp_path / "llama"
+    folder.mkdir()
+    for name, content in golden_files("llama2").items():
+        if "/" not in name:
+            (folder / name).write_bytes(content)
+    (folder / "bert.json").write_bytes(web.files["bert/config.json"])
+    qformer = "blip2_pretrained_flant5xxl.pth"
+    (folder / qformer).write_bytes(web.files[qformer])
+    shown = fetch("--from", folder)
+    assert shown.status == 1
+    assert "it was made for the variant without a Q-Former" in shown.err
+    assert "downloaded" not in shown.err
 
 
 def test_files_that_do_not_belong_together(fetch, real_minigpt4, web, cache_home):
@@ -455,6 +484,13 @@ def test_bars_where_someone_sees_them(fetch, monkeypatch):
     assert f"tower/{TOWER}" in shown.err
 
 
+def test_bars_in_a_narrow_terminal(fetch, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "40")
+    plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", fetch("--no-example").err)
+    assert re.search(rf"tower/{TOWER} +[\d.]+/3\.2 MiB", plain)
+
+
 def test_names_that_are_not_known(fetch, real_minigpt4, cache_home):
     shown = real_minigpt4("fetch", "vicuna-33b")
     assert (shown.status, shown.err) == (
@@ -481,6 +517,33 @@ def test_a_folder_that_is_no_model_is_not_written_into(fetch, web, tmp_path):
     assert shown.status == 1
     assert "is not a model folder" in shown.err
     assert web.seen == []
+
+
+def test_nothing_is_downloaded_for_a_place_in_a_file(fetch, web, tmp_path):
+    (tmp_path / "file").touch()
+    shown = fetch("--out", tmp_path / "file" / "model")
+    assert shown.status == 1
+    assert f"{tmp_path / 'file'} is no folder" in shown.err
+    assert web.seen == []
+
+
+def test_a_cache_that_cannot_be_written(fetch, web, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("MINIGPT4_HOME", str(tmp_path / "file" / "home"))
+    monkeypatch.setattr(os, "access", lambda _, mode: not mode & os.W_OK)
+    shown = fetch()
+    assert shown.status == 1
+    assert "cannot be written (Not a directory). Set MINIGPT4_HOME to a folder" in shown.err
+    assert "--out" not in shown.err
+
+
+@pytest.mark.skipif(os.name != "posix", reason="~user as Unix has it")
+def test_a_cache_in_nobodys_home(fetch, real_minigpt4, monkeypatch):
+    monkeypatch.setenv("MINIGPT4_HOME", "~no-such-user/home")
+    for shown in (fetch(), real_minigpt4("models")):
+        assert shown.status == 1
+        assert shown.err.startswith("error: The cache would be in a user's home folder")
+        assert "Set MINIGPT4_HOME" in shown.err
 
 
 def test_without_the_extra_it_says_what_to_install(fetch, monkeypatch):

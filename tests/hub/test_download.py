@@ -3,6 +3,7 @@
 import hashlib
 import http.server
 import json
+import re
 import sys
 import threading
 from dataclasses import replace
@@ -185,6 +186,23 @@ def test_old_bytes_are_not_mixed_with_a_replaced_file(web, bring):
     assert web.seen[-1].headers["if-range"] == f'"{hashlib.md5(older).hexdigest()}"'
 
 
+@pytest.mark.parametrize("tells", ["another tag", "another size"])
+def test_a_host_that_goes_on_with_another_file_is_noticed(web, bring, tells):
+    """It has tags, and does not look at what If-Range asks."""
+    web.ignores_if_range = True
+    content = web.files[TOWER]
+    older = content[:4] + bytes(reversed(content[4:]))
+    if tells == "another tag":
+        web.mishaps[TOWER] = [Mishap(content=older, cut_after=1000)]
+    else:
+        tag = {"ETag": '"always the same"'}
+        web.mishaps[TOWER] = [
+            Mishap(content=older + b"more", cut_after=1000, headers=tag), Mishap(headers=tag),
+        ]  # fmt: skip
+    assert bring(SourceFile(TOWER, (f"{web.site}/no digest here/{TOWER}",))) == content
+    assert [each.headers.get("range") for each in web.seen] == [None, "bytes=999-", None]
+
+
 def test_without_an_etag_a_cut_file_begins_anew(web, bring):
     web.mishaps[PROJECTION] = [Mishap(cut_after=5000)]
     assert bring(drive(web)) == web.files[PROJECTION]
@@ -215,6 +233,15 @@ def test_a_password_in_an_address_is_not_shown(web, bring, cache_home):
     message = refuse(bring, SourceFile(TOWER, (place,)), cache_home)
     assert web.site in message
     assert "secret" not in message
+
+
+def test_neither_is_one_in_the_address_of_a_mirror(web, bring, cache_home, monkeypatch):
+    monkeypatch.setenv("HF_ENDPOINT", f"http://me:sec@ret@{web.site[7:]}")
+    web.gated.add("Vision-CAIR/vicuna-7b")
+    message = refuse(bring, hub(), cache_home)
+    assert f"Accept the licence at {web.site}/Vision-CAIR/vicuna-7b" in message
+    assert f"download it from {web.site}/Vision-CAIR/vicuna-7b/resolve/main/{SHARD}" in message
+    assert "ret@" not in message
 
 
 def test_a_server_that_knows_no_ranges_gives_the_file_anew(web, bring):
@@ -307,6 +334,53 @@ def test_small_files_are_looked_at_too(web, bring, cache_home, name, content, wo
     assert bring(bucket(web, name)) == right
 
 
+@pytest.mark.parametrize(
+    ("page", "title"),
+    [
+        (b"<html><title>A form</title><form id='download-form'></form>", "A form"),
+        (b"<html><form id='download-form' action='/x'><input type='hidden'></form>", "without"),
+        (b"<html><form id='download-form' action='http://[::1'></form>", "without a title"),
+        (b"<html><title>Cut</title><![odd[ <p>", "Cut"),
+    ],
+)
+def test_pages_that_nobody_understands(web, bring, cache_home, page, title):
+    web.mishaps[TOWER] = [Mishap(page=page)]
+    assert f"in place of the file ({title}" in refuse(bring, bucket(web), cache_home)
+
+
+def test_a_page_of_the_hub_gets_no_token_for_another_address(web, bring, cache_home, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    page = f"<html><form id='download-form' action='{web.store}/{TOWER}'></form></html>"
+    web.files["config.json"] = b"{}"
+    web.mishaps["config.json"] = [Mishap(page=page.encode())]
+    assert "it gave a web page" in refuse(bring, hub("config.json"), cache_home)
+    assert {each.origin for each in web.seen} == {"site"}
+
+
+def test_headers_that_make_no_sense_are_passed_over(web, bring):
+    odd = {"x-goog-hash": "md5=!!!x", "X-Linked-Size": "many"}
+    busy = {"Retry-After": "\u00b2"}
+    web.mishaps[TOWER] = [Mishap(status=429, headers=busy), Mishap(headers=odd)]
+    assert bring(bucket(web)) == web.files[TOWER]
+
+
+def test_a_host_must_say_how_long_a_file_is(web, bring, cache_home):
+    """Else its end and a cut are the same."""
+    web.mishaps[TOWER] = [Mishap(headers={"Content-Length": None}, cut_after=5000)]
+    assert "it does not say how long its file is" in refuse(bring, bucket(web), cache_home)
+
+
+def test_a_host_that_does_not_end_is_left(web, bring, cache_home):
+    """In pieces, without a length."""
+    chunked = {"Content-Length": None, "Transfer-Encoding": "chunked"}
+    content = b"PK\x03\x04" + bytes(9996)
+    body = b"2710\r\n" + content + b"\r\n"
+    web.mishaps[TOWER] = [Mishap(content=body * 50, headers=chunked, cut_after=10_006 * 49)]
+    message = refuse(bring, bucket(web, size=15_000), cache_home)
+    assert "its file has more than the published 15000 bytes" in message
+    assert len(web.seen) == 1
+
+
 def test_a_file_that_is_packed_on_its_way_is_refused(web, bring, cache_home):
     web.mishaps[TOWER] = [Mishap(headers={"Content-Encoding": "gzip"})]
     assert "it packs the file on its way (gzip)" in refuse(bring, bucket(web), cache_home)
@@ -349,9 +423,10 @@ def test_a_token_that_is_not_valid_is_called_so(web, monkeypatch, bring, cache_h
 def test_an_endpoint_that_is_empty_or_no_address(monkeypatch):
     monkeypatch.setenv("HF_ENDPOINT", "")
     assert find_address("hub:a/b/c").url == "https://huggingface.co/a/b/resolve/main/c"
-    monkeypatch.setenv("HF_ENDPOINT", "hf-mirror.com")
-    with pytest.raises(ConfigError, match=r"HF_ENDPOINT is 'hf-mirror\.com'; it must"):
-        find_address("hub:a/b/c")
+    for endpoint in ("hf-mirror.com", "https://hf-mirror.com ", "http://[::1", "http://h:port"):
+        monkeypatch.setenv("HF_ENDPOINT", endpoint)
+        with pytest.raises(ConfigError, match=rf"HF_ENDPOINT is '{re.escape(endpoint)}'; it must"):
+            find_address("hub:a/b/c")
 
 
 def test_a_socks_proxy_needs_a_package(monkeypatch):

@@ -123,7 +123,11 @@ def check_target(out_dir: Path, *, force: bool, kind: FolderKind = MODEL_FOLDER)
     """
     target = out_dir.resolve()
     above = next(each for each in target.parents if each.exists())
-    if above.is_dir() and not os.access(above, os.W_OK | os.X_OK):
+    if not above.is_dir():
+        raise CheckpointError(
+            f"{above} is no folder, and {out_dir} lies in it. Choose another --out."
+        )
+    if not os.access(above, os.W_OK | os.X_OK):
         raise CheckpointError(f"Nothing can be written in {above}. Choose another --out.")
     if not os.path.lexists(out_dir):
         return
@@ -133,6 +137,11 @@ def check_target(out_dir: Path, *, force: bool, kind: FolderKind = MODEL_FOLDER)
         raise CheckpointError(
             f"{out_dir} is the folder that you are in, and cannot be replaced under you. Give "
             "--out the name of a new folder in it."
+        )
+    if os.path.ismount(target):
+        raise CheckpointError(
+            f"{out_dir} is where a disk or a volume begins, and cannot be replaced. Give --out the "
+            "name of a new folder in it."
         )
     if not any(out_dir.iterdir()):
         return

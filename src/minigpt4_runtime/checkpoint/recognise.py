@@ -136,8 +136,10 @@ def _recognise(path: Path) -> Recognised | None:
     if head.startswith(b"\x0a") and path.stat().st_size <= _LONGEST_JSON_BYTES:
         Tokenizer(path)
         return Recognised(path, "tokenizer", {}, {})
-    if path.suffix in _WEIGHT_ENDINGS:
+    if path.suffix == ".model":
         refuse_text(path, head)
+    elif path.suffix in _WEIGHT_ENDINGS:
+        open_tensors(path)  # It says what is wrong with the file.
     return None
 
 

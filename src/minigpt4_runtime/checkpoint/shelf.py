@@ -16,7 +16,7 @@ from pathlib import Path
 
 from minigpt4_runtime.checkpoint.manifest import MANIFEST_NAME
 from minigpt4_runtime.checkpoint.sources import read_sources
-from minigpt4_runtime.errors import CheckpointError
+from minigpt4_runtime.errors import CheckpointError, ConfigError
 
 HOME_VARIABLE = "MINIGPT4_HOME"
 DOWNLOADS = "downloads"
@@ -34,16 +34,30 @@ class ShelvedModel:
 
 
 def home_dir() -> Path:
-    """The cache: $MINIGPT4_HOME, or `minigpt4` in the folder for caches of this system's user."""
-    if own := os.environ.get(HOME_VARIABLE):
-        return Path(own).expanduser()
+    """The cache: $MINIGPT4_HOME, or `minigpt4` in the folder for caches of this system's user.
+
+    Raises:
+        ConfigError: it is said to be in a user's home, and the system knows of none.
+    """
+    try:
+        if own := os.environ.get(HOME_VARIABLE):
+            return Path(own).expanduser()
+        return _users_caches() / "minigpt4"
+    except RuntimeError:
+        raise ConfigError(
+            "The cache would be in a user's home folder, and the system knows of none. Set "
+            f"{HOME_VARIABLE} to a folder that can be written."
+        ) from None
+
+
+def _users_caches() -> Path:
     if sys.platform == "win32":
         above = os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local"
     elif sys.platform == "darwin":
         above = Path.home() / "Library" / "Caches"
     else:
         above = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(above) / "minigpt4"
+    return Path(above)
 
 
 def models_dir() -> Path:

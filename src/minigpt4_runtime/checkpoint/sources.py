@@ -11,12 +11,15 @@ from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
+from urllib.parse import urlsplit
 
 from minigpt4_runtime.config import check_field_names
 from minigpt4_runtime.errors import ConfigError
 from minigpt4_runtime.presets import PRESETS
 
 Role = Literal["language", "vision", "qformer", "bert", "projection"]
+# spaces/, the repository, its revision and a file's name.
+HUB_PLACE = re.compile(r"hub:(spaces/)?([^/@]+/[^/@]+)(?:@([^/]+))?/(.+)")
 TABLE_PATH = Path(__file__).with_name("sources.toml")
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
@@ -97,6 +100,21 @@ def read_sources(own_path: Path | None = None) -> dict[str, ModelSources]:
     }
 
 
+def is_web_address(text: str) -> bool:
+    """Whether a text is http:// or https:// with a host, and a port that can be one."""
+    try:
+        parts = urlsplit(text)
+        return (
+            parts.scheme in ("http", "https")
+            and bool(parts.hostname)
+            and " " not in parts.netloc
+            and parts.port != 0
+            and text.isprintable()
+        )
+    except ValueError:
+        return False
+
+
 def _read_table(path: Path) -> dict[str, dict[str, Any]]:
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -118,7 +136,8 @@ def _read_model(path: Path, name: str, values: Any, parts: Mapping[str, Part]) -
     entry = _read_entry(where, values, _ModelEntry)
     if not _NAME.fullmatch(name):
         raise ConfigError(f"{where}: a model's name is letters, digits, '.', '-' and '_'.")
-    unknown = [part for part in entry.parts if part not in parts]
+    # In a list, since TOML's values need not be hashable.
+    unknown = [part for part in entry.parts if part not in list(parts)]
     if unknown:
         raise ConfigError(f"{where}: there is no [parts.{unknown[0]}].")
     chosen = tuple(parts[part] for part in entry.parts)
@@ -145,8 +164,14 @@ def _read_part(path: Path, name: str, values: Any) -> Part:
         raise ConfigError(
             f"{where}: role is {entry.role!r}; it must be one of {', '.join(get_args(Role))}."
         )
-    if not entry.hosts or not all(isinstance(host, str) for host in entry.hosts):
+    if not entry.hosts:
         raise ConfigError(f"{where}: hosts is {entry.hosts!r}; it must be a list of addresses.")
+    for host in entry.hosts:
+        if not isinstance(host, str) or not (HUB_PLACE.fullmatch(host) or is_web_address(host)):
+            raise ConfigError(
+                f"{where}: {host!r} is no place; https://…, http://… or "
+                "hub:OWNER/REPOSITORY@REVISION/FILE is wanted (@REVISION may be left out)."
+            )
     files = tuple(_read_file(where, file, entry.hosts) for file in entry.files)
     names = {file.name for file in files}
     if len(names) < len(files) or not files:

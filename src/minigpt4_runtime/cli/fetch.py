@@ -25,6 +25,8 @@ _EXAMPLE_TOKENS = 60
 # What a line about a download holds beside its title: a bar, bytes, bytes a second, time left.
 _BAR_CHARACTERS = 10
 _COLUMNS_OF_NUMBERS = 50
+# What it holds where there is no room for all of that.
+_COLUMNS_OF_BYTES = 20
 _FEWEST_TITLE_CHARACTERS = 12
 
 Name = Annotated[
@@ -152,10 +154,8 @@ def _make(
     will_answer: bool,
 ) -> DTypeName:
     """Fetch and convert, and say in which dtype the model can answer here."""
-    from minigpt4_runtime.checkpoint.folder import check_target
     from minigpt4_runtime.hub import fetch as hub
 
-    check_target(out_dir, force=False)
     with hub.cache_lock():
         note("Looking for the files …")
         plan = hub.make_plan(model, out_dir=out_dir, from_dir=from_dir, dtype=dtype, say=note)
@@ -246,12 +246,14 @@ def _file_bars(plan: FetchPlan) -> Iterator[FileProgress | None]:
         TransferSpeedColumn,
     )
 
-    room = max(_FEWEST_TITLE_CHARACTERS, console.width - _COLUMNS_OF_NUMBERS)
-    with Progress(
+    columns = [
         TextColumn("{task.description}"), BarColumn(_BAR_CHARACTERS),
         DownloadColumn(binary_units=True), TransferSpeedColumn(), TimeRemainingColumn(),
-        console=console, transient=True,
-    ) as bars:  # fmt: skip
+    ]  # fmt: skip
+    room = console.width - _COLUMNS_OF_NUMBERS
+    if room < _FEWEST_TITLE_CHARACTERS:
+        columns, room = [columns[0], columns[2]], max(1, console.width - _COLUMNS_OF_BYTES)
+    with Progress(*columns, console=console, transient=True) as bars:
         tasks = {
             # The end of a name tells the parts of a model apart.
             title: bars.add_task(

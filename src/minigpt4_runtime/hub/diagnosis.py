@@ -13,12 +13,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from itertools import count
+from pathlib import Path
 from typing import Any
 
 from minigpt4_runtime.checkpoint import shelf
 from minigpt4_runtime.checkpoint.weights import show_bytes
 from minigpt4_runtime.config import DTYPE_NAMES
-from minigpt4_runtime.errors import BackendUnavailableError
+from minigpt4_runtime.errors import BackendUnavailableError, ConfigError
 
 DISTRIBUTION = "minigpt4-runtime"
 # What is imported, and what it is installed as.
@@ -108,15 +109,15 @@ def diagnose(try_model: Callable[[], str]) -> Diagnosis:
             (checks if isinstance(found, Check) else devices).append(found)  # type: ignore[arg-type]
         fits = list(_find_fits(devices))
         checks.append(_check_model(try_model))
-    checks.append(_check_cache())
+    cache = _look_at_cache()
     return Diagnosis(
-        checks=tuple(checks),
+        checks=(*checks, cache.check),
         devices=tuple(devices),
         fits=tuple(fits),
         extras=tuple(_find_extras()),
-        models=tuple(model.name for model in shelf.list_models()),
-        downloads_bytes=shelf.measure(shelf.downloads_dir()),
-        home=str(shelf.home_dir()),
+        models=tuple(model.name for model in cache.models),
+        downloads_bytes=cache.downloads_bytes,
+        home=cache.home,
     )
 
 
@@ -189,21 +190,43 @@ def _check_model(try_model: Callable[[], str]) -> Check:
         return Check("describe a picture", False, f"{type(error).__name__}: {error}", todo)
 
 
-def _check_cache() -> Check:
-    home = shelf.home_dir()
+@dataclass(frozen=True)
+class _Cache:
+    """What can be seen of the cache. `home` is empty where nobody knows it."""
+
+    check: Check
+    home: str = ""
+    models: tuple[shelf.ShelvedModel, ...] = ()
+    downloads_bytes: int = 0
+
+
+def _look_at_cache() -> _Cache:
+    todo = f"Set {shelf.HOME_VARIABLE} to a folder that can be written."
     try:
-        home.mkdir(parents=True, exist_ok=True)
-        probe = home / ".doctor"
-        probe.touch()
-        probe.unlink()
+        home = shelf.home_dir()
+    except ConfigError:
+        return _Cache(Check("cache", False, "no user's home is known", todo, is_needed=False))
+    models: tuple[shelf.ShelvedModel, ...] = ()
+    downloads = 0
+    try:
+        models = tuple(shelf.list_models())
+        downloads = shelf.measure(shelf.downloads_dir())
+        _write_probe(home)
+        names = ", ".join(f"{each.name} ({show_bytes(each.num_bytes)})" for each in models)
+        kept = f"; {show_bytes(downloads)} of downloads" if downloads else ""
+        seen = f"{home}: {names or 'no models'}{kept}"
+        check = Check("cache", True, seen, is_needed=False)
     except OSError as error:
-        todo = f"Set {shelf.HOME_VARIABLE} to a folder that can be written."
-        seen = f"{home} cannot be written ({error.strerror})"
-        return Check("cache", False, seen, todo, is_needed=False)
-    names = ", ".join(f"{each.name} ({show_bytes(each.num_bytes)})" for each in shelf.list_models())
-    downloads = shelf.measure(shelf.downloads_dir())
-    kept = f"; {show_bytes(downloads)} of downloads" if downloads else ""
-    return Check("cache", True, f"{home}: {names or 'no models'}{kept}", is_needed=False)
+        seen = f"{home} cannot be read and written ({error.strerror})"
+        check = Check("cache", False, seen, todo, is_needed=False)
+    return _Cache(check, str(home), models, downloads)
+
+
+def _write_probe(home: Path) -> None:
+    home.mkdir(parents=True, exist_ok=True)
+    probe = home / ".doctor"
+    probe.touch()
+    probe.unlink()
 
 
 def _find_extras() -> Iterator[Extra]:

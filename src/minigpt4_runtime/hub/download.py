@@ -10,12 +10,12 @@ import hashlib
 import json
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from minigpt4_runtime.checkpoint.file_kind import begins_as_named, read_json
 from minigpt4_runtime.checkpoint.sources import SourceFile
@@ -198,6 +198,7 @@ class _Attempts:
             start = max(0, _size_of(self.partial) - 1)
         with open_reply(self.client, address, start=start, validator=validator) as reply:
             self._check(reply)
+            self._refuse_mixture(note, reply)
             if not reply.start:
                 # Before the note: it must never stand beside bytes that it does not speak of.
                 self._forget()
@@ -219,6 +220,14 @@ class _Attempts:
             raise Refusal(self._describe_other(reply.sha256))
         refuse_other_file(self.file, reply)
 
+    def _refuse_mixture(self, note: Mapping[str, Any], reply: Reply) -> None:
+        """Not every host heeds If-Range: some go on with another file."""
+        for name in ("validator", "size") if reply.start else ():
+            known, seen = note.get(name), getattr(reply, name)
+            if None not in (known, seen) and known != seen:
+                self._forget()
+                raise Hiccup("its file is another one since the download began")
+
     def _read_start(self, content: BinaryIO, start: int, digests: _Digests) -> None:
         """Digest what is here already, and forget what is behind it."""
         left = start
@@ -238,6 +247,8 @@ class _Attempts:
                 digests.update(chunk)
                 num_bytes += len(chunk)
                 self.watch.on_bytes(len(chunk))
+                if self.file.size is not None and num_bytes > self.file.size:
+                    raise Refusal(f"its file has more than the published {self.file.size} bytes")
                 self.watch.wait(0)
         except BaseException:
             self.watch.on_bytes(-num_bytes)
@@ -290,16 +301,18 @@ class _Attempts:
             f"know that it was replaced, delete its entry in {self.ledger.path}"
         )
 
-    def _read_note(self, address: Address) -> dict[str, str | None]:
+    def _read_note(self, address: Address) -> dict[str, Any]:
         """What is known of the bytes that are here, if they came from this very place."""
         try:
-            note: dict[str, str | None] = json.loads(self.note.read_text(encoding="utf-8"))
+            note: dict[str, Any] = json.loads(self.note.read_text(encoding="utf-8"))
             return note if note["url"] == address.url else {}
         except (OSError, ValueError, TypeError, KeyError):
             return {}
 
     def _write_note(self, address: Address, reply: Reply) -> None:
-        note = {"url": address.url, "validator": reply.validator, "sha256": reply.sha256}
+        note = {"url": address.url} | {
+            name: getattr(reply, name) for name in ("validator", "size", "sha256")
+        }
         self.note.write_text(json.dumps(note), encoding="utf-8")
 
     def _forget(self) -> None:

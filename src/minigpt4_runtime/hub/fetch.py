@@ -23,6 +23,7 @@ from minigpt4_runtime.checkpoint import shelf
 from minigpt4_runtime.checkpoint.convert import PublishedFiles
 from minigpt4_runtime.checkpoint.expected import check_language_sizes
 from minigpt4_runtime.checkpoint.file_kind import read_json
+from minigpt4_runtime.checkpoint.folder import check_target
 from minigpt4_runtime.checkpoint.manifest import SourceRecord
 from minigpt4_runtime.checkpoint.recognise import Found, match_parts
 from minigpt4_runtime.checkpoint.shelf import downloads_dir, home_dir
@@ -168,11 +169,12 @@ def make_plan(
     `say` is told of files of --from that cannot be used.
 
     Raises:
-        CheckpointError: no host gives a file, or --from holds two for one part.
+        CheckpointError: no host gives a file, --from holds two, or `out_dir` cannot be made.
         ConfigError: `out_dir` is where the cache lies.
     """
     if home_dir().resolve().is_relative_to(out_dir.resolve()):
         raise ConfigError(f"--out is {out_dir}, which holds the cache. Choose another folder.")
+    check_target(out_dir, force=False)
     local = {} if from_dir is None else match_parts(model, from_dir, say)
     nothing = Found({}, is_whole=False)
     wanted = [
@@ -365,10 +367,12 @@ def assembled(plan: FetchPlan) -> Iterator[PublishedFiles]:
             _forget_refused(plan, message, links)
             for link, path in links.items():
                 message = message.replace(str(link), str(path))
-            raise CheckpointError(
-                f"{message} What was downloaded is kept in {downloads_dir()}; "
-                "`minigpt4 models --delete downloads` makes the next fetch begin anew."
-            ) from None
+            if plan.files:
+                message += (
+                    f" What was downloaded is kept in {downloads_dir()}; "
+                    "`minigpt4 models --delete downloads` makes the next fetch begin anew."
+                )
+            raise CheckpointError(message) from None
 
 
 def _forget_refused(plan: FetchPlan, message: str, links: Mapping[Path, Path]) -> None:
@@ -412,5 +416,8 @@ def name_strangers(plan: FetchPlan, records: Iterable[SourceRecord]) -> list[str
         f"{part.what}: {file.name}"
         for part, local in plan.local.items()
         for file in part.files
-        if local.files and (ledger.expected_sha256(file) or "") not in {"", *found}
+        # Of an index nothing is in the model.
+        if local.files
+        and not file.name.endswith(".index.json")
+        and (ledger.expected_sha256(file) or "") not in {"", *found}
     ]

@@ -9,7 +9,7 @@ import base64
 import os
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from minigpt4_runtime.checkpoint.file_kind import HEAD_BYTES, is_lfs_pointer, is_web_page
+from minigpt4_runtime.checkpoint.sources import HUB_PLACE, is_web_address
 from minigpt4_runtime.errors import BackendUnavailableError, ConfigError
 from minigpt4_runtime.optional import require
 
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 
 INSTALL = "pip install 'minigpt4-runtime[hub]'"
 
-_HUB_PLACE = re.compile(r"hub:(spaces/)?([^/@]+/[^/@]+)(?:@([^/]+))?/(.+)")
 _DRIVE_URL = "https://drive.google.com/uc?export=download&id={}"
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _LONGEST_PAGE_BYTES = 2**18
@@ -88,16 +88,14 @@ def find_address(place: str) -> Address:
         BackendUnavailableError: the extra is not installed.
         ConfigError: HF_ENDPOINT is no address.
     """
-    match = _HUB_PLACE.fullmatch(place)
+    match = HUB_PLACE.fullmatch(place)
     if match is None:
         drive_id, _ = require("gdown", install=INSTALL).parse_url.parse_url(place)
         url = place if drive_id is None else _DRIVE_URL.format(drive_id)
-        return Address(url, re.sub(r"//[^/@]*@", "//", place))
+        return Address(url, _hide_password(place))
     space, repository, revision, name = match.groups()
+    endpoint = _read_endpoint()  # First: the library cannot be imported where it is none.
     hub = require("huggingface_hub", install=INSTALL)
-    endpoint = (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
-    if not endpoint.startswith(("https://", "http://")):
-        raise ConfigError(f"HF_ENDPOINT is {endpoint!r}; it must begin with https:// or http://.")
     url = hub.hf_hub_url(
         repository,
         name,
@@ -105,10 +103,25 @@ def find_address(place: str) -> Address:
         revision=revision,
         endpoint=endpoint,
     )
-    gate = f"{endpoint}/{space or ''}{repository}"
+    gate = _hide_password(f"{endpoint}/{space or ''}{repository}")
     # The library finds a token where its users keep one: HF_TOKEN, or what `hf auth login` wrote.
     token = hub.get_token()
-    return Address(url, url, gate, {"Authorization": f"Bearer {token}"} if token else {})
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    return Address(url, _hide_password(url), gate, headers)
+
+
+def _read_endpoint() -> str:
+    endpoint = (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
+    if not is_web_address(endpoint):
+        raise ConfigError(
+            f"HF_ENDPOINT is {endpoint!r}; it must be an address that begins with https:// or "
+            "http://."
+        )
+    return endpoint
+
+
+def _hide_password(url: str) -> str:
+    return re.sub(r"//[^/?#]*@", "//", url)
 
 
 def open_client() -> "Client":
@@ -171,7 +184,9 @@ def _open_response(
             headers["If-Range"] = validator
     with client.stream("GET", address.url, headers=headers) as response:
         _check_status(address, response)
-        if not response.headers.get("Content-Type", "").startswith("text/html"):
+        is_page = response.headers.get("Content-Type", "").startswith("text/html")
+        # The Hub asks nothing, and its token is for no address that a page names.
+        if address.gate is not None or not is_page:
             yield response
             return
         confirmed = _confirm(response)
@@ -191,6 +206,7 @@ def _read_reply(address: Address, response: "Response", start: int) -> Reply:
     if response.status_code != 206:
         start = 0
         _refuse_stand_in(head)
+        _refuse_open_end(response)
     # The Hub says whose content it is before it sends us on to where the bytes lie.
     headers = [each.headers for each in (*response.history, response)]
     etags = [each.get("X-Linked-ETag") or each.get("ETag") or "" for each in headers]
@@ -220,7 +236,8 @@ def _read_size(response: "Response", start: int, linked: list[str]) -> int | Non
                 f"{response.headers.get('Content-Range', 'others')!r}"
             )
         return int(found[2])
-    sizes = {int(text) for text in (*linked, response.headers.get("Content-Length", "")) if text}
+    texts = (*linked, response.headers.get("Content-Length", ""))
+    sizes = {int(text) for text in texts if text.isdecimal()}
     if len(sizes) > 1:
         raise Refusal(f"it speaks of {' and of '.join(map(str, sorted(sizes)))} bytes at once")
     return next(iter(sizes), None)
@@ -231,7 +248,8 @@ def _read_md5(response: "Response") -> str | None:
     for entry in response.headers.get("x-goog-hash", "").split(","):
         name, _, value = entry.strip().partition("=")
         if name == "md5":
-            return base64.b64decode(value).hex()
+            with suppress(ValueError):
+                return base64.b64decode(value).hex()
     return None
 
 
@@ -240,6 +258,12 @@ def _refuse_stand_in(head: bytes) -> None:
         raise Refusal(f"it gave a web page in place of the file ({_read_page(head)})")
     if is_lfs_pointer(head):
         raise Refusal("it gave a Git LFS pointer in place of the file")
+
+
+def _refuse_open_end(response: "Response") -> None:
+    """Refuse what ends when the connection does: a cut would look like the end."""
+    if not {"content-length", "transfer-encoding"} & set(response.headers):
+        raise Refusal("it does not say how long its file is, so that a cut could not be told")
 
 
 def _check_status(address: Address, response: "Response") -> None:
@@ -284,7 +308,7 @@ def _describe_gate(address: Address, response: "Response", reason: str) -> str:
 def _read_wait(response: "Response") -> float | None:
     """Seconds or a date, as Retry-After may be either."""
     text = response.headers.get("Retry-After", "").strip()
-    if text.isdigit():
+    if text.isdecimal():
         return float(text)
     try:
         return max(0.0, (parsedate_to_datetime(text) - datetime.now(UTC)).total_seconds())
@@ -302,7 +326,7 @@ def _confirm(response: "Response") -> "URL":
     gdown = require("gdown.download", install=INSTALL)
     try:
         url = gdown.get_url_from_gdrive_confirmation(content.decode("utf-8", errors="replace"))
-    except gdown.FileURLRetrievalError:
+    except Exception:  # noqa: BLE001 - A page of any kind, which gdown's parsers stumble over.
         raise Refusal(f"it gave a web page in place of the file ({_read_page(content)})") from None
     return response.url.join(url)
 
@@ -330,5 +354,7 @@ class _PageParser(HTMLParser):
 
 def _read_page(content: bytes) -> str:
     parser = _PageParser()
-    parser.feed(content.decode("utf-8", errors="replace"))
+    # What Python's parser says of a malformed declaration; what came before it is kept.
+    with suppress(AssertionError):
+        parser.feed(content.decode("utf-8", errors="replace"))
     return ". ".join(dict.fromkeys(parser.texts))[:200] or "without a title"
