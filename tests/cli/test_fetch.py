@@ -57,6 +57,9 @@ def test_from_nothing_to_a_described_picture(fetch, real_minigpt4, cache_home, g
     path, *answer = shown.out.splitlines()
     assert path == str(folder)
     assert "To download: 4.6 MiB" in shown.err
+    # No terminal, no bars: a line for each file.
+    assert shown.err.count(", all is here.\n") == 11
+    assert re.search(r"projection/pretrained_minigpt4_7b\.pth: .* KiB, all is here\.", shown.err)
     assert shown.err.endswith("Now yours: minigpt4 describe photo.jpg --model vicuna-7b\n")
     # It is what `convert` makes of the same files.
     weights = "model.safetensors"
@@ -147,7 +150,7 @@ def test_a_dry_run_without_a_network_says_what_it_knows(fetch, web, monkeypatch)
         raise Hiccup("the connection broke")
         yield
 
-    monkeypatch.setattr("minigpt4_runtime.hub.fetch.open_reply", fail)
+    monkeypatch.setattr("minigpt4_runtime.hub.plan.open_reply", fail)
     shown = fetch("--dry-run")
     assert shown.status == 0
     assert f"vision      {TOWER}: {web.site[7:]}, size unknown\n" in shown.out
@@ -404,7 +407,7 @@ def test_too_little_memory_is_known_before(fetch, cache_home, monkeypatch):
 
 
 def test_a_model_too_large_to_answer_here(fetch, monkeypatch):
-    from minigpt4_runtime.hub.fetch import FetchPlan
+    from minigpt4_runtime.hub.plan import FetchPlan
 
     monkeypatch.setattr(FetchPlan, "smallest_running_bytes", 10**15)
     shown = fetch()
@@ -415,7 +418,7 @@ def test_a_model_too_large_to_answer_here(fetch, monkeypatch):
 
 
 def test_where_float32_is_too_large_the_example_is_in_half(fetch, monkeypatch):
-    from minigpt4_runtime.hub.fetch import FetchPlan
+    from minigpt4_runtime.hub.plan import FetchPlan
 
     monkeypatch.setattr(FetchPlan, "smallest_running_bytes", 2**31)
     monkeypatch.setattr(CpuBackend, "free_memory_bytes", lambda _: 3 * 2**30)

@@ -17,8 +17,8 @@ from minigpt4_runtime.errors import CheckpointError, ConfigError
 if TYPE_CHECKING:
     from minigpt4_runtime.checkpoint.sources import ModelSources
     from minigpt4_runtime.config import DTypeName
-    from minigpt4_runtime.hub.fetch import FetchPlan
     from minigpt4_runtime.hub.fetch import Progress as FileProgress
+    from minigpt4_runtime.hub.plan import FetchPlan
 
 EXAMPLE_PATH = Path(__file__).parents[1] / "assets" / "example.png"
 _EXAMPLE_TOKENS = 60
@@ -89,7 +89,7 @@ def fetch(
     from minigpt4_runtime.checkpoint.shelf import measure, models_dir
     from minigpt4_runtime.checkpoint.sizes import running_bytes
     from minigpt4_runtime.checkpoint.sources import read_sources
-    from minigpt4_runtime.hub.fetch import choose_dtype
+    from minigpt4_runtime.hub.plan import choose_dtype
 
     known = read_sources(sources)
     if name not in known:
@@ -154,14 +154,15 @@ def _make(
     will_answer: bool,
 ) -> DTypeName:
     """Fetch and convert, and say in which dtype the model can answer here."""
-    from minigpt4_runtime.hub import fetch as hub
+    from minigpt4_runtime.hub.fetch import cache_lock
+    from minigpt4_runtime.hub.plan import check_room, choose_dtype, make_plan
 
-    with hub.cache_lock():
+    with cache_lock():
         note("Looking for the files …")
-        plan = hub.make_plan(model, out_dir=out_dir, from_dir=from_dir, dtype=dtype, say=note)
+        plan = make_plan(model, out_dir=out_dir, from_dir=from_dir, dtype=dtype, say=note)
         _show_plan(plan, is_all=dry_run)
-        hub.check_room(plan, will_answer=will_answer)
-        answer_dtype = hub.choose_dtype(plan.smallest_running_bytes)
+        check_room(plan, will_answer=will_answer)
+        answer_dtype = choose_dtype(plan.smallest_running_bytes)
         if not dry_run:
             _bring_and_convert(plan, keep_sources=keep_sources)
     return answer_dtype
@@ -229,13 +230,13 @@ def _show_example(out_dir: Path, shown_as: str, dtype: DTypeName, no_example: bo
 
 
 @contextmanager
-def _file_bars(plan: FetchPlan) -> Iterator[FileProgress | None]:
-    """A bar for each file that is on its way, on stderr, if there is someone to see them."""
+def _file_bars(plan: FetchPlan) -> Iterator[FileProgress]:
+    """A bar for each file that is on its way, on stderr; a line for each that came, in a log."""
     from rich.console import Console
 
     console = Console(stderr=True)
     if not console.is_terminal:
-        yield None
+        yield _lines_for_a_log(plan)
         return
     from rich.progress import (
         BarColumn,
@@ -266,3 +267,16 @@ def _file_bars(plan: FetchPlan) -> Iterator[FileProgress | None]:
             bars.update(tasks[title], advance=num_bytes, total=total_bytes, visible=True)
 
         yield show
+
+
+def _lines_for_a_log(plan: FetchPlan) -> FileProgress:
+    from minigpt4_runtime.checkpoint.weights import show_bytes
+
+    come = {each.title: 0 for each in plan.files}
+
+    def show(title: str, num_bytes: int, total_bytes: int | None) -> None:
+        come[title] += num_bytes
+        if num_bytes > 0 and come[title] == total_bytes:
+            note(f"{title}: {show_bytes(total_bytes)}, all is here.")
+
+    return show

@@ -1,0 +1,216 @@
+"""What one model needs: looked for, asked for and weighed, before a byte of it is downloaded.
+
+Owns   the FetchPlan, and the room that it needs on the disk and in memory.
+Takes  ModelSources and a user's wishes; gives a FetchPlan.
+Never  downloads a file, and never touches those of --from.
+"""
+
+import shutil
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from minigpt4_runtime.backend.registry import open_device
+from minigpt4_runtime.checkpoint.folder import check_target
+from minigpt4_runtime.checkpoint.recognise import Found, match_parts
+from minigpt4_runtime.checkpoint.shelf import downloads_dir, home_dir
+from minigpt4_runtime.checkpoint.sizes import running_bytes, weight_bytes
+from minigpt4_runtime.checkpoint.sources import ModelSources, Part, SourceFile
+from minigpt4_runtime.checkpoint.weights import show_bytes
+from minigpt4_runtime.config import DTypeName
+from minigpt4_runtime.errors import BackendUnavailableError, CheckpointError, ConfigError
+from minigpt4_runtime.hub.crew import run_jobs
+from minigpt4_runtime.hub.download import PARTIAL_SUFFIX, describe_failure, refuse_other_file
+from minigpt4_runtime.hub.hosts import Hiccup, Refusal, find_address, open_client, open_reply
+from minigpt4_runtime.hub.ledger import Ledger
+
+if TYPE_CHECKING:
+    from httpx2 import Client
+
+_GIB = 2**30
+
+
+@dataclass(frozen=True)
+class PlannedFile:
+    """A file that has to come from a host. `kept_bytes` of it are here from an earlier run."""
+
+    part: Part
+    file: SourceFile
+    target: Path
+    host: str
+    size: int | None
+    kept_bytes: int
+
+    @property
+    def title(self) -> str:
+        """What a person sees of it: two files may have one name."""
+        return f"{self.part.name}/{self.file.name}"
+
+    @property
+    def missing_bytes(self) -> int:
+        """What is left to download, as far as a size is known."""
+        return max(0, (self.size or 0) - self.kept_bytes)
+
+
+@dataclass(frozen=True)
+class FetchPlan:
+    """What comes from where. `local` has the files of --from, for the parts that it holds."""
+
+    model: ModelSources
+    local: Mapping[Part, Found]
+    files: tuple[PlannedFile, ...]
+    out_dir: Path
+    dtype: DTypeName | None
+
+    @property
+    def is_size_known(self) -> bool:
+        """Whether every host has said how large its files are."""
+        return all(each.size is not None for each in self.files)
+
+    @property
+    def download_bytes(self) -> int:
+        """What is left to download."""
+        return sum(each.missing_bytes for each in self.files)
+
+    @property
+    def source_bytes(self) -> list[int]:
+        """The sizes of all files that the model will be made of."""
+        paths = [path for found in self.local.values() for path in found.files.values()]
+        return [path.stat().st_size for path in paths] + [each.size or 0 for each in self.files]
+
+    @property
+    def model_bytes(self) -> int:
+        """What the model folder takes, at most; without a preset, as far as sizes are known."""
+        if self.dtype is not None and self.model.preset is not None:
+            return weight_bytes(self.model.preset, self.dtype)
+        num_bytes = sum(self.source_bytes) * (2 if self.dtype == "float32" else 1)
+        if self.model.preset is not None and not self.is_size_known:
+            return max(num_bytes, weight_bytes(self.model.preset, "float16"))
+        return num_bytes
+
+    @property
+    def smallest_running_bytes(self) -> int:
+        """What the model takes in memory while it answers, in half precision."""
+        if self.model.preset is not None:
+            return running_bytes(self.model.preset, "float16")
+        return sum(self.source_bytes)
+
+
+def make_plan(
+    model: ModelSources,
+    *,
+    out_dir: Path,
+    from_dir: Path | None,
+    dtype: DTypeName | None,
+    say: Callable[[str], None],
+) -> FetchPlan:
+    """Look for files, and ask the hosts for the sizes of the others.
+
+    `say` is told of files of --from that cannot be used.
+
+    Raises:
+        CheckpointError: no host gives a file, --from holds two, or `out_dir` cannot be made.
+        ConfigError: `out_dir` is where the cache lies.
+    """
+    if home_dir().resolve().is_relative_to(out_dir.resolve()):
+        raise ConfigError(f"--out is {out_dir}, which holds the cache. Choose another folder.")
+    check_target(out_dir, force=False)
+    local = {} if from_dir is None else match_parts(model, from_dir, say)
+    nothing = Found({}, is_whole=False)
+    wanted = [
+        (part, file)
+        for part in model.parts
+        for file in part.files
+        if not (found := local.get(part, nothing)).is_whole and file.name not in found.files
+    ]
+    files: list[PlannedFile] = []
+    if wanted:
+        ledger = Ledger(home_dir())
+        with open_client() as client:
+            jobs = [partial(_plan_file, client, ledger, part, file) for part, file in wanted]
+            files = run_jobs(jobs, stop=threading.Event())
+    return FetchPlan(model, local, tuple(files), out_dir, dtype)
+
+
+def _plan_file(client: "Client", ledger: Ledger, part: Part, file: SourceFile) -> PlannedFile:
+    target = downloads_dir() / part.name / file.name
+    first = ledger.first_arrival(file)
+    if target.is_file() and first is not None:
+        size = target.stat().st_size
+        return PlannedFile(part, file, target, first.host, size, size)
+    beside = target.with_name(target.name + PARTIAL_SUFFIX)
+    kept_bytes = beside.stat().st_size if beside.is_file() else 0
+    failures, addresses = [], [find_address(place) for place in file.hosts]
+    for address in addresses:
+        try:
+            with open_reply(client, address) as reply:
+                refuse_other_file(file, reply)
+                known = file.size or reply.size
+                return PlannedFile(part, file, target, address.host, known, kept_bytes)
+        except Hiccup:
+            # The download itself is patient; what it will bring is known then.
+            return PlannedFile(part, file, target, address.host, file.size, kept_bytes)
+        except Refusal as refusal:
+            failures.append(f"{address.host}: {refusal}")
+    raise CheckpointError(describe_failure(file, addresses, failures))
+
+
+def check_room(plan: FetchPlan, *, will_answer: bool) -> None:
+    """Make sure that disk and memory suffice, before anything begins.
+
+    Raises:
+        CheckpointError: the disk has too little room; the message says how much is missing.
+        BackendUnavailableError: so has the memory.
+    """
+    needs: dict[int, tuple[Path, int]] = {}
+    for folder, num_bytes in (
+        (downloads_dir(), plan.download_bytes),
+        (plan.out_dir.resolve().parent, plan.model_bytes),
+    ):
+        there = next(each for each in (folder, *folder.parents) if each.exists())
+        disk = there.stat().st_dev
+        needs[disk] = (there, needs.get(disk, (there, 0))[1] + num_bytes)
+    for there, num_bytes in needs.values():
+        free = shutil.disk_usage(there).free
+        if free < num_bytes:
+            raise CheckpointError(
+                f"The disk of {there} has no room: {plan.model.name} needs "
+                f"{show_bytes(num_bytes)} there while it is made, {show_bytes(free)} are free and "
+                f"{show_bytes(num_bytes - free)} are missing. Free them, or choose another --out "
+                "or MINIGPT4_HOME."
+            )
+    _check_memory(plan, will_answer=will_answer)
+
+
+def _check_memory(plan: FetchPlan, *, will_answer: bool) -> None:
+    free = open_device("cpu").free_memory_bytes()
+    converting_bytes = max(plan.source_bytes, default=0) + _GIB
+    if free is not None and free < converting_bytes:
+        raise BackendUnavailableError(
+            f"Converting {plan.model.name} needs {show_bytes(converting_bytes)} of memory, "
+            f"{show_bytes(free)} are free and {show_bytes(converting_bytes - free)} are missing. "
+            "Free them, or fetch it on another machine."
+        )
+    device = open_device("auto")
+    free, needed = device.free_memory_bytes(), plan.smallest_running_bytes
+    if will_answer and free is not None and free < needed:
+        raise BackendUnavailableError(
+            f"{plan.model.name} needs {show_bytes(needed)} of memory to answer, {device.device} "
+            f"has {show_bytes(free)} free and {show_bytes(needed - free)} are missing. Free them, "
+            "or add --no-example to fetch it for another machine."
+        )
+
+
+def choose_dtype(half_bytes: int) -> DTypeName:
+    """In which dtype a model answers here: the device's own, or a half where that is too large.
+
+    `half_bytes` is what it takes in half precision; float32 is twice that.
+    """
+    device = open_device("auto")
+    free, dtype = device.free_memory_bytes(), device.facts.default_dtype
+    if dtype == "float32" and free is not None and free < 2 * half_bytes:
+        return "float16"
+    return dtype
