@@ -158,6 +158,23 @@ def test_a_full_disk_behind_stdout_is_one_line(start, folder):
     assert command.stderr.read() == "error: [Errno 28] No space left on device\n"
 
 
+@pytest.mark.skipif(not DEV_FULL.exists(), reason="this system has no /dev/full")
+@pytest.mark.parametrize("command", ["--help", "--version"])
+def test_short_output_that_cannot_be_written_is_one_line(start, folder, command):
+    with DEV_FULL.open("w") as full:
+        shown = start(command, stdout=full)
+        assert shown.wait(timeout=60) == 1
+    assert shown.stderr.read() == "error: [Errno 28] No space left on device\n"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such shell")
+@pytest.mark.parametrize("ending", [">&-", "| true"])
+def test_output_that_nobody_takes_gives_no_traceback(folder, ending):
+    code = f"{sys.executable} -m minigpt4_runtime.cli.main --help {ending}"
+    shown = subprocess.run(code, shell=True, capture_output=True, text=True, env=environment())
+    assert shown.stderr == ""
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGINT to send")
 def test_a_real_ctrl_c(start, folder):
     command = start("describe", "a.png", "--out", "r.jsonl", seconds=5)

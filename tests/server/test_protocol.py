@@ -105,6 +105,7 @@ def test_penalties_of_zero_mean_nothing():
         ({"user": 5}, "user", "valid string"),
         ({"temperature": 1e300}, "temperature", "must be a number"),
         ({"top_k": 2**64}, "top_k", "too large"),
+        ({"temperature": 1e308}, "temperature", "too large"),
         ({"length_penalty": 2}, "length_penalty", "needs num_beams"),
         ({"num_beams": 2, "temperature": 1}, "num_beams", "does not sample"),
         ({"num_beams": 2, "logprobs": True}, "num_beams", "gives no logprobs"),

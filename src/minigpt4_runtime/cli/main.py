@@ -80,9 +80,16 @@ def run() -> None:
     if not (debug or sys.warnoptions):
         warnings.simplefilter("ignore")
     try:
-        app(prog_name="minigpt4")
+        try:
+            app(prog_name="minigpt4")
+        finally:
+            if sys.stdout:  # None where it is closed. Python would find out too late.
+                sys.stdout.flush()
     except KeyboardInterrupt:
         sys.exit(130)
+    except BrokenPipeError:
+        _give_up_stdout()  # Whoever read it has read enough.
+        sys.exit(1)
     except Exception as error:  # noqa: BLE001 — The last stop: there is nobody else to tell.
         if debug:
             traceback.print_exception(error)
