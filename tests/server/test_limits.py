@@ -137,7 +137,10 @@ def test_what_is_not_http(server, sent):
     with connect(server) as connection:
         connection.sendall(sent)
         connection.shutdown(socket.SHUT_WR)
-        assert not connection.recv(4096).startswith(b"HTTP/1.1 5")
+        with connection.makefile("rb") as answer:
+            head, _, body = answer.read().partition(b"\r\n\r\n")
+        assert head.split()[1] in (b"400", b"404")
+        assert json.loads(body)["error"]["type"] == "invalid_request_error"
     assert_well(server)
 
 

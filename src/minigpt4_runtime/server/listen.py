@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
+import json
 import os
 import platform
 import signal
@@ -19,10 +20,12 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import TYPE_CHECKING
 
+import h11
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from minigpt4_runtime.errors import ConfigError
+from minigpt4_runtime.server.failures import INVALID, Failure
 from minigpt4_runtime.server.logs import log
 
 if TYPE_CHECKING:
@@ -191,6 +194,15 @@ class _PatientH11(H11Protocol):
         self._waiting.cancel()
         wait = _KEEP_ALIVE_SECONDS + _HEADER_SECONDS
         self._waiting = self.loop.call_later(wait, self._close_if_silent)
+
+    def send_400_response(self, msg: str) -> None:
+        """Say in the shape of all errors that this was no HTTP."""
+        body = json.dumps(Failure(400, msg, INVALID).as_body()).encode()
+        headers = [(b"content-type", b"application/json"), (b"connection", b"close")]
+        answer = h11.Response(status_code=400, headers=headers, reason=b"Bad Request")
+        for event in (answer, h11.Data(data=body), h11.EndOfMessage()):
+            self.transport.write(self.conn.send(event) or b"")
+        self.transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._waiting.cancel()
