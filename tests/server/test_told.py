@@ -119,8 +119,8 @@ def test_what_libraries_warn_of_has_the_same_form(form):
 import logging, warnings
 from minigpt4_runtime.server import logs
 logs.set_up_logs({form!r})
-logging.getLogger("some.library").warning("two\\nlines")
-logging.getLogger("some.library").info("nobody asked")
+logging.getLogger("their.package").warning("two\\nlines")
+logging.getLogger("their.package").info("nobody asked")
 warnings.warn("old", stacklevel=1)
 logs.log("ours", number=1)
 """

@@ -1,5 +1,6 @@
 """The chat page as a person uses it, in a real browser."""
 
+import base64
 import logging
 import re
 import time
@@ -53,6 +54,37 @@ def test_upload_ask_and_a_second_turn(page, tmp_path):
     wait_for(lambda: len(answers(page)) == 2 and "two" in answers(page)[1])
     assert len(page.query_selector_all("#dialogue .user img")) == 1
     page.screenshot(path=tmp_path / "two-turns.png")
+
+
+def test_a_picture_is_pasted_where_the_question_is_typed(page):
+    """And takes the place of the one that is there."""
+    put_picture(page, PICTURES / "four.png")
+    before = page.get_attribute("#picture img", "src")
+    page.focus("#question textarea")
+    page.evaluate(
+        """async (address) => {
+            const picture = new File([await (await fetch(address)).blob()], "pasted.png",
+                                     { type: "image/png" });
+            const clipboardData = new DataTransfer();
+            clipboardData.items.add(picture);
+            document.activeElement.dispatchEvent(
+                new ClipboardEvent("paste", { clipboardData, bubbles: true, cancelable: true }));
+        }""",
+        "data:image/png;base64," + base64.b64encode((PICTURES / "one.png").read_bytes()).decode(),
+    )
+    wait_for(lambda: page.get_attribute("#picture img", "src") not in (None, before))
+    ask(page, "How many shapes are there?")
+    wait_for(lambda: answers(page) and "one" in answers(page)[-1])
+
+
+def test_text_is_pasted_as_ever(page):
+    page.fill("#question textarea", "")
+    page.focus("#question textarea")
+    page.keyboard.insert_text("Where is the star?")
+    page.keyboard.press("Control+a")
+    page.keyboard.press("Control+x")
+    page.keyboard.press("Control+v")
+    assert page.input_value("#question textarea") == "Where is the star?"
 
 
 def test_behind_a_proxy_as_documented_the_page_asks_back_where_it_was_found(serving, caplog):

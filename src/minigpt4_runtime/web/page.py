@@ -37,7 +37,21 @@ _CSS = """
 """
 # On a phone the picture stays in view while one scrolls to the dialogue; in what hides its overflow
 # nothing can stick. Gradio would put its own name before each selector of _CSS.
+# A picture may be pasted anywhere; Gradio takes one only where it is shown.
 _HEAD = """
+<script>
+addEventListener("paste", (event) => {
+  const place = document.querySelector("#picture");
+  const picture = [...event.clipboardData.files].find((file) => file.type.startsWith("image/"));
+  if (!place || !picture || place.contains(event.target)) return;
+  const pasted = new DataTransfer();
+  pasted.items.add(picture);
+  const input = place.querySelector("input[type=file]");
+  input.files = pasted.files;
+  input.dispatchEvent(new Event("change", { bubbles: true }));
+  event.preventDefault();
+});
+</script>
 <style>
 @media (max-width: 700px) {
   .gradio-container { overflow: clip !important; }
