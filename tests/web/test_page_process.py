@@ -35,6 +35,17 @@ def test_a_signal_ends_it_and_leaves_no_picture(tmp_path, number):
     assert not list(tmp_path.glob("minigpt4-pictures-*"))
 
 
+def test_an_open_page_is_no_error_when_the_server_ends():
+    process, url = start("serve", "--ui")
+    with httpx.stream("GET", f"{url}/gradio_api/heartbeat/a", timeout=60) as beat:
+        assert beat.status_code == 200
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert "Exception" not in err
+    assert "draining" in err
+
+
 @pytest.mark.parametrize("command", ["web", "serve", "serve --insecure"])
 def test_without_keys_a_site_cannot_pass_for_this_machine(command):
     process, url = start(*command.split())

@@ -7,6 +7,7 @@ Never  sees a key, a prompt or a picture, unless the server was started to log c
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import sys
@@ -22,11 +23,17 @@ def set_up_logs(form: LogFormat) -> None:
     """Send the server's lines, and the warnings of every library, to stderr in one form."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines() if form == "json" else PlainLines())
+    handler.addFilter(_is_no_end)
     logging.captureWarnings(True)
     for each, level in ((logger, logging.INFO), (logging.getLogger(), logging.WARNING)):
         each.handlers[:] = [handler]
         each.setLevel(level)
         each.propagate = False
+
+
+def _is_no_end(record: logging.LogRecord) -> bool:
+    """A page that is open holds a stream, which ends with the server: that is no error."""
+    return not (record.exc_info and record.exc_info[0] is asyncio.CancelledError)
 
 
 def log(event: str, *, level: int = logging.INFO, **fields: Any) -> None:
