@@ -54,6 +54,27 @@ def test_a_place_that_may_not_be_written_is_refused_first(tmp_path, monkeypatch)
         folder_module.check_target(tmp_path / "new" / "folder", force=False)
 
 
+def test_a_root_is_refused_as_any_other_folder():
+    with pytest.raises(CheckpointError, match="--out"):
+        folder_module.check_target(Path(Path.cwd().anchor), force=False)
+
+
+def test_a_place_in_what_may_not_be_looked_into_is_refused(tmp_path, monkeypatch):
+    """As in another user's home, where even asking what is there fails."""
+    real = os.stat
+
+    def refuse(path, **how):
+        if tmp_path in Path(path).parents:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return real(path, **how)
+
+    monkeypatch.setattr(os, "stat", refuse)
+    monkeypatch.setattr(os, "lstat", refuse)
+    monkeypatch.setattr(os, "access", lambda path, _: Path(path) != tmp_path)
+    with pytest.raises(CheckpointError, match="Nothing can be written in"):
+        folder_module.check_target(tmp_path / "theirs" / "model", force=False)
+
+
 FULL_DISK = OSError(errno.ENOSPC, "No space left on device")
 
 

@@ -175,6 +175,26 @@ def test_output_that_nobody_takes_gives_no_traceback(folder, ending):
     assert shown.stderr == ""
 
 
+@pytest.mark.skipif(not DEV_FULL.exists(), reason="this system has no /dev/full")
+@pytest.mark.parametrize("kind", ["CheckpointError", "OSError"])
+@pytest.mark.parametrize("ending", [">/dev/full", ">&-", "| true"])
+def test_an_error_is_told_whatever_becomes_of_stdout(tmp_path, kind, ending):
+    script = tmp_path / "fail.py"
+    script.write_text(
+        "from minigpt4_runtime.cli import main\n"
+        "from minigpt4_runtime.errors import CheckpointError\n"
+        "def fail(**_):\n"
+        "    print('Some words.')\n"
+        f"    raise {kind}('It is gone.')\n"
+        "main.app = fail\n"
+        "main.run()\n"
+    )
+    env = {name: text for name, text in environment().items() if name != "PYTHONUNBUFFERED"}
+    code = f"{sys.executable} {script} {ending}"
+    shown = subprocess.run(code, shell=True, capture_output=True, text=True, env=env)
+    assert shown.stderr == "error: It is gone.\n"
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGINT to send")
 def test_a_real_ctrl_c(start, folder):
     command = start("describe", "a.png", "--out", "r.jsonl", seconds=5)

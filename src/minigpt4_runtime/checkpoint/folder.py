@@ -122,7 +122,8 @@ def check_target(out_dir: Path, *, force: bool, kind: FolderKind = MODEL_FOLDER)
             kind or `force` is not given.
     """
     target = out_dir.resolve()
-    above = next(each for each in target.parents if each.exists())
+    # Nothing is above a root, and what may not be looked into has nothing to show.
+    above = next((each for each in target.parents if os.path.lexists(each)), target)
     if not above.is_dir():
         raise CheckpointError(
             f"{above} is no folder, and {out_dir} lies in it. Choose another --out."

@@ -82,9 +82,10 @@ def run() -> None:
     try:
         try:
             app(prog_name="minigpt4")
-        finally:
+        except SystemExit:
             if sys.stdout:  # None where it is closed. Python would find out too late.
                 sys.stdout.flush()
+            raise
     except KeyboardInterrupt:
         sys.exit(130)
     except BrokenPipeError:
@@ -96,6 +97,7 @@ def run() -> None:
         if _comes_from_ctrl_c(error):
             sys.exit(130)
         _translate(error)
+        _give_up_stdout()
         sys.exit(1)
 
 
@@ -117,11 +119,8 @@ def _comes_from_ctrl_c(error: BaseException | None) -> bool:
 
 
 def _translate(error: Exception) -> None:
-    if isinstance(error, MiniGPT4Error):
+    if isinstance(error, MiniGPT4Error | OSError):
         report(error)
-    elif isinstance(error, OSError):
-        report(error)
-        _give_up_stdout()
     else:
         note(
             f"error: {type(error).__name__}: {error}\n"
@@ -133,7 +132,8 @@ def _translate(error: Exception) -> None:
 def _give_up_stdout() -> None:
     """A full disk behind stdout must not fail once more when Python ends."""
     try:
-        sys.stdout.flush()
+        if sys.stdout:
+            sys.stdout.flush()
     except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
