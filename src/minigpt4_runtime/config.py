@@ -405,7 +405,8 @@ class SamplingParams(_Settings):
         # No setting is this large, and a whole number beyond it is more than a float can hold.
         high = min(high, 2.0**63)
         if isinstance(value, bool) or not number or not max(low, -high) <= value <= high:  # type: ignore[operator]
-            is_huge = number and abs(value) > 2**63  # type: ignore[arg-type]
+            is_long = isinstance(value, int) and value.bit_length() > 64
+            is_huge = is_long or (number and value > 2**63)  # type: ignore[operator]
             seen = "too large" if is_huge else repr(value)
             raise ConfigError(f"{name} is {seen}; it must be {wanted}.")
 

@@ -361,6 +361,8 @@ def test_another_language_model_is_refused_before_its_weights(
         "max_position_embeddings 2048, and vicuna-7b has max_position_embeddings 4096. Look at"
     ) in shown.err
     assert "downloads/language-model/config.json" not in files_of(cache_home)
+    # Asked once, for its size.
+    assert len(web.requests_for("pytorch_model-00001-of-00004.bin", "store")) == 1
     monkeypatch.setitem(PRESETS, "vicuna-7b", small_preset)
     assert fetch("--no-example").status == 0
 

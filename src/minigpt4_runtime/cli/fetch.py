@@ -231,12 +231,12 @@ def _show_example(out_dir: Path, shown_as: str, dtype: DTypeName, no_example: bo
 
 @contextmanager
 def _file_bars(plan: FetchPlan) -> Iterator[FileProgress]:
-    """A bar for each file that is on its way, on stderr; a line for each that came, in a log."""
+    """A bar for each file that is on its way, on stderr, if there is someone to see them."""
     from rich.console import Console
 
     console = Console(stderr=True)
     if not console.is_terminal:
-        yield _lines_for_a_log(plan)
+        yield lambda *_: None
         return
     from rich.progress import (
         BarColumn,
@@ -267,16 +267,3 @@ def _file_bars(plan: FetchPlan) -> Iterator[FileProgress]:
             bars.update(tasks[title], advance=num_bytes, total=total_bytes, visible=True)
 
         yield show
-
-
-def _lines_for_a_log(plan: FetchPlan) -> FileProgress:
-    from minigpt4_runtime.checkpoint.weights import show_bytes
-
-    come = {each.title: 0 for each in plan.files}
-
-    def show(title: str, num_bytes: int, total_bytes: int | None) -> None:
-        come[title] += num_bytes
-        if num_bytes > 0 and come[title] == total_bytes:
-            note(f"{title}: {show_bytes(total_bytes)}, all is here.")
-
-    return show

@@ -24,6 +24,7 @@ from minigpt4_runtime.checkpoint.file_kind import read_json
 from minigpt4_runtime.checkpoint.manifest import SourceRecord
 from minigpt4_runtime.checkpoint.shelf import downloads_dir, home_dir
 from minigpt4_runtime.checkpoint.sources import ModelSources
+from minigpt4_runtime.checkpoint.weights import show_bytes
 from minigpt4_runtime.errors import CheckpointError
 from minigpt4_runtime.hub.crew import run_jobs
 from minigpt4_runtime.hub.download import Watch, download, hash_file
@@ -79,24 +80,28 @@ def cache_lock() -> Iterator[None]:
 def bring_files(plan: FetchPlan, progress: Progress, say: Callable[[str], None]) -> None:
     """Download what is missing, several files at once, and check what is here from before.
 
-    `say` is told whenever a host has to be waited for.
+    `say` is told of each file that is here, and whenever a host has to be waited for.
 
     Raises:
         CheckpointError: a file cannot be had; what came of the others is kept.
     """
-    ledger, stop = Ledger(home_dir()), threading.Event()
+    ledger = Ledger(home_dir())
     if not plan.files:
         return
-    # The small ones first: what is wrong with them should not be found after hours.
-    files = sorted(plan.files, key=lambda each: each.size or 0)
+    # Settings first: what is wrong with them should not be found after hours.
+    settings = [each for each in plan.files if each.file.name.endswith(".json")]
+    others = [each for each in plan.files if each not in settings]
     with open_client() as client:
 
-        def bring(each: PlannedFile) -> None:
+        def bring(each: PlannedFile, stop: threading.Event) -> None:
             watch = Watch(_bytes_of(each, progress), say, stop)
             _bring_file(client, ledger, each, watch)
             _refuse_other_model(plan.model, ledger, each)
+            say(f"{each.title}: {show_bytes(each.target.stat().st_size)}, all is here.")
 
-        run_jobs([partial(bring, each) for each in files], stop=stop)
+        for files in (settings, others):
+            stop = threading.Event()
+            run_jobs([partial(bring, each, stop) for each in files], stop=stop)
 
 
 def _bytes_of(each: PlannedFile, progress: Progress) -> Callable[[int], None]:

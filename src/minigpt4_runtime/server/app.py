@@ -47,6 +47,7 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
     for status, text in {
         400: "Something that was asked is wrong or not supported; param names it.",
         401: "An API key is needed.",
+        403: "Without keys it answers to localhost and to addresses only.",
         404: "There is no such model.",
         408: "The body came too slowly.",
         413: "The body is too large.",
@@ -56,7 +57,7 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
         504: "The answer took too long.",
     }.items()
 }
-_NO_KEY: dict[int | str, dict[str, Any]] = {401: _ERRORS[401]}
+_NOT_LET_IN: dict[int | str, dict[str, Any]] = {each: _ERRORS[each] for each in (401, 403)}
 
 
 # What belongs to the API whether there is such a route or not.
@@ -184,12 +185,12 @@ class _Refusing:
 
 
 def _add_other_routes(app: FastAPI, parts: Parts) -> None:
-    @app.get("/v1/models", responses=_NO_KEY)
+    @app.get("/v1/models", responses=_NOT_LET_IN)
     async def models() -> ModelList:
         """Name the model that answers here."""
         return ModelList(data=[parts.card])
 
-    @app.get("/v1/models/{model}", responses={**_NO_KEY, 404: _ERRORS[404]})
+    @app.get("/v1/models/{model}", responses={**_NOT_LET_IN, 404: _ERRORS[404]})
     async def model_card(model: str) -> ModelCard:
         """Say whether this model answers here."""
         if model != parts.card.id:
@@ -198,13 +199,13 @@ def _add_other_routes(app: FastAPI, parts: Parts) -> None:
         return parts.card
 
     @app.head("/health", include_in_schema=False)
-    @app.get("/health")
+    @app.get("/health", responses={403: _ERRORS[403]})
     async def health() -> Status:
         """Say that the process is alive."""
         return Status(status="alive")
 
     @app.head("/ready", include_in_schema=False)
-    @app.get("/ready", responses={**_NO_KEY, 503: {"model": Status}})
+    @app.get("/ready", responses={**_NOT_LET_IN, 503: {"model": Status}})
     async def ready(response: Response) -> Status:
         """Say whether a question would be answered now."""
         reason = parts.watch.trouble or parts.admission.why_closed
@@ -213,7 +214,7 @@ def _add_other_routes(app: FastAPI, parts: Parts) -> None:
         response.status_code = 503
         return Status(status="not ready", reason=reason)
 
-    @app.get("/metrics", responses=_NO_KEY, response_class=Response)
+    @app.get("/metrics", responses=_NOT_LET_IN, response_class=Response)
     async def metrics() -> Response:
         """Counts and times for Prometheus."""
         text = parts.metrics.as_text()

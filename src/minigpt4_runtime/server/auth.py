@@ -122,8 +122,8 @@ class NameGuard:
             return
         refusal = Refusal(
             403,
-            f"Without keys this server answers to localhost and to addresses, not to {host!r}. "
-            "docs/serving.md says how to let it be found under a name.",
+            f"This answers to localhost and to addresses only, not to {host!r}. With keys, "
+            "`minigpt4 serve` answers to any name: see docs/serving.md.",
             kind="permission_error",
             code="unknown_host",
         )
