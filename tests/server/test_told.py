@@ -184,6 +184,10 @@ def test_a_cancelled_stream_is_told_as_such(server, caplog):
     ) as streaming:  # fmt: skip
         pieces = streaming.iter_raw()
         next(pieces)
-    wait_for(lambda: caplog.records)
-    told = [getattr(record, "fields", {}) for record in caplog.records]
-    assert [t["outcome"] for t in told if t.get("request_id") == "leaves"] == ["cancelled"]
+
+    def outcomes():
+        told = [getattr(record, "fields", {}) for record in caplog.records]
+        return [each["outcome"] for each in told if each.get("request_id") == "leaves"]
+
+    wait_for(outcomes)
+    assert outcomes() == ["cancelled"]
