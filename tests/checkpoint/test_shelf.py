@@ -56,6 +56,10 @@ def test_listing_and_deleting(shelved, cache_home):
     assert shelf.list_models() == []
     assert shelf.delete("downloads") == 1000
     assert not (cache_home / "downloads").exists()
+    # Every fetch makes the folder, a dry run too.
+    (cache_home / "downloads").mkdir()
+    with pytest.raises(CheckpointError, match="There is no downloads in"):
+        shelf.delete("downloads")
 
 
 @pytest.mark.parametrize("name", ["vicuna-13b", "..", "", "../photos", "models", "half"])

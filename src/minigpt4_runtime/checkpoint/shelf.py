@@ -126,7 +126,7 @@ def delete(name: str) -> int:
         CheckpointError: there is none of that name.
     """
     known = {model.name: model.path for model in list_models()}
-    if downloads_dir().is_dir():
+    if downloads_dir().is_dir() and any(downloads_dir().iterdir()):
         known[DOWNLOADS] = downloads_dir()
     if name not in known:
         raise CheckpointError(

@@ -90,7 +90,7 @@ def bring_files(plan: FetchPlan, progress: Progress, say: Callable[[str], None])
         return
     # Settings first: what is wrong with them should not be found after hours.
     settings = [each for each in plan.files if each.file.name.endswith(".json")]
-    others = [each for each in plan.files if each not in settings]
+    others = [each for each in plan.files if not each.file.name.endswith(".json")]
     with open_client() as client:
 
         def bring(each: PlannedFile, stop: threading.Event) -> None:
