@@ -47,6 +47,7 @@ PATIENCE_SECONDS = 20.0
 _FOLDER = "MINIGPT4_RANKS"  # Where those meet that a leader has started.
 # The status of a follower that ends since another rank, or the leader, is gone.
 _BEREFT = 3
+_CLEARING_SECONDS = 2.0
 _LOOPBACK = {"linux": "lo", "darwin": "lo0"}
 
 
@@ -374,11 +375,14 @@ def _end_with_leader(folder: Path) -> None:
 def main() -> None:
     """Follow the leader that has started this process."""
     rank, folder = int(os.environ["RANK"]), Path(os.environ[_FOLDER])
-    threading.Thread(target=_end_with_leader, args=(folder,), daemon=True).start()
+    watching = threading.Thread(target=_end_with_leader, args=(folder,), daemon=True)
+    watching.start()
     (folder / f"ready-{rank}").touch()
     try:
         serve(_join(rank, int(os.environ["WORLD_SIZE"]), folder))
     except RankLostError:
+        # If it was the leader that fell, the other thread clears up and ends this process.
+        watching.join(_CLEARING_SECONDS)
         sys.exit(_BEREFT)
     except MiniGPT4Error as error:
         sys.exit(f"error: {error}")
