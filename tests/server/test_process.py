@@ -88,6 +88,19 @@ def test_sigterm_lets_answers_end_and_nobody_in(serve):
     assert "draining" in [line["event"] for line in lines]
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+def test_a_url_that_cannot_be_written_is_said_in_one_line():
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "minigpt4_runtime.cli.main", "serve", "--port", "0"],
+            stdout=full, stderr=subprocess.PIPE, encoding="utf-8", timeout=60,
+        )  # fmt: skip
+    assert done.returncode == 1
+    demo, error = done.stderr.splitlines()
+    assert demo.startswith("The demo model answers")
+    assert error.startswith("error: ") and "No space left on device" in error
+
+
 def test_the_grace_period_ends_what_does_not_end(serve):
     server = serve("none", "--grace-seconds", "0.3")
     thread, answers = server.ask_in_thread(**long_answer())

@@ -170,8 +170,14 @@ class HttpServer(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Begin to listen."""
         await super().startup(sockets)
-        if self.started:
+        if not self.started:
+            return
+        try:
             self._on_start()
+        except OSError:
+            # An application that is only cut off would log a traceback.
+            await self.shutdown(sockets)
+            raise
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
