@@ -138,7 +138,7 @@ def test_torchrun_starts_them(tmp_path):
 
 @pytest.mark.parametrize("blow", [signal.SIGKILL, signal.SIGSTOP])
 def test_a_rank_that_dies_or_hangs_ends_what_runs(blow, monkeypatch):
-    monkeypatch.setattr("minigpt4_runtime.ranks.PATIENCE_SECONDS", 1.5)
+    monkeypatch.setattr("minigpt4_runtime.ranks.PATIENCE_SECONDS", 4)
     with load(tensor_parallel=4) as model:
         tickets = [model.submit([Message("user", ("Count.",))], ENDLESS) for _ in range(3)]
         next(iter(tickets[0]))
@@ -217,14 +217,14 @@ def test_ctrl_c_ends_all_at_once():
     )
     follower = int(leader.stdout.readline())
     leader.send_signal(signal.SIGINT)
-    _, err = leader.communicate(timeout=30)
+    _, err = leader.communicate(timeout=60)
     assert leader.returncode != 0
     assert "KeyboardInterrupt" in err
     assert has_ended(follower)
 
 
 def has_ended(pid):
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         try:
             if " Z " in Path(f"/proc/{pid}/stat").read_text():

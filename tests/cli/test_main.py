@@ -201,7 +201,7 @@ def test_a_real_ctrl_c(start, folder):
     assert "demo model" in command.stderr.readline()
     time.sleep(0.5)
     command.send_signal(signal.SIGINT)
-    assert command.wait(timeout=30) == 130
+    assert command.wait(timeout=60) == 130
     assert command.stderr.read() == ""
 
 

@@ -20,7 +20,7 @@ class Screen:
         self.fd, self.end = pty.openpty()
         self.seen = ""
 
-    def wait_for(self, text, seconds=30):
+    def wait_for(self, text, seconds=60):
         until = time.monotonic() + seconds
         while text not in self.seen:
             assert time.monotonic() < until, f"{text!r} is not in {self.seen!r}"
@@ -77,7 +77,7 @@ def test_a_person_is_prompted_and_ctrl_c_ends_nothing(start, folder, screen):
     time.sleep(0.2)
     screen.type("\x04")
     # A failed question is no failed dialogue when a person has seen it.
-    assert command.wait(timeout=30) == 0
+    assert command.wait(timeout=60) == 0
     assert "Traceback" not in screen.seen
 
 
@@ -87,7 +87,7 @@ def test_the_prompt_does_not_enter_a_file_of_answers(start, folder, screen):
     screen.type("What?\n")
     assert command.stdout.readline() == "What? a.png turn 1\n"
     screen.type("/quit\n")
-    assert command.wait(timeout=30) == 0
+    assert command.wait(timeout=60) == 0
     assert command.stdout.read() == ""
 
 

@@ -48,7 +48,7 @@ class Running:
         wait_for(lambda: self.parts.admission.num_taken == 0)
 
 
-def wait_for(is_true, seconds=20):
+def wait_for(is_true, seconds=60):
     deadline = time.monotonic() + seconds
     while not is_true():
         assert time.monotonic() < deadline, "it did not happen"

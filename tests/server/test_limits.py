@@ -112,13 +112,13 @@ def test_slow_headers_are_given_up(start, monkeypatch):
     ids=["headers of the next request", "a body that nobody reads"],
 )  # fmt: skip
 def test_what_follows_an_answer_slowly_is_given_up(start, monkeypatch, first):
-    monkeypatch.setattr("minigpt4_runtime.server.listen._HEADER_SECONDS", 0.2)
+    monkeypatch.setattr("minigpt4_runtime.server.listen._HEADER_SECONDS", 1)
     monkeypatch.setattr("minigpt4_runtime.server.listen._KEEP_ALIVE_SECONDS", 0.2)
     server = start()
     with connect(server) as connection:
         connection.sendall(first)
         assert connection.recv(4096).startswith(b"HTTP/1.1 ")
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + 20
         with contextlib.suppress(ConnectionError):
             while time.monotonic() < deadline:
                 connection.sendall(b"a")
@@ -322,12 +322,12 @@ def test_many_who_leave_at_once_leave_nothing(server, model):
 
 
 def test_a_client_that_reads_nothing_slows_nobody(start):
-    server = start(request_seconds=1)
+    server = start(request_seconds=3)
     with connect(server) as connection:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
         connection.sendall(post(stream_body(n=8, logprobs=True, top_logprobs=20)))
         time.sleep(0.2)
-        assert server.ask().status_code == 200
+        assert server.ask(max_tokens=1).status_code == 200
         wait_for(lambda: server.parts.admission.num_taken == 0)
     assert_well(server)
 

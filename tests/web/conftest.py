@@ -42,7 +42,7 @@ def browser():
 @pytest.fixture
 def page(browser, serving):
     page = browser.new_page(viewport={"width": 1200, "height": 850})
-    page.set_default_timeout(20_000)
+    page.set_default_timeout(60_000)
     page.goto(serving.url)
     page.wait_for_selector("#question textarea")
     yield page

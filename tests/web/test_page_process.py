@@ -29,7 +29,7 @@ def test_a_signal_ends_it_and_leaves_no_picture(tmp_path, number):
     sent = {"files": ("a.png", b"a picture")}
     assert httpx.post(f"{url}/gradio_api/upload", files=sent).status_code == 200
     process.send_signal(number)
-    _, err = process.communicate(timeout=30)
+    _, err = process.communicate(timeout=60)
     assert (process.returncode, err) == (0, "")
     assert not list(tmp_path.rglob("a.png"))
     assert not list(tmp_path.glob("minigpt4-pictures-*"))
@@ -56,4 +56,4 @@ def test_without_keys_a_site_cannot_pass_for_this_machine(command):
         assert named.status_code == (200 if "--insecure" in command else 403)
     finally:
         process.send_signal(signal.SIGTERM)
-        process.communicate(timeout=30)
+        process.communicate(timeout=60)
