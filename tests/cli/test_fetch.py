@@ -464,7 +464,37 @@ def test_two_at_once_do_not_get_into_each_others_way(fetch, cache_home):
     with cache_lock():
         shown = fetch()
     assert shown.status == 1
-    assert "Another `minigpt4 fetch` is at work" in shown.err
+    assert "Another `minigpt4 fetch` or `convert` is at work" in shown.err
+
+
+def convert_golden(real_minigpt4, out):
+    folder = GOLDENS / "llama2" / "checkpoint"
+    return real_minigpt4(
+        "convert", "--language", folder / "llama", "--vision", folder / TOWER,
+        "--projection", folder / "pretrained_minigpt4_llama2_7b.pth", "--out", out,
+    )  # fmt: skip
+
+
+def test_a_conversion_into_the_cache_and_a_fetch_wait_for_each_other(
+    real_minigpt4, cache_home, tmp_path
+):
+    """A fetch that begins would take the unfinished folder for a killed one's."""
+    from minigpt4_runtime.hub.fetch import cache_lock
+
+    inside = cache_home / "models" / "mine"
+    with cache_lock():
+        shown = convert_golden(real_minigpt4, inside)
+        assert convert_golden(real_minigpt4, tmp_path / "elsewhere").status == 0
+    assert shown.status == 1
+    assert "Another `minigpt4 fetch` or `convert` is at work" in shown.err
+    assert convert_golden(real_minigpt4, inside).status == 0
+    assert real_minigpt4("models").out.startswith("mine\t")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="~user as Unix has it")
+def test_where_no_cache_can_be_a_conversion_needs_none(real_minigpt4, tmp_path, monkeypatch):
+    monkeypatch.setenv("MINIGPT4_HOME", "~no-such-user/home")
+    assert convert_golden(real_minigpt4, tmp_path / "model").status == 0
 
 
 def test_downloads_are_not_deleted_while_a_fetch_is_at_work(real_minigpt4, cache_home):
@@ -476,7 +506,7 @@ def test_downloads_are_not_deleted_while_a_fetch_is_at_work(real_minigpt4, cache
     with cache_lock():
         shown = real_minigpt4("models", "--delete", "downloads")
     assert shown.status == 1
-    assert "Another `minigpt4 fetch` is at work" in shown.err
+    assert "Another `minigpt4 fetch` or `convert` is at work" in shown.err
     assert kept.exists()
     assert real_minigpt4("models", "--delete", "downloads").status == 0
     assert not kept.exists()

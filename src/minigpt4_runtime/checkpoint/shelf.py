@@ -119,6 +119,14 @@ def clear_remains() -> None:
                 shutil.rmtree(path, ignore_errors=True)
 
 
+def is_cleared(model_dir: Path) -> bool:
+    """Whether what is left of the making of this folder is cleared away by `clear_remains`."""
+    try:
+        return model_dir.resolve().parent in (home_dir().resolve(), models_dir().resolve())
+    except ConfigError:
+        return False  # There is no cache to be cleared.
+
+
 def delete(name: str) -> int:
     """Delete a model of the cache, or all downloads, and say how many bytes that gave back.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -96,7 +96,7 @@ def convert(
         bert_dir=bert,
     )
     try:
-        with byte_bar() as progress:
+        with _hold_cache(out), byte_bar() as progress:
             conversion = convert_files(
                 files,
                 out,
@@ -112,6 +112,17 @@ def convert(
     print(out, flush=True)
     _report(conversion, dtype)
     note(f"Try it: minigpt4 describe PICTURE --model {shlex.quote(str(out))}")
+
+
+def _hold_cache(out: Path) -> AbstractContextManager[None]:
+    """A fetch that begins clears the cache of unfinished folders: of none that is being made."""
+    from minigpt4_runtime.checkpoint.shelf import is_cleared
+
+    if not is_cleared(out):
+        return nullcontext()
+    from minigpt4_runtime.hub.fetch import cache_lock
+
+    return cache_lock()
 
 
 def _report(conversion: Conversion, dtype: DTypeChoice | None) -> None:

@@ -48,10 +48,10 @@ class Progress(Protocol):
 
 @contextmanager
 def cache_lock() -> Iterator[None]:
-    """Keep a second fetch out of the cache as long as this lasts.
+    """Keep every other fetch, and conversions into the cache, out of it as long as this lasts.
 
     Raises:
-        CheckpointError: another one is at work there, or the cache cannot be written.
+        CheckpointError: one of them is at work there, or the cache cannot be written.
     """
     # The system lets go of it when its process dies, however it dies.
     lock = FileLock(home_dir() / ".fetch.lock", timeout=0)
@@ -60,8 +60,8 @@ def cache_lock() -> Iterator[None]:
         lock.acquire()
     except Timeout:
         raise CheckpointError(
-            f"Another `minigpt4 fetch` is at work in {home_dir()}. Wait for it, or set "
-            "MINIGPT4_HOME to another folder."
+            f"Another `minigpt4 fetch` or `convert` is at work in {home_dir()}. Wait for it, or "
+            "take another folder: MINIGPT4_HOME moves the cache, --out a model."
         ) from None
     except OSError as error:
         raise CheckpointError(
