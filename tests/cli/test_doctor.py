@@ -161,6 +161,7 @@ def test_models_are_listed_and_deleted(real_minigpt4, cache_home, golden_model_d
     (entry,) = json.loads(real_minigpt4("models", "--json").out)["models"]
     assert entry["name"] == "mine"
     # A link is taken away, and not what it leads to.
-    assert real_minigpt4("models", "--delete", "mine").status == 0
+    shown = real_minigpt4("models", "--delete", "mine")
+    assert (shown.status, shown.err) == (0, "mine is deleted: 0 bytes are free again.\n")
     assert real_minigpt4("models").out == ""
     assert (golden_model_dir("vicuna") / "config.json").exists()

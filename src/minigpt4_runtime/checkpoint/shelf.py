@@ -140,12 +140,13 @@ def delete(name: str) -> int:
         raise CheckpointError(
             f"There is no {name} in {home_dir()}; there is {', '.join(known) or 'nothing'}."
         )
-    folder, num_bytes = known[name], measure(known[name])
+    folder = known[name]
+    # A user may keep a model elsewhere and have a link to it here: that one stays.
+    num_bytes = 0 if folder.is_symlink() else measure(folder)
     # Renamed first: what an interruption leaves must not pass for a model.
     going = folder.with_name(f".{name}.{uuid.uuid4().hex[:8]}.deleted")
     try:
         folder.rename(going)
-        # A user may keep a model elsewhere and have a link to it here.
         going.unlink() if going.is_symlink() else shutil.rmtree(going)
     except OSError as error:
         raise CheckpointError(f"{folder} cannot be deleted whole: {error}") from None
