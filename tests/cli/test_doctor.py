@@ -113,6 +113,9 @@ def test_a_model_that_does_not_answer_is_a_finding(real_minigpt4, monkeypatch):
     status, found = ask(real_minigpt4)
     assert status == 1
     assert "no config.json" in str(found["checks"])
+    seen = "CheckpointError: assets/demo has no config.json"
+    todo = "Install the package again; if that does not help, report what `minigpt4 demo --debug`"
+    assert f"FAIL  describe a picture: {seen}. {todo}" in real_minigpt4("doctor").out
 
 
 def test_a_cache_that_cannot_be_written_is_worth_a_note(real_minigpt4, monkeypatch, tmp_path):

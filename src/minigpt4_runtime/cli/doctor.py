@@ -43,8 +43,9 @@ def _print_lines(diagnosis: Diagnosis) -> None:
 
     for check in diagnosis.checks:
         mark = "ok  " if check.is_well else "FAIL" if check.is_needed else "note"
-        todo = "" if check.is_well else f". {check.todo}"
-        print(f"{mark}  {check.name}: {check.seen}{todo}")
+        # What is seen may be a sentence of an error, with its full stop, or none.
+        rest = check.seen if check.is_well else f"{check.seen.removesuffix('.')}. {check.todo}"
+        print(f"{mark}  {check.name}: {rest}")
     print("\nDevices")
     for device in diagnosis.devices:
         free = "free memory unknown" if device.free_bytes is None else show_bytes(device.free_bytes)

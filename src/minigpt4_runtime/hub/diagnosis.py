@@ -105,8 +105,9 @@ def diagnose(try_model: Callable[[], str]) -> Diagnosis:
     devices: list[Device] = []
     fits: list[Fit] = []
     if all(check.is_well for check in checks):
-        for found in _find_devices():
-            (checks if isinstance(found, Check) else devices).append(found)  # type: ignore[arg-type]
+        found = list(_find_devices())
+        devices = [each for each in found if isinstance(each, Device)]
+        checks += [each for each in found if isinstance(each, Check)]
         fits = list(_find_fits(devices))
         checks.append(_check_model(try_model))
     cache = _look_at_cache()
@@ -186,7 +187,10 @@ def _check_model(try_model: Callable[[], str]) -> Check:
     try:
         return Check("describe a picture", True, try_model())
     except Exception as error:  # noqa: BLE001 - Whatever it is, it is what the user came for.
-        todo = "Install the package again; if that does not help, run with --debug and report it."
+        todo = (
+            "Install the package again; if that does not help, report what "
+            "`minigpt4 demo --debug` shows."
+        )
         return Check("describe a picture", False, f"{type(error).__name__}: {error}", todo)
 
 
