@@ -28,6 +28,7 @@ _VARIANTS = (
     {"language", "vision", "projection"},
     {"language", "vision", "projection", "qformer", "bert"},
 )
+_KINDS = {list: "a list", str: "a text", int: "a whole number"}
 _Entry = TypeVar("_Entry", "_ModelEntry", "_PartEntry", "_FileEntry")
 
 
@@ -200,9 +201,9 @@ def _read_entry(where: str, values: Any, kind: type[_Entry]) -> _Entry:
         raise ConfigError(f"{where} is {values!r}; named values are wanted: {', '.join(known)}.")
     check_field_names(values, tuple(known), where)
     for name, value in values.items():
-        wanted = next(each for each in (list, str, int) if each.__name__ in known[name])
+        wanted = next(each for each in _KINDS if each.__name__ in known[name])
         if not isinstance(value, wanted) or isinstance(value, bool):
-            raise ConfigError(f"{where}: {name} is {value!r}; a {wanted.__name__} is wanted.")
+            raise ConfigError(f"{where}: {name} is {value!r}; {_KINDS[wanted]} is wanted.")
     missing = [f.name for f in fields(kind) if f.default is MISSING and f.name not in values]
     if missing:
         raise ConfigError(f"{where} lacks {', '.join(missing)}.")
