@@ -83,7 +83,7 @@ def convert(
     """Make a model folder from the published files.
 
     The Vicuna variant needs --qformer and --bert, the Llama-2 variant neither. Needs as much
-    memory as the largest file and 1 GiB; what stops it half-way leaves nothing behind.
+    memory as the largest file and 1 GiB; what stops it half-way leaves no half model.
     """
     from minigpt4_runtime.checkpoint.convert import PublishedFiles
     from minigpt4_runtime.checkpoint.convert import convert as convert_files

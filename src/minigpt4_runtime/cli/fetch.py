@@ -80,10 +80,10 @@ def fetch(
 ) -> None:
     """Download a published model, convert it, and describe an example picture with it.
 
-    The model can then be given by its name: --model NAME. What stops the command loses nothing:
-    the same command goes on from there. MINIGPT4_HOME moves the cache, HF_ENDPOINT names a mirror
-    of the Hugging Face Hub, HF_TOKEN opens repositories that ask for a licence, and HTTPS_PROXY
-    is honoured.
+    The model can then be given by its name: --model NAME. What was downloaded when the command is
+    stopped is kept: the same command goes on from there. MINIGPT4_HOME moves the cache, HF_ENDPOINT
+    names a mirror of the Hugging Face Hub, HF_TOKEN opens repositories that ask for a licence, and
+    HTTPS_PROXY is honoured.
     """
     from minigpt4_runtime.checkpoint.manifest import MANIFEST_NAME
     from minigpt4_runtime.checkpoint.shelf import measure, models_dir
