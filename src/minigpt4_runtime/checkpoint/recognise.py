@@ -5,7 +5,7 @@ Takes  a folder and the ModelSources that are wanted; gives the paths that play 
 Never  trusts a name, and never takes one of two that differ.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,9 +22,9 @@ from minigpt4_runtime.errors import CheckpointError
 from minigpt4_runtime.presets import PRESETS
 from minigpt4_runtime.tokenizer import Tokenizer
 
-# Smaller than any weights, larger than any index.
-_LONGEST_JSON_BYTES = 16 * 2**20
-_WEIGHT_ENDINGS = (".pth", ".bin", ".safetensors", ".model")
+# Up to this size are all JSON files and tokenizers, and no weights.
+_SMALL_FILE_BYTES = 16 * 2**20
+_PUBLISHED_ENDINGS = (".pth", ".bin", ".safetensors", ".model")
 # By these names a file is known: what it gives to the model, and no other file does.
 _MARKS = {
     "vision": "patch_embed.proj.weight",
@@ -71,11 +71,11 @@ def match_parts(
     """
     if not folder.is_dir():
         raise CheckpointError(f"{folder} is no folder; --from wants one with published files.")
-    damaged: dict[Path, str] = {}
-    known = [each for each in _recognise_all(folder, damaged) if _fits(model, each)]
+    recognised, damaged = _look_through(folder)
+    known = [each for each in recognised if _fits(model, each)]
     names = {file.name for part in model.parts for file in part.files}
     told = [text for path, text in damaged.items()
-            if path.name in names or path.suffix in _WEIGHT_ENDINGS]  # fmt: skip
+            if path.name in names or path.suffix in _PUBLISHED_ENDINGS]  # fmt: skip
     if told:
         say(f"Passed over: {' '.join(told)}")
     found = {}
@@ -95,31 +95,31 @@ def _name_as(name: str, path: Path) -> str:
     return str(Path(name).with_suffix(".safetensors")) if _is_safetensors(path) else name
 
 
-def _recognise_all(folder: Path, damaged: dict[Path, str]) -> Iterator[Recognised]:
-    """What can be told; `damaged` is filled with what is wrong with the others."""
+def _look_through(folder: Path) -> tuple[list[Recognised], dict[Path, str]]:
+    """What can be told of the files, and what is wrong with those that cannot be read."""
+    recognised: list[Recognised] = []
+    damaged: dict[Path, str] = {}
     seen = set()
     for path in sorted(folder.rglob("*")):
         # A Hub cache holds each file once and any number of links to it.
         if path.is_file() and path.resolve() not in seen:
             seen.add(path.resolve())
             try:
-                each = _recognise(path)
+                each = recognise(path)
             except CheckpointError as error:
                 damaged[path] = str(error)
                 continue
             if each is not None:
-                yield each
+                recognised.append(each)
+    return recognised, damaged
 
 
 def recognise(path: Path) -> Recognised | None:
-    """Tell what a file is, or that it is nothing that a model is made of."""
-    try:
-        return _recognise(path)
-    except CheckpointError:
-        return None
+    """Tell what a file is, or that it is nothing that a model is made of.
 
-
-def _recognise(path: Path) -> Recognised | None:
+    Raises:
+        CheckpointError: it begins as such a file, or is called so, and cannot be read as one.
+    """
     head = read_head(path)
     if head.lstrip().startswith(b"{"):
         return _recognise_json(path)
@@ -133,18 +133,18 @@ def _recognise(path: Path) -> Recognised | None:
             path, {name: tuple(tensor.shape) for name, tensor in tensors.items()}
         )
     # What a SentencePiece model begins with: its first piece, in Protocol Buffers' form.
-    if head.startswith(b"\x0a") and path.stat().st_size <= _LONGEST_JSON_BYTES:
+    if head.startswith(b"\x0a") and path.stat().st_size <= _SMALL_FILE_BYTES:
         Tokenizer(path)
         return Recognised(path, "tokenizer", {}, {})
     if path.suffix == ".model":
         refuse_text(path, head)
-    elif path.suffix in _WEIGHT_ENDINGS:
+    elif path.suffix in _PUBLISHED_ENDINGS:
         open_tensors(path)  # It says what is wrong with the file.
     return None
 
 
 def _recognise_json(path: Path) -> Recognised | None:
-    if path.stat().st_size > _LONGEST_JSON_BYTES:
+    if path.stat().st_size > _SMALL_FILE_BYTES:
         return None
     values = read_json(path)
     if isinstance(values.get("weight_map"), dict):
@@ -187,7 +187,7 @@ def _fits(model: ModelSources, each: Recognised) -> bool:
 def _choose(folder: Path, what: str, fitting: list[Recognised]) -> Path | None:
     """The one file, or one of several that are the same small file."""
     paths = [each.path for each in fitting]
-    small = [path for path in paths if path.stat().st_size <= _LONGEST_JSON_BYTES]
+    small = [path for path in paths if path.stat().st_size <= _SMALL_FILE_BYTES]
     if len(small) == len(paths) and len({path.read_bytes() for path in small}) == 1:
         return paths[0]
     if len(paths) > 1:
@@ -225,10 +225,10 @@ def _match_language(part: Part, folder: Path, known: list[Recognised]) -> Found:
 def _match_shards(part: Part, known: list[Recognised]) -> dict[str, Path]:
     """Single shards of a published model, told by its index or, without one, by their own names."""
     wanted = {file.name for file in part.files} - {"config.json", "tokenizer.model"}
+    index_name = next((name for name in wanted if name.endswith(".index.json")), None)
     found = {}
     for index in (each for each in known if each.kind == "index"):
         weight_map = index.values["weight_map"]
-        index_name = next((name for name in wanted if name.endswith(".index.json")), None)
         if index_name is None or not set(weight_map.values()) <= wanted:
             continue
         found[index_name] = index.path
