@@ -70,7 +70,8 @@ def test_a_file_is_told_by_its_content(path, kind, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"\x0a\x05hello", b"{", b"PK\x03\x04", b"<html>", b"\xff"]
+    "content",
+    [b"", b"\x0a\x05hello", b"{", b'{"weight_map": {"a": []}}', b"PK\x03\x04", b"<html>", b"\xff"],
 )
 def test_anything_else_is_nothing(tmp_path, content):
     (tmp_path / "file").write_bytes(content)

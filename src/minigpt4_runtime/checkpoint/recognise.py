@@ -147,7 +147,8 @@ def _recognise_json(path: Path) -> Recognised | None:
     if path.stat().st_size > _SMALL_FILE_BYTES:
         return None
     values = read_json(path)
-    if isinstance(values.get("weight_map"), dict):
+    weight_map = values.get("weight_map")
+    if isinstance(weight_map, dict) and all(isinstance(each, str) for each in weight_map.values()):
         return Recognised(path, "index", {}, values)
     kind = values.get("model_type")
     return Recognised(path, str(kind), {}, values) if kind in ("llama", "bert") else None
