@@ -114,7 +114,11 @@ def fetch(
         )
     if not dry_run:
         print(out_dir, flush=True)
-        _show_example(out_dir, name if out is None else str(out), answer_dtype, no_example)
+        if not no_example:
+            _describe_example(out_dir, answer_dtype)
+        flag = "" if answer_dtype == "float32" else f" --dtype {answer_dtype}"
+        shown_as = shlex.quote(name if out is None else str(out))
+        note(f"Now yours: minigpt4 describe photo.jpg --model {shown_as}{flag}")
 
 
 def _check_present(model: ModelSources, out_dir: Path, dtype: DTypeName | None) -> None:
@@ -211,22 +215,19 @@ def _show_plan(plan: FetchPlan, *, is_all: bool) -> None:
         say(f"The model folder: {plan.out_dir}")
 
 
-def _show_example(out_dir: Path, shown_as: str, dtype: DTypeName, no_example: bool) -> None:
-    """Describe the picture that comes along, and say how to go on with one's own."""
-    flag = "" if dtype == "float32" else f" --dtype {dtype}"
-    if not no_example:
-        from minigpt4_runtime.api import MiniGPT4
-        from minigpt4_runtime.config import SamplingParams
-        from minigpt4_runtime.messages import Message, image
-        from minigpt4_runtime.prompt import DESCRIBE_PROMPT
+def _describe_example(model_dir: Path, dtype: DTypeName) -> None:
+    """Describe the picture that comes along, as the words come."""
+    from minigpt4_runtime.api import MiniGPT4
+    from minigpt4_runtime.config import SamplingParams
+    from minigpt4_runtime.messages import Message, image
+    from minigpt4_runtime.prompt import DESCRIBE_PROMPT
 
-        note(f"An example, {EXAMPLE_PATH}:")
-        model = MiniGPT4.load(out_dir, dtype=dtype)
-        question = Message("user", (image(EXAMPLE_PATH), DESCRIBE_PROMPT))
-        for delta in model.stream([question], SamplingParams(max_new_tokens=_EXAMPLE_TOKENS)):
-            print(delta.text, end="", flush=True)
-        print(flush=True)
-    note(f"Now yours: minigpt4 describe photo.jpg --model {shlex.quote(shown_as)}{flag}")
+    note(f"An example, {EXAMPLE_PATH}:")
+    model = MiniGPT4.load(model_dir, dtype=dtype)
+    question = Message("user", (image(EXAMPLE_PATH), DESCRIBE_PROMPT))
+    for delta in model.stream([question], SamplingParams(max_new_tokens=_EXAMPLE_TOKENS)):
+        print(delta.text, end="", flush=True)
+    print(flush=True)
 
 
 @contextmanager
