@@ -38,7 +38,8 @@ from minigpt4_runtime.config import DTypeName, ModelConfig
 from minigpt4_runtime.errors import CheckpointError
 
 TOKENIZER_NAME = "tokenizer.model"
-_DISK_FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
+# What the system says of it: no room at all, or none left for this user.
+DISK_FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
 # Room for what stands beside the weights.
 _SMALL_FILES_BYTES = 4 * 2**20
 
@@ -182,7 +183,7 @@ def staged_folder(
         yield staging
         _swap_in(staging, target)
     except OSError as error:
-        if error.errno in _DISK_FULL:
+        if error.errno in DISK_FULL:
             raise CheckpointError(
                 _describe_full_disk(staging, target, needed_bytes, kind)
             ) from None

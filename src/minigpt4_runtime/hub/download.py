@@ -5,7 +5,6 @@ Takes  a SourceFile and where it shall lie; gives its Arrival.
 Never  gives a file its name before size and digest are what they should be.
 """
 
-import errno
 import hashlib
 import json
 import os
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from minigpt4_runtime.checkpoint.file_kind import begins_as_named, read_json
+from minigpt4_runtime.checkpoint.folder import DISK_FULL
 from minigpt4_runtime.checkpoint.sources import SourceFile
 from minigpt4_runtime.errors import CheckpointError
 from minigpt4_runtime.hub.hosts import (
@@ -89,13 +89,11 @@ def download(
     addresses = [find_address(place) for place in file.hosts]
     for address in addresses:
         try:
-            arrival = _Attempts(file, target, client, ledger, watch).from_host(address)
+            return _Attempts(file, target, client, ledger, watch).from_host(address)
         except Refusal as refusal:
             failures.append(f"{address.host}: {refusal}")
-            continue
         except OSError as error:
             raise CheckpointError(_describe_disk(target, error)) from None
-        return arrival
     raise CheckpointError(describe_failure(file, addresses, failures))
 
 
@@ -327,7 +325,7 @@ def _size_of(path: Path) -> int:
 
 
 def _describe_disk(target: Path, error: OSError) -> str:
-    if error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)):
+    if error.errno in DISK_FULL:
         return (
             f"The disk of {target.parent} is full. What came of {target.name} is kept: free some "
             "space, and the same command goes on from there."

@@ -17,12 +17,11 @@ from typing import TYPE_CHECKING, Protocol
 
 from filelock import FileLock, Timeout
 
-from minigpt4_runtime.checkpoint import shelf
 from minigpt4_runtime.checkpoint.convert import PublishedFiles
 from minigpt4_runtime.checkpoint.expected import check_language_sizes
 from minigpt4_runtime.checkpoint.file_kind import read_json
 from minigpt4_runtime.checkpoint.manifest import SourceRecord
-from minigpt4_runtime.checkpoint.shelf import downloads_dir, home_dir
+from minigpt4_runtime.checkpoint.shelf import clear_remains, downloads_dir, home_dir
 from minigpt4_runtime.checkpoint.sources import ModelSources
 from minigpt4_runtime.checkpoint.weights import show_bytes
 from minigpt4_runtime.errors import CheckpointError
@@ -71,7 +70,7 @@ def cache_lock() -> Iterator[None]:
     try:
         for left_behind in downloads_dir().glob(f"{_LINKS_PREFIX}*"):
             shutil.rmtree(left_behind, ignore_errors=True)
-        shelf.clear_remains()
+        clear_remains()
         yield
     finally:
         lock.release()

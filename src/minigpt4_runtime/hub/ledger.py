@@ -3,7 +3,7 @@
 Owns   downloads.json in the cache: place, size, sha256 and day of every file's first arrival.
 Takes  a source; gives the digest it must have, from the table or from the first time.
 Never  forgets by itself: a model that is deleted and fetched again is held to the same digests.
-       Only what a conversion refused is forgotten.
+       Only what turned out to be no file of this model is forgotten.
 """
 
 import json

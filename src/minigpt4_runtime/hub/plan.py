@@ -76,7 +76,7 @@ class FetchPlan:
         return sum(each.missing_bytes for each in self.files)
 
     @property
-    def source_bytes(self) -> list[int]:
+    def source_sizes(self) -> list[int]:
         """The sizes of all files that the model will be made of."""
         paths = [path for found in self.local.values() for path in found.files.values()]
         return [path.stat().st_size for path in paths] + [each.size or 0 for each in self.files]
@@ -86,7 +86,7 @@ class FetchPlan:
         """What the model folder takes, at most; without a preset, as far as sizes are known."""
         if self.dtype is not None and self.model.preset is not None:
             return weight_bytes(self.model.preset, self.dtype)
-        num_bytes = sum(self.source_bytes) * (2 if self.dtype == "float32" else 1)
+        num_bytes = sum(self.source_sizes) * (2 if self.dtype == "float32" else 1)
         if self.model.preset is not None and not self.is_size_known:
             return max(num_bytes, weight_bytes(self.model.preset, "float16"))
         return num_bytes
@@ -96,7 +96,7 @@ class FetchPlan:
         """What the model takes in memory while it answers, in half precision."""
         if self.model.preset is not None:
             return running_bytes(self.model.preset, "float16")
-        return sum(self.source_bytes)
+        return sum(self.source_sizes)
 
 
 def make_plan(
@@ -187,7 +187,7 @@ def check_room(plan: FetchPlan, *, will_answer: bool) -> None:
 
 def _check_memory(plan: FetchPlan, *, will_answer: bool) -> None:
     free = open_device("cpu").free_memory_bytes()
-    converting_bytes = max(plan.source_bytes, default=0) + _GIB
+    converting_bytes = max(plan.source_sizes, default=0) + _GIB
     if free is not None and free < converting_bytes:
         raise BackendUnavailableError(
             f"Converting {plan.model.name} needs {show_bytes(converting_bytes)} of memory, "
