@@ -1,5 +1,6 @@
 """Names for models: found in the cache, listed, deleted."""
 
+import os
 import shutil
 from pathlib import Path
 
@@ -75,6 +76,12 @@ def test_only_what_is_listed_can_be_deleted(shelved, cache_home, name):
     [
         ("linux", "XDG_CACHE_HOME", "minigpt4"),
         ("win32", "LOCALAPPDATA", "minigpt4"),
+        pytest.param(
+            "darwin",
+            "HOME",
+            "Library/Caches/minigpt4",
+            marks=pytest.mark.skipif(os.name != "posix", reason="HOME as Unix has it"),
+        ),
     ],
 )
 def test_the_system_says_where_caches_are(tmp_path, monkeypatch, platform, variable, expected):

@@ -1,5 +1,6 @@
 """One file from hosts that redirect, ask, limit, cut, lie and refuse."""
 
+import errno
 import hashlib
 import http.server
 import json
@@ -507,13 +508,21 @@ def test_all_hosts_are_named_when_none_gives_it(web, bring, cache_home):
 
 
 def test_a_full_disk_keeps_what_came(web, bring, cache_home, monkeypatch):
-    def fail(*_):
-        raise OSError(28, "No space left on device")
+    write = room._Attempts._write
 
-    monkeypatch.setattr(room._Attempts, "_write", fail)
-    with pytest.raises(CheckpointError, match="is full") as failure:
-        bring(bucket(web))
-    assert "goes on from there" in str(failure.value)
+    def write_until_full(attempts, content, reply, digests):
+        if reply.start:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(attempts, content, reply, digests)
+
+    web.mishaps[TOWER] = [Mishap(cut_after=1000)]
+    with monkeypatch.context() as patched:
+        patched.setattr(room._Attempts, "_write", write_until_full)
+        with pytest.raises(CheckpointError, match=r"is full.* goes on from there"):
+            bring(bucket(web))
+    assert (cache_home / f"{TOWER}.partial").stat().st_size == 999
+    assert bring(bucket(web)) == web.files[TOWER]
+    assert web.seen[-1].headers["range"] == "bytes=998-"
 
 
 def test_a_proxy_is_honoured(web, bring, monkeypatch):
