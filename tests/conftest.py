@@ -50,9 +50,10 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 @pytest.fixture
 def cache_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty cache of fetched models, and none of this machine's tokens, mirrors and proxies."""
-    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_ENDPOINT", "ALL_PROXY", "all_proxy",
-                 "HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy"):  # fmt: skip
+    proxies = ("ALL_PROXY", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")
+    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_ENDPOINT", *proxies):
         monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.lower(), raising=False)
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
     monkeypatch.setenv("MINIGPT4_HOME", str(tmp_path / "home"))
     return tmp_path / "home"

@@ -19,6 +19,8 @@ from minigpt4_runtime.hub.download import Stopped, Watch, download
 from minigpt4_runtime.hub.hosts import find_address, open_client
 from minigpt4_runtime.hub.ledger import Ledger
 
+pytestmark = pytest.mark.usefixtures("cache_home")
+
 TOWER = "eva_vit_g.pth"
 SHARD = "pytorch_model-00001-of-00004.bin"
 PROJECTION = "pretrained_minigpt4_7b.pth"
