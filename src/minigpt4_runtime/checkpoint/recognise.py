@@ -2,7 +2,7 @@
 
 Owns   what a vision tower, a Q-Former, a projection, a shard, a tokenizer and a config look like.
 Takes  a folder and the ModelSources that are wanted; gives the paths that play their parts.
-Never  trusts a name, and never takes one of two that differ.
+Never  trusts a name where the content tells, and never takes one of two that differ.
 """
 
 from collections.abc import Callable, Mapping
