@@ -488,6 +488,7 @@ def test_the_same_tensor_in_two_shards(vicuna, fails):
     [
         ({"model_type": "mistral"}, "of model_type 'mistral'; only 'llama'"),
         ({"architectures": ["LlamaForSequenceClassification"]}, "LlamaForSequenceClassification"),
+        ({"architectures": 3}, "describes 3 of model_type 'llama'"),
         ({"model_type": "minigpt4"}, "is a MiniGPT-4 model folder already"),
         ({"rope_scaling": {"type": "linear", "factor": 2}}, "rope_scaling is \"{'type': 'linear'"),
         ({"rope_parameters": {"rope_type": "yarn"}}, "only the rope_type 'default' is known"),

@@ -100,11 +100,12 @@ def _refuse_other_models(path: Path, values: Mapping[str, Any]) -> None:
             f"{path.parent} is a MiniGPT-4 model folder already: nothing is left to convert."
         )
     architectures = values.get("architectures") or ["LlamaForCausalLM"]
+    names = architectures if isinstance(architectures, list) else [architectures]
     # Folders converted in early 2023 write LLaMAForCausalLM.
-    is_causal = "llamaforcausallm" in [str(name).lower() for name in architectures]
+    is_causal = "llamaforcausallm" in [str(name).lower() for name in names]
     if kind != "llama" or not is_causal:
         raise CheckpointError(
-            f"{path} describes {architectures[0]} of model_type {kind!r}; only 'llama' "
+            f"{path} describes {names[0]} of model_type {kind!r}; only 'llama' "
             f"(LlamaForCausalLM) is known. {_OTHER_MODEL}"
         )
     refused = {
