@@ -186,12 +186,14 @@ def test_counts_are_limited(server):
 
 def test_long_prompts_are_refused_with_both_numbers(server, model):
     most = model.config.language.max_position_embeddings
-    for text in ("word " * most, "x" * 5_000_000):
+    # What cannot fit is not even tokenised: there its characters are told.
+    for text, unit in (("word " * most, "tokens"), ("x" * 5_000_000, "5,000,000 characters")):
         answer = server.ask(messages=[user(text)])
         assert answer.status_code == 400
         assert answer.json()["error"]["code"] == "context_length_exceeded"
-        message = answer.json()["error"]["message"].replace(",", "")
-        assert str(most) in message
+        message = answer.json()["error"]["message"]
+        assert unit in message
+        assert str(most) in message.replace(",", "")
 
 
 @pytest.mark.parametrize(
