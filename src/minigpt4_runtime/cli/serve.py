@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from minigpt4_runtime.cli.options import ModelOptions, spread_options
-from minigpt4_runtime.cli.web import PicturesOption, chat_page
+from minigpt4_runtime.cli.web import PicturesOption, chat_page, check_page
 from minigpt4_runtime.config import EngineConfig
 from minigpt4_runtime.errors import ConfigError
 from minigpt4_runtime.optional import require
@@ -145,6 +145,8 @@ def serve(
     """
     for package in ("fastapi", "uvicorn", "prometheus_client"):
         require(package, install=_INSTALL)
+    if ui:
+        check_page(pictures)
     from minigpt4_runtime.server import listen, logs
 
     if not limits.grace_seconds >= 0:
