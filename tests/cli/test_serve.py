@@ -14,6 +14,7 @@ import pytest
         (["--log-format", "xml"], "it must be plain or json"),
         (["--max-requests", "0"], "max_requests is 0; it must be above 0"),
         (["--stall-seconds", "-1"], "stall_seconds is -1.0"),
+        (["--allow-media-domain", "http://a.example/"], "is no host"),
         (["--allow-media-dir", "none"], "none is no folder"),
         # Were they not told first, the port would be, and no server waits here for ever.
         (["--ui", "--pictures", "none", "--port", "99999"], "none is no folder with pictures in"),

