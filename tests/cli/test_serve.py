@@ -14,7 +14,11 @@ import pytest
         (["--log-format", "xml"], "it must be plain or json"),
         (["--max-requests", "0"], "max_requests is 0; it must be above 0"),
         (["--stall-seconds", "-1"], "stall_seconds is -1.0"),
+        (["--allow-media-domain", "http://a.example/"], "is no host"),
         (["--allow-media-dir", "none"], "none is no folder"),
+        # Were they not told first, the port would be, and no server waits here for ever.
+        (["--ui", "--pictures", "none", "--port", "99999"], "none is no folder with pictures in"),
+        (["--ui", "--pictures", "a.png", "--port", "99999"], "a.png is no folder with pictures in"),
         (["--port", "99999"], "Cannot listen on 127.0.0.1 port 99999"),
     ],
 )
@@ -41,17 +45,24 @@ def test_a_port_that_is_taken(minigpt4):
     assert not fake_api.FakeMiniGPT4.loaded
 
 
-def test_without_the_extra_it_says_what_to_install(minigpt4, monkeypatch):
+@pytest.mark.parametrize(
+    ("missing", "arguments", "extra"),
+    [("fastapi", [], "server"), ("gradio", ["--ui", "--port", "99999"], "web")],
+)
+def test_without_the_extra_it_says_what_to_install(
+    minigpt4, monkeypatch, missing, arguments, extra
+):
     import importlib
 
     real = importlib.import_module
 
     def import_module(name, *rest):
-        if name == "fastapi":
+        if name == missing:
             raise ModuleNotFoundError(name=name)
         return real(name, *rest)
 
     monkeypatch.setattr(importlib, "import_module", import_module)
-    outcome = minigpt4("serve")
+    outcome = minigpt4("serve", *arguments)
     assert outcome.status == 1
-    assert "pip install 'minigpt4-runtime[server]'" in outcome.err
+    assert f"pip install 'minigpt4-runtime[{extra}]'" in outcome.err
+    assert not fake_api.FakeMiniGPT4.loaded

@@ -142,11 +142,15 @@ def test_other_names_are_let_in_where_that_is_meant(server):
 
 
 def test_cors_is_off_and_can_be_allowed(server, start):
-    asking = {"Origin": "https://page.example", "Access-Control-Request-Method": "POST"}
+    asking = {
+        "Origin": "https://page.example", "Access-Control-Request-Method": "POST",
+        "Access-Control-Request-Headers": "authorization, content-type",
+    }  # fmt: skip
     with server.client() as client:
         assert "access-control-allow-origin" not in client.get("/health", headers=asking).headers
     with start(api_keys=KEYS, allowed_origins=("https://page.example",)).client() as client:
         answer = client.options("/v1/chat/completions", headers=asking)
+        assert answer.status_code == 200
         assert answer.headers["access-control-allow-origin"] == "https://page.example"
         other = client.options("/v1/models", headers=asking | {"Origin": "https://o.example"})
         assert "access-control-allow-origin" not in other.headers

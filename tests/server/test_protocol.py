@@ -7,7 +7,7 @@ from running import NAME, picture, user
 
 from minigpt4_runtime import SamplingParams
 from minigpt4_runtime.server.failures import Refusal
-from minigpt4_runtime.server.protocol import MAX_SEED, read_request
+from minigpt4_runtime.server.protocol import MAX_SEED, ChatRequest, read_request
 
 
 def read(**body):
@@ -38,6 +38,7 @@ def test_every_setting_becomes_its_sampling_param():
     assert sampling(logprobs=False).logprobs is None
     assert sampling(max_tokens=7, max_completion_tokens=7).max_new_tokens == 7
     assert sampling(min_tokens=400).max_new_tokens == 400
+    assert read().sampling(0, 100).max_new_tokens == 100
 
 
 def test_choices_have_seeds_of_their_own():
@@ -47,7 +48,7 @@ def test_choices_have_seeds_of_their_own():
 
 
 def test_null_is_as_good_as_nothing():
-    names = [name for name in read().model_fields_set ^ set(type(read()).model_fields)]
+    names = set(ChatRequest.model_fields) - read().model_fields_set
     assert sampling(**dict.fromkeys(names)) == SamplingParams()
 
 

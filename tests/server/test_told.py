@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import http.client
 import json
 import logging
 import re
@@ -176,18 +177,20 @@ def test_the_description_names_every_setting(server):
     assert asked["additionalProperties"] is False
 
 
-def test_a_cancelled_stream_is_told_as_such(server, caplog):
+@pytest.mark.parametrize("is_stream", [False, True])
+def test_who_leaves_is_told_as_such(server, caplog, is_stream):
     caplog.set_level(logging.INFO, logs.logger.name)
-    with server.client() as client, client.stream(
-        "POST", "/v1/chat/completions", headers={"X-Request-Id": "leaves"},
-        json={"model": NAME, "messages": [user("hi")]} | long_answer(),
-    ) as streaming:  # fmt: skip
-        pieces = streaming.iter_raw()
-        next(pieces)
+    server.wait_until_idle()
+    body = {"model": NAME, "messages": [user("hi")]} | long_answer(stream=is_stream)
+    headers = {"Content-Type": "application/json", "X-Request-Id": "leaves"}
+    connection = http.client.HTTPConnection(server.url.removeprefix("http://"))
+    connection.request("POST", "/v1/chat/completions", json.dumps(body), headers)
+    wait_for(lambda: server.parts.admission.is_answering)
+    connection.close()
 
     def outcomes():
         told = [getattr(record, "fields", {}) for record in caplog.records]
-        return [each["outcome"] for each in told if each.get("request_id") == "leaves"]
+        return [each.get("outcome") for each in told if each.get("request_id") == "leaves"]
 
     wait_for(outcomes)
     assert outcomes() == ["cancelled"]

@@ -47,14 +47,19 @@ def find_pictures(paths: Sequence[Path], *, recursive: bool) -> list[Path]:
 
 
 def _pictures_in(folder: Path, *, recursive: bool) -> list[Path]:
-    pictures = sorted(_walk(folder, recursive=recursive))
+    pictures = sorted(walk(folder, recursive=recursive))
     if not pictures:
         hint = "Name another folder." if recursive else "-r looks into its subfolders too."
         raise ConfigError(f"There are no pictures in the folder {folder}. {hint}")
     return pictures
 
 
-def _walk(folder: Path, *, recursive: bool) -> Iterator[Path]:
+def walk(folder: Path, *, recursive: bool) -> Iterator[Path]:
+    """Give the pictures in a folder, in no order; hidden ones are left out.
+
+    Raises:
+        ConfigError: it cannot be read.
+    """
     from minigpt4_runtime.pixels import IMAGE_SUFFIXES
 
     for parent, folders, names in os.walk(folder, onerror=_refuse):

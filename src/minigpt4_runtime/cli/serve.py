@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from minigpt4_runtime.cli.options import ModelOptions, spread_options
-from minigpt4_runtime.cli.web import PicturesOption, chat_page
+from minigpt4_runtime.cli.web import PicturesOption, chat_page, check_page
 from minigpt4_runtime.config import EngineConfig
 from minigpt4_runtime.errors import ConfigError
 from minigpt4_runtime.optional import require
+from minigpt4_runtime.server.settings import ServerConfig
 
 if TYPE_CHECKING:
     from minigpt4_runtime.api import MiniGPT4
-    from minigpt4_runtime.server.settings import ServerConfig
 
 _CLOSE_SECONDS = 3
 _INSTALL = "pip install 'minigpt4-runtime[server]'"
@@ -83,23 +83,25 @@ class LimitOptions:
         typer.Option(
             metavar="COUNT", help="Answers let in at once, running or waiting; beyond it is a 429."
         ),
-    ] = 256
+    ] = ServerConfig.max_requests
     max_running: Annotated[
         int, typer.Option(metavar="COUNT", help="Answers that run at once; the others wait.")
     ] = EngineConfig.max_running
     max_body_mib: Annotated[
         int, typer.Option(min=1, metavar="MIB", help="The largest body, and the largest picture.")
-    ] = 32
-    max_images: Annotated[int, typer.Option(metavar="COUNT", help="Pictures in one request.")] = 8
+    ] = ServerConfig.max_body_bytes // 2**20
+    max_images: Annotated[int, typer.Option(metavar="COUNT", help="Pictures in one request.")] = (
+        ServerConfig.max_images
+    )
     max_pixels: Annotated[
         int, typer.Option(metavar="COUNT", help="Width times height of one picture.")
     ] = 40_000_000
     max_tokens: Annotated[
         int, typer.Option(metavar="COUNT", help="Tokens of one answer that may be asked for.")
-    ] = 4096
+    ] = ServerConfig.max_tokens
     request_seconds: Annotated[
         float, typer.Option(metavar="SECONDS", help="How long one answer may take.")
-    ] = 600.0
+    ] = ServerConfig.request_seconds
     grace_seconds: Annotated[
         float,
         typer.Option(metavar="SECONDS", help="How long running answers may take after SIGTERM."),
@@ -111,7 +113,7 @@ class LimitOptions:
             help="An engine that is asked and makes no step for twice so long has failed: "
             "exit status 1.",
         ),
-    ] = 120.0
+    ] = ServerConfig.stall_seconds
 
 
 @spread_options
@@ -143,6 +145,8 @@ def serve(
     """
     for package in ("fastapi", "uvicorn", "prometheus_client"):
         require(package, install=_INSTALL)
+    if ui:
+        check_page(pictures)
     from minigpt4_runtime.server import listen, logs
 
     if not limits.grace_seconds >= 0:
@@ -178,8 +182,6 @@ def _settings(
     name: str | None,
     log_content: bool,
 ) -> ServerConfig:
-    from minigpt4_runtime.server.settings import ServerConfig
-
     keys = access.read_keys()
     return ServerConfig(
         model_name=name or (where.model.resolve().name if where.model else "minigpt4-demo"),

@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from minigpt4_runtime.cli.pictures import find_pictures
+from minigpt4_runtime.cli.pictures import walk
 from minigpt4_runtime.errors import ConfigError
 from minigpt4_runtime.optional import require
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
-INSTALL = "pip install 'minigpt4-runtime[server,web]'"
-NUM_DRAWN = 4
-MOST_PICTURES = 12
+INSTALL = "pip install 'minigpt4-runtime[web]'"
+_NUM_DRAWN = 4
+_MOST_PICTURES = 12
 _UPLOADS_VARIABLE = "GRADIO_TEMP_DIR"
 
 PicturesOption = Annotated[
@@ -51,7 +51,7 @@ def web(
 
     Its URL goes to stdout. `minigpt4 serve --ui` shows the same page and answers itself.
     """
-    require("gradio", install=INSTALL)
+    check_page(pictures)
     from fastapi import FastAPI
 
     from minigpt4_runtime.server import auth, listen, logs
@@ -71,6 +71,18 @@ def web(
         listen.serve_until_told(app, listener, lambda: print(url_here, flush=True))
 
 
+def check_page(pictures: Path | None) -> None:
+    """Find out whether there can be a page, before anything is loaded for it.
+
+    Raises:
+        BackendUnavailableError: Gradio is not installed.
+        ConfigError: there are no pictures in the folder.
+    """
+    require("gradio", install=INSTALL)
+    if pictures is not None:
+        _find_pictures(pictures)
+
+
 @contextmanager
 def chat_page(
     app: FastAPI,
@@ -81,12 +93,11 @@ def chat_page(
     max_picture_bytes: int | None = None,
 ) -> Iterator[None]:
     """Show the page at / of an application, for as long as its pictures are there."""
-    require("gradio", install=INSTALL)
     from minigpt4_runtime.server.logs import log_failure
     from minigpt4_runtime.web.dialogue import Server
     from minigpt4_runtime.web.page import MAX_PICTURE_BYTES, build_page, mount
 
-    with _private_uploads(), example_pictures(pictures) as examples:
+    with _private_uploads(), _example_pictures(pictures) as examples:
         page = build_page(Server(url, keys[0] if keys else None), examples)
         mount(
             app, page, on_failure=log_failure,
@@ -111,20 +122,23 @@ def _private_uploads() -> Iterator[None]:
 
 
 @contextmanager
-def example_pictures(folder: Path | None) -> Iterator[list[Path]]:
-    """The first pictures of a folder; without one, scenes that are drawn for as long as needed.
-
-    Raises:
-        ConfigError: there are none in it.
-    """
+def _example_pictures(folder: Path | None) -> Iterator[list[Path]]:
+    """The first pictures of a folder; without one, scenes that are drawn for as long as needed."""
     if folder is not None:
-        yield find_pictures([folder], recursive=False)[:MOST_PICTURES]
+        yield _find_pictures(folder)[:_MOST_PICTURES]
         return
     from minigpt4_runtime.evaluation.scenes import draw, random_scene
 
     with tempfile.TemporaryDirectory(prefix="minigpt4-pictures-") as drawn:
-        paths = [Path(drawn) / f"{number}.png" for number in range(NUM_DRAWN)]
+        paths = [Path(drawn) / f"{number}.png" for number in range(_NUM_DRAWN)]
         for number, path in enumerate(paths):
             rng = random.Random(number)
             draw(random_scene(rng, held_out=True), rng).save(path)
         yield paths
+
+
+def _find_pictures(folder: Path) -> list[Path]:
+    pictures = sorted(walk(folder, recursive=False)) if folder.is_dir() else []
+    if not pictures:
+        raise ConfigError(f"{folder} is no folder with pictures in it. Name another: --pictures.")
+    return pictures

@@ -21,18 +21,14 @@ def _closed(message: str) -> Refusal:
     return Refusal(503, message, kind=BROKEN, code="shutting_down", headers=headers)
 
 
-def _nothing(_: Exception) -> None:
-    """What there is to abort before a question was submitted."""
-
-
 class Place:
     """One request's share of the server."""
 
     def __init__(self, admission: Admission) -> None:
         self._admission = admission
         self.size = 1
-        # Called with the reason when the server must end this request.
-        self.abort: Callable[[Exception], object] = _nothing
+        # Ends this request with an error; None until the engine was asked.
+        self.abort: Callable[[Exception], object] | None = None
 
     def grow(self, size: int) -> None:
         """Take room for `size` answers in all.
@@ -60,7 +56,7 @@ class Admission:
     @property
     def is_answering(self) -> bool:
         """Whether the engine was asked for anything that has not come to its end."""
-        return any(place.abort is not _nothing for place in self._places)
+        return any(place.abort for place in self._places)
 
     @property
     def why_closed(self) -> str | None:
@@ -117,4 +113,5 @@ class Admission:
         self.close()
         error = error or _closed("The server shut down before this answer ended.")
         for place in self._places:
-            place.abort(error)
+            if place.abort:
+                place.abort(error)

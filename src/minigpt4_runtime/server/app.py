@@ -24,7 +24,7 @@ from minigpt4_runtime.errors import MiniGPT4Error
 from minigpt4_runtime.server.admission import Admission, Place
 from minigpt4_runtime.server.auth import KeyGuard, NameGuard
 from minigpt4_runtime.server.chat import Chat
-from minigpt4_runtime.server.failures import Refusal, error_response, failure_of
+from minigpt4_runtime.server.failures import Refusal, error_response, failure_of, no_such_model
 from minigpt4_runtime.server.journal import Journal
 from minigpt4_runtime.server.logs import log_failure
 from minigpt4_runtime.server.metrics import Metrics
@@ -194,8 +194,7 @@ def _add_other_routes(app: FastAPI, parts: Parts) -> None:
     async def model_card(model: str) -> ModelCard:
         """Say whether this model answers here."""
         if model != parts.card.id:
-            raise Refusal(404, f"There is no model {model[:100]!r} here; this is "
-                          f"{parts.card.id!r}.", param="model", code="model_not_found")  # fmt: skip
+            raise no_such_model(model, parts.card.id)
         return parts.card
 
     @app.head("/health", include_in_schema=False)

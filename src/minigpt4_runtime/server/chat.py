@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -19,11 +19,17 @@ from starlette.responses import Response, StreamingResponse
 
 from minigpt4_runtime.messages import ImageSource, Message, Reply, TextDelta
 from minigpt4_runtime.server.admission import Place
-from minigpt4_runtime.server.failures import BROKEN, Refusal, failure_of
+from minigpt4_runtime.server.failures import BROKEN, Refusal, failure_of, no_such_model
 from minigpt4_runtime.server.logs import log_failure
 from minigpt4_runtime.server.media import MediaPolicy
 from minigpt4_runtime.server.metrics import Metrics
-from minigpt4_runtime.server.protocol import ChatMessage, ChatRequest, TextPart, read_request
+from minigpt4_runtime.server.protocol import (
+    ChatMessage,
+    ChatRequest,
+    ImagePart,
+    TextPart,
+    read_request,
+)
 from minigpt4_runtime.server.settings import ServerConfig
 from minigpt4_runtime.server.streaming import DONE, Answers, Writer, error_event
 from minigpt4_runtime.server.watch import EngineWatch
@@ -122,27 +128,17 @@ class Chat:
 
     def _check(self, asked: ChatRequest) -> None:
         if asked.model != self._config.model_name:
-            raise Refusal(
-                404,
-                f"There is no model {asked.model[:100]!r} here; this is "
-                f"{self._config.model_name!r}.",
-                param="model",
-                code="model_not_found",
-            )
+            raise no_such_model(asked.model, self._config.model_name)
         most = min(self._config.max_choices, self._config.max_requests)
-        if asked.num_choices > most:
-            message = f"n is {asked.num_choices}; this server allows {most}."
-            raise Refusal(400, message, param="n")
-        most = self._model.engine_config.max_running
-        if (asked.num_beams or 1) > most:
-            message = f"num_beams is {asked.num_beams}; this server allows {most}."
-            raise Refusal(400, message, param="num_beams")
-        contents = [message.content for message in asked.messages]
-        parts = [part for each in contents if not isinstance(each, str) for part in each]
-        texts = [each for each in contents if isinstance(each, str)]
-        texts += [part.text for part in parts if isinstance(part, TextPart)]
+        _check_number("n", asked.num_choices, most)
+        _check_number("num_beams", asked.num_beams or 1, self._model.engine_config.max_running)
+        self._check_messages(asked.messages)
+
+    def _check_messages(self, messages: Sequence[ChatMessage]) -> None:
+        parts = [part for message in messages for part in message.parts]
+        num_characters = sum(len(part.text) for part in parts if isinstance(part, TextPart))
         most = self._model.config.language.max_position_embeddings
-        if (num_characters := sum(map(len, texts))) > most * _CHARACTERS_PER_TOKEN:
+        if num_characters > most * _CHARACTERS_PER_TOKEN:
             raise Refusal(
                 400,
                 f"The messages have {num_characters:,} characters, far more than the {most:,} "
@@ -150,7 +146,7 @@ class Chat:
                 param="messages",
                 code="context_length_exceeded",
             )
-        num_images = sum(not isinstance(part, TextPart) for part in parts)
+        num_images = sum(isinstance(part, ImagePart) for part in parts)
         if num_images > self._config.max_images:
             raise Refusal(
                 400,
@@ -161,11 +157,9 @@ class Chat:
             )
 
     async def _open(self, message: ChatMessage) -> Message:
-        if isinstance(message.content, str):
-            return Message(message.role, (message.content,))
         parts = [
             part.text if isinstance(part, TextPart) else await self._media.open(part.image_url.url)
-            for part in message.content
+            for part in message.parts
         ]
         return Message(message.role, tuple(parts))
 
@@ -334,3 +328,8 @@ def _check_content_type(request: Request) -> None:
     if kind != "application/json":
         message = "Send the body as Content-Type: application/json."
         raise Refusal(415, message, code="unsupported_media_type")
+
+
+def _check_number(param: str, number: int, most: int) -> None:
+    if number > most:
+        raise Refusal(400, f"{param} is {number}; this server allows {most}.", param=param)

@@ -77,6 +77,12 @@ class Failure:
         return {"error": error}
 
 
+def no_such_model(asked: str, own: str) -> Refusal:
+    """Another model was asked for than the one that is here."""
+    message = f"There is no model {asked[:100]!r} here; this is {own!r}."
+    return Refusal(404, message, param="model", code="model_not_found")
+
+
 def failure_of(error: BaseException) -> Failure:
     """Translate any error."""
     if isinstance(error, Refusal):

@@ -23,7 +23,7 @@ def set_up_logs(form: LogFormat) -> None:
     """Send the server's lines, and the warnings of every library, to stderr in one form."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines() if form == "json" else PlainLines())
-    handler.addFilter(_is_no_end)
+    handler.addFilter(_is_no_cancellation)
     logging.captureWarnings(True)
     for each, level in ((logger, logging.INFO), (logging.getLogger(), logging.WARNING)):
         each.handlers[:] = [handler]
@@ -31,7 +31,7 @@ def set_up_logs(form: LogFormat) -> None:
         each.propagate = False
 
 
-def _is_no_end(record: logging.LogRecord) -> bool:
+def _is_no_cancellation(record: logging.LogRecord) -> bool:
     """A page that is open holds a stream, which ends with the server: that is no error."""
     return not (record.exc_info and record.exc_info[0] is asyncio.CancelledError)
 
@@ -45,21 +45,22 @@ def log_failure(error: BaseException, **fields: Any) -> None:
     """Write where an unexpected error came from; not what it says, which may quote anything."""
     frames = traceback.extract_tb(error.__traceback__)
     places = [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in frames]
-    log(
-        "failure", level=logging.ERROR, error=type(error).__name__, places=places[-12:], **fields
-    )  # fmt: skip
+    name = type(error).__name__
+    log("failure", level=logging.ERROR, error=name, places=places[-12:], **fields)
 
 
 def _fields(record: logging.LogRecord) -> dict[str, Any]:
-    message = record.getMessage()
-    if record.exc_info:
+    message, error = record.getMessage(), {}
+    if record.exc_info and record.exc_info[0]:
         # asyncio goes on with the task that failed, and its error in full.
         message = message.partition("\n")[0]
+        error["error"] = record.exc_info[0].__name__
     return {
         "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
         "level": record.levelname.lower(),
         "event": " ".join(message.split()),
         **getattr(record, "fields", {}),
+        **error,
     }
 
 
@@ -68,10 +69,7 @@ class JsonLines(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """Write a record."""
-        fields = _fields(record)
-        if record.exc_info and record.exc_info[0]:
-            fields["error"] = record.exc_info[0].__name__
-        return json.dumps(fields, default=str)
+        return json.dumps(_fields(record), default=str)
 
 
 class PlainLines(logging.Formatter):
@@ -81,8 +79,6 @@ class PlainLines(logging.Formatter):
         """Write a record."""
         fields = _fields(record)
         head = f"{fields.pop('time')} {fields.pop('level'):7} {fields.pop('event')}"
-        if record.exc_info and record.exc_info[0]:
-            fields["error"] = record.exc_info[0].__name__
         # A line stays a line, whatever a client has put into it.
         return " ".join([head, *(f"{name}={json.dumps(v, default=str)}"
                                  for name, v in fields.items())])  # fmt: skip

@@ -13,9 +13,8 @@ import os
 import socket
 import ssl
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
-from urllib.parse import SplitResult, quote, unquote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 import h11
 
@@ -51,12 +50,12 @@ class MediaPolicy:
         Raises:
             ImageError: it may not be opened, or not be had.
         """
-        scheme = url[:10].lower().rpartition(":")[0].partition(":")[0]
-        if scheme == "data":
+        start = url[:6].lower()  # Not all of it: a data URL is long.
+        if start.startswith("data:"):
             return image(url)
-        if scheme == "file":
+        if start.startswith("file:"):
             return image(await asyncio.to_thread(self._read_file, url))
-        if scheme in _PORTS:
+        if start.startswith(("http:", "https:")):
             return image(await self._fetch(url))
         raise ImageError(
             "A picture's URL begins with data:, or with http:, https: or file: where the server "
@@ -122,19 +121,20 @@ class Target:
         Raises:
             ImageError: it is no http URL, or one with a user's name in it.
         """
+        refused = ImageError("A picture's URL is not a usable http or https URL.")
         try:
             parts = urlsplit(url)
             host, port = (parts.hostname or "").lower(), parts.port
         except ValueError:
-            host, port, parts = "", None, SplitResult("", "", "", "", "")
+            raise refused from None
         if not host or not host.isascii() or "@" in parts.netloc or "\\" in url:
-            raise ImageError("A picture's URL is not a usable http or https URL.")
+            raise refused
         path = quote(parts.path or "/", safe="/%:@!$&'()*+,;=~-._")
         if parts.query:
             path += "?" + quote(parts.query, safe="/%:@!$&'()*+,;=~-._?")
         return cls(parts.scheme, host, port or _PORTS[parts.scheme], path)
 
-    @cached_property
+    @property
     def name(self) -> str:
         """The host, with the port where it is another than the scheme's own."""
         host = f"[{self.host}]" if ":" in self.host else self.host

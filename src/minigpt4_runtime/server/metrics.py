@@ -81,10 +81,6 @@ class _EngineReadings(Collector):
         self._model = model
         self._num_taken = num_taken
 
-    def describe(self) -> Iterator[Metric]:
-        """Nothing ahead: reading takes no time."""
-        return iter(())
-
     def collect(self) -> Iterator[Metric]:
         """One look at the engine."""
         stats = self._model.stats()

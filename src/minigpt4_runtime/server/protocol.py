@@ -7,6 +7,7 @@ Never  ignores: a name that is not listed here is refused.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -55,6 +56,13 @@ class ChatMessage(_Asked):
     role: Literal["system", "user", "assistant"]
     content: str | Annotated[list[Part], Field(max_length=256)]
     refusal: None = None
+
+    @property
+    def parts(self) -> Sequence[TextPart | ImagePart]:
+        """The content, a plain string as the one part that it is short for."""
+        if isinstance(self.content, str):
+            return [TextPart(type="text", text=self.content)]
+        return self.content
 
 
 _Stop = Annotated[str, Field(min_length=1, max_length=256)]

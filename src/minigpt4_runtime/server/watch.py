@@ -9,6 +9,7 @@ Never  repairs: an engine that failed is gone with its process, and whoever star
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -111,5 +112,5 @@ class EngineWatch:
         if not self.has_failed:
             self.has_failed, self.trouble = True, trouble
             self._doubt.set()
-            log("engine failed", level=50, reason=trouble)
+            log("engine failed", level=logging.CRITICAL, reason=trouble)
             self._on_failure()
