@@ -19,6 +19,7 @@ import pytest
         # Were they not told first, the port would be, and no server waits here for ever.
         (["--ui", "--pictures", "none", "--port", "99999"], "none is no folder with pictures in"),
         (["--ui", "--pictures", "a.png", "--port", "99999"], "a.png is no folder with pictures in"),
+        (["--pictures", "."], "--pictures is for the chat page. Add --ui"),
         (["--port", "99999"], "Cannot listen on 127.0.0.1 port 99999"),
     ],
 )

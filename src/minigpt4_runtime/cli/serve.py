@@ -147,6 +147,8 @@ def serve(
         require(package, install=_INSTALL)
     if ui:
         check_page(pictures)
+    elif pictures is not None:
+        raise ConfigError("--pictures is for the chat page. Add --ui.")
     from minigpt4_runtime.server import listen, logs
 
     if not limits.grace_seconds >= 0:
