@@ -39,6 +39,11 @@ def test_every_command_has_help(minigpt4, command):
     assert shown.out.startswith(f"Usage: minigpt4 {command}")
 
 
+@pytest.mark.parametrize("group", ["", "evaluate", "bench", "export"])
+def test_a_list_of_commands_cuts_no_line_short(minigpt4, group):
+    assert "..." not in minigpt4(*group.split(), "--help").out.split("Commands:")[1]
+
+
 def test_help_loads_nothing_heavy():
     code = (
         "import sys; sys.argv = ['minigpt4', '--help']\n"
