@@ -4,8 +4,10 @@ import json
 from dataclasses import replace
 
 import pytest
+from matplotlib.figure import Figure
 
 from minigpt4_runtime import ConfigError
+from minigpt4_runtime.bench import plots
 from minigpt4_runtime.bench.ceilings import Ceilings
 from minigpt4_runtime.bench.comparison import Change, compare, read_report
 from minigpt4_runtime.bench.describe import Described, DescribePoint
@@ -139,6 +141,15 @@ def test_the_page_is_complete_in_itself(kind, measured, searches, num_plots):
     assert "A &lt; B" in page
     assert "the demo model" in page
     assert not {"<script", 'src="http', 'href="http'} & set(page.split())
+
+
+def test_with_one_batch_size_a_point_still_tells_which_rate_it_is(monkeypatch):
+    painters = []
+    monkeypatch.setattr(plots, "draw", lambda _caption, paint: painters.append(paint))
+    plots.draw_plots(report("bench language", [tried(1)]))
+    axes = Figure().add_subplot()
+    painters[0](axes)
+    assert len({str(line.get_markerfacecolor()) for line in axes.lines}) == 2
 
 
 def test_a_compiled_graph_is_drawn_as_one_stage():

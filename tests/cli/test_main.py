@@ -5,13 +5,16 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from fake_api import environment
 
 from minigpt4_runtime import __version__, errors
+from minigpt4_runtime.cli.terminal import note
 
 DEV_FULL = Path("/dev/full")
+FAKE_API = Path(__file__).with_name("fake_api.py")
 COMMANDS = ["describe", "chat", "convert", "inspect", "demo", "evaluate"]
 
 
@@ -34,6 +37,11 @@ def test_every_command_has_help(minigpt4, command):
     shown = minigpt4(command, "-h")
     assert (shown.status, shown.err) == (0, "")
     assert shown.out.startswith(f"Usage: minigpt4 {command}")
+
+
+@pytest.mark.parametrize("group", ["", "evaluate", "bench", "export"])
+def test_a_list_of_commands_cuts_no_line_short(minigpt4, group):
+    assert "..." not in minigpt4(*group.split(), "--help").out.split("Commands:")[1]
 
 
 def test_help_loads_nothing_heavy():
@@ -173,6 +181,28 @@ def test_output_that_nobody_takes_gives_no_traceback(folder, ending):
     code = f"{sys.executable} -m minigpt4_runtime.cli.main --help {ending}"
     shown = subprocess.run(code, shell=True, capture_output=True, text=True, env=environment())
     assert shown.stderr == ""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such shell")
+def test_a_closed_stderr_takes_neither_the_answers_place_nor_the_command_down(folder):
+    code = f"{sys.executable} {FAKE_API} describe a.png b.jpg 2>&-"
+    shown = subprocess.run(code, shell=True, capture_output=True, text=True, env=environment())
+    assert [line.split(":")[0] for line in shown.stdout.splitlines()] == ["a.png", "b.jpg"]
+    assert shown.returncode == 0
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such shell")
+def test_a_closed_stdin_is_an_empty_one(folder):
+    code = f"{sys.executable} {FAKE_API} chat a.png --model x <&-"
+    shown = subprocess.run(code, shell=True, capture_output=True, text=True, env=environment())
+    assert (shown.returncode, shown.stdout, shown.stderr) == (0, "", "")
+
+
+def test_a_note_is_one_write(monkeypatch):
+    writes = []
+    monkeypatch.setattr("sys.stderr", SimpleNamespace(write=writes.append, flush=lambda: None))
+    note("One line, whoever else is writing.")
+    assert writes == ["One line, whoever else is writing.\n"]
 
 
 @pytest.mark.skipif(not DEV_FULL.exists(), reason="this system has no /dev/full")

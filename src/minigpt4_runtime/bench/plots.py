@@ -161,6 +161,8 @@ def _tokens_per_second(axes: Axes, points: Sequence[LanguagePoint]) -> None:
         _by_size(axes, own, "batch_size", "tokens_per_second", label=name, color=colour)
         if own[0].output_length > 1:
             decode = {"label": f"{name}, decode only", "color": colour, "linestyle": ":"}
+            # Hollow: a single batch size has no line that would tell the two apart.
+            decode["markerfacecolor"] = "none"
             _by_size(axes, own, "batch_size", "decode_tokens_per_second", **decode)
     _label(axes, "batch size", "tokens a second")
 

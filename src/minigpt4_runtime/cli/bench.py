@@ -38,7 +38,7 @@ bench = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 
 @bench.callback()
 def bench_group() -> None:
-    """Measure speed: of the image side, of the language model, of the whole job.
+    """Measure speed: image side, language model, the whole job.
 
     The table goes to stdout. What was measured before a run is broken off is shown all the same.
     """
@@ -180,7 +180,7 @@ def vision(
     shape: PresetOptions,
     report: ReportOptions,
 ) -> None:
-    """Measure how fast pictures become rows that the language model reads.
+    """Measure how fast pictures become the language model's rows.
 
     Cold is the first picture after loading; then each batch size is measured warm. All times are
     for one picture: reading the file, resizing, image tower, projection. With --vision-graph,
@@ -276,10 +276,10 @@ def describe(
     sampling: SamplingOptions,
     report: ReportOptions,
 ) -> None:
-    """Measure the whole job: 1, 2, 4 … and all pictures of a folder, described.
+    """Measure the whole job: the pictures of a folder, described.
 
-    Nothing that one run has computed is left for the next. Pictures that cannot be read are named
-    and count in no rate; the exit status is then 1.
+    With 1, 2, 4 … and all pictures in turn. Nothing that one run has computed is left for the next.
+    Pictures that cannot be read are named and count in no rate; the exit status is then 1.
     """
     params = sampling.params()
     if not is_folder(folder):

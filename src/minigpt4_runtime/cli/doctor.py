@@ -17,9 +17,10 @@ def doctor(
     *,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of lines.")] = False,
 ) -> None:
-    """Check Python, packages, devices, memory, extras and the cache, and describe one picture.
+    """Say what this machine can run, and what to install for the rest.
 
-    The exit status is 1 if this machine cannot describe a picture.
+    Checks Python, packages, devices, memory, extras and the cache, and describes one picture. The
+    exit status is 1 if this machine cannot describe a picture.
     """
     from minigpt4_runtime.hub.diagnosis import diagnose
 

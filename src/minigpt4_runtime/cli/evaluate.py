@@ -46,7 +46,7 @@ evaluate = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 
 @evaluate.callback()
 def evaluate_group() -> None:
-    """Judge answers: by a CLIP model, against other answers, by POPE, on drawn scenes.
+    """Judge answers: by CLIP, by others, by POPE, on drawn scenes.
 
     Numbers go to stdout. What cannot be judged is named and left out; the exit status is then 1.
     """
@@ -89,9 +89,10 @@ def clip(
     device: JudgeDevice = "auto",
     out: OutDir = None,
 ) -> None:
-    """Score answers against their pictures: the cosine by a CLIP model, higher is better.
+    """Score answers against their pictures by a CLIP model.
 
-    Only pictures that every run has answered are judged.
+    The score is the cosine of the two, and higher is better. Only pictures that every run has
+    answered are judged.
     """
     from minigpt4_runtime.evaluation import answers
     from minigpt4_runtime.evaluation import clip as clip_judge
@@ -131,9 +132,10 @@ def parity(
     device: JudgeDevice = "auto",
     out: OutDir = None,
 ) -> None:
-    """Tell whether a change to how a model runs has changed its answers, where and how much.
+    """Tell whether a change has altered answers, where and how much.
 
-    Answers part after so many tokens where both files are .jsonl with token_ids, else words.
+    A change is another way to run the same model. Where answers part is counted in tokens if both
+    files are .jsonl with token_ids, else in words.
     """
     from minigpt4_runtime.evaluation import answers
     from minigpt4_runtime.evaluation import parity as parity_judge
@@ -193,10 +195,10 @@ def pope(
     where: ModelOptions,
     out: OutDir = None,
 ) -> None:
-    """Ask yes-or-no questions about what is in pictures: how often is a thing seen that is not?
+    """Ask what is in pictures: how often is a thing seen that is not?
 
-    The published test of object hallucination, with its rule: an answer is no if its first
-    sentence has the word No, no or not, and yes otherwise.
+    The published test of object hallucination by yes-or-no questions, with its rule: an answer is
+    no if its first sentence has the word No, no or not, and yes otherwise.
     """
     from minigpt4_runtime.evaluation import answers
     from minigpt4_runtime.evaluation import pope as pope_judge
@@ -242,9 +244,10 @@ def demo(
     where: ModelOptions,
     out: OutDir = None,
 ) -> None:
-    """Count the demo model's exact answers by kind of question, on scenes nobody trained on.
+    """Count the demo model's exact answers, by kind of question.
 
-    With --compare it shows what a dtype, a device or another way to run costs in answers.
+    The scenes are drawn, and nobody trained on them. With --compare it shows what a dtype, a device
+    or another way to run costs in answers.
     """
     from minigpt4_runtime.evaluation import demo_check
     from minigpt4_runtime.evaluation.demo_report import DemoReport, read_earlier

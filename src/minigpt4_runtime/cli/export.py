@@ -116,12 +116,13 @@ def vision(
     pictures: Pictures = None,
     force: Force = False,
 ) -> None:
-    """Export the image side, pixels to the language model's rows, as one graph.
+    """Export the image side as one graph.
 
-    The graph is run beside torch before it gets its name; one whose rows differ too much is not
-    kept, and neither is a half one. How far they differ stands in export.json. Use the folder with
-    --vision-graph. Without atc on this machine, --format om leaves the ONNX file and the command
-    for an Ascend host as atc.sh, and the exit status is 3.
+    It leads from pixels to the language model's rows. The graph is run beside torch before it gets
+    its name; one whose rows differ too much is not kept, and neither is a half one. How far they
+    differ stands in export.json. Use the folder with --vision-graph. Without atc on this machine,
+    --format om leaves the ONNX file and the command for an Ascend host as atc.sh, and the exit
+    status is 3.
     """
     sizes = _read_sizes(graph_format, batch, soc_version, batch_sizes)
     sources = _sources(pictures)

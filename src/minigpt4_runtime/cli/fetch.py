@@ -78,7 +78,7 @@ def fetch(
     from_dir: FromDir = None,
     no_example: NoExample = False,
 ) -> None:
-    """Download a published model, convert it, and describe an example picture with it.
+    """Download a published model, convert it, and try it on a picture.
 
     The model can then be given by its name: --model NAME. What was downloaded when the command is
     stopped is kept: the same command goes on from there. MINIGPT4_HOME moves the cache, HF_ENDPOINT

@@ -19,7 +19,10 @@ def inspect(
     *,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
 ) -> None:
-    """Show what a model folder holds: variant, sizes, dtypes, template, and where it came from."""
+    """Show what a model folder holds, and where it came from.
+
+    That is its variant, sizes, dtypes and template, and the published files it was made of.
+    """
     from minigpt4_runtime.checkpoint.report import inspect_folder
     from minigpt4_runtime.checkpoint.shelf import find_model
 

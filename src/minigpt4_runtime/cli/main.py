@@ -26,7 +26,7 @@ from minigpt4_runtime.cli.fetch import fetch
 from minigpt4_runtime.cli.inspect import inspect
 from minigpt4_runtime.cli.models import models
 from minigpt4_runtime.cli.serve import serve
-from minigpt4_runtime.cli.terminal import note, print_anything, report
+from minigpt4_runtime.cli.terminal import note, open_what_is_closed, print_anything, report
 from minigpt4_runtime.cli.web import web
 from minigpt4_runtime.errors import MiniGPT4Error
 
@@ -76,6 +76,7 @@ def minigpt4(
 def run() -> None:
     """Run the command line and end the process with its exit status."""
     debug = _move_debug_forward(sys.argv)
+    open_what_is_closed()
     print_anything()
     if not (debug or sys.warnoptions):
         warnings.simplefilter("ignore")

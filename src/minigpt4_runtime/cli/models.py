@@ -20,7 +20,7 @@ def models(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of lines.")] = False,
 ) -> None:
-    """List the models that `minigpt4 fetch` has made, with their sizes, or delete one.
+    """List the models that `minigpt4 fetch` has made, or delete one.
 
     They stand in the cache: MINIGPT4_HOME, or minigpt4 in your user's folder for caches.
     """

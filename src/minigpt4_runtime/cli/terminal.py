@@ -8,9 +8,11 @@ Never  knows what an answer is.
 from __future__ import annotations
 
 import io
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -19,12 +21,22 @@ if TYPE_CHECKING:
 
 def note(text: str) -> None:
     """Tell a person something that is not an answer."""
-    print(text, file=sys.stderr, flush=True)
+    # One write, or the lines of two threads run into each other.
+    sys.stderr.write(f"{text}\n")
+    sys.stderr.flush()
 
 
 def report(error: object, *, about: str = "") -> None:
     """Tell what went wrong, and what about, where the message does not say so itself."""
     note(f"error: {error}" if about in str(error) else f"error: {about}: {error}")
+
+
+def open_what_is_closed() -> None:
+    """Make a closed stdin an empty one, and a closed stderr one that nobody reads."""
+    if sys.stdin is None:
+        sys.stdin = Path(os.devnull).open(encoding="utf-8")  # noqa: SIM115 — Until the end.
+    if sys.stderr is None:
+        sys.stderr = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115
 
 
 def print_anything() -> None:

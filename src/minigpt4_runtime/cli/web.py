@@ -47,9 +47,10 @@ def web(
     ] = 7860,
     pictures: PicturesOption = None,
 ) -> None:
-    """Show a chat page in the browser for a server that runs elsewhere or was started before.
+    """Show a chat page in the browser, for a server that runs already.
 
-    Its URL goes to stdout. `minigpt4 serve --ui` shows the same page and answers itself.
+    The server may run elsewhere. The URL of the page goes to stdout. `minigpt4 serve --ui` shows
+    the same page and answers itself.
     """
     check_page(pictures)
     from fastapi import FastAPI
