@@ -57,6 +57,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "cli": WORDS
     | {"api", FRONT_DOOR, "server", "web", "export", "bench", "evaluation", "checkpoint", "hub"}
     | {"pixels", "prompt.DESCRIBE_PROMPT", "report"},
+    "__main__": {"cli.main.run"},
     "assets": set(),
 }
 

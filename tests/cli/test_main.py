@@ -44,6 +44,11 @@ def test_a_list_of_commands_cuts_no_line_short(minigpt4, group):
     assert "..." not in minigpt4(*group.split(), "--help").out.split("Commands:")[1]
 
 
+def test_the_package_runs_as_a_module():
+    command = [sys.executable, "-m", "minigpt4_runtime", "--version"]
+    assert __version__ in subprocess.check_output(command, text=True)
+
+
 def test_help_loads_nothing_heavy():
     code = (
         "import sys; sys.argv = ['minigpt4', '--help']\n"

@@ -46,7 +46,7 @@ evaluate = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 
 @evaluate.callback()
 def evaluate_group() -> None:
-    """Judge answers: by CLIP, by others, by POPE, on drawn scenes.
+    """Judge answers: by CLIP, beside others, by POPE, by scenes.
 
     Numbers go to stdout. What cannot be judged is named and left out; the exit status is then 1.
     """
