@@ -175,6 +175,13 @@ def test_a_phone_needs_no_scrolling_sideways_and_keeps_the_picture_in_view(page)
     assert 0 <= place["y"] < place["y"] + place["height"] < 200
 
 
+def test_a_wide_window_is_used_before_anything_was_asked(page):
+    """Without a width of its own the page would be as wide as its words."""
+    place = page.locator("#dialogue").bounding_box()
+    assert place["width"] > 500
+    assert page.evaluate("document.documentElement.scrollWidth") <= 1200
+
+
 def test_what_is_typed_while_an_answer_grows_stays(page):
     put_picture(page, PICTURES / "two.png")
     ask(page, "Describe this picture.")

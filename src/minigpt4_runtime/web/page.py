@@ -29,7 +29,7 @@ MAX_PICTURE_BYTES = 32 * 2**20
 # How often Gradio looks for pictures that were sent to the page, and how old it lets them grow.
 _KEPT_SECONDS = (600, 3600)
 _CSS = """
-.gradio-container { max-width: 70rem !important; margin: auto; }
+.gradio-container { width: 100%; max-width: 70rem !important; margin: auto; }
 #about { opacity: 0.75; }
 /* The picture stands beside the dialogue; in it, a small one says where it came in. */
 #dialogue .message img { max-height: 6rem; width: auto; }
