@@ -35,6 +35,14 @@ def stream_body(**more):
     return json.dumps(asked).encode()
 
 
+def read_answer(connection):
+    """Status, headers and error; head and body may come one after the other."""
+    answer = http.client.HTTPResponse(connection)
+    answer.begin()
+    assert answer.length is not None, "without a length its end is the connection's"
+    return answer.status, answer.headers, json.loads(answer.read())["error"]
+
+
 @contextlib.contextmanager
 def streaming(server, **more):
     """A long answer while it grows; gives the pieces that are still to come."""
@@ -148,12 +156,13 @@ def test_what_follows_an_answer_slowly_is_given_up(start, monkeypatch, first):
 )  # fmt: skip
 def test_what_is_not_http(server, sent):
     with connect(server) as connection:
-        connection.sendall(sent)
-        connection.shutdown(socket.SHUT_WR)
-        with connection.makefile("rb") as answer:
-            head, _, body = answer.read().partition(b"\r\n\r\n")
-        assert head.split()[1] in (b"400", b"404")
-        assert json.loads(body)["error"]["type"] == "invalid_request_error"
+        # A server that has read enough may have ended the connection by then.
+        with contextlib.suppress(OSError):
+            connection.sendall(sent)
+            connection.shutdown(socket.SHUT_WR)
+        status, _, error = read_answer(connection)
+        assert status in (400, 404)
+        assert error["type"] == "invalid_request_error"
     assert_well(server)
 
 
@@ -243,11 +252,8 @@ def test_a_full_server_says_so_at_once(start):
     # Nobody waits for its body either.
     with streaming(server), connect(server) as connection:
         connection.sendall(post(BODY)[:-5])
-        # Head and body may come one after the other.
-        answer = http.client.HTTPResponse(connection)
-        answer.begin()
-        error = json.loads(answer.read())["error"]
-        assert (answer.status, answer.headers["Retry-After"]) == (429, "1")
+        status, headers, error = read_answer(connection)
+        assert (status, headers["Retry-After"]) == (429, "1")
         assert error["code"] == "queue_full"
     assert_well(server)
 

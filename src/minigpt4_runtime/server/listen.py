@@ -204,7 +204,11 @@ class _PatientH11(H11Protocol):
     def send_400_response(self, msg: str) -> None:
         """Say in the shape of all errors that this was no HTTP."""
         body = json.dumps(Failure(400, msg, INVALID).as_body()).encode()
-        headers = [(b"content-type", b"application/json"), (b"connection", b"close")]
+        # With its length: where not all was read, the connection ends in a reset.
+        headers = [
+            (b"content-type", b"application/json"), (b"content-length", b"%d" % len(body)),
+            (b"connection", b"close"),
+        ]  # fmt: skip
         answer = h11.Response(status_code=400, headers=headers, reason=b"Bad Request")
         for event in (answer, h11.Data(data=body), h11.EndOfMessage()):
             self.transport.write(self.conn.send(event) or b"")
