@@ -32,6 +32,13 @@ def test_wrong_settings(minigpt4, folder, arguments, words):
     assert not fake_api.FakeMiniGPT4.loaded
 
 
+@pytest.mark.parametrize("url", ["nonsense", "localhost:8000", "http://", "ftp://a.example"])
+def test_the_page_is_told_a_url(minigpt4, url):
+    outcome = minigpt4("web", "--url", url, "--port", "99999")
+    assert (outcome.status, outcome.out) == (1, "")
+    assert f"error: --url is {url!r}; it must begin with http://" in outcome.err
+
+
 def test_a_body_of_nothing_is_wrong_usage_of_that_very_option(minigpt4):
     outcome = minigpt4("serve", "--max-body-mib", "0")
     assert outcome.status == 2

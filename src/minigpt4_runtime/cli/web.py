@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -57,6 +58,8 @@ def web(
 
     from minigpt4_runtime.server import auth, listen, logs
 
+    if not re.match(r"https?://[^/]", url):
+        raise ConfigError(f"--url is {url!r}; it must begin with http:// or https:// and a host.")
     keys = auth.read_keys(api_key_file) if api_key_file else ()
     # Whoever reaches the page asks with its key; and it has none of its own.
     if not auth.is_loopback(host):
