@@ -28,7 +28,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from rivals import SETTINGS, Answered, Ours, Transformers, in_own_thread, library_version
+from rivals import (
+    SETTINGS,
+    Answered,
+    Ours,
+    Transformers,
+    in_own_thread,
+    library_version,
+    wide_config,
+)
 
 from minigpt4_runtime.backend.registry import open_device
 from minigpt4_runtime.bench.ceilings import Ceilings, measure_ceilings
@@ -44,12 +52,21 @@ BATCH = 8
 
 @dataclass(frozen=True)
 class Work:
-    """What is asked: tokens of each prompt and of each answer, and what of it is timed."""
+    """What is asked: tokens of each prompt and of each answer, and what of it is timed.
+
+    transformers answers it in batches of `batch_size`.
+    """
 
     name: str
     lengths: list[int]
     counts: list[int]
     rate: Callable[[Answered, Work], float]  # In tokens per second.
+    batch_size: int = BATCH
+
+    @property
+    def unit(self) -> str:
+        """What a token costs the most of."""
+        return "GB/s" if self.is_decode else "GFLOP/s"
 
     @property
     def is_decode(self) -> bool:
@@ -160,12 +177,13 @@ def measure(
 
 def _answer_warm(theirs: Transformers, prompts: list[list[int]], work: Work) -> Answered:
     theirs.generate([prompts[0][:16]], [4], batch_size=1)
-    return theirs.generate(prompts, work.counts, batch_size=BATCH)
+    return theirs.generate(prompts, work.counts, batch_size=work.batch_size)
 
 
 def measure_model(name: str, args: argparse.Namespace, ceilings: Ceilings) -> list[Result]:
     """All works on one model."""
-    ours = in_own_thread(lambda: Ours(name, args))
+    config = wide_config(args.layers) if name == "wide" else None
+    ours = in_own_thread(lambda: Ours(config, device=args.device, dtype=args.dtype))
     theirs = in_own_thread(lambda: Transformers(ours.language, args.rival))
     results = []
     for work in works(32 if name == "wide" else 128, args.requests):
@@ -173,12 +191,11 @@ def measure_model(name: str, args: argparse.Namespace, ceilings: Ceilings) -> li
             continue
         print(f"{name} {work.name} …", file=sys.stderr)
         mine, yours, equal = measure(work, ours, theirs, repeats=args.repeats)
-        unit = "GB/s" if work.is_decode else "GFLOP/s"
         ceiling = ceilings.gigabytes_per_second
         if not work.is_decode:
             ceiling = ceilings.gigaflops_per_second
         price = cost(work, ours.language)
-        results.append(Result(name, work.name, mine, yours, price, unit, ceiling, equal))
+        results.append(Result(name, work.name, mine, yours, price, work.unit, ceiling, equal))
     return results
 
 
