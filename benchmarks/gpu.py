@@ -25,9 +25,10 @@ profile      30 s  one decode step of 1 and of 64 answers, and one picture: kern
                    in which the GPU waits for the next launch
 compiled     45 s  the decode step as it stands, as a CUDA graph, and under torch.compile
 
-Every part is a process with a time limit of its own, writes each result to DIR/PART.json when it
-has it, and its output to DIR/PART.log. A part that fails or is stopped hides no later one. The run
-ends after --minutes, whatever is left then. Tests that fail are printed first in the summary.
+Every part is a process with a time limit of its own, to which comes what earlier parts have left of
+theirs. It writes each result to DIR/PART.json at once, and its output to DIR/PART.log. A part that
+fails or is stopped hides no later one. The run ends after --minutes, whatever is left to do. The
+summary begins with the tests that failed.
 """
 
 from __future__ import annotations
@@ -69,7 +70,7 @@ PACKAGES = {
 
 @dataclass(frozen=True)
 class Part:
-    """A part of the plan. `limit_seconds` hold for itself, start and imports included."""
+    """A part of the plan. Its start and its imports count too."""
 
     name: str
     limit_seconds: float
@@ -190,18 +191,20 @@ def run_plan(
     plan: Sequence[Part], out_dir: Path, record: dict[str, Any], env: Mapping[str, str]
 ) -> None:
     """Run all parts in order, and keep in run.json how each ended."""
-    deadline = time.monotonic() + 60 * record["minutes"]
+    due = time.monotonic()  # By when a part must be done, for later ones to have all their time.
+    deadline = due + 60 * record["minutes"]
     outcomes = record["parts"] = {
         part.name: asdict(Outcome("not started", 0.0, part.limit_seconds)) for part in plan
     }
     for part in plan:
-        left = deadline - time.monotonic()
+        due += part.limit_seconds
+        left = min(due, deadline) - time.monotonic()
         if left > 0:
             print(f"{part.name} …", flush=True)
             outcomes[part.name]["status"] = "stopped"
             write_record(out_dir, record)
             (out_dir / f"{part.name}.json").unlink(missing_ok=True)
-            outcome = run_part(part, out_dir, min(part.limit_seconds, left), env)
+            outcome = run_part(part, out_dir, left, env)
             outcomes[part.name] = asdict(outcome)
             print(f"{part.name}: {outcome.status}, {outcome.seconds:.0f} s", flush=True)
         write_record(out_dir, record)

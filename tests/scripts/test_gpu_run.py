@@ -101,12 +101,14 @@ def test_a_part_that_fails_or_hangs_hides_no_later_one(scripts, tmp_path):
         "time.sleep(600)"
     )
     parts = [
-        python("fails", 60, "print('what went wrong'); raise SystemExit(3)"),
         python("hangs", 5, hangs),
+        python("fails", 60, "print('what went wrong'); raise SystemExit(3)"),
         python("works", 60, "pass"),
     ]
     outcomes = run_plan(gpu, parts, tmp_path)["parts"]
-    assert [each["status"] for each in outcomes.values()] == ["failed", "out of time", "done"]
+    assert [each["status"] for each in outcomes.values()] == ["out of time", "failed", "done"]
+    # What the parts before have left of their time is there to be used.
+    assert 60 < outcomes["works"]["limit_seconds"] < 120
     assert outcomes["fails"]["last_lines"] == ("what went wrong",)
     assert gpu.read_results(tmp_path / "hangs.json") == [{"name": "first"}]
     assert json.loads((tmp_path / "run.json").read_text("utf-8"))["parts"]["works"]
