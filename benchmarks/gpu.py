@@ -54,18 +54,12 @@ CHECKOUT = Path(__file__).resolve().parents[1]
 LAST_LINES = 15
 # In a dry run nothing is measured, and a CPU that does other work too must not end it.
 _DRY_PATIENCE = 20
-# What the parts import beside torch, by the name that pip knows; the server needs those after rich.
-PACKAGES = {
-    "sentencepiece": "sentencepiece", "pillow": "PIL", "numpy": "numpy", "typer": "typer",
-    "rich": "rich", "fastapi": "fastapi", "starlette": "starlette", "pydantic": "pydantic",
-    "pydantic_core": "pydantic_core", "annotated-types": "annotated_types",
-    "annotated-doc": "annotated_doc", "typing-inspection": "typing_inspection",
-    "typing_extensions": "typing_extensions", "uvicorn": "uvicorn", "click": "click", "h11": "h11",
-    "prometheus_client": "prometheus_client", "httpx": "httpx", "httpcore": "httpcore",
-    "anyio": "anyio", "pytest": "pytest", "hypothesis": "hypothesis", "pytest-xdist": "xdist",
-    "transformers": "transformers", "triton": "triton", "onnx": "onnx", "onnxscript": "onnxscript",
-    "onnxruntime": "onnxruntime",
-}  # fmt: skip
+# What the parts import, by the name that pip knows: a reader must know which of them were there.
+PACKAGES = (
+    "torch", "triton", "numpy", "pillow", "sentencepiece", "typer", "rich", "transformers", "onnx",
+    "onnxscript", "onnxruntime", "fastapi", "uvicorn", "h11", "prometheus-client", "httpx",
+    "pytest", "pytest-xdist", "hypothesis",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -96,32 +90,32 @@ class Outcome:
 # --- the machine ----------------------------------------------------------------------------------
 
 
+def find_version(package: str) -> str | None:
+    """The version that is installed, by the name that pip knows."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
 def find_packages() -> dict[str, str]:
-    """Package → its version, for those of PACKAGES and torch that are here."""
-    found = {}
-    for package, module in {"torch": "torch", **PACKAGES}.items():
-        if importlib.util.find_spec(module) is not None:
-            try:
-                found[package] = metadata.version(package)
-            except metadata.PackageNotFoundError:
-                found[package] = "here"
-    return found
+    """Those of PACKAGES that are here, with their versions."""
+    return {name: version for name in PACKAGES if (version := find_version(name)) is not None}
 
 
-def install(wheels_dir: Path, site_dir: Path, found: Mapping[str, str]) -> list[str]:
+def install(wheels_dir: Path, site_dir: Path) -> list[str]:
     """Install what is lacking, and the project itself, from a folder of wheels → their names.
 
     The project's wheel is passed over where it is not made from this checkout's source.
     """
     chosen = []
     for wheel in sorted(wheels_dir.glob("*.whl")):
-        name = wheel.name.partition("-")[0].lower().replace("_", "-")
-        is_here = any(package.lower().replace("_", "-") == name for package in found)
-        if name == "minigpt4-runtime":
-            is_here = not holds_this_source(wheel)
-            if is_here:
-                print(f"{wheel.name} is not made from this checkout: its source is run in place.")
-        if not is_here:
+        name = wheel.name.partition("-")[0]
+        if name != "minigpt4_runtime":
+            is_wanted = find_version(name) is None
+        elif not (is_wanted := holds_this_source(wheel)):
+            print(f"{wheel.name} is not made from this checkout: its source is run in place.")
+        if is_wanted:
             chosen.append(wheel)
     if chosen:
         command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps",
@@ -279,7 +273,7 @@ def main() -> None:
     if "torch" not in found:
         sys.exit("torch is not installed: install a build for this machine's GPU first.")
     site_dir = args.out.resolve() / "site"
-    carried = install(args.wheels, site_dir, found) if args.wheels else []
+    installed = install(args.wheels, site_dir) if args.wheels else []
     path = [str(site_dir), str(CHECKOUT / "src"), *filter(None, [os.environ.get("PYTHONPATH")])]
     sys.path[:0] = path[:2]
     importlib.invalidate_caches()
@@ -287,10 +281,10 @@ def main() -> None:
         "commit": find_commit(args.wheels), "is_dry": args.dry_run,
         "minutes": args.minutes * (_DRY_PATIENCE if args.dry_run else 1),
         "started": time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime()),
-        "python": platform.python_version(), "packages": find_packages(), "installed": carried,
+        "python": platform.python_version(), "packages": find_packages(), "installed": installed,
     }  # fmt: skip
-    missing = sorted({*PACKAGES} - {*record["packages"]})
-    print(f"Found {len(found)} packages; installed from wheels: {', '.join(carried) or 'none'}; "
+    missing = [name for name in PACKAGES if name not in record["packages"]]
+    print(f"Found: {', '.join(found)}; installed from wheels: {', '.join(installed) or 'none'}; "
           f"missing: {', '.join(missing) or 'none'}.", flush=True)  # fmt: skip
     plan = part_commands(args)
     try:

@@ -2,37 +2,47 @@
 
 python scripts/gpu_wheels.py --out wheels [--python 3.12]
 
-Owns   the list of what is carried along, in the versions of constraints.txt: the project itself,
-       and what the server needs. torch, transformers and Triton must be on that machine.
-Takes  the version of its Python (Linux, x86-64). With this checkout, benchmarks/gpu.py and these
-       wheels are all that travels; more than MOST_BYTES together is refused.
+Owns   what is carried along: the project itself, and what its server and tokenizer need, in the
+       versions of this environment. torch, numpy, pillow, typer and rich must be there; without
+       transformers, Triton or pytest less is measured.
+Takes  the version of that machine's Python (Linux, x86-64). With this checkout, these wheels are
+       all that travels; more than MOST_BYTES together is refused.
 """
 
 from __future__ import annotations
 
 import argparse
-import re
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
+
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 MOST_BYTES = 50 * 10**6
-CARRIED = (
-    "annotated-doc", "annotated-types", "fastapi", "h11", "prometheus_client", "pydantic",
-    "pydantic_core", "sentencepiece", "starlette", "typing-inspection", "typing_extensions",
-    "uvicorn",
-)  # fmt: skip
+# What the parts of benchmarks/gpu.py import that is seldom there.
+CARRIED = ("fastapi", "httpx", "prometheus_client", "sentencepiece", "uvicorn")
 PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_27_x86_64", "manylinux_2_17_x86_64",
              "manylinux2014_x86_64")  # fmt: skip
 
 
-def pinned(name: str) -> str:
-    """NAME==VERSION as constraints.txt has it."""
-    text = (CHECKOUT / "constraints.txt").read_text("utf-8")
-    found = re.search(rf"^{re.escape(name)}==\S+$", text, flags=re.MULTILINE)
-    assert found, f"constraints.txt pins no {name}"
-    return found[0]
+def with_needs(names: tuple[str, ...]) -> list[str]:
+    """Packages and all that these need, as NAME==VERSION of what is installed here."""
+    versions: dict[str, str] = {}
+    left = [*map(canonicalize_name, names)]
+    while left:
+        name = left.pop()
+        if name not in versions:
+            versions[name] = metadata.version(name)
+            needs = map(Requirement, metadata.requires(name) or ())
+            left += [
+                canonicalize_name(need.name)
+                for need in needs
+                if need.marker is None or need.marker.evaluate({"extra": ""})
+            ]
+    return [f"{name}=={version}" for name, version in sorted(versions.items())]
 
 
 def run_pip(*arguments: str) -> None:
@@ -66,7 +76,7 @@ def main() -> None:
     platforms = [option for name in PLATFORMS for option in ("--platform", name)]
     run_pip("download", "-q", "--no-deps", "--only-binary=:all:", "--implementation", "cp",
             "--python-version", args.python, *platforms, "-d", str(out),
-            *map(pinned, CARRIED))  # fmt: skip
+            *with_needs(CARRIED))  # fmt: skip
     command = ["git", "describe", "--always", "--dirty", "--exclude=*"]
     commit = subprocess.run(command, cwd=CHECKOUT, check=True, capture_output=True, text=True)
     (out / "commit.txt").write_text(commit.stdout, "utf-8")
