@@ -16,6 +16,7 @@ from minigpt4_runtime.errors import RequestError
 
 if TYPE_CHECKING:
     import numpy
+    import torch
     from PIL.Image import Image
 
 Role = Literal["system", "user", "assistant"]
@@ -24,9 +25,9 @@ FinishReason = Literal["stop", "length"]
 
 @dataclass(frozen=True, eq=False)
 class ImageSource:
-    """A picture that has not been opened: a path, bytes, a data URL, a PIL image or an array."""
+    """A picture not yet opened: a path, bytes, a data URL, a PIL image, an array or a tensor."""
 
-    value: str | PathLike[str] | bytes | Image | numpy.ndarray[Any, Any]
+    value: str | PathLike[str] | bytes | Image | numpy.ndarray[Any, Any] | torch.Tensor
 
     @property
     def name(self) -> str:
@@ -38,7 +39,9 @@ class ImageSource:
         return f"the picture given as {type(self.value).__name__}"
 
 
-def image(value: str | PathLike[str] | bytes | Image | numpy.ndarray[Any, Any]) -> ImageSource:
+def image(
+    value: str | PathLike[str] | bytes | Image | numpy.ndarray[Any, Any] | torch.Tensor,
+) -> ImageSource:
     """Mark a value as a picture inside a message's content: `[image("cat.jpg"), "What is it?"]`."""
     return ImageSource(value)
 

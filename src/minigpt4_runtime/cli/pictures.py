@@ -60,7 +60,7 @@ def walk(folder: Path, *, recursive: bool) -> Iterator[Path]:
     Raises:
         ConfigError: it cannot be read.
     """
-    from minigpt4_runtime.pixels import IMAGE_SUFFIXES
+    from minigpt4_runtime.picture_formats import IMAGE_SUFFIXES
 
     for parent, folders, names in os.walk(folder, onerror=_refuse):
         folders[:] = [name for name in folders if recursive and not name.startswith(".")]
