@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from fake_api import FakeMiniGPT4
+from PIL import Image
 
 from minigpt4_runtime.cli.options import DEMO_NOTICE
 
@@ -115,6 +116,45 @@ def test_what_fails_is_reported_recorded_and_skipped(minigpt4, folder, bad_pictu
     assert by_name["bad.png"]["answer"] is None
     assert by_name["bad.png"]["error"] in errors[1]
     assert by_name["no.png"]["error"] == "no.png does not exist."
+
+
+def test_no_picture_in_a_folder_is_passed_over_in_silence(minigpt4, folder):
+    (folder / "drawing.svg").write_text("<svg xmlns='http://www.w3.org/2000/svg'/>")
+    (folder / "photo.jxl").write_bytes(b"\xff\x0a and more")
+    shown = minigpt4("describe", ".", "--out", "r.jsonl", *MODEL)
+    assert shown.status == 1
+    assert shown.out.splitlines() == [
+        f"{name}: {ANSWER.format(name)}" for name in ("a.png", "b.jpg")
+    ]
+    assert "error: drawing.svg is a drawing in SVG, which is not read here." in shown.err
+    assert "error: photo.jxl is not a picture that can be read here" in shown.err
+    assert "notes.txt" not in shown.err
+    assert shown.err.endswith("2 described, 2 failed\n")
+    failed = {each["image"]: each["error"] for each in records(folder / "r.jsonl") if each["error"]}
+    assert set(failed) == {"drawing.svg", "photo.jxl"}
+
+
+def test_an_error_advises_nothing_that_describe_cannot_do(minigpt4, folder):
+    Image.new("1", (50_000, 3000)).save("large.png")
+    Image.new("1", (70_000, 1)).save("thin.png")
+    shown = minigpt4("describe", "large.png", "thin.png", *MODEL)
+    assert "150,000,000 pixels; the limit is 100,000,000. Make it smaller.\n" in shown.err
+    assert "thin.png is 70000×1 pixels; the limit is 65,535 a side. Make it smaller.\n" in shown.err
+
+
+@pytest.mark.parametrize("command", ["describe", "chat"])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--length-penalty 1", "--length-penalty needs --num-beams above 1: it ranks beams."),
+        ("--num-beams 3 --temperature 1", "--num-beams searches and --temperature draws by lot."),
+    ],
+)
+def test_options_that_do_not_go_together_are_refused(minigpt4, folder, command, options, message):
+    shown = minigpt4(command, "a.png", *options.split(), *MODEL)
+    assert shown.status == 1
+    assert shown.err.startswith(f"error: {message}")
+    assert not FakeMiniGPT4.loaded
 
 
 def test_answers_are_shown_in_order_and_written_as_they_come(minigpt4, folder, bad_picture):

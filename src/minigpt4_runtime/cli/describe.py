@@ -61,15 +61,16 @@ def describe(
 
     Many pictures are described at once, and shown in order. Answers go to stdout, all else to
     stderr. With a folder or several pictures every line of an
-    answer begins with "PATH: ". A picture that cannot be read is reported and skipped; the exit
-    status is then 1 at the end. Ctrl-C loses nothing that is done.
+    answer begins with "PATH: ". A picture that cannot be read, or not in its format, is reported,
+    recorded and skipped; the exit status is then 1 at the end. In a folder, files that are no
+    pictures are passed over. Ctrl-C loses nothing that is done.
 
     A record in a .jsonl has the keys image, answer, finish_reason, prompt_tokens,
     completion_tokens, token_ids, seconds and error; answer or error is null. An existing .jsonl
     is only continued, never replaced; a .json is replaced when all is done.
     """
     params = sampling.params()
-    pictures = find_pictures(paths, recursive=recursive)
+    pictures = find_pictures(paths, recursive=recursive, with_unreadable=True)
     results = open_results(out, resume=resume, images=[str(picture) for picture in pictures])
     todo = [picture for picture in pictures if str(picture) not in results.done]
     shows_names = len(pictures) > 1 or any(is_folder(path) for path in paths)

@@ -2,7 +2,7 @@
 
 Owns   what counts as a picture inside a folder.
 Takes  paths as typed; gives paths made by joining, each once.
-Never  opens a picture.
+Never  opens a picture, or passes over one in silence where all are asked for.
 """
 
 import os
@@ -33,39 +33,47 @@ def is_missing(path: Path) -> bool:
     return False
 
 
-def find_pictures(paths: Sequence[Path], *, recursive: bool) -> list[Path]:
+def find_pictures(
+    paths: Sequence[Path], *, recursive: bool, with_unreadable: bool = False
+) -> list[Path]:
     """Give files as they are, and for a folder the pictures in it, sorted. None comes twice.
+
+    `with_unreadable` gives those too that are plainly pictures, but in no format that is read here.
 
     Raises:
         ConfigError: a folder cannot be read or holds no picture.
     """
     found: dict[Path, Path] = {}
     for path in paths:
-        for picture in _pictures_in(path, recursive=recursive) if is_folder(path) else [path]:
+        within = [path]
+        if is_folder(path):
+            within = _pictures_in(path, recursive=recursive, with_unreadable=with_unreadable)
+        for picture in within:
             found.setdefault(picture.absolute(), picture)
     return list(found.values())
 
 
-def _pictures_in(folder: Path, *, recursive: bool) -> list[Path]:
-    pictures = sorted(walk(folder, recursive=recursive))
+def _pictures_in(folder: Path, *, recursive: bool, with_unreadable: bool) -> list[Path]:
+    pictures = sorted(walk(folder, recursive=recursive, with_unreadable=with_unreadable))
     if not pictures:
         hint = "Name another folder." if recursive else "-r looks into its subfolders too."
         raise ConfigError(f"There are no pictures in the folder {folder}. {hint}")
     return pictures
 
 
-def walk(folder: Path, *, recursive: bool) -> Iterator[Path]:
+def walk(folder: Path, *, recursive: bool, with_unreadable: bool = False) -> Iterator[Path]:
     """Give the pictures in a folder, in no order; hidden ones are left out.
 
     Raises:
         ConfigError: it cannot be read.
     """
-    from minigpt4_runtime.picture_formats import IMAGE_SUFFIXES
+    from minigpt4_runtime.picture_formats import IMAGE_SUFFIXES, UNREADABLE_SUFFIXES
 
+    suffixes = IMAGE_SUFFIXES | UNREADABLE_SUFFIXES if with_unreadable else IMAGE_SUFFIXES
     for parent, folders, names in os.walk(folder, onerror=_refuse):
         folders[:] = [name for name in folders if recursive and not name.startswith(".")]
         for name in names:
-            if not name.startswith(".") and Path(name).suffix.lower() in IMAGE_SUFFIXES:
+            if not name.startswith(".") and Path(name).suffix.lower() in suffixes:
                 yield Path(parent, name)
 
 
