@@ -39,6 +39,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "levels": WORDS,
     "picture_formats": WORDS,
     "pixels": WORDS | {"levels", "picture_formats"},
+    "picture_fetch": WORDS,
     "model": WORDS,
     "checkpoint": WORDS | {"tokenizer", "model"},
     "backend": WORDS | {"model"},
@@ -51,14 +52,14 @@ MAY_IMPORT: dict[str, set[str]] = {
     # Whether a model fits is asked of the devices themselves.
     "hub": WORDS | {"checkpoint", "backend.registry"},
     "export": WORDS | {"pixels", "model", "checkpoint"},
-    "server": WORDS | {"api", FRONT_DOOR},
+    "server": WORDS | {"api", FRONT_DOOR, "picture_fetch"},
     "web": WORDS | {"api", FRONT_DOOR},
     "report": WORDS,
     "bench": WORDS | {"api", FRONT_DOOR, "report"},
     "evaluation": WORDS | {"api", FRONT_DOOR, "pixels", "report"},
     "cli": WORDS
     | {"api", FRONT_DOOR, "server", "web", "export", "bench", "evaluation", "checkpoint", "hub"}
-    | {"pixels", "picture_formats", "prompt.DESCRIBE_PROMPT", "report"},
+    | {"pixels", "picture_formats", "picture_fetch", "prompt.DESCRIBE_PROMPT", "report"},
     "__main__": {"cli.main.run"},
     "assets": set(),
 }

@@ -115,7 +115,7 @@ def open_rgb(source: ImageSource, limits: ImageLimits = DEFAULT_LIMITS) -> Image
     Raises:
         ImageError: the picture cannot be read or is beyond the limits; the message names it.
     """
-    value: object = source.value
+    value: object = source.value() if callable(source.value) else source.value
     if isinstance(value, Image.Image):
         return _open_given(value, source.name, limits)
     array = as_array(value, source.name)
@@ -148,7 +148,7 @@ def _read(value: object, name: str, limits: ImageLimits) -> bytes:
 
 def _read_file(value: str | os.PathLike[Any], name: str, limits: ImageLimits) -> bytes:
     try:
-        path = _to_path(value, name)
+        path = path_of(value, name)
         status = path.stat()
         if stat.S_ISDIR(status.st_mode):
             raise ImageError(f"{name} is a folder. Name a picture inside it.")
@@ -168,7 +168,12 @@ def _read_file(value: str | os.PathLike[Any], name: str, limits: ImageLimits) ->
         raise ImageError(f"{name} is not a usable path ({error}). Check the path.") from None
 
 
-def _to_path(value: str | os.PathLike[Any], name: str) -> Path:
+def path_of(value: str | os.PathLike[Any], name: str) -> Path:
+    """The path that is meant, also by a file: URL. `name` is for messages.
+
+    Raises:
+        ImageError: it is a URL of another kind, or of another machine.
+    """
     text = os.fsdecode(value)
     if not isinstance(value, str) or not re.match(r"file:|[a-z][a-z0-9+.-]*://", text, re.I):
         return Path(text).expanduser()

@@ -44,7 +44,7 @@ def test_options_reach_the_model(minigpt4, folder, monkeypatch):
         "--model", "m", "--device", "cuda:1", "--dtype", "bfloat16",
     )  # fmt: skip
     ((picture, prompt, sampling),) = seen
-    assert (str(picture), prompt) == ("a.png", "Why?")
+    assert (picture.name, prompt) == ("a.png", "Why?")
     assert (sampling.max_new_tokens, sampling.temperature, sampling.top_p) == (7, 0.5, 0.9)
     assert (sampling.top_k, sampling.repetition_penalty, sampling.seed) == (3, 1.05, 1)
     ((model, device, dtype),) = FakeMiniGPT4.loaded
@@ -132,6 +132,47 @@ def test_no_picture_in_a_folder_is_passed_over_in_silence(minigpt4, folder):
     assert shown.err.endswith("2 described, 2 failed\n")
     failed = {each["image"]: each["error"] for each in records(folder / "r.jsonl") if each["error"]}
     assert set(failed) == {"drawing.svg", "photo.jxl"}
+
+
+def test_addresses_are_fetched_and_named(minigpt4, folder, site):
+    shown = minigpt4(
+        "describe", f"{site}/x.png", "a.png", f"{site}/x.png", "--allow-local-urls", *MODEL,
+        "--out", "r.jsonl",
+    )  # fmt: skip
+    assert (shown.status, shown.err) == (0, "2 described, 0 failed\n")
+    assert shown.out.splitlines()[0] == f"{site}/x.png: {ANSWER.format('x.png')}"
+    assert [each["image"] for each in records(folder / "r.jsonl")] == [f"{site}/x.png", "a.png"]
+    assert len(site.asked) == 1
+
+
+def test_an_address_of_this_machine_is_refused_unless_it_is_allowed(minigpt4, folder, site):
+    shown = minigpt4("describe", f"{site}/x.png", "a.png", *MODEL)
+    assert shown.status == 1
+    assert (
+        f"error: {site}/x.png: 127.0.0.1:{site.port} leads to an address that is not" in shown.err
+    )
+    assert site.asked == []
+
+
+def test_a_file_url_is_a_path(minigpt4, folder):
+    shown = minigpt4("describe", (folder / "sub").as_uri(), (folder / "a.png").as_uri(), *MODEL)
+    assert (shown.status, shown.err) == (0, "2 described, 0 failed\n")
+    assert shown.out.splitlines()[0] == f"{folder}/sub/c.png: {ANSWER.format('c.png')}"
+
+
+def test_a_picture_may_come_on_stdin(start, folder):
+    png = (folder / "a.png").read_bytes()
+    whole = start("describe", "-", *MODEL, encoding=None).communicate(png, timeout=60)
+    assert whole == (f"{ANSWER.format('- (stdin)')}\n".encode(), b"")
+    for content, message in (
+        (b"", b"is empty"),
+        (png[:40], b"is damaged"),
+        (b"x", b"is not a pic"),
+    ):
+        process = start("describe", "-", *MODEL, encoding=None)
+        out, err = process.communicate(content, timeout=60)
+        assert (process.returncode, out) == (1, b"")
+        assert err.startswith(b"error: - (stdin) " + message)
 
 
 def test_an_error_advises_nothing_that_describe_cannot_do(minigpt4, folder):

@@ -29,6 +29,14 @@ THREADS_VARIABLE = "OMP_NUM_THREADS"
 DEMO_NOTICE = "The demo model answers: it knows only drawn scenes. Give --model DIR for a real one."
 
 
+AllowLocalUrls = Annotated[
+    bool,
+    typer.Option(
+        "--allow-local-urls", help="Fetch from this machine and from private networks too."
+    ),
+]
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelOptions:
     """Which model answers, and on what it runs."""
