@@ -51,12 +51,18 @@ class Golden:
         return [case for case in cases if not any(map(ends_in_mark, case["turns"]))]
 
     def play(self, case: dict) -> tuple[list[Message], list[Reply]]:
-        """Go through a case as a user of the API would: the last question, and all replies."""
+        """Go through a case as a user of the API would: the last question, and all replies.
+
+        A picture after a text begins a message: within one, pictures would come first.
+        """
         messages: list[Message] = []
         parts: list = []
         replies: list[Reply] = []
         for what, *value in events_of(case):
             if what == "image":
+                if parts and isinstance(parts[-1], str):
+                    messages = [*messages, Message("user", tuple(parts))]
+                    parts = []
                 parts.append(image(self.folder / "images" / value[0]))
             elif what == "ask":
                 parts.append(value[0])

@@ -21,9 +21,9 @@ SOURCE_DIR = Path(__file__).parents[1] / "src" / PACKAGE
 FRONT_DOOR = "__init__"
 # Words may be imported everywhere; the version is one of them.
 WORDS = {"errors", "config", "presets", "messages", "optional", "__init__.__version__"}
-BELOW_API = WORDS | {
-    "prompt", "tokenizer", "answer", "pixels", "model", "checkpoint", "backend", "engine",
-}  # fmt: skip
+# From what people give to numbers, and back.
+FOR_PEOPLE = {"prompt", "tokenizer", "answer", "pixels", "levels", "picture_formats"}
+BELOW_API = WORDS | FOR_PEOPLE | {"model", "checkpoint", "backend", "engine"}
 
 # An entry allows a room, one of its modules or one of its names, and what lies within them.
 # Every room may import itself.
@@ -36,27 +36,30 @@ MAY_IMPORT: dict[str, set[str]] = {
     "prompt": WORDS,
     "tokenizer": WORDS | {"prompt"},
     "answer": WORDS | {"prompt", "tokenizer"},
-    "pixels": WORDS,
+    "levels": WORDS,
+    "picture_formats": WORDS,
+    "pixels": WORDS | {"levels", "picture_formats"},
+    "picture_fetch": WORDS,
     "model": WORDS,
     "checkpoint": WORDS | {"tokenizer", "model"},
     "backend": WORDS | {"model"},
     "engine": WORDS | {"model", "backend.contracts"},
-    "ranks": BELOW_API - {"prompt", "tokenizer", "answer", "pixels"},
-    "sides": BELOW_API - {"prompt", "tokenizer", "answer", "pixels"},
+    "ranks": BELOW_API - FOR_PEOPLE,
+    "sides": BELOW_API - FOR_PEOPLE,
     "picture_run": WORDS | {"engine"},
     "api": BELOW_API | {"ranks", "sides", "picture_run"},
     FRONT_DOOR: WORDS | {"api"},
     # Whether a model fits is asked of the devices themselves.
     "hub": WORDS | {"checkpoint", "backend.registry"},
     "export": WORDS | {"pixels", "model", "checkpoint"},
-    "server": WORDS | {"api", FRONT_DOOR},
+    "server": WORDS | {"api", FRONT_DOOR, "picture_fetch"},
     "web": WORDS | {"api", FRONT_DOOR},
     "report": WORDS,
     "bench": WORDS | {"api", FRONT_DOOR, "report"},
     "evaluation": WORDS | {"api", FRONT_DOOR, "pixels", "report"},
     "cli": WORDS
     | {"api", FRONT_DOOR, "server", "web", "export", "bench", "evaluation", "checkpoint", "hub"}
-    | {"pixels", "prompt.DESCRIBE_PROMPT", "report"},
+    | {"pixels", "picture_formats", "picture_fetch", "prompt.DESCRIBE_PROMPT", "report"},
     "__main__": {"cli.main.run"},
     "assets": set(),
 }
@@ -67,7 +70,7 @@ DEVICES = {"backend.cpu", "backend.cuda", "backend.npu"}
 # Rooms that need nothing but Python, and rooms that load without torch.
 ONLY_STANDARD_LIBRARY = {"errors", "config", "presets", "messages", "optional", "prompt"}
 NO_TORCH_ON_LOAD = ONLY_STANDARD_LIBRARY | {
-    "tokenizer", "answer", "pixels", "hub", "cli", FRONT_DOOR,
+    "tokenizer", "answer", "pixels", "levels", "picture_formats", "hub", "cli", FRONT_DOOR,
 }  # fmt: skip
 HEAVY = {"torch", "torch_npu"}
 

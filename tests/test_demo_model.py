@@ -36,6 +36,17 @@ def test_it_describes_the_example_pictures(model):
         assert words in model.describe(IMAGES / f"{name}.png").text
 
 
+def test_the_question_may_stand_before_its_picture(model):
+    picture = {"type": "image_url", "image_url": {"url": str(IMAGES / "three.png")}}
+    question = {"type": "text", "text": "How many shapes are there?"}
+    replies = [
+        model.chat([{"role": "user", "content": content}]).text
+        for content in ([picture, question], [question, picture])
+    ]
+    assert "three" in replies[0].lower()
+    assert replies[1] == replies[0]
+
+
 def test_any_text_can_be_typed(model):
     for text in ("你好，图片里有什么？", "🙂🙂", "a\tb\nc   d", "", "</s><s>###"):
         prompt = model.encode_prompt([{"role": "user", "content": text}])

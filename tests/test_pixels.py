@@ -11,15 +11,26 @@ from pathlib import Path
 from urllib.parse import quote
 
 import numpy
+import pillow_heif
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import ExifTags, Image
+from picture_files import (
+    DEEP_MODES,
+    FILES,
+    ODD_FILES,
+    drawing,
+    exif_of,
+    save,
+)
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from minigpt4_runtime.config import VisionConfig
 from minigpt4_runtime.errors import ConfigError, ImageError
 from minigpt4_runtime.messages import ImageSource
-from minigpt4_runtime.pixels import IMAGE_SUFFIXES, ImageLimits, load, open_rgb
+from minigpt4_runtime.picture_formats import IMAGE_SUFFIXES
+from minigpt4_runtime.pixels import ImageLimits, load, open_rgb
 
 GOLDENS = Path(__file__).parent / "goldens"
 PHOTO = GOLDENS / "vicuna/images/photo_rgb.jpg"
@@ -47,107 +58,24 @@ def error_of(value, limits=None):
 
 
 def pillow_rgb(content):
-    """What the original's `Image.open(path).convert("RGB")` gives."""
+    """What the original's `Image.open(path).convert("RGB")` gives, but deep levels scaled."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        with Image.open(io.BytesIO(content)) as image:
-            return numpy.asarray(image.convert("RGB"))
+        try:
+            image = Image.open(io.BytesIO(content))
+        except UnidentifiedImageError:  # Pillow alone knows no HEIC.
+            image = pillow_heif.HeifImageFile(io.BytesIO(content))
+        with image:
+            return converted(image)
 
 
-def save(image, file_format, **options):
-    file = io.BytesIO()
-    image.save(file, file_format, **options)
-    return file.getvalue()
-
-
-def drawing(mode, size=(13, 9)):
-    """A picture in any of Pillow's modes, with another level at every pixel."""
-    width, height = size
-    random = numpy.random.default_rng(width * height)
-    noise = Image.fromarray(random.integers(0, 256, (height, width, 4), dtype=numpy.uint8))
-    if mode in {"I", "F", "I;16", "I;16B"}:
-        deep = Image.new(mode, size)
-        for i in range(width * height):
-            deep.putpixel((i % width, i // width), i * 560 + (0.5 if mode == "F" else 0))
-        return deep
-    if mode == "RGBa":
-        return noise.convert("RGBA").convert("RGBa")
-    return noise.convert("RGB").convert(mode) if mode in {"LAB", "P", "PA"} else noise.convert(mode)
-
-
-def exif_of(orientation):
-    exif = Image.Exif()
-    exif[ExifTags.Base.Orientation] = orientation
-    exif[ExifTags.Base.Make] = "a maker of cameras"
-    exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.DateTimeOriginal] = "2023:04:20 10:00:00"
-    return exif
-
-
-def saved_drawings():
-    """One small file of every format in every mode that the format can hold, by name."""
-    modes = ("1", "L", "LA", "P", "RGB", "RGBA", "I", "I;16", "F", "CMYK", "YCbCr", "LAB")
-    held = {
-        "JPEG": {"1", "L", "RGB", "CMYK", "YCbCr"},
-        "PNG": {"1", "L", "LA", "P", "RGB", "RGBA", "I;16"},
-        "WEBP": {"L", "LA", "P", "RGB", "RGBA", "I", "CMYK"},
-        "BMP": {"1", "L", "P", "RGB", "RGBA"},
-        "TIFF": set(modes) - {"YCbCr"},  # Old Pillow cannot read what it wrote.
-        "GIF": {"1", "L", "LA", "P", "RGB", "RGBA"},
-    }
-    files = {
-        f"{file_format} {mode}": save(drawing(mode), file_format)
-        for file_format, held_modes in held.items()
-        for mode in modes
-        if mode in held_modes
-    }
-    rgb, palette, grey = drawing("RGB"), drawing("P"), drawing("L")
-    for compression in ("tiff_lzw", "tiff_adobe_deflate", "packbits", "jpeg"):
-        files[f"TIFF {compression}"] = save(rgb, "TIFF", compression=compression, exif=exif_of(6))
-    pages = {"save_all": True, "append_images": [rgb.rotate(180)]}
-    return files | {
-        "TIFF group4": save(drawing("1"), "TIFF", compression="group4"),
-        "TIFF big": save(rgb, "TIFF", big_tiff=True),
-        "TIFF pages": save(rgb, "TIFF", **pages),
-        "PNG transparent bytes": save(palette, "PNG", transparency=bytes(range(200))),
-        "PNG transparent index": save(palette, "PNG", transparency=3),
-        "PNG transparent grey": save(grey, "PNG", transparency=77),
-        "PNG transparent RGB": save(rgb, "PNG", transparency=(1, 2, 3)),
-        "PNG animated": save(rgb, "PNG", **pages),
-        "WEBP lossless": save(drawing("RGBA"), "WEBP", lossless=True, exif=exif_of(6)),
-        "WEBP animated": save(rgb, "WEBP", **pages),
-        "GIF transparent": save(palette, "GIF", transparency=3),
-        "GIF animated": save(palette, "GIF", **pages),
-        "JPEG progressive": save(rgb, "JPEG", progressive=True, exif=exif_of(6)),
-        "JPEG of a phone": save(rgb, "MPO", **pages),
-    }
-
-
-FILES = saved_drawings()
-
-
-def tiff(width, height, *, entries=()):
-    """An uncompressed greyscale TIFF of zeros, with more entries: tag, type, count, value."""
-    plain = ((256, 4, 1, width), (257, 4, 1, height), (258, 3, 1, 8), (259, 3, 1, 1))
-    plain += ((262, 3, 1, 1), (273, 4, 1, 1000), (278, 4, 1, height), (279, 4, 1, width * height))
-    directory = b"".join(struct.pack("<HHLL", *entry) for entry in sorted(plain + tuple(entries)))
-    head = b"II*\0" + struct.pack("<LH", 8, len(plain) + len(entries)) + directory + bytes(4)
-    return head.ljust(1000, b"\0") + bytes(width * height)
-
-
-def png_with(chunk, content):
-    """FILES["PNG RGB"] with one more chunk after its header."""
-    crc = struct.pack(">L", zlib.crc32(chunk + content))
-    whole = struct.pack(">L", len(content)) + chunk + content + crc
-    return FILES["PNG RGB"][:33] + whole + FILES["PNG RGB"][33:]
-
-
-# Files that Pillow reads with a warning, by what it says.
-ODD_FILES = {
-    "larger than file|Expecting to|Truncated": tiff(4, 3, entries=[(305, 2, 10**6, 900)]),
-    "too many entries": tiff(4, 3, entries=[(266, 3, 2, 1 | 1 << 16)]),
-    "Invalid APNG": png_with(b"acTL", bytes(8)),
-    "Palette images": FILES["PNG transparent bytes"],
-}
+def converted(image):
+    if image.mode not in DEEP_MODES:
+        return numpy.asarray(image.convert("RGB"))
+    levels = numpy.asarray(image)
+    white = 1 if image.mode == "F" else 65_535
+    grey = [[round(float(level) / white * 255) for level in row] for row in levels]
+    return numpy.stack([numpy.array(grey, dtype=numpy.uint8)] * 3, axis=-1)
 
 
 # ── The original's pixels ──────────────────────────────────────────────────────────────────────
@@ -175,7 +103,11 @@ def test_mean_and_std_are_the_configs():
 @pytest.mark.parametrize("name", FILES)
 def test_every_format_and_mode_is_read_as_pillow_reads_it(name):
     expected = pillow_rgb(FILES[name])
-    if name in {"WEBP lossless", "JPEG progressive"}:  # Their EXIF says 6: a quarter turn.
+    if name in {
+        "WEBP lossless",
+        "JPEG progressive",
+        "AVIF RGB",
+    }:  # Their EXIF says 6: a quarter turn.
         expected = numpy.rot90(expected, k=-1)
     numpy.testing.assert_array_equal(levels_of(FILES[name]), expected)
 
@@ -187,14 +119,84 @@ def test_every_format_and_mode_is_read_as_pillow_reads_it(name):
 )  # fmt: skip
 def test_every_mode_of_a_given_image_becomes_rgb_as_convert_does(mode):
     given = drawing(mode)
-    numpy.testing.assert_array_equal(levels_of(given), numpy.asarray(given.convert("RGB")))
+    numpy.testing.assert_array_equal(levels_of(given), converted(given))
 
 
-def test_16_bit_grey_is_clipped_not_scaled_as_the_original_does():
-    deep = Image.new("I;16", (3, 1))
-    for x, level in enumerate((7, 255, 4000)):
-        deep.putpixel((x, 0), level)
-    assert levels_of(save(deep, "PNG"))[0, :, 0].tolist() == [7, 255, 255]
+# ── Deep levels ────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("big_endian", [False, True])
+def test_16_bits_are_scaled_by_their_full_range(big_endian):
+    every = numpy.arange(65_536, dtype=">u2" if big_endian else "<u2").reshape(256, 256)
+    deep = Image.frombytes("I;16B" if big_endian else "I;16", (256, 256), every.tobytes())
+    expected = [(level * 255 + 32_767) // 65_535 for level in range(65_536)]
+    values = [deep, every, save(deep, "TIFF")]
+    if not big_endian:
+        values += [save(deep, "PNG"), Image.fromarray(every.astype(numpy.int32)),
+                   save(Image.fromarray(every.astype(numpy.int32)), "TIFF")]  # fmt: skip
+    for value in values:
+        assert levels_of(value)[:, :, 1].reshape(-1).tolist() == expected
+
+
+def test_8_bit_levels_survive_being_16_bits_or_floats():
+    grey = numpy.arange(256, dtype=numpy.uint8).reshape(16, 16)
+    values = [grey.astype(numpy.uint16) * 257, torch.from_numpy(grey) / 255]
+    values += [(grey / 255).astype(kind) for kind in ("float16", "float32", "float64")]
+    for value in [*values, Image.fromarray(values[-2]), save(Image.fromarray(values[-2]), "TIFF")]:
+        assert (levels_of(value)[:, :, 0] == grey).all()
+
+
+def test_a_tiff_of_12_bits_is_scaled_by_its_own_range():
+    packed = bytes([0xFF, 0xF0, 0x00, 0x7F, 0xF0, 0x10])  # The levels 4095, 0, 2047 and 16.
+    entries = [(256, 4, 4), (257, 4, 1), (258, 3, 12), (259, 3, 1), (262, 3, 1), (273, 4, 1000),
+               (277, 3, 1), (278, 4, 1), (279, 4, 6)]  # fmt: skip
+    head = b"II*\0" + struct.pack("<LH", 8, len(entries))
+    directory = b"".join(struct.pack("<HHLL", tag, kind, 1, value) for tag, kind, value in entries)
+    content = (head + directory + bytes(4)).ljust(1000, b"\0") + packed
+    assert levels_of(content)[0, :, 0].tolist() == [255, 0, 127, 1]
+
+
+@pytest.mark.parametrize(
+    ("levels", "words"),
+    [
+        (numpy.full((2, 2), 255, dtype=numpy.float32), "from 255 to 255; floats from 0 to 1"),
+        (numpy.array([[-0.5, 1]], dtype=numpy.float64), "from -0.5 to 1; floats"),
+        (numpy.array([[0, numpy.nan]], dtype=numpy.float16), "from nan to nan; floats"),
+        (Image.new("F", (2, 2), 1.5), "from 1.5 to 1.5; floats"),
+        (Image.new("I", (2, 2), -1), "from -1 to -1; 16-bit levels from 0 to 65,535"),
+        (Image.new("I", (2, 2), 65_536), "from 65536 to 65536; 16-bit"),
+        (save(Image.new("I", (2, 2), 70_000), "TIFF"), "as bytes has levels from 70000 to 70000"),
+    ],
+)
+def test_levels_beyond_their_range_are_refused_in_one_sentence(levels, words):
+    assert words in error_of(levels)
+
+
+@pytest.mark.parametrize("kind", ["uint8", "uint16", "float32"])
+@pytest.mark.parametrize("num_channels", [1, 3, 4])
+def test_arrays_and_tensors_may_have_channels_first_or_last(kind, num_channels):
+    levels = numpy.random.default_rng(1).integers(0, 256, (6, 8, num_channels))
+    factors = {"uint8": 1, "uint16": 257, "float32": 1 / 255}
+    last = (levels * factors[kind]).astype(kind)
+    expected = numpy.repeat(levels, 3, axis=2)[:, :, :3] if num_channels == 1 else levels[:, :, :3]
+    for array in (last, last.transpose(2, 0, 1), numpy.asfortranarray(last)):
+        numpy.testing.assert_array_equal(levels_of(array), expected)
+        tensor = torch.from_numpy(array.copy())
+        numpy.testing.assert_array_equal(levels_of(tensor), expected)
+    flat = torch.from_numpy(last[:, :, 0].copy())
+    numpy.testing.assert_array_equal(levels_of(flat), numpy.stack([levels[:, :, 0]] * 3, axis=-1))
+
+
+def test_tensors_may_be_of_any_float_and_on_the_way_to_a_gradient():
+    halves = torch.full((3, 6, 8), 0.5)
+    for tensor in (halves.bfloat16(), halves.half(), halves.double(), halves.requires_grad_()):
+        assert numpy.ptp(levels_of(tensor)) == 0
+        assert levels_of(tensor)[0, 0, 0] == 128
+
+
+def test_a_tensor_whose_channels_could_be_either_end_is_refused():
+    assert "(3, 8, 3), of which either end" in error_of(torch.zeros(3, 8, 3))
+    assert levels_of(numpy.zeros((3, 8, 3), dtype=numpy.uint8)).shape == (3, 8, 3)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 5000), (5000, 1)])
@@ -343,6 +345,12 @@ def test_pixels_are_limited_from_the_header(name):
     assert levels_of(whole, ImageLimits(max_pixels=117, max_side=13)).shape == (9, 13, 3)
 
 
+def test_a_thin_picture_is_refused_by_its_side_before_it_is_decoded():
+    header = b"IHDR" + struct.pack(">LLBBBBB", 40, 999_999, 8, 2, 0, 0, 0)
+    thin = FILES["PNG RGB"][:12] + header + struct.pack(">L", zlib.crc32(header))
+    assert "40×999999 pixels; the limit is 65,535 a side" in error_of(thin)
+
+
 def test_given_images_and_arrays_have_the_same_limit():
     image = drawing("RGB")
     for value in (image, numpy.asarray(image)):
@@ -361,10 +369,10 @@ def test_pillows_own_limit_does_not_stand_in_the_way(monkeypatch):
     expected = {name: levels_of(content) for name, content in FILES.items()}
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 20)
     for name, content in FILES.items():
-        if name.startswith("WEBP"):
+        if name.startswith(("WEBP", "ICO", "ICNS")):
             try:
                 numpy.testing.assert_array_equal(levels_of(content), expected[name])
-            except ImageError as error:  # Newer Pillow applies it where WebP is opened.
+            except ImageError as error:  # It is applied in Pillow's own readers of these.
                 assert "PIL.Image.MAX_IMAGE_PIXELS" in str(error)  # noqa: PT017
         else:
             numpy.testing.assert_array_equal(levels_of(content), expected[name])
@@ -448,15 +456,16 @@ def test_faults_of_other_sources_are_named():
 @pytest.mark.parametrize(
     "array",
     [
-        numpy.zeros((4, 4, 3), dtype=numpy.float32), numpy.zeros((4, 4), dtype=bool),
-        numpy.zeros((4, 4, 3), dtype=numpy.int64), numpy.zeros((4, 4, 2), dtype=numpy.uint8),
-        numpy.zeros((3, 8, 8), dtype=numpy.uint8), numpy.zeros((1, 4, 4, 3), dtype=numpy.uint8),
+        numpy.zeros((4, 4, 3), dtype=numpy.complex64), numpy.zeros((4, 4), dtype=bool),
+        numpy.zeros((4, 4, 3), dtype=numpy.int64), numpy.zeros((5, 4, 2), dtype=numpy.uint8),
+        numpy.zeros((8, 3, 8), dtype=numpy.uint8), numpy.zeros((1, 4, 4, 3), dtype=numpy.uint8),
         numpy.zeros(4, dtype=numpy.uint8), numpy.zeros((4, 4), dtype=object),
     ],
 )  # fmt: skip
 def test_arrays_of_other_kinds_are_refused_with_what_is_taken(array):
-    message = error_of(array)
-    assert f"is {array.dtype} of shape {array.shape}. Give uint8" in message
+    for value in (array,) if array.dtype == object else (array, torch.from_numpy(array)):
+        message = error_of(value)
+        assert f"is {array.dtype} of shape {array.shape}. Give uint8, uint16 or floats" in message
 
 
 def test_arrays_without_pixels_are_refused():
@@ -472,7 +481,7 @@ def test_truncated_files_are_refused(name, tmp_path):
         path.write_bytes(FILES[name][: len(FILES[name]) // 5])
     message = error_of(path)
     assert "half.img is damaged or cut short" in message
-    assert "Save or download it again." in message
+    assert "Save it anew as JPEG or PNG, or download it again." in message
 
 
 @settings(max_examples=800, deadline=None)
@@ -531,7 +540,7 @@ def test_threads_load_pictures_at_once():
 
     def load_one(name):
         with pytest.raises(ImageError):
-            open_rgb(ImageSource(files[name][:30]))
+            open_rgb(ImageSource(files[name][:10]))
         return load(ImageSource(files[name]), config).digest
 
     with ThreadPoolExecutor(8) as pool:

@@ -29,8 +29,10 @@ def assistant(text):
             "###Human: <Img><ImageHere></Img>###Human: <Img><ImageHere></Img> Which?###Assistant: ",
         ),
         ([user(CAT), user("What?")], "###Human: <Img><ImageHere></Img> What?###Assistant: "),
+        # Within a message pictures come first; messages stay where they are.
+        ([user("What?", CAT)], "###Human: <Img><ImageHere></Img> What?###Assistant: "),
         (
-            [user("Look:", CAT)],
+            [user("Look:"), user(CAT)],
             "###Human: Look:###Human: <Img><ImageHere></Img>###Assistant: ",
         ),
         (
@@ -48,6 +50,16 @@ def test_vicuna_dialogues(messages, text):
     prompt = render(messages, TEMPLATES["vicuna"])
     assert prompt.text == SYSTEM + text
     assert len(prompt.pieces) == len(prompt.images) + 1
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_pictures_come_first_within_a_message_in_whatever_order_it_is_written(template):
+    first, *others = (
+        render([user("Hi"), assistant("Yes?"), user(*parts), user(DOG)], TEMPLATES[template])
+        for parts in ((CAT, DOG, "a", "b"), ("a", CAT, "b", DOG), ("a", "b", CAT, DOG))
+    )
+    assert all(each == first for each in others)
+    assert first.images == (CAT, DOG, DOG)
 
 
 def test_llama2_turns_start_with_a_bos():

@@ -66,7 +66,7 @@ from minigpt4_runtime.tokenizer import EncodedPrompt, ImageSpan, Tokenizer
 DEMO_MODEL_DIR = Path(__file__).parent / "assets" / "demo"
 
 Messages = Sequence[Message | Mapping[str, Any]]
-Picture = ImageSource | str | PathLike[str] | bytes | Image | numpy.ndarray[Any, Any]
+Picture = ImageSource | str | PathLike[str] | bytes | Image | numpy.ndarray[Any, Any] | Tensor
 
 
 class MiniGPT4:

@@ -7,7 +7,7 @@ Never  opens a picture, and knows no template and no token.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -16,6 +16,7 @@ from minigpt4_runtime.errors import RequestError
 
 if TYPE_CHECKING:
     import numpy
+    import torch
     from PIL.Image import Image
 
 Role = Literal["system", "user", "assistant"]
@@ -24,13 +25,22 @@ FinishReason = Literal["stop", "length"]
 
 @dataclass(frozen=True, eq=False)
 class ImageSource:
-    """A picture that has not been opened: a path, bytes, a data URL, a PIL image or an array."""
+    """A picture not yet opened: a path, bytes, a data URL, a PIL image, an array or a tensor.
 
-    value: str | PathLike[str] | bytes | Image | numpy.ndarray[Any, Any]
+    Or a function that gives its bytes when it is opened; `label` is then what people call it.
+    """
+
+    value: (
+        str | PathLike[str] | bytes | Image | numpy.ndarray[Any, Any] | torch.Tensor
+        | Callable[[], bytes]
+    )  # fmt: skip
+    label: str | None = None
 
     @property
     def name(self) -> str:
         """What to call this picture in a message to a person."""
+        if self.label is not None:
+            return self.label
         if isinstance(self.value, str):
             return self.value if len(self.value) <= 200 else f"{self.value[:40]}…"
         if isinstance(self.value, PathLike):
@@ -38,7 +48,9 @@ class ImageSource:
         return f"the picture given as {type(self.value).__name__}"
 
 
-def image(value: str | PathLike[str] | bytes | Image | numpy.ndarray[Any, Any]) -> ImageSource:
+def image(
+    value: str | PathLike[str] | bytes | Image | numpy.ndarray[Any, Any] | torch.Tensor,
+) -> ImageSource:
     """Mark a value as a picture inside a message's content: `[image("cat.jpg"), "What is it?"]`."""
     return ImageSource(value)
 

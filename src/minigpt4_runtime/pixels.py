@@ -1,4 +1,4 @@
-"""Path, bytes, data URL, PIL image or array → RGB → pixels, with a digest and limits.
+"""Path, bytes, data URL, PIL image, array or tensor → RGB → pixels, with a digest and limits.
 
 Owns   the reading of pictures, the limits on them, and the original's resizing and normalising.
 Takes  an ImageSource and the VisionConfig; gives a PixelImage. Every fault is an ImageError.
@@ -8,7 +8,6 @@ Never  fetches from a network, changes a caller's picture, or touches Pillow's g
 
 import base64
 import hashlib
-import io
 import os
 import re
 import stat
@@ -18,39 +17,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any, cast
 from urllib.parse import urlsplit
 
 import numpy
 from PIL import ExifTags, Image
-from PIL.BmpImagePlugin import BmpImageFile
-from PIL.GifImagePlugin import GifImageFile
-from PIL.ImageFile import ImageFile
-from PIL.JpegImagePlugin import JpegImageFile
-from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
-from PIL.WebPImagePlugin import WebPImageFile
 
 from minigpt4_runtime.config import VisionConfig
 from minigpt4_runtime.errors import ConfigError, ImageError
+from minigpt4_runtime.levels import as_array, from_array, to_rgb
 from minigpt4_runtime.messages import ImageSource
-
-IMAGE_SUFFIXES = frozenset(
-    {".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".webp", ".bmp", ".tif", ".tiff",
-     ".gif"}
-)  # fmt: skip
-
-# Pillow's readers are called by their own names: `Image.open` would apply Pillow's limit on pixels,
-# which is one number for the whole process. An MPO is read as the JPEG that it begins with.
-_READERS: tuple[tuple[re.Pattern[bytes], type[ImageFile]], ...] = (
-    (re.compile(rb"\xff\xd8\xff"), JpegImageFile),
-    (re.compile(rb"\x89PNG\r\n\x1a\n"), PngImageFile),
-    (re.compile(rb"RIFF....WEBP", re.DOTALL), WebPImageFile),
-    (re.compile(rb"GIF8[79]a"), GifImageFile),
-    (re.compile(rb"BM"), BmpImageFile),
-    (re.compile(rb"II\*\0|MM\0\*|II\+\0|MM\0\+"), TiffImageFile),
-)
+from minigpt4_runtime.picture_formats import Format, find_format, picture_within
 
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -70,12 +50,12 @@ _READING_GIVEN_IMAGE = threading.Lock()
 class ImageLimits:
     """What a picture may cost. Files, bytes and data URLs are held to `max_bytes`, all to the rest.
 
-    `max_side` is there because resizing a very thin picture takes 40 bytes per pixel of length.
+    `max_side` is that of a JPEG: resizing takes about a kilobyte for each row of the picture.
     """
 
     max_bytes: int = 64 * 2**20
     max_pixels: int = 100_000_000
-    max_side: int = 1_000_000
+    max_side: int = 65_535
 
     def __post_init__(self) -> None:
         """Every limit must be a whole number of at least one."""
@@ -115,8 +95,8 @@ def load(
 def prepare(rgb: Image.Image, config: VisionConfig) -> PixelImage:
     """Resize an RGB picture to S×S and normalise it, as the original does."""
     size = config.image_size
-    # In width first, as Pillow did until 13, which takes the other way round where one side grows
-    # and the other shrinks: up to 25 of 255 levels apart.
+    # In width first, as Pillow did until 12.2, from which on it takes the height first where
+    # H > 100·W and the height shrinks, from 13 on where H-S > 0 and H-S > 2·(W-S).
     wide = rgb.resize((size, rgb.height), Image.Resampling.BICUBIC)
     levels = numpy.asarray(wide.resize((size, size), Image.Resampling.BICUBIC))  # (S, S, 3) uint8
     digest = hashlib.sha256(f"{size}:".encode() + levels.tobytes()).hexdigest()
@@ -128,18 +108,20 @@ def prepare(rgb: Image.Image, config: VisionConfig) -> PixelImage:
 
 
 def open_rgb(source: ImageSource, limits: ImageLimits = DEFAULT_LIMITS) -> Image.Image:
-    """Read a picture whole, as Pillow's `convert("RGB")` gives it, and set it upright by its EXIF.
+    """Read a picture whole, as RGB of 8 bits, and set it upright by its EXIF.
 
     The result is the caller's own: it shares nothing with `source`, and its file is closed.
 
     Raises:
         ImageError: the picture cannot be read or is beyond the limits; the message names it.
     """
-    value: object = source.value
+    value: object = source.value() if callable(source.value) else source.value
     if isinstance(value, Image.Image):
         return _open_given(value, source.name, limits)
-    if isinstance(value, numpy.ndarray):
-        return _open_given(_from_array(value, source.name), source.name, limits)
+    array = as_array(value, source.name)
+    if array is not None:
+        _check_size((array.shape[1], array.shape[0]), source.name, limits)
+        return _open_given(from_array(array, source.name), source.name, limits)
     return _decode(_read(value, source.name, limits), source.name, limits)
 
 
@@ -155,8 +137,8 @@ def _read(value: object, name: str, limits: ImageLimits) -> bytes:
         content = _read_file(value, name, limits)
     else:
         raise ImageError(
-            f"{name} is not something to open. Give a path, bytes, a data URL, a PIL image or a "
-            "numpy array."
+            f"{name} is not something to open. Give a path, bytes, a data URL, a PIL image, a "
+            "numpy array or a torch tensor."
         )
     _check_bytes(len(content), name, limits)
     if not content:
@@ -166,7 +148,7 @@ def _read(value: object, name: str, limits: ImageLimits) -> bytes:
 
 def _read_file(value: str | os.PathLike[Any], name: str, limits: ImageLimits) -> bytes:
     try:
-        path = _to_path(value, name)
+        path = path_of(value, name)
         status = path.stat()
         if stat.S_ISDIR(status.st_mode):
             raise ImageError(f"{name} is a folder. Name a picture inside it.")
@@ -186,7 +168,12 @@ def _read_file(value: str | os.PathLike[Any], name: str, limits: ImageLimits) ->
         raise ImageError(f"{name} is not a usable path ({error}). Check the path.") from None
 
 
-def _to_path(value: str | os.PathLike[Any], name: str) -> Path:
+def path_of(value: str | os.PathLike[Any], name: str) -> Path:
+    """The path that is meant, also by a file: URL. `name` is for messages.
+
+    Raises:
+        ImageError: it is a URL of another kind, or of another machine.
+    """
     text = os.fsdecode(value)
     if not isinstance(value, str) or not re.match(r"file:|[a-z][a-z0-9+.-]*://", text, re.I):
         return Path(text).expanduser()
@@ -221,8 +208,7 @@ def _read_data_url(url: str, name: str, limits: ImageLimits) -> bytes:
 def _check_bytes(num_bytes: int, name: str, limits: ImageLimits) -> None:
     if num_bytes > limits.max_bytes:
         raise ImageError(
-            f"{name} has {num_bytes:,} bytes; the limit is {limits.max_bytes:,}. "
-            "Make it smaller, or raise ImageLimits.max_bytes."
+            f"{name} has {num_bytes:,} bytes; the limit is {limits.max_bytes:,}. Make it smaller."
         )
 
 
@@ -233,27 +219,13 @@ def _check_size(size: tuple[int, int], name: str, limits: ImageLimits) -> None:
     if width * height > limits.max_pixels:
         raise ImageError(
             f"{name} is {width}×{height} = {width * height:,} pixels; the limit is "
-            f"{limits.max_pixels:,}. Make it smaller, or raise ImageLimits.max_pixels."
+            f"{limits.max_pixels:,}. Make it smaller."
         )
     if max(size) > limits.max_side:
         raise ImageError(
             f"{name} is {width}×{height} pixels; the limit is {limits.max_side:,} a side. "
-            "Make it smaller or raise max_side."
+            "Make it smaller."
         )
-
-
-def _from_array(array: numpy.ndarray[Any, Any], name: str) -> Image.Image:
-    # A float array in 0…1 would become black without a word: nothing is guessed here.
-    flat, layered = array.ndim == 2, array.ndim == 3 and array.shape[2] in {1, 3, 4}
-    if array.dtype != numpy.uint8 or not (flat or layered):
-        raise ImageError(
-            f"{name} is {array.dtype} of shape {array.shape}. Give uint8 of shape (H, W), "
-            "(H, W, 1), (H, W, 3) or (H, W, 4), with levels from 0 to 255."
-        )
-    if not array.size:
-        raise ImageError(f"{name} has the shape {array.shape}: there is nothing to see.")
-    plain = numpy.ascontiguousarray(array)
-    return Image.fromarray(plain[:, :, 0] if layered and array.shape[2] == 1 else plain)
 
 
 def _open_given(image: Image.Image, name: str, limits: ImageLimits) -> Image.Image:
@@ -263,10 +235,10 @@ def _open_given(image: Image.Image, name: str, limits: ImageLimits) -> Image.Ima
         with _READING_GIVEN_IMAGE:
             image.load()
             turn = _turn_of(image)
-        return _to_rgb(image, turn)
+        return _upright(to_rgb(image, name, top=_white_of(image)), turn)
 
 
-class _Content(io.BytesIO):
+class _Content(BytesIO):
     """A picture's bytes, for a limited number of reads.
 
     Pillow looks for the next part of a JPEG or GIF byte by byte: much junk would take very long.
@@ -282,25 +254,49 @@ class _Content(io.BytesIO):
         return super().read(size)
 
 
+class _DamagedError(ImageError):
+    """What Pillow raised while it read a picture."""
+
+
 def _decode(content: bytes, name: str, limits: ImageLimits) -> Image.Image:
-    reader = next((reader for magic, reader in _READERS if magic.match(content)), None)
-    if reader is None:
-        raise ImageError(
-            f"{name} is not a picture that can be read here; it begins with {content[:12]!r}. "
-            "Convert it to JPEG, PNG, WebP, BMP, TIFF or GIF."
-        )
-    fault, remedy = f"{name} is damaged or cut short", "Save or download it again."
-    with _reading(name, fault=fault, remedy=remedy), reader(_Content(content)) as image:
+    kind = find_format(content, name)
+    try:
+        return _decode_as(kind, content, name, limits)
+    except _DamagedError:
+        plain = kind.without_metadata(content)
+        if plain != content:
+            with suppress(_DamagedError):
+                return _decode_as(kind, plain, name, limits)
+        raise
+
+
+def _decode_as(kind: Format, content: bytes, name: str, limits: ImageLimits) -> Image.Image:
+    reader = kind.find_reader(name)
+    fault = f"{name} is damaged or cut short, or a kind of {kind.name} that is not read here"
+    remedy = "Save it anew as JPEG or PNG, or download it again."
+    with _reading(name, fault=fault, remedy=remedy), reader(_Content(content)) as file:
+        _check_size(file.size, name, limits)
+        image = picture_within(file, name)
         _check_size(image.size, name, limits)
         if isinstance(image, TiffImageFile):
-            # Making room for a TIFF is where Pillow applies its own limit, unless there is room.
-            sides = (
-                image.tag_v2[ExifTags.Base.ImageWidth],
-                image.tag_v2[ExifTags.Base.ImageLength],
-            )
-            image.im = Image.new(image.mode, sides).im
+            _make_room(image)
         image.load()
-        return _to_rgb(image, _turn_of(image))
+        return _upright(to_rgb(image, name, top=_white_of(image)), _turn_of(image))
+
+
+def _make_room(image: TiffImageFile) -> None:
+    # Making room for a TIFF is where Pillow applies its own limit, unless there is room.
+    tags = image.tag_v2
+    sides = (tags[ExifTags.Base.ImageWidth], tags[ExifTags.Base.ImageLength])
+    image.im = Image.new(image.mode, sides).im
+
+
+def _white_of(image: Image.Image) -> int:
+    """The highest level that a deep picture can hold: a TIFF of 12 bits is kept in 16."""
+    bits = (16,)
+    if isinstance(image, TiffImageFile) and image.mode.startswith("I;"):
+        bits = image.tag_v2.get(ExifTags.Base.BitsPerSample, bits)
+    return int(2 ** bits[0] - 1)
 
 
 def _turn_of(image: Image.Image) -> Image.Transpose | None:
@@ -310,12 +306,7 @@ def _turn_of(image: Image.Image) -> Image.Transpose | None:
     return None
 
 
-def _to_rgb(image: Image.Image, turn: Image.Transpose | None) -> Image.Image:
-    if "transparency" in image.info:
-        # Converting to RGB ignores it, but for a warning about some palettes.
-        image = image.copy()
-        del image.info["transparency"]
-    rgb = image.convert("RGB")
+def _upright(rgb: Image.Image, turn: Image.Transpose | None) -> Image.Image:
     if turn is not None:
         rgb = rgb.transpose(turn)
     # The EXIF goes, or a second reading of the result would turn it again.
@@ -330,8 +321,8 @@ class _PillowWhileReading:
     """Stands where a warnings filter has the pattern of a module's name."""
 
     def match(self, module: str) -> bool:
-        """Whether the warning comes from Pillow, in a thread that is inside `_reading`."""
-        return _is_reading.get() and module.startswith("PIL.")
+        """Whether the warning comes from a reader, in a thread that is inside `_reading`."""
+        return _is_reading.get() and module.startswith(("PIL.", "pillow_heif."))
 
 
 _SILENCE = ("ignore", None, Warning, _PillowWhileReading(), 0)
@@ -352,13 +343,13 @@ def _reading(name: str, *, fault: str, remedy: str) -> Iterator[None]:
         raise
     except Image.DecompressionBombError:
         raise ImageError(
-            f"{name} is larger than Pillow's own limit, which holds for the whole process. "
-            "Make it smaller, or raise PIL.Image.MAX_IMAGE_PIXELS as well as max_pixels."
+            f"{name} is larger than Pillow's own limit for the whole process, "
+            "PIL.Image.MAX_IMAGE_PIXELS. Make it smaller."
         ) from None
     except MemoryError:
         raise ImageError(f"{name} needs more memory than there is. Make it smaller.") from None
     except Exception as error:  # A damaged byte leads to any of a dozen types.
         reason = str(error) or type(error).__name__
-        raise ImageError(f"{fault} ({reason}). {remedy}") from error
+        raise _DamagedError(f"{fault} ({reason}). {remedy}") from error
     finally:
         _is_reading.reset(token)

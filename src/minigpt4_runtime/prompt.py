@@ -101,8 +101,9 @@ class _Writer:
 def render(messages: Sequence[Message], template: Template) -> Prompt:
     """Join a dialogue as upstream's Conversation does, and open the assistant's turn.
 
-    A system message replaces the template's own. Within a user message each picture opens a turn
-    of its own and the text after it continues that turn, as upstream's upload_img and ask do.
+    A system message replaces the template's own. Within a user message pictures come first: each
+    opens a turn, and the text after the last one continues its turn, as upstream's upload_img and
+    ask do. Messages stay in their order, so a text before a picture can be said in two messages.
     """
     writer = _Writer()
     system, turns = template.system, list(messages)
@@ -114,7 +115,7 @@ def render(messages: Sequence[Message], template: Template) -> Prompt:
             for message in group:
                 _write_turn(writer, template, template.assistant, [_joined_text(message)])
             continue
-        for turn in _user_turns([part for message in group for part in message.content]):
+        for turn in _user_turns([part for message in group for part in _pictures_first(message)]):
             if template.user_starts_with_bos:
                 writer.begin_of_sequence()
             _write_turn(writer, template, template.user, turn)
@@ -124,6 +125,11 @@ def render(messages: Sequence[Message], template: Template) -> Prompt:
 
 def _joined_text(message: Message) -> str:
     return "".join(part for part in message.content if isinstance(part, str))
+
+
+def _pictures_first(message: Message) -> list[Part]:
+    # The models were only shown questions that follow their picture. `sorted` keeps the order else.
+    return sorted(message.content, key=lambda part: isinstance(part, str))
 
 
 def _user_turns(parts: Sequence[Part]) -> list[list[Part]]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import fake_api
 import pytest
+from picture_site import Site
 from PIL import Image
 
 FAKE = [sys.executable, str(Path(__file__).with_name("fake_api.py"))]
@@ -55,12 +56,11 @@ def start():
     running = []
 
     def start_process(*arguments, seconds=0, **settings):
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
         process = subprocess.Popen(
             [*FAKE, *map(str, arguments)],
-            encoding="utf-8",
             env=fake_api.environment(FAKE_SECONDS=seconds),
-            **(pipes | settings),
+            **({"encoding": "utf-8"} | pipes | settings),
         )
         running.append(process)
         return process
@@ -84,6 +84,15 @@ def folder(tmp_path, monkeypatch):
         Image.new("RGB", (8, 8), "red").save(path)
     (tmp_path / "notes.txt").write_text("no picture")
     return tmp_path
+
+
+@pytest.fixture
+def site(folder):
+    """A site on this machine with a.png under every path; as text it is its address."""
+    head = b"HTTP/1.1 200 OK\r\nContent-Type: image/png\r\n\r\n"
+    site = Site(head + (folder / "a.png").read_bytes())
+    yield site
+    site.close()
 
 
 @pytest.fixture

@@ -50,7 +50,8 @@ class FakeMiniGPT4:
         return itertools.chain([first], deltas)
 
     def describe(self, picture, prompt, sampling=None):
-        return self.chat([{"role": "user", "content": [image(picture), prompt]}], sampling)
+        source = picture if isinstance(picture, ImageSource) else image(picture)
+        return self.chat([{"role": "user", "content": [source, prompt]}], sampling)
 
     def describe_all(self, pictures, prompt, sampling=None):
         """One after the other; asked "backwards", from the last to the first."""

@@ -90,6 +90,50 @@ def test_a_failure_in_the_middle_ends_its_line(minigpt4, folder):
     )
 
 
+def test_after_a_failed_image_it_is_said_whom_questions_are_about(minigpt4, folder):
+    lines = ("/image no.png", "/image b.jpg", "/image", "/image file://elsewhere/c.png")
+    shown = chat(minigpt4, *lines, picture="a.png")
+    errors = [line for line in shown.err.splitlines() if line.startswith("error: ")]
+    assert [error.partition(" Questions are still about ")[2] for error in errors] == [
+        "a.png.", "b.jpg.", "b.jpg.",
+    ]  # fmt: skip
+    assert "still about" not in chat(minigpt4, "/image no.png", picture=None).err
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a path there has backslashes")
+@pytest.mark.parametrize(
+    "typed",
+    [r"my\ picture\ \(1\)\ it\'s.png", "'my picture (1) it'\\''s.png'",
+     '"my picture (1) it\'s.png"', "my picture (1) it's.png",
+     "file:{}/my%20picture%20(1)%20it's.png"],
+)  # fmt: skip
+def test_a_path_may_be_dragged_into_the_terminal(minigpt4, folder, typed):
+    (folder / "a.png").rename(folder / "my picture (1) it's.png")
+    shown = chat(minigpt4, f"/image {typed.format(folder)}", "Hm?", picture="b.jpg")
+    assert shown.out == "Hm? b.jpg+my picture (1) it's.png turn 1\n"
+
+
+def test_a_name_with_a_backslash_is_taken_as_it_is(minigpt4, folder):
+    (folder / "a.png").rename(folder / "a\\b.png")
+    assert chat(minigpt4, "/image a\\b.png", "Hm?", picture="b.jpg").status == 0
+
+
+def test_an_address_is_fetched_once(minigpt4, folder, site):
+    shown = minigpt4(
+        "chat", f"{site}/a.png", "--allow-local-urls", *MODEL, given="One?\nTwo?\n/save d.json"
+    )
+    assert shown.out.splitlines() == ["One? a.png turn 1", "Two? a.png turn 3"]
+    assert len(site.asked) == 1
+    saved = json.loads((folder / "d.json").read_text())
+    assert saved[0]["content"][0]["image_url"]["url"] == f"{site}/a.png"
+    refused = chat(minigpt4, f"/image {site}/a.png", "Now?")
+    assert "not public. Questions are still about a.png." in refused.err
+
+
+def test_stdin_is_no_picture_of_a_dialogue(minigpt4, folder):
+    assert "- is stdin, where the questions come from" in chat(minigpt4, "Hm?", picture="-").err
+
+
 def test_a_dialogue_that_grew_too_long_can_go_on(minigpt4, folder):
     shown = chat(minigpt4, "One?", "long " * 199, "/reset", "Two?")
     assert "/reset starts over" in shown.err

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from fake_api import FakeMiniGPT4
+from PIL import Image
 
 from minigpt4_runtime.cli.options import DEMO_NOTICE
 
@@ -43,7 +44,7 @@ def test_options_reach_the_model(minigpt4, folder, monkeypatch):
         "--model", "m", "--device", "cuda:1", "--dtype", "bfloat16",
     )  # fmt: skip
     ((picture, prompt, sampling),) = seen
-    assert (str(picture), prompt) == ("a.png", "Why?")
+    assert (picture.name, prompt) == ("a.png", "Why?")
     assert (sampling.max_new_tokens, sampling.temperature, sampling.top_p) == (7, 0.5, 0.9)
     assert (sampling.top_k, sampling.repetition_penalty, sampling.seed) == (3, 1.05, 1)
     ((model, device, dtype),) = FakeMiniGPT4.loaded
@@ -115,6 +116,86 @@ def test_what_fails_is_reported_recorded_and_skipped(minigpt4, folder, bad_pictu
     assert by_name["bad.png"]["answer"] is None
     assert by_name["bad.png"]["error"] in errors[1]
     assert by_name["no.png"]["error"] == "no.png does not exist."
+
+
+def test_no_picture_in_a_folder_is_passed_over_in_silence(minigpt4, folder):
+    (folder / "drawing.svg").write_text("<svg xmlns='http://www.w3.org/2000/svg'/>")
+    (folder / "photo.jxl").write_bytes(b"\xff\x0a and more")
+    shown = minigpt4("describe", ".", "--out", "r.jsonl", *MODEL)
+    assert shown.status == 1
+    assert shown.out.splitlines() == [
+        f"{name}: {ANSWER.format(name)}" for name in ("a.png", "b.jpg")
+    ]
+    assert "error: drawing.svg is a drawing in SVG, which is not read here." in shown.err
+    assert "error: photo.jxl is not a picture that can be read here" in shown.err
+    assert "notes.txt" not in shown.err
+    assert shown.err.endswith("2 described, 2 failed\n")
+    failed = {each["image"]: each["error"] for each in records(folder / "r.jsonl") if each["error"]}
+    assert set(failed) == {"drawing.svg", "photo.jxl"}
+
+
+def test_addresses_are_fetched_and_named(minigpt4, folder, site):
+    shown = minigpt4(
+        "describe", f"{site}/x.png", "a.png", f"{site}/x.png", "--allow-local-urls", *MODEL,
+        "--out", "r.jsonl",
+    )  # fmt: skip
+    assert (shown.status, shown.err) == (0, "2 described, 0 failed\n")
+    assert shown.out.splitlines()[0] == f"{site}/x.png: {ANSWER.format('x.png')}"
+    assert [each["image"] for each in records(folder / "r.jsonl")] == [f"{site}/x.png", "a.png"]
+    assert len(site.asked) == 1
+
+
+def test_an_address_of_this_machine_is_refused_unless_it_is_allowed(minigpt4, folder, site):
+    shown = minigpt4("describe", f"{site}/x.png", "a.png", *MODEL)
+    assert shown.status == 1
+    assert (
+        f"error: {site}/x.png: 127.0.0.1:{site.port} leads to an address that is not" in shown.err
+    )
+    assert site.asked == []
+
+
+def test_a_file_url_is_a_path(minigpt4, folder):
+    shown = minigpt4("describe", (folder / "sub").as_uri(), (folder / "a.png").as_uri(), *MODEL)
+    assert (shown.status, shown.err) == (0, "2 described, 0 failed\n")
+    assert shown.out.splitlines()[0] == f"{folder}/sub/c.png: {ANSWER.format('c.png')}"
+
+
+def test_a_picture_may_come_on_stdin(start, folder):
+    png = (folder / "a.png").read_bytes()
+    whole = start("describe", "-", *MODEL, encoding=None).communicate(png, timeout=60)
+    assert whole == (f"{ANSWER.format('- (stdin)')}\n".encode(), b"")
+    for content, message in (
+        (b"", b"is empty"),
+        (png[:40], b"is damaged"),
+        (b"x", b"is not a pic"),
+    ):
+        process = start("describe", "-", *MODEL, encoding=None)
+        out, err = process.communicate(content, timeout=60)
+        assert (process.returncode, out) == (1, b"")
+        assert err.startswith(b"error: - (stdin) " + message)
+
+
+def test_an_error_advises_nothing_that_describe_cannot_do(minigpt4, folder):
+    Image.new("1", (50_000, 3000)).save("large.png")
+    Image.new("1", (70_000, 1)).save("thin.png")
+    shown = minigpt4("describe", "large.png", "thin.png", *MODEL)
+    assert "150,000,000 pixels; the limit is 100,000,000. Make it smaller.\n" in shown.err
+    assert "thin.png is 70000×1 pixels; the limit is 65,535 a side. Make it smaller.\n" in shown.err
+
+
+@pytest.mark.parametrize("command", ["describe", "chat"])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--length-penalty 1", "--length-penalty needs --num-beams above 1: it ranks beams."),
+        ("--num-beams 3 --temperature 1", "--num-beams searches and --temperature draws by lot."),
+    ],
+)
+def test_options_that_do_not_go_together_are_refused(minigpt4, folder, command, options, message):
+    shown = minigpt4(command, "a.png", *options.split(), *MODEL)
+    assert shown.status == 1
+    assert shown.err.startswith(f"error: {message}")
+    assert not FakeMiniGPT4.loaded
 
 
 def test_answers_are_shown_in_order_and_written_as_they_come(minigpt4, folder, bad_picture):

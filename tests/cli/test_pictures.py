@@ -23,6 +23,16 @@ def test_recursive_looks_deeper_but_not_into_hidden_folders(folder):
     assert find(".", recursive=True) == ["a.png", "b.jpg", "sub/c.png"]
 
 
+def test_what_is_plainly_a_picture_is_given_where_all_are_asked_for(folder):
+    for name in ("drawing.SVG", "raw.nef", "clip.mp4", "page.pdf", "phone.heic"):
+        (folder / name).write_bytes(b"x")
+    assert find(".") == ["a.png", "b.jpg", "phone.heic"]
+    found = find_pictures([folder], recursive=True, with_unreadable=True)
+    assert [path.name for path in found] == [
+        "a.png", "b.jpg", "drawing.SVG", "phone.heic", "raw.nef", "c.png",
+    ]  # fmt: skip
+
+
 def test_suffixes_may_be_in_capitals(folder):
     (folder / "a.png").rename(folder / "Z.PNG")
     assert find(".") == ["Z.PNG", "b.jpg"]

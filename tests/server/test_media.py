@@ -3,14 +3,15 @@
 import asyncio
 import ipaddress
 import socket
-import threading
 
 import pytest
+from picture_site import Site
 from running import IMAGES, data_url, picture, user
 
+from minigpt4_runtime import picture_fetch
 from minigpt4_runtime.errors import ImageError
-from minigpt4_runtime.server import media
-from minigpt4_runtime.server.media import MediaPolicy, Target, is_public
+from minigpt4_runtime.picture_fetch import Target, is_public
+from minigpt4_runtime.server.media import MediaPolicy
 
 PNG = (IMAGES / "three.png").read_bytes()
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: image/png\r\n"
@@ -18,39 +19,6 @@ HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: image/png\r\n"
 
 def open_url(url, **policy):
     return asyncio.run(MediaPolicy(**policy).open(url)).value
-
-
-class Site:
-    """A site on this machine that answers every connection with the same bytes."""
-
-    def __init__(self, answer, *, stays_open=False):
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.port = self._listener.getsockname()[1]
-        self.name = f"pictures.example:{self.port}"
-        self.asked = []
-        self._answer = answer
-        self._stays_open = stays_open
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._serve)
-        self._thread.start()
-
-    def _serve(self):
-        while True:
-            try:
-                connection, _ = self._listener.accept()
-            except OSError:
-                return
-            with connection:
-                self.asked.append(connection.recv(65536))
-                connection.sendall(self._answer)
-                if self._stays_open:
-                    self._ended.wait(10)
-
-    def close(self):
-        self._ended.set()
-        self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
-        self._thread.join()
 
 
 @pytest.fixture
@@ -62,7 +30,7 @@ def site(monkeypatch):
         return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", port))]
 
     monkeypatch.setattr(asyncio.base_events.BaseEventLoop, "getaddrinfo", resolve)
-    monkeypatch.setattr(media, "is_public", lambda address: address == "127.0.0.1")
+    monkeypatch.setattr(picture_fetch, "is_public", lambda address: address == "127.0.0.1")
 
     def make(answer, **settings):
         sites.append(Site(answer, **settings))
@@ -92,8 +60,9 @@ def test_data_urls_always():
         HEAD + b"Transfer-Encoding: chunked\r\n\r\n%x\r\n" % len(PNG) + PNG + b"\r\n0\r\n\r\n",
         HEAD + b"\r\n" + PNG,
         b"HTTP/1.0 200 OK\r\ncontent-type: IMAGE/PNG; q=1\r\n\r\n" + PNG,
+        b"HTTP/1.1 200 OK\r\nContent-Type: image/avif\r\n\r\n" + PNG,
     ],
-    ids=["length", "chunks", "until closed", "HTTP/1.0"],
+    ids=["length", "chunks", "until closed", "HTTP/1.0", "another type"],
 )
 def test_a_picture_is_fetched(site, answer):
     there = site(answer)

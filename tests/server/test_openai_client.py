@@ -35,6 +35,16 @@ def test_chat_about_a_picture_answers_as_the_library(server, model: MiniGPT4):
     assert answer.choices[0].logprobs is None
 
 
+def test_the_question_may_stand_before_its_picture(server):
+    content = [picture(), {"type": "text", "text": QUESTION}]
+    answers = [
+        server.openai().chat.completions.create(model=NAME, messages=[user(parts)])
+        for parts in (content, content[::-1])
+    ]
+    assert answers[1].choices[0].message == answers[0].choices[0].message
+    assert answers[1].usage == answers[0].usage
+
+
 def test_an_answer_can_be_sent_back_as_it_came(server):
     client = server.openai()
     messages = [user([picture(), {"type": "text", "text": QUESTION}])]

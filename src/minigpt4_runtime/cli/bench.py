@@ -284,7 +284,7 @@ def describe(
     params = sampling.params()
     if not is_folder(folder):
         raise ConfigError(f"{folder} is no folder. Name one with pictures.")
-    pictures = find_pictures([folder], recursive=False)
+    pictures = find_pictures([folder], recursive=False, with_unreadable=True)
     load = _loader(where, shape, vision=shape.layers, language=shape.layers)
     with _reported("bench describe", report) as run:
         from minigpt4_runtime.bench.describe import measure_describe

@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
+import os
+import shlex
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from minigpt4_runtime.cli.dialogue import Dialogue
-from minigpt4_runtime.cli.options import ModelOptions, SamplingOptions, spread_options
+from minigpt4_runtime.cli.options import (
+    AllowLocalUrls,
+    ModelOptions,
+    SamplingOptions,
+    spread_options,
+)
+from minigpt4_runtime.cli.pictures import STDIN, read_place, source_of
 from minigpt4_runtime.cli.terminal import is_interactive, note, read_line, report, use_line_editing
 from minigpt4_runtime.config import SamplingParams
 from minigpt4_runtime.errors import MiniGPT4Error, PromptTooLongError, RequestError
+from minigpt4_runtime.messages import ImageSource
 
 if TYPE_CHECKING:
     from minigpt4_runtime.api import MiniGPT4
 
 HELP = """\
-/image PATH  show another picture, together with your next question
+/image PATH  show another picture, together with your next question; PATH may be an address
 /reset       start over with the picture shown last
 /save FILE   write the dialogue to a new file, as JSON
 /help        show this
@@ -29,10 +39,14 @@ Ctrl-C       stop an answer"""
 @spread_options
 def chat(
     picture: Annotated[
-        Path | None,
-        typer.Argument(metavar="IMAGE", help="The picture to talk about; /image shows one too."),
+        str | None,
+        typer.Argument(
+            metavar="IMAGE",
+            help="The picture to talk about, or its address; /image shows one too.",
+        ),
     ] = None,
     *,
+    allow_local_urls: AllowLocalUrls = False,
     where: ModelOptions,
     sampling: SamplingOptions,
 ) -> None:
@@ -44,8 +58,8 @@ def chat(
     params = sampling.params()
     dialogue = Dialogue()
     if picture is not None:
-        dialogue.show(picture)
-    session = _Session(where.load(), params, dialogue)
+        dialogue.show(_find_picture(picture, allows_local=allow_local_urls))
+    session = _Session(where.load(), params, dialogue, allows_local=allow_local_urls)
     if is_interactive():
         use_line_editing()
         opening = f"Ask about {picture}." if picture else "Show a picture: /image PATH."
@@ -58,10 +72,13 @@ def chat(
 class _Session:
     """Takes lines and answers them until there are no more."""
 
-    def __init__(self, model: MiniGPT4, params: SamplingParams, dialogue: Dialogue) -> None:
+    def __init__(
+        self, model: MiniGPT4, params: SamplingParams, dialogue: Dialogue, *, allows_local: bool
+    ) -> None:
         self._model = model
         self._params = params
         self._dialogue = dialogue
+        self._allows_local = allows_local
         self.num_failed = 0
 
     def run(self) -> None:
@@ -87,14 +104,12 @@ class _Session:
 
     def _obey(self, command: str, rest: str = "") -> None:
         if command == "/image":
-            picture = _to_path(command, rest)
-            self._dialogue.show(picture)
-            note(f"{picture} is shown with your next question.")
+            self._show(command, rest)
         elif command == "/reset":
             self._dialogue.reset()
             note("Starting over.")
         elif command == "/save":
-            path = _to_path(command, rest)
+            path = _expanded(Path(_argument(command, rest)))
             self._dialogue.save(path)
             note(f"The dialogue is in {path}.")
         elif command == "/help":
@@ -104,6 +119,18 @@ class _Session:
                 f"There is no command {command}. /help lists the commands; to say something that "
                 "begins with a slash, write two."
             )
+
+    def _show(self, command: str, text: str) -> None:
+        try:
+            picture = _argument(command, text)
+            source = _find_picture(picture, allows_local=self._allows_local)
+            self._dialogue.show(source)
+        except RequestError as error:
+            # Or the next question, meant for this picture, would be answered about another.
+            former = self._dialogue.latest
+            what_stays = f" Questions are still about {former.name}." if former else ""
+            raise RequestError(f"{error}{what_stays}") from None
+        note(f"{source.name} is shown with your next question.")
 
     def _ask(self, question: str) -> None:
         ends_line = True
@@ -134,12 +161,33 @@ def _next_line() -> str:
             return "/quit" if line is None else line.strip()
 
 
-def _to_path(command: str, text: str) -> Path:
+def _argument(command: str, text: str) -> str:
+    """What was typed or dragged after a command, without the marks that a shell would need."""
+    # A dragged path comes as a shell wants it: my\ picture.png. A typed one may have blanks.
+    words = [text]
+    if os.name != "nt" and not os.path.exists(text):  # noqa: PTH110 - it bears any name.
+        with suppress(ValueError):  # A quote that belongs to the name.
+            words = shlex.split(text)
+    if len(words) == 1:
+        text = words[0]
     if len(text) > 1 and text[0] == text[-1] and text[0] in "\"'":
         text = text[1:-1]
     if not text:
         raise RequestError(f"{command} wants a path after it, on the same line.")
+    return text
+
+
+def _find_picture(text: str, *, allows_local: bool) -> ImageSource:
+    place = read_place(text)
+    if place == STDIN:
+        raise RequestError("- is stdin, where the questions come from. Name a file or an address.")
+    return source_of(
+        _expanded(place) if isinstance(place, Path) else place, allows_local=allows_local
+    )
+
+
+def _expanded(path: Path) -> Path:
     try:
-        return Path(text).expanduser()
+        return path.expanduser()
     except RuntimeError as error:
-        raise RequestError(f"{text} is not a usable path ({error}).") from None
+        raise RequestError(f"{path} is not a usable path ({error}).") from None

@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Self
 
 import typer
 
-from minigpt4_runtime.cli.options import ModelOptions, SamplingOptions, spread_options
-from minigpt4_runtime.cli.pictures import find_pictures, is_folder, is_missing
+from minigpt4_runtime.cli.options import (
+    AllowLocalUrls,
+    ModelOptions,
+    SamplingOptions,
+    spread_options,
+)
+from minigpt4_runtime.cli.pictures import (
+    Place,
+    find_places,
+    is_folder,
+    is_missing,
+    read_place,
+    source_of,
+)
 from minigpt4_runtime.cli.results import Record, open_results
 from minigpt4_runtime.cli.terminal import ProgressBar, note, progress_bar, report
 from minigpt4_runtime.config import SamplingParams
@@ -19,7 +31,11 @@ from minigpt4_runtime.messages import Described
 from minigpt4_runtime.prompt import DESCRIBE_PROMPT
 
 Paths = Annotated[
-    list[Path], typer.Argument(metavar="PATH", help="Pictures, and folders of pictures.")
+    list[str],
+    typer.Argument(
+        metavar="PATH",
+        help="Pictures, folders of pictures, addresses (https://…), or - for one on stdin.",
+    ),
 ]
 Recursive = Annotated[
     bool, typer.Option("--recursive", "-r", help="Look into the folders' subfolders too.")
@@ -54,6 +70,7 @@ def describe(
     prompt: PromptText = DESCRIBE_PROMPT,
     out: OutPath = None,
     resume: Resume = False,
+    allow_local_urls: AllowLocalUrls = False,
     where: ModelOptions,
     sampling: SamplingOptions,
 ) -> None:
@@ -61,18 +78,23 @@ def describe(
 
     Many pictures are described at once, and shown in order. Answers go to stdout, all else to
     stderr. With a folder or several pictures every line of an
-    answer begins with "PATH: ". A picture that cannot be read is reported and skipped; the exit
-    status is then 1 at the end. Ctrl-C loses nothing that is done.
+    answer begins with "PATH: ". A picture that cannot be read, or not in its format, is reported,
+    recorded and skipped; the exit status is then 1 at the end. In a folder, files that are no
+    pictures are passed over. Ctrl-C loses nothing that is done. An address must lead to a public
+    machine and to a picture of up to 32 MiB, without a redirect, within 10 seconds.
 
     A record in a .jsonl has the keys image, answer, finish_reason, prompt_tokens,
     completion_tokens, token_ids, seconds and error; answer or error is null. An existing .jsonl
     is only continued, never replaced; a .json is replaced when all is done.
     """
     params = sampling.params()
-    pictures = find_pictures(paths, recursive=recursive)
+    places = [read_place(path) for path in paths]
+    pictures = find_places(places, recursive=recursive)
     results = open_results(out, resume=resume, images=[str(picture) for picture in pictures])
     todo = [picture for picture in pictures if str(picture) not in results.done]
-    shows_names = len(pictures) > 1 or any(is_folder(path) for path in paths)
+    shows_names = len(pictures) > 1 or any(
+        isinstance(place, Path) and is_folder(place) for place in places
+    )
     tally = Counter(done=len(pictures) - len(todo))
     try:
         with (
@@ -80,7 +102,8 @@ def describe(
             progress_bar(len(todo)) as bar,
             _Screen(bar, shows_names=shows_names) as screen,
         ):
-            for index, record in _describe_all(todo, where, prompt, params, bar):
+            asked = _Question(where, prompt, params, allow_local_urls)
+            for index, record in _describe_all(todo, asked, bar):
                 results.add(record)
                 tally["failed" if record.answer is None else "described"] += 1
                 screen.add(index, record)
@@ -92,35 +115,37 @@ def describe(
         raise typer.Exit(1)
 
 
+@dataclass(frozen=True)
+class _Question:
+    """What is asked about each picture, and of whom."""
+
+    where: ModelOptions
+    prompt: str
+    params: SamplingParams
+    allows_local: bool
+
+
 def _describe_all(
-    pictures: list[Path],
-    where: ModelOptions,
-    prompt: str,
-    params: SamplingParams,
-    bar: ProgressBar,
+    pictures: list[Place], asked: _Question, bar: ProgressBar
 ) -> Iterator[tuple[int, Record]]:
     """Results with their places in the list. What is not there comes first: that takes no model."""
     there = []
     for index, picture in enumerate(pictures):
-        if is_missing(picture):
-            yield index, Record(image=str(picture), seconds=0.0, error=_why_missing(picture))
+        if isinstance(picture, Path) and is_missing(picture):
+            missing = f"{picture} does not exist."
+            yield index, Record(image=str(picture), seconds=0.0, error=missing)
         else:
-            there.append((index, picture))
+            there.append((index, picture, source_of(picture, allows_local=asked.allows_local)))
     if there:
         with bar.aside():
-            model = where.load()
-        for described in model.describe_all([picture for _, picture in there], prompt, params):
-            index, picture = there[described.index]
+            model = asked.where.load()
+        sources = [source for _, _, source in there]
+        for described in model.describe_all(sources, asked.prompt, asked.params):
+            index, picture, _ = there[described.index]
             yield index, _record(picture, described)
 
 
-def _why_missing(picture: Path) -> str:
-    if re.match(r"https?:", str(picture)):
-        return f"{picture} is not fetched from the network. Download it and name the file."
-    return f"{picture} does not exist."
-
-
-def _record(picture: Path, described: Described) -> Record:
+def _record(picture: Place, described: Described) -> Record:
     seconds, reply = round(described.seconds, 3), described.reply
     if reply is None:
         return Record(image=str(picture), seconds=seconds, error=str(described.error))

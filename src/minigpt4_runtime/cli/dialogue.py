@@ -1,6 +1,6 @@
 """A dialogue about pictures, turn by turn.
 
-Owns   what was said, and which pictures wait for the next question.
+Owns   what was said, which picture was shown last, and which wait for the next question.
 Takes  questions and pictures; a model answers. A question that fails leaves no trace.
 Never  reads what is typed or prints what is answered.
 """
@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minigpt4_runtime.config import SamplingParams
 from minigpt4_runtime.errors import RequestError
-from minigpt4_runtime.messages import ImageSource, Message, image
+from minigpt4_runtime.messages import ImageSource, Message
 
 if TYPE_CHECKING:
     from minigpt4_runtime.api import MiniGPT4
@@ -26,9 +27,9 @@ class Dialogue:
     def __init__(self) -> None:
         self._turns: list[Message] = []
         self._waiting: list[ImageSource] = []
-        self._latest: ImageSource | None = None
+        self.latest: ImageSource | None = None
 
-    def show(self, picture: Path) -> None:
+    def show(self, picture: ImageSource) -> None:
         """Let the next question be about this picture too.
 
         Raises:
@@ -36,15 +37,16 @@ class Dialogue:
         """
         from minigpt4_runtime.pixels import open_rgb
 
-        source = image(picture)
-        open_rgb(source)
-        self._latest = source
-        self._waiting.append(source)
+        if callable(picture.value):  # It is fetched now, and not again with every question.
+            picture = replace(picture, value=picture.value())
+        open_rgb(picture)
+        self.latest = picture
+        self._waiting.append(picture)
 
     def reset(self) -> None:
         """Forget what was said; the picture shown last waits for the first question."""
         self._turns = []
-        self._waiting = [self._latest] if self._latest else []
+        self._waiting = [self.latest] if self.latest else []
 
     def ask(
         self,
@@ -58,7 +60,7 @@ class Dialogue:
         Raises:
             RequestError: no picture was shown, or the model cannot serve the question.
         """
-        if self._latest is None:
+        if self.latest is None:
             raise RequestError("There is no picture to talk about. Show one: /image PATH")
         asked = Message("user", (*self._waiting, question))
         answer = ""

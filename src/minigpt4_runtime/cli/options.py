@@ -2,7 +2,7 @@
 
 Owns   ModelOptions and SamplingOptions, and how a command takes them as one value each.
 Takes  what typer read; gives a loaded model and SamplingParams, which check the values.
-Never  checks a value itself.
+Never  checks what a value may be: only which options go together, by the names that are typed.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import typer
 
 from minigpt4_runtime.cli.terminal import note
 from minigpt4_runtime.config import EngineConfig, SamplingParams
+from minigpt4_runtime.errors import ConfigError
 
 if TYPE_CHECKING:
     from minigpt4_runtime.api import MiniGPT4
@@ -26,6 +27,14 @@ if TYPE_CHECKING:
 
 THREADS_VARIABLE = "OMP_NUM_THREADS"
 DEMO_NOTICE = "The demo model answers: it knows only drawn scenes. Give --model DIR for a real one."
+
+
+AllowLocalUrls = Annotated[
+    bool,
+    typer.Option(
+        "--allow-local-urls", help="Fetch from this machine and from private networks too."
+    ),
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,18 +164,30 @@ class SamplingOptions:
         ),
     ] = SamplingParams.num_beams
     length_penalty: Annotated[
-        float,
+        float | None,
         typer.Option(
-            metavar="NUMBER", help="With beams: above 0 favours long answers, below 0 short ones."
+            metavar="NUMBER",
+            help="With beams: above 0 favours long answers, below 0 short ones; 1 without it.",
         ),
-    ] = SamplingParams.length_penalty
+    ] = None
     seed: Annotated[
         int | None, typer.Option(metavar="NUMBER", help="The same seed draws the same answer.")
     ] = SamplingParams.seed
 
     def params(self) -> SamplingParams:
-        """The same as the library takes it; a value without meaning is a ConfigError."""
-        return SamplingParams(**asdict(self))
+        """The same as the library takes it.
+
+        Raises:
+            ConfigError: a value has no meaning, or none beside the others.
+        """
+        if self.num_beams <= 1 and self.length_penalty is not None:
+            raise ConfigError("--length-penalty needs --num-beams above 1: it ranks beams.")
+        if self.num_beams > 1 and self.temperature > 0:
+            raise ConfigError(
+                "--num-beams searches and --temperature draws by lot. Leave one of them out."
+            )
+        given = {name: value for name, value in asdict(self).items() if value is not None}
+        return SamplingParams(**given)
 
 
 def spread_options(command: Callable[..., None]) -> Callable[..., None]:

@@ -134,15 +134,15 @@ class Engine:
         beams, most = sampling.num_beams, self._config.max_running
         if beams > most:
             raise RequestError(
-                f"num_beams is {beams}, but only {most} answers run at once. Lower it, or raise "
-                "max_running."
+                f"num_beams is {beams}, but only {most} answers run at once, which is max_running. "
+                "Lower it."
             )
         needed = self._blocks_needed(num_prompt, sampling)
         if needed > self._num_blocks:
             raise RequestError(
                 f"A search with {beams} beams on a prompt of {num_prompt} tokens takes {needed} "
-                f"blocks of the cache, which has {self._num_blocks}. Lower num_beams or "
-                "max_new_tokens, or raise num_blocks."
+                f"blocks of the cache, which has {self._num_blocks} (num_blocks). Lower num_beams "
+                "or max_new_tokens."
             )
 
     def submit(self, request: Request, read: Callable[[TokenEvent], T | None]) -> Ticket[T]:
