@@ -25,6 +25,9 @@ VisionRuntimeName = Literal["auto", "torch", "onnx", "om"]
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
+# A size beyond this is a slip: no dimension of a tensor is so long.
+_LARGEST_SIZE = 2**31 - 1
+
 
 def check_field_names(values: Mapping[str, Any], known: tuple[str, ...], owner: str) -> None:
     """Refuse a setting nobody knows, and name the nearest that exists.
@@ -73,6 +76,19 @@ def _require_positive(owner: object, *names: str) -> None:
             raise ConfigError(
                 f"{type(owner).__name__}.{name} is {value!r}; it must be a whole number ≥ 1."
             )
+        if value > _LARGEST_SIZE:
+            raise ConfigError(f"{type(owner).__name__}.{name} is above {_LARGEST_SIZE}.")
+
+
+def _require_above_zero(owner: object, *names: str) -> None:
+    """Every named field must be a number above zero, and not an endless one."""
+    for name in names:
+        value = getattr(owner, name)
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not is_number or not 0 < value < _LARGEST_SIZE:
+            raise ConfigError(
+                f"{type(owner).__name__}.{name} is {value!r:.80}; it must be a number above 0."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +112,7 @@ class VisionConfig(_Settings):
             self, "image_size", "patch_size", "hidden_size", "num_attention_heads",
             "intermediate_size", "num_hidden_layers",
         )  # fmt: skip
+        _require_above_zero(self, "layer_norm_eps", "ln_vision_eps")
         if self.image_size % self.patch_size:
             raise ConfigError(
                 f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}."
@@ -105,8 +122,11 @@ class VisionConfig(_Settings):
                 f"vision hidden_size {self.hidden_size} does not divide into "
                 f"{self.num_attention_heads} heads."
             )
-        object.__setattr__(self, "image_mean", tuple(self.image_mean))
-        object.__setattr__(self, "image_std", tuple(self.image_std))
+        for name in ("image_mean", "image_std"):
+            numbers = tuple(getattr(self, name))
+            if len(numbers) != 3 or not all(isinstance(each, (int, float)) for each in numbers):
+                raise ConfigError(f"VisionConfig.{name} must be three numbers, for R, G and B.")
+            object.__setattr__(self, name, numbers)
 
     @property
     def num_patches(self) -> int:
@@ -132,6 +152,7 @@ class QFormerConfig(_Settings):
             self, "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size",
             "num_query_tokens", "cross_attention_frequency",
         )  # fmt: skip
+        _require_above_zero(self, "layer_norm_eps")
         if self.hidden_size % self.num_attention_heads:
             raise ConfigError(
                 f"Q-Former hidden_size {self.hidden_size} does not divide into "
@@ -160,6 +181,7 @@ class LanguageConfig(_Settings):
             self, "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
             "num_key_value_heads", "vocab_size", "max_position_embeddings",
         )  # fmt: skip
+        _require_above_zero(self, "rms_norm_eps", "rope_theta")
         if self.model_type != "llama":
             raise ConfigError(
                 f"The language model is of type {self.model_type!r}; only 'llama' is known."

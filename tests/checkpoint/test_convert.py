@@ -12,7 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from minigpt4_runtime.checkpoint import convert as convert_module
-from minigpt4_runtime.checkpoint import key_map, verify, writer
+from minigpt4_runtime.checkpoint import inventory, key_map, verify, writer
 from minigpt4_runtime.checkpoint.blank_model import model_shapes
 from minigpt4_runtime.checkpoint.convert import convert
 from minigpt4_runtime.checkpoint.load import load_config, load_model
@@ -485,7 +485,7 @@ def test_verify_takes_a_nan_for_a_difference():
 def test_one_published_file_is_open_at_a_time(published, tmp_path, monkeypatch):
     """A mapped file counts as memory until its last tensor goes, so the next must wait for that."""
     alive: list[weakref.ref] = []
-    real = convert_module.open_tensors
+    real = inventory.open_tensors
 
     def open_and_watch(path):
         assert [ref() for ref in alive if ref() is not None] == [], f"open beside {path}"
@@ -493,7 +493,7 @@ def test_one_published_file_is_open_at_a_time(published, tmp_path, monkeypatch):
         alive.extend(weakref.ref(tensor.untyped_storage()) for tensor in tensors.values())
         return tensors
 
-    monkeypatch.setattr(convert_module, "open_tensors", open_and_watch)
+    monkeypatch.setattr(inventory, "open_tensors", open_and_watch)
     convert(published, tmp_path / "out", dtype="float32")
     assert alive
 

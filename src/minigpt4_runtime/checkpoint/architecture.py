@@ -10,13 +10,14 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from minigpt4_runtime.checkpoint.file_kind import read_json
-from minigpt4_runtime.checkpoint.key_map import OVERRIDES, matches
+from minigpt4_runtime.checkpoint.file_kind import as_number, read_json, show_value
+from minigpt4_runtime.checkpoint.inventory import Inventory
+from minigpt4_runtime.checkpoint.key_map import EVA_VIT_DEPTHS
 from minigpt4_runtime.checkpoint.language_folder import LanguageFolder
-from minigpt4_runtime.checkpoint.source import Inventory
 from minigpt4_runtime.checkpoint.weights import Shape, show_shape
+from minigpt4_runtime.checkpoint.wrapping import describe_layout, is_of_whole_model
 from minigpt4_runtime.config import ModelConfig, QFormerConfig, VisionConfig
-from minigpt4_runtime.errors import CheckpointError
+from minigpt4_runtime.errors import CheckpointError, ConfigError
 
 # EVA-ViT-g's heads are this wide (upstream: num_heads=1408//88).
 VISION_HEAD_WIDTH = 88
@@ -30,7 +31,10 @@ _BERT_REMEDY = "--bert wants the folder of bert-base-uncased, which the Q-Former
 
 @dataclass(frozen=True)
 class Published:
-    """What the published files hold. `qformer` and `bert_dir` are None where none was given."""
+    """What the published files hold, by part; what a projection file holds more replaces it.
+
+    `qformer` and `bert_dir` are None where none was given.
+    """
 
     language_folder: LanguageFolder
     language: Inventory
@@ -47,6 +51,7 @@ def detect_config(published: Published, image_size: int | None = None) -> ModelC
         CheckpointError: a file is not what it was given as, or two files do not fit each other.
         ConfigError: `image_size` does not fit the patches.
     """
+    _check_language_depth(published)
     vision = _read_vision(published.vision, image_size)
     qformer = _read_qformer(published, vision.hidden_size)
     _check_projection(published, vision, qformer)
@@ -59,12 +64,16 @@ def detect_config(published: Published, image_size: int | None = None) -> ModelC
     )
 
 
-def with_overrides(qformer: Inventory, projection: Inventory) -> Inventory:
-    """BLIP-2's tensors, replaced where the projection file holds its own, as upstream loads it."""
-    overrides = {
-        name: place for name, place in projection.places.items() if matches(name, OVERRIDES)
-    }
-    return Inventory(qformer.path, {**qformer.places, **overrides})
+def _check_language_depth(published: Published) -> None:
+    """A model of a depth that a slip made could not even be laid out."""
+    said = published.language_folder.config.num_hidden_layers
+    found = len(_list_layers(published.language, r"model\.layers\.(\d+)\..*"))
+    if said > found:
+        told = describe_layout(published.language.places)
+        raise CheckpointError(
+            f"{published.language.path}: config.json says num_hidden_layers {said}, and the "
+            f"weights have {found}. {told or 'Take all files of one download.'}"
+        )
 
 
 def _read_vision(inventory: Inventory, image_size: int | None) -> VisionConfig:
@@ -88,13 +97,7 @@ def _read_vision(inventory: Inventory, image_size: int | None) -> VisionConfig:
             f"(257 at 224 pixels). {_VISION_REMEDY}"
         )
     feed_forward = inventory.shape("blocks.0.mlp.fc1.weight", remedy=_VISION_REMEDY)
-    # The published file has one block more than the model uses.
-    depth = max(_list_layers(inventory, r"blocks\.(\d+)\..*"))
-    if depth < 1:
-        raise CheckpointError(
-            f"{inventory.path} holds a single block, and the last one is never used. "
-            f"{_VISION_REMEDY}"
-        )
+    depth = _read_depth(inventory, width)
     return VisionConfig(
         image_size=image_size if image_size is not None else side * patch,
         patch_size=patch,
@@ -103,6 +106,31 @@ def _read_vision(inventory: Inventory, image_size: int | None) -> VisionConfig:
         num_attention_heads=width // VISION_HEAD_WIDTH,
         intermediate_size=feed_forward[0],
     )
+
+
+def _read_depth(inventory: Inventory, width: int) -> int:
+    """How many blocks the model uses: all that a running model had, one less than published."""
+    last = _list_layers(inventory, r"blocks\.(\d+)\..*")[-1]
+    depths = EVA_VIT_DEPTHS.get(width)
+    if depths is not None:
+        if last + 1 not in depths:
+            known = " and ".join(str(number) for number in sorted(depths))
+            raise CheckpointError(
+                f"{inventory.path} has {last + 1} blocks of a width of {width}; {known} are known. "
+                f"{_VISION_REMEDY}"
+            )
+        return depths[last + 1]
+    ran = any(
+        is_of_whole_model(place.name)
+        for name, place in inventory.places.items()
+        if name.startswith(f"blocks.{last}.")
+    )
+    if last < 1 and not ran:
+        raise CheckpointError(
+            f"{inventory.path} holds a single block, and the last one is never used. "
+            f"{_VISION_REMEDY}"
+        )
+    return last + 1 if ran else last
 
 
 def _read_qformer(published: Published, vision_width: int) -> QFormerConfig | None:
@@ -118,7 +146,7 @@ def _read_qformer(published: Published, vision_width: int) -> QFormerConfig | No
                 "blip2_pretrained_flant5xxl.pth and --bert with the folder of bert-base-uncased."
             )
         return None
-    inventory = with_overrides(published.qformer, projection)
+    inventory = published.qformer
     queries = inventory.shape("query_tokens", remedy=_QFORMER_REMEDY)
     if len(queries) != 3:
         raise CheckpointError(
@@ -181,13 +209,16 @@ def _read_qformer_layers(
         "intermediate_size": feed_forward[0],
     }
     heads, eps = _read_bert(bert_dir, sizes, inventory.path)
-    return QFormerConfig(
-        **sizes,
-        num_attention_heads=heads,
-        num_query_tokens=queries[1],
-        cross_attention_frequency=frequency,
-        layer_norm_eps=eps,
-    )
+    try:
+        return QFormerConfig(
+            **sizes,
+            num_attention_heads=heads,
+            num_query_tokens=queries[1],
+            cross_attention_frequency=frequency,
+            layer_norm_eps=eps,
+        )
+    except ConfigError as error:
+        raise CheckpointError(f"{bert_dir / 'config.json'}: {error}") from None
 
 
 def _read_bert(bert_dir: Path, sizes: dict[str, int], qformer_path: Path) -> tuple[int, float]:
@@ -197,23 +228,31 @@ def _read_bert(bert_dir: Path, sizes: dict[str, int], qformer_path: Path) -> tup
         raise CheckpointError(f"{bert_dir} holds no config.json. {_BERT_REMEDY}")
     values = read_json(path)
     for name, size in sizes.items():
-        if values.get(name) != size:
+        if as_number(values.get(name)) != size:
             raise CheckpointError(
-                f"{path} says {name} {values.get(name)!r}, but in {qformer_path} it is {size}. "
+                f"{path} says {name} {show_value(values, name)}, but in {qformer_path} it is "
+                f"{size}. "
                 f"{_BERT_REMEDY}"
             )
-    if values.get("hidden_act", "gelu") != "gelu":
+    if values.get("hidden_act") not in (None, "gelu"):
         raise CheckpointError(
-            f"{path}: hidden_act is {values['hidden_act']!r}; only 'gelu' is known. {_BERT_REMEDY}"
+            f'{path}: hidden_act is {show_value(values, "hidden_act")}; only "gelu" is '
+            f"known. {_BERT_REMEDY}"
         )
-    heads, eps = values.get("num_attention_heads"), values.get("layer_norm_eps", 1e-12)
+    heads = as_number(values.get("num_attention_heads"))
     if not isinstance(heads, int) or heads < 1 or sizes["hidden_size"] % heads:
         raise CheckpointError(
-            f"{path}: num_attention_heads is {heads!r}, which does not divide "
-            f"{sizes['hidden_size']}. {_BERT_REMEDY}"
+            f"{path}: num_attention_heads is {show_value(values, 'num_attention_heads')}, which "
+            f"does not divide {sizes['hidden_size']}. {_BERT_REMEDY}"
         )
+    eps = as_number(values.get("layer_norm_eps"))
+    if eps is None:
+        eps = 1e-12
     if not isinstance(eps, float):
-        raise CheckpointError(f"{path}: layer_norm_eps is {eps!r}; a number is known.")
+        raise CheckpointError(
+            f"{path}: layer_norm_eps is {show_value(values, 'layer_norm_eps')}; a small number is "
+            f"known. {_BERT_REMEDY}"
+        )
     return heads, eps
 
 
@@ -234,9 +273,7 @@ def _check_projection(
     if qformer is not None:
         key = "Qformer.bert.encoder.layer.0.crossattention.self.key.weight"
         assert published.qformer is not None
-        reads = with_overrides(published.qformer, published.projection).shape(
-            key, remedy=_QFORMER_REMEDY
-        )
+        reads = published.qformer.shape(key, remedy=_QFORMER_REMEDY)
         if reads[-1] != vision.hidden_size:
             raise CheckpointError(
                 f"The Q-Former of {published.qformer.path} reads an image tower of a width of "

@@ -5,9 +5,11 @@ Takes  a model folder; gives its ModelConfig.
 Never  looks at a weight, and loads no torch.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from minigpt4_runtime.checkpoint.file_kind import read_json
+from minigpt4_runtime.checkpoint.file_kind import read_json, refuse_adapter, show_value
 from minigpt4_runtime.config import ModelConfig
 from minigpt4_runtime.errors import CheckpointError, ConfigError
 
@@ -30,15 +32,32 @@ def load_config(model_dir: Path) -> ModelConfig:
         )
     path = model_dir / CONFIG_NAME
     if not path.exists():
+        refuse_adapter(model_dir)
         raise CheckpointError(f"{model_dir} has no {CONFIG_NAME}. {_CONVERT_FIRST}")
     values = read_json(path)
     kind = values.get("model_type")
     if kind != "minigpt4":
         what = "a language model alone" if kind == "llama" else "another model"
         raise CheckpointError(
-            f"{model_dir} holds {what} (model_type {kind!r}), not MiniGPT-4. {_CONVERT_FIRST}"
+            f"{model_dir} holds {what} (model_type {show_value(values, 'model_type')}), "
+            f"not MiniGPT-4. {_CONVERT_FIRST}"
         )
+    _refuse_nulls(path, values)
     try:
         return ModelConfig.from_mapping(values)
     except (ConfigError, TypeError, ValueError) as error:
         raise ConfigError(f"{path}: {error}") from None
+
+
+def _refuse_nulls(path: Path, values: Mapping[str, Any]) -> None:
+    """A Q-Former alone may be absent; everything else has a value."""
+    inner = [
+        f"{section}.{name}"
+        for section, settings in values.items()
+        if isinstance(settings, Mapping)
+        for name, value in settings.items()
+        if value is None
+    ]
+    outer = [name for name, value in values.items() if value is None and name != "qformer_config"]
+    if nulls := [*outer, *inner]:
+        raise ConfigError(f"{path}: {nulls[0]} is null; a value is wanted. Convert again.")

@@ -2,22 +2,30 @@
 
 Owns   the order of a conversion: look, decide, write, verify, and only then give it its name.
 Takes  PublishedFiles and where the folder shall be; gives a Conversion.
-Never  holds more than one published file open, nor more than one piece of one weight.
+Never  holds more than one published file open, nor more than one weight that is made of others.
 """
 
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from minigpt4_runtime.checkpoint.architecture import Published, detect_config
+from minigpt4_runtime.checkpoint.delta import add_base, refuse_delta
 from minigpt4_runtime.checkpoint.expected import check_preset
 from minigpt4_runtime.checkpoint.folder import check_target, staged_folder, write_descriptions
-from minigpt4_runtime.checkpoint.language_folder import read_language_folder
+from minigpt4_runtime.checkpoint.inventory import Inventory, Reader, take_inventory
+from minigpt4_runtime.checkpoint.key_map import PARTS
+from minigpt4_runtime.checkpoint.language_folder import (
+    LanguageFolder,
+    find_weights,
+    read_language_folder,
+)
 from minigpt4_runtime.checkpoint.manifest import Manifest, SourceRecord
 from minigpt4_runtime.checkpoint.plan import ConversionPlan, make_plan
-from minigpt4_runtime.checkpoint.source import open_tensors, take_inventory
 from minigpt4_runtime.checkpoint.verify import Verification, verify_answers, verify_weights
+from minigpt4_runtime.checkpoint.vicuna_version import describe_version
 from minigpt4_runtime.checkpoint.writer import (
     MAX_SHARD_BYTES,
     NamedWeight,
@@ -26,6 +34,9 @@ from minigpt4_runtime.checkpoint.writer import (
 )
 from minigpt4_runtime.config import DTYPE_NAMES, DTypeName, ModelConfig
 from minigpt4_runtime.errors import CheckpointError, ConfigError
+
+# A file that holds this has a language model of its own.
+_WORD_TABLE = "model.embed_tokens.weight"
 
 
 class Progress(Protocol):
@@ -43,7 +54,8 @@ class Progress(Protocol):
 class PublishedFiles:
     """Where the published files lie. `qformer` and `bert_dir` belong to the Vicuna variant.
 
-    `preset` names the published model that they must be; without it any will do.
+    `base_dir` is the LLaMA that `language_dir` is added to where it holds a delta. `preset` names
+    the published model that they must be; without it any will do.
     """
 
     language_dir: Path
@@ -51,6 +63,7 @@ class PublishedFiles:
     projection: Path
     qformer: Path | None = None
     bert_dir: Path | None = None
+    base_dir: Path | None = None
     preset: str | None = None
 
 
@@ -62,6 +75,10 @@ class Conversion:
     manifest: Manifest
     num_bytes: int
     verification: Verification | None
+
+
+def _warn(text: str) -> None:
+    warnings.warn(text, stacklevel=3)
 
 
 class _Meter:
@@ -81,7 +98,7 @@ class _Meter:
             self._progress(self._stage, self._done, self._total)
 
 
-def convert(
+def convert(  # noqa: PLR0913 - all that can be chosen about a conversion.
     files: PublishedFiles,
     out_dir: Path,
     *,
@@ -91,10 +108,12 @@ def convert(
     verify: bool = False,
     max_shard_bytes: int = MAX_SHARD_BYTES,
     progress: Progress | None = None,
+    warn: Callable[[str], None] = _warn,
 ) -> Conversion:
     """Make a model folder. It appears under its name when it is whole, and verified if asked.
 
-    Without `dtype` every weight keeps the dtype that it was published in.
+    Without `dtype` every weight keeps the dtype that it was published in. `warn` is told of a
+    language model that may be the wrong version.
 
     Raises:
         CheckpointError: a file is not what it should be, or the folder cannot be written.
@@ -104,6 +123,8 @@ def convert(
         raise ConfigError(f"The dtype is {dtype!r}; it must be one of {', '.join(DTYPE_NAMES)}.")
     check_target(out_dir, force=force)
     published = _look_at(files)
+    if files.qformer is not None and (text := describe_version(files.language_dir)):
+        warn(text)
     config = detect_config(published, image_size)
     if files.preset is not None:
         check_preset(files.language_dir / "config.json", config, files.preset)
@@ -139,16 +160,37 @@ def _look_at(files: PublishedFiles) -> Published:
             "Llama-2 variant)."
         )
     # The small files first: a wrong one should not be found after minutes.
-    language = read_language_folder(files.language_dir)
-    qformer = files.qformer
+    given = take_inventory(files.projection, [files.projection])
+    # A fine-tune's file may hold more than the projection, up to the whole model.
+    own = {role: given.only(PARTS[role]) for role in PARTS}
+    language = read_language_folder(
+        files.language_dir, needs_weights=_WORD_TABLE not in own["language"].places
+    )
+    qformer = None
+    if files.qformer is not None:
+        qformer = take_inventory(files.qformer, [files.qformer]).part("qformer")
+        qformer = qformer.overlaid(own["qformer"])
+    vision = take_inventory(files.vision, [files.vision]).part("vision")
+    shards = _take_language(files, language)
     return Published(
         language_folder=language,
-        projection=take_inventory(files.projection, [files.projection]),
-        qformer=None if qformer is None else take_inventory(qformer, [qformer]),
+        projection=given.without("language", "vision", *(["qformer"] if qformer else [])),
+        qformer=qformer,
         bert_dir=files.bert_dir,
-        vision=take_inventory(files.vision, [files.vision]),
-        language=take_inventory(files.language_dir, language.weight_paths),
+        vision=vision.overlaid(own["vision"]),
+        language=shards.overlaid(own["language"]),
     )
+
+
+def _take_language(files: PublishedFiles, language: LanguageFolder) -> Inventory:
+    """The language model of its folder; a delta is added to its base."""
+    shards = take_inventory(language.path, language.weight_paths).part("language")
+    if files.base_dir is not None:
+        base = take_inventory(files.base_dir, find_weights(files.base_dir))
+        refuse_delta(base)
+        return add_base(shards, base)
+    refuse_delta(shards)
+    return shards
 
 
 def _list_sources(files: PublishedFiles, published: Published) -> list[tuple[str, Path]]:
@@ -160,6 +202,8 @@ def _list_sources(files: PublishedFiles, published: Published) -> list[tuple[str
             files.language_dir / "config.json", language.tokenizer_path, *language.weight_paths,
         )
     ]  # fmt: skip
+    if files.base_dir is not None:
+        listed += [("base", path) for path in find_weights(files.base_dir)]
     listed.append(("vision", files.vision))
     if files.qformer is not None:
         listed.append(("qformer", files.qformer))
@@ -179,15 +223,12 @@ def _refuse_sources_inside(out_dir: Path, paths: list[tuple[str, Path]]) -> None
 
 def _stream(plan: ConversionPlan) -> Iterator[NamedWeight]:
     """Every weight in the plan's order; one file is open at a time."""
-    for file in plan.files:
-        tensors = {} if file.path is None else open_tensors(file.path)
-        for weight in file.weights:
-            origin = f"{file.path}: {', '.join(weight.source_names)}"
-            made = weight.make([tensors[name] for name in weight.source_names])
-            yield NamedWeight(weight.name, origin, made)
-            # Both names must let go: the mapping of a file ends with its last tensor.
-            del made
-        del tensors
+    reader = Reader()
+    for weight in plan.weights:
+        # No name here holds a tensor: the mapping of a file ends with its last one.
+        yield NamedWeight(
+            weight.name, weight.origin, weight.make([reader.read(place) for place in weight.places])
+        )
 
 
 def _verify(

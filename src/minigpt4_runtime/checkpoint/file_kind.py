@@ -6,6 +6,7 @@ Never  opens a pickle, and loads no torch.
 """
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ def read_head(path: Path) -> bytes:
         CheckpointError: the file is absent, empty, a folder, a web page or a Git LFS pointer.
     """
     if path.is_dir():
+        refuse_adapter(path)
         raise CheckpointError(f"{path} is a folder; a file is wanted here.")
     try:
         with path.open("rb") as file:
@@ -103,6 +105,37 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise CheckpointError(f"{path} holds a {type(values).__name__}; named values are wanted.")
     return values
+
+
+def show_value(values: Mapping[str, Any], name: str) -> str:
+    """A value as its JSON file has it, cut short; "absent" where it has none."""
+    return json.dumps(values[name])[:80] if name in values else "absent"
+
+
+def as_number(value: object) -> object:
+    """The number that a text or a decimal stands for ("4096", 4096.0), or the value itself."""
+    if isinstance(value, str):
+        try:
+            value = float(value) if not value.strip().isdecimal() else int(value)
+        except ValueError:
+            return value
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def refuse_adapter(folder: Path) -> None:
+    """Refuse a folder of peft's: what was trained beside a model, and not the model.
+
+    Raises:
+        CheckpointError: it is one.
+    """
+    path = folder / "adapter_config.json"
+    if path.is_file():
+        base = show_value(read_json(path), "base_model_name_or_path")
+        raise CheckpointError(
+            f"{folder} is a PEFT adapter ({path.name}, base model {base}), not a whole model. "
+            "Merge it into its base model with peft's merge_and_unload, save that, and give its "
+            "folder."
+        )
 
 
 def read_versioned_json(path: Path, newest_version: int) -> dict[str, Any]:

@@ -78,6 +78,16 @@ _QFORMER_FEED_FORWARD = {
     "output_query.LayerNorm": "mlp_norm",
 }
 
+# --- which part of the model a published name belongs to --------------------------------------
+
+PARTS = {
+    "language": (r"(model|lm_head)\..*",),
+    "vision": (r"cls_token|pos_embed", r"(patch_embed|blocks|head|norm|fc_norm)\..*"),
+    "qformer": (r"query_tokens", r"(Qformer|ln_vision|t5_proj|llm_proj|opt_proj)\..*"),
+    "projection": (r"llama_proj\..*",),
+}
+LN_VISION = (r"ln_vision\.(weight|bias)",)
+
 # --- what the published files hold and the model does not use --------------------------------
 
 UNUSED_LANGUAGE = (r".*\.rotary_emb\.inv_freq",)
@@ -87,13 +97,13 @@ UNUSED_QFORMER = (
     r"Qformer\.bert\.encoder\.layer\.\d+\.(intermediate|output)\..*",
     r"Qformer\.cls\..*",
     r"(t5|llm|opt)_proj\..*",
-    r"visual_encoder\..*",
 )
 # Upstream saves a fine-tune's projection together with these buffers.
 UNUSED_PROJECTION = (*UNUSED_LANGUAGE, *UNUSED_QFORMER[:3])
-# What a projection file may hold beside llama_proj; upstream loads it over everything else.
-# The first stands in both variants, the others only with a Q-Former.
-OVERRIDES = (r"ln_vision\.(weight|bias)", r"query_tokens", r"Qformer\.bert\..*")
+
+# EVA-ViT-g is published with one block more than the model uses; saved while a model ran, it has
+# those that are used. By its width: blocks in the file → blocks of the model.
+EVA_VIT_DEPTHS = {1408: {40: 39, 39: 39}}
 
 
 def matches(name: str, patterns: Sequence[str]) -> bool:

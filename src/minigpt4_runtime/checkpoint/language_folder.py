@@ -6,12 +6,18 @@ Never  opens a shard.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from minigpt4_runtime.checkpoint.file_kind import read_head, read_json
+from minigpt4_runtime.checkpoint.file_kind import (
+    as_number,
+    read_head,
+    read_json,
+    refuse_adapter,
+    show_value,
+)
 from minigpt4_runtime.checkpoint.weights import list_indexed_files, list_some
 from minigpt4_runtime.config import LanguageConfig
 from minigpt4_runtime.errors import CheckpointError, ConfigError
@@ -26,6 +32,42 @@ _SHARD_NAME = re.compile(r"(?P<start>.+)-(?P<number>\d{5})-of-(?P<total>\d{5})(?
 _OTHER_MODEL = "Take the language model that this MiniGPT-4 was made for."
 
 
+# Kinds of rope_scaling that change nothing where their factor is 1.
+_SCALES_BY_FACTOR = ("linear", "dynamic", "llama3")
+
+
+def _one_of(*allowed: object) -> Callable[[object], bool]:
+    return lambda value: value in allowed
+
+
+def _scales_nothing(scaling: object) -> bool:
+    """Whether positions are left as they are: no scaling, or one by 1."""
+    if not isinstance(scaling, Mapping):
+        return scaling is None
+    kind, factor = scaling.get("rope_type", scaling.get("type")), as_number(scaling.get("factor"))
+    if kind is None:
+        return factor in (None, 1)
+    return kind == "default" or (kind in _SCALES_BY_FACTOR and factor == 1)
+
+
+def _is_read(quantisation: object) -> bool:
+    """Whether weights of this make are read: bitsandbytes' 8 bits are."""
+    return quantisation is None or (
+        isinstance(quantisation, Mapping) and quantisation.get("load_in_8bit") is True
+    )
+
+
+# What our Llama computes: is a value of config.json that, and how it is said.
+_KNOWN_SETTINGS: dict[str, tuple[Callable[[object], bool], str]] = {
+    "rope_scaling": (_scales_nothing, "null"),
+    "rope_parameters": (_scales_nothing, 'the rope_type "default"'),
+    "attention_bias": (_one_of(None, False), "false"),
+    "mlp_bias": (_one_of(None, False), "false"),
+    "hidden_act": (_one_of(None, "silu", "swish"), '"silu"'),
+    "quantization_config": (_is_read, "null or load_in_8bit"),
+}
+
+
 @dataclass(frozen=True)
 class LanguageFolder:
     """What the folder holds. `is_tied`: the head has the weights of the embedding table."""
@@ -37,8 +79,10 @@ class LanguageFolder:
     tokenizer_path: Path
 
 
-def read_language_folder(path: Path) -> LanguageFolder:
+def read_language_folder(path: Path, *, needs_weights: bool = True) -> LanguageFolder:
     """Read what the folder says about itself and find its files.
+
+    Without `needs_weights` another file has them, and the folder may have none.
 
     Raises:
         CheckpointError: it is no such folder, lacks a file, or holds another kind of model.
@@ -48,13 +92,15 @@ def read_language_folder(path: Path) -> LanguageFolder:
         raise CheckpointError(
             f"{path} {state}; --language wants the folder of the published language model."
         )
+    if not _has_weights(path):
+        refuse_adapter(path)
     values = read_json(path / "config.json")
     config = read_llama_config(path / "config.json", values)
     return LanguageFolder(
         path,
         config,
         values.get("tie_word_embeddings") is True,
-        _find_weights(path),
+        find_weights(path) if needs_weights or _has_weights(path) else (),
         _find_tokenizer(path, config.vocab_size),
     )
 
@@ -72,23 +118,27 @@ def read_llama_config(path: Path, values: Mapping[str, Any]) -> LanguageConfig:
     )  # fmt: skip
     missing = [name for name in names if values.get(name) is None]
     if missing:
-        raise CheckpointError(f"{path} lacks {list_some(missing)}. Take the published file again.")
-    heads = values["num_attention_heads"]
+        states = [f"{name} ({show_value(values, name)})" for name in missing]
+        raise CheckpointError(f"{path} lacks {list_some(states)}. Take the published file again.")
     optional = {
-        "num_key_value_heads": heads,
+        "num_key_value_heads": values["num_attention_heads"],
         "max_position_embeddings": 2048,
         "rms_norm_eps": 1e-6,
-        "rope_theta": _read_rope_theta(path, values),
+        "rope_theta": _read_rope_theta(values),
     }
     found = {name: values[name] for name in optional if values.get(name) is not None}
+    chosen = {**{name: values[name] for name in names}, **optional, **found}
     try:
-        config = LanguageConfig(**{name: values[name] for name in names}, **(optional | found))
-    except (ConfigError, TypeError, ZeroDivisionError) as error:
+        config = LanguageConfig.from_mapping(
+            {name: as_number(value) for name, value in chosen.items()}
+        )
+    except ConfigError as error:
         raise CheckpointError(f"{path}: {error}") from None
-    if values.get("head_dim") not in (None, config.head_dim):
+    if as_number(values.get("head_dim")) not in (None, config.head_dim):
         raise CheckpointError(
-            f"{path}: head_dim is {values['head_dim']!r}, but {heads} heads of a width of "
-            f"{config.hidden_size} are {config.head_dim} wide; this is not known. {_OTHER_MODEL}"
+            f"{path}: head_dim is {show_value(values, 'head_dim')}, but "
+            f"{config.num_attention_heads} heads of a width of {config.hidden_size} are "
+            f"{config.head_dim} wide; this is not known. {_OTHER_MODEL}"
         )
     return config
 
@@ -105,42 +155,45 @@ def _refuse_other_models(path: Path, values: Mapping[str, Any]) -> None:
     is_causal = "llamaforcausallm" in [str(name).lower() for name in names]
     if kind != "llama" or not is_causal:
         raise CheckpointError(
-            f"{path} describes {names[0]} of model_type {kind!r}; only 'llama' "
-            f"(LlamaForCausalLM) is known. {_OTHER_MODEL}"
+            f"{path} describes {names[0]} of model_type {show_value(values, 'model_type')}; only "
+            f'"llama" (LlamaForCausalLM) is known. {_OTHER_MODEL}'
         )
-    refused = {
-        "rope_scaling": (None,),
-        "attention_bias": (None, False),
-        "mlp_bias": (None, False),
-        "hidden_act": (None, "silu"),
-        "quantization_config": (None,),
-    }
-    for name, allowed in refused.items():
-        if values.get(name) not in allowed:
+    for name, (is_known, known) in _KNOWN_SETTINGS.items():
+        if not is_known(values.get(name)):
             raise CheckpointError(
-                f"{path}: {name} is {str(values[name])[:80]!r}; only {allowed[-1]!r} is known. "
+                f"{path}: {name} is {show_value(values, name)}; only {known} is known. "
                 f"{_OTHER_MODEL}"
             )
 
 
-def _read_rope_theta(path: Path, values: Mapping[str, Any]) -> float:
+def _read_rope_theta(values: Mapping[str, Any]) -> object:
     """Transformers 5 keeps rope_theta inside rope_parameters; before, it was a name of its own."""
     parameters = values.get("rope_parameters") or {}
-    if not isinstance(parameters, Mapping) or parameters.get("rope_type", "default") != "default":
+    theta = parameters.get("rope_theta")
+    return 10000.0 if theta is None else theta
+
+
+def _has_weights(path: Path) -> bool:
+    return any(any(path.glob(pattern)) for _, pattern in _WEIGHT_FILES)
+
+
+def find_weights(path: Path) -> tuple[Path, ...]:
+    """The files of a folder that hold the language model's weights.
+
+    Raises:
+        CheckpointError: there are none, or some are missing.
+    """
+    if not path.is_dir():
         raise CheckpointError(
-            f"{path}: rope_parameters is {str(parameters)[:80]!r}; only the rope_type 'default' "
-            f"is known. {_OTHER_MODEL}"
+            f"{path} is no folder; one with a language model's weights is wanted."
         )
-    return parameters.get("rope_theta", 10000.0)  # type: ignore[no-any-return]
-
-
-def _find_weights(path: Path) -> tuple[Path, ...]:
     for index_name, pattern in _WEIGHT_FILES:
         if (path / index_name).exists():
             return list_indexed_files(path / index_name)
         if paths := sorted(path.glob(pattern)):
             _require_all_shards(path, paths)
             return tuple(paths)
+    refuse_adapter(path)
     hint = (
         "It holds Meta's own format; take the folder published for transformers (its name ends in "
         "-hf)."

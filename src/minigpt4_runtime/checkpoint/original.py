@@ -6,13 +6,12 @@ Never  knows our names or our modules: an error of the key map cannot hide in bo
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from minigpt4_runtime.checkpoint.source import Inventory, open_tensors
+from minigpt4_runtime.checkpoint.inventory import Inventory, Reader
 from minigpt4_runtime.config import LanguageConfig, ModelConfig, QFormerConfig, VisionConfig
 
 # Rows of a matrix that are widened to float32 at once.
@@ -34,21 +33,16 @@ class Originals:
         self._places = {name: place for part in inventories for name, place in part.places.items()}
         self._dtype = dtype
         self._on_bytes = on_bytes
-        self._path: Path | None = None
-        self._tensors: dict[str, Tensor] = {}
+        self._reader = Reader()
 
     def __contains__(self, name: str) -> bool:
         return name in self._places
 
     def exact(self, name: str) -> Tensor:
-        """A tensor as it lies in its file. One file is open at a time."""
-        path = self._places[name].path
-        if path != self._path:
-            self._tensors = {}
-            self._tensors = open_tensors(path)
-            self._path = path
-        self._on_bytes(self._places[name].num_bytes)
-        return self._tensors[name]
+        """A tensor as it was published. One file is open at a time."""
+        place = self._places[name]
+        self._on_bytes(place.num_bytes)
+        return self._reader.read(place)
 
     def round(self, tensor: Tensor) -> Tensor:
         """What is left of a value after the conversion."""

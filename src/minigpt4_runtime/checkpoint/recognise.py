@@ -14,9 +14,11 @@ from minigpt4_runtime.checkpoint.expected import has_language_sizes
 from minigpt4_runtime.checkpoint.file_kind import read_head, read_json, refuse_text
 from minigpt4_runtime.checkpoint.key_map import language_origins
 from minigpt4_runtime.checkpoint.language_folder import read_llama_config
+from minigpt4_runtime.checkpoint.legacy_pickle import is_legacy
 from minigpt4_runtime.checkpoint.source import open_tensors
 from minigpt4_runtime.checkpoint.sources import ModelSources, Part
 from minigpt4_runtime.checkpoint.weights import Shape, read_header
+from minigpt4_runtime.checkpoint.wrapping import plain_names
 from minigpt4_runtime.config import LanguageConfig
 from minigpt4_runtime.errors import CheckpointError
 from minigpt4_runtime.presets import PRESETS
@@ -124,10 +126,9 @@ def recognise(path: Path) -> Recognised | None:
     if head.lstrip().startswith(b"{"):
         return _recognise_json(path)
     if head[8:9] == b"{":
-        return _recognise_weights(
-            path, {name: each.shape for name, each in read_header(path).items()}
-        )
-    if head.startswith(b"PK"):
+        stored = read_header(path)
+        return _recognise_weights(path, {name: each.shape for name, each in stored.items()})
+    if head.startswith(b"PK") or is_legacy(head):
         tensors = open_tensors(path)
         return _recognise_weights(
             path, {name: tuple(tensor.shape) for name, tensor in tensors.items()}
@@ -154,7 +155,8 @@ def _recognise_json(path: Path) -> Recognised | None:
     return Recognised(path, str(kind), {}, values) if kind in ("llama", "bert") else None
 
 
-def _recognise_weights(path: Path, shapes: Mapping[str, Shape]) -> Recognised | None:
+def _recognise_weights(path: Path, stored: Mapping[str, Shape]) -> Recognised | None:
+    shapes = {plain: stored[name] for name, plain in plain_names(stored).items()}
     for kind, mark in _MARKS.items():
         # A projection file may hold a Q-Former of its own beside.
         if mark in shapes and (kind == "projection" or _MARKS["projection"] not in shapes):

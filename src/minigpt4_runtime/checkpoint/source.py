@@ -1,31 +1,30 @@
 """Published weight files: the one place where a pickle is opened, and never run.
 
 Owns   the opening of .pth, .bin and .safetensors files, and a sentence for each way it can fail.
-Takes  paths; gives tensors that lie in the mapped file, or their names, shapes and dtypes.
+Takes  paths; gives tensors that lie in the mapped file, by the names that the file has for them.
 Never  copies a weight: pages are read when someone looks at them, and go when the tensors go.
 """
 
-import math
 import mmap
 import pickle
 import re
 import zipfile
 import zlib
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from minigpt4_runtime.checkpoint.file_kind import read_head, refuse_text
+from minigpt4_runtime.checkpoint.legacy_pickle import PASSED_OVER, Inert, is_legacy, load_legacy
 from minigpt4_runtime.checkpoint.weights import (
     DTYPE_CODES,
-    Shape,
     StoredTensor,
     list_some,
     read_header,
 )
+from minigpt4_runtime.checkpoint.wrapping import unwrap
 from minigpt4_runtime.config import DTypeName
 from minigpt4_runtime.errors import CheckpointError
 
@@ -34,7 +33,7 @@ _PICKLE_STARTS = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 # What torch.load and its weights_only unpickler raise when a file is not what it claims to be.
 _LOAD_ERRORS = (
     RuntimeError, EOFError, LookupError, ValueError, TypeError, AttributeError, AssertionError,
-    OSError,
+    OSError, OverflowError, MemoryError,
 )  # fmt: skip
 _GLOBAL_NAME = re.compile(r"(?:GLOBAL|global|class) '?([\w.]+)")
 
@@ -53,56 +52,6 @@ FLOATS_WANTED = (
 )
 
 
-@dataclass(frozen=True)
-class Place:
-    """In which file a published tensor lies, and of what make it is."""
-
-    path: Path
-    shape: Shape
-    dtype: torch.dtype
-
-    @property
-    def num_bytes(self) -> int:
-        """What it takes when it is read."""
-        return math.prod(self.shape) * self.dtype.itemsize
-
-
-@dataclass(frozen=True)
-class Inventory:
-    """Every tensor of a published file or of a folder of shards. `path` is its name in messages."""
-
-    path: Path
-    places: Mapping[str, Place]
-
-    def shape(self, name: str, *, remedy: str) -> Shape:
-        """The shape of a tensor that must be there.
-
-        Raises:
-            CheckpointError: it is not.
-        """
-        if name not in self.places:
-            raise CheckpointError(f"{self.path} holds no {name}. {remedy}")
-        return self.places[name].shape
-
-
-def take_inventory(path: Path, files: Iterable[Path]) -> Inventory:
-    """List what the files hold, opening and closing one after the other.
-
-    Raises:
-        CheckpointError: a file cannot be opened, or two of them hold the same tensor.
-    """
-    places: dict[str, Place] = {}
-    for file in files:
-        for name, tensor in open_tensors(file).items():
-            if name in places:
-                raise CheckpointError(
-                    f"{name} stands both in {places[name].path} and in {file}. "
-                    "Keep only the files of one download in that folder."
-                )
-            places[name] = Place(file, tuple(tensor.shape), tensor.dtype)
-    return Inventory(path, places)
-
-
 def open_tensors(path: Path) -> dict[str, Tensor]:
     """Open a published weight file; the tensors lie in the mapped file until they are dropped.
 
@@ -113,6 +62,8 @@ def open_tensors(path: Path) -> dict[str, Tensor]:
     if path.suffix == ".safetensors":
         refuse_text(path, head)
         return map_tensors(read_header(path))
+    if is_legacy(head):
+        return _named_tensors(path, _load_pickle(path, load_legacy))
     if not head.startswith(_ZIP_START):
         refuse_text(path, head)
         raise CheckpointError(f"{path} {_describe_stranger(head)}")
@@ -125,7 +76,7 @@ def open_tensors(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(
             f"{path} is a zip archive that torch did not write. Unpack it, and give what is in it."
         )
-    return _named_tensors(path, _load_pickle(path))
+    return _named_tensors(path, _load_pickle(path, _load_zip))
 
 
 def _describe_stranger(head: bytes) -> str:
@@ -133,8 +84,8 @@ def _describe_stranger(head: bytes) -> str:
         return "is a safetensors file; give it a name that ends in .safetensors."
     if head.startswith(_PICKLE_STARTS):
         return (
-            "is a pickle without torch's zip around it (written by torch before 1.6, or by another "
-            "program). Open it where you trust it and save it again with torch.save."
+            "is a pickle that torch did not write. Open it where you trust it, and save its "
+            "tensors with torch.save."
         )
     return (
         f"is no weight file: it begins with {head[:8].hex(' ')}, a weight file with 50 4b 03 04. "
@@ -154,9 +105,14 @@ def _is_torch_archive(path: Path) -> bool:
         raise CheckpointError(f"{path} is damaged ({error}). Download it again.") from None
 
 
-def _load_pickle(path: Path) -> object:
-    try:
+def _load_zip(path: Path) -> object:
+    with torch.serialization.safe_globals([(Inert, name) for name in PASSED_OVER]):
         return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+
+
+def _load_pickle(path: Path, load: Callable[[Path], object]) -> object:
+    try:
+        return load(path)
     except pickle.UnpicklingError as error:
         found = _GLOBAL_NAME.search(str(error))
         if found is None:
@@ -173,9 +129,8 @@ def _load_pickle(path: Path) -> object:
 
 
 def _named_tensors(path: Path, content: object) -> dict[str, Tensor]:
-    """Keep the tensors: those under "model" where there is one, beside optimiser and settings."""
-    if isinstance(content, Mapping) and isinstance(content.get("model"), Mapping):
-        content = content["model"]
+    """Keep the tensors, wherever they stand beside optimiser and settings."""
+    content = unwrap(content, Tensor)
     if not isinstance(content, Mapping):
         raise CheckpointError(
             f"{path} holds a {type(content).__name__}, not named tensors. Take the published file."

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from minigpt4_runtime.checkpoint import original
 from minigpt4_runtime.checkpoint.blank_model import blank_model
+from minigpt4_runtime.checkpoint.inventory import Inventory
 from minigpt4_runtime.checkpoint.load import read_tensor
 from minigpt4_runtime.checkpoint.original import Originals
-from minigpt4_runtime.checkpoint.source import Inventory
 from minigpt4_runtime.checkpoint.weights import StoredTensor, WeightForm, read_folder_weights
 from minigpt4_runtime.checkpoint.writer import NamedWeight, rounded_chunks
 from minigpt4_runtime.config import DTypeName, ModelConfig

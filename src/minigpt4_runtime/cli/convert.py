@@ -46,6 +46,13 @@ BertDir = Annotated[
         metavar="DIR", help="A folder with bert-base-uncased's config.json; goes with --qformer."
     ),
 ]
+BaseDir = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="DIR",
+        help="The LLaMA that --language is added to, where that is a delta (vicuna-7b-delta-v0).",
+    ),
+]
 DType = Annotated[
     DTypeChoice | None,
     typer.Option(
@@ -75,6 +82,7 @@ def convert(
     out: OutDir,
     qformer: QFormerFile = None,
     bert: BertDir = None,
+    base: BaseDir = None,
     dtype: DType = None,
     image_size: ImageSize = None,
     verify: Verify = False,
@@ -94,6 +102,7 @@ def convert(
         projection=projection,
         qformer=qformer,
         bert_dir=bert,
+        base_dir=base,
     )
     try:
         with _hold_cache(out), byte_bar() as progress:
@@ -105,6 +114,7 @@ def convert(
                 force=force,
                 verify=verify,
                 progress=progress,
+                warn=note,
             )
     except KeyboardInterrupt:
         note("Stopped. No half model was left behind.")

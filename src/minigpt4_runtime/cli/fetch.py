@@ -180,7 +180,7 @@ def _bring_and_convert(plan: FetchPlan, *, keep_sources: bool) -> None:
         with _file_bars(plan) as progress:
             hub.bring_files(plan, progress, note)
         with hub.assembled(plan) as files, byte_bar() as bar:
-            conversion = convert(files, plan.out_dir, dtype=plan.dtype, progress=bar)
+            conversion = convert(files, plan.out_dir, dtype=plan.dtype, progress=bar, warn=note)
     except KeyboardInterrupt:
         note("Stopped. What has come is kept: the same command goes on from there.")
         raise

@@ -1,0 +1,54 @@
+"""`minigpt4 convert` on files that are published in unusual ways."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+GOLDEN = Path(__file__).parents[1] / "goldens" / "vicuna" / "checkpoint"
+
+
+@pytest.fixture
+def language_dir(tmp_path) -> Path:
+    """A language model to be changed; its untouched copy is `GOLDEN / "llama"`."""
+    return Path(shutil.copytree(GOLDEN / "llama", tmp_path / "llama"))
+
+
+@pytest.fixture
+def convert(real_minigpt4, language_dir, tmp_path):
+    """Runs the command on the golden's other files."""
+
+    def run(*more):
+        return real_minigpt4(
+            "convert", "--language", language_dir, "--vision", GOLDEN / "eva_vit_g.pth",
+            "--qformer", GOLDEN / "blip2_pretrained_flant5xxl.pth",
+            "--bert", GOLDEN / "bert-base-uncased",
+            "--projection", GOLDEN / "pretrained_minigpt4_7b.pth", "--out", tmp_path / "out", *more,
+        )  # fmt: skip
+
+    return run
+
+
+def test_a_delta_is_added_to_its_base(convert, language_dir, tmp_path):
+    for path in language_dir.glob("*.bin"):
+        tensors = torch.load(path, weights_only=True)
+        torch.save({name: torch.full_like(t, 0.002) for name, t in tensors.items()}, path)
+    refused = convert()
+    assert refused.status == 1
+    assert f"{language_dir} holds delta weights" in refused.err
+    assert "--base DIR" in refused.err
+    assert convert("--base", GOLDEN / "llama").status == 0
+    sources = json.loads((tmp_path / "out" / "manifest.json").read_text("utf-8"))["sources"]
+    assert [source["role"] for source in sources].count("base") == 4
+
+
+def test_a_later_vicuna_is_warned_of_on_stderr(convert, language_dir):
+    path = language_dir / "config.json"
+    values = json.loads(path.read_text("utf-8"))
+    # A width of the published models, which these weights have not: the warning comes first.
+    path.write_text(json.dumps({**values, "hidden_size": 4096, "_name_or_path": "vicuna-7b-v1.1"}))
+    shown = convert()
+    assert shown.out == ""
+    assert "seems to be no Vicuna v0" in shown.err
