@@ -362,6 +362,7 @@ def test_pixels_are_limited_from_the_header(name):
 def test_a_thin_picture_is_refused_by_its_side_before_it_is_decoded():
     header = b"IHDR" + struct.pack(">LLBBBBB", 40, 999_999, 8, 2, 0, 0, 0)
     thin = FILES["PNG RGB"][:12] + header + struct.pack(">L", zlib.crc32(header))
+    thin += FILES["PNG RGB"][33:]
     assert "40×999999 pixels; the limit is 65,535 a side" in error_of(thin)
 
 
