@@ -3,8 +3,9 @@
 python benchmarks/convert_memory.py --work-dir /tmp/convert_memory
 
 Promise: no more than the largest published file and 1 GiB. The files have the published layout and
-widths (7B's and EVA-ViT-g's) with fewer layers; they are deleted at the end. Memory is the peak of
-resident pages, those of mapped files included, of a process that does nothing else.
+widths (7B's and EVA-ViT-g's), the language model with fewer layers; they are deleted at the end.
+Memory is the peak of resident pages, those of mapped files included, of a process that does nothing
+else.
 """
 
 import argparse
@@ -26,8 +27,8 @@ from minigpt4_runtime.checkpoint.weights import show_bytes
 
 GOLDEN = Path(__file__).parents[1] / "tests" / "goldens" / "vicuna" / "checkpoint"
 GIB = 2**30
-HIDDEN, FEED_FORWARD, VOCABULARY = 4096, 11008, 32000
-WIDTH, VISION_FEED_FORWARD = 1408, 6144
+HIDDEN, FEED_FORWARD, VOCABULARY = 4096, 11008, 32001
+WIDTH, VISION_FEED_FORWARD, BLOCKS = 1408, 6144, 40
 QUERY_WIDTH, QUERIES = 768, 32
 
 
@@ -83,13 +84,13 @@ def llama_shards(num_layers: int, num_shards: int) -> Iterator[dict[str, Tensor]
         yield tensors
 
 
-def eva_vit(num_blocks: int) -> dict[str, Tensor]:
+def eva_vit() -> dict[str, Tensor]:
     """An image tower with one block more than is used."""
     half = torch.float16
     tensors = linear("patch_embed.proj", WIDTH, 3 * 14 * 14, half)
     tensors["patch_embed.proj.weight"] = tensors["patch_embed.proj.weight"].view(WIDTH, 3, 14, 14)
     tensors |= {"cls_token": made(1, 1, WIDTH), "pos_embed": made(1, 257, WIDTH)}
-    for block in range(num_blocks + 1):
+    for block in range(BLOCKS):
         name = f"blocks.{block}"
         tensors |= norm(f"{name}.norm1", WIDTH, half) | norm(f"{name}.norm2", WIDTH, half)
         tensors[f"{name}.attn.qkv.weight"] = made(3 * WIDTH, WIDTH)
@@ -140,8 +141,13 @@ def write_published(folder: Path, args: argparse.Namespace) -> None:
     )  # fmt: skip
     shutil.copy(GOLDEN / "llama" / "tokenizer.model", llama)
     for number, shard in enumerate(llama_shards(args.layers, args.shards), start=1):
-        torch.save(shard, llama / f"pytorch_model-{number:05d}-of-{args.shards:05d}.bin")
-    torch.save(eva_vit(args.blocks), folder / "eva_vit_g.pth")
+        name = f"pytorch_model-{number:05d}-of-{args.shards:05d}.bin"
+        if args.delta:
+            (folder / "base").mkdir(exist_ok=True)
+            torch.save(shard, folder / "base" / name)
+            shard = {weight: tensor * 0.01 for weight, tensor in shard.items()}
+        torch.save(shard, llama / name, _use_new_zipfile_serialization=not args.legacy)
+    torch.save(eva_vit(), folder / "eva_vit_g.pth")
     torch.save({"model": qformer(args.query_layers)}, folder / "blip2.pth")
     write_json(
         folder / "bert" / "config.json", GOLDEN / "bert-base-uncased" / "config.json",
@@ -172,6 +178,7 @@ def measure(folder: Path, args: argparse.Namespace) -> None:
         projection=folder / "projection.pth",
         qformer=folder / "blip2.pth",
         bert_dir=folder / "bert",
+        base_dir=folder / "base" if args.delta else None,
     )
     before, started = peak_bytes(), time.perf_counter()
     conversion = convert(files, folder / "out", dtype=args.dtype, verify=args.verify)
@@ -187,13 +194,14 @@ def main() -> None:
     parser.add_argument("--work-dir", type=Path, required=True, help="a folder for the files")
     parser.add_argument("--layers", type=int, default=8, help="of the language model, 386 MiB each")
     parser.add_argument("--shards", type=int, default=2, help="files of the language model")
-    parser.add_argument("--blocks", type=int, default=12, help="of the image tower, 48 MiB each")
     parser.add_argument("--query-layers", type=int, default=4, help="of the Q-Former")
     parser.add_argument(
         "--dtype", choices=["float16", "bfloat16", "float32"],
         help="of all weights; without it each keeps its own",
     )  # fmt: skip
     parser.add_argument("--verify", action="store_true", help="also with --verify")
+    parser.add_argument("--delta", action="store_true", help="a delta, and a base it is added to")
+    parser.add_argument("--legacy", action="store_true", help="shards from before torch's zips")
     parser.add_argument("--measure", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     folder = args.work_dir / "published"
@@ -212,6 +220,7 @@ def main() -> None:
     before, peak, num_bytes, seconds = json.loads(done.stdout)
     flags = f" --dtype {args.dtype}" if args.dtype else ""
     flags += " --verify" if args.verify else ""
+    flags += " --base" if args.delta else ""
     table = Table("what", "size", title=f"minigpt4 convert{flags}: {seconds:.0f} s")
     table.add_row("weights written", show_bytes(num_bytes))
     table.add_row("largest published file", show_bytes(largest))

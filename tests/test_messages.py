@@ -72,5 +72,6 @@ def test_messages_check_themselves():
 
 def test_sources_have_names_for_people():
     assert image(Path("a") / "cat.jpg").name == str(Path("a") / "cat.jpg")
+    assert ImageSource(lambda: b"12", "https://a.example/cat.jpg").name.endswith("cat.jpg")
     assert image(b"12").name == "the picture given as bytes"
     assert len(image("data:image/png;base64," + "A" * 5000).name) < 60

@@ -78,7 +78,8 @@ def test_an_svg_is_refused_in_words(content):
 @pytest.mark.parametrize(
     "content",
     [b"<html><svg></html>", b"\0\0\0\x20ftypisom\0\0\2\0isomiso2", b"\xff\x0a jxl", b"%!PS-Adobe",
-     b"P7\nWIDTH 2", b"plain text of some length", bytes(40)],
+     b"P7\nWIDTH 2", b"svg is a format", b"<?xml version='1.0'?><note>svg</note>",
+     b"plain text of some length", bytes(40)],
 )  # fmt: skip
 def test_what_is_no_picture_here_is_said_to_be_none(content):
     assert "is not a picture that can be read here; it begins with" in error_of(content)

@@ -194,6 +194,11 @@ def test_tensors_may_be_of_any_float_and_on_the_way_to_a_gradient():
         assert levels_of(tensor)[0, 0, 0] == 128
 
 
+def test_tensors_without_plain_values_are_refused():
+    for tensor in (torch.zeros(3, 6, 8).to_sparse(), torch.zeros(3, 6, 8, device="meta")):
+        assert "cannot become an array" in error_of(tensor)
+
+
 def test_a_tensor_whose_channels_could_be_either_end_is_refused():
     assert "(3, 8, 3), of which either end" in error_of(torch.zeros(3, 8, 3))
     assert levels_of(numpy.zeros((3, 8, 3), dtype=numpy.uint8)).shape == (3, 8, 3)
@@ -299,6 +304,15 @@ def test_a_given_image_is_not_changed(name):
     )
 
 
+def test_a_picture_may_be_had_when_it_is_opened():
+    given = []
+    source = ImageSource(lambda: given.append(1) or FILES["PNG RGB"], "a label")
+    assert not given
+    numpy.testing.assert_array_equal(open_rgb(source), levels_of(FILES["PNG RGB"]))
+    with pytest.raises(ImageError, match=r"^a label is empty"):
+        open_rgb(ImageSource(bytes, "a label"))
+
+
 def test_the_file_is_closed(tmp_path):
     path = tmp_path / "pages.tif"
     path.write_bytes(FILES["TIFF pages"])
@@ -348,6 +362,7 @@ def test_pixels_are_limited_from_the_header(name):
 def test_a_thin_picture_is_refused_by_its_side_before_it_is_decoded():
     header = b"IHDR" + struct.pack(">LLBBBBB", 40, 999_999, 8, 2, 0, 0, 0)
     thin = FILES["PNG RGB"][:12] + header + struct.pack(">L", zlib.crc32(header))
+    thin += FILES["PNG RGB"][33:]
     assert "40×999999 pixels; the limit is 65,535 a side" in error_of(thin)
 
 

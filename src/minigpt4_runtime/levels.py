@@ -48,9 +48,12 @@ def as_array(value: object, name: str) -> Array | None:
     torch = sys.modules.get("torch")
     if torch is None or not isinstance(value, torch.Tensor):
         return None
-    tensor = value.detach().cpu()
-    # numpy does not know all of torch's kinds of floats.
-    array = (tensor.float() if tensor.is_floating_point() else tensor).numpy()
+    try:
+        tensor = value.detach().cpu()
+        # numpy does not know all of torch's kinds of floats.
+        array = (tensor.float() if tensor.is_floating_point() else tensor).numpy()
+    except (TypeError, RuntimeError) as error:  # Sparse, quantised, without values.
+        raise ImageError(f"{name} cannot become an array ({error}). Give a dense one.") from None
     return _with_channels_last(array, name, is_tensor=True)
 
 

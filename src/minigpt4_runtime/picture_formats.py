@@ -8,7 +8,7 @@ Never  decodes a pixel, or touches Pillow's global settings.
 
 import re
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 from io import BytesIO
@@ -38,18 +38,15 @@ UNREADABLE_SUFFIXES = frozenset(
 
 def _png_without_metadata(content: bytes) -> bytes:
     """The chunks that a decoder must know, whose names begin with a capital, and sound EXIF."""
-
-    def kept() -> Iterator[bytes]:
-        start = 8
-        while start < len(content):
-            end = start + 12 + int.from_bytes(content[start : start + 4])
-            kind, chunk = content[start + 4 : start + 8], content[start:end]
-            is_sound = zlib.crc32(chunk[4:-4]) == int.from_bytes(chunk[-4:])
-            if kind[:1].isupper() or (kind == b"eXIf" and is_sound):
-                yield chunk
-            start = end
-
-    return content[:8] + b"".join(kept())
+    kept, start = bytearray(content[:8]), 8
+    while start < len(content):
+        end = start + 12 + int.from_bytes(content[start : start + 4])
+        kind, chunk = content[start + 4 : start + 8], content[start:end]
+        is_sound = zlib.crc32(chunk[4:-4]) == int.from_bytes(chunk[-4:])
+        if kind[:1].isupper() or (kind == b"eXIf" and is_sound):
+            kept += chunk
+        start = end
+    return bytes(kept)
 
 
 # Applications' segments of a JPEG that matter, and how long each is at least: JFIF, EXIF, Adobe.
@@ -58,18 +55,14 @@ _JPEG_SEGMENTS = {b"\xff\xe0": 16, b"\xff\xe1": 2, b"\xff\xee": 14}
 
 def _jpeg_without_metadata(content: bytes) -> bytes:
     """All but comments and applications' segments, of which those stay that matter."""
-
-    def kept() -> Iterator[bytes]:
-        start = 2
-        while (marker := content[start : start + 2]) not in {b"\xff\xda", b""}:
-            length = int.from_bytes(content[start + 2 : start + 4])
-            is_metadata = b"\xff\xe0" <= marker <= b"\xff\xef" or marker == b"\xff\xfe"
-            if not is_metadata or length >= _JPEG_SEGMENTS.get(marker, 2**16):
-                yield content[start : start + 2 + length]
-            start += 2 + length
-        yield content[start:]
-
-    return content[:2] + b"".join(kept())
+    kept, start = bytearray(content[:2]), 2
+    while (marker := content[start : start + 2]) not in {b"\xff\xda", b""}:
+        length = int.from_bytes(content[start + 2 : start + 4])
+        is_metadata = b"\xff\xe0" <= marker <= b"\xff\xef" or marker == b"\xff\xfe"
+        if not is_metadata or length >= _JPEG_SEGMENTS.get(marker, 2**16):
+            kept += content[start : start + 2 + length]
+        start += 2 + length
+    return bytes(kept + content[start:])
 
 
 # What the pixels of a TIFF depend on. 254 and 330 tell a camera's raw file.
@@ -77,6 +70,8 @@ _TIFF_TAGS = frozenset(
     {254, 256, 257, 258, 259, 262, 266, 273, 274, 277, 278, 279, 284, 292, 293, 317, 320, 322, 323,
      324, 325, 330, 332, 338, 339, 347, *range(512, 522), *range(529, 533)}
 )  # fmt: skip
+# As a TIFF counts them, and a BigTIFF need not.
+_MOST_TAGS = 2**16 - 1
 
 
 def _tiff_without_metadata(content: bytes) -> bytes:
@@ -85,7 +80,7 @@ def _tiff_without_metadata(content: bytes) -> bytes:
     is_big = 43 in content[2:4]
     num_count, num_entry, num_offset = (8, 20, 8) if is_big else (2, 12, 4)
     place = int.from_bytes(content[num_offset : 2 * num_offset], order)
-    count = int.from_bytes(content[place : place + num_count], order)
+    count = min(int.from_bytes(content[place : place + num_count], order), _MOST_TAGS)
     entries = content[place + num_count :][: count * num_entry]
     tags = [entries[at : at + num_entry] for at in range(0, len(entries), num_entry)]
     tags = [tag for tag in tags if int.from_bytes(tag[:2], order) in _TIFF_TAGS]
@@ -168,7 +163,7 @@ _FORMATS = (
 )  # fmt: skip
 # Of TIFF: whether a page is only a smaller copy of another, and where there are more pages.
 _SUBFILE_TYPE, _SUB_IFDS = 254, 330
-_SVG = rb"(?:\xef\xbb\xbf)?\s*(?:<\?xml.{0,2000}?|<!--.{0,2000}?|<!DOCTYPE\s+)?<?svg[\s>]"
+_XML = (b"<svg", b"<?xml", b"<!--", b"<!doctype svg")
 
 
 def find_format(content: bytes, name: str) -> Format:
@@ -180,7 +175,8 @@ def find_format(content: bytes, name: str) -> Format:
     for known in _FORMATS:
         if re.match(known.begins, content, re.DOTALL):
             return known
-    if re.match(_SVG, content, re.DOTALL | re.IGNORECASE):
+    head = content[:4096].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if head.startswith(_XML) and re.search(rb"<(?:!doctype\s+)?svg[\s>]", head):
         raise ImageError(f"{name} is a drawing in SVG, which is not read here. Export it as PNG.")
     raise ImageError(
         f"{name} is not a picture that can be read here; it begins with {content[:12]!r}. "

@@ -363,13 +363,13 @@ def test_folders_that_are_no_model_folders(tmp_path, published):
         load_config(tmp_path)
     with pytest.raises(CheckpointError) as caught:
         load_config(published.language_dir)
-    assert "holds a language model alone (model_type 'llama'), not MiniGPT-4" in str(caught.value)
+    assert 'holds a language model alone (model_type "llama"), not MiniGPT-4' in str(caught.value)
     assert "`minigpt4 convert` first" in str(caught.value)
 
 
 def test_another_kind_of_model(model_dir):
     edit_json(model_dir / "config.json", model_type="llava")
-    with pytest.raises(CheckpointError, match=r"holds another model \(model_type 'llava'\)"):
+    with pytest.raises(CheckpointError, match=r'holds another model \(model_type "llava"\)'):
         load_config(model_dir)
 
 

@@ -233,7 +233,7 @@ def test_what_of_a_folder_cannot_be_used_is_told(fetch, web, tmp_path):
     assert f"{folder / 'tokenizer.model'} is a Git LFS pointer" in told
     assert f"{folder / 'config.json'} is empty" in told
     assert f"{folder / 'projection.pth'} holds a text" in told
-    assert f"{folder / 'old.pth'} is a pickle without torch's zip around it" in told
+    assert f"{folder / 'old.pth'} is a pickle that torch did not write" in told
     assert "notes.html" not in told
     assert web.requests_for(TOWER)
 
