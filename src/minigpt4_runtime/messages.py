@@ -100,10 +100,10 @@ def _is_unicode(text: str) -> bool:
 
 
 def read_messages(values: Sequence[Message | Mapping[str, Any]]) -> tuple[Message, ...]:
-    """Check a dialogue: system first if at all, then user and assistant; a user speaks last.
+    """Check a dialogue: a user speaks last. System messages may stand anywhere.
 
     Raises:
-        RequestError: the order is another.
+        RequestError: the last message is another's.
     """
     if isinstance(values, (str, Mapping)) or not isinstance(values, Sequence):
         raise RequestError(
@@ -111,10 +111,9 @@ def read_messages(values: Sequence[Message | Mapping[str, Any]]) -> tuple[Messag
             '[{"role": "user", "content": [image("cat.jpg"), "What is this?"]}].'
         )
     messages = tuple(Message.read(value) for value in values)
-    if not messages or messages[-1].role != "user":
+    speakers = [message.role for message in messages if message.role != "system"]
+    if speakers[-1:] != ["user"]:
         raise RequestError("The last message must be the user's: it is what gets answered.")
-    if any(message.role == "system" for message in messages[1:]):
-        raise RequestError("A system message must be the first message.")
     return messages
 
 

@@ -101,14 +101,14 @@ class _Writer:
 def render(messages: Sequence[Message], template: Template) -> Prompt:
     """Join a dialogue as upstream's Conversation does, and open the assistant's turn.
 
-    A system message replaces the template's own. Within a user message each picture opens a turn
-    of its own and the text after it continues that turn, as upstream's upload_img and ask do.
+    System messages, wherever they stand, replace the template's own together.
+    Within a user message each picture opens a turn of its own and the text after it continues that
+    turn, as upstream's upload_img and ask do.
     """
     writer = _Writer()
-    system, turns = template.system, list(messages)
-    if turns and turns[0].role == "system":
-        system = _joined_text(turns.pop(0))
-    writer.text(system + template.separator)
+    turns = [message for message in messages if message.role != "system"]
+    told = [_joined_text(message) for message in messages if message.role == "system"]
+    writer.text(("\n".join(told) if told else template.system) + template.separator)
     for role, group in groupby(turns, key=lambda message: message.role):
         if role == "assistant":
             for message in group:

@@ -22,20 +22,20 @@ from starlette.routing import Route
 from minigpt4_runtime import __version__
 from minigpt4_runtime.errors import MiniGPT4Error
 from minigpt4_runtime.server.admission import Admission, Place
+from minigpt4_runtime.server.answered import (
+    ChatCompletion,
+    ErrorBody,
+    ModelCard,
+    ModelList,
+    Status,
+)
 from minigpt4_runtime.server.auth import KeyGuard, NameGuard
 from minigpt4_runtime.server.chat import Chat
 from minigpt4_runtime.server.failures import Refusal, error_response, failure_of, no_such_model
 from minigpt4_runtime.server.journal import Journal
 from minigpt4_runtime.server.logs import log_failure
 from minigpt4_runtime.server.metrics import Metrics
-from minigpt4_runtime.server.protocol import (
-    ChatCompletion,
-    ErrorBody,
-    ModelCard,
-    ModelList,
-    Status,
-    request_schemas,
-)
+from minigpt4_runtime.server.protocol import request_schemas
 from minigpt4_runtime.server.settings import ServerConfig
 from minigpt4_runtime.server.watch import EngineWatch, engine_failed
 

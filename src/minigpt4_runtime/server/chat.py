@@ -161,7 +161,7 @@ class Chat:
             part.text if isinstance(part, TextPart) else await self._media.open(part.image_url.url)
             for part in message.parts
         ]
-        return Message(message.role, tuple(parts))
+        return Message(message.speaker, tuple(parts))
 
 
 class _Turn:
@@ -186,6 +186,8 @@ class _Turn:
         """The question was understood and is being answered."""
         self.asked, self.writer, self._answers = asked, writer, answers
         self._state["told"] = {"choices": asked.num_choices, "stream": bool(asked.stream)}
+        if asked.ignored:
+            self._state["told"]["ignored"] = asked.ignored
         if self._config.logs_content:
             self._state["told"]["messages"] = [m.model_dump() for m in asked.messages]
 

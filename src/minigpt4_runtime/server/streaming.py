@@ -15,8 +15,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from pydantic import BaseModel
 
 from minigpt4_runtime.messages import Reply, TextDelta, TokenLogprobs
-from minigpt4_runtime.server.failures import Failure
-from minigpt4_runtime.server.protocol import (
+from minigpt4_runtime.server.answered import (
     AnswerMessage,
     ChatChunk,
     ChatCompletion,
@@ -29,6 +28,7 @@ from minigpt4_runtime.server.protocol import (
     TopLogprob,
     UsageCount,
 )
+from minigpt4_runtime.server.failures import Failure
 
 DONE = b"data: [DONE]\n\n"
 
