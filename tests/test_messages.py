@@ -35,9 +35,9 @@ def test_image_url_parts_become_sources(url):
     [
         ("hello", "must be a list"),
         ({"role": "user", "content": "x"}, "must be a list"),
-        ([], "last message must be the user's"),
-        ([{"role": "assistant", "content": "x"}], "last message must be the user's"),
-        ([{"role": "system", "content": "x"}], "last message must be the user's"),
+        ([], "no message of role 'user'"),
+        ([{"role": "assistant", "content": "x"}], "no message of role 'user'"),
+        ([{"role": "system", "content": "x"}], "no message of role 'user'"),
         ([{"role": "tool", "content": "x"}], "role is 'tool'"),
         ([{"role": "user"}], "'role' and 'content'"),
         ([{"role": "user", "content": "x", "name": "me"}], "'role' and 'content'"),

@@ -100,10 +100,12 @@ def _is_unicode(text: str) -> bool:
 
 
 def read_messages(values: Sequence[Message | Mapping[str, Any]]) -> tuple[Message, ...]:
-    """Check a dialogue: a user speaks last. System messages may stand anywhere.
+    """Check a dialogue: a user speaks last, or the assistant, whose message is then continued.
+
+    System messages may stand anywhere.
 
     Raises:
-        RequestError: the last message is another's.
+        RequestError: no user has said anything.
     """
     if isinstance(values, (str, Mapping)) or not isinstance(values, Sequence):
         raise RequestError(
@@ -111,9 +113,8 @@ def read_messages(values: Sequence[Message | Mapping[str, Any]]) -> tuple[Messag
             '[{"role": "user", "content": [image("cat.jpg"), "What is this?"]}].'
         )
     messages = tuple(Message.read(value) for value in values)
-    speakers = [message.role for message in messages if message.role != "system"]
-    if speakers[-1:] != ["user"]:
-        raise RequestError("The last message must be the user's: it is what gets answered.")
+    if not any(message.role == "user" for message in messages):
+        raise RequestError("There is no message of role 'user': it is what gets answered.")
     return messages
 
 
@@ -184,12 +185,14 @@ class Reply:
 class TextDelta:
     """A further bit of an answer. The last one of a stream also carries the finished `reply`.
 
-    `logprobs`, if asked for, are those of all tokens that came since the bit before.
+    `logprobs`, if asked for, are those of all tokens that came since the bit before, and `usage`
+    is what was used up to here.
     """
 
     text: str
     reply: Reply | None = None
     logprobs: tuple[TokenLogprobs, ...] = ()
+    usage: Usage | None = None
 
 
 @dataclass(frozen=True)

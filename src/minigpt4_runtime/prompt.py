@@ -68,15 +68,19 @@ Piece = tuple[str, ...]
 
 @dataclass(frozen=True)
 class Prompt:
-    """N + 1 pieces of text around N pictures. `text` shows the whole as upstream writes it."""
+    """N + 1 pieces of text around N pictures. `text` shows the whole as upstream writes it.
+
+    `begun` is how the answer begins, where that was given.
+    """
 
     pieces: tuple[Piece, ...]
     images: tuple[ImageSource, ...]
+    begun: str = ""
 
     @property
     def text(self) -> str:
         """For people to read: `<ImageHere>` for an image slot, `<s>` for a BOS."""
-        return "<ImageHere>".join("<s>".join(piece) for piece in self.pieces)
+        return "<ImageHere>".join("<s>".join(piece) for piece in self.pieces) + self.begun
 
 
 class _Writer:
@@ -103,10 +107,12 @@ def render(messages: Sequence[Message], template: Template) -> Prompt:
 
     System messages, wherever they stand, replace the template's own together.
     Within a user message each picture opens a turn of its own and the text after it continues that
-    turn, as upstream's upload_img and ask do.
+    turn, as upstream's upload_img and ask do. A last message by the assistant begins the answer.
     """
     writer = _Writer()
     turns = [message for message in messages if message.role != "system"]
+    is_begun = bool(turns) and turns[-1].role == "assistant"
+    begun = _joined_text(turns.pop()) if is_begun else ""
     told = [_joined_text(message) for message in messages if message.role == "system"]
     writer.text(("\n".join(told) if told else template.system) + template.separator)
     for role, group in groupby(turns, key=lambda message: message.role):
@@ -119,7 +125,7 @@ def render(messages: Sequence[Message], template: Template) -> Prompt:
                 writer.begin_of_sequence()
             _write_turn(writer, template, template.user, turn)
     writer.text(template.assistant)
-    return Prompt(tuple(tuple(piece) for piece in writer.pieces), tuple(writer.images))
+    return Prompt(tuple(tuple(piece) for piece in writer.pieces), tuple(writer.images), begun)
 
 
 def _joined_text(message: Message) -> str:

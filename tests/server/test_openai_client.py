@@ -53,6 +53,23 @@ def test_an_answer_can_be_sent_back_as_it_came(server):
     assert len({answer.choices[0].message.content for answer in answers}) == 1
 
 
+@pytest.mark.parametrize("is_stream", [False, True])
+def test_a_last_message_by_the_assistant_is_continued(server, is_stream):
+    client = server.openai()
+    asked = [user([picture(), {"type": "text", "text": QUESTION}])]
+    whole = client.chat.completions.create(model=NAME, messages=asked).choices[0].message.content
+    begun = whole.partition(" three")[0]
+    answer = client.chat.completions.create(
+        model=NAME, messages=[*asked, {"role": "assistant", "content": begun}], stream=is_stream
+    )
+    text = (
+        "".join(chunk.choices[0].delta.content or "" for chunk in answer)
+        if is_stream
+        else answer.choices[0].message.content
+    )
+    assert begun + text == whole
+
+
 def test_stream_is_the_same_text_in_pieces(server):
     client = server.openai()
     asked = {"model": NAME, "messages": [user([picture(), {"type": "text", "text": QUESTION}])]}
