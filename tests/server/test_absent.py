@@ -12,7 +12,9 @@ from minigpt4_runtime.server.protocol import ChatRequest, read_request
 
 
 def read(**body):
-    return read_request(json.dumps({"model": NAME, "messages": [user("hi")]} | body).encode())
+    return read_request(
+        json.dumps({"model": NAME, "messages": [user("hi")]} | body).encode(), ChatRequest
+    )
 
 
 @pytest.mark.parametrize("name", [*absent.FEATURES, *absent.DESCRIPTIVE, "a_name_of_tomorrow"])

@@ -234,7 +234,8 @@ def test_dialogues_that_make_no_sense(server, messages):
 @pytest.mark.parametrize(
     ("method", "path", "status"),
     [("GET", "/nothing", 404), ("GET", "/v1/chat/completions", 405), ("DELETE", "/health", 405),
-     ("GET", "/health/", 404), ("GET", "/%00", 404), ("GET", "/../../etc/passwd", 404)],
+     ("GET", "/health/", 404), ("POST", "/v1/models/", 405), ("GET", "/%00", 404),
+     ("GET", "/../../etc/passwd", 404)],
 )  # fmt: skip
 def test_other_routes(server, method, path, status):
     with server.client() as client:

@@ -23,6 +23,28 @@ def test_models(server):
         client.models.retrieve("gpt-5")
 
 
+def test_a_model_may_have_slashes_in_its_name(start):
+    server = start(model_name="someone/minigpt4")
+    client = server.openai()
+    (card,) = client.models.list()
+    assert client.models.retrieve(card.id) == card
+    with server.client() as plain:
+        assert plain.get("/v1/models/").json() == plain.get("/v1/models").json()
+        assert plain.get("/v1/models/someone%2Fminigpt4").json()["id"] == "someone/minigpt4"
+
+
+@pytest.mark.parametrize(("base", "words"), [("", "end in /v1"), ("/v1/v1", "/v1 twice")])
+def test_a_wrong_base_url_is_told_what_is_wrong_with_it(server, base, words):
+    with openai.OpenAI(base_url=server.url + base, api_key="none", max_retries=0) as client:
+        for ask in (
+            client.models.list,
+            lambda: client.models.retrieve(NAME),
+            lambda: client.chat.completions.create(model=NAME, messages=[user("hi")]),
+        ):
+            with pytest.raises(openai.NotFoundError, match=words):
+                ask()
+
+
 def test_chat_about_a_picture_answers_as_the_library(server, model: MiniGPT4):
     content = [picture(), {"type": "text", "text": QUESTION}]
     answer = server.openai().chat.completions.create(model=NAME, messages=[user(content)])
@@ -84,6 +106,31 @@ def test_stream_is_the_same_text_in_pieces(server):
     assert [c.choices[0].finish_reason for c in chunks if c.choices[0].finish_reason] == ["stop"]
     assert last.choices == []
     assert last.usage.completion_tokens > 0
+
+
+def test_every_piece_counts_when_asked(server):
+    chunks = list(
+        server.openai().chat.completions.create(
+            model=NAME, messages=[user("hi")], stream=True,
+            stream_options={"include_usage": True, "continuous_usage_stats": True},
+        )
+    )  # fmt: skip
+    *pieces, last = chunks
+    counts = [each.usage.completion_tokens for each in pieces if each.choices[0].delta.content]
+    assert counts == sorted(counts)
+    assert 0 < counts[0] < counts[-1] <= last.usage.completion_tokens
+    assert {each.usage.prompt_tokens for each in chunks if each.usage} == {last.usage.prompt_tokens}
+
+
+@pytest.mark.parametrize("question", ["hi", QUESTION])
+def test_no_end_is_heeded_when_none_is_wanted(server, question):
+    """As load tools ask: so many tokens, whatever they are."""
+    answer = server.openai().chat.completions.create(
+        model=NAME, messages=[user([picture(), {"type": "text", "text": question}])],
+        max_tokens=48, extra_body={"ignore_eos": True},
+    )  # fmt: skip
+    assert answer.usage.completion_tokens == 48
+    assert answer.choices[0].finish_reason == "length"
 
 
 def test_stream_without_usage_has_none(server):

@@ -11,7 +11,9 @@ from minigpt4_runtime.server.protocol import MAX_SEED, ChatRequest, read_request
 
 
 def read(**body):
-    return read_request(json.dumps({"model": NAME, "messages": [user("hi")]} | body).encode())
+    return read_request(
+        json.dumps({"model": NAME, "messages": [user("hi")]} | body).encode(), ChatRequest
+    )
 
 
 def sampling(choice=0, **body):
@@ -127,14 +129,14 @@ def test_what_is_wrong_is_named(body, param, words):
 )  # fmt: skip
 def test_what_is_no_json_object_is_refused(body):
     with pytest.raises(Refusal) as caught:
-        read_request(body)
+        read_request(body, ChatRequest)
     assert caught.value.failure.status == 400
 
 
 def test_nested_values_in_the_place_of_a_message_are_refused():
     inner = "[" * 5000 + "]" * 5000
     with pytest.raises(Refusal):
-        read_request(b'{"model": "m", "messages": ' + inner.encode() + b"}")
+        read_request(b'{"model": "m", "messages": ' + inner.encode() + b"}", ChatRequest)
 
 
 def test_a_picture_s_url_is_a_string_in_an_object():

@@ -17,7 +17,7 @@ CHECKS = [
 ]  # fmt: skip
 ROUTES = [
     ("POST", "/v1/chat/completions"), ("GET", "/v1/models"), ("GET", "/v1/models/{model}"),
-    ("GET", "/health"), ("GET", "/ready"), ("GET", "/metrics"),
+    ("GET", "/health"), ("GET", "/ready"), ("GET", "/metrics"), ("GET", "/version"),
 ]  # fmt: skip
 
 

@@ -115,6 +115,12 @@ class ModelList(BaseModel):
     data: list[ModelCard]
 
 
+class Version(BaseModel):
+    """The version of this server."""
+
+    version: str
+
+
 class ErrorContent(BaseModel):
     """What went wrong; `param` names what to change."""
 

@@ -1,4 +1,4 @@
-"""POST /v1/chat/completions, from the first byte of a body to the last of an answer.
+"""A question over HTTP, from the first byte of a body to the last of an answer.
 
 Owns   the road of a question: read, check, open pictures, submit, and write what comes.
 Takes  a request that has a place; gives a response.
@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from pydantic import BaseModel
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response, StreamingResponse
 
@@ -25,13 +27,13 @@ from minigpt4_runtime.server.media import MediaPolicy
 from minigpt4_runtime.server.metrics import Metrics
 from minigpt4_runtime.server.protocol import (
     ChatMessage,
-    ChatRequest,
     ImagePart,
+    Settings,
     TextPart,
     read_request,
 )
 from minigpt4_runtime.server.settings import ServerConfig
-from minigpt4_runtime.server.streaming import DONE, Answers, Writer, error_event
+from minigpt4_runtime.server.streaming import Answers, Writer
 from minigpt4_runtime.server.watch import EngineWatch
 
 if TYPE_CHECKING:
@@ -39,9 +41,21 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 _PATIENCE_SECONDS = 5.0
+_CONTENT = {"messages", "prompt", "input", "instructions"}  # Of a request, for a log that has it.
 # No token of any vocabulary has so many characters: longer text cannot fit and is not tokenised.
 _CHARACTERS_PER_TOKEN = 64
 _EVENT_STREAM_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """One form of asking and answering: where, and the types of both."""
+
+    path: str
+    summary: str
+    asked: type[Settings]
+    answered: type[BaseModel]
+    writer: Callable[[Any, str, Callable[[int], bytes]], Writer]
 
 
 class Chat:
@@ -62,7 +76,7 @@ class Chat:
             seconds=config.fetch_seconds,
         )
 
-    async def answer(self, request: Request, place: Place) -> Response:
+    async def answer(self, request: Request, place: Place, endpoint: Endpoint) -> Response:
         """Answer one request, whole or as a stream.
 
         Raises:
@@ -74,19 +88,19 @@ class Chat:
         turn = _Turn(self._config, self._metrics, self._watch, request)
         try:
             asked, answers = await turn.before_deadline(
-                while_connected(request, self._begin(body, place))
+                while_connected(request, self._begin(body, place, endpoint.asked))
             )
         except Exception as error:
             self._watch.report(error)
             raise
         del body
         place.abort = answers.abort
-        turn.begin(asked, answers, Writer(self._config.model_name, self._model.token_bytes))
+        writer = endpoint.writer(asked, self._config.model_name, self._model.token_bytes)
+        turn.begin(asked, answers, writer)
         if asked.stream:
             return _EventStream(turn)
         replies = await while_connected(request, turn.replies())
-        return Response(turn.writer.completion(replies).model_dump_json(),
-                        media_type="application/json")  # fmt: skip
+        return Response(writer.whole(replies).model_dump_json(), media_type="application/json")
 
     def close(self) -> None:
         """Let the threads go."""
@@ -110,43 +124,55 @@ class Chat:
             raise Refusal(408, message, code="body_too_slow") from None
         return bytes(body)
 
-    async def _begin(self, body: bytes, place: Place) -> tuple[ChatRequest, Answers]:
-        asked = await self._in_thread(read_request, body)
+    async def _begin(
+        self, body: bytes, place: Place, kind: type[Settings]
+    ) -> tuple[Settings, Answers]:
+        asked = await self._in_thread(read_request, body, kind)
         self._check(asked)
         place.grow(asked.num_choices)
         samplings = [
             asked.sampling(choice, self._config.max_tokens) for choice in range(asked.num_choices)
         ]
-        messages = [await self._open(message) for message in asked.messages]
+        messages = [await self._open(message) for message in asked.dialogue]
         num_images = sum(isinstance(part, ImageSource) for m in messages for part in m.content)
         self._metrics.count_images(num_images)
-        tickets = [await self._in_thread(self._model.submit, messages, each) for each in samplings]
+        per_prompt = asked.num_choices // max(1, len(asked.prompts))
+        tickets = [
+            await self._in_thread(self._model.submit_text, asked.prompts[i // per_prompt], sampling)
+            if asked.prompts
+            else await self._in_thread(self._model.submit, messages, sampling)
+            for i, sampling in enumerate(samplings)
+        ]
         return asked, Answers(tickets)
 
     async def _in_thread(self, work: Any, *arguments: Any) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self._threads, work, *arguments)
 
-    def _check(self, asked: ChatRequest) -> None:
+    def _check(self, asked: Settings) -> None:
         if asked.model != self._config.model_name:
             raise no_such_model(asked.model, self._config.model_name)
         most = min(self._config.max_choices, self._config.max_requests)
         _check_number("n", asked.num_choices, most)
         _check_number("num_beams", asked.num_beams or 1, self._model.engine_config.max_running)
-        self._check_messages(asked.messages)
+        parts = [part for message in asked.dialogue for part in message.parts]
+        texts = [part.text for part in parts if isinstance(part, TextPart)]
+        self._check_length(sum(len(text) for text in texts))
+        for prompt in asked.prompts:
+            self._check_length(len(prompt))
+        self._check_images(sum(isinstance(part, ImagePart) for part in parts))
 
-    def _check_messages(self, messages: Sequence[ChatMessage]) -> None:
-        parts = [part for message in messages for part in message.parts]
-        num_characters = sum(len(part.text) for part in parts if isinstance(part, TextPart))
+    def _check_length(self, num_characters: int) -> None:
         most = self._model.config.language.max_position_embeddings
         if num_characters > most * _CHARACTERS_PER_TOKEN:
             raise Refusal(
                 400,
-                f"The messages have {num_characters:,} characters, far more than the {most:,} "
-                "tokens of the model's context. Shorten them.",
+                f"There are {num_characters:,} characters, far more than the {most:,} tokens of "
+                "the model's context. Shorten the text.",
                 param="messages",
                 code="context_length_exceeded",
             )
-        num_images = sum(isinstance(part, ImagePart) for part in parts)
+
+    def _check_images(self, num_images: int) -> None:
         if num_images > self._config.max_images:
             raise Refusal(
                 400,
@@ -168,7 +194,7 @@ class _Turn:
     """One question on its way, and what is measured about it."""
 
     writer: Writer
-    asked: ChatRequest
+    asked: Settings
 
     def __init__(
         self, config: ServerConfig, metrics: Metrics, watch: EngineWatch, request: Request
@@ -182,14 +208,14 @@ class _Turn:
         self._replies: dict[int, Reply] = {}
         self._first_texts: dict[int, float] = {}
 
-    def begin(self, asked: ChatRequest, answers: Answers, writer: Writer) -> None:
+    def begin(self, asked: Settings, answers: Answers, writer: Writer) -> None:
         """The question was understood and is being answered."""
         self.asked, self.writer, self._answers = asked, writer, answers
         self._state["told"] = {"choices": asked.num_choices, "stream": bool(asked.stream)}
         if asked.ignored:
             self._state["told"]["ignored"] = asked.ignored
         if self._config.logs_content:
-            self._state["told"]["messages"] = [m.model_dump() for m in asked.messages]
+            self._state["told"] |= asked.model_dump(include=_CONTENT)
 
     @property
     def seconds_left(self) -> float:
@@ -240,20 +266,18 @@ class _Turn:
         """All that a stream sends. An error ends it with an event of its own."""
         self._state["outcome"] = "cancelled"  # Until it has ended otherwise.
         try:
-            yield self.writer.start(self.asked.num_choices)
+            yield self.writer.start()
             async for choice, delta in self.deltas():
                 if event := self.writer.piece(choice, delta):
                     yield event
-            if self.asked.wants_usage:
-                yield self.writer.usage(await self.replies())
-            yield DONE
+            yield self.writer.end(await self.replies())
             self._state["outcome"] = "ok"
         except Exception as error:  # noqa: BLE001 - the status is out: an event must tell it.
             failure = failure_of(error)
             if failure.status == 500:
                 log_failure(error, request_id=self._state["request_id"])
             self._state["outcome"] = "timeout" if failure.status == 504 else "failed"
-            yield error_event(failure)
+            yield self.writer.failed(failure)
 
     def cancel(self) -> None:
         """Nobody reads any more."""

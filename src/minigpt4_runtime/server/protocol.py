@@ -1,14 +1,14 @@
-"""OpenAI's chat completions as types: what may be asked.
+"""What may be asked, as types: the settings of all requests, and OpenAI's chat completions.
 
-Owns   the names, types and ranges of it, and how a question becomes SamplingParams.
-Takes  the bytes of a body; gives a ChatRequest, or a Refusal that names what is wrong.
+Owns   names, types and ranges, and how settings become SamplingParams.
+Takes  the bytes of a body; gives a request, or a Refusal that names what is wrong.
 Never  decides alone what may be left out: `absent` has the rule for all requests.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
@@ -18,6 +18,7 @@ from minigpt4_runtime.messages import Role
 from minigpt4_runtime.server.absent import Asked
 from minigpt4_runtime.server.failures import Refusal
 
+A = TypeVar("A", bound=Asked)
 MAX_SEED = 2**63 - 1
 
 
@@ -82,28 +83,24 @@ class StreamOptions(Asked):
     """What a stream has beside the text."""
 
     include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None
 
 
-class ChatRequest(Asked):
-    """The body of POST /v1/chat/completions. The last five are extensions.
+class Settings(Asked):
+    """What every request for a text may set. The last six are extensions.
 
     Answers are greedy unless a temperature is given. Frequency and presence penalties are not
     computed here, so that only 0 is accepted.
     """
 
     model: str
-    messages: list[ChatMessage] = Field(min_length=1, max_length=1024)
     max_tokens: int | None = Field(None, ge=1)
-    max_completion_tokens: int | None = Field(None, ge=1)
     temperature: float | None = Field(None, ge=0)
     top_p: float | None = Field(None, gt=0, le=1)
-    n: int | None = Field(None, ge=1)
     stop: _Stop | Annotated[list[_Stop], Field(max_length=4)] | None = None
     seed: int | None = Field(None, ge=0, le=MAX_SEED)
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    logprobs: bool | None = None
-    top_logprobs: int | None = Field(None, ge=0, le=20)
     frequency_penalty: float | None = Field(None, ge=0, le=0)
     presence_penalty: float | None = Field(None, ge=0, le=0)
     top_k: int | None = Field(None, ge=0)
@@ -111,7 +108,9 @@ class ChatRequest(Asked):
     min_tokens: int | None = Field(None, ge=0)
     num_beams: int | None = Field(None, ge=1)
     length_penalty: float | None = Field(None, ge=-10, le=10)
+    ignore_eos: bool | None = None
 
+    default_max_tokens: ClassVar[int] = SamplingParams.max_new_tokens
     _ignored: frozenset[str] = frozenset()
 
     def model_post_init(self, context: Any) -> None:
@@ -126,12 +125,27 @@ class ChatRequest(Asked):
     @property
     def num_choices(self) -> int:
         """How many answers are wanted."""
-        return self.n or 1
+        return 1
+
+    @property
+    def dialogue(self) -> Sequence[ChatMessage]:
+        """The messages of which the last is to be answered."""
+        return ()
+
+    @property
+    def prompts(self) -> Sequence[str | Sequence[int]]:
+        """Where there is no dialogue: what is to be continued as it is."""
+        return ()
 
     @property
     def wants_usage(self) -> bool:
         """Whether a stream ends with what it cost."""
         return bool(self.stream_options and self.stream_options.include_usage)
+
+    @property
+    def wants_counts(self) -> bool:
+        """Whether each piece of a stream says what was used up to there."""
+        return bool(self.stream_options and self.stream_options.continuous_usage_stats)
 
     def sampling(self, choice: int, max_tokens: int) -> SamplingParams:
         """How the answer with this number is chosen; the server allows `max_tokens` tokens.
@@ -143,7 +157,8 @@ class ChatRequest(Asked):
             "temperature": self.temperature, "top_p": self.top_p, "top_k": self.top_k,
             "repetition_penalty": self.repetition_penalty, "num_beams": self.num_beams,
             "length_penalty": self.length_penalty, "min_new_tokens": self.min_tokens,
-            "stop": self._stops(), "logprobs": self._num_logprobs(),
+            "stop": self._stops(), "ignore_eos": self.ignore_eos,
+            "logprobs": self._num_logprobs(),
         }  # fmt: skip
         # With no seed each choice draws its own.
         seed = None if self.seed is None else (self.seed + choice) % (MAX_SEED + 1)
@@ -161,16 +176,14 @@ class ChatRequest(Asked):
             raise Refusal(400, str(error), param=param, code="invalid_value") from None
 
     def _max_tokens(self, most: int) -> int:
-        given = {self.max_tokens, self.max_completion_tokens} - {None}
-        if len(given) > 1:
-            raise Refusal(
-                400,
-                "max_tokens and max_completion_tokens say different things. Give one of them.",
-                param="max_tokens",
-            )
-        wanted = given.pop() if given else None
+        names = ("max_tokens", "max_completion_tokens", "max_output_tokens")
+        given = {name: value for name in names if (value := getattr(self, name, None)) is not None}
+        if len(set(given.values())) > 1:
+            message = f"{' and '.join(given)} say different things. Give one of them."
+            raise Refusal(400, message, param="max_tokens")
+        wanted = next(iter(given.values()), None)
         if wanted is None:
-            wanted = max(min(SamplingParams.max_new_tokens, most), self.min_tokens or 0)
+            wanted = max(min(self.default_max_tokens, most), self.min_tokens or 0)
         if wanted > most:
             raise Refusal(
                 400, f"max_tokens is {wanted}; this server allows {most}.", param="max_tokens"
@@ -185,8 +198,31 @@ class ChatRequest(Asked):
 
     def _stops(self) -> tuple[str, ...] | None:
         stops = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
-        # What is empty adds none; the template's own stay.
-        return tuple(stop for stop in stops if stop) or None
+        # What is empty adds none. The template's own stay, unless no end is wanted at all.
+        return tuple(stop for stop in stops if stop) or (() if self.ignore_eos else None)
+
+    def _num_logprobs(self) -> int | None:
+        return None
+
+
+class ChatRequest(Settings):
+    """The body of POST /v1/chat/completions."""
+
+    messages: list[ChatMessage] = Field(min_length=1, max_length=1024)
+    max_completion_tokens: int | None = Field(None, ge=1)
+    n: int | None = Field(None, ge=1)
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(None, ge=0, le=20)
+
+    @property
+    def num_choices(self) -> int:
+        """How many answers are wanted."""
+        return self.n or 1
+
+    @property
+    def dialogue(self) -> Sequence[ChatMessage]:
+        """The messages of which the last is to be answered."""
+        return self.messages
 
     def _num_logprobs(self) -> int | None:
         if self.top_logprobs and not self.logprobs:
@@ -194,17 +230,17 @@ class ChatRequest(Asked):
         return (self.top_logprobs or 0) if self.logprobs else None
 
 
-def read_request(body: bytes) -> ChatRequest:
-    """Parse and check a body.
+def read_request(body: bytes, kind: type[A]) -> A:
+    """Parse and check a body as one of these requests.
 
     Raises:
         Refusal: it is no JSON, or not of the form that is wanted; `param` says where.
     """
     try:
-        asked = ChatRequest.model_validate_json(body, context=set())
+        asked = kind.model_validate_json(body, context=set())
     except ValidationError as error:
         raise _refusal_of(error) from None
-    if asked.wants_usage and not asked.stream:
+    if isinstance(asked, Settings) and asked.wants_usage and not asked.stream:
         raise Refusal(400, "stream_options needs stream to be true.", param="stream_options")
     return asked
 
@@ -246,8 +282,10 @@ def _path(location: tuple[int | str, ...]) -> str:
     return path[:200]
 
 
-def request_schemas() -> dict[str, Any]:
-    """ChatRequest and its parts by name, for an OpenAPI document's components."""
-    schema = ChatRequest.model_json_schema(ref_template="#/components/schemas/{model}")
-    parts: dict[str, Any] = schema.pop("$defs")
-    return {**parts, ChatRequest.__name__: schema}
+def request_schemas(kinds: Sequence[type[Asked]]) -> dict[str, Any]:
+    """These requests and their parts by name, for an OpenAPI document's components."""
+    schemas: dict[str, Any] = {}
+    for kind in kinds:
+        schema = kind.model_json_schema(ref_template="#/components/schemas/{model}")
+        schemas |= {**schema.pop("$defs", {}), kind.__name__: schema}
+    return schemas
