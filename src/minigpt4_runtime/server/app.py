@@ -33,6 +33,11 @@ from minigpt4_runtime.server.answered import (
 )
 from minigpt4_runtime.server.auth import KeyGuard, NameGuard
 from minigpt4_runtime.server.chat import Chat, Endpoint
+from minigpt4_runtime.server.completions import (
+    CompletionRequest,
+    CompletionWriter,
+    TextCompletion,
+)
 from minigpt4_runtime.server.failures import Refusal, error_response, failure_of, no_such_model
 from minigpt4_runtime.server.journal import Journal
 from minigpt4_runtime.server.logs import log_failure
@@ -68,6 +73,11 @@ ENDPOINTS = (
         "/v1/chat/completions",
         "Answer the last message of a dialogue, whole or as server-sent events.",
         ChatRequest, ChatCompletion, ChatWriter,
+    ),
+    Endpoint(
+        "/v1/completions",
+        "Go on from a text as it is, whole or as server-sent events.",
+        CompletionRequest, TextCompletion, CompletionWriter,
     ),
 )  # fmt: skip
 _ASKED = [endpoint.asked for endpoint in ENDPOINTS]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -19,9 +19,17 @@ from pydantic import BaseModel
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response, StreamingResponse
 
+from minigpt4_runtime.config import SamplingParams
+from minigpt4_runtime.errors import RequestError
 from minigpt4_runtime.messages import ImageSource, Message, Reply, TextDelta
 from minigpt4_runtime.server.admission import Place
-from minigpt4_runtime.server.failures import BROKEN, Refusal, failure_of, no_such_model
+from minigpt4_runtime.server.failures import (
+    BROKEN,
+    Refusal,
+    failure_of,
+    no_such_model,
+    refusal_about,
+)
 from minigpt4_runtime.server.logs import log_failure
 from minigpt4_runtime.server.media import MediaPolicy
 from minigpt4_runtime.server.metrics import Metrics
@@ -130,20 +138,30 @@ class Chat:
         asked = await self._in_thread(read_request, body, kind)
         self._check(asked)
         place.grow(asked.num_choices)
+        per_prompt = asked.num_choices // max(1, len(asked.prompts))
         samplings = [
-            asked.sampling(choice, self._config.max_tokens) for choice in range(asked.num_choices)
+            asked.sampling(choice % per_prompt, self._config.max_tokens)
+            for choice in range(asked.num_choices)
         ]
+        try:
+            return asked, Answers(await self._submit(asked, samplings))
+        except RequestError as error:
+            raise refusal_about(error, asked.subject) from error
+
+    async def _submit(
+        self, asked: Settings, samplings: Sequence[SamplingParams]
+    ) -> list[AsyncIterator[TextDelta]]:
         messages = [await self._open(message) for message in asked.dialogue]
         num_images = sum(isinstance(part, ImageSource) for m in messages for part in m.content)
         self._metrics.count_images(num_images)
-        per_prompt = asked.num_choices // max(1, len(asked.prompts))
-        tickets = [
-            await self._in_thread(self._model.submit_text, asked.prompts[i // per_prompt], sampling)
-            if asked.prompts
-            else await self._in_thread(self._model.submit, messages, sampling)
-            for i, sampling in enumerate(samplings)
+        if not asked.prompts:
+            return [await self._in_thread(self._model.submit, messages, each) for each in samplings]
+        per_prompt = len(samplings) // len(asked.prompts)
+        prompts = [prompt for prompt in asked.prompts for _ in range(per_prompt)]
+        return [
+            await self._in_thread(self._model.submit_text, prompt, each)
+            for prompt, each in zip(prompts, samplings, strict=True)
         ]
-        return asked, Answers(tickets)
 
     async def _in_thread(self, work: Any, *arguments: Any) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self._threads, work, *arguments)
@@ -156,29 +174,28 @@ class Chat:
         _check_number("num_beams", asked.num_beams or 1, self._model.engine_config.max_running)
         parts = [part for message in asked.dialogue for part in message.parts]
         texts = [part.text for part in parts if isinstance(part, TextPart)]
-        self._check_length(sum(len(text) for text in texts))
-        for prompt in asked.prompts:
-            self._check_length(len(prompt))
-        self._check_images(sum(isinstance(part, ImagePart) for part in parts))
+        for length in (sum(map(len, texts)), *map(len, asked.prompts)):
+            self._check_length(length, asked.subject)
+        self._check_images(sum(isinstance(part, ImagePart) for part in parts), asked.subject)
 
-    def _check_length(self, num_characters: int) -> None:
+    def _check_length(self, num_characters: int, subject: str) -> None:
         most = self._model.config.language.max_position_embeddings
         if num_characters > most * _CHARACTERS_PER_TOKEN:
             raise Refusal(
                 400,
                 f"There are {num_characters:,} characters, far more than the {most:,} tokens of "
                 "the model's context. Shorten the text.",
-                param="messages",
+                param=subject,
                 code="context_length_exceeded",
             )
 
-    def _check_images(self, num_images: int) -> None:
+    def _check_images(self, num_images: int, subject: str) -> None:
         if num_images > self._config.max_images:
             raise Refusal(
                 400,
                 f"The request has {num_images} pictures; this server allows "
                 f"{self._config.max_images}.",
-                param="messages",
+                param=subject,
                 code="too_many_images",
             )
 

@@ -110,6 +110,8 @@ class Settings(Asked):
     length_penalty: float | None = Field(None, ge=-10, le=10)
     ignore_eos: bool | None = None
 
+    # The field with what is asked: what is wrong with a picture or a text's length is about it.
+    subject: ClassVar[str] = "messages"
     default_max_tokens: ClassVar[int] = SamplingParams.max_new_tokens
     _ignored: frozenset[str] = frozenset()
 

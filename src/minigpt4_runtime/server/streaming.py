@@ -181,9 +181,14 @@ class ChatWriter:
 
     def _top(self, token_id: int, logprob: float) -> TopLogprob:
         text = self._bytes_of(token_id)
-        # JSON has no -inf; OpenAI writes so for what is as good as impossible.
-        logprob = max(logprob, -9999.0)
-        return TopLogprob(token=text.decode(errors="replace"), logprob=logprob, bytes=list(text))
+        return TopLogprob(
+            token=text.decode(errors="replace"), logprob=finite(logprob), bytes=list(text)
+        )
+
+
+def finite(logprob: float) -> float:
+    """JSON has no -inf; OpenAI writes so for what is as good as impossible."""
+    return max(logprob, -9999.0)
 
 
 def usage_of(replies: Sequence[Reply], num_prompts: int = 1) -> UsageCount:
