@@ -21,6 +21,8 @@ FEATURES: dict[str, tuple[Any, ...]] = {
     "chat_template": (),
     "conversation": (),
     "echo": (False,),
+    "file_id": (),
+    "format": ({"type": "text"},),
     "function_call": ("none", "auto"),
     "functions": (),
     "grammar": (),
@@ -28,6 +30,7 @@ FEATURES: dict[str, tuple[Any, ...]] = {
     "guided_grammar": (),
     "guided_json": (),
     "guided_regex": (),
+    "include": (["reasoning.encrypted_content"],),
     "logit_bias": (),
     "min_p": (0,),
     "modalities": (["text"],),
@@ -43,6 +46,7 @@ FEATURES: dict[str, tuple[Any, ...]] = {
     "tool_calls": (),
     "tool_choice": ("none", "auto"),
     "tools": (),
+    "top_logprobs": (0,),
     "truncation": ("disabled",),
     "use_beam_search": (False,),
     "web_search_options": (),
@@ -52,6 +56,7 @@ DESCRIPTIVE = frozenset({
     "annotations", "cache_control", "detail", "id", "include_obfuscation", "metadata", "name",
     "parallel_tool_calls", "prompt_cache_key", "prompt_cache_retention", "reasoning",
     "reasoning_content", "refusal", "safety_identifier", "service_tier", "status", "user",
+    "verbosity",
 })  # fmt: skip
 _MAX_TOLD, _MAX_NAME = 16, 64
 

@@ -22,6 +22,7 @@ from starlette.types import Scope
 
 from minigpt4_runtime import __version__
 from minigpt4_runtime.errors import MiniGPT4Error
+from minigpt4_runtime.server.absent import Asked
 from minigpt4_runtime.server.admission import Admission, Place
 from minigpt4_runtime.server.answered import (
     ChatCompletion,
@@ -43,8 +44,10 @@ from minigpt4_runtime.server.journal import Journal
 from minigpt4_runtime.server.logs import log_failure
 from minigpt4_runtime.server.metrics import Metrics
 from minigpt4_runtime.server.protocol import ChatRequest, request_schemas
+from minigpt4_runtime.server.responses import ResponseAnswer, ResponseRequest, ResponseWriter
 from minigpt4_runtime.server.settings import ServerConfig
 from minigpt4_runtime.server.streaming import ChatWriter
+from minigpt4_runtime.server.tokens import Tokenized, TokenizeRequest
 from minigpt4_runtime.server.watch import EngineWatch, engine_failed
 
 if TYPE_CHECKING:
@@ -79,8 +82,13 @@ ENDPOINTS = (
         "Go on from a text as it is, whole or as server-sent events.",
         CompletionRequest, TextCompletion, CompletionWriter,
     ),
+    Endpoint(
+        "/v1/responses",
+        "Answer the last message of a dialogue, as a response or as its events.",
+        ResponseRequest, ResponseAnswer, ResponseWriter,
+    ),
 )  # fmt: skip
-_ASKED = [endpoint.asked for endpoint in ENDPOINTS]
+_ASKED = [*(endpoint.asked for endpoint in ENDPOINTS), TokenizeRequest]
 
 # What belongs to the API whether there is such a route or not.
 _OWN_PATHS = ("/v1", "/v1/{rest:path}")
@@ -138,8 +146,7 @@ def create_app(model: "MiniGPT4", config: ServerConfig, *, asks_browsers: bool =
     app.state.parts = parts
     for kind in (Refusal, MiniGPT4Error, HTTPException):
         app.add_exception_handler(kind, _answer_error)
-    for endpoint in ENDPOINTS:
-        _add_endpoint(app, parts, endpoint)
+    _add_asking_routes(app, parts)
     _add_other_routes(app, parts)
     _close_own_paths(app)
     app.openapi()["components"]["schemas"].update(request_schemas(_ASKED))
@@ -162,26 +169,41 @@ async def _answer_error(request: Request, error: Exception) -> JSONResponse:
     return error_response(error)
 
 
-def _add_endpoint(app: FastAPI, parts: Parts, endpoint: Endpoint) -> None:
+def _add_asking_routes(app: FastAPI, parts: Parts) -> None:
     async def hold_place() -> AsyncIterator[Place]:
         # Given back when the last byte of the answer is out, or its client is gone.
         with parts.admission.enter() as place:
             yield place
 
+    for endpoint in ENDPOINTS:
+        _add_endpoint(app, parts, endpoint, hold_place)
+
+    @app.post("/tokenize", responses=_ERRORS, openapi_extra=_body_of(TokenizeRequest))
+    async def tokenize(request: Request, _: Annotated[Place, Depends(hold_place)]) -> Tokenized:
+        """Give the ids of a prompt or a dialogue."""
+        return await parts.chat.tokenize(request)
+
+
+def _add_endpoint(
+    app: FastAPI, parts: Parts, endpoint: Endpoint, hold_place: Callable[..., AsyncIterator[Place]]
+) -> None:
     async def answer(request: Request, place: Annotated[Place, Depends(hold_place)]) -> Response:
         return await parts.chat.answer(request, place, endpoint)
 
-    # The body is read by hand, within limits; the document says what is in it all the same.
-    schema = {"$ref": f"#/components/schemas/{endpoint.asked.__name__}"}
-    body = {"required": True, "content": {"application/json": {"schema": schema}}}
     app.post(
         endpoint.path,
         response_model=endpoint.answered,
         responses=_ERRORS,
-        openapi_extra={"requestBody": body},
+        openapi_extra=_body_of(endpoint.asked),
         operation_id=endpoint.path.replace("/", "_").strip("_"),
         summary=endpoint.summary,
     )(answer)
+
+
+def _body_of(kind: type[Asked]) -> dict[str, Any]:
+    """The body is read by hand, within limits; the document says what is in it all the same."""
+    schema = {"$ref": f"#/components/schemas/{kind.__name__}"}
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
 
 
 def _close_own_paths(app: FastAPI) -> None:

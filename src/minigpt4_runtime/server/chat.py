@@ -42,6 +42,7 @@ from minigpt4_runtime.server.protocol import (
 )
 from minigpt4_runtime.server.settings import ServerConfig
 from minigpt4_runtime.server.streaming import Answers, Writer
+from minigpt4_runtime.server.tokens import Tokenized, TokenizeRequest, tokenize
 from minigpt4_runtime.server.watch import EngineWatch
 
 if TYPE_CHECKING:
@@ -110,6 +111,18 @@ class Chat:
         replies = await while_connected(request, turn.replies())
         return Response(writer.whole(replies).model_dump_json(), media_type="application/json")
 
+    async def tokenize(self, request: Request) -> Tokenized:
+        """Give the ids of a prompt or a dialogue.
+
+        Raises:
+            Refusal, MiniGPT4Error: there are none.
+        """
+        _check_content_type(request)
+        asked = await self._in_thread(read_request, await self._read_body(request), TokenizeRequest)
+        self._check_model(asked.model or self._config.model_name)
+        self._check_length(asked.num_characters, "messages" if asked.messages else "prompt")
+        return await self._in_thread(tokenize, self._model, asked)
+
     def close(self) -> None:
         """Let the threads go."""
         self._threads.shutdown(wait=False, cancel_futures=True)
@@ -163,12 +176,11 @@ class Chat:
             for prompt, each in zip(prompts, samplings, strict=True)
         ]
 
-    async def _in_thread(self, work: Any, *arguments: Any) -> Any:
+    async def _in_thread(self, work: Callable[..., T], *arguments: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, work, *arguments)
 
     def _check(self, asked: Settings) -> None:
-        if asked.model != self._config.model_name:
-            raise no_such_model(asked.model, self._config.model_name)
+        self._check_model(asked.model)
         most = min(self._config.max_choices, self._config.max_requests)
         _check_number("n", asked.num_choices, most)
         _check_number("num_beams", asked.num_beams or 1, self._model.engine_config.max_running)
@@ -177,6 +189,10 @@ class Chat:
         for length in (sum(map(len, texts)), *map(len, asked.prompts)):
             self._check_length(length, asked.subject)
         self._check_images(sum(isinstance(part, ImagePart) for part in parts), asked.subject)
+
+    def _check_model(self, name: str) -> None:
+        if name != self._config.model_name:
+            raise no_such_model(name, self._config.model_name)
 
     def _check_length(self, num_characters: int, subject: str) -> None:
         most = self._model.config.language.max_position_embeddings
