@@ -88,7 +88,7 @@ ENDPOINTS = (
         ResponseRequest, ResponseAnswer, ResponseWriter,
     ),
 )  # fmt: skip
-_ASKED = [*(endpoint.asked for endpoint in ENDPOINTS), TokenizeRequest]
+_ASKED: list[type[Asked]] = [*(endpoint.asked for endpoint in ENDPOINTS), TokenizeRequest]
 
 # What belongs to the API whether there is such a route or not.
 _OWN_PATHS = ("/v1", "/v1/{rest:path}")
