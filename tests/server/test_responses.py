@@ -21,7 +21,9 @@ def chat(server, messages, **more):
 
 
 def create(server, **more):
-    return server.openai().responses.create(model=NAME, **more)
+    with server.openai() as client:
+        answer = client.responses.create(model=NAME, **more)
+        return list(answer) if more.get("stream") else answer
 
 
 def test_a_picture_is_answered_as_in_a_chat(server):
@@ -81,7 +83,7 @@ def test_an_output_can_be_sent_back_as_it_came(server):
 
 def test_a_stream_has_openai_s_events_in_order(server):
     whole = create(server, input=asked_in_parts())
-    events = list(create(server, input=asked_in_parts(), stream=True))
+    events = create(server, input=asked_in_parts(), stream=True)
     kinds = [event.type for event in events]
     assert kinds[:4] == [
         "response.created", "response.in_progress", "response.output_item.added",
@@ -101,7 +103,7 @@ def test_a_stream_has_openai_s_events_in_order(server):
 
 
 def test_the_client_s_own_stream_of_responses(server):
-    with server.openai().responses.stream(model=NAME, input="hi") as stream:
+    with server.openai() as client, client.responses.stream(model=NAME, input="hi") as stream:
         text = "".join(e.delta for e in stream if e.type == "response.output_text.delta")
         assert stream.get_final_response().output_text == text != ""
 

@@ -38,6 +38,7 @@ def test_a_dialogue_has_as_many_ids_as_its_answer_counts(server, model):
         ({"prompt": "a", "messages": [user("hi")]}, 400, "either prompt or messages"),
         ({"prompt": "a", "model": "gpt-5"}, 404, "no model 'gpt-5'"),
         ({"prompt": "x" * 5_000_000}, 400, "5,000,000 characters"),
+        ({"messages": [user([picture("data:,")] * 9)]}, 400, "9 pictures"),
         ({"messages": [{"role": "system", "content": "x"}]}, 400, "no message of role 'user'"),
     ],
     ids=lambda value: str(value)[:30],

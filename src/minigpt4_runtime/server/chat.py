@@ -106,7 +106,9 @@ class Chat:
         place.abort = answers.abort
         writer = endpoint.writer(asked, self._config.model_name, self._model.token_bytes)
         turn.begin(asked, answers, writer)
-        if asked.stream:
+        is_stream = asked.stream
+        del asked  # Its pictures have been opened: an answer that grows need not hold them.
+        if is_stream:
             return _EventStream(turn)
         replies = await while_connected(request, turn.replies())
         return Response(writer.whole(replies).model_dump_json(), media_type="application/json")
@@ -120,7 +122,7 @@ class Chat:
         _check_content_type(request)
         asked = await self._in_thread(read_request, await self._read_body(request), TokenizeRequest)
         self._check_model(asked.model or self._config.model_name)
-        self._check_length(asked.num_characters, "messages" if asked.messages else "prompt")
+        self._check_content([] if asked.prompt is None else [asked.prompt], asked.messages or ())
         return await self._in_thread(tokenize, self._model, asked)
 
     def close(self) -> None:
@@ -184,11 +186,18 @@ class Chat:
         most = min(self._config.max_choices, self._config.max_requests)
         _check_number("n", asked.num_choices, most)
         _check_number("num_beams", asked.num_beams or 1, self._model.engine_config.max_running)
-        parts = [part for message in asked.dialogue for part in message.parts]
+        self._check_content(asked.prompts, asked.dialogue, asked.subject)
+
+    def _check_content(
+        self,
+        prompts: Sequence[str | Sequence[int]],
+        dialogue: Sequence[ChatMessage],
+        subject: str = "messages",
+    ) -> None:
+        parts = [part for message in dialogue for part in message.parts]
         texts = [part.text for part in parts if isinstance(part, TextPart)]
-        for length in (sum(map(len, texts)), *map(len, asked.prompts)):
-            self._check_length(length, asked.subject)
-        self._check_images(sum(isinstance(part, ImagePart) for part in parts), asked.subject)
+        self._check_length(max((sum(map(len, texts)), *map(len, prompts))), subject)
+        self._check_images(sum(isinstance(part, ImagePart) for part in parts), subject)
 
     def _check_model(self, name: str) -> None:
         if name != self._config.model_name:
@@ -227,7 +236,6 @@ class _Turn:
     """One question on its way, and what is measured about it."""
 
     writer: Writer
-    asked: Settings
 
     def __init__(
         self, config: ServerConfig, metrics: Metrics, watch: EngineWatch, request: Request
@@ -243,7 +251,7 @@ class _Turn:
 
     def begin(self, asked: Settings, answers: Answers, writer: Writer) -> None:
         """The question was understood and is being answered."""
-        self.asked, self.writer, self._answers = asked, writer, answers
+        self.writer, self._answers = writer, answers
         self._state["told"] = {"choices": asked.num_choices, "stream": bool(asked.stream)}
         if asked.ignored:
             self._state["told"]["ignored"] = asked.ignored

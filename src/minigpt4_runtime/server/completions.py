@@ -92,7 +92,8 @@ class CompletionWriter:
     def __init__(
         self, asked: CompletionRequest, model_name: str, bytes_of: Callable[[int], bytes]
     ) -> None:
-        self._asked = asked
+        self._num_prompts = len(asked.prompts)
+        self._wants_usage, self._wants_counts = asked.wants_usage, asked.wants_counts
         self._id = f"cmpl-{secrets.token_hex(12)}"
         self._created = int(time.time())
         self._model = model_name
@@ -124,20 +125,20 @@ class CompletionWriter:
             logprobs=self._logprobs(index, delta.logprobs or None),
             finish_reason=delta.reply.finish_reason if delta.reply else None,
         )
-        usage = count_of(delta) if self._asked.wants_counts else None
+        usage = count_of(delta) if self._wants_counts else None
         return as_event(self._completion([choice], usage))
 
     def end(self, replies: Sequence[Reply]) -> bytes:
         """The event that tells what all of it cost, if that is wanted, and the last one."""
         usage = as_event(self._completion([], self._usage(replies)))
-        return (usage if self._asked.wants_usage else b"") + DONE
+        return (usage if self._wants_usage else b"") + DONE
 
     def failed(self, failure: Failure) -> bytes:
         """The event that tells what went wrong."""
         return as_event(ErrorBody.model_validate(failure.as_body()))
 
     def _usage(self, replies: Sequence[Reply]) -> UsageCount:
-        return usage_of(replies, num_prompts=len(self._asked.prompts))
+        return usage_of(replies, num_prompts=self._num_prompts)
 
     def _completion(self, choices: list[TextChoice], usage: UsageCount | None) -> TextCompletion:
         return TextCompletion(

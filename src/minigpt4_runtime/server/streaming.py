@@ -110,7 +110,9 @@ class ChatWriter:
 
     def __init__(self, asked: Settings, model_name: str, bytes_of: Callable[[int], bytes]) -> None:
         self.id = f"chatcmpl-{secrets.token_hex(12)}"
-        self._asked = asked
+        # Not the request itself, which may hold pictures.
+        self._num_choices = asked.num_choices
+        self._wants_usage, self._wants_counts = asked.wants_usage, asked.wants_counts
         self._created = int(time.time())
         self._model = model_name
         self._bytes_of = bytes_of
@@ -135,13 +137,13 @@ class ChatWriter:
         """The event that opens each choice with its role."""
         return b"".join(
             self._event(ChunkChoice(index=index, delta=Delta(role="assistant", content="")))
-            for index in range(self._asked.num_choices)
+            for index in range(self._num_choices)
         )
 
     def piece(self, index: int, delta: TextDelta) -> bytes:
         """The event of a further piece; the end of a choice is an event of its own."""
         logprobs, events = self._logprobs(delta.logprobs or None), b""
-        usage = count_of(delta) if self._asked.wants_counts else None
+        usage = count_of(delta) if self._wants_counts else None
         if delta.text or logprobs:
             choice = ChunkChoice(index=index, delta=Delta(content=delta.text), logprobs=logprobs)
             events += self._event(choice, usage=usage)
@@ -153,7 +155,7 @@ class ChatWriter:
 
     def end(self, replies: Sequence[Reply]) -> bytes:
         """The event that tells what all of it cost, if that is wanted, and the last one."""
-        usage = self._event(usage=usage_of(replies)) if self._asked.wants_usage else b""
+        usage = self._event(usage=usage_of(replies)) if self._wants_usage else b""
         return usage + DONE
 
     def failed(self, failure: Failure) -> bytes:

@@ -32,14 +32,6 @@ class TokenizeRequest(Asked):
             raise ValueError("give either prompt or messages")
         return self
 
-    @property
-    def num_characters(self) -> int:
-        """How long the text is."""
-        parts = [part for message in self.messages or () for part in message.parts]
-        return len(self.prompt or "") + sum(
-            len(part.text) for part in parts if isinstance(part, TextPart)
-        )
-
 
 class Tokenized(BaseModel):
     """The ids, how many they are, and how many the model's context holds."""
