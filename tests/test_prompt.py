@@ -83,6 +83,16 @@ def test_a_system_message_replaces_the_templates():
     assert prompt.text == "Be brief.###Human: Hi###Assistant: "
 
 
+@pytest.mark.parametrize("at", [0, 1, 2])
+def test_system_messages_are_joined_wherever_they_stand(at):
+    messages = [Message("system", ("Be brief.",)), user("Hi"), assistant("Yes?"), user("Who?")]
+    messages.insert(at + 1, Message("system", ("Be kind.",)))
+    prompt = render(messages, TEMPLATES["vicuna"])
+    assert prompt.text == (
+        "Be brief.\nBe kind.###Human: Hi###Assistant: Yes?###Human: Who?###Assistant: "
+    )
+
+
 def test_an_unknown_template_is_named():
     with pytest.raises(ConfigError, match=r"'chatml'; known are vicuna, llama2"):
         find_template("chatml")

@@ -1,4 +1,4 @@
-"""Ids → the text a user sees: cut at stop strings, trimmed as the original trims it.
+"""Ids → the text a user sees: cut at stop strings, and an answer trimmed as by the original.
 
 Owns   the text of one answer while it grows.
 Takes  token ids one by one; gives text that nothing after it can take back.
@@ -34,14 +34,27 @@ class AnswerText:
     """One answer's text. `feed` until `stopped`; then `finish`."""
 
     def __init__(
-        self, tokenizer: Tokenizer, template: Template, stop: Sequence[str] | None
+        self,
+        tokenizer: Tokenizer,
+        template: Template | None,
+        stop: Sequence[str] | None,
+        *,
+        before: Sequence[int] = (),
+        begins_with: str | None = None,
     ) -> None:
-        """`stop` as in SamplingParams: None, () or strings beside the template's."""
-        self._stream = TextStream(tokenizer)
-        self._uses_template = stop is None or len(stop) > 0
-        self._stops = (*template.stops, *(stop or ())) if self._uses_template else ()
-        self._mark = template.answer_mark
-        self._text = ""
+        """`stop` as in SamplingParams: None, () or strings beside the template's.
+
+        `before` are ids that the text continues; `begins_with` is what of them is its own, and
+        None lets it begin without a space. Without a template it is no answer: nothing is trimmed,
+        and it ends at `stop` alone.
+        """
+        self._stream = TextStream(tokenizer, before)
+        self._trims_start = begins_with is None
+        self._trims_end = template is not None
+        uses_template = template is not None and (stop is None or len(stop) > 0)
+        self._stops = (*(template.stops if template and uses_template else ()), *(stop or ()))
+        self._mark = template.answer_mark if template and uses_template else None
+        self._text = begins_with or ""
         self._num_given = 0
         self.stopped = False
 
@@ -63,7 +76,9 @@ class AnswerText:
         """The whole text so far, as upstream's Chat.answer cuts and strips it."""
         text = self._text
         # The original also drops everything up to a last "Assistant:" that the model wrote itself.
-        return (text.rpartition(self._mark)[2] if self._uses_template else text).strip()
+        text = text.rpartition(self._mark)[2] if self._mark else text
+        text = text.lstrip() if self._trims_start else text
+        return text.rstrip() if self._trims_end else text
 
     def fork(self) -> AnswerText:
         """An answer that has said the same and goes on by itself."""
@@ -81,9 +96,9 @@ class AnswerText:
             self.stopped = True
         visible = self._text if is_last or self.stopped else self._text[: self._num_certain()]
         # Space at either end is not part of a reply: wait for what follows it.
-        visible = visible.rstrip()
+        visible = visible.rstrip() if self._trims_end else visible
         shown = visible[self._num_given :]
-        if self._num_given == 0:
+        if self._num_given == 0 and self._trims_start:
             shown = shown.lstrip()
         self._num_given = max(self._num_given, len(visible))
         return shown

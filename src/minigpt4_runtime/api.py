@@ -284,7 +284,9 @@ class MiniGPT4:
         return self.chat([_question(picture, prompt)], sampling)
 
     def chat(self, messages: Messages, sampling: SamplingParams | None = None) -> Reply:
-        """Answer the last message of a dialogue.
+        """Answer the last message of a dialogue, or go on with it where it is the assistant's.
+
+        An answer that is continued has its further text alone: put it behind what was given.
 
         Raises:
             RequestError: messages, a picture or the prompt's length cannot be served.
@@ -312,9 +314,52 @@ class MiniGPT4:
 
         The answer grows whether the ticket is read or not; dropping the ticket cancels it.
         """
-        request = self._request(messages, sampling or SamplingParams())
-        answer = AnswerText(self._tokenizer, self._template, request.sampling.stop)
-        return self._engine.submit(request, _Reader(answer, len(request.token_ids)))
+        sampling = sampling or SamplingParams()
+        prompt = render(read_messages(messages), self._template)
+        encoded = self._encode(prompt)
+        self._engine.check(len(encoded.token_ids), sampling)
+        images = tuple(
+            self._image_input(source, span)
+            for source, span in zip(prompt.images, encoded.image_spans, strict=True)
+        )
+        before, space = self._tokenizer.encode_begun(prompt.begun)
+        is_spaced = not before or prompt.begun[-1].isspace()
+        answer = AnswerText(
+            self._tokenizer,
+            self._template,
+            sampling.stop,
+            before=before,
+            begins_with=None if is_spaced else space,
+        )
+        return self._submit(encoded.token_ids, images, sampling, answer)
+
+    def submit_text(
+        self, text: str | Sequence[int], sampling: SamplingParams | None = None
+    ) -> Ticket[TextDelta]:
+        """Go on from a text, or its ids, as it is: no template, no pictures, nothing trimmed.
+
+        It ends at `</s>` and at what `stop` names; the template's stops are none here.
+
+        Raises:
+            RequestError: an id is not in the vocabulary, or there are none or too many.
+        """
+        sampling = sampling or SamplingParams()
+        token_ids = self.encode_text(text) if isinstance(text, str) else text
+        self._check_ids(token_ids)
+        self._engine.check(len(token_ids), sampling)
+        answer = AnswerText(self._tokenizer, None, sampling.stop, before=token_ids, begins_with="")
+        return self._submit(token_ids, (), sampling, answer)
+
+    def _submit(
+        self,
+        token_ids: Sequence[int],
+        images: tuple[ImageInput, ...],
+        sampling: SamplingParams,
+        answer: AnswerText,
+    ) -> Ticket[TextDelta]:
+        watch = StopWatch(answer.fork()) if answer.has_stops else None
+        request = Request(tuple(token_ids), images, sampling, watch)
+        return self._engine.submit(request, _Reader(answer, len(token_ids)))
 
     def submit_tokens(
         self,
@@ -332,17 +377,18 @@ class MiniGPT4:
             RequestError: an id is not in the vocabulary, or there are none or too many.
         """
         sampling = sampling or SamplingParams()
-        vocab_size = self.config.language.vocab_size
-        if not token_ids or not all(0 <= token_id < vocab_size for token_id in token_ids):
-            raise RequestError(
-                f"submit_tokens takes one or more ids from 0 to {vocab_size - 1}, the vocabulary."
-            )
+        self._check_ids(token_ids)
         if on_token is not None and sampling.num_beams > 1:
             raise RequestError("With beams no token is known before the end: leave out on_token.")
         listener = _Listener(on_token) if on_token is not None else None
         return self._engine.submit(
             Request(tuple(token_ids), (), sampling, listener), lambda event: event.token_id
         )
+
+    def _check_ids(self, token_ids: Sequence[int]) -> None:
+        vocab_size = self.config.language.vocab_size
+        if not token_ids or not all(0 <= token_id < vocab_size for token_id in token_ids):
+            raise RequestError(f"Give one or more ids from 0 to {vocab_size - 1}, the vocabulary.")
 
     def describe_all(
         self,
@@ -440,24 +486,16 @@ class MiniGPT4:
         """What the model would be given: ids, image spans, ids per text piece, and the text."""
         return self._encode(render(read_messages(messages), self._template))
 
+    def encode_text(self, text: str) -> tuple[int, ...]:
+        """What the model would be given for a text as it is: the BOS id, and the text's ids."""
+        return (self._tokenizer.bos_id, *self._tokenizer.encode(text))
+
     def _encode(self, prompt: Prompt) -> EncodedPrompt:
         return self._tokenizer.encode_prompt(
             prompt,
             rows_per_image=self.config.rows_per_image,
             image_token_id=self.config.image_token_id,
         )
-
-    def _request(self, messages: Messages, sampling: SamplingParams) -> Request:
-        prompt = render(read_messages(messages), self._template)
-        encoded = self._encode(prompt)
-        self._engine.check(len(encoded.token_ids), sampling)
-        images = tuple(
-            self._image_input(source, span)
-            for source, span in zip(prompt.images, encoded.image_spans, strict=True)
-        )
-        watched = AnswerText(self._tokenizer, self._template, sampling.stop)
-        watch = StopWatch(watched) if watched.has_stops else None
-        return Request(encoded.token_ids, images, sampling, watch)
 
     def _image_input(self, source: ImageSource, span: ImageSpan) -> ImageInput:
         picture = load_image(source, self.config.vision, self._image_limits)
@@ -497,17 +535,18 @@ class _Reader:
         if event.logprobs:
             self._logprobs.append(event.logprobs)
         text = self._answer.feed(event.token_id)
+        usage = Usage(self._num_prompt, len(self._token_ids))
         if event.finish_reason is None:
-            return TextDelta(text, logprobs=self._new_logprobs()) if text else None
+            return TextDelta(text, None, self._new_logprobs(), usage) if text else None
         text += self._answer.finish()
         reply = Reply(
             self._answer.reply,
             tuple(self._token_ids),
             event.finish_reason,
-            Usage(self._num_prompt, len(self._token_ids)),
+            usage,
             tuple(self._logprobs) or None,
         )
-        return TextDelta(text, reply, self._new_logprobs())
+        return TextDelta(text, reply, self._new_logprobs(), usage)
 
     def _new_logprobs(self) -> tuple[TokenLogprobs, ...]:
         first, self._num_told = self._num_told, len(self._logprobs)

@@ -112,10 +112,12 @@ def _is_unicode(text: str) -> bool:
 
 
 def read_messages(values: Sequence[Message | Mapping[str, Any]]) -> tuple[Message, ...]:
-    """Check a dialogue: system first if at all, then user and assistant; a user speaks last.
+    """Check a dialogue: a user speaks last, or the assistant, whose message is then continued.
+
+    System messages may stand anywhere.
 
     Raises:
-        RequestError: the order is another.
+        RequestError: no user has said anything.
     """
     if isinstance(values, (str, Mapping)) or not isinstance(values, Sequence):
         raise RequestError(
@@ -123,10 +125,8 @@ def read_messages(values: Sequence[Message | Mapping[str, Any]]) -> tuple[Messag
             '[{"role": "user", "content": [image("cat.jpg"), "What is this?"]}].'
         )
     messages = tuple(Message.read(value) for value in values)
-    if not messages or messages[-1].role != "user":
-        raise RequestError("The last message must be the user's: it is what gets answered.")
-    if any(message.role == "system" for message in messages[1:]):
-        raise RequestError("A system message must be the first message.")
+    if not any(message.role == "user" for message in messages):
+        raise RequestError("There is no message of role 'user': it is what gets answered.")
     return messages
 
 
@@ -197,12 +197,14 @@ class Reply:
 class TextDelta:
     """A further bit of an answer. The last one of a stream also carries the finished `reply`.
 
-    `logprobs`, if asked for, are those of all tokens that came since the bit before.
+    `logprobs`, if asked for, are those of all tokens that came since the bit before, and `usage`
+    is what was used up to here.
     """
 
     text: str
     reply: Reply | None = None
     logprobs: tuple[TokenLogprobs, ...] = ()
+    usage: Usage | None = None
 
 
 @dataclass(frozen=True)

@@ -68,15 +68,19 @@ Piece = tuple[str, ...]
 
 @dataclass(frozen=True)
 class Prompt:
-    """N + 1 pieces of text around N pictures. `text` shows the whole as upstream writes it."""
+    """N + 1 pieces of text around N pictures. `text` shows the whole as upstream writes it.
+
+    `begun` is how the answer begins, where that was given.
+    """
 
     pieces: tuple[Piece, ...]
     images: tuple[ImageSource, ...]
+    begun: str = ""
 
     @property
     def text(self) -> str:
         """For people to read: `<ImageHere>` for an image slot, `<s>` for a BOS."""
-        return "<ImageHere>".join("<s>".join(piece) for piece in self.pieces)
+        return "<ImageHere>".join("<s>".join(piece) for piece in self.pieces) + self.begun
 
 
 class _Writer:
@@ -101,15 +105,17 @@ class _Writer:
 def render(messages: Sequence[Message], template: Template) -> Prompt:
     """Join a dialogue as upstream's Conversation does, and open the assistant's turn.
 
-    A system message replaces the template's own. Within a user message pictures come first: each
-    opens a turn, and the text after the last one continues its turn, as upstream's upload_img and
-    ask do. Messages stay in their order, so a text before a picture can be said in two messages.
+    System messages, wherever they stand, replace the template's own together. Within a user message
+    pictures come first: each opens a turn, and the text after the last one continues its turn, as
+    upstream's upload_img and ask do. Messages stay in their order, so a text before a picture can
+    be said in two messages. A last message by the assistant begins the answer.
     """
     writer = _Writer()
-    system, turns = template.system, list(messages)
-    if turns and turns[0].role == "system":
-        system = _joined_text(turns.pop(0))
-    writer.text(system + template.separator)
+    turns = [message for message in messages if message.role != "system"]
+    is_begun = bool(turns) and turns[-1].role == "assistant"
+    begun = _joined_text(turns.pop()) if is_begun else ""
+    told = [_joined_text(message) for message in messages if message.role == "system"]
+    writer.text(("\n".join(told) if told else template.system) + template.separator)
     for role, group in groupby(turns, key=lambda message: message.role):
         if role == "assistant":
             for message in group:
@@ -120,7 +126,7 @@ def render(messages: Sequence[Message], template: Template) -> Prompt:
                 writer.begin_of_sequence()
             _write_turn(writer, template, template.user, turn)
     writer.text(template.assistant)
-    return Prompt(tuple(tuple(piece) for piece in writer.pieces), tuple(writer.images))
+    return Prompt(tuple(tuple(piece) for piece in writer.pieces), tuple(writer.images), begun)
 
 
 def _joined_text(message: Message) -> str:

@@ -71,12 +71,25 @@ class Tokenizer:
         """Plain text → ids, without BOS. Never a control id, whatever the text says."""
         return list(self._model.encode(text))
 
+    def encode_begun(self, text: str) -> tuple[list[int], str]:
+        """A text that is to go on → its ids, and the space that these have beyond it, if any.
+
+        Most vocabularies write a space before a word; some behind it, with the word as one token.
+        """
+        text = text.strip()
+        ids, spaced = self.encode(text), self.encode(text + " ")
+        return (spaced, " ") if text and len(spaced) < len(ids) else (ids, "")
+
     def encode_prompt(
         self, prompt: Prompt, *, rows_per_image: int, image_token_id: int
     ) -> EncodedPrompt:
-        """Tokenise each piece on its own and leave room for the image rows between them."""
+        """Tokenise each piece on its own and leave room for the image rows between them.
+
+        The answer's beginning is apart too: so its ids are those that the model itself would give.
+        """
         # Pieces are tokenised apart, as upstream does: joining the text first can change the ids.
         pieces = [self._encode_piece(piece) for piece in prompt.pieces]
+        pieces[-1] += self.encode_begun(prompt.begun)[0]
         pieces[0].insert(0, self.bos_id)
         token_ids, spans = list(pieces[0]), []
         for piece in pieces[1:]:
@@ -124,9 +137,10 @@ class TextStream:
     `Tokenizer.decode` gives for all ids at once.
     """
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer, before: Sequence[int] = ()) -> None:
+        """`before` are the ids of the text that this one continues."""
         self._tokenizer = tokenizer
-        self._context: list[int] = []  # The last ids given out: they decide about a space.
+        self._context = list(before)  # The last ids given out: they decide about a space.
         self._waiting: list[int] = []
 
     def fork(self) -> TextStream:

@@ -10,6 +10,7 @@ from running import IMAGES, NAME, data_url, picture, user
 from minigpt4_runtime import MiniGPT4, SamplingParams, image
 
 QUESTION = "How many shapes are there?"
+TOOL = {"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}
 
 
 def test_models(server):
@@ -20,6 +21,28 @@ def test_models(server):
     assert card.description == "It describes pictures and answers questions about them."
     with pytest.raises(openai.NotFoundError, match="no model 'gpt-5'"):
         client.models.retrieve("gpt-5")
+
+
+def test_a_model_may_have_slashes_in_its_name(start):
+    server = start(model_name="someone/minigpt4")
+    client = server.openai()
+    (card,) = client.models.list()
+    assert client.models.retrieve(card.id) == card
+    with server.client() as plain:
+        assert plain.get("/v1/models/").json() == plain.get("/v1/models").json()
+        assert plain.get("/v1/models/someone%2Fminigpt4").json()["id"] == "someone/minigpt4"
+
+
+@pytest.mark.parametrize(("base", "words"), [("", "end in /v1"), ("/v1/v1", "/v1 twice")])
+def test_a_wrong_base_url_is_told_what_is_wrong_with_it(server, base, words):
+    with openai.OpenAI(base_url=server.url + base, api_key="none", max_retries=0) as client:
+        for ask in (
+            client.models.list,
+            lambda: client.models.retrieve(NAME),
+            lambda: client.chat.completions.create(model=NAME, messages=[user("hi")]),
+        ):
+            with pytest.raises(openai.NotFoundError, match=words):
+                ask()
 
 
 def test_chat_about_a_picture_answers_as_the_library(server, model: MiniGPT4):
@@ -48,10 +71,35 @@ def test_the_question_may_stand_before_its_picture(server):
 def test_an_answer_can_be_sent_back_as_it_came(server):
     client = server.openai()
     messages = [user([picture(), {"type": "text", "text": QUESTION}])]
-    for _ in range(2):
-        answer = client.chat.completions.create(model=NAME, messages=messages)
-        messages += [answer.choices[0].message, user("And what is in the centre?")]
-    assert answer.choices[0].message.content
+    first = client.chat.completions.create(model=NAME, messages=messages).choices[0].message
+    echoes = [
+        first, first.model_dump(), first.to_dict(), {"role": "assistant", "content": first.content},
+    ]  # fmt: skip
+    answers = [
+        client.chat.completions.create(
+            model=NAME, messages=[*messages, echo, user("And what is in the centre?")]
+        )
+        for echo in echoes
+    ]
+    assert first.content
+    assert len({answer.choices[0].message.content for answer in answers}) == 1
+
+
+@pytest.mark.parametrize("is_stream", [False, True])
+def test_a_last_message_by_the_assistant_is_continued(server, is_stream):
+    client = server.openai()
+    asked = [user([picture(), {"type": "text", "text": QUESTION}])]
+    whole = client.chat.completions.create(model=NAME, messages=asked).choices[0].message.content
+    begun = whole.partition(" three")[0]
+    answer = client.chat.completions.create(
+        model=NAME, messages=[*asked, {"role": "assistant", "content": begun}], stream=is_stream
+    )
+    text = (
+        "".join(chunk.choices[0].delta.content or "" for chunk in answer)
+        if is_stream
+        else answer.choices[0].message.content
+    )
+    assert begun + text == whole
 
 
 def test_stream_is_the_same_text_in_pieces(server):
@@ -68,6 +116,31 @@ def test_stream_is_the_same_text_in_pieces(server):
     assert [c.choices[0].finish_reason for c in chunks if c.choices[0].finish_reason] == ["stop"]
     assert last.choices == []
     assert last.usage.completion_tokens > 0
+
+
+def test_every_piece_counts_when_asked(server):
+    chunks = list(
+        server.openai().chat.completions.create(
+            model=NAME, messages=[user("hi")], stream=True,
+            stream_options={"include_usage": True, "continuous_usage_stats": True},
+        )
+    )  # fmt: skip
+    *pieces, last = chunks
+    counts = [each.usage.completion_tokens for each in pieces if each.choices[0].delta.content]
+    assert counts == sorted(counts)
+    assert 0 < counts[0] < counts[-1] <= last.usage.completion_tokens
+    assert {each.usage.prompt_tokens for each in chunks if each.usage} == {last.usage.prompt_tokens}
+
+
+@pytest.mark.parametrize("question", ["hi", QUESTION])
+def test_no_end_is_heeded_when_none_is_wanted(server, question):
+    """As load tools ask: so many tokens, whatever they are."""
+    answer = server.openai().chat.completions.create(
+        model=NAME, messages=[user([picture(), {"type": "text", "text": question}])],
+        max_tokens=48, extra_body={"ignore_eos": True},
+    )  # fmt: skip
+    assert answer.usage.completion_tokens == 48
+    assert answer.choices[0].finish_reason == "length"
 
 
 def test_stream_without_usage_has_none(server):
@@ -156,7 +229,7 @@ def test_extensions_and_stops(server, model):
 def test_errors_are_the_client_s_own(server):
     client = server.openai()
     with pytest.raises(openai.BadRequestError) as caught:
-        client.chat.completions.create(model=NAME, messages=[user("hi")], tools=[])
+        client.chat.completions.create(model=NAME, messages=[user("hi")], tools=[TOOL])
     assert caught.value.param == "tools"
     assert caught.value.code == "unsupported_parameter"
     assert caught.value.request_id.startswith("req-")

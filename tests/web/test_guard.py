@@ -155,7 +155,8 @@ def test_odd_calls_are_refused_and_not_written_down(client, serving, capfd):
 
 def test_the_api_keeps_its_words_with_a_page_beside_it(client):
     for method, path, status in (
-        ("GET", "/v1/foo", 404), ("GET", "/v1", 404), ("GET", "/v1/chat/completions", 405),
+        ("POST", "/chat/completions", 404), ("GET", "/v1/foo", 404), ("GET", "/v1", 404),
+        ("GET", "/v1/chat/completions", 405),
         ("POST", "/v1/models", 405), ("DELETE", "/ready", 405), ("POST", "/health", 405),
     ):  # fmt: skip
         answer = client.request(method, path)

@@ -18,25 +18,36 @@ from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Route
+from starlette.types import Scope
 
 from minigpt4_runtime import __version__
 from minigpt4_runtime.errors import MiniGPT4Error
+from minigpt4_runtime.server.absent import Asked
 from minigpt4_runtime.server.admission import Admission, Place
-from minigpt4_runtime.server.auth import KeyGuard, NameGuard
-from minigpt4_runtime.server.chat import Chat
-from minigpt4_runtime.server.failures import Refusal, error_response, failure_of, no_such_model
-from minigpt4_runtime.server.journal import Journal
-from minigpt4_runtime.server.logs import log_failure
-from minigpt4_runtime.server.metrics import Metrics
-from minigpt4_runtime.server.protocol import (
+from minigpt4_runtime.server.answered import (
     ChatCompletion,
     ErrorBody,
     ModelCard,
     ModelList,
     Status,
-    request_schemas,
+    Version,
 )
+from minigpt4_runtime.server.auth import KeyGuard, NameGuard
+from minigpt4_runtime.server.chat import Chat, Endpoint
+from minigpt4_runtime.server.completions import (
+    CompletionRequest,
+    CompletionWriter,
+    TextCompletion,
+)
+from minigpt4_runtime.server.failures import Refusal, error_response, failure_of, no_such_model
+from minigpt4_runtime.server.journal import Journal
+from minigpt4_runtime.server.logs import log_failure
+from minigpt4_runtime.server.metrics import Metrics
+from minigpt4_runtime.server.protocol import ChatRequest, request_schemas
+from minigpt4_runtime.server.responses import ResponseAnswer, ResponseRequest, ResponseWriter
 from minigpt4_runtime.server.settings import ServerConfig
+from minigpt4_runtime.server.streaming import ChatWriter
+from minigpt4_runtime.server.tokens import Tokenized, TokenizeRequest
 from minigpt4_runtime.server.watch import EngineWatch, engine_failed
 
 if TYPE_CHECKING:
@@ -59,6 +70,25 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
 }
 _NOT_LET_IN: dict[int | str, dict[str, Any]] = {each: _ERRORS[each] for each in (401, 403)}
 
+
+ENDPOINTS = (
+    Endpoint(
+        "/v1/chat/completions",
+        "Answer the last message of a dialogue, whole or as server-sent events.",
+        ChatRequest, ChatCompletion, ChatWriter,
+    ),
+    Endpoint(
+        "/v1/completions",
+        "Go on from a text as it is, whole or as server-sent events.",
+        CompletionRequest, TextCompletion, CompletionWriter,
+    ),
+    Endpoint(
+        "/v1/responses",
+        "Answer the last message of a dialogue, as a response or as its events.",
+        ResponseRequest, ResponseAnswer, ResponseWriter,
+    ),
+)  # fmt: skip
+_ASKED: list[type[Asked]] = [*(endpoint.asked for endpoint in ENDPOINTS), TokenizeRequest]
 
 # What belongs to the API whether there is such a route or not.
 _OWN_PATHS = ("/v1", "/v1/{rest:path}")
@@ -116,10 +146,10 @@ def create_app(model: "MiniGPT4", config: ServerConfig, *, asks_browsers: bool =
     app.state.parts = parts
     for kind in (Refusal, MiniGPT4Error, HTTPException):
         app.add_exception_handler(kind, _answer_error)
-    _add_chat_route(app, parts)
+    _add_asking_routes(app, parts)
     _add_other_routes(app, parts)
     _close_own_paths(app)
-    app.openapi()["components"]["schemas"].update(request_schemas())
+    app.openapi()["components"]["schemas"].update(request_schemas(_ASKED))
     # The last one added is the outermost.
     app.add_middleware(KeyGuard, keys=config.api_keys, asks_browsers=asks_browsers)
     if config.allowed_origins:
@@ -139,27 +169,41 @@ async def _answer_error(request: Request, error: Exception) -> JSONResponse:
     return error_response(error)
 
 
-def _add_chat_route(app: FastAPI, parts: Parts) -> None:
+def _add_asking_routes(app: FastAPI, parts: Parts) -> None:
     async def hold_place() -> AsyncIterator[Place]:
         # Given back when the last byte of the answer is out, or its client is gone.
         with parts.admission.enter() as place:
             yield place
 
-    async def chat_completions(
-        request: Request, place: Annotated[Place, Depends(hold_place)]
-    ) -> Response:
-        """Answer the last message of a dialogue, whole or as server-sent events."""
-        return await parts.chat.answer(request, place)
+    for endpoint in ENDPOINTS:
+        _add_endpoint(app, parts, endpoint, hold_place)
 
-    # The body is read by hand, within limits; the document says what is in it all the same.
-    schema = {"$ref": "#/components/schemas/ChatRequest"}
-    body = {"required": True, "content": {"application/json": {"schema": schema}}}
+    @app.post("/tokenize", responses=_ERRORS, openapi_extra=_body_of(TokenizeRequest))
+    async def tokenize(request: Request, _: Annotated[Place, Depends(hold_place)]) -> Tokenized:
+        """Give the ids of a prompt or a dialogue."""
+        return await parts.chat.tokenize(request)
+
+
+def _add_endpoint(
+    app: FastAPI, parts: Parts, endpoint: Endpoint, hold_place: Callable[..., AsyncIterator[Place]]
+) -> None:
+    async def answer(request: Request, place: Annotated[Place, Depends(hold_place)]) -> Response:
+        return await parts.chat.answer(request, place, endpoint)
+
     app.post(
-        "/v1/chat/completions",
-        response_model=ChatCompletion,
+        endpoint.path,
+        response_model=endpoint.answered,
         responses=_ERRORS,
-        openapi_extra={"requestBody": body},
-    )(chat_completions)
+        openapi_extra=_body_of(endpoint.asked),
+        operation_id=endpoint.path.replace("/", "_").strip("_"),
+        summary=endpoint.summary,
+    )(answer)
+
+
+def _body_of(kind: type[Asked]) -> dict[str, Any]:
+    """The body is read by hand, within limits; the document says what is in it all the same."""
+    schema = {"$ref": f"#/components/schemas/{kind.__name__}"}
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
 
 
 def _close_own_paths(app: FastAPI) -> None:
@@ -169,7 +213,8 @@ def _close_own_paths(app: FastAPI) -> None:
         if isinstance(route, APIRoute):
             methods.setdefault(route.path, set()).update(route.methods or ())
     app.router.routes += [Route(path, _Refusing(405, known)) for path, known in methods.items()]
-    app.router.routes += [Route(path, _Refusing(404)) for path in _OWN_PATHS]
+    bare = [path.removeprefix("/v1") for path in methods if path.startswith("/v1/")]
+    app.router.routes += [Route(path, _Refusing(404)) for path in (*bare, *_OWN_PATHS)]
 
 
 class _Refusing:
@@ -179,23 +224,40 @@ class _Refusing:
         self._status = status
         self._headers = {"Allow": ", ".join(sorted(methods))} if methods else None
 
-    async def __call__(self, *_: object) -> None:
+    async def __call__(self, scope: Scope, *_: object) -> None:
         """Refuse."""
-        raise HTTPException(self._status, headers=self._headers)
+        detail = _missing(scope["path"]) if self._status == 404 else None
+        raise HTTPException(self._status, detail, headers=self._headers)
+
+
+def _missing(path: str) -> str:
+    """Why there is no such path, where a client's base URL is to blame."""
+    if not f"{path}/".startswith("/v1/"):
+        return f"There is nothing at {path[:100]}: let the client's base URL end in /v1."
+    if path.startswith("/v1/v1/"):
+        return "The path has /v1 twice: leave it out of the client's base URL, or of the path."
+    return f"There is nothing at {path[:100]}. /openapi.json lists what there is."
 
 
 def _add_other_routes(app: FastAPI, parts: Parts) -> None:
+    @app.get("/v1/models/", include_in_schema=False)
     @app.get("/v1/models", responses=_NOT_LET_IN)
     async def models() -> ModelList:
         """Name the model that answers here."""
         return ModelList(data=[parts.card])
 
-    @app.get("/v1/models/{model}", responses={**_NOT_LET_IN, 404: _ERRORS[404]})
+    # A model's name may have slashes in it.
+    @app.get("/v1/models/{model:path}", responses={**_NOT_LET_IN, 404: _ERRORS[404]})
     async def model_card(model: str) -> ModelCard:
         """Say whether this model answers here."""
         if model != parts.card.id:
             raise no_such_model(model, parts.card.id)
         return parts.card
+
+    @app.get("/version", responses=_NOT_LET_IN)
+    async def version() -> Version:
+        """Say which version of this server answers."""
+        return Version(version=__version__)
 
     @app.head("/health", include_in_schema=False)
     @app.get("/health", responses={403: _ERRORS[403]})

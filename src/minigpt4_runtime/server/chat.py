@@ -1,4 +1,4 @@
-"""POST /v1/chat/completions, from the first byte of a body to the last of an answer.
+"""A question over HTTP, from the first byte of a body to the last of an answer.
 
 Owns   the road of a question: read, check, open pictures, submit, and write what comes.
 Takes  a request that has a place; gives a response.
@@ -9,29 +9,40 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from pydantic import BaseModel
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response, StreamingResponse
 
+from minigpt4_runtime.config import SamplingParams
+from minigpt4_runtime.errors import RequestError
 from minigpt4_runtime.messages import ImageSource, Message, Reply, TextDelta
 from minigpt4_runtime.server.admission import Place
-from minigpt4_runtime.server.failures import BROKEN, Refusal, failure_of, no_such_model
+from minigpt4_runtime.server.failures import (
+    BROKEN,
+    Refusal,
+    failure_of,
+    no_such_model,
+    refusal_about,
+)
 from minigpt4_runtime.server.logs import log_failure
 from minigpt4_runtime.server.media import MediaPolicy
 from minigpt4_runtime.server.metrics import Metrics
 from minigpt4_runtime.server.protocol import (
     ChatMessage,
-    ChatRequest,
     ImagePart,
+    Settings,
     TextPart,
     read_request,
 )
 from minigpt4_runtime.server.settings import ServerConfig
-from minigpt4_runtime.server.streaming import DONE, Answers, Writer, error_event
+from minigpt4_runtime.server.streaming import Answers, Writer
+from minigpt4_runtime.server.tokens import Tokenized, TokenizeRequest, tokenize
 from minigpt4_runtime.server.watch import EngineWatch
 
 if TYPE_CHECKING:
@@ -39,9 +50,21 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 _PATIENCE_SECONDS = 5.0
+_CONTENT = {"messages", "prompt", "input", "instructions"}  # Of a request, for a log that has it.
 # No token of any vocabulary has so many characters: longer text cannot fit and is not tokenised.
 _CHARACTERS_PER_TOKEN = 64
 _EVENT_STREAM_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """One form of asking and answering: where, and the types of both."""
+
+    path: str
+    summary: str
+    asked: type[Settings]
+    answered: type[BaseModel]
+    writer: Callable[[Any, str, Callable[[int], bytes]], Writer]
 
 
 class Chat:
@@ -62,7 +85,7 @@ class Chat:
             seconds=config.fetch_seconds,
         )
 
-    async def answer(self, request: Request, place: Place) -> Response:
+    async def answer(self, request: Request, place: Place, endpoint: Endpoint) -> Response:
         """Answer one request, whole or as a stream.
 
         Raises:
@@ -74,19 +97,33 @@ class Chat:
         turn = _Turn(self._config, self._metrics, self._watch, request)
         try:
             asked, answers = await turn.before_deadline(
-                while_connected(request, self._begin(body, place))
+                while_connected(request, self._begin(body, place, endpoint.asked))
             )
         except Exception as error:
             self._watch.report(error)
             raise
         del body
         place.abort = answers.abort
-        turn.begin(asked, answers, Writer(self._config.model_name, self._model.token_bytes))
-        if asked.stream:
+        writer = endpoint.writer(asked, self._config.model_name, self._model.token_bytes)
+        turn.begin(asked, answers, writer)
+        is_stream = asked.stream
+        del asked  # Its pictures have been opened: an answer that grows need not hold them.
+        if is_stream:
             return _EventStream(turn)
         replies = await while_connected(request, turn.replies())
-        return Response(turn.writer.completion(replies).model_dump_json(),
-                        media_type="application/json")  # fmt: skip
+        return Response(writer.whole(replies).model_dump_json(), media_type="application/json")
+
+    async def tokenize(self, request: Request) -> Tokenized:
+        """Give the ids of a prompt or a dialogue.
+
+        Raises:
+            Refusal, MiniGPT4Error: there are none.
+        """
+        _check_content_type(request)
+        asked = await self._in_thread(read_request, await self._read_body(request), TokenizeRequest)
+        self._check_model(asked.model or self._config.model_name)
+        self._check_content([] if asked.prompt is None else [asked.prompt], asked.messages or ())
+        return await self._in_thread(tokenize, self._model, asked)
 
     def close(self) -> None:
         """Let the threads go."""
@@ -110,49 +147,80 @@ class Chat:
             raise Refusal(408, message, code="body_too_slow") from None
         return bytes(body)
 
-    async def _begin(self, body: bytes, place: Place) -> tuple[ChatRequest, Answers]:
-        asked = await self._in_thread(read_request, body)
+    async def _begin(
+        self, body: bytes, place: Place, kind: type[Settings]
+    ) -> tuple[Settings, Answers]:
+        asked = await self._in_thread(read_request, body, kind)
         self._check(asked)
         place.grow(asked.num_choices)
+        per_prompt = asked.num_choices // max(1, len(asked.prompts))
         samplings = [
-            asked.sampling(choice, self._config.max_tokens) for choice in range(asked.num_choices)
+            asked.sampling(choice % per_prompt, self._config.max_tokens)
+            for choice in range(asked.num_choices)
         ]
-        messages = [await self._open(message) for message in asked.messages]
+        try:
+            return asked, Answers(await self._submit(asked, samplings))
+        except RequestError as error:
+            raise refusal_about(error, asked.subject) from error
+
+    async def _submit(
+        self, asked: Settings, samplings: Sequence[SamplingParams]
+    ) -> list[AsyncIterator[TextDelta]]:
+        messages = [await self._open(message) for message in asked.dialogue]
         num_images = sum(isinstance(part, ImageSource) for m in messages for part in m.content)
         self._metrics.count_images(num_images)
-        tickets = [await self._in_thread(self._model.submit, messages, each) for each in samplings]
-        return asked, Answers(tickets)
+        if not asked.prompts:
+            return [await self._in_thread(self._model.submit, messages, each) for each in samplings]
+        per_prompt = len(samplings) // len(asked.prompts)
+        prompts = [prompt for prompt in asked.prompts for _ in range(per_prompt)]
+        return [
+            await self._in_thread(self._model.submit_text, prompt, each)
+            for prompt, each in zip(prompts, samplings, strict=True)
+        ]
 
-    async def _in_thread(self, work: Any, *arguments: Any) -> Any:
+    async def _in_thread(self, work: Callable[..., T], *arguments: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, work, *arguments)
 
-    def _check(self, asked: ChatRequest) -> None:
-        if asked.model != self._config.model_name:
-            raise no_such_model(asked.model, self._config.model_name)
+    def _check(self, asked: Settings) -> None:
+        self._check_model(asked.model)
         most = min(self._config.max_choices, self._config.max_requests)
         _check_number("n", asked.num_choices, most)
         _check_number("num_beams", asked.num_beams or 1, self._model.engine_config.max_running)
-        self._check_messages(asked.messages)
+        self._check_content(asked.prompts, asked.dialogue, asked.subject)
 
-    def _check_messages(self, messages: Sequence[ChatMessage]) -> None:
-        parts = [part for message in messages for part in message.parts]
-        num_characters = sum(len(part.text) for part in parts if isinstance(part, TextPart))
+    def _check_content(
+        self,
+        prompts: Sequence[str | Sequence[int]],
+        dialogue: Sequence[ChatMessage],
+        subject: str = "messages",
+    ) -> None:
+        parts = [part for message in dialogue for part in message.parts]
+        texts = [part.text for part in parts if isinstance(part, TextPart)]
+        self._check_length(max((sum(map(len, texts)), *map(len, prompts))), subject)
+        self._check_images(sum(isinstance(part, ImagePart) for part in parts), subject)
+
+    def _check_model(self, name: str) -> None:
+        if name != self._config.model_name:
+            raise no_such_model(name, self._config.model_name)
+
+    def _check_length(self, num_characters: int, subject: str) -> None:
         most = self._model.config.language.max_position_embeddings
         if num_characters > most * _CHARACTERS_PER_TOKEN:
             raise Refusal(
                 400,
-                f"The messages have {num_characters:,} characters, far more than the {most:,} "
-                "tokens of the model's context. Shorten them.",
-                param="messages",
+                f"There are {num_characters:,} characters, far more than the {most:,} tokens of "
+                "the model's context. Shorten the text.",
+                param=subject,
                 code="context_length_exceeded",
             )
-        num_images = sum(isinstance(part, ImagePart) for part in parts)
+
+    def _check_images(self, num_images: int, subject: str) -> None:
         if num_images > self._config.max_images:
             raise Refusal(
                 400,
                 f"The request has {num_images} pictures; this server allows "
                 f"{self._config.max_images}.",
-                param="messages",
+                param=subject,
                 code="too_many_images",
             )
 
@@ -161,14 +229,13 @@ class Chat:
             part.text if isinstance(part, TextPart) else await self._media.open(part.image_url.url)
             for part in message.parts
         ]
-        return Message(message.role, tuple(parts))
+        return Message(message.speaker, tuple(parts))
 
 
 class _Turn:
     """One question on its way, and what is measured about it."""
 
     writer: Writer
-    asked: ChatRequest
 
     def __init__(
         self, config: ServerConfig, metrics: Metrics, watch: EngineWatch, request: Request
@@ -182,12 +249,14 @@ class _Turn:
         self._replies: dict[int, Reply] = {}
         self._first_texts: dict[int, float] = {}
 
-    def begin(self, asked: ChatRequest, answers: Answers, writer: Writer) -> None:
+    def begin(self, asked: Settings, answers: Answers, writer: Writer) -> None:
         """The question was understood and is being answered."""
-        self.asked, self.writer, self._answers = asked, writer, answers
+        self.writer, self._answers = writer, answers
         self._state["told"] = {"choices": asked.num_choices, "stream": bool(asked.stream)}
+        if asked.ignored:
+            self._state["told"]["ignored"] = asked.ignored
         if self._config.logs_content:
-            self._state["told"]["messages"] = [m.model_dump() for m in asked.messages]
+            self._state["told"] |= asked.model_dump(include=_CONTENT)
 
     @property
     def seconds_left(self) -> float:
@@ -238,20 +307,18 @@ class _Turn:
         """All that a stream sends. An error ends it with an event of its own."""
         self._state["outcome"] = "cancelled"  # Until it has ended otherwise.
         try:
-            yield self.writer.start(self.asked.num_choices)
+            yield self.writer.start()
             async for choice, delta in self.deltas():
                 if event := self.writer.piece(choice, delta):
                     yield event
-            if self.asked.wants_usage:
-                yield self.writer.usage(await self.replies())
-            yield DONE
+            yield self.writer.end(await self.replies())
             self._state["outcome"] = "ok"
         except Exception as error:  # noqa: BLE001 - the status is out: an event must tell it.
             failure = failure_of(error)
             if failure.status == 500:
                 log_failure(error, request_id=self._state["request_id"])
             self._state["outcome"] = "timeout" if failure.status == 504 else "failed"
-            yield error_event(failure)
+            yield self.writer.failed(failure)
 
     def cancel(self) -> None:
         """Nobody reads any more."""

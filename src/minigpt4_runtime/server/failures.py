@@ -83,6 +83,15 @@ def no_such_model(asked: str, own: str) -> Refusal:
     return Refusal(404, message, param="model", code="model_not_found")
 
 
+def refusal_about(error: MiniGPT4Error, subject: str) -> Refusal:
+    """The same error, said of the field that a request has in place of `messages`."""
+    failure = failure_of(error)
+    param = subject if failure.param == "messages" else failure.param
+    return Refusal(
+        failure.status, failure.message, kind=failure.kind, param=param, code=failure.code
+    )
+
+
 def failure_of(error: BaseException) -> Failure:
     """Translate any error."""
     if isinstance(error, Refusal):

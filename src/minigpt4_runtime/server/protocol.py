@@ -1,61 +1,72 @@
-"""OpenAI's chat completions as types: what may be asked, and how answers are written.
+"""What may be asked, as types: the settings of all requests, and OpenAI's chat completions.
 
-Owns   the names, types and ranges of both, and how a question becomes SamplingParams.
-Takes  the bytes of a body; gives a ChatRequest, or a Refusal that names what is wrong.
-Never  ignores: a name that is not listed here is refused.
+Owns   names, types and ranges, and how settings become SamplingParams.
+Takes  the bytes of a body; gives a request, or a Refusal that names what is wrong.
+Never  decides alone what may be left out: `absent` has the rule for all requests.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from minigpt4_runtime.config import SamplingParams
 from minigpt4_runtime.errors import ConfigError
-from minigpt4_runtime.messages import FinishReason
+from minigpt4_runtime.messages import Role
+from minigpt4_runtime.server.absent import Asked
 from minigpt4_runtime.server.failures import Refusal
 
+A = TypeVar("A", bound=Asked)
 MAX_SEED = 2**63 - 1
 
-# --- what is asked ------------------------------------------------------------------------------
 
-
-class _Asked(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
-
-
-class TextPart(_Asked):
+class TextPart(Asked):
     """A piece of text in a message."""
 
     type: Literal["text"]
     text: str
 
 
-class ImageURL(_Asked):
+class ImageURL(Asked):
     """Where a picture is: a data URL, or what the server was started to allow."""
 
     url: str
-    detail: Literal["auto"] | None = None
 
 
-class ImagePart(_Asked):
-    """A picture in a message."""
+class ImagePart(Asked):
+    """A picture in a message; its URL may stand there without the object around it."""
 
     type: Literal["image_url"]
     image_url: ImageURL
+
+    @field_validator("image_url", mode="before")
+    @classmethod
+    def _around_url(cls, given: Any) -> Any:
+        return {"url": given} if isinstance(given, str) else given
 
 
 Part = Annotated[TextPart | ImagePart, Field(discriminator="type")]
 
 
-class ChatMessage(_Asked):
-    """One turn. `refusal` is there so that an answer can be sent back as it came."""
+class ChatMessage(Asked):
+    """One turn. An answer may be sent back as it came, one without any text too."""
 
-    role: Literal["system", "user", "assistant"]
+    role: Literal["system", "developer", "user", "assistant"]
     content: str | Annotated[list[Part], Field(max_length=256)]
-    refusal: None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _may_be_silent(cls, given: Any) -> Any:
+        if isinstance(given, dict) and given.get("role") == "assistant":
+            return given if given.get("content") is not None else {**given, "content": ""}
+        return given
+
+    @property
+    def speaker(self) -> Role:
+        """Who says it. OpenAI calls a system message of its newer models a developer's."""
+        return "system" if self.role == "developer" else self.role
 
     @property
     def parts(self) -> Sequence[TextPart | ImagePart]:
@@ -65,53 +76,78 @@ class ChatMessage(_Asked):
         return self.content
 
 
-_Stop = Annotated[str, Field(min_length=1, max_length=256)]
+_Stop = Annotated[str, Field(max_length=256)]
 
 
-class StreamOptions(_Asked):
+class StreamOptions(Asked):
     """What a stream has beside the text."""
 
     include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None
 
 
-class ChatRequest(_Asked):
-    """The body of POST /v1/chat/completions. The last five are extensions.
+class Settings(Asked):
+    """What every request for a text may set. The last six are extensions.
 
     Answers are greedy unless a temperature is given. Frequency and presence penalties are not
     computed here, so that only 0 is accepted.
     """
 
     model: str
-    messages: list[ChatMessage] = Field(min_length=1, max_length=1024)
     max_tokens: int | None = Field(None, ge=1)
-    max_completion_tokens: int | None = Field(None, ge=1)
     temperature: float | None = Field(None, ge=0)
     top_p: float | None = Field(None, gt=0, le=1)
-    n: int | None = Field(None, ge=1)
     stop: _Stop | Annotated[list[_Stop], Field(max_length=4)] | None = None
     seed: int | None = Field(None, ge=0, le=MAX_SEED)
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    logprobs: bool | None = None
-    top_logprobs: int | None = Field(None, ge=0, le=20)
     frequency_penalty: float | None = Field(None, ge=0, le=0)
     presence_penalty: float | None = Field(None, ge=0, le=0)
-    user: str | None = None
     top_k: int | None = Field(None, ge=0)
     repetition_penalty: float | None = Field(None, gt=0)
     min_tokens: int | None = Field(None, ge=0)
     num_beams: int | None = Field(None, ge=1)
     length_penalty: float | None = Field(None, ge=-10, le=10)
+    ignore_eos: bool | None = None
+
+    # The field with what is asked: what is wrong with a picture or a text's length is about it.
+    subject: ClassVar[str] = "messages"
+    default_max_tokens: ClassVar[int] = SamplingParams.max_new_tokens
+    _ignored: frozenset[str] = frozenset()
+
+    def model_post_init(self, context: Any) -> None:
+        """Keep which names were ignored while this was read."""
+        self._ignored = frozenset(context or ())
+
+    @property
+    def ignored(self) -> list[str]:
+        """Fields that were left out though nothing is known about them."""
+        return sorted(self._ignored)
 
     @property
     def num_choices(self) -> int:
         """How many answers are wanted."""
-        return self.n or 1
+        return 1
+
+    @property
+    def dialogue(self) -> Sequence[ChatMessage]:
+        """The messages of which the last is to be answered."""
+        return ()
+
+    @property
+    def prompts(self) -> Sequence[str | Sequence[int]]:
+        """Where there is no dialogue: what is to be continued as it is."""
+        return ()
 
     @property
     def wants_usage(self) -> bool:
         """Whether a stream ends with what it cost."""
         return bool(self.stream_options and self.stream_options.include_usage)
+
+    @property
+    def wants_counts(self) -> bool:
+        """Whether each piece of a stream says what was used up to there."""
+        return bool(self.stream_options and self.stream_options.continuous_usage_stats)
 
     def sampling(self, choice: int, max_tokens: int) -> SamplingParams:
         """How the answer with this number is chosen; the server allows `max_tokens` tokens.
@@ -123,7 +159,8 @@ class ChatRequest(_Asked):
             "temperature": self.temperature, "top_p": self.top_p, "top_k": self.top_k,
             "repetition_penalty": self.repetition_penalty, "num_beams": self.num_beams,
             "length_penalty": self.length_penalty, "min_new_tokens": self.min_tokens,
-            "stop": self._stops(), "logprobs": self._num_logprobs(),
+            "stop": self._stops(), "ignore_eos": self.ignore_eos,
+            "logprobs": self._num_logprobs(),
         }  # fmt: skip
         # With no seed each choice draws its own.
         seed = None if self.seed is None else (self.seed + choice) % (MAX_SEED + 1)
@@ -141,16 +178,14 @@ class ChatRequest(_Asked):
             raise Refusal(400, str(error), param=param, code="invalid_value") from None
 
     def _max_tokens(self, most: int) -> int:
-        given = {self.max_tokens, self.max_completion_tokens} - {None}
-        if len(given) > 1:
-            raise Refusal(
-                400,
-                "max_tokens and max_completion_tokens say different things. Give one of them.",
-                param="max_tokens",
-            )
-        wanted = given.pop() if given else None
+        names = ("max_tokens", "max_completion_tokens", "max_output_tokens")
+        given = {name: value for name in names if (value := getattr(self, name, None)) is not None}
+        if len(set(given.values())) > 1:
+            message = f"{' and '.join(given)} say different things. Give one of them."
+            raise Refusal(400, message, param="max_tokens")
+        wanted = next(iter(given.values()), None)
         if wanted is None:
-            wanted = max(min(SamplingParams.max_new_tokens, most), self.min_tokens or 0)
+            wanted = max(min(self.default_max_tokens, most), self.min_tokens or 0)
         if wanted > most:
             raise Refusal(
                 400, f"max_tokens is {wanted}; this server allows {most}.", param="max_tokens"
@@ -165,25 +200,49 @@ class ChatRequest(_Asked):
 
     def _stops(self) -> tuple[str, ...] | None:
         stops = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
-        return stops or None  # An empty list adds none; the template's own stay.
+        # What is empty adds none. The template's own stay, unless no end is wanted at all.
+        return tuple(stop for stop in stops if stop) or (() if self.ignore_eos else None)
 
     def _num_logprobs(self) -> int | None:
-        if self.top_logprobs is not None and not self.logprobs:
+        return None
+
+
+class ChatRequest(Settings):
+    """The body of POST /v1/chat/completions."""
+
+    messages: list[ChatMessage] = Field(min_length=1, max_length=1024)
+    max_completion_tokens: int | None = Field(None, ge=1)
+    n: int | None = Field(None, ge=1)
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(None, ge=0, le=20)
+
+    @property
+    def num_choices(self) -> int:
+        """How many answers are wanted."""
+        return self.n or 1
+
+    @property
+    def dialogue(self) -> Sequence[ChatMessage]:
+        """The messages of which the last is to be answered."""
+        return self.messages
+
+    def _num_logprobs(self) -> int | None:
+        if self.top_logprobs and not self.logprobs:
             raise Refusal(400, "top_logprobs needs logprobs to be true.", param="top_logprobs")
         return (self.top_logprobs or 0) if self.logprobs else None
 
 
-def read_request(body: bytes) -> ChatRequest:
-    """Parse and check a body.
+def read_request(body: bytes, kind: type[A]) -> A:
+    """Parse and check a body as one of these requests.
 
     Raises:
         Refusal: it is no JSON, or not of the form that is wanted; `param` says where.
     """
     try:
-        asked = ChatRequest.model_validate_json(body)
+        asked = kind.model_validate_json(body, context=set())
     except ValidationError as error:
         raise _refusal_of(error) from None
-    if asked.stream_options is not None and not asked.stream:
+    if isinstance(asked, Settings) and asked.wants_usage and not asked.stream:
         raise Refusal(400, "stream_options needs stream to be true.", param="stream_options")
     return asked
 
@@ -225,140 +284,10 @@ def _path(location: tuple[int | str, ...]) -> str:
     return path[:200]
 
 
-# --- what is answered ---------------------------------------------------------------------------
-
-
-class _Answered(BaseModel):
-    pass
-
-
-class TopLogprob(_Answered):
-    """One token that could have stood there. `bytes` are UTF-8, `token` may be half a character."""
-
-    token: str
-    logprob: float
-    bytes: list[int]
-
-
-class TokenLogprob(TopLogprob):
-    """The token that was chosen, and the likeliest ones."""
-
-    top_logprobs: list[TopLogprob]
-
-
-class ChoiceLogprobs(_Answered):
-    """A log-probability for every token, the one that ended the answer included."""
-
-    content: list[TokenLogprob]
-
-
-class AnswerMessage(_Answered):
-    """The answer's text."""
-
-    role: Literal["assistant"] = "assistant"
-    content: str
-    refusal: None = None
-
-
-class Choice(_Answered):
-    """One answer of n."""
-
-    index: int
-    message: AnswerMessage
-    logprobs: ChoiceLogprobs | None
-    finish_reason: FinishReason
-
-
-class UsageCount(_Answered):
-    """What it cost, in tokens; the prompt counts once. Rows of pictures are prompt tokens."""
-
-    prompt_tokens: int
-    completion_tokens: int
-    total_tokens: int
-
-
-class ChatCompletion(_Answered):
-    """The answer to a request that does not stream."""
-
-    id: str
-    object: Literal["chat.completion"] = "chat.completion"
-    created: int
-    model: str
-    choices: list[Choice]
-    usage: UsageCount
-
-
-_LEFT_OUT = Field(exclude_if=lambda value: value is None)
-
-
-class Delta(_Answered):
-    """What is new. The role stands in a choice's first piece only."""
-
-    role: Annotated[Literal["assistant"] | None, _LEFT_OUT] = None
-    content: Annotated[str | None, _LEFT_OUT] = None
-
-
-class ChunkChoice(_Answered):
-    """A further piece of one answer."""
-
-    index: int
-    delta: Delta
-    logprobs: ChoiceLogprobs | None = None
-    finish_reason: FinishReason | None = None
-
-
-class ChatChunk(_Answered):
-    """One event of a stream. With include_usage a last one has the usage and no choice."""
-
-    id: str
-    object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
-    created: int
-    model: str
-    choices: list[ChunkChoice]
-    usage: UsageCount | None = None
-
-
-class ModelCard(_Answered):
-    """The model that answers here. `description` is an extension: what it can do."""
-
-    id: str
-    object: Literal["model"] = "model"
-    created: int
-    owned_by: Literal["minigpt4-runtime"] = "minigpt4-runtime"
-    description: str
-
-
-class ModelList(_Answered):
-    """All models that answer here: one."""
-
-    object: Literal["list"] = "list"
-    data: list[ModelCard]
-
-
-class ErrorContent(_Answered):
-    """What went wrong; `param` names what to change."""
-
-    message: str
-    type: str
-    param: str | None
-    code: str | None
-
-
-class ErrorBody(_Answered):
-    """The body of every answer that is an error."""
-
-    error: ErrorContent
-
-
-class Status(_Answered):
-    """Whether the server is alive, or ready; if it is not, why."""
-
-    status: Literal["alive", "ready", "not ready"]
-    reason: str | None = None
-
-
-def request_schemas() -> dict[str, Any]:
-    """ChatRequest and its parts by name, for an OpenAPI document's components."""
-    schema = ChatRequest.model_json_schema(ref_template="#/components/schemas/{model}")
-    parts: dict[str, Any] = schema.pop("$defs")
-    return {**parts, ChatRequest.__name__: schema}
+def request_schemas(kinds: Sequence[type[Asked]]) -> dict[str, Any]:
+    """These requests and their parts by name, for an OpenAPI document's components."""
+    schemas: dict[str, Any] = {}
+    for kind in kinds:
+        schema = kind.model_json_schema(ref_template="#/components/schemas/{model}")
+        schemas |= {**schema.pop("$defs", {}), kind.__name__: schema}
+    return schemas

@@ -1,7 +1,7 @@
 """Tickets → one stream of pieces → chunks and events, or one whole answer.
 
 Owns   the merging of n answers, and the form in which pieces leave.
-Takes  tickets; gives OpenAI's chunks, completions and server-sent events.
+Takes  tickets; gives OpenAI's chunks, chat completions and server-sent events.
 Never  blocks: a ticket is read in the event loop.
 """
 
@@ -11,12 +11,12 @@ import asyncio
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Protocol
 
 from pydantic import BaseModel
 
 from minigpt4_runtime.messages import Reply, TextDelta, TokenLogprobs
-from minigpt4_runtime.server.failures import Failure
-from minigpt4_runtime.server.protocol import (
+from minigpt4_runtime.server.answered import (
     AnswerMessage,
     ChatChunk,
     ChatCompletion,
@@ -29,6 +29,8 @@ from minigpt4_runtime.server.protocol import (
     TopLogprob,
     UsageCount,
 )
+from minigpt4_runtime.server.failures import Failure
+from minigpt4_runtime.server.protocol import Settings
 
 DONE = b"data: [DONE]\n\n"
 
@@ -79,16 +81,43 @@ class Answers:
             reader.cancel()
 
 
-class Writer:
-    """Writes one request's answers. `bytes_of` says what a token adds to a text."""
+class Writer(Protocol):
+    """Writes one request's answers, whole or as the events of a stream."""
 
-    def __init__(self, model_name: str, bytes_of: Callable[[int], bytes]) -> None:
+    def whole(self, replies: Sequence[Reply]) -> BaseModel:
+        """All answers, as the one body of a response."""
+        ...
+
+    def start(self) -> bytes:
+        """What a stream begins with."""
+        ...
+
+    def piece(self, index: int, delta: TextDelta) -> bytes:
+        """A further piece of one answer."""
+        ...
+
+    def end(self, replies: Sequence[Reply]) -> bytes:
+        """What a stream ends with when all answers are whole."""
+        ...
+
+    def failed(self, failure: Failure) -> bytes:
+        """What a stream ends with that cannot go on."""
+        ...
+
+
+class ChatWriter:
+    """Writes chat completions. `bytes_of` says what a token adds to a text."""
+
+    def __init__(self, asked: Settings, model_name: str, bytes_of: Callable[[int], bytes]) -> None:
         self.id = f"chatcmpl-{secrets.token_hex(12)}"
+        # Not the request itself, which may hold pictures.
+        self._num_choices = asked.num_choices
+        self._wants_usage, self._wants_counts = asked.wants_usage, asked.wants_counts
         self._created = int(time.time())
         self._model = model_name
         self._bytes_of = bytes_of
 
-    def completion(self, replies: Sequence[Reply]) -> ChatCompletion:
+    def whole(self, replies: Sequence[Reply]) -> ChatCompletion:
         """All answers, whole."""
         choices = [
             Choice(
@@ -104,27 +133,34 @@ class Writer:
             usage=usage_of(replies),
         )  # fmt: skip
 
-    def start(self, num_choices: int) -> bytes:
+    def start(self) -> bytes:
         """The event that opens each choice with its role."""
         return b"".join(
             self._event(ChunkChoice(index=index, delta=Delta(role="assistant", content="")))
-            for index in range(num_choices)
+            for index in range(self._num_choices)
         )
 
     def piece(self, index: int, delta: TextDelta) -> bytes:
         """The event of a further piece; the end of a choice is an event of its own."""
         logprobs, events = self._logprobs(delta.logprobs or None), b""
+        usage = count_of(delta) if self._wants_counts else None
         if delta.text or logprobs:
-            content = Delta(content=delta.text)
-            events += self._event(ChunkChoice(index=index, delta=content, logprobs=logprobs))
+            choice = ChunkChoice(index=index, delta=Delta(content=delta.text), logprobs=logprobs)
+            events += self._event(choice, usage=usage)
         if delta.reply:
             reason = delta.reply.finish_reason
-            events += self._event(ChunkChoice(index=index, delta=Delta(), finish_reason=reason))
+            choice = ChunkChoice(index=index, delta=Delta(), finish_reason=reason)
+            events += self._event(choice, usage=usage)
         return events
 
-    def usage(self, replies: Sequence[Reply]) -> bytes:
-        """The event that tells what all of it cost."""
-        return self._event(usage=usage_of(replies))
+    def end(self, replies: Sequence[Reply]) -> bytes:
+        """The event that tells what all of it cost, if that is wanted, and the last one."""
+        usage = self._event(usage=usage_of(replies)) if self._wants_usage else b""
+        return usage + DONE
+
+    def failed(self, failure: Failure) -> bytes:
+        """The event that tells what went wrong."""
+        return as_event(ErrorBody.model_validate(failure.as_body()))
 
     def _event(self, *choices: ChunkChoice, usage: UsageCount | None = None) -> bytes:
         chunk = ChatChunk(
@@ -147,15 +183,30 @@ class Writer:
 
     def _top(self, token_id: int, logprob: float) -> TopLogprob:
         text = self._bytes_of(token_id)
-        # JSON has no -inf; OpenAI writes so for what is as good as impossible.
-        logprob = max(logprob, -9999.0)
-        return TopLogprob(token=text.decode(errors="replace"), logprob=logprob, bytes=list(text))
+        return TopLogprob(
+            token=text.decode(errors="replace"), logprob=finite(logprob), bytes=list(text)
+        )
 
 
-def usage_of(replies: Sequence[Reply]) -> UsageCount:
-    """What a request cost: its prompt once, and all its answers."""
-    prompt = replies[0].usage.prompt_tokens
-    completion = sum(reply.usage.completion_tokens for reply in replies)
+def finite(logprob: float) -> float:
+    """JSON has no -inf; OpenAI writes so for what is as good as impossible."""
+    return max(logprob, -9999.0)
+
+
+def usage_of(replies: Sequence[Reply], num_prompts: int = 1) -> UsageCount:
+    """What a request cost: each of its prompts once, and all its answers."""
+    per_prompt = len(replies) // num_prompts
+    prompt = sum(reply.usage.prompt_tokens for reply in replies[::per_prompt])
+    return _usage(prompt, sum(reply.usage.completion_tokens for reply in replies))
+
+
+def count_of(delta: TextDelta) -> UsageCount | None:
+    """What one answer cost up to here."""
+    usage = delta.usage
+    return _usage(usage.prompt_tokens, usage.completion_tokens) if usage else None
+
+
+def _usage(prompt: int, completion: int) -> UsageCount:
     return UsageCount(
         prompt_tokens=prompt, completion_tokens=completion, total_tokens=prompt + completion
     )
@@ -164,8 +215,3 @@ def usage_of(replies: Sequence[Reply]) -> UsageCount:
 def as_event(content: BaseModel) -> bytes:
     """A server-sent event."""
     return b"data: " + content.model_dump_json().encode() + b"\n\n"
-
-
-def error_event(failure: Failure) -> bytes:
-    """The event with which a stream ends that cannot go on."""
-    return as_event(ErrorBody.model_validate(failure.as_body()))

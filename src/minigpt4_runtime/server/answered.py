@@ -1,0 +1,143 @@
+"""What the server answers as types: chat completions in OpenAI's form, models, states and errors.
+
+Owns   the names of all fields in these answers. Takes values; gives JSON. Never reads a request.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, Field
+
+from minigpt4_runtime.messages import FinishReason
+
+
+class TopLogprob(BaseModel):
+    """One token that could have stood there. `bytes` are UTF-8, `token` may be half a character."""
+
+    token: str
+    logprob: float
+    bytes: list[int]
+
+
+class TokenLogprob(TopLogprob):
+    """The token that was chosen, and the likeliest ones."""
+
+    top_logprobs: list[TopLogprob]
+
+
+class ChoiceLogprobs(BaseModel):
+    """A log-probability for every token, the one that ended the answer included."""
+
+    content: list[TokenLogprob]
+
+
+class AnswerMessage(BaseModel):
+    """The answer's text."""
+
+    role: Literal["assistant"] = "assistant"
+    content: str
+    refusal: None = None
+
+
+class Choice(BaseModel):
+    """One answer of n."""
+
+    index: int
+    message: AnswerMessage
+    logprobs: ChoiceLogprobs | None
+    finish_reason: FinishReason
+
+
+class UsageCount(BaseModel):
+    """What it cost, in tokens; the prompt counts once. Rows of pictures are prompt tokens."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+
+
+class ChatCompletion(BaseModel):
+    """The answer to a request that does not stream."""
+
+    id: str
+    object: Literal["chat.completion"] = "chat.completion"
+    created: int
+    model: str
+    choices: list[Choice]
+    usage: UsageCount
+
+
+_LEFT_OUT = Field(exclude_if=lambda value: value is None)
+
+
+class Delta(BaseModel):
+    """What is new. The role stands in a choice's first piece only."""
+
+    role: Annotated[Literal["assistant"] | None, _LEFT_OUT] = None
+    content: Annotated[str | None, _LEFT_OUT] = None
+
+
+class ChunkChoice(BaseModel):
+    """A further piece of one answer."""
+
+    index: int
+    delta: Delta
+    logprobs: ChoiceLogprobs | None = None
+    finish_reason: FinishReason | None = None
+
+
+class ChatChunk(BaseModel):
+    """One event of a stream. With include_usage a last one has the usage and no choice."""
+
+    id: str
+    object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
+    created: int
+    model: str
+    choices: list[ChunkChoice]
+    usage: UsageCount | None = None
+
+
+class ModelCard(BaseModel):
+    """The model that answers here. `description` is an extension: what it can do."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: Literal["minigpt4-runtime"] = "minigpt4-runtime"
+    description: str
+
+
+class ModelList(BaseModel):
+    """All models that answer here: one."""
+
+    object: Literal["list"] = "list"
+    data: list[ModelCard]
+
+
+class Version(BaseModel):
+    """The version of this server."""
+
+    version: str
+
+
+class ErrorContent(BaseModel):
+    """What went wrong; `param` names what to change."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorBody(BaseModel):
+    """The body of every answer that is an error."""
+
+    error: ErrorContent
+
+
+class Status(BaseModel):
+    """Whether the server is alive, or ready; if it is not, why."""
+
+    status: Literal["alive", "ready", "not ready"]
+    reason: str | None = None

@@ -1,0 +1,167 @@
+"""OpenAI's completions: a text, or its ids, is continued as it is, without template and pictures.
+
+Owns   what POST /v1/completions may ask, and the form of its answers.
+Takes  replies and their pieces; gives one whole answer, or the events of a stream.
+Never  reads a body or a ticket itself.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BaseModel, Field, field_validator
+
+from minigpt4_runtime.messages import FinishReason, Reply, TextDelta, TokenLogprobs
+from minigpt4_runtime.server.answered import ErrorBody, UsageCount
+from minigpt4_runtime.server.failures import Failure
+from minigpt4_runtime.server.protocol import Settings
+from minigpt4_runtime.server.streaming import DONE, as_event, count_of, finite, usage_of
+
+_TokenIds = Annotated[list[int], Field(min_length=1)]
+_Texts = Annotated[list[str], Field(min_length=1, max_length=256)]
+_ManyTokenIds = Annotated[list[_TokenIds], Field(min_length=1, max_length=256)]
+
+
+class CompletionRequest(Settings):
+    """The body of POST /v1/completions. `prompt` is a text or its ids, or a list of either."""
+
+    subject: ClassVar[str] = "prompt"
+    default_max_tokens: ClassVar[int] = 16  # OpenAI's.
+
+    prompt: str | _Texts | _TokenIds | _ManyTokenIds
+    n: int | None = Field(None, ge=1)
+    logprobs: int | None = Field(None, ge=0, le=20)
+
+    @property
+    def prompts(self) -> Sequence[str | Sequence[int]]:
+        """What is to be continued, each for itself."""
+        if isinstance(self.prompt, str):
+            return [self.prompt]
+        texts = [each for each in self.prompt if not isinstance(each, int)]
+        return texts or [[each for each in self.prompt if isinstance(each, int)]]
+
+    @property
+    def num_choices(self) -> int:
+        """How many texts are wanted: n for each prompt."""
+        return len(self.prompts) * (self.n or 1)
+
+    @field_validator("logprobs", mode="before")
+    @classmethod
+    def _false_is_none(cls, given: Any) -> Any:
+        return None if given is False else given
+
+    def _num_logprobs(self) -> int | None:
+        return self.logprobs
+
+
+class TextLogprobs(BaseModel):
+    """Each token with its log-probability, the likeliest ones, and where it begins in the text."""
+
+    tokens: list[str]
+    token_logprobs: list[float]
+    top_logprobs: list[dict[str, float]]
+    text_offset: list[int]
+
+
+class TextChoice(BaseModel):
+    """One text, or in a stream a further piece of it."""
+
+    index: int
+    text: str
+    logprobs: TextLogprobs | None
+    finish_reason: FinishReason | None
+
+
+class TextCompletion(BaseModel):
+    """The answer to POST /v1/completions, and each event of its stream."""
+
+    id: str
+    object: Literal["text_completion"] = "text_completion"
+    created: int
+    model: str
+    choices: list[TextChoice]
+    usage: UsageCount | None
+
+
+class CompletionWriter:
+    """Writes completions. `bytes_of` says what a token adds to a text."""
+
+    def __init__(
+        self, asked: CompletionRequest, model_name: str, bytes_of: Callable[[int], bytes]
+    ) -> None:
+        self._num_prompts = len(asked.prompts)
+        self._wants_usage, self._wants_counts = asked.wants_usage, asked.wants_counts
+        self._id = f"cmpl-{secrets.token_hex(12)}"
+        self._created = int(time.time())
+        self._model = model_name
+        self._bytes_of = bytes_of
+        self._offsets: dict[int, int] = {}
+
+    def whole(self, replies: Sequence[Reply]) -> TextCompletion:
+        """All texts, whole."""
+        choices = [
+            TextChoice(
+                index=index,
+                text=reply.text,
+                logprobs=self._logprobs(index, reply.logprobs),
+                finish_reason=reply.finish_reason,
+            )
+            for index, reply in enumerate(replies)
+        ]
+        return self._completion(choices, self._usage(replies))
+
+    def start(self) -> bytes:
+        """Nothing: the first piece is the first event."""
+        return b""
+
+    def piece(self, index: int, delta: TextDelta) -> bytes:
+        """The event of a further piece; the last one of a text says why it ended."""
+        choice = TextChoice(
+            index=index,
+            text=delta.text,
+            logprobs=self._logprobs(index, delta.logprobs or None),
+            finish_reason=delta.reply.finish_reason if delta.reply else None,
+        )
+        usage = count_of(delta) if self._wants_counts else None
+        return as_event(self._completion([choice], usage))
+
+    def end(self, replies: Sequence[Reply]) -> bytes:
+        """The event that tells what all of it cost, if that is wanted, and the last one."""
+        usage = as_event(self._completion([], self._usage(replies)))
+        return (usage if self._wants_usage else b"") + DONE
+
+    def failed(self, failure: Failure) -> bytes:
+        """The event that tells what went wrong."""
+        return as_event(ErrorBody.model_validate(failure.as_body()))
+
+    def _usage(self, replies: Sequence[Reply]) -> UsageCount:
+        return usage_of(replies, num_prompts=self._num_prompts)
+
+    def _completion(self, choices: list[TextChoice], usage: UsageCount | None) -> TextCompletion:
+        return TextCompletion(
+            id=self._id, created=self._created, model=self._model, choices=choices, usage=usage
+        )
+
+    def _logprobs(self, index: int, tokens: Sequence[TokenLogprobs] | None) -> TextLogprobs | None:
+        if tokens is None:
+            return None
+        offsets, at = [], self._offsets.get(index, 0)
+        for token in tokens:
+            offsets.append(at)
+            at += len(self._text(token.token_id))
+        self._offsets[index] = at
+        return TextLogprobs(
+            tokens=[self._text(token.token_id) for token in tokens],
+            token_logprobs=[finite(token.logprob) for token in tokens],
+            top_logprobs=[
+                {self._text(token_id): finite(logprob) for token_id, logprob in token.top}
+                for token in tokens
+            ],
+            text_offset=offsets,
+        )
+
+    def _text(self, token_id: int) -> str:
+        return self._bytes_of(token_id).decode(errors="replace")
