@@ -332,6 +332,7 @@ class MiniGPT4:
             RequestError: an id is not in the vocabulary, or there are none or too many.
         """
         sampling = sampling or SamplingParams()
+        self._check_ids(sampling)
         vocab_size = self.config.language.vocab_size
         if not token_ids or not all(0 <= token_id < vocab_size for token_id in token_ids):
             raise RequestError(
@@ -448,6 +449,7 @@ class MiniGPT4:
         )
 
     def _request(self, messages: Messages, sampling: SamplingParams) -> Request:
+        self._check_ids(sampling)
         prompt = render(read_messages(messages), self._template)
         encoded = self._encode(prompt)
         self._engine.check(len(encoded.token_ids), sampling)
@@ -458,6 +460,14 @@ class MiniGPT4:
         watched = AnswerText(self._tokenizer, self._template, sampling.stop)
         watch = StopWatch(watched) if watched.has_stops else None
         return Request(encoded.token_ids, images, sampling, watch)
+
+    def _check_ids(self, sampling: SamplingParams) -> None:
+        vocab_size = self.config.language.vocab_size
+        for token_id in dict(sampling.logit_bias):
+            if token_id >= vocab_size:
+                raise RequestError(
+                    f"logit_bias names the id {token_id}; the vocabulary ends at {vocab_size - 1}."
+                )
 
     def _image_input(self, source: ImageSource, span: ImageSpan) -> ImageInput:
         picture = load_image(source, self.config.vision, self._image_limits)

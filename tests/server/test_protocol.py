@@ -24,10 +24,13 @@ def test_every_setting_becomes_its_sampling_param():
         "max_tokens": 9, "min_tokens": 2, "temperature": 0.5, "top_p": 0.9, "top_k": 3,
         "repetition_penalty": 1.2, "stop": ["a", "b"], "seed": 5,
         "logprobs": True, "top_logprobs": 4,
+        "min_p": 0.1, "presence_penalty": 1.5, "frequency_penalty": -0.5,
+        "logit_bias": {"12": -100, "7": 1.5},
     }  # fmt: skip
     assert sampling(**asked) == SamplingParams(
         max_new_tokens=9, min_new_tokens=2, temperature=0.5, top_p=0.9, top_k=3,
         repetition_penalty=1.2, stop=("a", "b"), seed=5, logprobs=4,
+        min_p=0.1, presence_penalty=1.5, frequency_penalty=-0.5, logit_bias={7: 1.5, 12: -100},
     )  # fmt: skip
     assert sampling(num_beams=3) == SamplingParams(num_beams=3)
     beams = sampling(num_beams=3, length_penalty=0.5)
@@ -52,8 +55,9 @@ def test_null_is_as_good_as_nothing():
     assert sampling(**dict.fromkeys(names)) == SamplingParams()
 
 
-def test_penalties_of_zero_mean_nothing():
-    assert sampling(frequency_penalty=0, presence_penalty=0.0) == SamplingParams()
+def test_penalties_of_zero_and_no_biases_mean_nothing():
+    nothing = {"frequency_penalty": 0, "presence_penalty": 0.0, "min_p": 0, "logit_bias": {}}
+    assert sampling(**nothing) == SamplingParams()
 
 
 @pytest.mark.parametrize(
@@ -61,9 +65,15 @@ def test_penalties_of_zero_mean_nothing():
     [
         ({"tools": []}, "tools", "tools is not supported"),
         ({"response_format": {"type": "text"}}, "response_format", "not supported"),
-        ({"logit_bias": {}}, "logit_bias", "not supported"),
-        ({"frequency_penalty": 0.1}, "frequency_penalty", "only 0 is accepted"),
-        ({"presence_penalty": -1}, "presence_penalty", "only 0 is accepted"),
+        ({"logit_bias": {"x": 1}}, "logit_bias.x", "valid integer"),
+        ({"logit_bias": {"5": 101}}, "logit_bias.5", "less than or equal to 100"),
+        ({"logit_bias": {"-5": 1}}, "logit_bias.-5", "greater than or equal to 0"),
+        ({"logit_bias": {str(each): 1 for each in range(1025)}}, "logit_bias", "at most 1024"),
+        ({"logit_bias": {str(2**64): 1}}, "logit_bias", "too large"),
+        ({"frequency_penalty": 2.1}, "frequency_penalty", "less than or equal to 2"),
+        ({"presence_penalty": -2.1}, "presence_penalty", "greater than or equal to -2"),
+        ({"min_p": 1.1}, "min_p", "less than or equal to 1"),
+        ({"num_beams": 2, "min_p": 0.1}, "num_beams", "does not sample"),
         ({"model": None}, "model", "valid string"),
         ({"messages": []}, "messages", "at least 1"),
         ({"messages": "hi"}, "messages", "valid array"),

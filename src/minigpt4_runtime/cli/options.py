@@ -145,9 +145,29 @@ class SamplingOptions:
         int,
         typer.Option(metavar="COUNT", help="Draw from this many likeliest words; 0 is no limit."),
     ] = SamplingParams.top_k
+    min_p: Annotated[
+        float,
+        typer.Option(
+            metavar="SHARE",
+            help="Draw from the words that have at least this share of the likeliest one's chance.",
+        ),
+    ] = SamplingParams.min_p
     repetition_penalty: Annotated[
         float, typer.Option(metavar="NUMBER", help="Above 1, words that were said become rarer.")
     ] = SamplingParams.repetition_penalty
+    presence_penalty: Annotated[
+        float,
+        typer.Option(
+            metavar="NUMBER", help="OpenAI's, from -2 to 2: above 0, said words become rarer, once."
+        ),
+    ] = SamplingParams.presence_penalty
+    frequency_penalty: Annotated[
+        float,
+        typer.Option(
+            metavar="NUMBER",
+            help="OpenAI's, from -2 to 2: above 0, words become rarer each time they are said.",
+        ),
+    ] = SamplingParams.frequency_penalty
     num_beams: Annotated[
         int,
         typer.Option(

@@ -66,6 +66,8 @@ class ChatMessage(_Asked):
 
 
 _Stop = Annotated[str, Field(min_length=1, max_length=256)]
+_TokenId = Annotated[int, Field(ge=0)]
+_Bias = Annotated[float, Field(ge=-100, le=100)]
 
 
 class StreamOptions(_Asked):
@@ -75,10 +77,9 @@ class StreamOptions(_Asked):
 
 
 class ChatRequest(_Asked):
-    """The body of POST /v1/chat/completions. The last five are extensions.
+    """The body of POST /v1/chat/completions.
 
-    Answers are greedy unless a temperature is given. Frequency and presence penalties are not
-    computed here, so that only 0 is accepted.
+    Answers are greedy unless a temperature is given. The last six are extensions.
     """
 
     model: str
@@ -94,10 +95,12 @@ class ChatRequest(_Asked):
     stream_options: StreamOptions | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=20)
-    frequency_penalty: float | None = Field(None, ge=0, le=0)
-    presence_penalty: float | None = Field(None, ge=0, le=0)
+    frequency_penalty: float | None = Field(None, ge=-2, le=2)
+    presence_penalty: float | None = Field(None, ge=-2, le=2)
+    logit_bias: dict[_TokenId, _Bias] | None = Field(None, max_length=1024)
     user: str | None = None
     top_k: int | None = Field(None, ge=0)
+    min_p: float | None = Field(None, ge=0, le=1)
     repetition_penalty: float | None = Field(None, gt=0)
     min_tokens: int | None = Field(None, ge=0)
     num_beams: int | None = Field(None, ge=1)
@@ -121,6 +124,8 @@ class ChatRequest(_Asked):
         """
         values: dict[str, Any] = {
             "temperature": self.temperature, "top_p": self.top_p, "top_k": self.top_k,
+            "min_p": self.min_p, "presence_penalty": self.presence_penalty,
+            "frequency_penalty": self.frequency_penalty, "logit_bias": self.logit_bias,
             "repetition_penalty": self.repetition_penalty, "num_beams": self.num_beams,
             "length_penalty": self.length_penalty, "min_new_tokens": self.min_tokens,
             "stop": self._stops(), "logprobs": self._num_logprobs(),
@@ -197,9 +202,6 @@ def _refusal_of(error: ValidationError) -> Refusal:
         return Refusal(400, f"The body is not JSON that can be read: {fault['msg']}.")
     if kind == "extra_forbidden":
         message = f"{where} is not supported by this server. Leave it out."
-        return Refusal(400, message, param=where, code="unsupported_parameter")
-    if where in ("frequency_penalty", "presence_penalty"):
-        message = f"{where} is not supported by this server; only 0 is accepted."
         return Refusal(400, message, param=where, code="unsupported_parameter")
     if kind == "missing":
         return Refusal(400, f"{where} is missing.", param=where, code="missing_parameter")
