@@ -36,6 +36,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "prompt": WORDS,
     "tokenizer": WORDS | {"prompt"},
     "answer": WORDS | {"prompt", "tokenizer"},
+    "grammar": WORDS | {"tokenizer"},
     "pixels": WORDS,
     "model": WORDS,
     "checkpoint": WORDS | {"tokenizer", "model"},
@@ -44,7 +45,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "ranks": BELOW_API - {"prompt", "tokenizer", "answer", "pixels"},
     "sides": BELOW_API - {"prompt", "tokenizer", "answer", "pixels"},
     "picture_run": WORDS | {"engine"},
-    "api": BELOW_API | {"ranks", "sides", "picture_run"},
+    "api": BELOW_API | {"grammar", "ranks", "sides", "picture_run"},
     FRONT_DOOR: WORDS | {"api"},
     # Whether a model fits is asked of the devices themselves.
     "hub": WORDS | {"checkpoint", "backend.registry"},
@@ -67,7 +68,7 @@ DEVICES = {"backend.cpu", "backend.cuda", "backend.npu"}
 # Rooms that need nothing but Python, and rooms that load without torch.
 ONLY_STANDARD_LIBRARY = {"errors", "config", "presets", "messages", "optional", "prompt"}
 NO_TORCH_ON_LOAD = ONLY_STANDARD_LIBRARY | {
-    "tokenizer", "answer", "pixels", "hub", "cli", FRONT_DOOR,
+    "tokenizer", "answer", "grammar", "pixels", "hub", "cli", FRONT_DOOR,
 }  # fmt: skip
 HEAVY = {"torch", "torch_npu"}
 

@@ -34,12 +34,20 @@ class AnswerText:
     """One answer's text. `feed` until `stopped`; then `finish`."""
 
     def __init__(
-        self, tokenizer: Tokenizer, template: Template, stop: Sequence[str] | None
+        self,
+        tokenizer: Tokenizer,
+        template: Template,
+        stop: Sequence[str] | None,
+        *,
+        has_form: bool = False,
     ) -> None:
-        """`stop` as in SamplingParams: None, () or strings beside the template's."""
+        """`stop` as in SamplingParams: None, () or strings beside the template's.
+
+        To an answer that has a form of its own the template's stops and marks are text.
+        """
         self._stream = TextStream(tokenizer)
-        self._uses_template = stop is None or len(stop) > 0
-        self._stops = (*template.stops, *(stop or ())) if self._uses_template else ()
+        self._uses_template = not has_form and (stop is None or len(stop) > 0)
+        self._stops = (*(template.stops if self._uses_template else ()), *(stop or ()))
         self._mark = template.answer_mark
         self._text = ""
         self._num_given = 0

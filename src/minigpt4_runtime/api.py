@@ -43,6 +43,7 @@ from minigpt4_runtime.errors import (
     RankLostError,
     RequestError,
 )
+from minigpt4_runtime.grammar.guide import Grammars, Guide
 from minigpt4_runtime.messages import (
     Described,
     ImageSource,
@@ -95,6 +96,7 @@ class MiniGPT4:
         self._template = find_template(self.config.template)
         self._image_limits = image_limits
         self._tokenizer = tokenizer
+        self._grammars = Grammars(tokenizer, self.config.language.vocab_size)
         self._backend = backend
         self._ranks = ranks
         setup = Setup(source, backend.device.type, dtype, engine)
@@ -313,7 +315,7 @@ class MiniGPT4:
         The answer grows whether the ticket is read or not; dropping the ticket cancels it.
         """
         request = self._request(messages, sampling or SamplingParams())
-        answer = AnswerText(self._tokenizer, self._template, request.sampling.stop)
+        answer = self._answer_text(request.sampling)
         return self._engine.submit(request, _Reader(answer, len(request.token_ids)))
 
     def submit_tokens(
@@ -332,7 +334,7 @@ class MiniGPT4:
             RequestError: an id is not in the vocabulary, or there are none or too many.
         """
         sampling = sampling or SamplingParams()
-        self._check_ids(sampling)
+        guide = self._guide(sampling)
         vocab_size = self.config.language.vocab_size
         if not token_ids or not all(0 <= token_id < vocab_size for token_id in token_ids):
             raise RequestError(
@@ -342,7 +344,7 @@ class MiniGPT4:
             raise RequestError("With beams no token is known before the end: leave out on_token.")
         listener = _Listener(on_token) if on_token is not None else None
         return self._engine.submit(
-            Request(tuple(token_ids), (), sampling, listener), lambda event: event.token_id
+            Request(tuple(token_ids), (), sampling, listener, guide), lambda event: event.token_id
         )
 
     def describe_all(
@@ -369,6 +371,15 @@ class MiniGPT4:
             traffic=self._ranks.traffic,
             encode_seconds=self._sides.vision.seconds,
         )
+
+    def prepare(self, sampling: SamplingParams) -> None:
+        """Compile the form that answers are to have, so that the first question need not wait.
+
+        Raises:
+            GrammarError: the schema or regex cannot be followed.
+            BackendUnavailableError: llguidance is not installed.
+        """
+        self._guide(sampling)
 
     def token_bytes(self, token_id: int) -> bytes:
         """What a token of a reply adds to its text, as UTF-8; a control token gives its name."""
@@ -449,7 +460,7 @@ class MiniGPT4:
         )
 
     def _request(self, messages: Messages, sampling: SamplingParams) -> Request:
-        self._check_ids(sampling)
+        guide = self._guide(sampling)
         prompt = render(read_messages(messages), self._template)
         encoded = self._encode(prompt)
         self._engine.check(len(encoded.token_ids), sampling)
@@ -457,17 +468,23 @@ class MiniGPT4:
             self._image_input(source, span)
             for source, span in zip(prompt.images, encoded.image_spans, strict=True)
         )
-        watched = AnswerText(self._tokenizer, self._template, sampling.stop)
+        watched = self._answer_text(sampling)
         watch = StopWatch(watched) if watched.has_stops else None
-        return Request(encoded.token_ids, images, sampling, watch)
+        return Request(encoded.token_ids, images, sampling, watch, guide)
 
-    def _check_ids(self, sampling: SamplingParams) -> None:
+    def _answer_text(self, sampling: SamplingParams) -> AnswerText:
+        has_form = sampling.grammar is not None
+        return AnswerText(self._tokenizer, self._template, sampling.stop, has_form=has_form)
+
+    def _guide(self, sampling: SamplingParams) -> Guide | None:
+        """What holds an answer to its form. What the vocabulary lacks is refused here."""
         vocab_size = self.config.language.vocab_size
         for token_id in dict(sampling.logit_bias):
             if token_id >= vocab_size:
                 raise RequestError(
                     f"logit_bias names the id {token_id}; the vocabulary ends at {vocab_size - 1}."
                 )
+        return self._grammars.guide(sampling)
 
     def _image_input(self, source: ImageSource, span: ImageSpan) -> ImageInput:
         picture = load_image(source, self.config.vision, self._image_limits)

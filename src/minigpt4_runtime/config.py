@@ -8,6 +8,7 @@ Never  reads a file or the environment, and never lets an unknown setting pass i
 
 import dataclasses
 import difflib
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from minigpt4_runtime.errors import ConfigError
 DTypeName = Literal["float32", "float16", "bfloat16"]
 DTYPE_NAMES: tuple[DTypeName, ...] = get_args(DTypeName)
 DTYPE_BYTES: dict[DTypeName, int] = {"float32": 4, "float16": 2, "bfloat16": 2}
+GrammarKind = Literal["json_schema", "regex"]
 VisionRuntimeName = Literal["auto", "torch", "onnx", "om"]
 
 # OpenAI CLIP's statistics, which the original uses (minigpt4/processors/blip_processors.py).
@@ -350,6 +352,9 @@ class SamplingParams(_Settings):
     log-probability of each chosen token and of so many of the likeliest ones. `min_p` drops ids
     that are less likely than this share of the likeliest one. The penalties of presence and
     frequency and `logit_bias` are OpenAI's; the last maps ids to what is added to their logits.
+
+    With a `json_schema`, as a mapping or as text, the answer is JSON of that form; with a `regex`
+    the whole answer matches it. What the template stops at is then text like any other.
     """
 
     max_new_tokens: int = 300
@@ -368,6 +373,8 @@ class SamplingParams(_Settings):
     ignore_eos: bool = False
     seed: int | None = None
     logprobs: int | None = None
+    json_schema: str | Mapping[str, Any] | None = None
+    regex: str | None = None
 
     def __post_init__(self) -> None:
         """Refuse values that have no meaning, by name."""
@@ -407,6 +414,14 @@ class SamplingParams(_Settings):
             raise ConfigError(f"ignore_eos is {self.ignore_eos!r}; it must be True or False.")
         self._check_stop()
         self._check_logit_bias()
+        self._check_grammar()
+
+    @property
+    def grammar(self) -> tuple[GrammarKind, str] | None:
+        """What the answer is held to, and its text; None where it is free."""
+        if self.json_schema is not None:
+            return "json_schema", str(self.json_schema)
+        return ("regex", self.regex) if self.regex is not None else None
 
     def _check(
         self, name: str, value: object, kind: type, wanted: str,
@@ -444,3 +459,18 @@ class SamplingParams(_Settings):
             self._check(f"logit_bias of {token_id}", bias, float, "from -100 to 100", low=-100,
                         high=100)  # fmt: skip
         object.__setattr__(self, "logit_bias", biases)
+
+    def _check_grammar(self) -> None:
+        if isinstance(self.json_schema, Mapping):
+            try:
+                text = json.dumps(self.json_schema)
+            except (TypeError, ValueError) as error:
+                raise ConfigError(f"json_schema is no JSON: {error}.") from None
+            object.__setattr__(self, "json_schema", text)
+        for name in ("json_schema", "regex"):
+            if not isinstance(value := getattr(self, name), str | None):
+                raise ConfigError(f"{name} is of type {type(value).__name__}; it must be text.")
+        if self.json_schema is not None and self.regex is not None:
+            raise ConfigError("json_schema and regex are both given: an answer has one form.")
+        if self.grammar and self.ignore_eos:
+            raise ConfigError("ignore_eos is True, but a json_schema or regex says where to end.")

@@ -1,7 +1,9 @@
 """The next id is chosen as transformers 4.30 chooses it, repeatably, and alone as among others."""
 
+import dataclasses
 import random
 
+import numpy
 import pytest
 import torch
 
@@ -137,6 +139,79 @@ def test_what_reshapes_logits_comes_in_the_stated_order():
         expected = reshaped(logits.tolist(), answer, params)
         chosen = pick(logits, asking(answer, **params.to_mapping())).token_id
         assert chosen == expected.index(max(expected))
+
+
+# --- guides -------------------------------------------------------------------------------------
+
+
+class Only:
+    """A guide that allows some ids, whatever was said."""
+
+    def __init__(self, *ids, size=4):
+        self._mask = numpy.isin(numpy.arange(size), ids)
+
+    def allowed(self):
+        return self._mask
+
+    def feed(self, token_id):
+        pass
+
+    def fork(self):
+        return self
+
+
+class Lost(Only):
+    def allowed(self):
+        raise RequestError("It went too far.")
+
+
+def guided(guide, answer=(), **sampling):
+    sequence = asking(answer, **sampling)
+    request = dataclasses.replace(sequence.request, guide=guide)
+    sequence = Sequence(sequence.id, request, seed=sequence.seed, max_new_tokens=300)
+    sequence.branches[0].answer += answer
+    return sequence
+
+
+def test_nothing_brings_back_what_a_guide_forbids():
+    logits = torch.tensor([0.0, 5.0, 3.0, 4.0])
+    assert pick(logits, guided(Only(0, 3))) == Token(3)
+    assert pick(logits, guided(Only(0, 3), logit_bias={1: 100, 0: 5})) == Token(0)
+    assert pick(logits, guided(Only(0, 3), [3, 3], frequency_penalty=1.9)) == Token(3)
+    assert pick(logits, guided(Only(0, 3), [3, 3, 3], frequency_penalty=1.9)) == Token(0)
+    lots = {"temperature": 9.0, "top_k": 3, "top_p": 0.99, "min_p": 0.01}
+    drawn = {pick(logits, guided(Only(0, 3), seed=s, **lots)).token_id for s in range(200)}
+    assert drawn == {0, 3}
+
+
+def test_logprobs_are_those_before_a_guide():
+    logits = torch.tensor([0.0, 5.0, 3.0, 4.0])
+    token = pick(logits, guided(Only(0, 3), logprobs=1))
+    assert token.token_id == token.logprobs.token_id == 3
+    assert token.logprobs.logprob == pytest.approx(float(logits.log_softmax(-1)[3]))
+    assert token.logprobs.top[0][0] == 1
+
+
+def test_the_end_is_forbidden_until_the_minimum_unless_the_form_is_complete():
+    logits = torch.tensor([0.0, 1.0, 9.0, 2.0])
+    assert pick(logits, guided(Only(0, EOS), min_new_tokens=2)) == Token(0)
+    assert pick(logits, guided(Only(EOS), min_new_tokens=2)) == Token(EOS)
+
+
+def test_a_guide_s_error_is_that_of_its_answer_alone():
+    logits = torch.tensor([[0.0, 3.0, 1.0, 0.0]] * 3)
+    sequences = [asking(number=4), guided(Lost(), number=5), asking(number=6, temperature=0.01)]
+    choices = SAMPLER.pick(logits, sequences)
+    assert isinstance(choices.pop(5), RequestError)
+    assert choices == {4: Token(1), 6: Token(1)}
+
+
+def test_each_beam_has_a_guide_of_its_own():
+    rows = torch.tensor([[0.0, 1.0, 2.0, 3.0]] * 2)
+    sequence = searching(([5], -1.0), ([6], -1.0), num_beams=2)
+    for branch, guide in zip(sequence.branches, (Only(0), Only(1, EOS)), strict=True):
+        branch.guide = guide
+    assert ways(continuations(rows, sequence)) == [(1, EOS), (1, 1), (0, 0)]
 
 
 # --- drawing ------------------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 Owns   the order of the steps, which is that of transformers, with OpenAI's penalties beside the
        one of repetition, as in vLLM: logit bias, penalties of repetition, presence and frequency,
-       forbidden end, temperature, top-k, top-p, min-p.
+       what a guide forbids, forbidden end, temperature, top-k, top-p, min-p.
 Takes  (R, V) float32 logits, a row for each branch of the sequences that choose.
 Never  keeps anything: what is drawn depends on a request's seed and the number of the token, and
        lots are drawn on the CPU. So an answer is the same alone, in any batch and after a pause.
@@ -50,7 +50,10 @@ class Sampler:
             elif self._takes_the_best(sequence):
                 choices[sequence.id] = Token(best[first])
             else:
-                choices[sequence.id] = self._choose(logits[rows], sequence)
+                try:
+                    choices[sequence.id] = self._choose(logits[rows], sequence)
+                except RequestError as error:
+                    choices[sequence.id] = error
             first = rows.stop
         return choices
 
@@ -62,6 +65,7 @@ class Sampler:
             and params.repetition_penalty == 1
             and params.presence_penalty == params.frequency_penalty == 0
             and not params.logit_bias
+            and sequence.request.guide is None
             and params.num_beams == 1
             and params.logprobs is None
             and params.min_new_tokens <= len(sequence.branches[0].answer)
@@ -109,8 +113,13 @@ class Sampler:
             said = Counter(branch.answer)
             counts = torch.tensor(list(said.values()))
             scores[list(said)] -= params.presence_penalty + params.frequency_penalty * counts
+        if branch.guide is not None:
+            scores[~torch.from_numpy(branch.guide.allowed())] = float("-inf")
         if len(branch.answer) < params.min_new_tokens:
+            end = float(scores[self._eos_id])
             scores[self._eos_id] = float("-inf")
+            if scores.max() == float("-inf"):
+                scores[self._eos_id] = end  # Its form is complete: nothing else may follow.
 
 
 def _draw(scores: Tensor, sequence: Sequence) -> int:
