@@ -124,6 +124,11 @@ def test_among_others_and_preempted_as_alone(model):
     assert together == alone
 
 
+def test_a_folder_of_pictures_is_asked_nothing_where_the_form_is_at_fault(model):
+    with pytest.raises(GrammarError, match="unclosed"):
+        model.describe_all(["one.png"], sampling=SamplingParams(regex="["))
+
+
 @pytest.mark.parametrize("num_beams", [2, 5])
 def test_beams_keep_to_the_form(model, num_beams):
     reply = answer(model, json_schema=SHAPES, num_beams=num_beams, max_new_tokens=120)

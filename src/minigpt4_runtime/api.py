@@ -357,7 +357,11 @@ class MiniGPT4:
 
         Pictures are opened ahead, in threads, and no more of them than the engine needs to be kept
         full. Results come as they are done; a picture that cannot be served is one with an error.
+
+        Raises:
+            GrammarError: the schema or regex of `sampling` cannot be followed.
         """
+        self.prepare(sampling or SamplingParams())
         run = PictureRun[Picture](
             lambda picture: self.submit([_question(picture, prompt)], sampling),
             max_running=self.engine_config.max_running,

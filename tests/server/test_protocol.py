@@ -1,8 +1,11 @@
 """What may be asked, and how each wrong question is turned down."""
 
 import json
+import re
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from running import NAME, picture, user
 
 from minigpt4_runtime import SamplingParams
@@ -44,6 +47,40 @@ def test_every_setting_becomes_its_sampling_param():
     assert read().sampling(0, 100).max_new_tokens == 100
 
 
+SCHEMA = {"type": "object", "properties": {"b": {}, "a": {"type": "integer"}}}
+
+
+@pytest.mark.parametrize(
+    ("body", "grammar"),
+    [
+        ({}, None),
+        ({"response_format": {"type": "text"}}, None),
+        ({"response_format": {"type": "json_object"}}, ("json_schema", {"type": "object"})),
+        ({"response_format": {"type": "json_schema", "json_schema": {
+            "name": "x", "strict": True, "description": "y", "schema": SCHEMA}}},
+         ("json_schema", SCHEMA)),
+        ({"structured_outputs": {}}, None),
+        ({"structured_outputs": {"json": SCHEMA}}, ("json_schema", SCHEMA)),
+        ({"structured_outputs": {"json": json.dumps(SCHEMA)}}, ("json_schema", SCHEMA)),
+        ({"structured_outputs": {"regex": "a+"}}, ("regex", "a+")),
+        ({"structured_outputs": {"choice": ["yes", "no?"]}}, ("regex", r"yes|no\?")),
+        ({"guided_regex": "a+"}, ("regex", "a+")),
+    ],
+)  # fmt: skip
+def test_the_form_of_an_answer_becomes_one_grammar(body, grammar):
+    found = sampling(**body).grammar
+    if found is not None and found[0] == "json_schema":
+        assert list(json.loads(found[1])) == list(grammar[1])  # The order is that of the answer.
+        found = ("json_schema", json.loads(found[1]))
+    assert found == grammar
+
+
+@given(st.text(max_size=8))
+def test_a_choice_is_matched_as_it_stands(text):
+    _, regex = sampling(structured_outputs={"choice": [text]}).grammar
+    assert re.fullmatch(regex, text)
+
+
 def test_choices_have_seeds_of_their_own():
     assert [sampling(choice, seed=3).seed for choice in range(3)] == [3, 4, 5]
     assert sampling(1, seed=MAX_SEED).seed == 0
@@ -64,7 +101,15 @@ def test_penalties_of_zero_and_no_biases_mean_nothing():
     ("body", "param", "words"),
     [
         ({"tools": []}, "tools", "tools is not supported"),
-        ({"response_format": {"type": "text"}}, "response_format", "not supported"),
+        ({"response_format": {"type": "xml"}}, "response_format.type", "'json_schema'"),
+        ({"response_format": {"type": "json_schema"}}, "response_format.json_schema", "missing"),
+        ({"response_format": {"type": "json_schema", "json_schema": {"name": "x"}}},
+         "response_format.json_schema.schema", "missing"),
+        ({"response_format": {"type": "json_object"}, "guided_regex": "a"}, "guided_regex",
+         "give one form"),
+        ({"structured_outputs": {"json": {}, "regex": "a"}}, "structured_outputs", "give one"),
+        ({"structured_outputs": {"choice": []}}, "structured_outputs.choice", "at least 1"),
+        ({"structured_outputs": {"grammar": "x"}}, "structured_outputs.grammar", "not supported"),
         ({"logit_bias": {"x": 1}}, "logit_bias.x", "valid integer"),
         ({"logit_bias": {"5": 101}}, "logit_bias.5", "less than or equal to 100"),
         ({"logit_bias": {"-5": 1}}, "logit_bias.-5", "greater than or equal to 0"),

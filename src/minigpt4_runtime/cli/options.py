@@ -19,6 +19,7 @@ import typer
 
 from minigpt4_runtime.cli.terminal import note
 from minigpt4_runtime.config import EngineConfig, SamplingParams
+from minigpt4_runtime.errors import ConfigError
 
 if TYPE_CHECKING:
     from minigpt4_runtime.api import MiniGPT4
@@ -184,9 +185,27 @@ class SamplingOptions:
         int | None, typer.Option(metavar="NUMBER", help="The same seed draws the same answer.")
     ] = SamplingParams.seed
 
+    json_schema: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Make the answer JSON of the JSON schema in this file."),
+    ] = None
+    regex: Annotated[
+        str | None, typer.Option(metavar="REGEX", help="Make the whole answer match this.")
+    ] = None
+
     def params(self) -> SamplingParams:
         """The same as the library takes it; a value without meaning is a ConfigError."""
-        return SamplingParams(**asdict(self))
+        schema = _read_text(self.json_schema) if self.json_schema else None
+        return SamplingParams(**asdict(self) | {"json_schema": schema})
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read ({error.strerror}).") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path} is no text in UTF-8.") from None
 
 
 def spread_options(command: Callable[..., None]) -> Callable[..., None]:

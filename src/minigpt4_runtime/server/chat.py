@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response, StreamingResponse
 
+from minigpt4_runtime.config import SamplingParams
+from minigpt4_runtime.errors import GrammarError
 from minigpt4_runtime.messages import ImageSource, Message, Reply, TextDelta
 from minigpt4_runtime.server.admission import Place
 from minigpt4_runtime.server.failures import BROKEN, Refusal, failure_of, no_such_model
@@ -55,6 +57,8 @@ class Chat:
         self._metrics = metrics
         self._watch = watch
         self._threads = ThreadPoolExecutor(config.num_workers, thread_name_prefix="prompts")
+        # A form that takes long to compile holds up other forms, and no other question.
+        self._compiler = ThreadPoolExecutor(1, thread_name_prefix="grammars")
         self._media = MediaPolicy(
             domains=frozenset(domain.lower() for domain in config.media_domains),
             folder=config.media_dir,
@@ -90,7 +94,8 @@ class Chat:
 
     def close(self) -> None:
         """Let the threads go."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        for threads in (self._threads, self._compiler):
+            threads.shutdown(wait=False, cancel_futures=True)
 
     async def _read_body(self, request: Request) -> bytes:
         """The body, counted while it comes: a length that is promised is not believed."""
@@ -117,11 +122,22 @@ class Chat:
         samplings = [
             asked.sampling(choice, self._config.max_tokens) for choice in range(asked.num_choices)
         ]
+        await self._prepare(asked, samplings[0])
         messages = [await self._open(message) for message in asked.messages]
         num_images = sum(isinstance(part, ImageSource) for m in messages for part in m.content)
         self._metrics.count_images(num_images)
         tickets = [await self._in_thread(self._model.submit, messages, each) for each in samplings]
         return asked, Answers(tickets)
+
+    async def _prepare(self, asked: ChatRequest, sampling: SamplingParams) -> None:
+        if sampling.grammar is None:
+            return
+        try:
+            loop = asyncio.get_running_loop()
+            await loop.run_in_executor(self._compiler, self._model.prepare, sampling)
+        except GrammarError as error:
+            message, code = str(error), "invalid_grammar"
+            raise Refusal(400, message, param=asked.form_param, code=code) from None
 
     async def _in_thread(self, work: Any, *arguments: Any) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self._threads, work, *arguments)

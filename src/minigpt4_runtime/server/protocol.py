@@ -7,6 +7,7 @@ Never  ignores: a name that is not listed here is refused.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
@@ -76,10 +77,34 @@ class StreamOptions(_Asked):
     include_usage: bool | None = None
 
 
+class JsonSchema(_Asked):
+    """A schema and what it is called, which is for people."""
+
+    name: str | None = None
+    description: str | None = None
+    schema_: dict[str, Any] = Field(alias="schema")
+    strict: bool | None = None
+
+
+class ResponseFormat(_Asked):
+    """The form of the answer: any text, any JSON object, or JSON of a schema."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
+
+
+class StructuredOutputs(_Asked):
+    """The form of the answer as vLLM's clients ask for it: one of these."""
+
+    json_: str | dict[str, Any] | None = Field(None, alias="json")
+    regex: str | None = None
+    choice: Annotated[list[str], Field(min_length=1, max_length=1024)] | None = None
+
+
 class ChatRequest(_Asked):
     """The body of POST /v1/chat/completions.
 
-    Answers are greedy unless a temperature is given. The last six are extensions.
+    Answers are greedy unless a temperature is given. The last eight are extensions.
     """
 
     model: str
@@ -98,6 +123,7 @@ class ChatRequest(_Asked):
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
     presence_penalty: float | None = Field(None, ge=-2, le=2)
     logit_bias: dict[_TokenId, _Bias] | None = Field(None, max_length=1024)
+    response_format: ResponseFormat | None = None
     user: str | None = None
     top_k: int | None = Field(None, ge=0)
     min_p: float | None = Field(None, ge=0, le=1)
@@ -105,6 +131,8 @@ class ChatRequest(_Asked):
     min_tokens: int | None = Field(None, ge=0)
     num_beams: int | None = Field(None, ge=1)
     length_penalty: float | None = Field(None, ge=-10, le=10)
+    structured_outputs: StructuredOutputs | None = None
+    guided_regex: str | None = None
 
     @property
     def num_choices(self) -> int:
@@ -128,7 +156,7 @@ class ChatRequest(_Asked):
             "frequency_penalty": self.frequency_penalty, "logit_bias": self.logit_bias,
             "repetition_penalty": self.repetition_penalty, "num_beams": self.num_beams,
             "length_penalty": self.length_penalty, "min_new_tokens": self.min_tokens,
-            "stop": self._stops(), "logprobs": self._num_logprobs(),
+            "stop": self._stops(), "logprobs": self._num_logprobs(), **self._form(),
         }  # fmt: skip
         # With no seed each choice draws its own.
         seed = None if self.seed is None else (self.seed + choice) % (MAX_SEED + 1)
@@ -172,10 +200,43 @@ class ChatRequest(_Asked):
         stops = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
         return stops or None  # An empty list adds none; the template's own stay.
 
+    def _form(self) -> dict[str, Any]:
+        """What SamplingParams hold an answer to."""
+        forms: list[dict[str, Any]] = []
+        if (asked := self.response_format) and asked.type != "text":
+            if asked.type == "json_object":
+                forms.append({"json_schema": {"type": "object"}})
+            elif asked.json_schema:
+                forms.append({"json_schema": asked.json_schema.schema_})
+            else:
+                where = "response_format.json_schema"
+                raise Refusal(400, f"{where} is missing.", param=where, code="missing_parameter")
+        regexes = [self.guided_regex]
+        if wanted := self.structured_outputs:
+            forms += [{"json_schema": wanted.json_}] if wanted.json_ is not None else []
+            choices = "|".join(map(_escape, wanted.choice)) if wanted.choice else None
+            regexes += [wanted.regex, choices]
+        forms += [{"regex": regex} for regex in regexes if regex is not None]
+        if len(forms) > 1:
+            message = "response_format, structured_outputs and guided_regex: give one form."
+            raise Refusal(400, message, param=self.form_param, code="invalid_value")
+        return forms[0] if forms else {}
+
+    @property
+    def form_param(self) -> str:
+        """The field that gives the answer's form."""
+        names = ("structured_outputs", "guided_regex")
+        return next((name for name in names if getattr(self, name)), "response_format")
+
     def _num_logprobs(self) -> int | None:
         if self.top_logprobs is not None and not self.logprobs:
             raise Refusal(400, "top_logprobs needs logprobs to be true.", param="top_logprobs")
         return (self.top_logprobs or 0) if self.logprobs else None
+
+
+def _escape(text: str) -> str:
+    """A regex that matches this text."""
+    return re.sub(r"[][\\.+*?(){}|^$#&~-]", r"\\\g<0>", text)
 
 
 def read_request(body: bytes) -> ChatRequest:
