@@ -124,6 +124,14 @@ def test_among_others_and_preempted_as_alone(model):
     assert together == alone
 
 
+def test_too_much_work_ends_that_answer_alone(model):
+    many = {"type": "object", "properties": {f"p{i}": {"type": "string"} for i in range(1500)}}
+    tickets = [submit(model, **form) for form in ({"json_schema": many}, {"regex": "yes"})]
+    with pytest.raises(GrammarError, match="too much work to follow"):
+        list(tickets[0])
+    assert reply_of(tickets[1]).text == "yes"
+
+
 def test_a_folder_of_pictures_is_asked_nothing_where_the_form_is_at_fault(model):
     with pytest.raises(GrammarError, match="unclosed"):
         model.describe_all(["one.png"], sampling=SamplingParams(regex="["))

@@ -354,7 +354,8 @@ class SamplingParams(_Settings):
     frequency and `logit_bias` are OpenAI's; the last maps ids to what is added to their logits.
 
     With a `json_schema`, as a mapping or as text, the answer is JSON of that form; with a `regex`
-    the whole answer matches it. What the template stops at is then text like any other.
+    the whole answer matches it, but for space at its ends, which every reply leaves out. What the
+    template stops at is then text like any other.
     """
 
     max_new_tokens: int = 300

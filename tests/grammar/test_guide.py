@@ -189,6 +189,15 @@ def test_a_grammar_is_compiled_once_and_a_fault_found_once(monkeypatch):
     assert len(tried) == 2
 
 
+def test_a_machine_that_was_busy_is_asked_again(monkeypatch):
+    grammars = Grammars(TOKENIZER, VOCAB_SIZE)
+    with monkeypatch.context() as patch:
+        patch.setattr(guide_module, "_TRIAL_SECONDS", 0)
+        with pytest.raises(GrammarError, match="Ask again"):
+            grammars.guide(SamplingParams(regex="[ab]y"))
+    assert grammars.guide(SamplingParams(regex="[ab]y")) is not None
+
+
 def test_many_answers_are_guided_at_once():
     def follow(_):
         return matches('{"a": [1, "two", {"b": null}]}', json_schema='{"type": "object"}')

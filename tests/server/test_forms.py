@@ -1,12 +1,15 @@
 """Answers of a given form over HTTP, and forms that would do harm."""
 
 import json
+import sys
 import threading
 
 import jsonschema_rs
 import pytest
 from pydantic import BaseModel
-from running import NAME, user, wait_for
+from running import NAME, user
+
+from minigpt4_runtime.grammar import guide
 
 SCHEMA = {
     "type": "object",
@@ -79,23 +82,32 @@ def test_a_form_that_cannot_be_followed_is_a_400(server, asked, param, words):
     assert words in error["message"]
 
 
-def test_forms_that_compile_for_ever_hold_up_no_other_question(start):
-    server, found = start(num_workers=2), []
+def test_a_form_that_compiles_slowly_holds_up_no_other_question(start, monkeypatch):
+    begun, may_end, found = threading.Event(), threading.Event(), []
 
-    def ask_slow(number):
-        form = {"type": "integer", "multipleOf": number}
-        found.append(server.ask(structured_outputs={"json": form}))
+    def try_out(source):
+        begun.set()
+        return "it took long" if may_end.wait(60) else ""
 
-    slow = [threading.Thread(target=ask_slow, args=(99_999_989 + i,)) for i in range(2)]
-    for thread in slow:
-        thread.start()
-    wait_for(lambda: server.parts.admission.num_taken == 2)
-    with server.client() as client:
-        assert client.get("/health").status_code == 200
-    assert server.ask(max_tokens=1).status_code == 200
-    assert found == []
-    for thread in slow:
-        thread.join()
-    for answer in found:
-        assert answer.status_code == 400
-        assert "too much time" in answer.json()["error"]["message"]
+    monkeypatch.setattr(guide, "_try_out", try_out)
+    server = start(num_workers=1)
+    slow = threading.Thread(target=lambda: found.append(server.ask(guided_regex="[xy]slow")))
+    slow.start()
+    try:
+        assert begun.wait(60)
+        with server.client() as client:
+            assert client.get("/health").status_code == 200
+        assert server.ask(max_tokens=1).status_code == 200
+        assert found == []
+    finally:
+        may_end.set()
+        slow.join()
+    assert found[0].json()["error"]["message"] == "regex cannot be followed: it took long."
+
+
+def test_without_the_package_the_answer_says_what_to_install(server, monkeypatch):
+    monkeypatch.setitem(sys.modules, "llguidance", None)
+    answer = server.ask(guided_regex="[ab]never asked before")
+    assert answer.status_code == 503
+    assert "minigpt4-runtime[structured]" in answer.json()["error"]["message"]
+    assert text_of(server.ask(max_tokens=1)) is not None

@@ -184,7 +184,6 @@ class SamplingOptions:
     seed: Annotated[
         int | None, typer.Option(metavar="NUMBER", help="The same seed draws the same answer.")
     ] = SamplingParams.seed
-
     json_schema: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Make the answer JSON of the JSON schema in this file."),

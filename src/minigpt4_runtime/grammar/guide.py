@@ -132,7 +132,8 @@ class _Vocabulary:
         """The usual ids of a text in the middle of another: where it must follow, they do."""
         # What sentencepiece puts before a text stands before the end of this line.
         ids = self._encode("\n" + text.decode("utf-8", "replace"))
-        ids = ids[ids.index(self._line_end) + 1 :]
+        ids = ids[ids.index(self._line_end) + 1 :] if self._line_end in ids else []
+        # Ids that say anything else would be allowed in the place of these.
         if b"".join(self.tokens[i] for i in ids) == text:
             return ids
         return [self._bytes[text[at : at + 1]] for at in range(len(text))]
@@ -168,7 +169,11 @@ def _try_out(source: str) -> str:
             command, input=source.encode(), capture_output=True, timeout=_TRIAL_SECONDS, check=False
         )
     except subprocess.TimeoutExpired:
-        return _TOO_MUCH
+        # Not kept as a fault: the machine may only have been busy.
+        raise GrammarError(
+            f"The answer's form was not compiled within {_TRIAL_SECONDS} seconds. Ask again, or "
+            "for a simpler one."
+        ) from None
     return done.stdout.decode("utf-8") if done.returncode == 0 else _TOO_MUCH
 
 
