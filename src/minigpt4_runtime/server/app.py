@@ -69,7 +69,7 @@ class Parts:
 
     def __init__(self, model: "MiniGPT4", config: ServerConfig) -> None:
         self.config = config
-        self.admission = Admission(config.max_requests)
+        self.admission = Admission(config.max_requests, config.connections.per_client)
         self.metrics = Metrics(model, lambda: self.admission.num_taken)
         self.watch = EngineWatch(
             model,
@@ -140,9 +140,10 @@ async def _answer_error(request: Request, error: Exception) -> JSONResponse:
 
 
 def _add_chat_route(app: FastAPI, parts: Parts) -> None:
-    async def hold_place() -> AsyncIterator[Place]:
+    async def hold_place(request: Request) -> AsyncIterator[Place]:
         # Given back when the last byte of the answer is out, or its client is gone.
-        with parts.admission.enter() as place:
+        client = parts.config.connections.client_of(request.client and request.client.host)
+        with parts.admission.enter(client) as place:
             yield place
 
     async def chat_completions(

@@ -19,6 +19,7 @@ from starlette.responses import Response, StreamingResponse
 
 from minigpt4_runtime.messages import ImageSource, Message, Reply, TextDelta
 from minigpt4_runtime.server.admission import Place
+from minigpt4_runtime.server.body import BodyReader
 from minigpt4_runtime.server.failures import BROKEN, Refusal, failure_of, no_such_model
 from minigpt4_runtime.server.logs import log_failure
 from minigpt4_runtime.server.media import MediaPolicy
@@ -55,6 +56,11 @@ class Chat:
         self._metrics = metrics
         self._watch = watch
         self._threads = ThreadPoolExecutor(config.num_workers, thread_name_prefix="prompts")
+        self._bodies = BodyReader(
+            max_bytes=config.max_body_bytes,
+            max_arriving_bytes=config.max_body_bytes * config.max_requests,
+            seconds=config.body_seconds,
+        )
         self._media = MediaPolicy(
             domains=frozenset(domain.lower() for domain in config.media_domains),
             folder=config.media_dir,
@@ -70,7 +76,8 @@ class Chat:
             ClientDisconnect: nobody waits for it any more.
         """
         _check_content_type(request)
-        body = await self._read_body(request)
+        body = await self._bodies.read(request)
+        place.grow(1)
         turn = _Turn(self._config, self._metrics, self._watch, request)
         try:
             asked, answers = await turn.before_deadline(
@@ -79,7 +86,6 @@ class Chat:
         except Exception as error:
             self._watch.report(error)
             raise
-        del body
         place.abort = answers.abort
         turn.begin(asked, answers, Writer(self._config.model_name, self._model.token_bytes))
         if asked.stream:
@@ -92,26 +98,9 @@ class Chat:
         """Let the threads go."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    async def _read_body(self, request: Request) -> bytes:
-        """The body, counted while it comes: a length that is promised is not believed."""
-        most, body = self._config.max_body_bytes, bytearray()
-        too_large = Refusal(413, f"The body has more than {most:,} bytes.", code="body_too_large")
-        promised = request.headers.get("content-length", "0")
-        if promised.isdigit() and int(promised) > most:
-            raise too_large
-        try:
-            async with asyncio.timeout(self._config.body_seconds):
-                async for part in request.stream():
-                    body += part
-                    if len(body) > most:
-                        raise too_large
-        except TimeoutError:
-            message = f"The body did not arrive within {self._config.body_seconds:g} seconds."
-            raise Refusal(408, message, code="body_too_slow") from None
-        return bytes(body)
-
-    async def _begin(self, body: bytes, place: Place) -> tuple[ChatRequest, Answers]:
+    async def _begin(self, body: bytearray, place: Place) -> tuple[ChatRequest, Answers]:
         asked = await self._in_thread(read_request, body)
+        body.clear()  # Or it would be held beside the pictures that were in it.
         self._check(asked)
         place.grow(asked.num_choices)
         samplings = [
@@ -184,10 +173,12 @@ class _Turn:
 
     def begin(self, asked: ChatRequest, answers: Answers, writer: Writer) -> None:
         """The question was understood and is being answered."""
-        self.asked, self.writer, self._answers = asked, writer, answers
+        self.writer, self._answers = writer, answers
         self._state["told"] = {"choices": asked.num_choices, "stream": bool(asked.stream)}
         if self._config.logs_content:
             self._state["told"]["messages"] = [m.model_dump() for m in asked.messages]
+        # The pictures have been opened: an answer that grows need not hold them.
+        self.asked = asked.model_copy(update={"messages": []})
 
     @property
     def seconds_left(self) -> float:

@@ -173,7 +173,7 @@ class ChatRequest(_Asked):
         return (self.top_logprobs or 0) if self.logprobs else None
 
 
-def read_request(body: bytes) -> ChatRequest:
+def read_request(body: bytes | bytearray) -> ChatRequest:
     """Parse and check a body.
 
     Raises:

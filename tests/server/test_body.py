@@ -1,0 +1,115 @@
+"""Bodies that a parser would take long over are refused before one sees them."""
+
+import json
+
+import pytest
+from running import NAME, data_url, picture, user
+
+from minigpt4_runtime.server import body as bodies
+from minigpt4_runtime.server.failures import Refusal
+from minigpt4_runtime.server.protocol import read_request
+
+KEYS = ",".join(f'"{number}":1' for number in range(bodies.MAX_SIGNS // 3 + 1))
+NUMBERS = ",".join("1" * (bodies.MAX_SIGNS + 1))
+DEEP = "[" * (bodies.MAX_DEPTH + 1)
+
+
+def refusal(body):
+    """What is said of a body; None where it is left to a parser."""
+    try:
+        bodies.check_shape(bytearray(body.encode()))
+    except Refusal as error:
+        return str(error)
+    return None
+
+
+@pytest.mark.parametrize(
+    ("body", "what"),
+    [
+        ("{" + KEYS + "}", "signs"),
+        ('{"messages":[{' + KEYS + "}]}", "signs"),
+        ('{"stop":[' + NUMBERS + "]}", "signs"),
+        ('"' * (2 * bodies.MAX_SIGNS + 2), "signs"),
+        ('{"a\\"":' * 2 + DEEP, "brackets within"),
+        ('{"a":' * (bodies.MAX_DEPTH + 1), "brackets within"),
+        ('{"seed":' + "1" * bodies.MAX_BYTES_OUTSIDE_STRINGS + "}", "bytes outside"),
+        (" " * bodies.MAX_BYTES_OUTSIDE_STRINGS + "{}", "bytes outside"),
+        ('{"user":"' + "é" * (bodies.MAX_TEXT_BYTES // 2 + 1) + '"}', "bytes of text"),
+        ('{"url":"data:' + "é" * (bodies.MAX_TEXT_BYTES // 2) + '"}', "bytes of text"),
+        ('["' + '","'.join(["a" * (bodies.MAX_TEXT_BYTES // 4)] * 5) + '"]', "bytes of text"),
+        ('{"user":"' + "\\n" * (bodies.MAX_BACKSLASHES + 1) + '"}', "backslashes"),
+        ("\\" * (bodies.MAX_BACKSLASHES + 1), "backslashes"),
+    ],
+    ids=lambda value: value[:24],
+)
+def test_what_a_parser_would_take_long_over(body, what):
+    assert what.replace("signs", "brackets, commas, colons and strings") in refusal(body)
+
+
+def test_what_stands_in_strings_is_not_counted():
+    text = '[{,:}]"\\' * bodies.MAX_SIGNS
+    assert refusal(json.dumps({"a": text, "b": text})) is None
+    # Where a string ends depends on how many backslashes stand before a quote.
+    for tail in ('\\"', "\\\\", '\\\\\\"'):
+        assert refusal('{"a":"' + tail + '","b":' + DEEP) is not None
+        assert refusal('{"a":"' + tail + DEEP + '"}') is None
+
+
+@pytest.mark.parametrize("escape", ["/", "\\/"])
+def test_a_picture_may_be_as_large_as_the_body(escape):
+    """Some clients write every slash with a backslash before it."""
+    base64 = ("A" * 63 + escape) * (30 * 2**20 // 65)
+    assert refusal('{"url":"data:image/png;base64,' + base64 + '"}') is None
+
+
+def test_a_question_far_larger_than_any_model_takes_is_within_the_limits():
+    message = {"role": "user", "content": "é" * 300, "refusal": None}
+    asked = {"model": NAME, "messages": [message] * 1024, "stop": ["a"] * 4}
+    for indent in (None, 4):
+        assert refusal(json.dumps(asked, indent=indent)) is None
+
+
+def test_the_worst_that_is_parsed_has_no_more_faults_than_signs():
+    """Each fault costs a parser more than the bytes that made it."""
+    for values in ("{" + KEYS[:-40] + "}", '{"messages":[{"role":"user","content":[1,1]}]}'):
+        with pytest.raises(Refusal) as caught:
+            read_request(values.encode())
+        assert refusal(values) is None
+        assert len(str(caught.value)) < 300
+
+
+def test_an_intricate_body_is_answered_so(server):
+    with server.client() as client:
+        headers = {"Content-Type": "application/json"}
+        answer = client.post("/v1/chat/completions", content="{" + KEYS + "}", headers=headers)
+    assert answer.status_code == 400
+    assert answer.json()["error"]["code"] == "body_too_complex"
+
+
+def test_too_much_at_once_is_refused(start):
+    """What is on its way is held in memory like what has come."""
+    server = start(max_requests=1, max_body_bytes=100_000)
+    asked = {"model": NAME, "messages": [user([picture(data_url())])], "max_tokens": 1}
+    reader = server.parts.chat._bodies
+    reader._num_arriving = 100_000 - 10
+    assert server.ask(**asked).json()["error"]["code"] == "queue_full"
+    assert reader._num_arriving == 100_000 - 10
+    reader._num_arriving = 0
+    assert server.ask(**asked).status_code == 200
+    assert reader._num_arriving == 0
+
+
+def test_the_pictures_of_a_question_are_not_held_while_it_is_answered(server):
+    from minigpt4_runtime.server import chat
+
+    held = []
+    begin = chat._Turn.begin
+
+    def watch(self, *arguments):
+        begin(self, *arguments)
+        held.append(self.asked.messages)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(chat._Turn, "begin", watch)
+        assert server.ask(messages=[user([picture()])]).status_code == 200
+    assert held == [[]]
