@@ -115,6 +115,12 @@ class LimitOptions:
     max_body_mib: Annotated[
         int, typer.Option(min=1, metavar="MIB", help="The largest body, and the largest picture.")
     ] = ServerConfig.max_body_bytes // 2**20
+    max_uploads_mib: Annotated[
+        int,
+        typer.Option(
+            min=1, metavar="MIB", help="Pictures uploaded to the chat page, kept for an hour each."
+        ),
+    ] = 1024
     max_images: Annotated[int, typer.Option(metavar="COUNT", help="Pictures in one request.")] = (
         ServerConfig.max_images
     )
@@ -190,8 +196,9 @@ def serve(
 
     app, url = create_app(model, config, asks_browsers=ui), listen.url_of(listener)
     page = chat_page(
-        app, url, config.api_keys, pictures=pictures, max_picture_bytes=config.max_body_bytes
-    )
+        app, url, config.api_keys, pictures=pictures, max_picture_bytes=config.max_body_bytes,
+        max_kept_bytes=limits.max_uploads_mib * 2**20,
+    )  # fmt: skip
     with page if ui else nullcontext():
         status = listen.serve(
             app, listener, grace_seconds=limits.grace_seconds,

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from minigpt4_runtime.optional import require
 from minigpt4_runtime.web.dialogue import INSTALL, DialogueError, Sampling, Server, Turn
 from minigpt4_runtime.web.guard import OnFailure, PageGuard, PlacesOnly
+from minigpt4_runtime.web.uploads import TidyParser, Uploads
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -26,6 +27,7 @@ gradio = require("gradio", install=INSTALL)
 TITLE = "MiniGPT-4"
 FIRST_QUESTION = "Describe this picture."
 MAX_PICTURE_BYTES = 32 * 2**20
+MAX_KEPT_BYTES = 2**30
 # How often Gradio looks for pictures that were sent to the page, and how old it lets them grow.
 _KEPT_SECONDS = (600, 3600)
 _CSS = """
@@ -121,6 +123,7 @@ def mount(
     *,
     on_failure: OnFailure,
     max_picture_bytes: int = MAX_PICTURE_BYTES,
+    max_kept_bytes: int = MAX_KEPT_BYTES,
 ) -> None:
     """Show the page at / of an application, behind whatever guards that has.
 
@@ -146,8 +149,14 @@ def mount(
     for module in (gradio.queueing, gradio.routes, gradio.route_utils):
         module.traceback = PlacesOnly(on_failure)
     gradio.processing_utils.async_ssrf_protected_download = _fetch_nothing
+    gradio.route_utils.GradioMultiPartParser = TidyParser
     route: Any = app.routes[-1]
-    route.app = PageGuard(route.app, max_picture_bytes=max_picture_bytes, on_failure=on_failure)
+    route.app = PageGuard(
+        route.app,
+        max_picture_bytes=max_picture_bytes,
+        uploads=Uploads(max_bytes=max_kept_bytes, seconds=sum(_KEPT_SECONDS)),
+        on_failure=on_failure,
+    )
 
 
 def _settings() -> list[Any]:
