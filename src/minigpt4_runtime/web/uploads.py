@@ -67,7 +67,7 @@ class Uploads:
             self._num_bytes -= upload.num_bytes
 
 
-class TidyParser(gradio.route_utils.GradioMultiPartParser):  # type: ignore[misc]
+class TidyParser(gradio.route_utils.GradioMultiPartParser):  # type: ignore[misc, name-defined]
     """Reads an upload, and leaves no half of one: Gradio itself would keep that for ever."""
 
     async def parse(self) -> Any:
