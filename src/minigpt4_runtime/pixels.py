@@ -221,8 +221,7 @@ def _read_data_url(url: str, name: str, limits: ImageLimits) -> bytes:
 def _check_bytes(num_bytes: int, name: str, limits: ImageLimits) -> None:
     if num_bytes > limits.max_bytes:
         raise ImageError(
-            f"{name} has {num_bytes:,} bytes; the limit is {limits.max_bytes:,}. "
-            "Make it smaller, or raise ImageLimits.max_bytes."
+            f"{name} has {num_bytes:,} bytes; the limit is {limits.max_bytes:,}. Make it smaller."
         )
 
 
@@ -233,12 +232,12 @@ def _check_size(size: tuple[int, int], name: str, limits: ImageLimits) -> None:
     if width * height > limits.max_pixels:
         raise ImageError(
             f"{name} is {width}×{height} = {width * height:,} pixels; the limit is "
-            f"{limits.max_pixels:,}. Make it smaller, or raise ImageLimits.max_pixels."
+            f"{limits.max_pixels:,}. Make it smaller."
         )
     if max(size) > limits.max_side:
         raise ImageError(
             f"{name} is {width}×{height} pixels; the limit is {limits.max_side:,} a side. "
-            "Make it smaller or raise max_side."
+            "Make it smaller."
         )
 
 

@@ -97,19 +97,3 @@ def test_too_much_at_once_is_refused(start):
     reader._num_arriving = 0
     assert server.ask(**asked).status_code == 200
     assert reader._num_arriving == 0
-
-
-def test_the_pictures_of_a_question_are_not_held_while_it_is_answered(server):
-    from minigpt4_runtime.server import chat
-
-    held = []
-    begin = chat._Turn.begin
-
-    def watch(self, *arguments):
-        begin(self, *arguments)
-        held.append(self.asked.messages)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(chat._Turn, "begin", watch)
-        assert server.ask(messages=[user([picture()])]).status_code == 200
-    assert held == [[]]

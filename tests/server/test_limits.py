@@ -174,7 +174,24 @@ def test_pixels_are_limited(server):
     url = "data:image/png;base64," + base64.b64encode(content.getvalue()).decode()
     answer = server.ask(messages=[user([picture(url)])])
     assert answer.status_code == 400
-    assert "the limit is 1,000,000" in answer.json()["error"]["message"]
+    message = answer.json()["error"]["message"]
+    assert "the limit is 1,000,000" in message
+    assert "ImageLimits" not in message, "a client of the server has no such thing"
+
+
+@pytest.mark.parametrize(
+    "part",
+    [picture("data:image/png;base64," + "A" * 100), picture("data:image/png," + "A" * 100),
+     picture("data:image/png;base64," + "%" * 100), {"type": "data:image/png;base64," + "A" * 100},
+     {"type": "A" * 100_000}, {"A" * 100_000: 1}],
+    ids=lambda part: str(part)[:60],
+)  # fmt: skip
+def test_errors_do_not_repeat_what_was_sent_at_length(server, part):
+    answer = server.ask(messages=[user([part])])
+    assert answer.status_code == 400
+    assert "AAAAAAAAAAAAAAAA" not in answer.text or len(answer.text) < 1000
+    assert "data:image/png;base64,A" not in answer.text
+    assert "%%%%" not in answer.text
 
 
 def test_counts_are_limited(server):
@@ -325,6 +342,7 @@ def test_a_client_that_reads_nothing_slows_nobody_and_is_given_up(start, monkeyp
     monkeypatch.setattr("minigpt4_runtime.server.chat._PATIENCE_SECONDS", 0.1)
     server = start(request_seconds=3)
     with connect(server) as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         connection.sendall(post(stream_body(n=8, logprobs=True, top_logprobs=20)))
         wait_for(lambda: server.parts.admission.is_answering)
         assert server.ask(max_tokens=1).status_code == 200

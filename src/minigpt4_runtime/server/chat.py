@@ -173,12 +173,10 @@ class _Turn:
 
     def begin(self, asked: ChatRequest, answers: Answers, writer: Writer) -> None:
         """The question was understood and is being answered."""
-        self.writer, self._answers = writer, answers
+        self.asked, self.writer, self._answers = asked, writer, answers
         self._state["told"] = {"choices": asked.num_choices, "stream": bool(asked.stream)}
         if self._config.logs_content:
             self._state["told"]["messages"] = [m.model_dump() for m in asked.messages]
-        # The pictures have been opened: an answer that grows need not hold them.
-        self.asked = asked.model_copy(update={"messages": []})
 
     @property
     def seconds_left(self) -> float:

@@ -78,9 +78,8 @@ class PageGuard:
 
     async def _pass_on(self, scope: Scope, exchange: _Exchange) -> Response | None:
         """Let Gradio answer; gives what to say where it did not."""
-        failed = JSONResponse(
-            {"error": "This could not be done. The log says where it failed."}, 422
-        )
+        told = {"error": "This could not be done. The log says where it failed."}
+        failed: Response = JSONResponse(told, 422)
         try:
             await self._app(scope, exchange.receive, exchange.send)
         except (ClientDisconnect, _GivenUp):
