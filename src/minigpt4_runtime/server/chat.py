@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response, StreamingResponse
 
-from minigpt4_runtime.messages import ImageSource, Message, Reply, TextDelta
+from minigpt4_runtime.messages import ImageSource, Message, Reply, TextDelta, image
 from minigpt4_runtime.server.admission import Place
-from minigpt4_runtime.server.body import BodyReader
+from minigpt4_runtime.server.body import Body, BodyReader
 from minigpt4_runtime.server.failures import BROKEN, Refusal, failure_of, no_such_model
 from minigpt4_runtime.server.logs import log_failure
 from minigpt4_runtime.server.media import MediaPolicy
@@ -98,15 +98,15 @@ class Chat:
         """Let the threads go."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    async def _begin(self, body: bytearray, place: Place) -> tuple[ChatRequest, Answers]:
-        asked = await self._in_thread(read_request, body)
-        body.clear()  # Or it would be held beside the pictures that were in it.
+    async def _begin(self, body: Body, place: Place) -> tuple[ChatRequest, Answers]:
+        asked = await self._in_thread(read_request, body.content)
         self._check(asked)
         place.grow(asked.num_choices)
         samplings = [
             asked.sampling(choice, self._config.max_tokens) for choice in range(asked.num_choices)
         ]
-        messages = [await self._open(message) for message in asked.messages]
+        messages = [await self._open(message, body) for message in asked.messages]
+        body.forget()
         num_images = sum(isinstance(part, ImageSource) for m in messages for part in m.content)
         self._metrics.count_images(num_images)
         tickets = [await self._in_thread(self._model.submit, messages, each) for each in samplings]
@@ -145,12 +145,18 @@ class Chat:
                 code="too_many_images",
             )
 
-    async def _open(self, message: ChatMessage) -> Message:
+    async def _open(self, message: ChatMessage, body: Body) -> Message:
         parts = [
-            part.text if isinstance(part, TextPart) else await self._media.open(part.image_url.url)
+            part.text
+            if isinstance(part, TextPart)
+            else await self._open_picture(part.image_url.url, body)
             for part in message.parts
         ]
         return Message(message.role, tuple(parts))
+
+    async def _open_picture(self, url: str, body: Body) -> ImageSource:
+        held = await self._in_thread(body.picture, url)
+        return await self._media.open(url) if held is None else image(held)
 
 
 class _Turn:
