@@ -200,6 +200,7 @@ def serve(
         max_kept_bytes=limits.max_uploads_mib * 2**20,
     )  # fmt: skip
     with page if ui else nullcontext():
+        listen.keep_what_is_loaded()
         status = listen.serve(
             app, listener, grace_seconds=limits.grace_seconds,
             on_start=lambda: print(url, flush=True),

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import ctypes
 import functools
+import gc
 import os
 import platform
 import signal
@@ -45,6 +46,15 @@ def keep_memory_together() -> None:
     """
     if platform.libc_ver()[0] == "glibc":
         ctypes.CDLL(None).mallopt(_MALLOPT_ARENA_MAX, 2)
+
+
+def keep_what_is_loaded() -> None:
+    """Look for garbage among what comes from now on; call it when all is loaded.
+
+    A full collection would go over every object of torch, and stop the world for as long.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 def bind(host: str, port: int) -> socket.socket:
