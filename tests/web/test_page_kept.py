@@ -104,9 +104,8 @@ def test_what_was_cleared_stays_away(page):
 
 @pytest.mark.parametrize(
     "record",
-    ["'words'", "{ version: 0, turns: [] }", "{ version: 1, turns: [{ question: 3 }] }",
-     "{ version: 1, turns: [{ question: 'a', answer: 'b', pictures: [{ name: 'c', blob: 4 }] }] }",
-     "{ version: 1, turns: 7 }"],
+    ["{ version: 0, turns: [] }", "{ version: 1, turns: 7 }",
+     "{ version: 1, turns: [{ question: 'a', answer: 'b', pictures: [{ name: 'c', blob: 4 }] }] }"],
 )  # fmt: skip
 def test_a_damaged_or_older_record_is_dropped_and_said_to_be(page, record):
     page.evaluate(DATABASE, f"(store) => store.put({record}, 'last')")

@@ -123,7 +123,7 @@ def test_question_and_answer_are_in_view_on_every_screen(browser, serving, width
     for selector in ("#question", "#clear"):
         assert is_in_view(page, selector)
     put_pictures(page, PICTURES / "one.png", PICTURES / "two.png", PICTURES / "three.png")
-    ask(page, "Describe these.")
+    ask(page, "Where is the triangle?")
     # As one who has gone down to the controls, with the question box still in hand.
     page.focus(BOX)
     page.fill(BOX, "How many shapes are there?")

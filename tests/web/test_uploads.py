@@ -4,13 +4,16 @@ import asyncio
 import os
 import stat
 from pathlib import Path
+from types import SimpleNamespace
 
+import gradio
 import httpx
 import pytest
 from fastapi import FastAPI
 from page_server import PICTURES
 
 from minigpt4_runtime.cli.web import chat_page
+from minigpt4_runtime.web.uploads import Asked, Uploads
 
 # Gradio and what it stands on warn of their own.
 pytestmark = pytest.mark.filterwarnings("default")
@@ -46,3 +49,18 @@ def test_a_folder_of_the_user_s_own_is_used_and_kept(monkeypatch, tmp_path):
     assert path.is_relative_to(folder)
     assert path.is_file()
     assert os.environ["GRADIO_TEMP_DIR"] == str(folder)
+
+
+@pytest.mark.parametrize("name", ["../a.png", "/etc/passwd", "", "b.png", "a\0b", "a" * 5000])
+def test_what_was_not_uploaded_is_not_found(tmp_path, name):
+    (tmp_path / "a.png").touch()
+    folder = tmp_path / "uploads"
+    folder.mkdir()
+    (folder / "a.png").touch()
+    uploads = Uploads(SimpleNamespace(GRADIO_CACHE=str(folder)))
+    assert uploads.find(str(folder / "a.png")) == folder / "a.png"
+    with pytest.raises(gradio.Error, match="Upload it again"):
+        uploads.find(str(folder / name))
+    with pytest.raises(gradio.Error, match="Upload it again"):
+        uploads.read({"text": "What?", "files": [str(folder / name)]})
+    assert uploads.read(None) == Asked()

@@ -7,6 +7,7 @@ Never  asks anything.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from minigpt4_runtime.optional import require
@@ -27,7 +28,7 @@ def add_controls() -> list[Any]:
         ),
         gradio.Slider(
             0, 2, default.temperature, step=0.05, label="Temperature",
-            info="0 draws nothing.", elem_id="temperature",
+            info="0 takes the likeliest.", elem_id="temperature",
         ),
         gradio.Slider(0.05, 1, default.top_p, step=0.05, label="Top-p", elem_id="top_p"),
         gradio.Slider(
@@ -35,7 +36,7 @@ def add_controls() -> list[Any]:
         ),
         gradio.Slider(
             1, 10, default.num_beams, step=1, label="Beams",
-            info="2 or more: temperature 0.", elem_id="num_beams",
+            info="More need temperature 0.", elem_id="num_beams",
         ),
         gradio.Slider(
             0.5, 2, default.repetition_penalty, step=0.05, label="Repetition penalty",
@@ -60,7 +61,7 @@ def read_controls(*values: Any) -> Settings:
         DialogueError: the seed is no whole number, or too large.
     """
     *others, seed = values
-    return Settings(*others, _read_seed(seed or ""))
+    return replace(Settings(*others), seed=_read_seed(seed or ""))
 
 
 def _read_seed(text: str) -> int | None:

@@ -8,6 +8,7 @@ Never  computes an answer, and loads nothing from elsewhere: no font, no script,
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,56 +38,32 @@ _KEEPING = (
 )
 
 
+@dataclass(frozen=True)
+class _Parts:
+    """The components that something is done with; `shown` in the order of Actions' outputs."""
+
+    about: Any
+    growing: Any
+    shown: Shown
+    controls: list[Any]
+    colour: Any
+
+
 def build_page(server: Server, pictures: Sequence[Path]) -> Blocks:
     """Make the page, with pictures to try."""
     with gradio.Blocks(
         title=TITLE, analytics_enabled=False, fill_width=True, delete_cache=_KEPT_SECONDS
     ) as page:
-        turns, growing = gradio.State([]), gradio.State(Growing())
-        # What page.js keeps through a reload: it must be in the page, though not be seen.
-        kept = gradio.Textbox(visible="hidden", elem_id="kept")
-        with gradio.Row(equal_height=False, elem_id="main"):
-            with gradio.Column(scale=3, min_width=320, elem_id="left"):
-                about, dialogue, question = _add_dialogue()
-                uploads = Uploads(question)
-                examples = _add_examples(dialogue, pictures)
-                with gradio.Row(elem_id="buttons"):
-                    stop, retry, undo, clear = map(_add_button, ("Stop", "Retry", "Undo", "Clear"))
-            with gradio.Column(scale=1, min_width=300, elem_id="beside"):
-                with gradio.Accordion("How answers are chosen", elem_id="settings"):
-                    controls = add_controls()
-                with gradio.Row():
-                    save_markdown = _add_button("Save .md")
-                    save_json = _add_button("Save .json")
-                gradio.Markdown(_KEEPING, elem_id="keeping")
-                colour = gradio.Button("Light or dark", size="sm", elem_id="colour")
-        actions = Actions(server, uploads, examples)
-        shown = list(
-            Shown(
-                dialogue, turns, question, kept, stop, retry, undo, clear, save_markdown, save_json
-            )
-        )
-        given = [growing, turns, *controls]
-        asking = [
-            question.submit(
-                actions.ask, [growing, turns, question, *controls], shown, show_progress="hidden"
-            ),
-            retry.click(actions.retry, given, shown, show_progress="hidden"),
-            dialogue.edit(actions.edit, given, shown, show_progress="hidden"),
-        ]
-        for begins in (question.submit, retry.click, dialogue.edit):
-            begins(None, js="() => chatPage.showAnswer()")
-        for ends, act in ((stop, actions.stop), (undo, actions.undo), (clear, actions.clear)):
-            ends.click(act, [growing, turns], shown, cancels=asking, show_progress="hidden")
-        dialogue.example_select(actions.take_example, question, question, show_progress="hidden")
-        kept.change(None, kept, js="(kept) => chatPage.keep(kept)")
-        save_markdown.click(None, kept, js="(kept) => chatPage.saveMarkdown(kept)")
-        save_json.click(None, [kept, controls[0]], js="(...all) => chatPage.saveJson(...all)")
-        colour.click(None, js="() => chatPage.changeColour()")
-        page.load(actions.about, None, about, show_progress="hidden")
+        parts = _lay_out()
+        examples = _add_examples(parts.shown.dialogue, pictures)
+        actions = Actions(server, Uploads(parts.shown.question), examples)
+        _connect_asking(parts, actions)
+        _connect_browser(parts)
+        page.load(actions.about, None, parts.about, show_progress="hidden")
         page.load(
-            actions.restore, kept, shown, js="() => chatPage.restore()", show_progress="hidden"
-        )
+            actions.restore, parts.shown.kept, list(parts.shown),
+            js="() => chatPage.restore()", show_progress="hidden",
+        )  # fmt: skip
     # The server itself says how many it takes.
     page.queue(default_concurrency_limit=None, api_open=False)
     return page  # type: ignore[no-any-return]
@@ -127,11 +104,68 @@ def mount(
     route.app = PageGuard(route.app, max_picture_bytes=max_picture_bytes, on_failure=on_failure)
 
 
-def _add_dialogue() -> tuple[Any, Any, Any]:
-    """The line about the model, the dialogue, and the box for a question and its pictures."""
-    gradio.Markdown(f"# {TITLE}")
-    about = gradio.Markdown(elem_id="about")
-    dialogue = gradio.Chatbot(
+def _lay_out() -> _Parts:
+    """The dialogue with its buttons, and the controls beside it or, on a phone, below it."""
+    # What page.js keeps through a reload: it must be in the page, though not be seen.
+    kept = gradio.Textbox(visible="hidden", elem_id="kept")
+    with gradio.Row(equal_height=False):
+        with gradio.Column(scale=3, min_width=320, elem_id="left"):
+            gradio.Markdown(f"# {TITLE}")
+            about = gradio.Markdown(elem_id="about")
+            dialogue, question = _add_dialogue(), _add_question()
+            with gradio.Row(elem_id="buttons"):
+                buttons = [_add_button(name) for name in ("Stop", "Retry", "Undo", "Clear")]
+        with gradio.Column(scale=1, min_width=300):
+            with gradio.Accordion("How answers are chosen", elem_id="settings"):
+                controls = add_controls()
+            with gradio.Row():
+                saves = [_add_button("Save .md"), _add_button("Save .json")]
+            gradio.Markdown(_KEEPING, elem_id="keeping")
+            colour = gradio.Button("Light or dark", size="sm", elem_id="colour")
+    return _Parts(
+        about=about,
+        growing=gradio.State(Growing()),
+        shown=Shown(dialogue, gradio.State([]), question, kept, *buttons, *saves),
+        controls=controls,
+        colour=colour,
+    )
+
+
+def _connect_asking(parts: _Parts, actions: Actions) -> None:
+    """What asks the server, and what ends an answer."""
+    shown, outputs = parts.shown, list(parts.shown)
+    so_far = [parts.growing, shown.turns]
+    asking = []
+    for begins, act, asked in (
+        (shown.question.submit, actions.ask, [shown.question]),
+        (shown.retry.click, actions.retry, []),
+        (shown.dialogue.edit, actions.edit, []),
+    ):
+        inputs = [*so_far, *asked, *parts.controls]
+        asking.append(begins(act, inputs, outputs, show_progress="hidden"))
+        begins(None, js="() => chatPage.showAnswer()")
+    for button, act in (
+        (shown.stop, actions.stop), (shown.undo, actions.undo), (shown.clear, actions.clear)
+    ):  # fmt: skip
+        button.click(act, so_far, outputs, cancels=asking, show_progress="hidden")
+    shown.dialogue.example_select(
+        actions.take_example, shown.question, shown.question, show_progress="hidden"
+    )
+
+
+def _connect_browser(parts: _Parts) -> None:
+    """What page.js does without the server."""
+    kept, (system, *_) = parts.shown.kept, parts.controls
+    kept.change(None, kept, js="(kept) => chatPage.keep(kept)")
+    parts.shown.save_markdown.click(None, kept, js="(kept) => chatPage.saveMarkdown(kept)")
+    parts.shown.save_json.click(
+        None, [kept, system], js="(kept, system) => chatPage.saveJson(kept, system)"
+    )
+    parts.colour.click(None, js="() => chatPage.changeColour()")
+
+
+def _add_dialogue() -> Any:
+    return gradio.Chatbot(
         label="Dialogue", show_label=False, elem_id="dialogue", buttons=["copy"],
         editable="user",
         # Gradio can edit no message that has pictures in the same bubble.
@@ -139,13 +173,15 @@ def _add_dialogue() -> tuple[Any, Any, Any]:
         allow_file_downloads=False, latex_delimiters=[], feedback_options=None,
         placeholder="Drop pictures into the box below, or click one, and ask about them.",
     )  # fmt: skip
-    question = gradio.MultimodalTextbox(
+
+
+def _add_question() -> Any:
+    return gradio.MultimodalTextbox(
         FIRST_QUESTION, label="Your question", show_label=False, placeholder="Your question",
         file_types=["image", *_OTHER_SUFFIXES], file_count="multiple", submit_btn="Ask",
         # Gradio would make a file of a longer text that is pasted.
         max_plain_text_length=2**20, max_lines=6, elem_id="question",
     )  # fmt: skip
-    return about, dialogue, question
 
 
 def _add_examples(dialogue: Any, pictures: Sequence[Path]) -> list[Path]:
