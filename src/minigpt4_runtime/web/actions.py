@@ -28,14 +28,14 @@ _MESSAGES_PER_TURN = 2
 
 
 class Shown(NamedTuple):
-    """What a run of the buttons changes, in the order of the page's outputs.
+    """What a run of the buttons changes: its components, or what each of them is to show.
 
     The question box is left alone once its question was taken over: the next one may be in the
     making.
     """
 
-    dialogue: list[dict[str, Any]]
-    turns: list[Turn]
+    dialogue: Any
+    turns: Any
     question: Any
     kept: Any
     stop: Any

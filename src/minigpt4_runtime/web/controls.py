@@ -36,7 +36,7 @@ def add_controls() -> list[Any]:
         ),
         gradio.Slider(
             1, 10, default.num_beams, step=1, label="Beams",
-            info="More need temperature 0.", elem_id="num_beams",
+            info="Temperature 0 only.", elem_id="num_beams",
         ),
         gradio.Slider(
             0.5, 2, default.repetition_penalty, step=0.05, label="Repetition penalty",

@@ -88,8 +88,8 @@ def mount(
         page,
         path="/",
         theme=gradio.themes.Default(font=fonts, font_mono=["ui-monospace", "monospace"]),
-        css=_read("page.css"),
-        head=f"<script>{_read('page.js')}</script>",
+        # As `css=` Gradio would put its own name before each selector.
+        head=f"<style>{_read('page.css')}</style><script>{_read('page.js')}</script>",
         footer_links=[],
         max_file_size=max_picture_bytes,
         show_error=True,
@@ -144,10 +144,10 @@ def _connect_asking(parts: _Parts, actions: Actions) -> None:
         inputs = [*so_far, *asked, *parts.controls]
         asking.append(begins(act, inputs, outputs, show_progress="hidden"))
         begins(None, js="() => chatPage.showAnswer()")
-    for button, act in (
+    for button, ending in (
         (shown.stop, actions.stop), (shown.undo, actions.undo), (shown.clear, actions.clear)
     ):  # fmt: skip
-        button.click(act, so_far, outputs, cancels=asking, show_progress="hidden")
+        button.click(ending, so_far, outputs, cancels=asking, show_progress="hidden")
     shown.dialogue.example_select(
         actions.take_example, shown.question, shown.question, show_progress="hidden"
     )
