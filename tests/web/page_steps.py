@@ -12,6 +12,7 @@ def open_page(browser, serving, *, width=1200, height=850, **options):
     page = context.new_page()
     page.set_default_timeout(60_000)
     page.goto(serving.url)
+    # What is said of the model comes last, after a dialogue that was kept.
     page.wait_for_selector("#about strong")
     return page
 

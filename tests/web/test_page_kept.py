@@ -111,6 +111,9 @@ def test_a_damaged_or_older_record_is_dropped_and_said_to_be(page, record):
     page.evaluate(DATABASE, f"(store) => store.put({record}, 'last')")
     reload(page)
     page.wait_for_selector(".toast-body:has-text('damaged or of another version')")
+    page.wait_for_function(
+        f"""async () => (await ({DATABASE})("(store) => store.count()")) === 0"""
+    )
     ask(page, "How many shapes are there?")
     wait_until_kept(page, 1)
     reload(page)

@@ -69,22 +69,22 @@ class Actions:
             return str(error)
         return f"**{name}** answers. {description}"
 
-    def restore(self, kept: str) -> Shown:
-        """Show the dialogue that the browser has kept, if there is one."""
-        if not kept:
-            return _show([])
+    def restore(self, kept: str, turns: list[Turn]) -> Shown:
+        """Show the dialogue that the browser has kept, unless another was begun meanwhile."""
+        if not kept or turns:
+            return _show_no_change()
         try:
-            turns, num_missing = read_kept(kept, self._find)
+            restored, num_missing = read_kept(kept, self._find)
         except DialogueError as error:
             _warn("Nothing kept", str(error))
-            return _show([])
+            return _show_no_change()
         if num_missing:
             _warn(
                 "Pictures not kept",
                 f"{num_missing} of the pictures in this dialogue could not be kept. Upload them "
                 "again to ask about them.",
             )
-        return _show(list(turns), question=Asked())
+        return _show(restored, question=Asked())
 
     def take_example(self, box: Any, chosen: gradio.SelectData) -> dict[str, Any]:  # type: ignore[name-defined]
         """Put an example's picture into the question box, beside those that are there."""
@@ -151,8 +151,8 @@ class Actions:
         """Answer the last turn anew."""
         if not turns or not turns[-1].question:
             _warn("No question", "Type a question first.")
-            # Without a word Gradio would empty everything.
-            yield Shown(*(gradio.skip() for _ in Shown._fields))
+            # If nothing were said, Gradio would empty everything.
+            yield _show_no_change()
             return
         *before, last = turns
         last = replace(last, answer="")
@@ -201,6 +201,10 @@ def _show_growth(turns: Sequence[Turn]) -> Shown:
     """The dialogue alone, which is all that changes while an answer grows."""
     others = (gradio.skip() for _ in Shown._fields[2:])
     return Shown(_as_chat(turns, grows=True), list(turns), *others)
+
+
+def _show_no_change() -> Shown:
+    return Shown(*(gradio.skip() for _ in Shown._fields))
 
 
 def _as_chat(turns: Sequence[Turn], *, grows: bool) -> list[dict[str, Any]]:

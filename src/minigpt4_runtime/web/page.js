@@ -60,31 +60,38 @@ const chatPage = (() => {
   async function upload({ name, blob }) {
     const form = new FormData();
     form.append("files", blob, name);
-    const answer = await fetch(address("upload"), { method: "POST", body: form });
-    if (!answer.ok) return null;
+    const answer = await fetch(address("upload"), { method: "POST", body: form }).catch(() => null);
+    if (!answer?.ok) return null;
     const [path] = await answer.json();
     blobs.set(path, blob);
     return path;
   }
 
-  // Gives what the server's web/kept.py reads; it is also the one to say that a record is damaged.
+  function isWhole({ version, turns }) {
+    const isText = (each) => typeof each === "string";
+    const isTurn = ({ question, answer }) => isText(question) && isText(answer);
+    return version === VERSION && turns.every(isTurn);
+  }
+
+  // Gives the server what its web/kept.py reads, which checks it anew and says what is damaged.
   async function restore() {
     showColour();
     let record;
     try {
       record = await inStore("readonly", (store) => store.get("last"));
-      if (!record) return [""];
+      if (!record) return ["", null];
+      if (!isWhole(record)) throw new Error("damaged");
       const turns = [];
-      for (const turn of record.turns) {
-        const pictures = [];
-        for (const picture of turn.pictures) pictures.push(picture && (await upload(picture)));
-        turns.push({ ...turn, pictures });
+      for (const { question, answer, pictures } of record.turns) {
+        const uploads = [];
+        for (const picture of pictures) uploads.push(picture && (await upload(picture)));
+        turns.push({ question, answer, pictures: uploads });
       }
-      return [JSON.stringify({ ...record, turns })];
+      return [JSON.stringify({ version: VERSION, turns }), null];
     } catch {
-      if (!record) return [""]; // This browser keeps nothing.
+      if (!record) return ["", null]; // This browser keeps nothing.
       keep("");
-      return ["damaged"];
+      return ["damaged", null];
     }
   }
 

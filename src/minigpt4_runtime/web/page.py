@@ -59,11 +59,11 @@ def build_page(server: Server, pictures: Sequence[Path]) -> Blocks:
         actions = Actions(server, Uploads(parts.shown.question), examples)
         _connect_asking(parts, actions)
         _connect_browser(parts)
-        page.load(actions.about, None, parts.about, show_progress="hidden")
+        # One after the other: Gradio can lose an event that begins just as another ends.
         page.load(
-            actions.restore, parts.shown.kept, list(parts.shown),
+            actions.restore, [parts.shown.kept, parts.shown.turns], list(parts.shown),
             js="() => chatPage.restore()", show_progress="hidden",
-        )  # fmt: skip
+        ).then(actions.about, None, parts.about, show_progress="hidden")  # fmt: skip
     # The server itself says how many it takes.
     page.queue(default_concurrency_limit=None, api_open=False)
     return page  # type: ignore[no-any-return]
