@@ -6,6 +6,7 @@ import errno
 import os
 import stat
 from pathlib import Path
+from types import SimpleNamespace
 
 import gradio
 import httpx
@@ -15,7 +16,8 @@ from page_server import PICTURES
 
 from minigpt4_runtime.cli.web import chat_page
 from minigpt4_runtime.web import guard
-from minigpt4_runtime.web.uploads import Uploads
+from minigpt4_runtime.web.upload_room import UploadRoom
+from minigpt4_runtime.web.uploads import Asked, Uploads
 
 # Gradio and what it stands on warn of their own.
 pytestmark = pytest.mark.filterwarnings("default")
@@ -51,6 +53,21 @@ def test_a_folder_of_the_user_s_own_is_used_and_kept(monkeypatch, tmp_path):
     assert path.is_relative_to(folder)
     assert path.is_file()
     assert os.environ["GRADIO_TEMP_DIR"] == str(folder)
+
+
+@pytest.mark.parametrize("name", ["../a.png", "/etc/passwd", "", "b.png", "a\0b", "a" * 5000])
+def test_what_was_not_uploaded_is_not_found(tmp_path, name):
+    (tmp_path / "a.png").touch()
+    folder = tmp_path / "uploads"
+    folder.mkdir()
+    (folder / "a.png").touch()
+    uploads = Uploads(SimpleNamespace(GRADIO_CACHE=str(folder)))
+    assert uploads.find(str(folder / "a.png")) == folder / "a.png"
+    with pytest.raises(gradio.Error, match="Upload it again"):
+        uploads.find(str(folder / name))
+    with pytest.raises(gradio.Error, match="Upload it again"):
+        uploads.read({"text": "What?", "files": [str(folder / name)]})
+    assert uploads.read(None) == Asked()
 
 
 # --- what is sent and not kept ------------------------------------------------------------------
@@ -156,14 +173,14 @@ def test_what_is_never_sent_is_given_up_and_not_kept(monkeypatch, tmp_path, path
 
 def test_uploads_count_until_they_are_deleted():
     now = [0.0]
-    uploads = Uploads(max_bytes=100_000, seconds=60, clock=lambda: now[0])
-    first, second = uploads.begin(), uploads.begin()
-    assert uploads.add(first, 60_000)
-    assert not uploads.add(second, 60_000)
-    uploads.forget(second)
+    room = UploadRoom(max_bytes=100_000, seconds=60, clock=lambda: now[0])
+    first, second = room.begin(), room.begin()
+    assert room.add(first, 60_000)
+    assert not room.add(second, 60_000)
+    room.forget(second)
     now[0] = 59
-    assert not uploads.add(uploads.begin(), 60_000)
+    assert not room.add(room.begin(), 60_000)
     now[0] = 61
-    assert uploads.add(uploads.begin(), 20_000)
-    uploads.forget(first)  # Of old; it does not count twice.
-    assert not uploads.add(uploads.begin(), 50_000)
+    assert room.add(room.begin(), 20_000)
+    room.forget(first)  # Of old; it does not count twice.
+    assert not room.add(room.begin(), 50_000)

@@ -18,7 +18,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from minigpt4_runtime.web.uploads import Uploads, is_full_disk
+from minigpt4_runtime.web.upload_room import UploadRoom, is_full_disk
 
 # What the page asks for, app_id when a server is back that was gone. Gradio answers more:
 # histories, monitoring, calls past the queue, and the files of other machines.
@@ -30,6 +30,8 @@ _PATHS = re.compile(
 # A question, settings and the names of files; pictures come as uploads.
 _MAX_EVENT_BYTES = 2**20
 _ROOM_AROUND_A_FILE = 2**16
+# A browser sends the pictures that are chosen together in one body; Gradio holds each to its limit.
+_PICTURES_AT_ONCE = 8
 # How long a body may take: a picture comes over a phone's line.
 _EVENT_SECONDS = 30.0
 _UPLOAD_SECONDS = 120.0
@@ -54,11 +56,11 @@ class PageGuard:
     """
 
     def __init__(
-        self, app: ASGIApp, *, max_picture_bytes: int, uploads: Uploads, on_failure: OnFailure
+        self, app: ASGIApp, *, max_picture_bytes: int, room: UploadRoom, on_failure: OnFailure
     ) -> None:
         self._app = app
-        self._max_upload_bytes = max_picture_bytes + _ROOM_AROUND_A_FILE
-        self._uploads = uploads
+        self._max_upload_bytes = _PICTURES_AT_ONCE * (max_picture_bytes + _ROOM_AROUND_A_FILE)
+        self._room = room
         self._on_failure = on_failure
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -70,7 +72,7 @@ class PageGuard:
         most = self._max_upload_bytes if is_upload else _MAX_EVENT_BYTES
         refusal = _refuse(scope, most)
         if not refusal:
-            exchange = _Exchange(receive, send, most, self._uploads if is_upload else None)
+            exchange = _Exchange(receive, send, most, self._room if is_upload else None)
             refusal = await self._pass_on(scope, exchange)
             exchange.end()
         if refusal:
@@ -94,15 +96,15 @@ class PageGuard:
 class _Exchange:
     """One request's bytes, counted while they come, and its answer, if it is one to pass on."""
 
-    def __init__(self, receive: Receive, send: Send, most: int, uploads: Uploads | None) -> None:
+    def __init__(self, receive: Receive, send: Send, most: int, room: UploadRoom | None) -> None:
         self._receive = receive
         self._send = send
         self._most = most
-        self._uploads = uploads
-        self._upload = uploads and uploads.begin()
+        self._room = room
+        self._upload = room and room.begin()
         self._num_bytes = self._status = 0
         self._is_whole = False
-        self._seconds = _UPLOAD_SECONDS if uploads else _EVENT_SECONDS
+        self._seconds = _UPLOAD_SECONDS if room else _EVENT_SECONDS
         self._deadline = asyncio.get_running_loop().time() + self._seconds
         self.refusal: Response | None = None
         self.has_answered = False
@@ -129,17 +131,17 @@ class _Exchange:
         self._num_bytes += num_bytes
         if self._num_bytes > self._most:
             self.refusal = _too_large(self._most)
-        elif self._uploads and self._upload and not self._uploads.add(self._upload, num_bytes):
+        elif self._room and self._upload and not self._room.add(self._upload, num_bytes):
             told = (
-                f"The page keeps {self._uploads.max_bytes / 2**20:,.0f} MiB of pictures, each for "
+                f"The page keeps {self._room.max_bytes / 2**20:,.0f} MiB of pictures, each for "
                 "about an hour, and has no room for this one. Try again later."
             )
             self.refusal = PlainTextResponse(told, 507)
 
     def end(self) -> None:
         """What was not uploaded in the end does not count."""
-        if self._uploads and self._upload and self._status != 200:
-            self._uploads.forget(self._upload)
+        if self._room and self._upload and self._status != 200:
+            self._room.forget(self._upload)
 
     async def send(self, message: Message) -> None:
         """Pass the answer on, with nothing in it that opens the page to other sites."""

@@ -34,7 +34,7 @@ class Upload:
     num_bytes: int = _BYTES_PER_UPLOAD
 
 
-class Uploads:
+class UploadRoom:
     """What was uploaded in the last `seconds`, after which it is deleted: `max_bytes` at most."""
 
     def __init__(
