@@ -7,12 +7,11 @@ Never  copies a weight: transformers' model is given our tensors, for a 7B model
 
 from __future__ import annotations
 
-import argparse
 import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
 
@@ -22,7 +21,7 @@ from torch import Tensor
 from minigpt4_runtime import EngineConfig, MiniGPT4, SamplingParams
 from minigpt4_runtime.bench.presets import cut_layers
 from minigpt4_runtime.checkpoint.key_map import language_origins
-from minigpt4_runtime.config import ModelConfig, VisionConfig
+from minigpt4_runtime.config import DTypeName, ModelConfig, VisionConfig
 from minigpt4_runtime.model.llama import Llama
 from minigpt4_runtime.optional import require
 from minigpt4_runtime.presets import PRESETS
@@ -55,13 +54,17 @@ def in_own_thread(compute: Callable[[], T]) -> T:
 class Ours:
     """The engine as users have it, without a prefix cache."""
 
-    def __init__(self, model_name: str, args: argparse.Namespace) -> None:
-        settings: Any = {"device": args.device, "dtype": args.dtype}
-        settings["engine"] = EngineConfig(prefix_cache=False)
-        if model_name == "demo":
+    def __init__(
+        self, config: ModelConfig | None, *, device: str, dtype: DTypeName,
+        num_blocks: int | None = None,
+    ) -> None:  # fmt: skip
+        """Random weights in that shape, or without one the demo model."""
+        settings: Any = {"device": device, "dtype": dtype}
+        settings["engine"] = EngineConfig(prefix_cache=False, num_blocks=num_blocks)
+        if config is None:
             self._model = MiniGPT4.load(**settings)
         else:
-            self._model = MiniGPT4.with_random_weights(wide_config(args.layers), **settings)
+            self._model = MiniGPT4.with_random_weights(config, **settings)
         self.language: Llama = self._model._sides.language  # noqa: SLF001 - for transformers.
 
     def generate(self, prompts: Sequence[Sequence[int]], counts: Sequence[int]) -> Answered:
@@ -77,6 +80,10 @@ class Ours:
             for prompt, count, own in zip(prompts, counts, times, strict=True)
         ]
         return Answered(started, [list(ticket) for ticket in tickets], times)
+
+    def use_engine(self, **settings: Any) -> None:
+        """Go on with other settings of the engine."""
+        self._model.use_engine({**asdict(self._model.engine_config), **settings})
 
     def rest(self) -> None:
         """Wait until the engine's thread is gone, which takes a second without work."""

@@ -19,10 +19,13 @@ import io
 import json
 import random
 import re
+import shlex
 import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -145,6 +148,29 @@ def resident_bytes(pid: int) -> int:
     return int(found[1]) * 1024
 
 
+@contextmanager
+def serving(*options: str, log: int | None = subprocess.DEVNULL) -> Iterator[tuple[str, int]]:
+    """A server of the demo model as a process of its own: its address and its process id.
+
+    It is asked to end, and its exit status checked, when the block is left in order. `log` None is
+    this process's stderr.
+    """
+    command = [sys.executable, "-m", "minigpt4_runtime", "serve", "--port", "0",
+               "--max-requests", "512", *options]  # fmt: skip
+    server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, encoding="utf-8")
+    try:
+        assert server.stdout
+        url = server.stdout.readline().strip()
+        if not url:
+            raise RuntimeError(f"The server did not start. Try: {shlex.join(command)}")
+        yield url, server.pid
+    finally:
+        server.terminate()
+        status = server.wait(timeout=60)
+    if status:
+        raise RuntimeError(f"The server ended with status {status}.")
+
+
 def read_arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(
@@ -152,40 +178,29 @@ def read_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--clients", default="1,8,64,256", help="rounds, with commas")
     parser.add_argument("--requests", type=int, default=256, help="in each round, at least")
+    parser.add_argument("--device", default="auto", help="what the model runs on")
     parser.add_argument("--json", type=Path, help="a file for all numbers")
     return parser.parse_args()
 
 
 def main() -> None:
     """Start the server, run the rounds, print the table."""
-    args = read_arguments()
-    command = [sys.executable, "-m", "minigpt4_runtime.cli.main", "serve", "--port", "0",
-               "--max-requests", "512"]  # fmt: skip
-    server = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, encoding="utf-8"
-    )
-    try:
-        assert server.stdout
-        url = server.stdout.readline().strip()
+    args, rounds = read_arguments(), []
+    with serving("--device", args.device) as (url, pid):
         asyncio.run(run_round(url, 2, 8))  # Warms it up.
-        print(f"memory before: {resident_bytes(server.pid) / MIB:.0f} MiB")
+        print(f"memory before: {resident_bytes(pid) / MIB:.0f} MiB")
         print("| clients | requests | requests/s | tokens/s | first p50 ms | p99 | token p50 ms | "
               "p99 | errors | MiB after |\n|---|---|---|---|---|---|---|---|---|---|")  # fmt: skip
-        rounds = []
         for num_clients in map(int, args.clients.split(",")):
             result = asyncio.run(run_round(url, num_clients, max(args.requests, 2 * num_clients)))
-            result.memory_bytes = resident_bytes(server.pid)
+            result.memory_bytes = resident_bytes(pid)
             rounds.append(result)
             print(result.as_row(), flush=True)
             for error in sorted(set(result.errors)):
                 print(f"  error: {error}")
-    finally:
-        server.terminate()
-        status = server.wait(timeout=60)
-    print(f"exit status of the server: {status}")
     if args.json:
         args.json.write_text(json.dumps([asdict(each) for each in rounds]) + "\n", "utf-8")
-    sys.exit(bool(status or any(each.errors for each in rounds)))
+    sys.exit(any(each.errors for each in rounds))
 
 
 if __name__ == "__main__":

@@ -96,3 +96,19 @@ def assert_same_ids(golden: Golden, ours: tuple[int, ...], theirs: list[int]) ->
     if len(ours) < len(theirs) - 1:
         assert "###" in tokenizer.decode(ours)
         assert not any(list(ours[-len(stop) :]) == stop for stop in golden.content["stop_ids"])
+
+
+def run_together(golden: Golden, *, most: int | None = None) -> None:
+    """Submit cases with all their searches before any is read, and hold each to the original."""
+    cases = golden.cases("single")[:most]
+    tickets = [
+        (golden.model.submit(golden.question(case), golden.sampling(**SEARCHES[search])), ids)
+        for case in cases
+        for search, ids in case["output_ids"].items()
+    ]
+    for ticket, ids in tickets:
+        *_, last = ticket
+        assert_same_ids(golden, last.reply.token_ids, ids)
+    stats = golden.model.stats()
+    assert stats.num_free_blocks == stats.num_blocks
+    assert (stats.num_running, stats.num_waiting) == (0, 0)

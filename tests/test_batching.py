@@ -4,7 +4,7 @@ Every golden case of one turn, with every search, all at once through engines of
 """
 
 import pytest
-from golden_cases import GOLDENS, NAMES, SEARCHES, Golden, assert_same_ids
+from golden_cases import GOLDENS, NAMES, Golden, run_together
 
 from minigpt4_runtime import MiniGPT4, SamplingParams
 
@@ -21,22 +21,6 @@ ENGINES = {
 def load(golden_model_dir, name, **engine) -> Golden:
     model = MiniGPT4.load(golden_model_dir(name), device="cpu", dtype="float32", engine=engine)
     return Golden(GOLDENS / name, model)
-
-
-def run_together(golden: Golden, *, most: int | None = None) -> None:
-    """Submit cases with all their searches before any is read, and hold each to the original."""
-    cases = golden.cases("single")[:most]
-    tickets = [
-        (golden.model.submit(golden.question(case), golden.sampling(**SEARCHES[search])), ids)
-        for case in cases
-        for search, ids in case["output_ids"].items()
-    ]
-    for ticket, ids in tickets:
-        *_, last = ticket
-        assert_same_ids(golden, last.reply.token_ids, ids)
-    stats = golden.model.stats()
-    assert stats.num_free_blocks == stats.num_blocks
-    assert (stats.num_running, stats.num_waiting) == (0, 0)
 
 
 @pytest.mark.parametrize("engine", ENGINES)

@@ -34,11 +34,13 @@ if not torch.cuda.is_available():
 # How far from the float32 reference a kernel may be in each dtype.
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}
 
-# A kernel's device, and its dtype where a test asks for none. The NPU's operator takes only halves.
+# A kernel's device, and its dtype where a test asks for none. On a GPU each dtype is another
+# kernel; the NPU's operator takes only halves.
+ON_A_GPU = [("cuda", dtype) for dtype in TOLERANCE]
 HELD_TO_THE_REFERENCE = {
-    "reference": [("cpu", torch.float32), ("cuda", torch.float32)],
-    "sdpa": [("cpu", torch.float32), ("cuda", torch.float32)],
-    "triton": [("cpu", torch.float32), ("cuda", torch.float32)],
+    "reference": [("cpu", torch.float32), *ON_A_GPU],
+    "sdpa": [("cpu", torch.float32), *ON_A_GPU],
+    "triton": [("cpu", torch.float32), *ON_A_GPU],
     "npu": [("cpu", torch.float16), ("npu", torch.float16)],
 }
 MARKS = {"cpu": (), "cuda": pytest.mark.gpu, "npu": pytest.mark.npu}
@@ -59,9 +61,13 @@ class Kernel:
     dtype: torch.dtype
 
 
+def show_case(name, device, dtype) -> str:
+    return f"{name}-{device}-{str(dtype).removeprefix('torch.')}"
+
+
 @pytest.fixture(
     params=[
-        pytest.param((name, *case), id=f"{name}-{case[0]}", marks=MARKS[case[0]])
+        pytest.param((name, *case), id=show_case(name, *case), marks=MARKS[case[0]])
         for name, cases in HELD_TO_THE_REFERENCE.items()
         for case in cases
     ]

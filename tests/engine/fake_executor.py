@@ -23,6 +23,8 @@ ENDLESS = {"max_new_tokens": 5000, "ignore_eos": True}
 OUT_OF_MEMORY = [
     torch.OutOfMemoryError("no room"),
     RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"),
+    RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
 ]
 
 

@@ -40,6 +40,10 @@ _LINGER_SECONDS = 0.05
 # After running out of memory: so many steps without trouble let one more request run.
 CALM_STEPS = 200
 _CLOSED = RequestError("The model was closed. Load it again.")
+# What a CPU's allocator, the CUDA driver and cuBLAS say.
+_OUT_OF_MEMORY = (
+    "can't allocate memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED",
+)  # fmt: skip
 
 
 class Executor(Protocol):
@@ -317,9 +321,9 @@ class Engine:
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether torch found no memory; on a CPU it says so in words only."""
+    """Whether a device had no memory. Only torch's own allocator on a GPU has an error for it."""
     return isinstance(error, torch.OutOfMemoryError) or (
-        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+        isinstance(error, RuntimeError) and any(words in str(error) for words in _OUT_OF_MEMORY)
     )
 
 

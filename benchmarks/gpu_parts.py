@@ -1,0 +1,294 @@
+"""One part of benchmarks/gpu.py, which starts this file as a process of its own.
+
+python benchmarks/gpu_parts.py PART --out DIR [--dry-run]
+
+Owns   the parts that ask what there is and whether it is right: facts, kernels, answers, server.
+       gpu_speed.py has those that ask how fast it is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import importlib.util
+import os
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from gpu_results import Results, Setting, UnavailableError, median_seconds
+
+from minigpt4_runtime.config import DTypeName
+
+MOST_WORKERS = 8
+
+
+HERE = "facts", "kernels", "answers", "server"
+PARTS = (*HERE, "language", "vision", "profile", "compiled")
+
+
+def find_part(name: str) -> Callable[[Setting, Results], None]:
+    """A part's code. What the others import is not loaded for it."""
+    module = sys.modules[__name__] if name in HERE else importlib.import_module("gpu_speed")
+    return getattr(module, name)  # type: ignore[no-any-return]
+
+
+# --- facts ----------------------------------------------------------------------------------------
+
+
+def facts(setting: Setting, results: Results) -> None:
+    """The card, and the two ceilings that all rates are held against."""
+    results.attempt("machine", partial(machine, setting.device))
+    results.attempt("copy", partial(copy_rate, setting))
+    for dtype in ("float32", "bfloat16", "float16", "int8", "float8_e4m3fn"):
+        results.attempt(dtype, partial(product_rate, setting, dtype))
+    for uses_cudnn in (True, False):
+        name = f"attention over new lengths, {'with' if uses_cudnn else 'without'} cuDNN"
+        results.attempt(name, partial(new_lengths, setting, uses_cudnn=uses_cudnn))
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    """What a reader must know before comparing two numbers."""
+    from minigpt4_runtime.backend.registry import open_device
+    from minigpt4_runtime.bench.machine import machine_facts
+
+    values: dict[str, Any] = machine_facts(str(device))
+    values["attention"] = open_device(str(device)).facts.attention
+    if device.type == "cuda":
+        card = torch.cuda.get_device_properties(device)
+        values |= {
+            "card": card.name, "capability": f"{card.major}.{card.minor}",
+            "gpu_memory_bytes": card.total_memory, "multiprocessors": card.multi_processor_count,
+            "l2_bytes": card.L2_cache_size, "cuda": torch.version.cuda, "driver": driver_version(),
+            "cudnn": torch.backends.cudnn.version(),  # type: ignore[no-untyped-call]
+        }  # fmt: skip
+    return values
+
+
+def driver_version() -> str:
+    """What nvidia-smi says."""
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=20)
+    except (OSError, subprocess.SubprocessError) as error:
+        return f"unknown ({error})"
+    return done.stdout.splitlines()[0].strip()
+
+
+def copy_rate(setting: Setting) -> dict[str, float]:
+    """Bytes read and written by copying a buffer far larger than the caches."""
+    num_bytes = 2**20 if setting.is_dry else 2**32
+    source = torch.randint(255, (num_bytes,), dtype=torch.uint8, device=setting.device)
+    target = torch.empty_like(source)
+    seconds = median_seconds(lambda: target.copy_(source), setting.device)
+    return {"gigabytes_per_second": 2 * num_bytes / seconds / 1e9}
+
+
+def product_rate(setting: Setting, dtype: str) -> dict[str, float]:
+    """A large product of random matrices, the right one transposed as a weight is."""
+    side = 64 if setting.is_dry else 8192
+    left, right = torch.randn(2, side, side, device=setting.device)
+    multiply = _multiplier(dtype, setting.device)
+    one, other = (_cast(matrix, dtype) for matrix in (left, right))
+    seconds = median_seconds(lambda: multiply(one, other.T), setting.device)
+    return {"teraflops_per_second": 2 * side**3 / seconds / 1e12}
+
+
+def _cast(matrix: torch.Tensor, dtype: str) -> torch.Tensor:
+    if dtype == "int8":
+        return (matrix * 40).clamp(-127, 127).to(torch.int8)
+    return matrix.to(getattr(torch, dtype))
+
+
+def _multiplier(
+    dtype: str, device: torch.device
+) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+    if dtype == "int8":
+        return torch._int_mm  # noqa: SLF001 - torch has no public name for it.
+    if dtype != "float8_e4m3fn":
+        return torch.mm
+    if device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 9):
+        raise UnavailableError("fp8 products need a GPU of compute capability 8.9 or more")
+    scale = torch.ones((), device=device)
+    return lambda a, b: torch._scaled_mm(  # noqa: SLF001
+        a, b, scale_a=scale, scale_b=scale, out_dtype=torch.bfloat16, use_fast_accum=True
+    )
+
+
+def new_lengths(setting: Setting, *, uses_cudnn: bool) -> dict[str, float]:
+    """What the host does for each context of a length that it has not had before."""
+    attend = torch.nn.functional.scaled_dot_product_attention
+    dtype = torch.float32 if setting.is_dry else torch.float16
+    q, k = (torch.randn(1, 32, n, 128, device=setting.device).to(dtype) for n in (1, 400))
+    before = torch.backends.cuda.cudnn_sdp_enabled()  # type: ignore[no-untyped-call]
+    torch.backends.cuda.enable_cudnn_sdp(uses_cudnn)
+    try:
+        attend(q, k, k)
+        setting.synchronize()
+        started = time.perf_counter()
+        for length in range(300, 320):
+            attend(q, k[:, :, :length], k[:, :, :length])
+        setting.synchronize()
+        return {"milliseconds": (time.perf_counter() - started) / 20 * 1e3}
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(before)
+
+
+# --- kernels and answers --------------------------------------------------------------------------
+
+
+def kernels(setting: Setting, results: Results) -> None:
+    """`pytest -m gpu` of what is closest to the card."""
+    run_tests("pytest -m gpu tests/backend", list(files_of_gpu_tests(setting, "backend")), results)
+
+
+def answers(setting: Setting, results: Results) -> None:
+    """`pytest -m gpu` of all else; then the demo model's exact answers in half precision."""
+    backend = {*files_of_gpu_tests(setting, "backend")}
+    others = [path for path in files_of_gpu_tests(setting) if path not in backend]
+    run_tests("pytest -m gpu, all other tests", others, results)
+    dtypes: list[DTypeName] = ["float32"] if setting.is_dry else ["float16", "bfloat16"]
+    for dtype in dtypes:
+        results.attempt(f"demo {dtype}", partial(demo_answers, setting, dtype))
+
+
+def files_of_gpu_tests(setting: Setting, *below: str) -> Iterator[Path]:
+    """The test files that have tests for a GPU: all others may need packages that are not here."""
+    for path in sorted((setting.checkout / "tests").joinpath(*below).rglob("test_*.py")):
+        if "mark.gpu" in path.read_text("utf-8"):
+            yield path
+
+
+def run_tests(name: str, paths: Sequence[Path], results: Results, *more: str) -> None:
+    """Run tests in this process, over several workers where pytest-xdist is here."""
+    import pytest
+
+    # An old torch's warnings are no failures; what pytest prints about them is in the log.
+    options = ["-m", "gpu", "-W", "default", "-q", "--tb=short", "-p", "no:cacheprovider", *more]
+    if importlib.util.find_spec("xdist") and torch.cuda.is_available():
+        options += ["-n", str(min(MOST_WORKERS, os.cpu_count() or 1))]
+    recorder = TestRecorder(name, results)
+    status = pytest.main([*options, *map(str, paths)], plugins=[recorder])
+    recorder.keep(status=int(status))
+    if status not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
+        results.num_errors += 1
+        results.add(f"{name}: the run itself", error=f"pytest ended with {status!r}")
+
+
+class TestRecorder:
+    """A pytest plugin that keeps the counts, and each failure as soon as there is one."""
+
+    __test__ = False
+
+    def __init__(self, name: str, results: Results) -> None:
+        self._name, self._results = name, results
+        self._counts = {"passed": 0, "failed": 0, "skipped": 0}
+        self._failures: list[dict[str, str]] = []
+
+    def pytest_runtest_logreport(self, report: Any) -> None:
+        """Count a test once: by its call, or by what came of it before or after."""
+        if report.when == "call" or report.outcome != "passed":
+            self._counts[report.outcome] += 1
+            if report.failed:
+                self._fail(report.nodeid, str(report.longrepr))
+            elif sum(self._counts.values()) % 50 == 0:
+                self.keep()
+
+    def pytest_collectreport(self, report: Any) -> None:
+        """A file that cannot be collected is a failure."""
+        if report.failed:
+            self._counts["failed"] += 1
+            self._fail(report.nodeid, str(report.longrepr))
+
+    def _fail(self, test: str, text: str) -> None:
+        errors = [line for line in text.splitlines() if line.startswith("E ")] or [text[-200:]]
+        self._failures.append({"test": test, "why": errors[0][:300]})
+        self._results.num_errors += 1
+        self.keep()
+
+    def keep(self, **values: object) -> None:
+        """Write down where the run stands."""
+        self._results.add(self._name, **self._counts, failures=self._failures, **values)
+
+
+def demo_answers(setting: Setting, dtype: DTypeName) -> dict[str, Any]:
+    """What `minigpt4 evaluate demo` counts, of several seeds at once."""
+    from minigpt4_runtime import MiniGPT4
+    from minigpt4_runtime.evaluation.demo_check import check
+
+    seeds, num_scenes = (range(1), 1) if setting.is_dry else (range(8), 25)
+    model = MiniGPT4.load(device=str(setting.device), dtype=dtype)
+    with model, ThreadPoolExecutor(len(seeds)) as pool:
+        reports = list(pool.map(lambda seed: check(model, num_scenes=num_scenes, seed=seed), seeds))
+    right: Counter[str] = Counter()
+    asked: Counter[str] = Counter()
+    for report in reports:
+        for group, score in report.by_group().items():
+            right[group] += score.num_right
+            asked[group] += score.num_asked
+    groups = {group: [right[group], asked[group]] for group in asked}
+    return {"scenes": len(seeds) * num_scenes, "right_of_asked": groups}
+
+
+# --- server ---------------------------------------------------------------------------------------
+
+
+def server(setting: Setting, results: Results) -> None:
+    """benchmarks/serve_load.py with 64 clients."""
+    for package in ("fastapi", "uvicorn", "httpx"):
+        if importlib.util.find_spec(package) is None:
+            results.add("64 clients", unavailable=f"{package} is not installed")
+            return
+    from serve_load import run_round, serving
+
+    clients, requests = (2, 4) if setting.is_dry else (64, 512)
+
+    def measure() -> Mapping[str, object]:
+        dtype = "float32" if setting.is_dry else "float16"
+        options = ("--device", str(setting.device), "--dtype", dtype)
+        with serving(*options, log=None) as (url, _):
+            asyncio.run(run_round(url, clients, 2 * clients))  # Warms it up.
+            done = asyncio.run(run_round(url, clients, requests))
+        if done.errors:
+            raise RuntimeError(f"{len(done.errors)} requests failed: {done.errors[0]}")
+        return {
+            "clients": clients, "requests": requests, "seconds": done.seconds,
+            "tokens_per_second": done.tokens / done.seconds,
+            "first_ms": percentiles(done.first), "token_ms": percentiles(done.per_token),
+        }  # fmt: skip
+
+    results.attempt(f"{clients} clients", measure)
+
+
+def percentiles(seconds: Sequence[float]) -> dict[str, float]:
+    """The median and the 99th percentile, in milliseconds."""
+    times = torch.tensor(seconds, dtype=torch.float64) * 1e3
+    middle, late = times.quantile(torch.tensor([0.5, 0.99], dtype=torch.float64)).tolist()
+    return {"p50": middle, "p99": late}
+
+
+def main() -> None:
+    """Run one part; the exit status tells whether all of it went well."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("part", choices=PARTS)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--dry-run", action="store_true")
+    args = parser.parse_args()
+    setting, results = Setting(args.dry_run), Results(args.out / f"{args.part}.json")
+    if not args.dry_run and not torch.cuda.is_available():
+        sys.exit("torch finds no CUDA device here. Try the script itself with --dry-run.")
+    find_part(args.part)(setting, results)
+    sys.exit(bool(results.num_errors))
+
+
+if __name__ == "__main__":
+    main()

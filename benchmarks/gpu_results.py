@@ -1,0 +1,99 @@
+"""What every part of benchmarks/gpu.py shares: results that are kept at once, and a clock.
+
+Owns   a part's JSON file, what becomes of a measurement that fails, and how device work is timed.
+Takes  a part's name and measurements as functions.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from minigpt4_runtime.report.files import write_whole
+
+
+class UnavailableError(Exception):
+    """This machine lacks what a measurement needs. That is an outcome, not a failure."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Where the parts run. A dry run takes tiny shapes and the CPU, and executes the same code."""
+
+    is_dry: bool
+    checkout: Path = Path(__file__).parents[1]
+
+    @property
+    def device(self) -> torch.device:
+        """The first GPU; in a dry run the CPU."""
+        return torch.device("cpu") if self.is_dry else torch.device("cuda", 0)
+
+    def synchronize(self) -> None:
+        """Wait until the device has done all that it was given."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+
+class Results:
+    """The results of one part; the file is whole after each of them."""
+
+    def __init__(self, path: Path) -> None:
+        self.folder = path.parent
+        self.num_errors = 0
+        self._path = path
+        self._found: list[dict[str, Any]] = []
+
+    def add(self, name: str, **values: object) -> None:
+        """Keep a result. One with the same name takes the place of the former."""
+        self._found = [each for each in self._found if each["name"] != name]
+        self._found.append({"name": name, **values})
+        write_whole(self._path, json.dumps(self._found, indent=1) + "\n")
+        print(f"{name}: {json.dumps(values)[:300]}", flush=True)
+
+    def attempt(self, name: str, measure: Callable[[], Mapping[str, object]]) -> None:
+        """Keep what `measure` returns, or the error that it ends with."""
+        try:
+            values = measure()
+        except UnavailableError as reason:
+            values = {"unavailable": str(reason)}
+        except Exception as error:  # noqa: BLE001 - later measurements must not be lost with it.
+            traceback.print_exc()
+            self.num_errors += 1
+            values = {"error": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"}
+        self.add(name, **values)
+
+
+def median_seconds(
+    compute: Callable[[], object], device: torch.device, *, repeats: int = 10, warm_up: int = 3
+) -> float:
+    """The median time of one computation, on CUDA by the GPU's own clock."""
+    for _ in range(warm_up):
+        compute()
+    if device.type != "cuda":
+        return statistics.median(_clocked(compute) for _ in range(repeats))
+    marks: list[Any] = [
+        torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        for _ in range(repeats + 1)
+    ]
+    marks[0].record()
+    for mark in marks[1:]:
+        compute()
+        mark.record()
+    torch.cuda.synchronize(device)
+    times: list[float] = [a.elapsed_time(b) for a, b in pairwise(marks)]  # In milliseconds.
+    return statistics.median(times) / 1e3
+
+
+def _clocked(compute: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    compute()
+    return time.perf_counter() - started

@@ -1,0 +1,439 @@
+"""The parts of benchmarks/gpu.py that ask how fast it is: language, vision, profile, compiled.
+
+Owns   the shapes that are measured, and one decode step that can be timed, profiled and captured.
+Takes  a Setting. In a dry run the shapes are the demo model's or smaller.
+"""
+
+from __future__ import annotations
+
+import gzip
+import shutil
+import statistics
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+from engine import Work, cost, decode_rate, prefill_rate
+from gpu_results import Results, Setting, UnavailableError, median_seconds
+from rivals import Answered, Ours, Transformers, wide_config
+from torch import Tensor
+
+from minigpt4_runtime.api import DEMO_MODEL_DIR
+from minigpt4_runtime.backend.contracts import BatchLayout, SequenceSlice, VisionEncoder
+from minigpt4_runtime.backend.registry import attention_kernel, open_device, vision_encoder
+from minigpt4_runtime.bench.costs import vision_gigaflops
+from minigpt4_runtime.checkpoint.blank_model import blank_language, blank_vision, model_shapes
+from minigpt4_runtime.checkpoint.config_file import load_config
+from minigpt4_runtime.checkpoint.random_weights import fill_at_random
+from minigpt4_runtime.config import DTypeName, EngineConfig, ModelConfig
+from minigpt4_runtime.engine.plan import Slice, StepPlan
+from minigpt4_runtime.engine.runner import Runner
+from minigpt4_runtime.errors import BackendUnavailableError
+from minigpt4_runtime.model.llama import Attend, Llama
+from minigpt4_runtime.model.parallel import Solo
+from minigpt4_runtime.optional import require
+from minigpt4_runtime.presets import PRESETS
+
+SHOWN_KERNELS = 25
+CONTEXT = 300  # Tokens of each sequence of a decode step: a picture, a question, half an answer.
+BLOCK_SIZE = EngineConfig.block_size
+COMPILED_LAYERS = 8  # Compiling all 32 takes longer than the part has.
+_CLOSE = 0.02  # Largest difference of logits, as a share of the largest, between two ways.
+
+
+# --- language -------------------------------------------------------------------------------------
+
+
+Generate = Callable[[Sequence[Sequence[int]], Sequence[int]], Answered]
+
+
+def language(setting: Setting, results: Results) -> None:
+    """Ours and transformers on the same weights: tokens per second of each repeat."""
+    config = None if setting.is_dry else wide_config(32)
+    dtype: DTypeName = "float32" if setting.is_dry else "float16"
+    # So much memory is left for transformers' own cache.
+    num_blocks = 64 if setting.is_dry else 64 * 256 // BLOCK_SIZE
+    ours = Ours(config, device=str(setting.device), dtype=dtype, num_blocks=num_blocks)
+    theirs: list[Transformers] = []
+
+    def assemble() -> dict[str, object]:
+        theirs.append(Transformers(ours.language))
+        return {}
+
+    results.attempt("transformers", assemble)
+    works = language_works(is_dry=setting.is_dry)
+    for work in works:
+        compare(work, ours, theirs[0] if theirs else None, setting, results)
+    ours.use_engine(max_step_tokens=2048)
+    results.attempt("prefill in one step", partial(rates, works[-1], ours.generate, ours, setting))
+
+
+def compare(
+    work: Work, ours: Ours, theirs: Transformers | None, setting: Setting, results: Results
+) -> None:
+    """One side after the other, so that an error of one does not lose the other's rate."""
+    said: list[Answered] = []
+    ask_ours = partial(rates, work, ours.generate, ours, setting, said)
+    results.attempt(work.name, ask_ours)
+    if theirs is not None:
+        generate = partial(theirs.generate, batch_size=work.batch_size)
+        ask_theirs = partial(rates, work, generate, ours, setting, said)
+        results.attempt(f"{work.name}, transformers", ask_theirs)
+    if len(said) == 2:
+        results.add(f"{work.name}, agreement", tokens=common_beginning(*said))
+
+
+def rates(
+    work: Work, generate: Generate, ours: Ours, setting: Setting,
+    said: list[Answered] | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """Rates, and what a token costs at the least in GB read or in GFLOP."""
+    found = []
+    for repeat in range(-1, 1 if setting.is_dry else 3):  # The first one warms up.
+        prompts = work.prompts(ours.language.config.vocab_size, repeat)
+        answered = generate(prompts, work.counts)
+        found.append(work.rate(answered, work))
+    if said is not None:
+        said.append(answered)
+    return {"rates": found[1:], "cost": cost(work, ours.language), "unit": work.unit}
+
+
+def common_beginning(ours: Answered, theirs: Answered) -> float:
+    """How many tokens of an answer are the same on both sides before the first other one."""
+    return statistics.median(
+        next((i for i, (a, b) in enumerate(zip(mine, yours, strict=True)) if a != b), len(mine))
+        for mine, yours in zip(ours.token_ids, theirs.token_ids, strict=True)
+    )
+
+
+def language_works(*, is_dry: bool) -> list[Work]:
+    """Prompts of 128 tokens and answers of 64, and one long prompt."""
+    if is_dry:
+        return [
+            Work("decode1", [8], [4], decode_rate, 1),
+            Work("decode4", [8] * 4, [6] * 4, decode_rate, 4),
+            Work("prefill", [32], [1], prefill_rate, 1),
+        ]
+    decodes = [
+        Work(f"decode{count}", [128] * count, [64] * count, decode_rate, count)
+        for count in (1, 8, 64)
+    ]
+    return [*decodes, Work("prefill", [1920], [1], prefill_rate, 1)]
+
+
+# --- vision ---------------------------------------------------------------------------------------
+
+
+def vision(setting: Setting, results: Results) -> None:
+    """The image side at full depth: milliseconds from pixels in memory to rows on the device."""
+    config = picture_config(setting)
+    dtypes: list[DTypeName] = ["float32"] if setting.is_dry else ["float16", "bfloat16"]
+    for dtype in dtypes:
+        encoder = random_encoder(config, setting.device, dtype)
+        time_encoder(f"torch {dtype}", encoder, setting, results)
+        torch.backends.cuda.enable_cudnn_sdp(True)
+        time_encoder(f"torch with cuDNN's attention {dtype}", encoder, setting, results)
+        torch.backends.cuda.enable_cudnn_sdp(False)
+    name = "ONNX Runtime float32"
+    try:
+        with compiled_encoder(setting) as encoder:
+            time_encoder(name, encoder, setting, results)
+    except UnavailableError as reason:
+        results.add(name, unavailable=str(reason))
+
+
+def time_encoder(name: str, encoder: VisionEncoder, setting: Setting, results: Results) -> None:
+    """One picture, and many at once."""
+    for count in (1, 2) if setting.is_dry else (1, 16):
+        results.attempt(f"{name}, {count}", partial(time_pictures, encoder, count, setting))
+
+
+def picture_config(setting: Setting) -> ModelConfig:
+    """The published image side, or the demo model's."""
+    return load_config(DEMO_MODEL_DIR) if setting.is_dry else PRESETS["vicuna-7b"]
+
+
+def random_encoder(config: ModelConfig, device: torch.device, dtype: DTypeName) -> VisionEncoder:
+    """The image side in torch, with random weights."""
+    fill_at_random(part := blank_vision(config), device=device, dtype=getattr(torch, dtype))
+    return vision_encoder("torch")(part)
+
+
+def time_pictures(encoder: VisionEncoder, count: int, setting: Setting) -> dict[str, float]:
+    """Encode random pictures."""
+    config = picture_config(setting)
+    size = config.vision.image_size
+    pixels = torch.randn(count, 3, size, size)
+    repeats = 2 if setting.is_dry else 20
+    seconds = median_seconds(lambda: encoder.encode(pixels), setting.device, repeats=repeats)
+    gigaflops = count * vision_gigaflops(config)
+    return {
+        "pictures": count, "milliseconds": 1e3 * seconds,
+        "teraflops_per_second": gigaflops / seconds / 1e3,
+    }  # fmt: skip
+
+
+@contextmanager
+def compiled_encoder(setting: Setting) -> Iterator[VisionEncoder]:
+    """The same as a graph in ONNX Runtime on the GPU, exported first."""
+    try:
+        runtime = require("onnxruntime", install="pip install onnxruntime-gpu")
+    except BackendUnavailableError as error:
+        raise UnavailableError(str(error)) from None
+    provider, there = setting.device.type, runtime.get_available_providers()
+    if f"{provider.upper()}ExecutionProvider" not in there:
+        raise UnavailableError(f"this ONNX Runtime has only {', '.join(there)}")
+    from minigpt4_runtime.export.onnx import GraphPlan, export_onnx
+
+    with tempfile.TemporaryDirectory() as work_dir:
+        model_dir = DEMO_MODEL_DIR if setting.is_dry else write_full_model(Path(work_dir, "model"))
+        graph_dir = Path(work_dir, "graph")
+        export_onnx(model_dir, graph_dir, pictures=[], plan=GraphPlan(batch_sizes=None))
+        yield vision_encoder("onnx")(
+            graph_dir / "vision.onnx", None, device=setting.device, dtype=torch.float32,
+            provider=provider,
+        )  # fmt: skip
+
+
+def write_full_model(model_dir: Path) -> Path:
+    """A model folder with the published image side and hardly any language model."""
+    from load_memory import TOKENIZER
+    from vision_export import RandomWeights, full_config
+
+    from minigpt4_runtime.checkpoint.folder import write_folder
+
+    config = full_config(PRESETS["vicuna-7b"].vision.num_hidden_layers)
+    write_folder(model_dir, config, RandomWeights(model_shapes(config)), TOKENIZER)
+    return model_dir
+
+
+# --- one decode step ------------------------------------------------------------------------------
+
+
+class DecodeStep:
+    """The next token of so many answers at CONTEXT tokens, on random keys and values."""
+
+    def __init__(self, language: Llama, setting: Setting, *, batch: int) -> None:
+        backend = open_device(str(setting.device))
+        num_blocks = -(-CONTEXT // BLOCK_SIZE)
+        kernel = attention_kernel(backend.facts.attention)
+        self.language = language
+        self.batch = batch
+        self._runner = Runner(
+            language, None, kernel, config=EngineConfig(), num_blocks=batch * num_blocks
+        )
+        self._blocks = [
+            tuple(range(first, first + num_blocks))
+            for first in range(0, batch * num_blocks, num_blocks)
+        ]
+        cache = self._runner._cache  # noqa: SLF001 - nothing else fills it without a prompt.
+        for side in (cache.keys, cache.values):
+            side.normal_()
+        layout = BatchLayout(
+            tuple(SequenceSlice(row, 1, CONTEXT, own) for row, own in enumerate(self._blocks))
+        )
+        self._attend: Attend = kernel(cache, layout)
+        self._rows = torch.randn(batch, language.config.hidden_size, device=setting.device).to(
+            language.token_embedding.weight.dtype
+        )
+        self._positions = torch.full((batch,), CONTEXT - 1, device=setting.device)
+
+    def run(self) -> list[int]:
+        """All of a step that the engine's thread does between two plans, the choice included."""
+        slices = (
+            Slice(number, 0, CONTEXT - 1, (5,), blocks, is_sampled=True)
+            for number, blocks in enumerate(self._blocks)
+        )
+        logits = self._runner.execute(StepPlan(tuple(slices)), {})
+        chosen: list[int] = logits.argmax(-1).tolist()
+        return chosen
+
+    @torch.no_grad()  # torch.compile takes no views of tensors in inference mode.
+    def compute(self) -> Tensor:
+        """The model alone: rows → logits. Nothing here asks the device for anything."""
+        return self.language.logits(self.language(self._rows, self._positions, self._attend))
+
+
+def random_language(setting: Setting, num_layers: int) -> Llama:
+    """A language model of 7B's widths, or the demo model's."""
+    config, dtype = wide_config(num_layers).language, torch.float16
+    if setting.is_dry:
+        config, dtype = load_config(DEMO_MODEL_DIR).language, torch.float32
+        config = replace(config, num_hidden_layers=1)
+    fill_at_random(model := blank_language(config, Solo()), device=setting.device, dtype=dtype)
+    return model
+
+
+# --- profile --------------------------------------------------------------------------------------
+
+
+def profile(setting: Setting, results: Results) -> None:
+    """Kernels and launch gaps of one decode step and of one picture."""
+    profile_steps(setting, results)
+    profile_picture(setting, results)
+
+
+def profile_steps(setting: Setting, results: Results) -> None:
+    """The whole step, as the engine's thread runs it."""
+    model = random_language(setting, 32)
+    for batch in (1, 2) if setting.is_dry else (1, 64):
+        step = DecodeStep(model, setting, batch=batch)
+        profiled(f"decode step of {batch}", step.run, setting, results)
+
+
+def profile_picture(setting: Setting, results: Results) -> None:
+    """From pixels in memory to rows on the device."""
+    config = picture_config(setting)
+    encoder = random_encoder(config, setting.device, "float32" if setting.is_dry else "float16")
+    pixels = torch.randn(1, 3, config.vision.image_size, config.vision.image_size)
+    profiled("one picture", lambda: encoder.encode(pixels), setting, results)
+
+
+def profiled(name: str, compute: Callable[[], object], setting: Setting, results: Results) -> None:
+    """Keep what the device does in one run of it."""
+    trace_path = results.folder / f"trace-{name.replace(' ', '-')}.json.gz"
+    results.attempt(name, lambda: look_at(compute, setting, trace_path))
+
+
+def look_at(compute: Callable[[], object], setting: Setting, trace_path: Path) -> dict[str, Any]:
+    """Time it without the profiler, and then run it once under it."""
+    repeats = 2 if setting.is_dry else 10
+    seconds = median_seconds(compute, setting.device, repeats=repeats)
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    if setting.device.type == "cuda":
+        activities.append(torch.profiler.ProfilerActivity.CUDA)
+    for _ in range(2):  # The first one starts the profiler's own libraries.
+        with torch.profiler.profile(activities=activities) as profiler:
+            compute()
+            setting.synchronize()
+    keep_trace(profiler, trace_path)
+    wanted = setting.device.type.upper()
+    spans = [
+        (event.time_range.start, event.time_range.end, event.name)
+        for event in profiler.events() or ()
+        if event.device_type.name == wanted
+    ]
+    return {"milliseconds": 1e3 * seconds, **busy_time(spans), "kernels": longest(spans)}
+
+
+Span = tuple[float, float, str]  # Start and end in microseconds, and a name.
+
+
+def busy_time(spans: Sequence[Span]) -> dict[str, float]:
+    """How long something ran on the device, and the longest gap, in which it waited for a launch.
+
+    Gaps are longer under the profiler than without it.
+    """
+    if not spans:
+        raise RuntimeError("the profiler has seen nothing on the device")
+    merged: list[list[float]] = []
+    for start, end, _ in sorted(spans):
+        if merged and start <= merged[-1][1]:
+            merged[-1][1] = max(merged[-1][1], end)
+        else:
+            merged.append([start, end])
+    gaps = [after[0] - before[1] for before, after in pairwise(merged)]
+    return {
+        "operations": len(spans),
+        "busy_ms": sum(end - start for start, end in merged) / 1e3,
+        "longest_gap_ms": max(gaps, default=0.0) / 1e3,
+    }
+
+
+def longest(spans: Sequence[Span]) -> list[dict[str, object]]:
+    """The kernels that take the most time in all."""
+    times: dict[str, list[float]] = {}
+    for start, end, name in spans:
+        times.setdefault(name, []).append(end - start)
+    ranked = sorted(times.items(), key=lambda item: -sum(item[1]))
+    return [
+        {"kernel": name[:160], "calls": len(each), "ms": sum(each) / 1e3}
+        for name, each in ranked[:SHOWN_KERNELS]
+    ]
+
+
+def keep_trace(profiler: torch.profiler.profile, path: Path) -> None:
+    """For chrome://tracing or ui.perfetto.dev."""
+    with tempfile.NamedTemporaryFile(suffix=".json") as plain:
+        profiler.export_chrome_trace(plain.name)
+        with Path(plain.name).open("rb") as source, gzip.open(path, "wb") as target:
+            shutil.copyfileobj(source, target)
+
+
+# --- compiled -------------------------------------------------------------------------------------
+
+
+def compiled(setting: Setting, results: Results) -> None:
+    """A first number: the step as the engine runs it, the model alone, a graph, torch.compile."""
+    compare_ways(random_language(setting, 32), 32, setting, results)
+    model = random_language(setting, COMPILED_LAYERS)
+    compare_ways(model, COMPILED_LAYERS, setting, results)
+    for batch in (1,) if setting.is_dry else (1, 64):
+        step = DecodeStep(model, setting, batch=batch)
+        name = f"torch.compile, {COMPILED_LAYERS} layers, {batch}"
+        results.attempt(name, partial(torch_compiled, step, setting))
+
+
+def compare_ways(model: Llama, num_layers: int, setting: Setting, results: Results) -> None:
+    """The ways to run one step of a model."""
+    for batch in (1,) if setting.is_dry else (1, 8, 64):
+        step = DecodeStep(model, setting, batch=batch)
+        ways: dict[str, Callable[[], Mapping[str, object]]] = {
+            "engine": partial(timed, step.run, setting),
+            "eager": partial(timed, step.compute, setting),
+            "graph": partial(captured, step, setting),
+        }
+        for way, measure_way in ways.items():
+            results.attempt(f"{way}, {num_layers} layers, {batch}", measure_way)
+
+
+def timed(compute: Callable[[], object], setting: Setting) -> dict[str, float]:
+    """Milliseconds."""
+    return {"milliseconds": 1e3 * median_seconds(compute, setting.device, repeats=20)}
+
+
+def captured(step: DecodeStep, setting: Setting) -> dict[str, Any]:
+    """One CUDA graph of the step's model, replayed."""
+    if setting.device.type != "cuda":
+        raise UnavailableError("CUDA graphs need a GPU")
+    expected = step.compute().clone()
+    side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    side.wait_stream(torch.cuda.current_stream())  # What must be warm before a capture.
+    with torch.cuda.stream(side):
+        step.compute()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        logits = step.compute()
+    values: dict[str, Any] = timed(graph.replay, setting)
+    return {**values, "difference": check_close(logits, expected)}
+
+
+def torch_compiled(step: DecodeStep, setting: Setting) -> dict[str, Any]:
+    """The step's model under torch.compile, as it stands."""
+    expected = step.compute().clone()
+    torch._dynamo.reset()  # noqa: SLF001 - what another batch has compiled counts against a limit.
+    # On a CPU its code generator takes a minute, for code that is not looked at.
+    backend = "eager" if setting.is_dry else "inductor"
+    compute = torch.compile(step.compute, dynamic=False, backend=backend)
+    first = median_seconds(compute, setting.device, repeats=1, warm_up=0)
+    difference = check_close(compute(), expected)
+    values: dict[str, Any] = timed(compute, setting)
+    breaks = sum(torch._dynamo.utils.counters["graph_break"].values())  # noqa: SLF001
+    return {
+        **values, "first_call_seconds": first, "graph_breaks": breaks, "difference": difference,
+    }  # fmt: skip
+
+
+def check_close(logits: Tensor, expected: Tensor) -> float:
+    """The largest difference, as a share of the largest value; too large a one is an error."""
+    share = float((logits - expected).abs().max() / expected.abs().max())
+    if not share <= _CLOSE:
+        raise RuntimeError(f"the logits differ by {share:.3f} of the largest")
+    return share

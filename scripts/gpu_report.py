@@ -1,0 +1,280 @@
+"""What benchmarks/gpu.py found, as the tables of docs/performance.md.
+
+python scripts/gpu_report.py DIR > tables.md
+
+Takes  the folder that a run wrote. Needs nothing but Python.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+SHOWN_KERNELS = 8
+Result = Mapping[str, Any]
+Cell = str | float | None
+
+
+class Run:
+    """A run's record and results. A result that failed, or could not be had, has no numbers."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self.record: dict[str, Any] = self._read("run.json")
+        self.parts: dict[str, dict[str, Any]] = self.record["parts"]
+
+    def _read(self, name: str) -> Any:
+        return json.loads((self._folder / name).read_text("utf-8"))
+
+    def results(self, part: str) -> list[dict[str, Any]]:
+        """Everything a part has found."""
+        path = self._folder / f"{part}.json"
+        return self._read(path.name) if part in self.parts and path.exists() else []
+
+    def numbers(self, part: str) -> dict[str, dict[str, Any]]:
+        """Of those, what was measured."""
+        return {
+            each["name"]: each
+            for each in self.results(part)
+            if "error" not in each and "unavailable" not in each
+        }
+
+    @property
+    def copied(self) -> float | None:
+        """GB/s, read and written, when a large buffer is copied."""
+        found = self.numbers("facts").get("copy")
+        return found["gigabytes_per_second"] if found else None
+
+    def multiplied(self, dtype: str) -> float | None:
+        """TFLOP/s of a large product."""
+        found = self.numbers("facts").get(dtype)
+        return found["teraflops_per_second"] if found else None
+
+
+def as_markdown(run: Run) -> str:
+    """All tables, with what is missing from them."""
+    blocks = [heading(run)]
+    for title, table in TABLES.items():
+        lines = list(table(run))
+        if len(lines) > 2:  # A head and its rule alone are no table.
+            blocks.append("\n".join([f"**{title}**", "", *lines]))
+    lacking = list(what_is_missing(run))
+    if lacking:
+        blocks.append("\n".join(["**Not measured, or failed**", "", *lacking]))
+    return "\n\n".join(blocks) + "\n"
+
+
+def heading(run: Run) -> str:
+    """On what it was measured, and of what."""
+    facts, packages = run.numbers("facts").get("machine", {}), run.record["packages"]
+    card = facts.get("card", "no GPU")
+    versions = ", ".join(
+        f"{name} {packages[name]}"
+        for name in ("torch", "triton", "transformers", "onnxruntime")
+        if name in packages
+    )
+    dry = " (a dry run: no number means anything)" if run.record["is_dry"] else ""
+    cuda = ""
+    if "driver" in facts:
+        cuda = f", driver {facts['driver']}, CUDA {facts['cuda']}, cuDNN {facts['cudnn']}"
+    kernel = f"; attention by {facts['attention']}" if "attention" in facts else ""
+    return (
+        f"### {card}, commit {run.record['commit']}{dry}\n\n"
+        f"`python benchmarks/gpu.py`, {run.record['started']} UTC{cuda}; {versions}; Python "
+        f"{run.record['python']}{kernel}; {facts.get('processor', 'unknown processor')}."
+    )
+
+
+# --- tables ---------------------------------------------------------------------------------------
+
+
+def table_lines(head: Sequence[str], rows: Iterable[Sequence[Cell]]) -> Iterator[str]:
+    """Markdown: a head, a rule and the rows."""
+    yield "| " + " | ".join(head) + " |"
+    yield "|" + "---|" * len(head)
+    for row in rows:
+        yield "| " + " | ".join(map(show, row)) + " |"
+
+
+def show(cell: Cell) -> str:
+    """Three digits; what is not known is a dash."""
+    if cell is None:
+        return "–"
+    if isinstance(cell, str):
+        return cell
+    return f"{cell:.0f}" if abs(cell) >= 100 else f"{cell:.3g}"
+
+
+def share(part: float, ceiling: float | None) -> str | None:
+    """Of a ceiling that may not have been measured."""
+    return f"{part / ceiling:.0%}" if ceiling else None
+
+
+def ceilings(run: Run) -> Iterator[str]:
+    """What everything else is held against."""
+    found = run.numbers("facts")
+    rows: list[Sequence[Cell]] = []
+    if run.copied:
+        rows.append(("copy, read and written", run.copied, "GB/s"))
+    rows += [
+        (f"product, {name}", each["teraflops_per_second"], "TFLOP/s")
+        for name, each in found.items()
+        if "teraflops_per_second" in each
+    ]
+    rows += [
+        (name, each["milliseconds"], "ms each")
+        for name, each in found.items() if name.startswith("attention over")
+    ]  # fmt: skip
+    return table_lines(("ceiling", "measured", ""), rows)
+
+
+def tests(run: Run) -> Iterator[str]:
+    """Counts, and each failure."""
+    rows = [
+        (each["name"], each["passed"], each["failed"], each["skipped"],
+         "whole" if each.get("status") in (0, 1) else "broken off")
+        for part in ("kernels", "answers") for each in run.results(part) if "passed" in each
+    ]  # fmt: skip
+    yield from table_lines(("tests", "passed", "failed", "skipped", "run"), rows)
+    for part in ("kernels", "answers"):
+        for each in run.results(part):
+            for failure in each.get("failures", ()):
+                yield f"- `{failure['test']}`: {failure['why']}"
+
+
+def demo_answers(run: Run) -> Iterator[str]:
+    """Exact answers of the demo model."""
+    rows = [
+        (name.removeprefix("demo "), group, f"{right} of {asked}", share(right, asked))
+        for name, each in run.numbers("answers").items() if "right_of_asked" in each
+        for group, (right, asked) in each["right_of_asked"].items()
+    ]  # fmt: skip
+    return table_lines(("demo model in", "what", "exactly right", ""), rows)
+
+
+def language(run: Run) -> Iterator[str]:
+    """Rates beside transformers, and what they come to of the ceilings."""
+    found = run.numbers("language")
+    rows: list[Sequence[Cell]] = []
+    for name, each in found.items():
+        if "rates" not in each or name.endswith(", transformers"):
+            continue
+        theirs = found.get(f"{name}, transformers")
+        ours_rate = statistics.median(each["rates"])
+        their_rate = statistics.median(theirs["rates"]) if theirs else None
+        ceiling = run.copied
+        if each["unit"] == "GFLOP/s":
+            products = run.multiplied("float16")
+            ceiling = products and products * 1e3
+        rows.append((
+            name, ours_rate, their_rate, f"{ours_rate / their_rate:.2f}" if their_rate else None,
+            share(ours_rate * each["cost"], ceiling),
+            share(their_rate * each["cost"], ceiling) if their_rate else None,
+            found.get(f"{name}, agreement", {}).get("tokens"),
+        ))  # fmt: skip
+    head = ("7B, float16", "tokens/s", "transformers", "ratio", "share of the ceiling",
+            "theirs", "tokens alike")  # fmt: skip
+    yield from table_lines(head, rows)
+    if rows:
+        yield ""
+        yield (
+            "The ceiling of decode is the copy, that of prefill the float16 product. With random "
+            "weights in half precision the best two ids are often nearly alike: answers part where "
+            "rounding decides."
+        )
+
+
+def vision(run: Run) -> Iterator[str]:
+    """Pictures."""
+    rows = [
+        (name.rpartition(", ")[0], each["pictures"], each["milliseconds"],
+         share(each["teraflops_per_second"], run.multiplied(name.split()[-2].rstrip(","))))
+        for name, each in run.numbers("vision").items()
+    ]  # fmt: skip
+    return table_lines(("image side", "pictures at once", "ms", "share of the product"), rows)
+
+
+def server(run: Run) -> Iterator[str]:
+    """The demo model under load."""
+    rows = [
+        (each["clients"], each["requests"] / each["seconds"], each["tokens_per_second"],
+         each["first_ms"]["p50"], each["first_ms"]["p99"],
+         each["token_ms"]["p50"], each["token_ms"]["p99"])
+        for each in run.numbers("server").values()
+    ]  # fmt: skip
+    head = ("clients", "requests/s", "tokens/s", "first token p50 ms", "p99", "later p50 ms", "p99")
+    return table_lines(head, rows)
+
+
+def profile(run: Run) -> Iterator[str]:
+    """Where the time goes, and for how long the GPU has nothing to do."""
+    found = run.numbers("profile")
+    rows = [
+        (name, each["milliseconds"], each["operations"], each["busy_ms"],
+         max(0.0, each["milliseconds"] - each["busy_ms"]), each["longest_gap_ms"])
+        for name, each in found.items()
+    ]  # fmt: skip
+    head = ("what", "ms", "operations on the device", "busy ms", "idle ms",
+            "longest gap ms, under the profiler")  # fmt: skip
+    yield from table_lines(head, rows)
+    if rows:
+        yield ""
+    for name, each in found.items():
+        yield f"- {name}:"
+        for kernel in each["kernels"][:SHOWN_KERNELS]:
+            yield f"  - {show(kernel['ms'])} ms in {kernel['calls']} × `{kernel['kernel'][:80]}`"
+
+
+def compiled(run: Run) -> Iterator[str]:
+    """The decode step in several ways."""
+    cells: dict[str, dict[str, float]] = {}
+    for name, each in run.numbers("compiled").items():
+        way, _, what = name.partition(", ")
+        cells.setdefault(what, {})[way] = each["milliseconds"]
+    ways = ("engine", "eager", "graph", "torch.compile")
+    rows = [(what, *(found.get(way) for way in ways)) for what, found in cells.items()]
+    return table_lines(("decode step, ms", *ways), rows)
+
+
+TABLES: dict[str, Callable[[Run], Iterator[str]]] = {
+    "Ceilings": ceilings,
+    "Tests": tests,
+    "Exact answers": demo_answers,
+    "Language model": language,
+    "Image side": vision,
+    "Server, demo model": server,
+    "Profile": profile,
+    "Decode step": compiled,
+}
+
+
+def what_is_missing(run: Run) -> Iterator[str]:
+    """Parts that did not end well, and results without a number."""
+    for part, outcome in run.parts.items():
+        if outcome["status"] != "done":
+            yield f"- {part}: {outcome['status']} after {outcome['seconds']:.0f} s"
+        for each in run.results(part):
+            if why := each.get("error") or each.get("unavailable"):
+                yield f"- {part}, {each['name']}: {why}"
+
+
+def main() -> None:
+    """Print the tables."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("folder", metavar="DIR", type=Path, help="what benchmarks/gpu.py wrote")
+    folder = parser.parse_args().folder
+    try:
+        print(as_markdown(Run(folder)), end="")
+    except (OSError, ValueError, KeyError) as error:
+        sys.exit(f"{folder} holds no whole run of benchmarks/gpu.py ({error!r}).")
+
+
+if __name__ == "__main__":
+    main()

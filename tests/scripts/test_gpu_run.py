@@ -1,0 +1,248 @@
+"""The script for a machine with a GPU: all of it runs on a CPU, and no part hides another."""
+
+import json
+import re
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+import pytest
+
+CHECKOUT = Path(__file__).parents[2]
+# What a CPU has not, by its part and name.
+ONLY_ON_A_GPU = {("compiled", "graph, 32 layers, 1"), ("compiled", "graph, 8 layers, 1")}
+
+
+@pytest.fixture
+def scripts(monkeypatch):
+    monkeypatch.syspath_prepend(CHECKOUT / "benchmarks")
+    monkeypatch.syspath_prepend(CHECKOUT / "scripts")
+
+
+@pytest.fixture(scope="module")
+def dry_run(tmp_path_factory):
+    """A dry run's folder and its output."""
+    out_dir = tmp_path_factory.mktemp("gpu")
+    command = [sys.executable, "benchmarks/gpu.py", "--dry-run", "--out", str(out_dir)]
+    done = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return out_dir, done.stdout
+
+
+def run_plan(gpu, parts, out_dir, minutes=5.0):
+    record = {"minutes": minutes}
+    gpu.run_plan(parts, out_dir, record, {})
+    return record
+
+
+def python(name, limit_seconds, code):
+    import gpu
+
+    return gpu.Part(name, limit_seconds, (sys.executable, "-c", code))
+
+
+def test_a_dry_run_executes_every_part(dry_run, scripts):
+    import gpu
+
+    out_dir, output = dry_run
+    record = json.loads((out_dir / "run.json").read_text("utf-8"))
+    assert list(record["parts"]) == [part.name for part in gpu.PLAN]
+    results = {
+        (part, each["name"]): each
+        for part in record["parts"]
+        for each in json.loads((out_dir / f"{part}.json").read_text("utf-8"))
+    }
+    assert {key for key, each in results.items() if "unavailable" in each} == ONLY_ON_A_GPU
+    assert not [each for each in results.values() if "error" in each]
+    assert results["kernels", "pytest -m gpu tests/backend"]["skipped"] > 100
+    assert results["language", "decode4, agreement"]["tokens"] == 6
+    assert results["compiled", "torch.compile, 8 layers, 1"]["difference"] < 1e-3
+    assert len(results["profile", "one picture"]["kernels"]) > 5
+    assert "done" in output
+    assert "FAILED" not in output
+
+
+def test_the_report_has_every_table(dry_run):
+    command = [sys.executable, "scripts/gpu_report.py", str(dry_run[0])]
+    done = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, check=True)
+    for title in ("Ceilings", "Tests", "Exact answers", "Language model", "Image side", "Server",
+                  "Profile", "Decode step", "Not measured"):  # fmt: skip
+        assert f"**{title}" in done.stdout
+    assert "a dry run: no number means anything" in done.stdout
+    assert "CUDA graphs need a GPU" in done.stdout
+    assert "| decode4 |" in done.stdout
+
+
+def test_the_report_of_something_else_is_refused_in_words(tmp_path):
+    command = [sys.executable, "scripts/gpu_report.py", str(tmp_path)]
+    done = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "holds no whole run of benchmarks/gpu.py" in done.stderr
+
+
+def test_the_plan_fits_its_minutes_and_stands_in_the_docstring(scripts):
+    import gpu
+
+    assert sum(part.limit_seconds for part in gpu.PLAN) <= 8 * 60
+    for part in gpu.PLAN:
+        assert re.search(rf"^{part.name} +{part.limit_seconds:.0f} s  ", gpu.__doc__, re.MULTILINE)
+
+
+def test_a_part_that_fails_or_hangs_hides_no_later_one(scripts, tmp_path):
+    import gpu
+
+    kept = f"open({str(tmp_path / 'hangs.json')!r}, 'w').write('[{{\"name\": \"first\"}}]')"
+    child = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'input()'])"
+    pid_path = tmp_path / "pid"
+    hangs = (
+        f"import os, time; {kept}; open({str(pid_path)!r}, 'w').write(str(os.getpid()))\n{child}\n"
+        "time.sleep(600)"
+    )
+    parts = [
+        python("hangs", 5, hangs),
+        python("fails", 60, "print('what went wrong'); raise SystemExit(3)"),
+        python("works", 60, "pass"),
+    ]
+    outcomes = run_plan(gpu, parts, tmp_path)["parts"]
+    assert [each["status"] for each in outcomes.values()] == ["out of time", "failed", "done"]
+    # What the parts before have left of their time is there to be used.
+    assert 60 < outcomes["works"]["limit_seconds"] < 120
+    assert outcomes["fails"]["last_lines"] == ("what went wrong",)
+    assert gpu.read_results(tmp_path / "hangs.json") == [{"name": "first"}]
+    assert json.loads((tmp_path / "run.json").read_text("utf-8"))["parts"]["works"]
+    assert not Path("/proc", pid_path.read_text("utf-8")).exists()
+
+
+def test_the_run_ends_by_itself(scripts, tmp_path):
+    import gpu
+
+    started = time.monotonic()
+    parts = [python("long", 600, "import time; time.sleep(600)"), python("late", 60, "pass")]
+    outcomes = run_plan(gpu, parts, tmp_path, minutes=0.02)["parts"]
+    assert [each["status"] for each in outcomes.values()] == ["out of time", "not started"]
+    assert time.monotonic() - started < 300
+
+
+def test_results_of_an_earlier_run_do_not_count(scripts, tmp_path):
+    import gpu
+
+    (tmp_path / "fails.json").write_text('[{"name": "old"}]', "utf-8")
+    run_plan(gpu, [python("fails", 60, "raise SystemExit(1)")], tmp_path)
+    assert gpu.read_results(tmp_path / "fails.json") == []
+
+
+def test_failed_tests_come_first(scripts, tmp_path, capfd):
+    import gpu
+    import gpu_parts
+    from gpu_results import Results
+
+    path = tmp_path / "test_of_mine.py"
+    path.write_text(
+        "import pytest\npytestmark = pytest.mark.gpu\n"
+        "def test_right(): pass\n"
+        "def test_wrong(): assert 1 == 2, 'not the same'\n"
+        "def test_left_out(): pytest.skip('no reason')\n"
+        "@pytest.fixture\ndef broken(): raise ValueError('broken')\n"
+        "def test_set_up(broken): pass\n",
+        "utf-8",
+    )
+    results = Results(tmp_path / "kernels.json")
+    gpu_parts.run_tests("mine", [path], results, "-c", str(CHECKOUT / "pyproject.toml"))
+    (kept,) = gpu.read_results(tmp_path / "kernels.json")
+    assert (kept["passed"], kept["failed"], kept["skipped"]) == (1, 2, 1)
+    assert results.num_errors == 2
+    capfd.readouterr()
+    outcome = {"status": "failed", "seconds": 1.0, "last_lines": ["a traceback"]}
+    gpu.print_summary(tmp_path, {"parts": {"kernels": outcome}})
+    lines = capfd.readouterr().out.splitlines()
+    assert lines[0].startswith("FAILED")
+    assert "test_wrong" in lines[0]
+    assert "not the same" in lines[1]
+    assert "test_set_up" in lines[2]
+    assert "ValueError: broken" in lines[3]
+
+
+def test_a_measurement_that_fails_is_kept_as_such(scripts, tmp_path, capfd):
+    from gpu_results import Results, UnavailableError
+
+    def fail():
+        raise ValueError("two\nlines")
+
+    def lack():
+        raise UnavailableError("no such thing here")
+
+    results = Results(tmp_path / "part.json")
+    for name, measure in {"wrong": fail, "lacking": lack, "right": lambda: {"x": 1}}.items():
+        results.attempt(name, measure)
+    assert json.loads((tmp_path / "part.json").read_text("utf-8")) == [
+        {"name": "wrong", "error": "ValueError: two lines"},
+        {"name": "lacking", "unavailable": "no such thing here"},
+        {"name": "right", "x": 1},
+    ]
+    assert results.num_errors == 1
+
+
+def test_gaps_are_what_lies_between_all_that_runs(scripts):
+    from gpu_speed import busy_time
+
+    spans = [(10.0, 30.0, "a"), (0.0, 5.0, "b"), (20.0, 25.0, "c"), (31.0, 41.0, "a")]
+    assert busy_time(spans) == {"operations": 4, "busy_ms": 0.035, "longest_gap_ms": 0.005}
+
+
+def make_wheel(path, *, changed=False):
+    source = CHECKOUT / "src"
+    with zipfile.ZipFile(path, "w") as archive:
+        for each in source.rglob("*.py"):
+            archive.write(each, each.relative_to(source).as_posix())
+        if changed:
+            archive.writestr("minigpt4_runtime/older.py", "")
+    return path
+
+
+def test_only_what_is_lacking_is_installed(scripts, tmp_path, monkeypatch):
+    import gpu
+
+    for name in ("pytest-1.0-py3-none-any.whl", "not_here-2.0-py3-none-any.whl"):
+        (tmp_path / name).touch()
+    make_wheel(tmp_path / "minigpt4_runtime-0.1.0-py3-none-any.whl", changed=True)
+    commands = []
+    monkeypatch.setattr(gpu.subprocess, "run", lambda command, **_: commands.append(command))
+    assert gpu.install(tmp_path, tmp_path / "site") == ["not_here-2.0-py3-none-any.whl"]
+    (command,) = commands
+    assert "--no-index" in command
+    assert command[-1] == str(tmp_path / "not_here-2.0-py3-none-any.whl")
+
+
+def test_the_projects_wheel_counts_if_it_is_this_source(scripts, tmp_path):
+    import gpu
+
+    assert gpu.holds_this_source(make_wheel(tmp_path / "same.whl"))
+    assert not gpu.holds_this_source(make_wheel(tmp_path / "other.whl", changed=True))
+
+
+def test_what_is_carried_comes_with_all_that_it_needs_and_is_bounded(scripts, tmp_path):
+    import gpu_wheels
+
+    carried = {each.partition("==")[0] for each in gpu_wheels.with_needs(gpu_wheels.CARRIED)}
+    assert {"fastapi", "starlette", "pydantic-core", "sentencepiece"} <= carried
+    assert not carried & {"torch", "numpy", "gradio"}
+    (tmp_path / "one.whl").write_bytes(bytes(1000))
+    assert 1000 < gpu_wheels.travelling_bytes(tmp_path) <= gpu_wheels.MOST_BYTES
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--only", "facts,nothing"], "nothing is not among facts, kernels"),
+        (["--minutes", "0"], "it must be above 0"),
+        (["--wheels", "/not/here"], "there is no folder /not/here"),
+    ],
+)
+def test_wrong_options_are_refused_in_words(tmp_path, options, words):
+    command = [sys.executable, "benchmarks/gpu.py", "--out", str(tmp_path / "out"), *options]
+    done = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert words in done.stderr
+    assert not (tmp_path / "out").exists()
