@@ -10,8 +10,9 @@ prefill            prompt tokens a second until the first new token
 mixed              wanted tokens a second, prompts of 16 to 128 tokens and answers of 8 to 256 asked
                    all at once; transformers answers them in padded batches of 8
 
-Beside them stand what the weights read (decode) and the work that had to be done (prefill, mixed)
-come to, as a share of what this machine reads and multiplies at best, measured in the same run.
+Beside them stand what the weights, keys and values read (decode) and the work that had to be done
+(prefill, mixed) come to, as a share of what this machine reads and multiplies at best, measured in
+the same run.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from rivals import (
@@ -113,14 +115,17 @@ def works(num_new: int, num_requests: int) -> list[Work]:
 
 
 def cost(work: Work, language: Llama) -> float:
-    """What one of a work's tokens costs at the least: GB of weights read, or GFLOP."""
-    layers, head = language.layers.parameters(), language.head.weight
+    """What one of a work's tokens costs at the least: GB read, or GFLOP."""
+    config, layers, head = language.config, language.layers.parameters(), language.head.weight
     layer_bytes = layer_numbers = 0
     for weight in layers:
         layer_bytes, layer_numbers = layer_bytes + weight.nbytes, layer_numbers + weight.numel()
     if work.is_decode:
-        return (layer_bytes + head.nbytes) / len(work.lengths) / 1e9
-    config, flops = language.config, 0.0
+        # All prompts are as long: in the mean, half of the answer is read beside them.
+        dtype: Any = str(head.dtype).removeprefix("torch.")
+        cached = (work.lengths[0] + work.counts[0] / 2) * config.cache_bytes_per_token(dtype)
+        return (cached + (layer_bytes + head.nbytes) / len(work.lengths)) / 1e9
+    flops = 0.0
     for length, count in zip(work.lengths, work.counts, strict=True):
         computed = length + count - 1  # The last new token is never read.
         pairs = computed * (computed + 1) / 2
@@ -159,25 +164,30 @@ def equal_share(ours: Answered, theirs: Answered) -> float:
 def measure(
     work: Work, ours: Ours, theirs: Transformers, *, repeats: int
 ) -> tuple[list[float], list[float], float]:
-    """Rates of both sides, in turns, and the share of equal tokens. A few tokens warm each up."""
+    """Rates of both sides, in turns, and the share of equal tokens.
+
+    Other prompts of the same lengths, with a few tokens each, warm each side up.
+    """
     vocab_size = ours.language.config.vocab_size
     rates: tuple[list[float], list[float]] = ([], [])
     shares = []
     for repeat in range(repeats):
         prompts = work.prompts(vocab_size, repeat)
-        ours.generate([prompts[0][:16]], [4])
+        others = work.prompts(vocab_size, -1 - repeat)[: work.batch_size]
+        few = [min(4, count) for count in work.counts[: work.batch_size]]
+        ours.generate(others, few)
         mine = ours.generate(prompts, work.counts)
         ours.rest()
-        yours = in_own_thread(lambda: _answer_warm(theirs, prompts, work))  # noqa: B023
+
+        def answer() -> Answered:
+            theirs.generate(others, few, batch_size=work.batch_size)  # noqa: B023
+            return theirs.generate(prompts, work.counts, batch_size=work.batch_size)  # noqa: B023
+
+        yours = in_own_thread(answer)
         rates[0].append(work.rate(mine, work))
         rates[1].append(work.rate(yours, work))
         shares.append(equal_share(mine, yours))
     return (*rates, statistics.mean(shares))
-
-
-def _answer_warm(theirs: Transformers, prompts: list[list[int]], work: Work) -> Answered:
-    theirs.generate([prompts[0][:16]], [4], batch_size=1)
-    return theirs.generate(prompts, work.counts, batch_size=work.batch_size)
 
 
 def measure_model(name: str, args: argparse.Namespace, ceilings: Ceilings) -> list[Result]:

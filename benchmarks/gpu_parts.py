@@ -14,6 +14,7 @@ import importlib.util
 import os
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -29,15 +30,14 @@ from minigpt4_runtime.config import DTypeName
 MOST_WORKERS = 8
 
 
-def gpu_parts() -> dict[str, Callable[[Setting, Results], None]]:
-    """Each part's name and code."""
-    import gpu_speed
+HERE = "facts", "kernels", "answers", "server"
+PARTS = (*HERE, "language", "vision", "profile", "compiled")
 
-    return {
-        "facts": facts, "kernels": kernels, "answers": answers, "server": server,
-        "language": gpu_speed.language, "vision": gpu_speed.vision,
-        "profile": gpu_speed.profile, "compiled": gpu_speed.compiled,
-    }  # fmt: skip
+
+def find_part(name: str) -> Callable[[Setting, Results], None]:
+    """A part's code. What the others import is not loaded for it."""
+    module = sys.modules[__name__] if name in HERE else importlib.import_module("gpu_speed")
+    return getattr(module, name)  # type: ignore[no-any-return]
 
 
 # --- facts ----------------------------------------------------------------------------------------
@@ -49,19 +49,25 @@ def facts(setting: Setting, results: Results) -> None:
     results.attempt("copy", partial(copy_rate, setting))
     for dtype in ("float32", "bfloat16", "float16", "int8", "float8_e4m3fn"):
         results.attempt(dtype, partial(product_rate, setting, dtype))
+    for uses_cudnn in (True, False):
+        name = f"attention over new lengths, {'with' if uses_cudnn else 'without'} cuDNN"
+        results.attempt(name, partial(new_lengths, setting, uses_cudnn=uses_cudnn))
 
 
 def machine(device: torch.device) -> dict[str, Any]:
     """What a reader must know before comparing two numbers."""
+    from minigpt4_runtime.backend.registry import open_device
     from minigpt4_runtime.bench.machine import machine_facts
 
     values: dict[str, Any] = machine_facts(str(device))
+    values["attention"] = open_device(str(device)).facts.attention
     if device.type == "cuda":
         card = torch.cuda.get_device_properties(device)
         values |= {
             "card": card.name, "capability": f"{card.major}.{card.minor}",
             "gpu_memory_bytes": card.total_memory, "multiprocessors": card.multi_processor_count,
             "l2_bytes": card.L2_cache_size, "cuda": torch.version.cuda, "driver": driver_version(),
+            "cudnn": torch.backends.cudnn.version(),  # type: ignore[no-untyped-call]
         }  # fmt: skip
     return values
 
@@ -112,8 +118,27 @@ def _multiplier(
         raise UnavailableError("fp8 products need a GPU of compute capability 8.9 or more")
     scale = torch.ones((), device=device)
     return lambda a, b: torch._scaled_mm(  # noqa: SLF001
-        a, b, scale_a=scale, scale_b=scale, out_dtype=torch.bfloat16
+        a, b, scale_a=scale, scale_b=scale, out_dtype=torch.bfloat16, use_fast_accum=True
     )
+
+
+def new_lengths(setting: Setting, *, uses_cudnn: bool) -> dict[str, float]:
+    """What the host does for each context of a length that it has not had before."""
+    attend = torch.nn.functional.scaled_dot_product_attention
+    dtype = torch.float32 if setting.is_dry else torch.float16
+    q, k = (torch.randn(1, 32, n, 128, device=setting.device).to(dtype) for n in (1, 400))
+    before = torch.backends.cuda.cudnn_sdp_enabled()  # type: ignore[no-untyped-call]
+    torch.backends.cuda.enable_cudnn_sdp(uses_cudnn)
+    try:
+        attend(q, k, k)
+        setting.synchronize()
+        started = time.perf_counter()
+        for length in range(300, 320):
+            attend(q, k[:, :, :length], k[:, :, :length])
+        setting.synchronize()
+        return {"milliseconds": (time.perf_counter() - started) / 20 * 1e3}
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(before)
 
 
 # --- kernels and answers --------------------------------------------------------------------------
@@ -152,6 +177,9 @@ def run_tests(name: str, paths: Sequence[Path], results: Results, *more: str) ->
     recorder = TestRecorder(name, results)
     status = pytest.main([*options, *map(str, paths)], plugins=[recorder])
     recorder.keep(status=int(status))
+    if status not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
+        results.num_errors += 1
+        results.add(f"{name}: the run itself", error=f"pytest ended with {status!r}")
 
 
 class TestRecorder:
@@ -226,7 +254,7 @@ def server(setting: Setting, results: Results) -> None:
         dtype = "float32" if setting.is_dry else "float16"
         options = ("--device", str(setting.device), "--dtype", dtype)
         with serving(*options, log=None) as (url, _):
-            asyncio.run(run_round(url, min(8, clients), 2 * clients))  # Warms it up.
+            asyncio.run(run_round(url, clients, 2 * clients))  # Warms it up.
             done = asyncio.run(run_round(url, clients, requests))
         if done.errors:
             raise RuntimeError(f"{len(done.errors)} requests failed: {done.errors[0]}")
@@ -248,18 +276,17 @@ def percentiles(seconds: Sequence[float]) -> dict[str, float]:
 
 def main() -> None:
     """Run one part; the exit status tells whether all of it went well."""
-    parts = gpu_parts()
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("part", choices=parts)
+    parser.add_argument("part", choices=PARTS)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--dry-run", action="store_true")
     args = parser.parse_args()
     setting, results = Setting(args.dry_run), Results(args.out / f"{args.part}.json")
     if not args.dry_run and not torch.cuda.is_available():
         sys.exit("torch finds no CUDA device here. Try the script itself with --dry-run.")
-    parts[args.part](setting, results)
+    find_part(args.part)(setting, results)
     sys.exit(bool(results.num_errors))
 
 

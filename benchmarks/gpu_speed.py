@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gzip
 import shutil
+import statistics
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from engine import Work, cost, decode_rate, measure, prefill_rate
+from engine import Work, cost, decode_rate, prefill_rate
 from gpu_results import Results, Setting, UnavailableError, median_seconds
-from rivals import Ours, Transformers, in_own_thread, wide_config
+from rivals import Answered, Ours, Transformers, wide_config
 from torch import Tensor
 
 from minigpt4_runtime.api import DEMO_MODEL_DIR
@@ -49,17 +50,66 @@ _CLOSE = 0.02  # Largest difference of logits, as a share of the largest, betwee
 # --- language -------------------------------------------------------------------------------------
 
 
+Generate = Callable[[Sequence[Sequence[int]], Sequence[int]], Answered]
+
+
 def language(setting: Setting, results: Results) -> None:
-    """Ours and transformers on the same weights, in turns: tokens per second of each repeat."""
+    """Ours and transformers on the same weights: tokens per second of each repeat."""
     config = None if setting.is_dry else wide_config(32)
     dtype: DTypeName = "float32" if setting.is_dry else "float16"
     # So much memory is left for transformers' own cache.
     num_blocks = 64 if setting.is_dry else 64 * 256 // BLOCK_SIZE
     ours = Ours(config, device=str(setting.device), dtype=dtype, num_blocks=num_blocks)
-    theirs = in_own_thread(lambda: Transformers(ours.language))
-    for work in language_works(is_dry=setting.is_dry):
-        repeats = 1 if setting.is_dry else 3
-        results.attempt(work.name, partial(compare, work, ours, theirs, repeats=repeats))
+    theirs: list[Transformers] = []
+
+    def assemble() -> dict[str, object]:
+        theirs.append(Transformers(ours.language))
+        return {}
+
+    results.attempt("transformers", assemble)
+    works = language_works(is_dry=setting.is_dry)
+    for work in works:
+        compare(work, ours, theirs[0] if theirs else None, setting, results)
+    ours.use_engine(max_step_tokens=2048)
+    results.attempt("prefill in one step", partial(rates, works[-1], ours.generate, ours, setting))
+
+
+def compare(
+    work: Work, ours: Ours, theirs: Transformers | None, setting: Setting, results: Results
+) -> None:
+    """One side after the other, so that an error of one does not lose the other's rate."""
+    said: list[Answered] = []
+    ask_ours = partial(rates, work, ours.generate, ours, setting, said)
+    results.attempt(work.name, ask_ours)
+    if theirs is not None:
+        generate = partial(theirs.generate, batch_size=work.batch_size)
+        ask_theirs = partial(rates, work, generate, ours, setting, said)
+        results.attempt(f"{work.name}, transformers", ask_theirs)
+    if len(said) == 2:
+        results.add(f"{work.name}, agreement", tokens=common_beginning(*said))
+
+
+def rates(
+    work: Work, generate: Generate, ours: Ours, setting: Setting,
+    said: list[Answered] | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """Rates, and what a token costs at the least in GB read or in GFLOP."""
+    found = []
+    for repeat in range(-1, 1 if setting.is_dry else 3):  # The first one warms up.
+        prompts = work.prompts(ours.language.config.vocab_size, repeat)
+        answered = generate(prompts, work.counts)
+        found.append(work.rate(answered, work))
+    if said is not None:
+        said.append(answered)
+    return {"rates": found[1:], "cost": cost(work, ours.language), "unit": work.unit}
+
+
+def common_beginning(ours: Answered, theirs: Answered) -> float:
+    """How many tokens of an answer are the same on both sides before the first other one."""
+    return statistics.median(
+        next((i for i, (a, b) in enumerate(zip(mine, yours, strict=True)) if a != b), len(mine))
+        for mine, yours in zip(ours.token_ids, theirs.token_ids, strict=True)
+    )
 
 
 def language_works(*, is_dry: bool) -> list[Work]:
@@ -77,15 +127,6 @@ def language_works(*, is_dry: bool) -> list[Work]:
     return [*decodes, Work("prefill", [1920], [1], prefill_rate, 1)]
 
 
-def compare(work: Work, ours: Ours, theirs: Transformers, *, repeats: int) -> dict[str, Any]:
-    """Rates of both, and what a token costs at the least in GB read or in GFLOP."""
-    mine, yours, equal = measure(work, ours, theirs, repeats=repeats)
-    return {
-        "ours": mine, "transformers": yours, "equal_tokens": equal,
-        "cost": cost(work, ours.language), "unit": work.unit,
-    }  # fmt: skip
-
-
 # --- vision ---------------------------------------------------------------------------------------
 
 
@@ -96,6 +137,9 @@ def vision(setting: Setting, results: Results) -> None:
     for dtype in dtypes:
         encoder = random_encoder(config, setting.device, dtype)
         time_encoder(f"torch {dtype}", encoder, setting, results)
+        torch.backends.cuda.enable_cudnn_sdp(True)
+        time_encoder(f"torch with cuDNN's attention {dtype}", encoder, setting, results)
+        torch.backends.cuda.enable_cudnn_sdp(False)
     name = "ONNX Runtime float32"
     try:
         with compiled_encoder(setting) as encoder:
@@ -264,9 +308,10 @@ def look_at(compute: Callable[[], object], setting: Setting, trace_path: Path) -
     activities = [torch.profiler.ProfilerActivity.CPU]
     if setting.device.type == "cuda":
         activities.append(torch.profiler.ProfilerActivity.CUDA)
-    with torch.profiler.profile(activities=activities) as profiler:
-        compute()
-        setting.synchronize()
+    for _ in range(2):  # The first one starts the profiler's own libraries.
+        with torch.profiler.profile(activities=activities) as profiler:
+            compute()
+            setting.synchronize()
     keep_trace(profiler, trace_path)
     wanted = setting.device.type.upper()
     spans = [
@@ -274,14 +319,17 @@ def look_at(compute: Callable[[], object], setting: Setting, trace_path: Path) -
         for event in profiler.events() or ()
         if event.device_type.name == wanted
     ]
-    return {"milliseconds": 1e3 * seconds, **busy_and_idle(spans), "kernels": longest(spans)}
+    return {"milliseconds": 1e3 * seconds, **busy_time(spans), "kernels": longest(spans)}
 
 
 Span = tuple[float, float, str]  # Start and end in microseconds, and a name.
 
 
-def busy_and_idle(spans: Sequence[Span]) -> dict[str, float]:
-    """How long something ran, and the gaps between: the device waits there for a launch."""
+def busy_time(spans: Sequence[Span]) -> dict[str, float]:
+    """How long something ran on the device, and the longest gap, in which it waited for a launch.
+
+    Gaps are longer under the profiler than without it.
+    """
     if not spans:
         raise RuntimeError("the profiler has seen nothing on the device")
     merged: list[list[float]] = []
@@ -292,9 +340,8 @@ def busy_and_idle(spans: Sequence[Span]) -> dict[str, float]:
             merged.append([start, end])
     gaps = [after[0] - before[1] for before, after in pairwise(merged)]
     return {
-        "launches": len(spans),
+        "operations": len(spans),
         "busy_ms": sum(end - start for start, end in merged) / 1e3,
-        "idle_ms": sum(gaps) / 1e3,
         "longest_gap_ms": max(gaps, default=0.0) / 1e3,
     }
 
@@ -324,8 +371,13 @@ def keep_trace(profiler: torch.profiler.profile, path: Path) -> None:
 
 def compiled(setting: Setting, results: Results) -> None:
     """A first number: the step as the engine runs it, the model alone, a graph, torch.compile."""
-    for num_layers in (32, COMPILED_LAYERS):
-        compare_ways(random_language(setting, num_layers), num_layers, setting, results)
+    compare_ways(random_language(setting, 32), 32, setting, results)
+    model = random_language(setting, COMPILED_LAYERS)
+    compare_ways(model, COMPILED_LAYERS, setting, results)
+    for batch in (1,) if setting.is_dry else (1, 64):
+        step = DecodeStep(model, setting, batch=batch)
+        name = f"torch.compile, {COMPILED_LAYERS} layers, {batch}"
+        results.attempt(name, partial(torch_compiled, step, setting))
 
 
 def compare_ways(model: Llama, num_layers: int, setting: Setting, results: Results) -> None:
@@ -337,8 +389,6 @@ def compare_ways(model: Llama, num_layers: int, setting: Setting, results: Resul
             "eager": partial(timed, step.compute, setting),
             "graph": partial(captured, step, setting),
         }
-        if num_layers == COMPILED_LAYERS and batch in (1, 64):
-            ways["torch.compile"] = partial(torch_compiled, step, setting)
         for way, measure_way in ways.items():
             results.attempt(f"{way}, {num_layers} layers, {batch}", measure_way)
 
@@ -368,13 +418,17 @@ def captured(step: DecodeStep, setting: Setting) -> dict[str, Any]:
 def torch_compiled(step: DecodeStep, setting: Setting) -> dict[str, Any]:
     """The step's model under torch.compile, as it stands."""
     expected = step.compute().clone()
+    torch._dynamo.reset()  # noqa: SLF001 - what another batch has compiled counts against a limit.
     # On a CPU its code generator takes a minute, for code that is not looked at.
     backend = "eager" if setting.is_dry else "inductor"
     compute = torch.compile(step.compute, dynamic=False, backend=backend)
     first = median_seconds(compute, setting.device, repeats=1, warm_up=0)
     difference = check_close(compute(), expected)
     values: dict[str, Any] = timed(compute, setting)
-    return {**values, "first_call_seconds": first, "difference": difference}
+    breaks = sum(torch._dynamo.utils.counters["graph_break"].values())  # noqa: SLF001
+    return {
+        **values, "first_call_seconds": first, "graph_breaks": breaks, "difference": difference,
+    }  # fmt: skip
 
 
 def check_close(logits: Tensor, expected: Tensor) -> float:

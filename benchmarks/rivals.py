@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
 
@@ -80,6 +80,10 @@ class Ours:
             for prompt, count, own in zip(prompts, counts, times, strict=True)
         ]
         return Answered(started, [list(ticket) for ticket in tickets], times)
+
+    def use_engine(self, **settings: Any) -> None:
+        """Go on with other settings of the engine."""
+        self._model.use_engine({**asdict(self._model.engine_config), **settings})
 
     def rest(self) -> None:
         """Wait until the engine's thread is gone, which takes a second without work."""

@@ -456,7 +456,7 @@ def test_faults_of_other_sources_are_named():
         ("data:image/png;base64,", "is empty"),
         ("data:image/png;base64,!!!!", "is not base64"),
         (f"data:image/png;base64,{text[: len(text) // 8 * 4]}", "is damaged or cut short"),
-        (f"data:image/png;base64,é{text}", "data:image/png;base64,é"),
+        (f"data:image/png;base64,é{text}", "given as a data URL is not base64"),
         ("data:image/png,hello", "no base64 data URL"),
         (closed, "the picture given as TiffImageFile of mode RGB cannot become RGB"),
         (Image.new("RGB", (0, 4)), "is 0×4 pixels"),

@@ -42,6 +42,8 @@ class ImageSource:
         if self.label is not None:
             return self.label
         if isinstance(self.value, str):
+            if self.value[:5].lower() == "data:":
+                return "the picture given as a data URL"
             return self.value if len(self.value) <= 200 else f"{self.value[:40]}…"
         if isinstance(self.value, PathLike):
             return str(self.value)

@@ -42,8 +42,20 @@ def test_a_system_that_does_not_tell_is_taken_as_it_is(monkeypatch):
 
 def test_ceilings_count_what_was_read_and_multiplied(monkeypatch):
     seconds = iter([4.0, 2.0, 1.0])  # The sum, and the product in two dtypes.
-    monkeypatch.setattr(ceilings, "_best_seconds", lambda compute: next(seconds))
+    monkeypatch.setattr(ceilings, "_best_seconds", lambda compute, device: next(seconds))
     found = measure_ceilings("cpu", "bfloat16")
     assert found.gigabytes_per_second == 2**20 / 4.0 / 1e9
     assert found.gigaflops_per_second == 2 * 64**3 / 1.0 / 1e9
     assert measure_ceilings("cpu", "bfloat16") is found
+
+
+@pytest.mark.parametrize(("device", "in_a_row"), [("cpu", 1), ("cuda", 20)])
+def test_an_accelerator_computes_many_times_before_a_number_is_read(device, in_a_row):
+    results = []
+
+    def compute():
+        results.append(torch.zeros(1))
+        return results[-1]
+
+    assert ceilings._best_seconds(compute, torch.device(device)) > 0
+    assert len(results) == ceilings._MOST_TRIES * in_a_row

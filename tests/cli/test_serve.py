@@ -20,6 +20,7 @@ import pytest
         (["--ui", "--pictures", "none", "--port", "99999"], "none is no folder with pictures in"),
         (["--ui", "--pictures", "a.png", "--port", "99999"], "a.png is no folder with pictures in"),
         (["--pictures", "."], "--pictures is for the chat page. Add --ui"),
+        (["--trusted-proxy", "a.example"], "A proxy is named by its address or network"),
         (["--port", "99999"], "Cannot listen on 127.0.0.1 port 99999"),
     ],
 )
@@ -30,6 +31,19 @@ def test_wrong_settings(minigpt4, folder, arguments, words):
     assert outcome.err.startswith("error: ")
     assert words in outcome.err
     assert not fake_api.FakeMiniGPT4.loaded
+
+
+def test_limits_on_connections_reach_the_server():
+    from minigpt4_runtime.cli import serve
+    from minigpt4_runtime.cli.options import ModelOptions
+    from minigpt4_runtime.server.settings import ConnectionLimits
+
+    access = serve.AccessOptions(trusted_proxy=["192.0.2.0/24"])
+    for given, per_client in ((7, 7), (0, None)):
+        limits = serve.LimitOptions(max_connections=9, max_connections_per_client=given)
+        config = serve._settings(access, limits, ModelOptions(), name="a", log_content=False)
+        wanted = ConnectionLimits(most=9, per_client=per_client, proxies=("192.0.2.0/24",))
+        assert config.connections == wanted
 
 
 @pytest.mark.parametrize("url", ["nonsense", "localhost:8000", "http://", "ftp://a.example"])

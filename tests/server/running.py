@@ -3,6 +3,9 @@
 import asyncio
 import base64
 import contextlib
+import http.client
+import json
+import socket
 import threading
 import time
 from dataclasses import dataclass
@@ -74,10 +77,32 @@ def long_answer(**more):
 
 
 @contextlib.contextmanager
+def connect(server):
+    """A bare connection."""
+    host, port = server.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=20) as connection:
+        yield connection
+
+
+def post(body, headers="Content-Type: application/json"):
+    """The bytes of a question."""
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\n{headers}\r\n"
+    return f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
+
+
+def read_answer(connection):
+    """Status, headers and content; head and body may come one after the other."""
+    answer = http.client.HTTPResponse(connection)
+    answer.begin()
+    assert answer.length is not None, "without a length its end is the connection's"
+    return answer.status, answer.headers, json.loads(answer.read())
+
+
+@contextlib.contextmanager
 def running(model, **settings):
     app = create_app(model, ServerConfig(**{"model_name": NAME} | settings))
     listener = listen.bind("127.0.0.1", 0)
-    server = listen.HttpServer(app)
+    server = listen.HttpServer(app, limits=app.state.parts.config.connections)
     thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[listener])))
     thread.start()
     wait_for(lambda: server.started and app.state.parts.watch.trouble is None)

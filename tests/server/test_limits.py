@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import http.client
 import json
 import socket
 import threading
@@ -10,7 +9,7 @@ import time
 
 import httpx
 import pytest
-from running import IMAGES, NAME, long_answer, picture, user, wait_for
+from running import IMAGES, NAME, connect, long_answer, picture, post, read_answer, user, wait_for
 
 from minigpt4_runtime.server import listen
 from minigpt4_runtime.server.failures import Refusal
@@ -18,29 +17,9 @@ from minigpt4_runtime.server.failures import Refusal
 BODY = json.dumps({"model": NAME, "messages": [user("hi")], "max_tokens": 4}).encode()
 
 
-@contextlib.contextmanager
-def connect(server):
-    host, port = server.url.removeprefix("http://").split(":")
-    with socket.create_connection((host, int(port)), timeout=20) as connection:
-        yield connection
-
-
-def post(body, headers="Content-Type: application/json"):
-    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\n{headers}\r\n"
-    return f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
-
-
 def stream_body(**more):
     asked = {"model": NAME, "messages": [user("hi")]} | long_answer(**more)
     return json.dumps(asked).encode()
-
-
-def read_answer(connection):
-    """Status, headers and error; head and body may come one after the other."""
-    answer = http.client.HTTPResponse(connection)
-    answer.begin()
-    assert answer.length is not None, "without a length its end is the connection's"
-    return answer.status, answer.headers, json.loads(answer.read())["error"]
 
 
 @contextlib.contextmanager
@@ -118,7 +97,7 @@ def test_a_slow_body_is_given_up(start):
 
 
 def test_slow_headers_are_given_up(start, monkeypatch):
-    monkeypatch.setattr("minigpt4_runtime.server.listen._HEADER_SECONDS", 1)
+    monkeypatch.setattr("minigpt4_runtime.server.connection._HEADER_SECONDS", 1)
     server = start()
     with connect(server) as connection:
         connection.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\n")
@@ -133,8 +112,8 @@ def test_slow_headers_are_given_up(start, monkeypatch):
     ids=["headers of the next request", "a body that nobody reads"],
 )  # fmt: skip
 def test_what_follows_an_answer_slowly_is_given_up(start, monkeypatch, first):
-    monkeypatch.setattr("minigpt4_runtime.server.listen._HEADER_SECONDS", 1)
-    monkeypatch.setattr("minigpt4_runtime.server.listen._KEEP_ALIVE_SECONDS", 0.2)
+    monkeypatch.setattr("minigpt4_runtime.server.connection._HEADER_SECONDS", 1)
+    monkeypatch.setattr("minigpt4_runtime.server.connection.KEEP_ALIVE_SECONDS", 0.2)
     server = start()
     with connect(server) as connection:
         connection.sendall(first)
@@ -160,9 +139,9 @@ def test_what_is_not_http(server, sent):
         with contextlib.suppress(OSError):
             connection.sendall(sent)
             connection.shutdown(socket.SHUT_WR)
-        status, _, error = read_answer(connection)
+        status, _, told = read_answer(connection)
         assert status in (400, 404)
-        assert error["type"] == "invalid_request_error"
+        assert told["error"]["type"] == "invalid_request_error"
     assert_well(server)
 
 
@@ -195,7 +174,24 @@ def test_pixels_are_limited(server):
     url = "data:image/png;base64," + base64.b64encode(content.getvalue()).decode()
     answer = server.ask(messages=[user([picture(url)])])
     assert answer.status_code == 400
-    assert "the limit is 1,000,000" in answer.json()["error"]["message"]
+    message = answer.json()["error"]["message"]
+    assert "the limit is 1,000,000" in message
+    assert "ImageLimits" not in message, "a client of the server has no such thing"
+
+
+@pytest.mark.parametrize(
+    "part",
+    [picture("data:image/png;base64," + "A" * 100), picture("data:image/png," + "A" * 100),
+     picture("data:image/png;base64," + "%" * 100), {"type": "data:image/png;base64," + "A" * 100},
+     {"type": "A" * 100_000}, {"A" * 100_000: 1}],
+    ids=lambda part: str(part)[:60],
+)  # fmt: skip
+def test_errors_do_not_repeat_what_was_sent_at_length(server, part):
+    answer = server.ask(messages=[user([part])])
+    assert answer.status_code == 400
+    assert "AAAAAAAAAAAAAAAA" not in answer.text or len(answer.text) < 1000
+    assert "data:image/png;base64,A" not in answer.text
+    assert "%%%%" not in answer.text
 
 
 def test_counts_are_limited(server):
@@ -252,9 +248,9 @@ def test_a_full_server_says_so_at_once(start):
     # Nobody waits for its body either.
     with streaming(server), connect(server) as connection:
         connection.sendall(post(BODY)[:-5])
-        status, headers, error = read_answer(connection)
+        status, headers, told = read_answer(connection)
         assert (status, headers["Retry-After"]) == (429, "1")
-        assert error["code"] == "queue_full"
+        assert told["error"]["code"] == "queue_full"
     assert_well(server)
 
 
@@ -346,6 +342,7 @@ def test_a_client_that_reads_nothing_slows_nobody_and_is_given_up(start, monkeyp
     monkeypatch.setattr("minigpt4_runtime.server.chat._PATIENCE_SECONDS", 0.1)
     server = start(request_seconds=3)
     with connect(server) as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         connection.sendall(post(stream_body(n=8, logprobs=True, top_logprobs=20)))
         wait_for(lambda: server.parts.admission.is_answering)
         assert server.ask(max_tokens=1).status_code == 200

@@ -1,6 +1,7 @@
 """The socket that is listened on."""
 
 import asyncio
+import gc
 import socket
 
 import pytest
@@ -48,3 +49,12 @@ def test_an_address_that_cannot_be_is_told(host, port):
 def test_urls():
     with listen.bind("127.0.0.1", 0) as listener:
         assert listen.url_of(listener) == f"http://127.0.0.1:{listener.getsockname()[1]}"
+
+
+def test_garbage_is_looked_for_among_what_comes_after_loading():
+    before = gc.get_freeze_count()
+    listen.keep_what_is_loaded()
+    try:
+        assert gc.get_freeze_count() > before + 10_000
+    finally:
+        gc.unfreeze()

@@ -44,6 +44,7 @@ def page(browser, serving):
     page = browser.new_page(viewport={"width": 1200, "height": 850})
     page.set_default_timeout(60_000)
     page.goto(serving.url)
-    page.wait_for_selector("#question textarea")
+    # What is said of the model comes last.
+    page.wait_for_selector("#about strong")
     yield page
     page.close()

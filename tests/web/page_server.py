@@ -1,6 +1,7 @@
 """A real server with the chat page, slowed down so that answers can be seen to grow."""
 
 import asyncio
+import contextlib
 import threading
 import time
 from pathlib import Path
@@ -15,6 +16,7 @@ from minigpt4_runtime.web.page import build_page, mount
 PICTURES = Path(__file__).parents[2] / "examples/images"
 KEY = "a key of more than sixteen".replace(" ", "-")
 STEP_SECONDS = 0.05
+SLOW_STEP_SECONDS = 0.5
 
 
 class Serving:
@@ -23,7 +25,8 @@ class Serving:
     def __init__(self, *, keys=()):
         self.model = MiniGPT4.load(device="cpu")
         step = self.model._engine.step
-        self.model._engine.step = lambda: (time.sleep(STEP_SECONDS), step())
+        self._step_seconds = STEP_SECONDS
+        self.model._engine.step = lambda: (time.sleep(self._step_seconds), step())
         listener = listen.bind("127.0.0.1", 0)
         self.url = listen.url_of(listener)
         app = create_app(
@@ -48,6 +51,15 @@ class Serving:
         while not self._server.started:
             assert self._thread.is_alive(), "the page could not be made"
             time.sleep(0.01)
+
+    @contextlib.contextmanager
+    def slowly(self):
+        """Let answers grow so slowly that a browser on a busy machine is there before they end."""
+        self._step_seconds = SLOW_STEP_SECONDS
+        try:
+            yield
+        finally:
+            self._step_seconds = STEP_SECONDS
 
     def close(self):
         self._server.should_exit = True

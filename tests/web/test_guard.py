@@ -8,7 +8,7 @@ from page_server import KEY, PICTURES
 
 pytestmark = pytest.mark.filterwarnings("default")
 
-SETTINGS = [0, 1, 20, None]
+SETTINGS = ["", 0, 1, 0, 1, 1, 20, ""]
 SECRET = "grandmother"
 
 
@@ -31,7 +31,7 @@ def number_of(client, name):
 
 def ask_about(client, picture):
     """Ask as the page would; gives all that came back."""
-    data = [None, None, "What is it?", picture, *SETTINGS]
+    data = [None, None, {"text": "What is it?", "files": [picture]}, *SETTINGS]
     assert call(client, number_of(client, "ask"), data, "ask").status_code == 200
     return client.get("/gradio_api/queue/data", params={"session_hash": "ask"}).text
 
@@ -59,11 +59,12 @@ def test_nothing_is_fetched_from_elsewhere(client, monkeypatch, place):
     assert client.get(f"/gradio_api/file={url}").status_code == 404
     file = {"path": "a", place: url, "meta": {"_type": "gradio.FileData"}}
     assert "pictures.example" not in ask_about(client, file)
-    call(client, number_of(client, "load_example"), [file])
+    box = {"text": "", "files": [file]}
+    call(client, number_of(client, "take_example"), [box])
     client.post("/gradio_api/run/predict", json={
-        "fn_index": number_of(client, "load_example"), "data": [file], "session_hash": "b",
+        "fn_index": number_of(client, "take_example"), "data": [box], "session_hash": "b",
     })  # fmt: skip
-    data = [None, None, file, None, *SETTINGS]
+    data = [None, None, file, *SETTINGS]
     assert call(client, number_of(client, "ask"), data, "c").status_code == 200
     told = client.get("/gradio_api/queue/data", params={"session_hash": "c"}).text
     assert '"success"' in told

@@ -10,6 +10,7 @@ Checked under Triton's interpreter and compiler only: it has not run on a GPU ye
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 import torch
@@ -42,6 +43,7 @@ def prepare(cache: KeyValueCache, batch: BatchLayout) -> Attend:
 
 def _decoding(cache: KeyValueCache, sequences: Sequence[SequenceSlice]) -> Decode:
     device, num_kv_heads = cache.keys.device, cache.keys.shape[3]
+    is_current = device.type == "cpu" or device.index == torch.cuda.current_device()
     table = block_table(sequences, device)
     lengths = torch.tensor([each.num_tokens for each in sequences], device=device).int()
     wanted = -(-_WANTED_PROGRAMS // (len(sequences) * num_kv_heads))
@@ -55,7 +57,7 @@ def _decoding(cache: KeyValueCache, sequences: Sequence[SequenceSlice]) -> Decod
         mixed = q.new_empty(count, shares, *q.shape[1:], dtype=dtype)
         log_totals = q.new_empty(count, shares, q.shape[1], dtype=torch.float32)
         # Triton launches on the current device, wherever the tensors are.
-        with torch.cuda.device_of(q):  # type: ignore[no-untyped-call]
+        with nullcontext() if is_current else torch.cuda.device(device):
             _attend_share[grid](
                 q, keys, values, lengths, table, mixed, log_totals, table.shape[1],
                 q.shape[2] ** -0.5, **_sizes(q, keys), num_stages=2,

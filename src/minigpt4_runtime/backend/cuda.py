@@ -15,7 +15,7 @@ from minigpt4_runtime.errors import BackendUnavailableError
 
 
 class CudaBackend:
-    """One CUDA device."""
+    """One CUDA device. Opening it turns cuDNN's attention off in this process."""
 
     def __init__(self, index: int | None = None) -> None:
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
@@ -29,6 +29,9 @@ class CudaBackend:
                 f"cuda:{index} does not exist; this machine has cuda:0 to cuda:{count - 1}."
             )
         self.device = torch.device("cuda", index or 0)
+        # cuDNN builds a plan for every length of a context, which takes the host tens of
+        # milliseconds; a step has lengths that no step before had.
+        torch.backends.cuda.enable_cudnn_sdp(False)
         attention = "triton" if _runs_triton(self.device) else "sdpa"
         self.facts = DeviceFacts(
             default_dtype="float16", attention=attention, cache_share=0.9, collective="nccl"

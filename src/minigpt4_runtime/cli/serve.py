@@ -16,7 +16,7 @@ from minigpt4_runtime.cli.web import PicturesOption, chat_page, check_page
 from minigpt4_runtime.config import EngineConfig
 from minigpt4_runtime.errors import ConfigError
 from minigpt4_runtime.optional import require
-from minigpt4_runtime.server.settings import ServerConfig
+from minigpt4_runtime.server.settings import ConnectionLimits, ServerConfig
 
 if TYPE_CHECKING:
     from minigpt4_runtime.api import MiniGPT4
@@ -60,6 +60,14 @@ class AccessOptions:
     allow_media_dir: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Open file: URLs within this folder.")
     ] = None
+    trusted_proxy: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="ADDRESS",
+            help="Believe this proxy, an address or a network, about its clients. May be repeated; "
+            "one on this machine is believed without.",
+        ),
+    ] = None
 
     def read_keys(self) -> tuple[str, ...]:
         """The API keys.
@@ -87,9 +95,32 @@ class LimitOptions:
     max_running: Annotated[
         int, typer.Option(metavar="COUNT", help="Answers that run at once; the others wait.")
     ] = EngineConfig.max_running
+    max_connections: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            metavar="COUNT",
+            help="Connections at once; beyond it the one that waits longest to ask is closed.",
+        ),
+    ] = ConnectionLimits.most
+    max_connections_per_client: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            metavar="COUNT",
+            help="Connections, and answers, of one client's address; 0 for no limit. Programs on "
+            "this machine are not counted.",
+        ),
+    ] = ConnectionLimits.per_client or 0
     max_body_mib: Annotated[
         int, typer.Option(min=1, metavar="MIB", help="The largest body, and the largest picture.")
     ] = ServerConfig.max_body_bytes // 2**20
+    max_uploads_mib: Annotated[
+        int,
+        typer.Option(
+            min=1, metavar="MIB", help="Pictures uploaded to the chat page, kept for an hour each."
+        ),
+    ] = 1024
     max_images: Annotated[int, typer.Option(metavar="COUNT", help="Pictures in one request.")] = (
         ServerConfig.max_images
     )
@@ -165,9 +196,11 @@ def serve(
 
     app, url = create_app(model, config, asks_browsers=ui), listen.url_of(listener)
     page = chat_page(
-        app, url, config.api_keys, pictures=pictures, max_picture_bytes=config.max_body_bytes
-    )
+        app, url, config.api_keys, pictures=pictures, max_picture_bytes=config.max_body_bytes,
+        max_kept_bytes=limits.max_uploads_mib * 2**20,
+    )  # fmt: skip
     with page if ui else nullcontext():
+        listen.keep_what_is_loaded()
         status = listen.serve(
             app, listener, grace_seconds=limits.grace_seconds,
             on_start=lambda: print(url, flush=True),
@@ -191,6 +224,11 @@ def _settings(
         api_keys=keys,
         allowed_origins=tuple(access.allow_origin or ()),
         own_names_only=not (keys or access.insecure),
+        connections=ConnectionLimits(
+            most=limits.max_connections,
+            per_client=limits.max_connections_per_client or None,
+            proxies=tuple(access.trusted_proxy or ()),
+        ),
         media_domains=tuple(access.allow_media_domain or ()),
         media_dir=access.allow_media_dir,
         max_requests=limits.max_requests,

@@ -95,17 +95,19 @@ def chat_page(
     *,
     pictures: Path | None,
     max_picture_bytes: int | None = None,
+    max_kept_bytes: int | None = None,
 ) -> Iterator[None]:
     """Show the page at / of an application, for as long as its pictures are there."""
     from minigpt4_runtime.server.logs import log_failure
     from minigpt4_runtime.web.dialogue import Server
-    from minigpt4_runtime.web.page import MAX_PICTURE_BYTES, build_page, mount
+    from minigpt4_runtime.web.page import MAX_KEPT_BYTES, MAX_PICTURE_BYTES, build_page, mount
 
     with _private_uploads(), _example_pictures(pictures) as examples:
         page = build_page(Server(url, keys[0] if keys else None), examples)
         mount(
             app, page, on_failure=log_failure,
             max_picture_bytes=max_picture_bytes or MAX_PICTURE_BYTES,
+            max_kept_bytes=max_kept_bytes or MAX_KEPT_BYTES,
         )  # fmt: skip
         yield
 

@@ -99,7 +99,7 @@ class Parts:
 
     def __init__(self, model: "MiniGPT4", config: ServerConfig) -> None:
         self.config = config
-        self.admission = Admission(config.max_requests)
+        self.admission = Admission(config.max_requests, config.connections.per_client)
         self.metrics = Metrics(model, lambda: self.admission.num_taken)
         self.watch = EngineWatch(
             model,
@@ -170,18 +170,19 @@ async def _answer_error(request: Request, error: Exception) -> JSONResponse:
 
 
 def _add_asking_routes(app: FastAPI, parts: Parts) -> None:
-    async def hold_place() -> AsyncIterator[Place]:
+    async def hold_place(request: Request) -> AsyncIterator[Place]:
         # Given back when the last byte of the answer is out, or its client is gone.
-        with parts.admission.enter() as place:
+        client = parts.config.connections.client_of(request.client and request.client.host)
+        with parts.admission.enter(client) as place:
             yield place
 
     for endpoint in ENDPOINTS:
         _add_endpoint(app, parts, endpoint, hold_place)
 
     @app.post("/tokenize", responses=_ERRORS, openapi_extra=_body_of(TokenizeRequest))
-    async def tokenize(request: Request, _: Annotated[Place, Depends(hold_place)]) -> Tokenized:
+    async def tokenize(request: Request, place: Annotated[Place, Depends(hold_place)]) -> Tokenized:
         """Give the ids of a prompt or a dialogue."""
-        return await parts.chat.tokenize(request)
+        return await parts.chat.tokenize(request, place)
 
 
 def _add_endpoint(

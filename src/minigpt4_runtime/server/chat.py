@@ -21,8 +21,9 @@ from starlette.responses import Response, StreamingResponse
 
 from minigpt4_runtime.config import SamplingParams
 from minigpt4_runtime.errors import GrammarError, RequestError
-from minigpt4_runtime.messages import ImageSource, Message, Reply, TextDelta
+from minigpt4_runtime.messages import ImageSource, Message, Reply, TextDelta, image
 from minigpt4_runtime.server.admission import Place
+from minigpt4_runtime.server.body import Body, BodyReader
 from minigpt4_runtime.server.failures import (
     BROKEN,
     Refusal,
@@ -80,6 +81,11 @@ class Chat:
         self._threads = ThreadPoolExecutor(config.num_workers, thread_name_prefix="prompts")
         # A form that takes long to compile holds up other forms, and no other question.
         self._compiler = ThreadPoolExecutor(1, thread_name_prefix="grammars")
+        self._bodies = BodyReader(
+            max_bytes=config.max_body_bytes,
+            max_arriving_bytes=config.max_body_bytes * config.max_requests,
+            seconds=config.body_seconds,
+        )
         self._media = MediaPolicy(
             domains=frozenset(domain.lower() for domain in config.media_domains),
             folder=config.media_dir,
@@ -95,7 +101,8 @@ class Chat:
             ClientDisconnect: nobody waits for it any more.
         """
         _check_content_type(request)
-        body = await self._read_body(request)
+        body = await self._bodies.read(request)
+        place.grow(1)
         turn = _Turn(self._config, self._metrics, self._watch, request)
         try:
             asked, answers = await turn.before_deadline(
@@ -104,7 +111,6 @@ class Chat:
         except Exception as error:
             self._watch.report(error)
             raise
-        del body
         place.abort = answers.abort
         writer = endpoint.writer(asked, self._config.model_name, self._model.token_bytes)
         turn.begin(asked, answers, writer)
@@ -115,14 +121,16 @@ class Chat:
         replies = await while_connected(request, turn.replies())
         return Response(writer.whole(replies).model_dump_json(), media_type="application/json")
 
-    async def tokenize(self, request: Request) -> Tokenized:
+    async def tokenize(self, request: Request, place: Place) -> Tokenized:
         """Give the ids of a prompt or a dialogue.
 
         Raises:
             Refusal, MiniGPT4Error: there are none.
         """
         _check_content_type(request)
-        asked = await self._in_thread(read_request, await self._read_body(request), TokenizeRequest)
+        body = await self._bodies.read(request)
+        place.grow(1)
+        asked = await self._in_thread(read_request, body.content, TokenizeRequest)
         self._check_model(asked.model or self._config.model_name)
         self._check_content([] if asked.prompt is None else [asked.prompt], asked.messages or ())
         return await self._in_thread(tokenize, self._model, asked)
@@ -132,28 +140,10 @@ class Chat:
         for threads in (self._threads, self._compiler):
             threads.shutdown(wait=False, cancel_futures=True)
 
-    async def _read_body(self, request: Request) -> bytes:
-        """The body, counted while it comes: a length that is promised is not believed."""
-        most, body = self._config.max_body_bytes, bytearray()
-        too_large = Refusal(413, f"The body has more than {most:,} bytes.", code="body_too_large")
-        promised = request.headers.get("content-length", "0")
-        if promised.isdigit() and int(promised) > most:
-            raise too_large
-        try:
-            async with asyncio.timeout(self._config.body_seconds):
-                async for part in request.stream():
-                    body += part
-                    if len(body) > most:
-                        raise too_large
-        except TimeoutError:
-            message = f"The body did not arrive within {self._config.body_seconds:g} seconds."
-            raise Refusal(408, message, code="body_too_slow") from None
-        return bytes(body)
-
     async def _begin(
-        self, body: bytes, place: Place, kind: type[Settings]
+        self, body: Body, place: Place, kind: type[Settings]
     ) -> tuple[Settings, Answers]:
-        asked = await self._in_thread(read_request, body, kind)
+        asked = await self._in_thread(read_request, body.content, kind)
         self._check(asked)
         place.grow(asked.num_choices)
         per_prompt = asked.num_choices // max(1, len(asked.prompts))
@@ -162,15 +152,16 @@ class Chat:
             for choice in range(asked.num_choices)
         ]
         try:
-            return asked, Answers(await self._submit(asked, samplings))
+            return asked, Answers(await self._submit(asked, samplings, body))
         except RequestError as error:
             raise refusal_about(error, asked.subject) from error
 
     async def _submit(
-        self, asked: Settings, samplings: Sequence[SamplingParams]
+        self, asked: Settings, samplings: Sequence[SamplingParams], body: Body
     ) -> list[AsyncIterator[TextDelta]]:
         await self._prepare(asked, samplings[0])
-        messages = [await self._open(message) for message in asked.dialogue]
+        messages = [await self._open(message, body) for message in asked.dialogue]
+        body.forget()
         num_images = sum(isinstance(part, ImageSource) for m in messages for part in m.content)
         self._metrics.count_images(num_images)
         if not asked.prompts:
@@ -238,12 +229,18 @@ class Chat:
                 code="too_many_images",
             )
 
-    async def _open(self, message: ChatMessage) -> Message:
+    async def _open(self, message: ChatMessage, body: Body) -> Message:
         parts = [
-            part.text if isinstance(part, TextPart) else await self._media.open(part.image_url.url)
+            part.text
+            if isinstance(part, TextPart)
+            else await self._open_picture(part.image_url.url, body)
             for part in message.parts
         ]
         return Message(message.speaker, tuple(parts))
+
+    async def _open_picture(self, url: str, body: Body) -> ImageSource:
+        held = await self._in_thread(body.picture, url)
+        return await self._media.open(url) if held is None else image(held)
 
 
 class _Turn:

@@ -7,6 +7,7 @@ Never  shows a client what an error that nobody raised on purpose says: it may q
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from starlette.exceptions import HTTPException
@@ -29,6 +30,8 @@ BROKEN = "server_error"
 
 # Its own error may quote another that nobody raised on purpose.
 _SILENT = "The server failed on this request. Its log has more under the request id."
+_MOST_CHARACTERS = 500
+_PICTURE = re.compile(r"data:[^\s'\",]*[,;][^\s'\"]{16,}", re.IGNORECASE)
 # What a request is about where its error cannot name a parameter itself.
 _PARAMS: dict[type[MiniGPT4Error], str] = {ImageError: "messages", PromptTooLongError: "messages"}
 # Error class → status, OpenAI's type, OpenAI's code.
@@ -75,8 +78,19 @@ class Failure:
 
     def as_body(self) -> dict[str, dict[str, str | None]]:
         """OpenAI's shape, in a body or in an event of a stream."""
-        error = {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}
+        error = {
+            "message": brief(self.message),
+            "type": self.kind,
+            "param": self.param,
+            "code": self.code,
+        }
         return {"error": error}
+
+
+def brief(message: str) -> str:
+    """A message without what it quotes at length: a picture that was sent, or any long value."""
+    told = _PICTURE.sub("data:…", message[: 4 * _MOST_CHARACTERS])
+    return told if len(told) <= _MOST_CHARACTERS else told[:_MOST_CHARACTERS] + "…"
 
 
 def no_such_model(asked: str, own: str) -> Refusal:

@@ -10,7 +10,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
-import json
+import functools
+import gc
 import os
 import platform
 import signal
@@ -18,23 +19,20 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-import h11
 import uvicorn
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from minigpt4_runtime.errors import ConfigError
-from minigpt4_runtime.server.failures import INVALID, Failure
+from minigpt4_runtime.server.connection import KEEP_ALIVE_SECONDS, Connection
 from minigpt4_runtime.server.logs import log
+from minigpt4_runtime.server.settings import ConnectionLimits
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
     from minigpt4_runtime.server.app import Parts
 
-_HEADER_SECONDS = 20.0
-_KEEP_ALIVE_SECONDS = 30
 _CLOSING_SECONDS = 2
 _FAILED_SECONDS = 15
 _STUCK_MS = 60_000
@@ -48,6 +46,15 @@ def keep_memory_together() -> None:
     """
     if platform.libc_ver()[0] == "glibc":
         ctypes.CDLL(None).mallopt(_MALLOPT_ARENA_MAX, 2)
+
+
+def keep_what_is_loaded() -> None:
+    """Look for garbage among what comes from now on; call it when all is loaded.
+
+    A full collection would go over every object of torch, and stop the world for as long.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -121,7 +128,7 @@ class _Serving:
         self._listener = listener
         self._grace_seconds = grace_seconds
         self._is_told = asyncio.Event()
-        self._server = HttpServer(app, on_start)
+        self._server = HttpServer(app, on_start, self._parts.config.connections)
 
     async def run(self) -> int:
         self._parts.on_failure = self._is_told.set
@@ -157,13 +164,21 @@ class _Serving:
 class HttpServer(uvicorn.Server):
     """uvicorn as it is set up here. `on_start` is called when it listens."""
 
-    def __init__(self, app: FastAPI, on_start: Callable[[], object] = lambda: None) -> None:
+    def __init__(
+        self,
+        app: FastAPI,
+        on_start: Callable[[], object] = lambda: None,
+        limits: ConnectionLimits | None = None,
+    ) -> None:
         self._on_start = on_start
+        limits = limits or ConnectionLimits()
+        connection: Any = functools.partial(Connection, limits=limits)
         super().__init__(
             uvicorn.Config(
-                app, http=_PatientH11, ws="none", lifespan="on", log_config=None, access_log=False,
-                server_header=False, timeout_keep_alive=_KEEP_ALIVE_SECONDS,
+                app, http=connection, ws="none", lifespan="on", log_config=None, access_log=False,
+                server_header=False, timeout_keep_alive=KEEP_ALIVE_SECONDS,
                 timeout_graceful_shutdown=_CLOSING_SECONDS,
+                forwarded_allow_ips=[str(network) for network in limits.networks],
             )
         )  # fmt: skip
 
@@ -183,41 +198,3 @@ class HttpServer(uvicorn.Server):
     def capture_signals(self) -> Iterator[None]:
         """Leave signals to whoever runs the server: uvicorn would stop to listen at once."""
         yield
-
-
-class _PatientH11(H11Protocol):
-    """Waits for a request's headers only so long, however slowly they drip."""
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
-        self._answered: object = None
-        self._waiting = self.loop.call_later(_HEADER_SECONDS, self._close_if_silent)
-
-    def on_response_complete(self) -> None:
-        # The next request of this connection has as long again; so has what is left of this one.
-        self._answered = self.cycle
-        super().on_response_complete()
-        self._waiting.cancel()
-        wait = _KEEP_ALIVE_SECONDS + _HEADER_SECONDS
-        self._waiting = self.loop.call_later(wait, self._close_if_silent)
-
-    def send_400_response(self, msg: str) -> None:
-        """Say in the shape of all errors that this was no HTTP."""
-        body = json.dumps(Failure(400, msg, INVALID).as_body()).encode()
-        # With its length: where not all was read, the connection ends in a reset.
-        headers = [
-            (b"content-type", b"application/json"), (b"content-length", b"%d" % len(body)),
-            (b"connection", b"close"),
-        ]  # fmt: skip
-        answer = h11.Response(status_code=400, headers=headers, reason=b"Bad Request")
-        for event in (answer, h11.Data(data=body), h11.EndOfMessage()):
-            self.transport.write(self.conn.send(event) or b"")
-        self.transport.close()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._waiting.cancel()
-        super().connection_lost(exc)
-
-    def _close_if_silent(self) -> None:
-        if self.cycle is self._answered:
-            self.transport.abort()

@@ -269,7 +269,7 @@ class ChatRequest(Settings):
         return (self.top_logprobs or 0) if self.logprobs else None
 
 
-def read_request(body: bytes, kind: type[A]) -> A:
+def read_request(body: bytes | bytearray, kind: type[A]) -> A:
     """Parse and check a body as one of these requests.
 
     Raises:

@@ -1,14 +1,61 @@
 """What a server allows, and how long it waits.
 
-Owns   ServerConfig. Takes values; refuses those that cannot work. Never reads the environment.
+Owns   ServerConfig and ConnectionLimits.
+Takes  values; refuses those that cannot work.
+Never  reads the environment.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
+from functools import cached_property
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from pathlib import Path
 
 from minigpt4_runtime.errors import ConfigError
+
+# An IPv6 client has such a network to itself, and any number of addresses in it.
+_V6_CLIENT_BITS = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConnectionLimits:
+    """How many connections are held, and how many of them, and of the answers, for one client.
+
+    Who asks through one of the `proxies` is the client that the proxy names, as for proxies on this
+    machine. Programs on this machine are not counted, nor is anyone without `per_client`.
+    """
+
+    most: int = 512
+    per_client: int | None = 256
+    proxies: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Limits must be above 0, proxies addresses or networks."""
+        for name, value in (("most", self.most), ("per_client", self.per_client)):
+            if value is not None and value < 1:
+                raise ConfigError(f"ConnectionLimits.{name} is {value}; it must be 1 or more.")
+        try:
+            list(map(ip_network, self.proxies))
+        except ValueError as error:
+            raise ConfigError(f"A proxy is named by its address or network: {error}.") from None
+
+    @cached_property
+    def networks(self) -> list[IPv4Network | IPv6Network]:
+        """The addresses that are believed about their clients: this machine's, and the proxies'."""
+        return [ip_network(each) for each in ("127.0.0.0/8", "::1", *self.proxies)]
+
+    def client_of(self, address: str | None) -> str | None:
+        """As which client an address counts; None for one that is not counted."""
+        try:
+            ip = ip_address((address or "").partition("%")[0])
+        except ValueError:
+            return None
+        if self.per_client is None or any(ip in network for network in self.networks):
+            return None
+        if ip.version == 6:
+            return str(ip_network((ip, _V6_CLIENT_BITS), strict=False))
+        return str(ip)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,14 +85,15 @@ class ServerConfig:
     api_keys: tuple[str, ...] = ()
     allowed_origins: tuple[str, ...] = ()
     own_names_only: bool = False
+    connections: ConnectionLimits = field(default_factory=ConnectionLimits)
     logs_content: bool = False
 
     def __post_init__(self) -> None:
         """Every limit and every time must be above 0."""
-        for field in fields(self):
-            is_amount = field.name.startswith(("max_", "num_")) or field.name.endswith("_seconds")
-            if is_amount and not (value := getattr(self, field.name)) > 0:
-                raise ConfigError(f"{field.name} is {value}; it must be above 0.")
+        for name in (each.name for each in fields(self)):
+            is_amount = name.startswith(("max_", "num_")) or name.endswith("_seconds")
+            if is_amount and not (value := getattr(self, name)) > 0:
+                raise ConfigError(f"{name} is {value}; it must be above 0.")
         for domain in self.media_domains:
             if "/" in domain:
                 raise ConfigError(f"{domain} is no host. Write HOST or HOST:PORT, as in a.example.")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import base64
 import mimetypes
 from collections.abc import AsyncGenerator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -25,21 +25,44 @@ _TIMEOUT_SECONDS = 600.0
 
 @dataclass(frozen=True)
 class Turn:
-    """A question, the picture that came with it, if one did, and the answer so far."""
+    """A question, the pictures that came with it, and the answer so far, if there is any."""
 
     question: str
-    picture: Path | None = None
+    pictures: tuple[Path, ...] = ()
     answer: str = ""
 
 
 @dataclass(frozen=True)
-class Sampling:
-    """What the page's folded controls say."""
+class Settings:
+    """What the controls beside the dialogue say."""
 
+    system: str = ""
     temperature: float = 0.0
     top_p: float = 1.0
+    top_k: int = 0
+    num_beams: int = 1
+    repetition_penalty: float = 1.0
     max_tokens: int = 300
     seed: int | None = None
+
+    def as_fields(self) -> dict[str, Any]:
+        """What to ask for, as the OpenAI client takes it.
+
+        Without a seed the server draws one. Extensions of the API are named only where they are
+        used: another server may not know them.
+        """
+        asked: dict[str, Any] = {
+            "temperature": self.temperature, "top_p": self.top_p, "max_tokens": self.max_tokens,
+        }  # fmt: skip
+        if self.seed is not None:
+            asked["seed"] = self.seed
+        default = {each.name: each.default for each in fields(self)}
+        extra = {
+            name: getattr(self, name)
+            for name in ("top_k", "num_beams", "repetition_penalty")
+            if getattr(self, name) != default[name]
+        }
+        return {**asked, "extra_body": extra}
 
 
 class DialogueError(Exception):
@@ -67,23 +90,20 @@ class Server:
         # Only our own server says what a model can do.
         return str(models.data[0].id), str(getattr(models.data[0], "description", ""))
 
-    async def answer(self, turns: Sequence[Turn], sampling: Sampling) -> AsyncGenerator[str]:
+    async def answer(self, turns: Sequence[Turn], settings: Settings) -> AsyncGenerator[str]:
         """The answer to the last turn's question, as it grows. Leaving it early cancels it.
 
         Raises:
             DialogueError: the server refuses, or is not there, or a picture is not.
         """
-        messages = as_messages(turns)
+        messages = as_messages(turns, settings.system)
         async with self._client() as client:
             try:
                 stream = await client.chat.completions.create(
                     model=(await client.models.list()).data[0].id,
                     messages=messages,
-                    temperature=sampling.temperature,
-                    top_p=sampling.top_p,
-                    max_tokens=sampling.max_tokens,
-                    seed=sampling.seed,
                     stream=True,
+                    **settings.as_fields(),
                 )
                 answer = ""
                 async with stream:
@@ -114,19 +134,22 @@ class Server:
         return str(error)
 
 
-def as_messages(turns: Sequence[Turn]) -> list[dict[str, Any]]:
+def as_messages(turns: Sequence[Turn], system: str = "") -> list[dict[str, Any]]:
     """Turns as the API takes them: pictures as data URLs. The last answer is still to come.
 
     Raises:
         DialogueError: a picture is not there any more.
     """
     messages: list[dict[str, Any]] = []
+    if system.strip():
+        messages.append({"role": "system", "content": system.strip()})
     for turn in turns:
         text = {"type": "text", "text": turn.question}
-        pictures = [_as_part(turn.picture)] if turn.picture else []
+        pictures = [_as_part(picture) for picture in turn.pictures]
         messages.append({"role": "user", "content": [*pictures, text]})
-        messages.append({"role": "assistant", "content": turn.answer})
-    return messages[:-1]
+        if turn.answer and turn is not turns[-1]:
+            messages.append({"role": "assistant", "content": turn.answer})
+    return messages
 
 
 def _as_part(picture: Path) -> dict[str, Any]:

@@ -1,12 +1,13 @@
 """What stands around the page: who may call it and where, how much may be sent, what is told.
 
-Owns   the paths, the origins, the sizes, the headers and the failures that Gradio leaves open.
+Owns   the paths, origins, sizes, times, headers and failures that Gradio leaves open.
 Takes  an ASGI application; is one itself.
 Never  looks at what is asked, nor lets Gradio write it down.
 """
 
 from __future__ import annotations
 
+import asyncio
 import re
 import sys
 from collections.abc import Callable
@@ -16,6 +17,8 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from minigpt4_runtime.web.upload_room import UploadRoom, is_full_disk
 
 # What the page asks for, app_id when a server is back that was gone. Gradio answers more:
 # histories, monitoring, calls past the queue, and the files of other machines.
@@ -27,6 +30,14 @@ _PATHS = re.compile(
 # A question, settings and the names of files; pictures come as uploads.
 _MAX_EVENT_BYTES = 2**20
 _ROOM_AROUND_A_FILE = 2**16
+# A browser sends the pictures that are chosen together in one body; Gradio holds each to its limit.
+_PICTURES_AT_ONCE = 8
+# How long a body may take: a picture comes over a phone's line.
+_EVENT_SECONDS = 30.0
+_UPLOAD_SECONDS = 120.0
+_FULL_DISK = (
+    "The server's disk is full, and this could not be kept. Tell the one who runs it, or try later."
+)
 # An answer may hold the address of a picture: it must not be asked for.
 _POLICY = "img-src 'self' data: blob:; media-src 'self' data: blob:"
 
@@ -34,19 +45,22 @@ _POLICY = "img-src 'self' data: blob:; media-src 'self' data: blob:"
 OnFailure = Callable[[BaseException], None]
 
 
-class _TooLarge(Exception):
-    """The body has more bytes than may be sent."""
+class _GivenUp(Exception):
+    """What is sent is not read any further."""
 
 
 class PageGuard:
-    """Refuses the scripts of other sites, what no page asks for, and bodies that are too large.
+    """Refuses the scripts of other sites, what no page asks for, and what is too large or too slow.
 
     Where Gradio would answer 500 the request is refused too, and `on_failure` told of the error.
     """
 
-    def __init__(self, app: ASGIApp, *, max_picture_bytes: int, on_failure: OnFailure) -> None:
+    def __init__(
+        self, app: ASGIApp, *, max_picture_bytes: int, room: UploadRoom, on_failure: OnFailure
+    ) -> None:
         self._app = app
-        self._max_upload_bytes = max_picture_bytes + _ROOM_AROUND_A_FILE
+        self._max_upload_bytes = _PICTURES_AT_ONCE * (max_picture_bytes + _ROOM_AROUND_A_FILE)
+        self._room = room
         self._on_failure = on_failure
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -56,54 +70,85 @@ class PageGuard:
             return
         is_upload = scope["path"].endswith("/upload")
         most = self._max_upload_bytes if is_upload else _MAX_EVENT_BYTES
-        exchange = _Exchange(receive, send, most)
-        refusal = _refuse(scope, most) or await self._pass_on(scope, exchange)
+        refusal = _refuse(scope, most)
+        if not refusal:
+            exchange = _Exchange(receive, send, most, self._room if is_upload else None)
+            refusal = await self._pass_on(scope, exchange)
+            exchange.end()
         if refusal:
             await refusal(scope, receive, send)
 
     async def _pass_on(self, scope: Scope, exchange: _Exchange) -> Response | None:
         """Let Gradio answer; gives what to say where it did not."""
+        told = {"error": "This could not be done. The log says where it failed."}
+        failed: Response = JSONResponse(told, 422)
         try:
             await self._app(scope, exchange.receive, exchange.send)
-        except (ClientDisconnect, _TooLarge):
+        except (ClientDisconnect, _GivenUp):
             pass
         except Exception as error:  # noqa: BLE001 - whatever it is, it ends here.
             self._on_failure(error)
-        if exchange.has_answered:
-            return None
-        if exchange.is_too_large:
-            return _too_large(exchange.most)
-        return JSONResponse({"error": "This could not be done. The log says where it failed."}, 422)
+            if is_full_disk(error):
+                failed = PlainTextResponse(_FULL_DISK, 507)
+        return None if exchange.has_answered else exchange.refusal or failed
 
 
 class _Exchange:
     """One request's bytes, counted while they come, and its answer, if it is one to pass on."""
 
-    def __init__(self, receive: Receive, send: Send, most: int) -> None:
+    def __init__(self, receive: Receive, send: Send, most: int, room: UploadRoom | None) -> None:
         self._receive = receive
         self._send = send
-        self._num_bytes = 0
-        self.most = most
+        self._most = most
+        self._room = room
+        self._upload = room and room.begin()
+        self._num_bytes = self._status = 0
+        self._is_whole = False
+        self._seconds = _UPLOAD_SECONDS if room else _EVENT_SECONDS
+        self._deadline = asyncio.get_running_loop().time() + self._seconds
+        self.refusal: Response | None = None
         self.has_answered = False
 
-    @property
-    def is_too_large(self) -> bool:
-        """Whether more bytes came than may be sent."""
-        return self._num_bytes > self.most
-
     async def receive(self) -> Message:
-        """Pass on what comes, as long as it is not too much."""
-        message = await self._receive()
-        self._num_bytes += len(message.get("body", b""))
-        if self.is_too_large:
-            raise _TooLarge
+        """Pass on what comes, as long as it is not too much nor too late."""
+        if self._is_whole:
+            return await self._receive()
+        if not self.refusal:
+            try:
+                async with asyncio.timeout_at(self._deadline):
+                    message = await self._receive()
+            except TimeoutError:
+                told = f"The body did not arrive within {self._seconds:g} seconds."
+                self.refusal = PlainTextResponse(told, 408, headers={"Connection": "close"})
+            else:
+                self._is_whole = not message.get("more_body")
+                self._count(len(message.get("body", b"")))
+        if self.refusal:
+            raise _GivenUp
         return message
+
+    def _count(self, num_bytes: int) -> None:
+        self._num_bytes += num_bytes
+        if self._num_bytes > self._most:
+            self.refusal = _too_large(self._most)
+        elif self._room and self._upload and not self._room.add(self._upload, num_bytes):
+            told = (
+                f"The page keeps {self._room.max_bytes / 2**20:,.0f} MiB of pictures, each for "
+                "about an hour, and has no room for this one. Try again later."
+            )
+            self.refusal = PlainTextResponse(told, 507)
+
+    def end(self) -> None:
+        """What was not uploaded in the end does not count."""
+        if self._room and self._upload and self._status != 200:
+            self._room.forget(self._upload)
 
     async def send(self, message: Message) -> None:
         """Pass the answer on, with nothing in it that opens the page to other sites."""
         if message["type"] == "http.response.start":
             # Whatever the application made of half a body or of its own mistake.
-            self.has_answered = not self.is_too_large and message["status"] != 500
+            self.has_answered = not self.refusal and message["status"] != 500
+            self._status = message["status"]
             headers = MutableHeaders(scope=message)
             for name in [name for name in headers if name.startswith("access-control-")]:
                 del headers[name]

@@ -1,0 +1,207 @@
+"""A request's body: read within limits, and looked over before anything parses it.
+
+Owns   how large, how slow and how complex a body may be, and the pictures that are taken out of it.
+Takes  a request; gives a Body, or a Refusal.
+Never  parses: it finds where strings end, and counts what stands between them and in them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import binascii
+import secrets
+import string
+from collections import Counter
+
+from starlette.requests import Request
+
+from minigpt4_runtime.errors import ImageError
+from minigpt4_runtime.server.failures import Refusal
+
+# A parser, and the decoder of base64, hold Python's one lock until they have finished, in whatever
+# thread they run: what they are given must be done in some 50 ms.
+MAX_SIGNS = 10_000
+MAX_DEPTH = 64
+MAX_BYTES_OUTSIDE_STRINGS = 2**20
+MAX_TEXT_BYTES = 8 * 2**20  # In strings that are no large picture.
+MAX_BACKSLASHES = 2**19
+# From here on a picture is taken out.
+LARGE_PICTURE_BYTES = 2**16
+
+_SIGNS = "brackets, commas, colons and strings"
+_NO_SIGNS = bytes(byte for byte in range(256) if byte not in b"{}[],:")
+_BASE64 = (string.ascii_letters + string.digits + "+/\\").encode()
+_MOST_HEAD_BYTES = 200  # Of a data URL: its type.
+_PIECE = 2**20
+
+
+class Body:
+    """A body: `content` is JSON in which names stand for large pictures."""
+
+    def __init__(self, whole: bytearray) -> None:
+        """Look a body over, and take large pictures out.
+
+        Raises:
+            Refusal: it would keep a parser too long.
+        """
+        self._whole = whole
+        self._pictures: dict[str, tuple[int, int]] = {}
+        self._secret = secrets.token_hex(8)  # No client can write such a name.
+        self.content = bytearray()
+        self._take_apart()
+
+    def picture(self, url: str) -> bytes | None:
+        """The picture of this name; None for what is a URL. It takes a while.
+
+        Raises:
+            ImageError: it is not base64.
+        """
+        if url not in self._pictures:
+            return None
+        at, end = self._pictures[url]
+        picture, rest = bytearray(), b""
+        try:
+            while at < end:
+                rest += self._whole[at : min(at + _PIECE, end)].translate(None, b"\\=")
+                at += _PIECE
+                whole = len(rest) // 4 * 4
+                picture += binascii.a2b_base64(rest[:whole])
+                rest = rest[whole:]
+            picture += binascii.a2b_base64(rest + b"=" * (-len(rest) % 4))
+        except ValueError as error:
+            told = f"The picture given as a data URL is not base64 ({error}). Encode it again."
+            raise ImageError(told) from None
+        return bytes(picture)
+
+    def forget(self) -> None:
+        """Let all of it go: it has been read."""
+        self._whole.clear()
+        self.content.clear()
+
+    def _take_apart(self) -> None:
+        body, counts, at = self._whole, _Counts(), 0
+        for piece in range(0, len(body), _PIECE):
+            counts.add("backslashes", body.count(b"\\", piece, piece + _PIECE), MAX_BACKSLASHES)
+        while at < len(body):
+            opening = body.find(b'"', at)
+            end = opening if opening >= 0 else len(body)
+            outside = body[at : min(end, at + MAX_BYTES_OUTSIDE_STRINGS + 1)]
+            counts.add_outside(outside)
+            self.content += outside
+            if opening < 0:
+                return
+            at = _end_of_string(body, opening + 1)
+            picture = _find_picture(body, opening + 1, at - 1)
+            if picture < 0:
+                counts.add("bytes of text", at - 1 - opening, MAX_TEXT_BYTES)
+                self.content += body[opening:at]
+            else:
+                name = f"data:held;{self._secret},{len(self._pictures)}"
+                self._pictures[name] = (picture, at - 1)
+                self.content += f'"{name}"'.encode()
+
+
+def _end_of_string(body: bytearray, start: int) -> int:
+    """Behind the quote that ends the string which begins at `start`."""
+    at = start
+    while (quote := body.find(b'"', at)) >= 0:
+        before = quote
+        while before > start and body[before - 1 : before] == b"\\":
+            before -= 1
+        at = quote + 1
+        if (quote - before) % 2 == 0:
+            return at
+    return len(body) + 1
+
+
+def _find_picture(body: bytearray, start: int, end: int) -> int:
+    """Where the base64 of a string begins that is a large picture and nothing else; else -1."""
+    head = body[start : start + _MOST_HEAD_BYTES].partition(b",")[0]
+    is_large = end - start > LARGE_PICTURE_BYTES and end <= len(body)
+    if not is_large or head[:5].lower() != b"data:" or head[-7:].lower() != b";base64":
+        return -1
+    start += len(head) + 1
+    # Padding stands at the end, and a backslash before a slash: it means nothing there.
+    padding = body.find(b"=", start, end)
+    if padding >= 0 and body[padding:end].strip(b"="):
+        return -1
+    at, last = start, padding if padding >= 0 else end
+    while at < last:
+        piece = body[at : min(at + _PIECE, last)].rstrip(b"\\")
+        is_plain = not piece.translate(None, _BASE64)
+        if not piece or not is_plain or piece.count(b"\\") != piece.count(b"\\/"):
+            return -1
+        at += len(piece)
+    return start
+
+
+class BodyReader:
+    """Reads bodies of up to `max_bytes`, of which `max_arriving_bytes` may be on their way."""
+
+    def __init__(self, *, max_bytes: int, max_arriving_bytes: int, seconds: float) -> None:
+        self._max_bytes = max_bytes
+        self._max_arriving_bytes = max_arriving_bytes
+        self._seconds = seconds
+        self._num_arriving = 0
+
+    async def read(self, request: Request) -> Body:
+        """The body, counted while it comes: a length that is promised is not believed.
+
+        Raises:
+            Refusal: it is too large, too slow, or would keep a parser too long.
+        """
+        body = bytearray()
+        promised = request.headers.get("content-length", "0")
+        if promised.isdigit() and int(promised) > self._max_bytes:
+            raise self._too_large()
+        try:
+            async with asyncio.timeout(self._seconds):
+                async for part in request.stream():
+                    body += part
+                    self._num_arriving += len(part)
+                    self._check(len(body))
+        except TimeoutError:
+            message = f"The body did not arrive within {self._seconds:g} seconds."
+            raise Refusal(408, message, code="body_too_slow") from None
+        finally:
+            self._num_arriving -= len(body)
+        return await asyncio.to_thread(Body, body)
+
+    def _check(self, num_bytes: int) -> None:
+        if num_bytes > self._max_bytes:
+            raise self._too_large()
+        if self._num_arriving > self._max_arriving_bytes:
+            raise Refusal(
+                429, "Too much is being sent to this server at once. Try again later.",
+                kind="rate_limit_error", code="queue_full", headers={"Retry-After": "1"},
+            )  # fmt: skip
+
+    def _too_large(self) -> Refusal:
+        message = f"The body has more than {self._max_bytes:,} bytes. Send less."
+        return Refusal(413, message, code="body_too_large")
+
+
+class _Counts:
+    """What was counted in a body so far."""
+
+    def __init__(self) -> None:
+        self._counts: Counter[str] = Counter()
+        self._depth = 0
+
+    def add(self, what: str, number: int, most: int) -> None:
+        """Add a number of something of which there may be so many."""
+        self._counts[what] += number
+        if self._counts[what] > most:
+            message = f"The body has more than {most:,} {what}. Send less."
+            raise Refusal(400, message, code="body_too_complex")
+
+    def add_outside(self, content: bytearray) -> None:
+        """What stands between two strings."""
+        self.add("bytes outside of strings", len(content), MAX_BYTES_OUTSIDE_STRINGS)
+        signs = content.translate(None, _NO_SIGNS)
+        self.add(_SIGNS, len(signs) + 1, MAX_SIGNS)
+        for sign in signs:
+            self._depth += (sign in b"{[") - (sign in b"}]")
+            if self._depth > MAX_DEPTH:
+                message = f"The body has more than {MAX_DEPTH} brackets within each other."
+                raise Refusal(400, message, code="body_too_complex")

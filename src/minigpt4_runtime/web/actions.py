@@ -1,0 +1,222 @@
+"""What the page's buttons do.
+
+Owns   what each of them changes, and which of them can be pressed.
+Takes  the turns so far and what was typed; gives what the page shows.
+Never  builds a component, nor speaks HTTP itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from minigpt4_runtime.optional import require
+from minigpt4_runtime.web.controls import read_controls
+from minigpt4_runtime.web.dialogue import INSTALL, DialogueError, Server, Turn
+from minigpt4_runtime.web.kept import read_kept, write_kept
+from minigpt4_runtime.web.uploads import Asked, Uploads
+
+gradio = require("gradio", install=INSTALL)
+
+FIRST_QUESTION = "Describe this picture."
+_NO_ANSWER = "*Stopped before there was an answer.*"
+# As _as_chat makes them: the question with its pictures, and the answer.
+_MESSAGES_PER_TURN = 2
+
+
+class Shown(NamedTuple):
+    """What a run of the buttons changes: its components, or what each of them is to show.
+
+    The question box is left alone once its question was taken over: the next one may be in the
+    making.
+    """
+
+    dialogue: Any
+    turns: Any
+    question: Any
+    kept: Any
+    stop: Any
+    retry: Any
+    undo: Any
+    clear: Any
+    save_markdown: Any
+    save_json: Any
+
+
+@dataclass
+class Growing:
+    """Which answer grows in one browser's page: another question there ends it."""
+
+    answer: object = None
+
+
+class Actions:
+    """What the buttons do."""
+
+    def __init__(self, server: Server, uploads: Uploads, examples: Sequence[Path]) -> None:
+        self._server = server
+        self._uploads = uploads
+        self._examples = examples
+
+    async def about(self) -> str:
+        """The line under the title."""
+        try:
+            name, description = await self._server.model()
+        except DialogueError as error:
+            return str(error)
+        return f"**{name}** answers. {description}"
+
+    def restore(self, kept: str, turns: list[Turn]) -> Shown:
+        """Show the dialogue that the browser has kept, unless another was begun meanwhile."""
+        if not kept or turns:
+            return _show_no_change()
+        try:
+            restored, num_missing = read_kept(kept, self._find)
+        except DialogueError as error:
+            _warn("Nothing kept", str(error))
+            return _show_no_change()
+        if num_missing:
+            _warn(
+                "Pictures not kept",
+                f"{num_missing} of the pictures in this dialogue could not be kept. Upload them "
+                "again to ask about them.",
+            )
+        return _show(restored, question=Asked())
+
+    def take_example(self, box: Any, chosen: gradio.SelectData) -> dict[str, Any]:  # type: ignore[name-defined]
+        """Put an example's picture into the question box, beside those that are there."""
+        asked, picture = self._uploads.read(box), self._examples[int(chosen.index)]
+        others = tuple(each for each in asked.pictures if each != picture)
+        return replace(asked, pictures=(*others, picture)).as_value()
+
+    async def ask(
+        self, growing: Growing, turns: list[Turn], box: Any, *controls: Any
+    ) -> AsyncIterator[Shown]:
+        """Ask one more question, as it stands in the question box."""
+        asked = self._uploads.read(box)
+        turn = Turn(asked.text.strip(), asked.pictures)
+        async for shown in self._answer(growing, [*turns, turn], controls, question=Asked()):
+            yield shown
+
+    async def retry(
+        self, growing: Growing, turns: list[Turn], *controls: Any
+    ) -> AsyncIterator[Shown]:
+        """Ask the last question again."""
+        async for shown in self._answer(growing, turns, controls):
+            yield shown
+
+    async def edit(
+        self,
+        growing: Growing,
+        turns: list[Turn],
+        edited: gradio.EditData,  # type: ignore[name-defined]
+        *controls: Any,
+    ) -> AsyncIterator[Shown]:
+        """Ask a question in other words; what was asked after it goes."""
+        message = edited.index if isinstance(edited.index, int) else edited.index[0]
+        number = message // _MESSAGES_PER_TURN
+        again = [replace(turn, question=str(edited.value).strip()) for turn in turns[number:][:1]]
+        async for shown in self._answer(growing, [*turns[:number], *again], controls):
+            yield shown
+
+    def undo(self, growing: Growing, turns: list[Turn]) -> Shown:
+        """Take the last turn back: its question stands in the box again."""
+        growing.answer = None
+        if not turns:
+            return _show([])
+        *before, last = turns
+        return _show(before, question=Asked(last.question, last.pictures))
+
+    def stop(self, growing: Growing, turns: list[Turn]) -> Shown:
+        """End the answer that grows; what there is of it stays."""
+        growing.answer = None
+        return _show(turns)
+
+    def clear(self, growing: Growing, _: list[Turn]) -> Shown:
+        """An empty page."""
+        growing.answer = None
+        return _show([], question=Asked(FIRST_QUESTION))
+
+    async def _answer(
+        self,
+        growing: Growing,
+        turns: list[Turn],
+        controls: Sequence[Any],
+        *,
+        question: Asked | None = None,
+    ) -> AsyncIterator[Shown]:
+        """Answer the last turn anew."""
+        if not turns or not turns[-1].question:
+            _warn("No question", "Type a question first.")
+            # If nothing were said, Gradio would empty everything.
+            yield _show_no_change()
+            return
+        *before, last = turns
+        last = replace(last, answer="")
+        this = growing.answer = object()
+        yield _show([*before, last], question=question, grows=True)
+        try:
+            settings = read_controls(*controls)
+            async with aclosing(self._server.answer([*before, last], settings)) as answers:
+                async for answer in answers:
+                    if growing.answer is not this:
+                        return
+                    last = replace(last, answer=answer)
+                    yield _show_growth([*before, last])
+        except DialogueError as error:
+            _warn("No answer", str(error), seconds=20)
+            # The question comes back, to be asked again when what was wrong is mended.
+            yield _show(before, question=Asked(last.question, last.pictures))
+        else:
+            yield _show([*before, last])
+
+    def _find(self, name: str) -> Path | None:
+        try:
+            return self._uploads.find(name)
+        except gradio.Error:
+            return None
+
+
+def _show(turns: Sequence[Turn], *, question: Asked | None = None, grows: bool = False) -> Shown:
+    """The dialogue and the buttons that go with it; the question box only if one is given."""
+    with_turns = gradio.update(interactive=bool(turns))
+    return Shown(
+        dialogue=_as_chat(turns, grows=grows),
+        turns=list(turns),
+        question=question.as_value() if question else gradio.skip(),
+        kept=write_kept(turns),
+        stop=gradio.update(interactive=grows),
+        retry=with_turns,
+        undo=with_turns,
+        clear=with_turns,
+        save_markdown=with_turns,
+        save_json=with_turns,
+    )
+
+
+def _show_growth(turns: Sequence[Turn]) -> Shown:
+    """The dialogue alone, which is all that changes while an answer grows."""
+    others = (gradio.skip() for _ in Shown._fields[2:])
+    return Shown(_as_chat(turns, grows=True), list(turns), *others)
+
+
+def _show_no_change() -> Shown:
+    return Shown(*(gradio.skip() for _ in Shown._fields))
+
+
+def _as_chat(turns: Sequence[Turn], *, grows: bool) -> list[dict[str, Any]]:
+    """Turns as Gradio shows them: two messages each."""
+    messages: list[dict[str, Any]] = []
+    for turn in turns:
+        pictures = [{"path": str(picture)} for picture in turn.pictures]
+        nothing = "…" if grows and turn is turns[-1] else _NO_ANSWER
+        messages.append({"role": "user", "content": [*pictures, turn.question]})
+        messages.append({"role": "assistant", "content": turn.answer or nothing})
+    return messages
+
+
+def _warn(title: str, sentence: str, *, seconds: int = 5) -> None:
+    gradio.Warning(sentence, duration=seconds, title=title)

@@ -1,0 +1,70 @@
+"""A dialogue as the browser keeps it through a reload.
+
+Owns   the form in which turns go to the browser and come back; page.js stores it.
+Takes  turns; gives text, and turns again.
+Never  trusts what comes back: it may be damaged, or of another version of this page.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from minigpt4_runtime.web.dialogue import DialogueError, Turn
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class _KeptTurn(_Strict):
+    """A turn; a picture is the path of its upload, or None where the browser could not keep it."""
+
+    question: str
+    answer: str
+    pictures: tuple[str | None, ...]
+
+
+class _KeptDialogue(_Strict):
+    version: Literal[1]
+    turns: tuple[_KeptTurn, ...]
+
+
+def write_kept(turns: Sequence[Turn]) -> str:
+    """What the browser is to keep; nothing where there are no turns."""
+    if not turns:
+        return ""
+    kept = tuple(
+        _KeptTurn(
+            question=turn.question, answer=turn.answer, pictures=tuple(map(str, turn.pictures))
+        )
+        for turn in turns
+    )
+    return _KeptDialogue(version=1, turns=kept).model_dump_json()
+
+
+def read_kept(
+    text: str, find_picture: Callable[[str], Path | None]
+) -> tuple[tuple[Turn, ...], int]:
+    """The turns that were kept, and how many of their pictures are not here any more.
+
+    Raises:
+        DialogueError: this is no dialogue that this version of the page has kept.
+    """
+    try:
+        kept = _KeptDialogue.model_validate_json(text)
+    except ValidationError:
+        raise DialogueError(
+            "The dialogue that this browser kept is damaged or of another version of this page. "
+            "It was dropped; ask anew."
+        ) from None
+    turns, num_missing = [], 0
+    for turn in kept.turns:
+        found = [find_picture(name) if name else None for name in turn.pictures]
+        pictures = tuple(picture for picture in found if picture)
+        num_missing += len(found) - len(pictures)
+        turns.append(Turn(turn.question, pictures, turn.answer))
+    return tuple(turns), num_missing
