@@ -73,6 +73,16 @@ def test_strings_add_to_the_templates_stops_and_none_means_none():
     assert run(ids, ())[1].reply == "one. two ### three"
 
 
+@settings(max_examples=300)
+@given(texts, st.sampled_from([None, VICUNA]), st.sampled_from([None, "", " "]))
+def test_of_a_form_all_is_shown_but_the_space_before_it(text, template, begins_with):
+    ids = TOKENIZER.encode(text)
+    answer = AnswerText(TOKENIZER, template, None, begins_with=begins_with, has_form=True)
+    shown = "".join(answer.feed(token_id) for token_id in ids) + answer.finish()
+    form = TOKENIZER.decode(ids).lstrip()
+    assert shown == answer.reply == (form.rstrip() if template else form)
+
+
 def test_a_possible_stop_is_held_back():
     answer = AnswerText(TOKENIZER, VICUNA, ("xyz",))
     shown = ""

@@ -211,3 +211,21 @@ def test_a_folder_that_is_no_model_says_what_to_do(tmp_path):
         MiniGPT4.load(tmp_path)
     with pytest.raises(CheckpointError, match="missing"):
         MiniGPT4.load(tmp_path / "missing")
+
+
+def test_logit_bias_reaches_the_answer(model):
+    plain, biased = (
+        model.chat(ask("What?"), SamplingParams(max_new_tokens=4, logit_bias=bias)).token_ids
+        for bias in ((), {7: 100})
+    )
+    assert set(biased) == {7} != set(plain)
+
+
+@pytest.mark.parametrize("way", ["chat", "submit_tokens"])
+def test_a_bias_for_an_id_that_is_none_is_refused(model, way):
+    size = model.config.language.vocab_size
+    asked = ask("What?") if way == "chat" else [1]
+    with pytest.raises(
+        RequestError, match=f"names the id {size}; the vocabulary ends at {size - 1}"
+    ):
+        getattr(model, way)(asked, SamplingParams(logit_bias={size: 1}))

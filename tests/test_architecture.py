@@ -36,6 +36,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "prompt": WORDS,
     "tokenizer": WORDS | {"prompt"},
     "answer": WORDS | {"prompt", "tokenizer"},
+    "grammar": WORDS | {"tokenizer"},
     "levels": WORDS,
     "picture_formats": WORDS,
     "pixels": WORDS | {"levels", "picture_formats"},
@@ -47,7 +48,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "ranks": BELOW_API - FOR_PEOPLE,
     "sides": BELOW_API - FOR_PEOPLE,
     "picture_run": WORDS | {"engine"},
-    "api": BELOW_API | {"ranks", "sides", "picture_run"},
+    "api": BELOW_API | {"grammar", "ranks", "sides", "picture_run"},
     FRONT_DOOR: WORDS | {"api"},
     # Whether a model fits is asked of the devices themselves.
     "hub": WORDS | {"checkpoint", "backend.registry"},
@@ -70,7 +71,8 @@ DEVICES = {"backend.cpu", "backend.cuda", "backend.npu"}
 # Rooms that need nothing but Python, and rooms that load without torch.
 ONLY_STANDARD_LIBRARY = {"errors", "config", "presets", "messages", "optional", "prompt"}
 NO_TORCH_ON_LOAD = ONLY_STANDARD_LIBRARY | {
-    "tokenizer", "answer", "pixels", "levels", "picture_formats", "hub", "cli", FRONT_DOOR,
+    "tokenizer", "answer", "grammar", "pixels", "levels", "picture_formats", "hub", "cli",
+    FRONT_DOOR,
 }  # fmt: skip
 HEAVY = {"torch", "torch_npu"}
 

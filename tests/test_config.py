@@ -1,6 +1,7 @@
 """Settings are frozen, strict and explain themselves."""
 
 import dataclasses
+import json
 
 import pytest
 
@@ -85,6 +86,10 @@ def test_shapes_that_cannot_work_are_refused(build, words):
         {"top_p": 0.0}, {"top_p": 1.1}, {"top_k": -1}, {"repetition_penalty": 0.0},
         {"num_beams": 0}, {"seed": -1}, {"seed": 2**63}, {"seed": True},
         {"length_penalty": float("inf")}, {"seed": 10**400}, {"temperature": 10**400},
+        {"min_p": -0.1}, {"min_p": 1.1}, {"presence_penalty": 2.1}, {"frequency_penalty": -2.1},
+        {"logit_bias": {3: 101}}, {"logit_bias": {-1: 1}}, {"logit_bias": {"a": 1}},
+        {"logit_bias": {True: 1}}, {"logit_bias": {3: float("nan")}}, {"logit_bias": 5},
+        {"logit_bias": {3: "x"}}, {"logit_bias": ((1, 2, 3),)},
         {"max_new_tokens": 10**400}, {"ignore_eos": "no"}, {"stop": 5},
     ],
 )  # fmt: skip
@@ -99,10 +104,21 @@ def test_sampling_refuses_what_contradicts_itself():
         SamplingParams(max_new_tokens=3, min_new_tokens=5)
     with pytest.raises(ConfigError, match="Beam search does not sample"):
         SamplingParams(num_beams=2, temperature=1.0)
+    with pytest.raises(ConfigError, match="Beam search does not sample: set min_p to 0"):
+        SamplingParams(num_beams=2, min_p=0.1)
     with pytest.raises(ConfigError, match="tuple of strings"):
         SamplingParams(stop="###")
     with pytest.raises(ConfigError, match="non-empty"):
         SamplingParams(stop=("",))
+
+
+def test_sampling_survives_json():
+    params = SamplingParams(logit_bias={7: -100, 3: 1.5}, stop=("a",), min_p=0.1)
+    assert params.logit_bias == ((3, 1.5), (7, -100))
+    assert SamplingParams.from_mapping(json.loads(json.dumps(params.to_mapping()))) == params
+    assert (
+        len({params, SamplingParams(logit_bias=[(3, 1.5), (7, -100)], stop=("a",), min_p=0.1)}) == 1
+    )
 
 
 def test_sampling_defaults_are_greedy_and_frozen():

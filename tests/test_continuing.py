@@ -98,6 +98,22 @@ def test_a_text_is_continued_as_it_is(model):
     assert by_text.usage == by_text.reply.usage
 
 
+def test_a_form_is_that_of_the_continuation_without_the_space_before_it(model):
+    answers = [
+        model.stream(begun("There are"), SamplingParams(regex="three|four")),
+        model.stream(begun("There are "), SamplingParams(regex="three|four")),
+        model.submit_text("There are", SamplingParams(regex="three|four")),
+    ]
+    for deltas in map(list, answers):
+        assert deltas[-1].reply.text in ("three", "four")
+        assert "".join(delta.text for delta in deltas) == deltas[-1].reply.text
+
+
+def test_a_form_s_text_ends_as_the_form_does_and_at_no_stop_of_a_template(model):
+    reply = list(model.submit_text("Human:", SamplingParams(regex="a### b\n")))[-1].reply
+    assert reply.text == "a### b\n"
+
+
 def test_a_stop_string_ends_a_text_and_no_template_does(model):
     sampling = SamplingParams(max_new_tokens=24, ignore_eos=True)
     free = list(model.submit_text("Human:", sampling))[-1].reply

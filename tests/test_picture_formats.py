@@ -14,7 +14,12 @@ from PIL import ExifTags, Image
 
 from minigpt4_runtime.errors import ImageError
 from minigpt4_runtime.messages import ImageSource
-from minigpt4_runtime.picture_formats import IMAGE_SUFFIXES, UNREADABLE_SUFFIXES, find_format
+from minigpt4_runtime.picture_formats import (
+    IMAGE_SUFFIXES,
+    MOST_PARTS,
+    UNREADABLE_SUFFIXES,
+    find_format,
+)
 from minigpt4_runtime.pixels import ImageLimits, open_rgb
 
 
@@ -163,6 +168,31 @@ def test_no_segment_of_metadata_costs_a_jpeg(marker):
     for junk in JUNK:
         odd = b"\xff" + bytes([marker]) + struct.pack(">H", len(junk) + 2) + junk
         numpy.testing.assert_array_equal(levels_of(whole[:2] + odd + whole[2:]), levels_of(whole))
+
+
+@pytest.mark.parametrize(
+    ("name", "start", "part"),
+    [
+        ("JPEG RGB", 2, b"\xff\xfe\0\2"),
+        ("PNG RGB", 33, b"\0\0\0\0tEXt" + struct.pack(">L", zlib.crc32(b"tEXt"))),
+    ],
+)
+def test_of_very_many_parts_the_rest_is_left_as_it_is(name, start, part):
+    head, rest = FILES[name][:start], FILES[name][start:]
+    few = head + part * (MOST_PARTS // 2) + rest
+    assert part not in find_format(few, name).without_metadata(few)
+    many = head + part * (3 * MOST_PARTS) + rest
+    plain = find_format(many, name).without_metadata(many)
+    assert plain.startswith(head)
+    assert plain.endswith(rest)
+    assert plain.count(part) in (2 * MOST_PARTS, 2 * MOST_PARTS + 1)  # IHDR is a part too.
+
+
+def test_a_jpeg_is_left_as_it_is_from_what_is_no_marker_on():
+    whole, comment = FILES["JPEG RGB"], b"\xff\xfe\0\2"
+    odd = whole[:2] + comment + b"\0\0\0\2" + comment + whole[2:]
+    plain = find_format(odd, "a picture").without_metadata(odd)
+    assert plain == whole[:2] + b"\0\0\0\2" + comment + whole[2:]
 
 
 @pytest.mark.parametrize("tag", [263, 269, 270, 271, 282, 296, 305, 306, 318, 700, 33723, 34377,

@@ -41,19 +41,21 @@ class AnswerText:
         *,
         before: Sequence[int] = (),
         begins_with: str | None = None,
+        has_form: bool = False,
     ) -> None:
         """`stop` as in SamplingParams: None, () or strings beside the template's.
 
         `before` are ids that the text continues; `begins_with` is what of them is its own, and
         None lets it begin without a space. Without a template it is no answer: nothing is trimmed,
-        and it ends at `stop` alone.
+        and it ends at `stop` alone. To a text that has a form of its own the template's stops and
+        marks are text, and the space that may stand before it is no part of it.
         """
         self._stream = TextStream(tokenizer, before)
-        self._trims_start = begins_with is None
+        self._trims_start = begins_with is None or has_form
         self._trims_end = template is not None
-        uses_template = template is not None and (stop is None or len(stop) > 0)
-        self._stops = (*(template.stops if template and uses_template else ()), *(stop or ()))
-        self._mark = template.answer_mark if template and uses_template else None
+        heeded = template if not has_form and (stop is None or len(stop) > 0) else None
+        self._stops = (*(heeded.stops if heeded else ()), *(stop or ()))
+        self._mark = heeded.answer_mark if heeded else None
         self._text = begins_with or ""
         self._num_given = 0
         self.stopped = False
@@ -98,7 +100,7 @@ class AnswerText:
         # Space at either end is not part of a reply: wait for what follows it.
         visible = visible.rstrip() if self._trims_end else visible
         shown = visible[self._num_given :]
-        if self._num_given == 0 and self._trims_start:
+        if self._trims_start and not self._text[: self._num_given].strip():
             shown = shown.lstrip()
         self._num_given = max(self._num_given, len(visible))
         return shown

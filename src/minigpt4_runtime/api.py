@@ -43,6 +43,7 @@ from minigpt4_runtime.errors import (
     RankLostError,
     RequestError,
 )
+from minigpt4_runtime.grammar.guide import Grammars, Guide
 from minigpt4_runtime.messages import (
     Described,
     ImageSource,
@@ -95,6 +96,7 @@ class MiniGPT4:
         self._template = find_template(self.config.template)
         self._image_limits = image_limits
         self._tokenizer = tokenizer
+        self._grammars = Grammars(tokenizer, self.config.language.vocab_size)
         self._backend = backend
         self._ranks = ranks
         setup = Setup(source, backend.device.type, dtype, engine)
@@ -330,6 +332,7 @@ class MiniGPT4:
             sampling.stop,
             before=before,
             begins_with=None if is_spaced else space,
+            has_form=sampling.grammar is not None,
         )
         return self._submit(encoded.token_ids, images, sampling, answer)
 
@@ -338,7 +341,8 @@ class MiniGPT4:
     ) -> Ticket[TextDelta]:
         """Go on from a text, or its ids, as it is: no template, no pictures, nothing trimmed.
 
-        It ends at `</s>` and at what `stop` names; the template's stops are none here.
+        It ends at `</s>` and at what `stop` names; the template's stops are none here. Of an answer
+        that has a form the space before it is left out, as everywhere.
 
         Raises:
             RequestError: an id is not in the vocabulary, or there are none or too many.
@@ -347,7 +351,14 @@ class MiniGPT4:
         token_ids = self.encode_text(text) if isinstance(text, str) else text
         self._check_ids(token_ids)
         self._engine.check(len(token_ids), sampling)
-        answer = AnswerText(self._tokenizer, None, sampling.stop, before=token_ids, begins_with="")
+        answer = AnswerText(
+            self._tokenizer,
+            None,
+            sampling.stop,
+            before=token_ids,
+            begins_with="",
+            has_form=sampling.grammar is not None,
+        )
         return self._submit(token_ids, (), sampling, answer)
 
     def _submit(
@@ -358,7 +369,7 @@ class MiniGPT4:
         answer: AnswerText,
     ) -> Ticket[TextDelta]:
         watch = StopWatch(answer.fork()) if answer.has_stops else None
-        request = Request(tuple(token_ids), images, sampling, watch)
+        request = Request(tuple(token_ids), images, sampling, watch, self._guide(sampling))
         return self._engine.submit(request, _Reader(answer, len(token_ids)))
 
     def submit_tokens(
@@ -382,7 +393,8 @@ class MiniGPT4:
             raise RequestError("With beams no token is known before the end: leave out on_token.")
         listener = _Listener(on_token) if on_token is not None else None
         return self._engine.submit(
-            Request(tuple(token_ids), (), sampling, listener), lambda event: event.token_id
+            Request(tuple(token_ids), (), sampling, listener, self._guide(sampling)),
+            lambda event: event.token_id,
         )
 
     def _check_ids(self, token_ids: Sequence[int]) -> None:
@@ -400,7 +412,11 @@ class MiniGPT4:
 
         Pictures are opened ahead, in threads, and no more of them than the engine needs to be kept
         full. Results come as they are done; a picture that cannot be served is one with an error.
+
+        Raises:
+            GrammarError: the schema or regex of `sampling` cannot be followed.
         """
+        self.prepare(sampling or SamplingParams())
         run = PictureRun[Picture](
             lambda picture: self.submit([_question(picture, prompt)], sampling),
             max_running=self.engine_config.max_running,
@@ -414,6 +430,15 @@ class MiniGPT4:
             traffic=self._ranks.traffic,
             encode_seconds=self._sides.vision.seconds,
         )
+
+    def prepare(self, sampling: SamplingParams) -> None:
+        """Compile the form that answers are to have, so that the first question need not wait.
+
+        Raises:
+            GrammarError: the schema or regex cannot be followed.
+            BackendUnavailableError: llguidance is not installed.
+        """
+        self._guide(sampling)
 
     def token_bytes(self, token_id: int) -> bytes:
         """What a token of a reply adds to its text, as UTF-8; a control token gives its name."""
@@ -496,6 +521,16 @@ class MiniGPT4:
             rows_per_image=self.config.rows_per_image,
             image_token_id=self.config.image_token_id,
         )
+
+    def _guide(self, sampling: SamplingParams) -> Guide | None:
+        """What holds an answer to its form. What the vocabulary lacks is refused here."""
+        vocab_size = self.config.language.vocab_size
+        for token_id in dict(sampling.logit_bias):
+            if token_id >= vocab_size:
+                raise RequestError(
+                    f"logit_bias names the id {token_id}; the vocabulary ends at {vocab_size - 1}."
+                )
+        return self._grammars.guide(sampling)
 
     def _image_input(self, source: ImageSource, span: ImageSpan) -> ImageInput:
         picture = load_image(source, self.config.vision, self._image_limits)

@@ -8,6 +8,7 @@ Never  reads a file or the environment, and never lets an unknown setting pass i
 
 import dataclasses
 import difflib
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from minigpt4_runtime.errors import ConfigError
 DTypeName = Literal["float32", "float16", "bfloat16"]
 DTYPE_NAMES: tuple[DTypeName, ...] = get_args(DTypeName)
 DTYPE_BYTES: dict[DTypeName, int] = {"float32": 4, "float16": 2, "bfloat16": 2}
+GrammarKind = Literal["json_schema", "regex"]
 VisionRuntimeName = Literal["auto", "torch", "onnx", "om"]
 
 # OpenAI CLIP's statistics, which the original uses (minigpt4/processors/blip_processors.py).
@@ -369,7 +371,13 @@ class SamplingParams(_Settings):
     `stop` None means the template's own stops, `()` nothing but `</s>`, and strings are added to
     the template's. `top_k` 0 means no limit. `min_new_tokens` only forbids `</s>`: a stop string
     may end an answer earlier. The same seed gives the same answer. `logprobs` asks for the
-    log-probability of each chosen token and of so many of the likeliest ones.
+    log-probability of each chosen token and of so many of the likeliest ones. `min_p` drops ids
+    that are less likely than this share of the likeliest one. The penalties of presence and
+    frequency and `logit_bias` are OpenAI's; the last maps ids to what is added to their logits.
+
+    With a `json_schema`, as a mapping or as text, the answer is JSON of that form; with a `regex`
+    the whole answer matches it, but for space at its ends, which every reply leaves out. What the
+    template stops at is then text like any other.
     """
 
     max_new_tokens: int = 300
@@ -377,13 +385,19 @@ class SamplingParams(_Settings):
     temperature: float = 0.0
     top_p: float = 1.0
     top_k: int = 0
+    min_p: float = 0.0
     repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: Mapping[int, float] | tuple[tuple[int, float], ...] = ()
     num_beams: int = 1
     length_penalty: float = 1.0
     stop: tuple[str, ...] | None = None
     ignore_eos: bool = False
     seed: int | None = None
     logprobs: int | None = None
+    json_schema: str | Mapping[str, Any] | None = None
+    regex: str | None = None
 
     def __post_init__(self) -> None:
         """Refuse values that have no meaning, by name."""
@@ -392,7 +406,10 @@ class SamplingParams(_Settings):
         self._check("temperature", self.temperature, float, "a number ≥ 0", low=0)
         self._check("top_p", self.top_p, float, "above 0 and at most 1", low=1e-9, high=1)
         self._check("top_k", self.top_k, int, "a whole number ≥ 0 (0: no limit)", low=0)
+        self._check("min_p", self.min_p, float, "from 0 to 1", low=0, high=1)
         self._check("repetition_penalty", self.repetition_penalty, float, "above 0", low=1e-9)
+        for name in ("presence_penalty", "frequency_penalty"):
+            self._check(name, getattr(self, name), float, "from -2 to 2", low=-2, high=2)
         self._check("num_beams", self.num_beams, int, "a whole number ≥ 1", low=1)
         self._check("length_penalty", self.length_penalty, float, "a number from -10 to 10",
                     low=-10, high=10)  # fmt: skip
@@ -407,10 +424,11 @@ class SamplingParams(_Settings):
                 f"min_new_tokens is {self.min_new_tokens}, above max_new_tokens "
                 f"{self.max_new_tokens}. Lower the first or raise the second."
             )
-        if self.num_beams > 1 and self.temperature > 0:
-            raise ConfigError(
-                "Beam search does not sample: set temperature to 0 or num_beams to 1."
-            )
+        for name in ("temperature", "min_p"):
+            if self.num_beams > 1 and getattr(self, name) > 0:
+                raise ConfigError(
+                    f"Beam search does not sample: set {name} to 0 or num_beams to 1."
+                )
         if self.num_beams > 1 and self.logprobs is not None:
             raise ConfigError(
                 "Beam search gives no logprobs: set logprobs to None or num_beams to 1."
@@ -418,6 +436,15 @@ class SamplingParams(_Settings):
         if not isinstance(self.ignore_eos, bool):
             raise ConfigError(f"ignore_eos is {self.ignore_eos!r}; it must be True or False.")
         self._check_stop()
+        self._check_logit_bias()
+        self._check_grammar()
+
+    @property
+    def grammar(self) -> tuple[GrammarKind, str] | None:
+        """What the answer is held to, and its text; None where it is free."""
+        if self.json_schema is not None:
+            return "json_schema", str(self.json_schema)
+        return ("regex", self.regex) if self.regex is not None else None
 
     def _check(
         self, name: str, value: object, kind: type, wanted: str,
@@ -442,3 +469,31 @@ class SamplingParams(_Settings):
         ):
             raise ConfigError(f"stop is {self.stop!r}; it must be a tuple of non-empty strings.")
         object.__setattr__(self, "stop", tuple(self.stop))
+
+    def _check_logit_bias(self) -> None:
+        try:
+            biases = tuple(sorted(dict(self.logit_bias).items()))
+        except (TypeError, ValueError):
+            raise ConfigError(
+                f"logit_bias is {self.logit_bias!r}; it must map token ids to numbers."
+            ) from None
+        for token_id, bias in biases:
+            self._check("logit_bias key", token_id, int, "an id ≥ 0", low=0)
+            self._check(f"logit_bias of {token_id}", bias, float, "from -100 to 100", low=-100,
+                        high=100)  # fmt: skip
+        object.__setattr__(self, "logit_bias", biases)
+
+    def _check_grammar(self) -> None:
+        if isinstance(self.json_schema, Mapping):
+            try:
+                text = json.dumps(self.json_schema)
+            except (TypeError, ValueError) as error:
+                raise ConfigError(f"json_schema is no JSON: {error}.") from None
+            object.__setattr__(self, "json_schema", text)
+        for name in ("json_schema", "regex"):
+            if not isinstance(value := getattr(self, name), str | None):
+                raise ConfigError(f"{name} is of type {type(value).__name__}; it must be text.")
+        if self.json_schema is not None and self.regex is not None:
+            raise ConfigError("json_schema and regex are both given: an answer has one form.")
+        if self.grammar and self.ignore_eos:
+            raise ConfigError("ignore_eos is True, but a json_schema or regex says where to end.")

@@ -4,6 +4,7 @@ MiniGPT4Error
 ├── ConfigError                a setting or a config.json that cannot work
 ├── CheckpointError            weight files that are missing, damaged or do not belong together
 ├── RequestError               one request that cannot be served; others go on
+│   ├── GrammarError           a JSON schema or a regex that an answer cannot be held to
 │   ├── ImageError             a picture that cannot be read or is too large
 │   └── PromptTooLongError     a prompt that does not fit into the model's context
 └── BackendUnavailableError    a device or a package that this machine does not have
@@ -27,6 +28,10 @@ class CheckpointError(MiniGPT4Error):
 
 class RequestError(MiniGPT4Error):
     """One request cannot be served. It harms no other request."""
+
+
+class GrammarError(RequestError):
+    """A JSON schema or a regex cannot be followed, or not within the limits."""
 
 
 class ImageError(RequestError):

@@ -9,7 +9,8 @@ import pytest
 from fake_api import FakeMiniGPT4
 from PIL import Image
 
-from minigpt4_runtime.cli.options import DEMO_NOTICE
+from minigpt4_runtime import SamplingParams
+from minigpt4_runtime.cli.options import DEMO_NOTICE, SamplingOptions
 
 MODEL = ("--model", "somewhere")
 ANSWER = "Describe this image in detail. {} turn 1"
@@ -49,6 +50,29 @@ def test_options_reach_the_model(minigpt4, folder, monkeypatch):
     assert (sampling.top_k, sampling.repetition_penalty, sampling.seed) == (3, 1.05, 1)
     ((model, device, dtype),) = FakeMiniGPT4.loaded
     assert (str(model), device, dtype) == ("m", "cuda:1", "bfloat16")
+
+
+def test_every_sampling_option_is_a_setting(tmp_path):
+    (tmp_path / "schema.json").write_text('{"type": "object"}', encoding="utf-8")
+    options = SamplingOptions(
+        min_p=0.1,
+        presence_penalty=0.5,
+        frequency_penalty=-0.5,
+        json_schema=tmp_path / "schema.json",
+    )
+    assert options.params() == SamplingParams(
+        min_p=0.1, presence_penalty=0.5, frequency_penalty=-0.5, json_schema='{"type": "object"}'
+    )
+    assert SamplingOptions(regex="a").params() == SamplingParams(regex="a")
+    assert SamplingOptions().params() == SamplingParams()
+
+
+def test_a_schema_that_cannot_be_read_is_one_sentence(minigpt4, folder):
+    shown = minigpt4("describe", "a.png", "--json-schema", "none.json")
+    assert (shown.status, shown.out) == (1, "")
+    assert shown.err == "error: none.json cannot be read (No such file or directory).\n"
+    shown = minigpt4("describe", "a.png", "--json-schema", "a.png")
+    assert shown.err == "error: a.png is no text in UTF-8.\n"
 
 
 def test_the_defaults_are_greedy_and_300_tokens(minigpt4, folder, monkeypatch):
@@ -189,6 +213,7 @@ def test_an_error_advises_nothing_that_describe_cannot_do(minigpt4, folder):
     [
         ("--length-penalty 1", "--length-penalty needs --num-beams above 1: it ranks beams."),
         ("--num-beams 3 --temperature 1", "--num-beams searches and --temperature draws by lot."),
+        ("--num-beams 3 --min-p 0.1", "--num-beams searches and --min-p draws by lot."),
     ],
 )
 def test_options_that_do_not_go_together_are_refused(minigpt4, folder, command, options, message):

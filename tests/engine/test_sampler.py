@@ -1,7 +1,9 @@
 """The next id is chosen as transformers 4.30 chooses it, repeatably, and alone as among others."""
 
+import dataclasses
 import random
 
+import numpy
 import pytest
 import torch
 
@@ -79,6 +81,139 @@ def test_end_is_forbidden_until_the_minimum():
     assert drawn == {0, 1, 3}
 
 
+def test_presence_counts_once_and_frequency_each_time():
+    logits = torch.tensor([0.0, 5.0, 3.0, 4.0])
+    assert picked_id(logits, [1, 1], presence_penalty=0.9) == 1
+    assert picked_id(logits, [1, 1], presence_penalty=1.5) == 3
+    assert picked_id(logits, [1, 1], frequency_penalty=0.4) == 1
+    assert picked_id(logits, [1, 1], frequency_penalty=0.6) == 3
+    # 1 comes to 2.4, 3 to 2.7, and the prompt's 3s are not counted.
+    penalised = {"presence_penalty": 1.0, "frequency_penalty": 0.8}
+    assert picked_id(logits, [1, 1], **penalised) == 3
+    assert picked_id(logits, [1, 1, 3], **penalised) == EOS
+    assert picked_id(logits, presence_penalty=2.0, frequency_penalty=2.0) == 1
+
+
+def test_negative_penalties_favour_what_was_said():
+    logits = torch.tensor([1.0, 3.0, 0.0, 2.0])
+    assert picked_id(logits, [0, 0], presence_penalty=-1.5) == 1
+    assert picked_id(logits, [0, 0], frequency_penalty=-1.5) == 0
+
+
+def test_logit_bias_is_added():
+    logits = torch.tensor([0.0, 5.0, 3.0, 4.0])
+    assert picked_id(logits, logit_bias={1: -100, 3: -1.5}) == EOS
+    assert picked_id(logits, logit_bias={0: 5.5}) == 0
+    assert draws(torch.zeros(4), logit_bias={1: -100, 2: -100}) == {0, 3}
+    assert torch.equal(logits, torch.tensor([0.0, 5.0, 3.0, 4.0]))
+
+
+def reshaped(values, answer, params):
+    """The slow twin, in the order that the sampler's docstring states."""
+    values = list(values)
+    for token_id, bias in params.logit_bias:
+        values[token_id] += bias
+    for token_id in {BOS, *answer}:
+        penalty = params.repetition_penalty
+        values[token_id] *= penalty if values[token_id] < 0 else 1 / penalty
+    for token_id in set(answer):
+        values[token_id] -= params.presence_penalty
+        values[token_id] -= params.frequency_penalty * answer.count(token_id)
+    if len(answer) < params.min_new_tokens:
+        values[EOS] = float("-inf")
+    return values
+
+
+def test_what_reshapes_logits_comes_in_the_stated_order():
+    chance = random.Random(1)
+    for seed in range(300):
+        answer = [chance.randrange(12) for _ in range(chance.randrange(6))]
+        params = SamplingParams(
+            repetition_penalty=chance.choice((1.0, 0.5, 1.7)),
+            presence_penalty=chance.choice((0.0, -1.0, 1.5)),
+            frequency_penalty=chance.choice((0.0, -0.5, 0.7)),
+            logit_bias={EOS: 4, BOS: chance.uniform(-3, 3), 5: chance.uniform(-3, 3)},
+            min_new_tokens=chance.choice((0, 4)),
+        )
+        logits = random_logits(12, seed=seed)
+        expected = reshaped(logits.tolist(), answer, params)
+        chosen = pick(logits, asking(answer, **params.to_mapping())).token_id
+        assert chosen == expected.index(max(expected))
+
+
+# --- guides -------------------------------------------------------------------------------------
+
+
+class Only:
+    """A guide that allows some ids, whatever was said."""
+
+    def __init__(self, *ids, size=4):
+        self._mask = numpy.isin(numpy.arange(size), ids)
+
+    def allowed(self):
+        return self._mask
+
+    def feed(self, token_id):
+        pass
+
+    def fork(self):
+        return self
+
+
+class Lost(Only):
+    def allowed(self):
+        raise RequestError("It went too far.")
+
+
+def guided(guide, answer=(), **sampling):
+    sequence = asking(answer, **sampling)
+    request = dataclasses.replace(sequence.request, guide=guide)
+    sequence = Sequence(sequence.id, request, seed=sequence.seed, max_new_tokens=300)
+    sequence.branches[0].answer += answer
+    return sequence
+
+
+def test_nothing_brings_back_what_a_guide_forbids():
+    logits = torch.tensor([0.0, 5.0, 3.0, 4.0])
+    assert pick(logits, guided(Only(0, 3))) == Token(3)
+    assert pick(logits, guided(Only(0, 3), logit_bias={1: 100, 0: 5})) == Token(0)
+    assert pick(logits, guided(Only(0, 3), [3, 3], frequency_penalty=1.9)) == Token(3)
+    assert pick(logits, guided(Only(0, 3), [3, 3, 3], frequency_penalty=1.9)) == Token(0)
+    lots = {"temperature": 9.0, "top_k": 3, "top_p": 0.99, "min_p": 0.01}
+    drawn = {pick(logits, guided(Only(0, 3), seed=s, **lots)).token_id for s in range(200)}
+    assert drawn == {0, 3}
+
+
+def test_logprobs_are_those_before_a_guide():
+    logits = torch.tensor([0.0, 5.0, 3.0, 4.0])
+    token = pick(logits, guided(Only(0, 3), logprobs=1))
+    assert token.token_id == token.logprobs.token_id == 3
+    assert token.logprobs.logprob == pytest.approx(float(logits.log_softmax(-1)[3]))
+    assert token.logprobs.top[0][0] == 1
+
+
+def test_the_end_is_forbidden_until_the_minimum_unless_the_form_is_complete():
+    logits = torch.tensor([0.0, 1.0, 9.0, 2.0])
+    assert pick(logits, guided(Only(0, EOS), min_new_tokens=2)) == Token(0)
+    assert pick(logits, guided(Only(EOS), min_new_tokens=2)) == Token(EOS)
+
+
+def test_a_guide_s_error_is_that_of_its_answer_alone():
+    logits = torch.tensor([[0.0, 3.0, 1.0, 0.0]] * 3)
+    sequences = [asking(number=4), guided(Lost(), number=5), asking(number=6, temperature=0.01)]
+    choices = SAMPLER.pick(logits, sequences)
+    assert isinstance(choices.pop(5), RequestError)
+    assert choices == {4: Token(1), 6: Token(1)}
+
+
+def test_each_beam_has_a_guide_of_its_own():
+    rows = torch.tensor([[0.0, 1.0, 2.0, 3.0]] * 2)
+    sequence = searching(([5], -1.0), ([6], -1.0), num_beams=2)
+    for branch, guide in zip(sequence.branches, (Only(0), Only(1, EOS)), strict=True):
+        branch.guide = guide
+    assert ways(continuations(rows, sequence)) == [(1, EOS), (1, 1), (0, 0)]
+
+
 # --- drawing ------------------------------------------------------------------------------------
 
 
@@ -123,6 +258,28 @@ def test_top_p_counts_what_top_k_left():
     assert draws(logits, top_p=0.65, top_k=3) == {0, 1}
 
 
+def test_min_p_keeps_what_has_a_share_of_the_likeliest():
+    logits = torch.tensor([0.5, 0.3, 0.15, 0.05]).log()
+    assert draws(logits, min_p=0.29) == {0, 1, 2}
+    assert draws(logits, min_p=0.31) == {0, 1}
+    assert draws(logits, min_p=1.0) == {0}
+    assert draws(logits, min_p=0.05) == {0, 1, 2, 3}
+
+
+def test_min_p_judges_after_temperature():
+    logits = torch.tensor([0.5, 0.3, 0.15, 0.05]).log()
+    # At 0.5 the shares are 1, 0.36, 0.09 and 0.01.
+    drawn = {picked_id(logits, temperature=0.5, min_p=0.29, seed=seed) for seed in range(300)}
+    assert drawn == {0, 1}
+
+
+def test_top_p_counts_what_min_p_would_drop():
+    logits = torch.tensor([0.5, 0.3, 0.15, 0.05]).log()
+    # Of what min-p leaves, the first alone would have 0.62.
+    assert draws(logits, min_p=0.5, top_p=0.6) == {0, 1}
+    assert draws(logits, min_p=0.29, top_k=2) == {0, 1}
+
+
 @pytest.mark.parametrize(
     ("temperature", "shares"), [(1.0, [0.6, 0.3, 0.1]), (0.5, [36 / 46, 9 / 46, 1 / 46])]
 )
@@ -155,6 +312,9 @@ def any_sequence(chance, number):
     shared = {
         "repetition_penalty": chance.choice((1.0, 1.0, 1.7)),
         "min_new_tokens": chance.choice((0, 0, 4)),
+        "presence_penalty": chance.choice((0.0, 0.0, 0.7)),
+        "frequency_penalty": chance.choice((0.0, 0.0, -0.4)),
+        "logit_bias": chance.choice(((), (), {3: 2.5, 7: -100})),
     }
     if number % 3 == 0:
         num_beams = chance.randint(2, 4)
@@ -167,6 +327,7 @@ def any_sequence(chance, number):
         temperature=chance.choice((0.0, 0.0, 0.3, 1.5)),
         top_k=chance.choice((0, 5)),
         top_p=chance.choice((1.0, 0.8)),
+        min_p=chance.choice((0.0, 0.2)),
         logprobs=chance.choice((None, None, 2)),
         **shared,
     )
@@ -301,6 +462,19 @@ def test_beams_forbid_the_end_until_the_minimum():
     assert ways(early) == [(0, 3), (0, 1), (0, 0)]
     late = continuations(rows, searching(([5, 6], -1.0), num_beams=2, min_new_tokens=2))
     assert ways(late)[0] == (0, EOS)
+
+
+def test_beams_are_biased_and_penalised_each_by_what_it_said():
+    rows = torch.zeros(2, 4)
+    sequence = searching(
+        ([0], -1.0), ([3], -1.0), num_beams=2, presence_penalty=0.5, logit_bias={1: 0.2, 2: -100}
+    )
+    uniform = float(torch.zeros(4).log_softmax(-1)[0])
+    choice = continuations(rows, sequence)
+    assert ways(choice[:2]) == [(0, 1), (1, 1)]
+    assert sorted(ways(choice[2:])) == [(0, 3), (1, 0)]
+    expected = [uniform - 0.8, uniform - 0.8, uniform - 1.0, uniform - 1.0]
+    assert [each.score for each in choice] == pytest.approx(expected)
 
 
 def test_beams_penalise_the_log_probabilities_of_what_a_branch_said():

@@ -62,6 +62,30 @@ def test_every_prompt_has_n_texts_with_seeds_of_their_own(server, model):
     assert answer.usage.completion_tokens == sum(len(each.token_ids) for each in expected)
 
 
+@pytest.mark.parametrize(
+    "form",
+    [
+        {"structured_outputs": {"choice": ["three", "four"]}},
+        {"guided_regex": "three|four"},
+        {"response_format": {"type": "json_schema", "json_schema": {
+            "name": "count", "schema": {"enum": ["three", "four"]}}}},
+    ],
+)  # fmt: skip
+def test_a_text_has_the_form_that_is_asked_for(server, form):
+    (choice,) = create(server, extra_body=form).choices
+    assert choice.text.strip('"') in ("three", "four")
+    assert choice.finish_reason == "stop"
+
+
+def test_biases_and_penalties(server, model):
+    plain = continued(model)
+    biased = {"logit_bias": {plain.token_ids[1]: -100}, "frequency_penalty": 1.5, "min_p": 0.5}
+    expected = continued(model, presence_penalty=0.5, **biased)
+    answer = create(server, presence_penalty=0.5, logit_bias={str(plain.token_ids[1]): -100},
+                    frequency_penalty=1.5, extra_body={"min_p": 0.5})  # fmt: skip
+    assert answer.choices[0].text == expected.text != plain.text
+
+
 @pytest.mark.parametrize("counts", [True, False])
 def test_a_stream_is_the_same_text_in_pieces(server, counts):
     options = {"include_usage": True, "continuous_usage_stats": counts}

@@ -1,8 +1,11 @@
 """What may be asked, and how each wrong question is turned down."""
 
 import json
+import re
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from running import NAME, picture, user
 
 from minigpt4_runtime import SamplingParams
@@ -26,10 +29,13 @@ def test_every_setting_becomes_its_sampling_param():
         "max_tokens": 9, "min_tokens": 2, "temperature": 0.5, "top_p": 0.9, "top_k": 3,
         "repetition_penalty": 1.2, "stop": ["a", "b"], "seed": 5,
         "logprobs": True, "top_logprobs": 4,
+        "min_p": 0.1, "presence_penalty": 1.5, "frequency_penalty": -0.5,
+        "logit_bias": {"12": -100, "7": 1.5},
     }  # fmt: skip
     assert sampling(**asked) == SamplingParams(
         max_new_tokens=9, min_new_tokens=2, temperature=0.5, top_p=0.9, top_k=3,
         repetition_penalty=1.2, stop=("a", "b"), seed=5, logprobs=4,
+        min_p=0.1, presence_penalty=1.5, frequency_penalty=-0.5, logit_bias={7: 1.5, 12: -100},
     )  # fmt: skip
     assert sampling(num_beams=3) == SamplingParams(num_beams=3)
     beams = sampling(num_beams=3, length_penalty=0.5)
@@ -44,6 +50,40 @@ def test_every_setting_becomes_its_sampling_param():
     assert read().sampling(0, 100).max_new_tokens == 100
 
 
+SCHEMA = {"type": "object", "properties": {"b": {}, "a": {"type": "integer"}}}
+
+
+@pytest.mark.parametrize(
+    ("body", "grammar"),
+    [
+        ({}, None),
+        ({"response_format": {"type": "text"}}, None),
+        ({"response_format": {"type": "json_object"}}, ("json_schema", {"type": "object"})),
+        ({"response_format": {"type": "json_schema", "json_schema": {
+            "name": "x", "strict": True, "description": "y", "schema": SCHEMA}}},
+         ("json_schema", SCHEMA)),
+        ({"structured_outputs": {}}, None),
+        ({"structured_outputs": {"json": SCHEMA}}, ("json_schema", SCHEMA)),
+        ({"structured_outputs": {"json": json.dumps(SCHEMA)}}, ("json_schema", SCHEMA)),
+        ({"structured_outputs": {"regex": "a+"}}, ("regex", "a+")),
+        ({"structured_outputs": {"choice": ["yes", "no?"]}}, ("regex", r"yes|no\?")),
+        ({"guided_regex": "a+"}, ("regex", "a+")),
+    ],
+)  # fmt: skip
+def test_the_form_of_an_answer_becomes_one_grammar(body, grammar):
+    found = sampling(**body).grammar
+    if found is not None and found[0] == "json_schema":
+        assert list(json.loads(found[1])) == list(grammar[1])  # The order is that of the answer.
+        found = ("json_schema", json.loads(found[1]))
+    assert found == grammar
+
+
+@given(st.text(max_size=8))
+def test_a_choice_is_matched_as_it_stands(text):
+    _, regex = sampling(structured_outputs={"choice": [text]}).grammar
+    assert re.fullmatch(regex, text)
+
+
 def test_choices_have_seeds_of_their_own():
     assert [sampling(choice, seed=3).seed for choice in range(3)] == [3, 4, 5]
     assert sampling(1, seed=MAX_SEED).seed == 0
@@ -55,15 +95,36 @@ def test_null_is_as_good_as_nothing():
     assert sampling(**dict.fromkeys(names)) == SamplingParams()
 
 
-def test_penalties_of_zero_mean_nothing():
-    assert sampling(frequency_penalty=0, presence_penalty=0.0) == SamplingParams()
+def test_penalties_of_zero_and_no_biases_mean_nothing():
+    nothing = {"frequency_penalty": 0, "presence_penalty": 0.0, "min_p": 0, "logit_bias": {}}
+    assert sampling(**nothing) == SamplingParams()
 
 
 @pytest.mark.parametrize(
     ("body", "param", "words"),
     [
-        ({"frequency_penalty": 0.1}, "frequency_penalty", "only 0 is accepted"),
-        ({"presence_penalty": -1}, "presence_penalty", "only 0 is accepted"),
+        ({"response_format": {"type": "xml"}}, "response_format.type", "'json_schema'"),
+        ({"response_format": {"type": "json_schema"}}, "response_format.json_schema", "missing"),
+        ({"response_format": {"type": "json_schema", "json_schema": {"name": "x"}}},
+         "response_format.json_schema.schema", "missing"),
+        ({"response_format": {"type": "json_object"}, "guided_regex": "a"}, "guided_regex",
+         "response_format and guided_regex: give one form"),
+        ({"structured_outputs": {"json": {}, "regex": "a"}}, "structured_outputs", "give one"),
+        ({"structured_outputs": {"choice": []}}, "structured_outputs.choice", "at least 1"),
+        ({"structured_outputs": {"grammar": "x"}}, "structured_outputs.grammar", "not supported"),
+        ({"structured_outputs": {"structural_tag": "x"}}, "structured_outputs.structural_tag",
+         "not supported"),
+        ({"guided_regex": "a", "ignore_eos": True}, "ignore_eos", "says where to end"),
+        ({"logit_bias": {"x": 1}}, "logit_bias.x", "valid integer"),
+        ({"logit_bias": {"5": 101}}, "logit_bias.5", "less than or equal to 100"),
+        ({"logit_bias": {"-5": 1}}, "logit_bias.-5", "greater than or equal to 0"),
+        ({"logit_bias": {str(each): 1 for each in range(1025)}}, "logit_bias", "at most 1024"),
+        ({"logit_bias": {str(2**64): 1}}, "logit_bias", "too large"),
+        ({"num_beams": 2, "logit_bias": {str(2**64): 1}}, "logit_bias", "too large"),
+        ({"frequency_penalty": 2.1}, "frequency_penalty", "less than or equal to 2"),
+        ({"presence_penalty": -2.1}, "presence_penalty", "greater than or equal to -2"),
+        ({"min_p": 1.1}, "min_p", "less than or equal to 1"),
+        ({"num_beams": 2, "min_p": 0.1}, "num_beams", "does not sample"),
         ({"model": None}, "model", "model is missing"),
         ({"model": 5}, "model", "valid string"),
         ({"messages": []}, "messages", "at least 1"),

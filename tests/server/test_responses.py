@@ -3,6 +3,7 @@
 import httpx
 import openai
 import pytest
+from pydantic import BaseModel
 from running import NAME, data_url, long_answer, picture, user
 
 QUESTION = "How many shapes are there?"
@@ -65,6 +66,28 @@ def test_an_answer_that_was_cut_is_incomplete(server):
     assert response.status == "incomplete"
     assert response.incomplete_details.reason == "max_output_tokens"
     assert response.max_output_tokens == response.usage.output_tokens == 3
+
+
+class Shapes(BaseModel):
+    colours: tuple[str, str] | None
+    is_empty: bool
+
+
+def test_the_client_parses_into_a_class(server):
+    with server.openai() as client:
+        response = client.responses.parse(
+            model=NAME, input="hi", text_format=Shapes, max_output_tokens=300,
+            extra_body={"logit_bias": {"37": 20}},
+        )  # fmt: skip
+    assert isinstance(response.output_parsed, Shapes)
+    assert (response.text.format.type, response.text.format.name) == ("json_schema", "Shapes")
+
+
+def test_any_json_object(server):
+    wanted = {"format": {"type": "json_object"}}
+    response = create(server, input="hi", text=wanted, extra_body={"logit_bias": {"128": 100}})
+    assert response.output_text == "{}"
+    assert response.text.format.type == "json_object"
 
 
 def test_an_output_can_be_sent_back_as_it_came(server):
@@ -148,7 +171,11 @@ def test_what_asks_for_nothing_is_taken(server, more):
     [
         ({"previous_response_id": "resp_1"}, "previous_response_id"),
         ({"tools": [{"type": "web_search"}]}, "tools"), ({"background": True}, "background"),
-        ({"text": {"format": {"type": "json_object"}}}, "text.format"),
+        ({"text": {"format": {"type": "xml"}}}, "text.format.type"),
+        ({"text": {"format": {"type": "json_schema", "name": "x"}}}, "text.format.schema"),
+        ({"text": {"format": {"type": "json_schema", "schema": {"uniqueItems": True}}}},
+         "text.format"),
+        ({"text": {"format": {"type": "json_object"}}, "guided_regex": "a"}, "text.format"),
         ({"include": ["message.output_text.logprobs"]}, "include"),
         ({"conversation": "conv_1"}, "conversation"), ({"truncation": "auto"}, "truncation"),
         ({"input": []}, "input"), ({"input": 5}, "input"), ({"input": ...}, "input"),

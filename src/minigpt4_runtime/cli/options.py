@@ -154,9 +154,29 @@ class SamplingOptions:
         int,
         typer.Option(metavar="COUNT", help="Draw from this many likeliest words; 0 is no limit."),
     ] = SamplingParams.top_k
+    min_p: Annotated[
+        float,
+        typer.Option(
+            metavar="SHARE",
+            help="Draw from the words that have at least this share of the likeliest one's chance.",
+        ),
+    ] = SamplingParams.min_p
     repetition_penalty: Annotated[
         float, typer.Option(metavar="NUMBER", help="Above 1, words that were said become rarer.")
     ] = SamplingParams.repetition_penalty
+    presence_penalty: Annotated[
+        float,
+        typer.Option(
+            metavar="NUMBER", help="OpenAI's, from -2 to 2: above 0, said words become rarer, once."
+        ),
+    ] = SamplingParams.presence_penalty
+    frequency_penalty: Annotated[
+        float,
+        typer.Option(
+            metavar="NUMBER",
+            help="OpenAI's, from -2 to 2: above 0, words become rarer each time they are said.",
+        ),
+    ] = SamplingParams.frequency_penalty
     num_beams: Annotated[
         int,
         typer.Option(
@@ -173,21 +193,40 @@ class SamplingOptions:
     seed: Annotated[
         int | None, typer.Option(metavar="NUMBER", help="The same seed draws the same answer.")
     ] = SamplingParams.seed
+    json_schema: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Make the answer JSON of the JSON schema in this file."),
+    ] = None
+    regex: Annotated[
+        str | None, typer.Option(metavar="REGEX", help="Make the whole answer match this.")
+    ] = None
 
     def params(self) -> SamplingParams:
         """The same as the library takes it.
 
         Raises:
-            ConfigError: a value has no meaning, or none beside the others.
+            ConfigError: a value has no meaning, or none beside the others; a file cannot be read.
         """
         if self.num_beams <= 1 and self.length_penalty is not None:
             raise ConfigError("--length-penalty needs --num-beams above 1: it ranks beams.")
-        if self.num_beams > 1 and self.temperature > 0:
+        if self.num_beams > 1 and (self.temperature > 0 or self.min_p > 0):
+            drawing = "--temperature" if self.temperature > 0 else "--min-p"
             raise ConfigError(
-                "--num-beams searches and --temperature draws by lot. Leave one of them out."
+                f"--num-beams searches and {drawing} draws by lot. Leave one of them out."
             )
         given = {name: value for name, value in asdict(self).items() if value is not None}
+        if self.json_schema:
+            given["json_schema"] = _read_text(self.json_schema)
         return SamplingParams(**given)
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read ({error.strerror}).") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path} is no text in UTF-8.") from None
 
 
 def spread_options(command: Callable[..., None]) -> Callable[..., None]:

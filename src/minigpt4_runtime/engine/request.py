@@ -8,6 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, Self
 
+import numpy
+from numpy.typing import NDArray
+
 from minigpt4_runtime.config import SamplingParams
 from minigpt4_runtime.messages import FinishReason, TokenLogprobs
 
@@ -27,6 +30,22 @@ class StopWatch(Protocol):
         ...
 
 
+class Guide(Protocol):
+    """Says which ids may come next in an answer that has a form to keep to."""
+
+    def allowed(self) -> NDArray[numpy.bool_]:
+        """(V,): whether each id may come next. At least one may."""
+        ...
+
+    def feed(self, token_id: int) -> None:
+        """Take one more id."""
+        ...
+
+    def fork(self) -> Self:
+        """A guide that was fed the same, for an answer that goes on another way."""
+        ...
+
+
 @dataclass(frozen=True, eq=False)
 class ImageInput:
     """A picture in a prompt: its pixels (3, S, S), and where its rows start among the ids.
@@ -42,12 +61,16 @@ class ImageInput:
 
 @dataclass(frozen=True, eq=False)
 class Request:
-    """A prompt and how to go on from it. Without a `watch` only the end id and lengths end it."""
+    """A prompt and how to go on from it. Without a `watch` only the end id and lengths end it.
+
+    A `guide` holds the answer to a form, which only its owner can read.
+    """
 
     token_ids: tuple[int, ...]
     images: tuple[ImageInput, ...]
     sampling: SamplingParams
     watch: StopWatch | None = None
+    guide: Guide | None = None
 
 
 @dataclass(frozen=True)

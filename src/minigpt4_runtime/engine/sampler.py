@@ -1,7 +1,8 @@
 """Logits → the next ids.
 
-Owns   the order of the steps, which is that of transformers 4.30 as the original calls it:
-       repetition penalty, forbidden end, temperature, top-k, top-p.
+Owns   the order of the steps, which is that of transformers, with OpenAI's penalties beside the
+       one of repetition, as in vLLM: logit bias, penalties of repetition, presence and frequency,
+       what a guide forbids, forbidden end, temperature, top-k, top-p, min-p.
 Takes  (R, V) float32 logits, a row for each branch of the sequences that choose.
 Never  keeps anything: what is drawn depends on a request's seed and the number of the token, and
        lots are drawn on the CPU. So an answer is the same alone, in any batch and after a pause.
@@ -10,6 +11,8 @@ Never  keeps anything: what is drawn depends on a request's seed and the number 
 from __future__ import annotations
 
 import hashlib
+import math
+from collections import Counter
 from collections.abc import Sequence as Many
 
 import torch
@@ -47,7 +50,10 @@ class Sampler:
             elif self._takes_the_best(sequence):
                 choices[sequence.id] = Token(best[first])
             else:
-                choices[sequence.id] = self._choose(logits[rows], sequence)
+                try:
+                    choices[sequence.id] = self._choose(logits[rows], sequence)
+                except RequestError as error:
+                    choices[sequence.id] = error
             first = rows.stop
         return choices
 
@@ -57,6 +63,9 @@ class Sampler:
         return (
             params.temperature == 0
             and params.repetition_penalty == 1
+            and params.presence_penalty == params.frequency_penalty == 0
+            and not params.logit_bias
+            and sequence.request.guide is None
             and params.num_beams == 1
             and params.logprobs is None
             and params.min_new_tokens <= len(sequence.branches[0].answer)
@@ -88,16 +97,29 @@ class Sampler:
         ]
 
     def _reshape(self, scores: Tensor, branch: Branch, sequence: Sequence) -> None:
-        """Penalise repetition (Keskar et al., 2019) and forbid an early end, in place."""
+        """All steps that can change which id is the likeliest, in place."""
         params = sequence.request.sampling
+        if params.logit_bias:
+            biases = dict(params.logit_bias)
+            scores[list(biases)] += torch.tensor(list(biases.values()), dtype=scores.dtype)
         if params.repetition_penalty != 1.0:
-            # The original generates from embeddings: only a leading BOS counts as seen, no prompt.
+            # After Keskar et al., 2019. The original generates from embeddings: only a leading BOS
+            # counts as seen, no prompt.
             seen = torch.tensor(sorted({self._bos_id, *branch.answer}))
             values = scores[seen]
             penalty = params.repetition_penalty
             scores[seen] = torch.where(values < 0, values * penalty, values / penalty)
+        if params.presence_penalty or params.frequency_penalty:
+            said = Counter(branch.answer)
+            counts = torch.tensor(list(said.values()))
+            scores[list(said)] -= params.presence_penalty + params.frequency_penalty * counts
+        if branch.guide is not None:
+            scores[~torch.from_numpy(branch.guide.allowed())] = float("-inf")
         if len(branch.answer) < params.min_new_tokens:
+            end = float(scores[self._eos_id])
             scores[self._eos_id] = float("-inf")
+            if scores.max() == float("-inf"):
+                scores[self._eos_id] = end  # Its form is complete: nothing else may follow.
 
 
 def _draw(scores: Tensor, sequence: Sequence) -> int:
@@ -112,6 +134,9 @@ def _draw(scores: Tensor, sequence: Sequence) -> int:
         unlikely = ascending.softmax(-1).cumsum(-1) <= 1.0 - params.top_p
         unlikely[-1] = False
         scores[order[unlikely]] = float("-inf")
+    if params.min_p:
+        # The largest is 0 here: a score is the logarithm of a share of the likeliest one's.
+        scores = scores.masked_fill(scores < math.log(params.min_p), float("-inf"))
     lot = hashlib.blake2b(f"{sequence.seed}/{len(sequence.branches[0].answer)}".encode())
     generator = torch.Generator().manual_seed(int.from_bytes(lot.digest()[:7], "little"))
     return int(torch.multinomial(scores.softmax(-1), 1, generator=generator))

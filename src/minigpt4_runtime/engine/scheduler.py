@@ -316,7 +316,7 @@ class Scheduler:
 
     def _extend_one(self, sequence: Sequence, token: Token) -> TokenEvent:
         (branch,) = sequence.branches
-        branch.answer.append(token.token_id)
+        branch.say(token.token_id)
         is_end = token.token_id == self._eos_id and not sequence.request.sampling.ignore_eos
         reason: FinishReason | None = None
         if is_end or (branch.watch and branch.watch.feed(token.token_id)):
@@ -352,7 +352,7 @@ class Scheduler:
 
     def _grow(self, sequence: Sequence, parent: Branch, continuation: Continuation) -> Branch:
         branch = sequence.fork(parent)
-        branch.answer.append(continuation.token_id)
+        branch.say(continuation.token_id)
         branch.score = continuation.score
         if branch.watch:
             branch.watch.feed(continuation.token_id)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from minigpt4_runtime.engine.beam import BeamSearch
 from minigpt4_runtime.engine.plan import ImageRows
-from minigpt4_runtime.engine.request import Request, StopWatch
+from minigpt4_runtime.engine.request import Guide, Request, StopWatch
 
 
 @dataclass(eq=False)
@@ -27,9 +27,16 @@ class Branch:
     answer: list[int] = field(default_factory=list)
     score: float = 0.0
     watch: StopWatch | None = None
+    guide: Guide | None = None
     blocks: list[int] = field(default_factory=list)
     num_computed: int = 0
     keys: list[bytes] = field(default_factory=list)
+
+    def say(self, token_id: int) -> None:
+        """Grow by one id, and let its guide know."""
+        self.answer.append(token_id)
+        if self.guide:
+            self.guide.feed(token_id)
 
 
 class Sequence:
@@ -43,7 +50,10 @@ class Sequence:
         self.seed = seed
         self.max_new_tokens = max_new_tokens
         # Its own: whoever submits a request again submits it as it was.
-        self.branches = [Branch(watch=request.watch.fork() if request.watch else None)]
+        watch, guide = request.watch, request.guide
+        self.branches = [
+            Branch(watch=watch.fork() if watch else None, guide=guide.fork() if guide else None)
+        ]
         sampling = request.sampling
         self.search = (
             BeamSearch(sampling.num_beams, sampling.length_penalty, max_new_tokens)
@@ -101,6 +111,7 @@ class Sequence:
             list(branch.answer),
             branch.score,
             branch.watch.fork() if branch.watch else None,
+            branch.guide.fork() if branch.guide else None,
             list(branch.blocks),
             branch.num_computed,
             list(branch.keys),

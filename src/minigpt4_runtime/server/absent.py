@@ -7,6 +7,7 @@ Never  lets a feature pass that this server lacks: what would change the answer 
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationInfo, model_validator
@@ -29,19 +30,17 @@ FEATURES: dict[str, tuple[Any, ...]] = {
     "guided_choice": (),
     "guided_grammar": (),
     "guided_json": (),
-    "guided_regex": (),
     "include": (["reasoning.encrypted_content"],),
-    "logit_bias": (),
-    "min_p": (0,),
+    "json_object": (False,),
+    "json_schema": (),
     "modalities": (["text"],),
     "previous_response_id": (),
     "prompt": (),
     "prompt_logprobs": (),
     "regex": (),
-    "response_format": ({"type": "text"},),
     "stop_token_ids": (),
     "store": (False,),
-    "structured_outputs": (),
+    "structural_tag": (),
     "suffix": (),
     "tool_calls": (),
     "tool_choice": ("none", "auto"),
@@ -50,6 +49,7 @@ FEATURES: dict[str, tuple[Any, ...]] = {
     "truncation": ("disabled",),
     "use_beam_search": (False,),
     "web_search_options": (),
+    "whitespace_pattern": (),
 }
 # What only describes: the request, its sender or, in an answer that is sent back, where it is from.
 DESCRIPTIVE = frozenset({
@@ -82,7 +82,7 @@ class Asked(BaseModel):
         for name, value in given.items():
             if value is None:
                 continue
-            if name in cls.model_fields:
+            if name in _known(cls):
                 kept[name] = value
             elif value in ("", [], {}) or name in DESCRIPTIVE:
                 continue
@@ -92,3 +92,9 @@ class Asked(BaseModel):
             elif value not in FEATURES[name]:
                 kept[name] = value
         return kept
+
+
+@functools.cache
+def _known(kind: type[Asked]) -> frozenset[str]:
+    """The fields of such an object, as they are written in JSON."""
+    return frozenset(field.alias or name for name, field in kind.model_fields.items())

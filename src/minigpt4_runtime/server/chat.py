@@ -20,7 +20,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response, StreamingResponse
 
 from minigpt4_runtime.config import SamplingParams
-from minigpt4_runtime.errors import RequestError
+from minigpt4_runtime.errors import GrammarError, RequestError
 from minigpt4_runtime.messages import ImageSource, Message, Reply, TextDelta
 from minigpt4_runtime.server.admission import Place
 from minigpt4_runtime.server.failures import (
@@ -78,6 +78,8 @@ class Chat:
         self._metrics = metrics
         self._watch = watch
         self._threads = ThreadPoolExecutor(config.num_workers, thread_name_prefix="prompts")
+        # A form that takes long to compile holds up other forms, and no other question.
+        self._compiler = ThreadPoolExecutor(1, thread_name_prefix="grammars")
         self._media = MediaPolicy(
             domains=frozenset(domain.lower() for domain in config.media_domains),
             folder=config.media_dir,
@@ -127,7 +129,8 @@ class Chat:
 
     def close(self) -> None:
         """Let the threads go."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        for threads in (self._threads, self._compiler):
+            threads.shutdown(wait=False, cancel_futures=True)
 
     async def _read_body(self, request: Request) -> bytes:
         """The body, counted while it comes: a length that is promised is not believed."""
@@ -166,6 +169,7 @@ class Chat:
     async def _submit(
         self, asked: Settings, samplings: Sequence[SamplingParams]
     ) -> list[AsyncIterator[TextDelta]]:
+        await self._prepare(asked, samplings[0])
         messages = [await self._open(message) for message in asked.dialogue]
         num_images = sum(isinstance(part, ImageSource) for m in messages for part in m.content)
         self._metrics.count_images(num_images)
@@ -177,6 +181,16 @@ class Chat:
             await self._in_thread(self._model.submit_text, prompt, each)
             for prompt, each in zip(prompts, samplings, strict=True)
         ]
+
+    async def _prepare(self, asked: Settings, sampling: SamplingParams) -> None:
+        if sampling.grammar is None:
+            return
+        try:
+            loop = asyncio.get_running_loop()
+            await loop.run_in_executor(self._compiler, self._model.prepare, sampling)
+        except GrammarError as error:
+            message, code = str(error), "invalid_grammar"
+            raise Refusal(400, message, param=asked.form_param, code=code) from None
 
     async def _in_thread(self, work: Callable[..., T], *arguments: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, work, *arguments)

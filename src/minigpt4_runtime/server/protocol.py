@@ -17,6 +17,7 @@ from minigpt4_runtime.errors import ConfigError
 from minigpt4_runtime.messages import Role
 from minigpt4_runtime.server.absent import Asked
 from minigpt4_runtime.server.failures import Refusal
+from minigpt4_runtime.server.forms import ResponseFormat, StructuredOutputs
 
 A = TypeVar("A", bound=Asked)
 MAX_SEED = 2**63 - 1
@@ -77,6 +78,9 @@ class ChatMessage(Asked):
 
 
 _Stop = Annotated[str, Field(max_length=256)]
+# In JSON all keys are strings.
+_TokenId = Annotated[int, Field(ge=0, strict=False)]
+_Bias = Annotated[float, Field(ge=-100, le=100)]
 
 
 class StreamOptions(Asked):
@@ -87,10 +91,9 @@ class StreamOptions(Asked):
 
 
 class Settings(Asked):
-    """What every request for a text may set. The last six are extensions.
+    """What every request for a text may set. Those from `top_k` on are extensions.
 
-    Answers are greedy unless a temperature is given. Frequency and presence penalties are not
-    computed here, so that only 0 is accepted.
+    Answers are greedy unless a temperature is given.
     """
 
     model: str
@@ -101,14 +104,19 @@ class Settings(Asked):
     seed: int | None = Field(None, ge=0, le=MAX_SEED)
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    frequency_penalty: float | None = Field(None, ge=0, le=0)
-    presence_penalty: float | None = Field(None, ge=0, le=0)
+    frequency_penalty: float | None = Field(None, ge=-2, le=2)
+    presence_penalty: float | None = Field(None, ge=-2, le=2)
+    logit_bias: dict[_TokenId, _Bias] | None = Field(None, max_length=1024)
+    response_format: ResponseFormat | None = None
     top_k: int | None = Field(None, ge=0)
+    min_p: float | None = Field(None, ge=0, le=1)
     repetition_penalty: float | None = Field(None, gt=0)
     min_tokens: int | None = Field(None, ge=0)
     num_beams: int | None = Field(None, ge=1)
     length_penalty: float | None = Field(None, ge=-10, le=10)
     ignore_eos: bool | None = None
+    structured_outputs: StructuredOutputs | None = None
+    guided_regex: str | None = None
 
     # The field with what is asked: what is wrong with a picture or a text's length is about it.
     subject: ClassVar[str] = "messages"
@@ -157,10 +165,12 @@ class Settings(Asked):
         """
         values: dict[str, Any] = {
             "temperature": self.temperature, "top_p": self.top_p, "top_k": self.top_k,
+            "min_p": self.min_p, "presence_penalty": self.presence_penalty,
+            "frequency_penalty": self.frequency_penalty, "logit_bias": self.logit_bias,
             "repetition_penalty": self.repetition_penalty, "num_beams": self.num_beams,
             "length_penalty": self.length_penalty, "min_new_tokens": self.min_tokens,
             "stop": self._stops(), "ignore_eos": self.ignore_eos,
-            "logprobs": self._num_logprobs(),
+            "logprobs": self._num_logprobs(), **self._form(),
         }  # fmt: skip
         # With no seed each choice draws its own.
         seed = None if self.seed is None else (self.seed + choice) % (MAX_SEED + 1)
@@ -173,8 +183,9 @@ class Settings(Asked):
         try:
             return SamplingParams(max_new_tokens=max_new_tokens, seed=seed, **given)
         except ConfigError as error:
-            # Ranges are checked: what is left does not go together with beams, or has no bounds.
-            param = "num_beams" if is_beams else str(error).partition(" ")[0]
+            # Ranges are checked: what is left has no bounds, or does not go together with beams.
+            first = str(error).partition(" ")[0]
+            param = first if first in type(self).model_fields else "num_beams"
             raise Refusal(400, str(error), param=param, code="invalid_value") from None
 
     def _max_tokens(self, most: int) -> int:
@@ -202,6 +213,32 @@ class Settings(Asked):
         stops = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
         # What is empty adds none. The template's own stay, unless no end is wanted at all.
         return tuple(stop for stop in stops if stop) or (() if self.ignore_eos else None)
+
+    def _form(self) -> dict[str, Any]:
+        forms = self.forms
+        if len(forms) > 1:
+            names = dict.fromkeys(name for name, _ in forms)
+            message = f"{' and '.join(names)}: give one form."
+            raise Refusal(400, message, param=self.form_param, code="invalid_value")
+        return forms[0][1] if forms else {}
+
+    @property
+    def forms(self) -> list[tuple[str, dict[str, Any]]]:
+        """What SamplingParams are to hold the answer to, each with the field that asks for it."""
+        forms: list[tuple[str, dict[str, Any]]] = []
+        if self.response_format:
+            name = "response_format"
+            forms.append((name, self.response_format.setting(name)))
+        if self.structured_outputs:
+            forms += [("structured_outputs", each) for each in self.structured_outputs.settings]
+        if self.guided_regex:
+            forms.append(("guided_regex", {"regex": self.guided_regex}))
+        return [(name, setting) for name, setting in forms if setting]
+
+    @property
+    def form_param(self) -> str:
+        """The field that gives the answer's form."""
+        return self.forms[-1][0]
 
     def _num_logprobs(self) -> int | None:
         return None
@@ -256,9 +293,6 @@ def _refusal_of(error: ValidationError) -> Refusal:
         return Refusal(400, f"The body is not JSON that can be read: {fault['msg']}.")
     if kind == "extra_forbidden":
         message = f"{where} is not supported by this server. Leave it out."
-        return Refusal(400, message, param=where, code="unsupported_parameter")
-    if where in ("frequency_penalty", "presence_penalty"):
-        message = f"{where} is not supported by this server; only 0 is accepted."
         return Refusal(400, message, param=where, code="unsupported_parameter")
     if kind == "missing":
         return Refusal(400, f"{where} is missing.", param=where, code="missing_parameter")

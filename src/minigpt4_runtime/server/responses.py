@@ -17,6 +17,7 @@ from pydantic import BaseModel, Field, field_validator
 from minigpt4_runtime.messages import Reply, TextDelta
 from minigpt4_runtime.server.absent import Asked
 from minigpt4_runtime.server.failures import Failure
+from minigpt4_runtime.server.forms import TextFormat
 from minigpt4_runtime.server.protocol import ChatMessage, ImagePart, ImageURL, Settings, TextPart
 
 # --- what is asked ------------------------------------------------------------------------------
@@ -64,7 +65,9 @@ class ResponseMessage(Asked):
 
 
 class TextOptions(Asked):
-    """How the text is to look; only plain text is known, which is the default."""
+    """How the text is to look: without a format it is free."""
+
+    format: TextFormat | None = None
 
 
 class ResponseRequest(Settings):
@@ -87,6 +90,12 @@ class ResponseRequest(Settings):
         return [
             item for item in given if not isinstance(item, dict) or item.get("type") != "reasoning"
         ]
+
+    @property
+    def forms(self) -> list[tuple[str, dict[str, Any]]]:
+        """What SamplingParams are to hold the answer to, each with the field that asks for it."""
+        own = self.text.format.setting("text.format") if self.text and self.text.format else {}
+        return [*super().forms, *([("text.format", own)] if own else [])]
 
     @property
     def dialogue(self) -> Sequence[ChatMessage]:
@@ -177,7 +186,7 @@ class ResponseAnswer(BaseModel):
     service_tier: Literal["default"] = "default"
     store: bool = False
     temperature: float
-    text: dict[str, dict[str, str]] = {"format": {"type": "text"}}
+    text: dict[str, dict[str, Any]]
     tool_choice: Literal["none"] = "none"
     tools: list[Any] = []
     top_p: float
@@ -195,11 +204,13 @@ class ResponseWriter:
         self._message_id = f"msg_{secrets.token_hex(12)}"
         self._num_events = 0
         self._text = ""
+        form = (asked.text and asked.text.format) or TextFormat(type="text", schema=None)
         self._blank = ResponseAnswer(
             id=f"resp_{secrets.token_hex(12)}", created_at=int(time.time()), status="in_progress",
             model=model_name, output=[], instructions=asked.instructions,
             max_output_tokens=asked.max_output_tokens or asked.max_tokens,
             temperature=asked.temperature or 0.0, top_p=asked.top_p or 1.0,
+            text={"format": form.model_dump(by_alias=True, exclude_none=True)},
         )  # fmt: skip
 
     def whole(self, replies: Sequence[Reply]) -> ResponseAnswer:

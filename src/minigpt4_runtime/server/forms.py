@@ -1,0 +1,100 @@
+"""The form of an answer, in every way in which it may be asked for.
+
+Owns   the types of OpenAI's `response_format` and `text.format` and of vLLM's
+       `structured_outputs`, and how one of them becomes what SamplingParams hold an answer to.
+Takes  what was read of a request; gives a setting, or a Refusal of what is only half said.
+Never  compiles: whether a form can be followed is the model's to say.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from minigpt4_runtime.server.absent import Asked
+from minigpt4_runtime.server.failures import Refusal
+
+Kind = Literal["text", "json_object", "json_schema"]
+
+
+class JsonSchema(Asked):
+    """A schema and what it is called, which is for people."""
+
+    name: str | None = None
+    description: str | None = None
+    schema_: dict[str, Any] = Field(alias="schema")
+    strict: bool | None = None
+
+
+class ResponseFormat(Asked):
+    """The form of the answer: any text, any JSON object, or JSON of a schema."""
+
+    type: Kind
+    json_schema: JsonSchema | None = None
+
+    def setting(self, where: str) -> dict[str, Any]:
+        """What an answer is held to; `where` is what the request calls this.
+
+        Raises:
+            Refusal: the schema is missing.
+        """
+        return _json_setting(
+            self.type,
+            self.json_schema.schema_ if self.json_schema else None,
+            f"{where}.json_schema",
+        )
+
+
+class TextFormat(Asked):
+    """The same as responses have it, without an object around the schema."""
+
+    type: Kind
+    name: str | None = None
+    description: str | None = None
+    schema_: dict[str, Any] | None = Field(None, alias="schema")
+    strict: bool | None = None
+
+    def setting(self, where: str) -> dict[str, Any]:
+        """What an answer is held to; `where` is what the request calls this.
+
+        Raises:
+            Refusal: the schema is missing.
+        """
+        return _json_setting(self.type, self.schema_, f"{where}.schema")
+
+
+class StructuredOutputs(Asked):
+    """The form of the answer as vLLM's clients ask for it: one of these."""
+
+    json_: str | dict[str, Any] | None = Field(None, alias="json")
+    regex: str | None = None
+    choice: Annotated[list[str], Field(min_length=1, max_length=1024)] | None = None
+
+    @property
+    def settings(self) -> list[dict[str, Any]]:
+        """What an answer is held to, for each that is given."""
+        settings: list[dict[str, Any]] = []
+        if self.json_ not in (None, ""):
+            settings.append({"json_schema": self.json_})
+        if self.regex:
+            settings.append({"regex": self.regex})
+        if self.choice:
+            settings.append({"regex": "|".join(map(_escape, self.choice))})
+        return settings
+
+
+def _json_setting(kind: Kind, schema: dict[str, Any] | None, where: str) -> dict[str, Any]:
+    if kind == "text":
+        return {}
+    if kind == "json_object":
+        return {"json_schema": {"type": "object"}}
+    if schema is None:
+        raise Refusal(400, f"{where} is missing.", param=where, code="missing_parameter")
+    return {"json_schema": schema}
+
+
+def _escape(text: str) -> str:
+    """A regex that matches this text."""
+    return re.sub(r"[][\\.+*?(){}|^$#&~-]", r"\\\g<0>", text)
