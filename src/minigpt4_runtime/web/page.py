@@ -61,7 +61,7 @@ def build_page(server: Server, pictures: Sequence[Path]) -> Blocks:
         actions = Actions(server, Uploads(parts.shown.question), examples)
         _connect_asking(parts, actions)
         _connect_browser(parts)
-        # One after the other: Gradio can lose an event that begins just as another ends.
+        # In turn: begun together, the first was once seen to end without an effect.
         page.load(
             actions.restore, [parts.shown.kept, parts.shown.turns], list(parts.shown),
             js="() => chatPage.restore()", show_progress="hidden",
