@@ -9,8 +9,9 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
-from minigpt4_runtime import Message, MiniGPT4, Reply, SamplingParams, image
+from minigpt4_runtime import ImageSource, Message, MiniGPT4, Reply, SamplingParams, image
 
 GOLDENS = Path(__file__).parent / "goldens"
 NAMES = sorted(path.parent.name for path in GOLDENS.glob("*/cases.json"))
@@ -42,6 +43,12 @@ class Golden:
     def pictures(self) -> list[str]:
         return sorted(key.split("/")[0] for key in self.arrays if key.endswith("/pixels"))
 
+    def picture(self, name: str) -> ImageSource:
+        """A picture as the original sees it: one of 16 bits is clipped, which we do not."""
+        path = self.folder / "images" / name
+        with Image.open(path) as opened:
+            return image(opened.convert("RGB") if opened.mode.startswith("I") else path)
+
     def sampling(self, **changes) -> SamplingParams:
         return SamplingParams(max_new_tokens=self.content["max_new_tokens"], **changes)
 
@@ -63,7 +70,7 @@ class Golden:
                 if parts and isinstance(parts[-1], str):
                     messages = [*messages, Message("user", tuple(parts))]
                     parts = []
-                parts.append(image(self.folder / "images" / value[0]))
+                parts.append(self.picture(value[0]))
             elif what == "ask":
                 parts.append(value[0])
             else:
@@ -77,7 +84,7 @@ class Golden:
 
     def question(self, case: dict) -> list[Message]:
         """What a case of one turn asks."""
-        pictures = (image(self.folder / "images" / name) for name in case["images"])
+        pictures = map(self.picture, case["images"])
         return [Message("user", (*pictures, *case["turns"]))]
 
 

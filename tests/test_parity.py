@@ -11,7 +11,7 @@ import pytest
 import torch
 from golden_cases import GOLDENS, NAMES, SEARCHES, Golden, assert_same_ids
 
-from minigpt4_runtime import EngineConfig, MiniGPT4, SamplingParams, image
+from minigpt4_runtime import EngineConfig, MiniGPT4, SamplingParams
 from minigpt4_runtime.backend.registry import attention_kernel
 from minigpt4_runtime.backend.vision_torch import TorchVisionEncoder
 from minigpt4_runtime.checkpoint.load import load_model
@@ -39,8 +39,7 @@ def largest_share(ours: torch.Tensor, theirs: np.ndarray) -> float:
 
 def test_pixels(golden):
     for name in golden.pictures:
-        path = golden.folder / "images" / name
-        pixels = load_image(image(path), golden.model.config.vision).values
+        pixels = load_image(golden.picture(name), golden.model.config.vision).values
         assert np.abs(pixels - golden.arrays[f"{name}/pixels"]).max() <= 1e-6
 
 
@@ -52,7 +51,7 @@ def test_every_stage_of_the_image_side(golden):
         assert largest_share(tower[0], golden.arrays[f"{name}/vit"]) <= RELATIVE
         normed = whole.vision.ln_vision(tower)
         assert largest_share(normed[0], golden.arrays[f"{name}/ln_vision"]) <= RELATIVE
-        rows = golden.model.embed_images([golden.folder / "images" / name])
+        rows = golden.model.embed_images([golden.picture(name)])
         assert largest_share(rows[0], golden.arrays[f"{name}/embeddings"]) <= RELATIVE
 
 
@@ -107,7 +106,7 @@ def test_prompts_ids_and_replies_through_a_compiled_graph(golden, graph_dir):
     assert model.vision_runtime == "onnx"
     compiled = Golden(golden.folder, model)
     for name in golden.pictures:
-        rows = model.embed_images([golden.folder / "images" / name])
+        rows = model.embed_images([golden.picture(name)])
         assert largest_share(rows[0], golden.arrays[f"{name}/embeddings"]) <= RELATIVE
     for case in compiled.cases("single", "multi", "events"):
         replies = compiled.play(case)[1]
