@@ -11,7 +11,7 @@ import pytest
 import torch
 from golden_cases import GOLDENS, NAMES, SEARCHES, Golden, assert_same_ids
 
-from minigpt4_runtime import EngineConfig, MiniGPT4, SamplingParams
+from minigpt4_runtime import EngineConfig, Message, MiniGPT4, SamplingParams
 from minigpt4_runtime.backend.registry import attention_kernel
 from minigpt4_runtime.backend.vision_torch import TorchVisionEncoder
 from minigpt4_runtime.checkpoint.load import load_model
@@ -20,6 +20,7 @@ from minigpt4_runtime.engine.request import Request
 from minigpt4_runtime.engine.runner import Runner
 from minigpt4_runtime.engine.sequence import Sequence
 from minigpt4_runtime.pixels import load as load_image
+from minigpt4_runtime.prompt import render
 from minigpt4_runtime.tokenizer import Tokenizer
 
 RELATIVE = 1e-4  # Of the largest magnitude in the original's array.
@@ -79,7 +80,7 @@ def test_embeddings_and_first_logits(golden):
         prefix = f"case{case['id']}"
         if f"{prefix}/first_logits" not in golden.arrays:
             continue
-        request = golden.model._request(golden.play(case)[0], SamplingParams())
+        request = request_of(golden.model, golden.play(case)[0])
         plan, pixels = whole_plan(request), {each.digest: each.pixels for each in request.images}
         embeddings = runner.embed(plan, pixels)
         if f"{prefix}/inputs_embeds" in golden.arrays:
@@ -87,6 +88,14 @@ def test_embeddings_and_first_logits(golden):
             assert largest_share(embeddings, theirs) <= RELATIVE
         (logits,) = runner.execute(plan, pixels)
         assert largest_share(logits, golden.arrays[f"{prefix}/first_logits"]) <= RELATIVE
+
+
+def request_of(model: MiniGPT4, asked: list[Message]) -> Request:
+    """What the engine is given for a dialogue."""
+    encoded = model.encode_prompt(asked)
+    pictures = render(asked, model._template).images
+    images = tuple(map(model._image_input, pictures, encoded.image_spans))
+    return Request(encoded.token_ids, images, SamplingParams())
 
 
 def whole_plan(request: Request) -> StepPlan:

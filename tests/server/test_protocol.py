@@ -4,7 +4,7 @@ import json
 import re
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from running import NAME, picture, user
 
@@ -78,6 +78,7 @@ def test_the_form_of_an_answer_becomes_one_grammar(body, grammar):
     assert found == grammar
 
 
+@settings(deadline=None)
 @given(st.text(max_size=8))
 def test_a_choice_is_matched_as_it_stands(text):
     _, regex = sampling(structured_outputs={"choice": [text]}).grammar
