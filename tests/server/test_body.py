@@ -11,7 +11,7 @@ from running import IMAGES, NAME, data_url, picture, user
 
 from minigpt4_runtime.server import body as bodies
 from minigpt4_runtime.server.failures import Refusal
-from minigpt4_runtime.server.protocol import read_request
+from minigpt4_runtime.server.protocol import ChatRequest, read_request
 
 KEYS = ",".join(f'"{number}":1' for number in range(bodies.MAX_SIGNS // 3 + 1))
 NUMBERS = ",".join("1" * (bodies.MAX_SIGNS + 1))
@@ -115,7 +115,7 @@ def test_the_worst_that_is_parsed_has_no_more_faults_than_signs():
     """Each fault costs a parser more than the bytes that made it."""
     for values in ("{" + KEYS[:-40] + "}", '{"messages":[{"role":"user","content":[1,1]}]}'):
         with pytest.raises(Refusal) as caught:
-            read_request(values.encode())
+            read_request(values.encode(), ChatRequest)
         assert refusal(values) is None
         assert len(str(caught.value)) < 300
 

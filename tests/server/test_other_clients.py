@@ -4,6 +4,8 @@ LiteLLM and LlamaIndex are tried where they are installed: they ask for other ve
 than this project is pinned to.
 """
 
+import asyncio
+import gc
 import json
 import os
 import subprocess
@@ -12,8 +14,25 @@ import sys
 import pytest
 from running import IMAGES, NAME, data_url, picture, user
 
+# They close neither their connections nor the event loops that they make.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+
 QUESTION = "How many shapes are there?"
 ABOUT = [picture(), {"type": "text", "text": QUESTION}]
+
+
+@pytest.fixture(autouse=True)
+def nothing_left():
+    """What a client leaves is collected here, not in the middle of another test."""
+    loop = asyncio.new_event_loop()
+    asyncio.set_event_loop(loop)
+    yield
+    asyncio.set_event_loop(None)
+    loop.close()
+    gc.collect()
 
 
 @pytest.fixture

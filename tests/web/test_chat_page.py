@@ -59,6 +59,8 @@ def test_upload_ask_and_a_second_turn(page, serving, tmp_path):
     wait_for(lambda: last_answer(page).endswith("."))
     assert all(answers(page)[0].startswith(text) for text in seen - {"…"})
     assert answers(page)[0].startswith(FIRST)
+    # Before the page knows that its own answer has ended, the box's next question is not taken.
+    page.wait_for_selector("#stop:disabled")
     ask(page, "How many shapes are there?")
     wait_for(lambda: len(answers(page)) == 2 and "two" in answers(page)[1])
     assert len(page.query_selector_all("#dialogue .user img")) == 1
