@@ -161,6 +161,7 @@ def picture_config(setting: Setting) -> ModelConfig:
 
 def random_encoder(config: ModelConfig, device: torch.device, dtype: DTypeName) -> VisionEncoder:
     """The image side in torch, with random weights."""
+    device = open_device(str(device)).device  # What opening a GPU sets holds here too.
     fill_at_random(part := blank_vision(config), device=device, dtype=getattr(torch, dtype))
     return vision_encoder("torch")(part)
 
