@@ -6,7 +6,8 @@ from minigpt4_runtime import MiniGPT4
 from minigpt4_runtime.bench import ceilings
 
 
-@pytest.fixture(scope="session")
+# For one file only: what is measured leaves the engine with settings of its own.
+@pytest.fixture(scope="module")
 def demo_model():
     return MiniGPT4.load(device="cpu")
 
