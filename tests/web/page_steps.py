@@ -1,9 +1,18 @@
 """What a person does on the page, each step waiting for what it is to show."""
 
+import time
+
 ANSWERS = "#dialogue .bot-row .prose"
 QUESTIONS = "#dialogue .user-row .prose"
 PICTURES_ASKED = "#dialogue .user-row img"
 BOX = "#question textarea"
+
+
+def wait_for(condition, seconds=60):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come"
+        time.sleep(0.02)
 
 
 def open_page(browser, serving, *, width=1200, height=850, **options):

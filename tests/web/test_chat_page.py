@@ -3,12 +3,12 @@
 import base64
 import logging
 import re
-import time
 from pathlib import Path
 
 import httpx
 import pytest
 from page_server import KEY, PICTURES
+from page_steps import wait_for
 
 # Gradio and what it stands on warn of their own.
 pytestmark = pytest.mark.filterwarnings("default")
@@ -38,13 +38,6 @@ def answers(page):
 def last_answer(page):
     """What the last row says, or nothing while there is none."""
     return (answers(page) or [""])[-1]
-
-
-def wait_for(condition, seconds=60):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come"
-        time.sleep(0.02)
 
 
 def test_upload_ask_and_a_second_turn(page, serving, tmp_path):
