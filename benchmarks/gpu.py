@@ -5,8 +5,8 @@ python benchmarks/gpu.py --out DIR --only kernels,profile
 python benchmarks/gpu.py --out DIR --dry-run      # tiny shapes on a CPU: is the script sound?
 python scripts/gpu_report.py DIR                  # the results as tables
 
-It needs this checkout, Python and a CUDA build of torch. Other packages that the machine lacks are
-installed from --wheels, a folder that `python scripts/gpu_wheels.py` fills elsewhere.
+It needs Linux, this checkout, Python and a CUDA build of torch. Other packages that the machine
+lacks are installed from --wheels, a folder that `python scripts/gpu_wheels.py` fills elsewhere.
 
 The plan of the eight minutes, most important first:
 
@@ -35,7 +35,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import importlib.util
+import importlib
 import json
 import os
 import platform

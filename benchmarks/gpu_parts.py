@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import importlib
 import importlib.util
 import os
 import subprocess
@@ -28,8 +29,6 @@ from gpu_results import Results, Setting, UnavailableError, median_seconds
 from minigpt4_runtime.config import DTypeName
 
 MOST_WORKERS = 8
-
-
 HERE = "facts", "kernels", "answers", "server"
 PARTS = (*HERE, "language", "vision", "profile", "compiled")
 

@@ -49,7 +49,6 @@ _CLOSE = 0.02  # Largest difference of logits, as a share of the largest, betwee
 
 # --- language -------------------------------------------------------------------------------------
 
-
 Generate = Callable[[Sequence[Sequence[int]], Sequence[int]], Answered]
 
 
@@ -224,8 +223,7 @@ class DecodeStep:
         backend = open_device(str(setting.device))
         num_blocks = -(-CONTEXT // BLOCK_SIZE)
         kernel = attention_kernel(backend.facts.attention)
-        self.language = language
-        self.batch = batch
+        self._language = language
         self._runner = Runner(
             language, None, kernel, config=EngineConfig(), num_blocks=batch * num_blocks
         )
@@ -258,7 +256,7 @@ class DecodeStep:
     @torch.no_grad()  # torch.compile takes no views of tensors in inference mode.
     def compute(self) -> Tensor:
         """The model alone: rows → logits. Nothing here asks the device for anything."""
-        return self.language.logits(self.language(self._rows, self._positions, self._attend))
+        return self._language.logits(self._language(self._rows, self._positions, self._attend))
 
 
 def random_language(setting: Setting, num_layers: int) -> Llama:

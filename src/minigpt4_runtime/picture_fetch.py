@@ -108,7 +108,10 @@ class Target:
         found = await loop.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM)
         addresses = [str(each[4][0]) for each in found]
         if not addresses or not (allows_local or all(map(is_public, addresses))):
-            raise ImageError(f"{self.name} leads to an address that is not public.")
+            raise ImageError(
+                f"{self.name} leads to an address that is not public. Give one that is, or the "
+                "picture itself."
+            )
         return addresses[0]
 
 

@@ -127,7 +127,7 @@ def test_an_address_is_fetched_once(minigpt4, folder, site):
     saved = json.loads((folder / "d.json").read_text())
     assert saved[0]["content"][0]["image_url"]["url"] == f"{site}/a.png"
     refused = chat(minigpt4, f"/image {site}/a.png", "Now?")
-    assert "not public. Questions are still about a.png." in refused.err
+    assert "or the picture itself. Questions are still about a.png." in refused.err
 
 
 def test_stdin_is_no_picture_of_a_dialogue(minigpt4, folder):
