@@ -22,8 +22,8 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from minigpt4_runtime.checkpoint.convert import PublishedFiles, convert
 from minigpt4_runtime.checkpoint.weights import show_bytes
+from minigpt4_runtime.convert.convert import PublishedFiles, convert
 
 GOLDEN = Path(__file__).parents[1] / "tests" / "goldens" / "vicuna" / "checkpoint"
 GIB = 2**30

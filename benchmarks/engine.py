@@ -40,10 +40,10 @@ from rivals import (
     wide_config,
 )
 
-from minigpt4_runtime.backend.registry import open_device
 from minigpt4_runtime.bench.ceilings import Ceilings, measure_ceilings
 from minigpt4_runtime.bench.machine import processor_name
 from minigpt4_runtime.config import DTYPE_NAMES
+from minigpt4_runtime.devices.registry import open_device
 from minigpt4_runtime.errors import BackendUnavailableError
 from minigpt4_runtime.model.llama import Llama
 

@@ -55,8 +55,8 @@ def facts(setting: Setting, results: Results) -> None:
 
 def machine(device: torch.device) -> dict[str, Any]:
     """What a reader must know before comparing two numbers."""
-    from minigpt4_runtime.backend.registry import open_device
     from minigpt4_runtime.bench.machine import machine_facts
+    from minigpt4_runtime.devices.registry import open_device
 
     values: dict[str, Any] = machine_facts(str(device))
     values["attention"] = open_device(str(device)).facts.attention

@@ -25,20 +25,23 @@ from rivals import Answered, Ours, Transformers, wide_config
 from torch import Tensor
 
 from minigpt4_runtime.api import DEMO_MODEL_DIR
-from minigpt4_runtime.backend.contracts import BatchLayout, SequenceSlice, VisionEncoder
-from minigpt4_runtime.backend.registry import attention_kernel, open_device, vision_encoder
 from minigpt4_runtime.bench.costs import vision_gigaflops
 from minigpt4_runtime.checkpoint.blank_model import blank_language, blank_vision, model_shapes
 from minigpt4_runtime.checkpoint.config_file import load_config
 from minigpt4_runtime.checkpoint.random_weights import fill_at_random
 from minigpt4_runtime.config import DTypeName, EngineConfig, ModelConfig
+from minigpt4_runtime.devices.registry import open_device
 from minigpt4_runtime.engine.plan import Slice, StepPlan
 from minigpt4_runtime.engine.runner import Runner
 from minigpt4_runtime.errors import BackendUnavailableError
+from minigpt4_runtime.kernels.contracts import BatchLayout, SequenceSlice
+from minigpt4_runtime.kernels.registry import attention_kernel
 from minigpt4_runtime.model.llama import Attend, Llama
 from minigpt4_runtime.model.parallel import Solo
 from minigpt4_runtime.optional import require
 from minigpt4_runtime.presets import PRESETS
+from minigpt4_runtime.vision.contracts import VisionEncoder
+from minigpt4_runtime.vision.registry import vision_encoder
 
 SHOWN_KERNELS = 25
 CONTEXT = 300  # Tokens of each sequence of a decode step: a picture, a question, half an answer.

@@ -20,8 +20,8 @@ from torch import Tensor
 
 from minigpt4_runtime import EngineConfig, MiniGPT4, SamplingParams
 from minigpt4_runtime.bench.presets import cut_layers
-from minigpt4_runtime.checkpoint.key_map import language_origins
 from minigpt4_runtime.config import DTypeName, ModelConfig, VisionConfig
+from minigpt4_runtime.convert.key_map import language_origins
 from minigpt4_runtime.model.llama import Llama
 from minigpt4_runtime.optional import require
 from minigpt4_runtime.presets import PRESETS

@@ -30,12 +30,12 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from minigpt4_runtime.backend.registry import vision_encoder
 from minigpt4_runtime.checkpoint.graph_folder import find_graph
 from minigpt4_runtime.checkpoint.load import load_config, load_vision
 from minigpt4_runtime.config import ModelConfig, QFormerConfig, VisionConfig
 from minigpt4_runtime.model.minigpt4 import VisionPart
 from minigpt4_runtime.optional import require
+from minigpt4_runtime.vision.registry import vision_encoder
 
 Encode = Callable[[Tensor], Tensor]
 LARGEST_DIFFERENCE = 1e-4  # Of the largest value.

@@ -19,8 +19,8 @@ from torch import Tensor
 from minigpt4_runtime.config import VisionConfig
 from minigpt4_runtime.evaluation import scenes
 from minigpt4_runtime.evaluation.scenes import Outline, Scene, Shape
-from minigpt4_runtime.prompt import TEMPLATES
-from minigpt4_runtime.tokenizer import Tokenizer
+from minigpt4_runtime.text.prompt import TEMPLATES
+from minigpt4_runtime.text.tokenizer import Tokenizer
 
 NUM_CELLS = len(scenes.PLACES)
 COLOURS, SIZES, BACKGROUNDS = (

@@ -40,7 +40,7 @@ from minigpt4_runtime.config import VisionConfig
 from minigpt4_runtime.evaluation import scenes
 from minigpt4_runtime.model.llama import Attend
 from minigpt4_runtime.model.minigpt4 import MiniGPT4Model
-from minigpt4_runtime.tokenizer import Tokenizer
+from minigpt4_runtime.text.tokenizer import Tokenizer
 
 StepLoss = Callable[[random.Random], tuple[Tensor, dict[str, float]]]
 

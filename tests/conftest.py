@@ -79,7 +79,7 @@ def web(cache_home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 @pytest.fixture(scope="session")
 def golden_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """Converts a golden checkpoint once, as a user would, and gives its model folder."""
-    from minigpt4_runtime.checkpoint.convert import PublishedFiles, convert
+    from minigpt4_runtime.convert.convert import PublishedFiles, convert
 
     out_dir = tmp_path_factory.mktemp("models")
 
@@ -122,3 +122,31 @@ def graph_dir(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
         return out_dir / model_dir.name
 
     return export
+
+
+@pytest.fixture(params=["llama2", "vicuna"])
+def variant(request: pytest.FixtureRequest) -> str:
+    """Each of the published variants."""
+    return str(request.param)
+
+
+@pytest.fixture
+def published(variant: str) -> Any:
+    """The golden checkpoint of a variant. Do not change it."""
+    from published_files import files_of
+
+    return files_of(variant, GOLDENS / variant / "checkpoint")
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder: a.png, b.jpg, bad.png (no picture), notes.txt and sub/c.png."""
+    from PIL import Image
+
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.png", "b.jpg", "sub/c.png", ".hidden.png", ".cache/d.png"):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        Image.new("RGB", (8, 8), "red").save(path)
+    (tmp_path / "notes.txt").write_text("no picture")
+    return tmp_path

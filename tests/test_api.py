@@ -22,8 +22,8 @@ from minigpt4_runtime import (
     SamplingParams,
     image,
 )
-from minigpt4_runtime.backend.cpu import CpuBackend
-from minigpt4_runtime.pixels import ImageLimits
+from minigpt4_runtime.devices.cpu import CpuBackend
+from minigpt4_runtime.images.pixels import ImageLimits
 
 IMAGES = Path(__file__).parent / "goldens/vicuna/images"
 PHOTO = IMAGES / "photo_rgb.jpg"

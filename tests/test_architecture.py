@@ -21,9 +21,10 @@ SOURCE_DIR = Path(__file__).parents[1] / "src" / PACKAGE
 FRONT_DOOR = "__init__"
 # Words may be imported everywhere; the version is one of them.
 WORDS = {"errors", "config", "presets", "messages", "optional", "__init__.__version__"}
-# From what people give to numbers, and back.
-FOR_PEOPLE = {"prompt", "tokenizer", "answer", "pixels", "levels", "picture_formats"}
-BELOW_API = WORDS | FOR_PEOPLE | {"model", "checkpoint", "backend", "engine"}
+# All that one loaded model is made of.
+BELOW_API = WORDS | {
+    "text", "images", "model", "checkpoint", "cache", "kernels", "devices", "vision", "engine",
+}  # fmt: skip
 
 # An entry allows a room, one of its modules or one of its names, and what lies within them.
 # Every room may import itself.
@@ -33,46 +34,45 @@ MAY_IMPORT: dict[str, set[str]] = {
     "presets": {"errors", "config"},
     "messages": {"errors"},
     "optional": {"errors"},
-    "prompt": WORDS,
-    "tokenizer": WORDS | {"prompt"},
-    "answer": WORDS | {"prompt", "tokenizer"},
-    "grammar": WORDS | {"tokenizer"},
-    "levels": WORDS,
-    "picture_formats": WORDS,
-    "pixels": WORDS | {"levels", "picture_formats"},
-    "picture_fetch": WORDS,
+    "text": WORDS,
+    "images": WORDS,
+    "grammar": WORDS | {"text.tokenizer"},
     "model": WORDS,
-    "checkpoint": WORDS | {"tokenizer", "model"},
-    "backend": WORDS | {"model"},
-    "engine": WORDS | {"model", "backend.contracts"},
-    "ranks": BELOW_API - FOR_PEOPLE,
-    "sides": BELOW_API - FOR_PEOPLE,
-    "picture_run": WORDS | {"engine"},
-    "api": BELOW_API | {"grammar", "ranks", "sides", "picture_run"},
+    "checkpoint": WORDS | {"model"},
+    "convert": WORDS | {"text.tokenizer", "model", "checkpoint"},
+    "cache": WORDS,
+    "kernels": WORDS | {"model", "cache"},
+    "devices": WORDS | {"model.parallel"},
+    "vision": WORDS | {"model"},
+    "engine": WORDS
+    | {"model", "cache", "kernels.contracts", "devices.contracts", "vision.contracts"},
+    "ranks": BELOW_API - {"text", "images"},
+    "sides": BELOW_API - {"text", "images"},
+    "report": WORDS,
+    "batch": WORDS | {"images", "engine", "report"},
+    "api": BELOW_API | {"grammar", "ranks", "sides", "batch"},
     FRONT_DOOR: WORDS | {"api"},
     # Whether a model fits is asked of the devices themselves.
-    "hub": WORDS | {"checkpoint", "backend.registry"},
-    "export": WORDS | {"pixels", "model", "checkpoint"},
-    "server": WORDS | {"api", FRONT_DOOR, "picture_fetch"},
+    "hub": WORDS | {"checkpoint", "convert", "devices.registry"},
+    "export": WORDS | {"images", "model", "checkpoint"},
+    "server": WORDS | {"api", FRONT_DOOR, "images.fetch"},
     "web": WORDS | {"api", FRONT_DOOR},
-    "report": WORDS,
     "bench": WORDS | {"api", FRONT_DOOR, "report"},
-    "evaluation": WORDS | {"api", FRONT_DOOR, "pixels", "report"},
+    "evaluation": WORDS | {"api", FRONT_DOOR, "images", "report"},
     "cli": WORDS
-    | {"api", FRONT_DOOR, "server", "web", "export", "bench", "evaluation", "checkpoint", "hub"}
-    | {"pixels", "picture_formats", "picture_fetch", "prompt.DESCRIBE_PROMPT", "report"},
+    | {"api", FRONT_DOOR, "server", "web", "export", "bench", "evaluation", "checkpoint", "convert"}
+    | {"hub", "batch", "images", "text.prompt.DESCRIBE_PROMPT", "report"},
     "__main__": {"cli.main.run"},
     "assets": set(),
 }
 
-# Within one room: no backend knows another.
-DEVICES = {"backend.cpu", "backend.cuda", "backend.npu"}
+# Within one room: no device knows another.
+DEVICES = {"devices.cpu", "devices.cuda", "devices.npu"}
 
 # Rooms that need nothing but Python, and rooms that load without torch.
-ONLY_STANDARD_LIBRARY = {"errors", "config", "presets", "messages", "optional", "prompt"}
+ONLY_STANDARD_LIBRARY = {"errors", "config", "presets", "messages", "optional"}
 NO_TORCH_ON_LOAD = ONLY_STANDARD_LIBRARY | {
-    "tokenizer", "answer", "grammar", "pixels", "levels", "picture_formats", "hub", "cli",
-    FRONT_DOOR,
+    "text", "grammar", "images", "batch", "hub", "cli", FRONT_DOOR,
 }  # fmt: skip
 HEAVY = {"torch", "torch_npu"}
 
@@ -162,7 +162,7 @@ def room_faults(path: PurePosixPath, imports: list[Import]) -> Iterator[str]:
         if outer == PACKAGE and not is_allowed(room, name):
             yield f"{path}:{found.line}: {room} may not import {name or 'the package as a whole'}"
         elif module in DEVICES and outer == PACKAGE and ".".join(name.split(".")[:2]) in DEVICES:
-            yield f"{path}:{found.line}: {module} may not import another backend, {name}"
+            yield f"{path}:{found.line}: {module} may not import another device, {name}"
 
 
 def third_party_faults(path: PurePosixPath, imports: list[Import]) -> Iterator[str]:
@@ -239,24 +239,24 @@ def test_rooms_import_downwards_only() -> None:
         ("engine/runner.py", "async def f():\n    import minigpt4_runtime.api", "import api"),
         ("engine/runner.py", "if TYPE_CHECKING:\n    from ..api import x", "import api"),
         ("engine/runner.py", "try:\n    from ..api import x\nfinally: ...", "import api"),
-        ("engine/runner.py", "T = {'cuda': 'minigpt4_runtime.backend.cuda:C'}", "backend.cuda.C"),
+        ("engine/runner.py", "T = {'cuda': 'minigpt4_runtime.devices.cuda:C'}", "devices.cuda.C"),
         ("engine/runner.py", "import minigpt4_runtime", "the package as a whole"),
         # One submodule of a room, and one name of a module.
-        ("engine/runner.py", "from minigpt4_runtime.backend import resolve", "backend.resolve"),
-        ("engine/runner.py", "from ..backend.contracts_old import x", "backend.contracts_old"),
-        ("cli/chat.py", "from minigpt4_runtime.prompt import render", "prompt.render"),
+        ("engine/runner.py", "from minigpt4_runtime.devices import resolve", "devices.resolve"),
+        ("engine/runner.py", "from ..devices.contracts_old import x", "devices.contracts_old"),
+        ("cli/chat.py", "from minigpt4_runtime.text.prompt import render", "text.prompt.render"),
         # What each room never does.
-        ("backend/npu.py", "from minigpt4_runtime.backend.cuda import C", "another backend"),
+        ("devices/npu.py", "from minigpt4_runtime.devices.cuda import C", "another device"),
         ("errors.py", "from minigpt4_runtime.config import ModelConfig", "import config"),
-        ("prompt.py", "from .tokenizer import Tokenizer", "prompt may not import tokenizer"),
+        ("text/prompt.py", "from ..images.pixels import load", "text may not import images"),
         ("model/llama.py", "from minigpt4_runtime.engine import engine", "engine.engine"),
         ("bench/latency.py", "from minigpt4_runtime.engine.engine import E", "engine.engine.E"),
         ("api.py", "from minigpt4_runtime.cli.main import run", "api may not import cli"),
         ("model/llama.py", "from minigpt4_runtime import MiniGPT4", "may not import MiniGPT4"),
         # Packages of others.
         ("config.py", "import numpy", "only the standard library, not numpy"),
-        ("prompt.py", "def f():\n    import numpy", "only the standard library"),
-        ("tokenizer.py", "import torch", "must load without torch"),
+        ("messages.py", "def f():\n    import numpy", "only the standard library"),
+        ("text/tokenizer.py", "import torch", "must load without torch"),
         ("cli/chat.py", "from torch import nn", "must load without torch"),
         # Form.
         ("utils.py", "", "no room of the table"),
@@ -280,13 +280,13 @@ def test_a_missing_docstring_is_found() -> None:
     [
         ("model/llama.py", "import torch\nfrom minigpt4_runtime.model.linear import Linear"),
         ("model/llama.py", "from minigpt4_runtime import __version__, errors"),
-        ("engine/runner.py", "from minigpt4_runtime.backend import contracts"),
-        ("engine/runner.py", "from ..backend.contracts import DeviceFacts"),
+        ("engine/runner.py", "from minigpt4_runtime.devices import contracts"),
+        ("engine/runner.py", "from ..devices.contracts import DeviceFacts"),
         ("bench/latency.py", "from minigpt4_runtime import MiniGPT4"),
         ("cli/chat.py", "def f():\n    import torch"),
-        ("cli/chat.py", "from minigpt4_runtime.prompt import DESCRIBE_PROMPT"),
+        ("cli/chat.py", "from minigpt4_runtime.text.prompt import DESCRIBE_PROMPT"),
         ("messages.py", "if TYPE_CHECKING:\n    from PIL.Image import Image"),
-        ("backend/registry.py", "D = {'cpu': 'minigpt4_runtime.backend.cpu:CpuBackend'}"),
+        ("devices/registry.py", "D = {'cpu': 'minigpt4_runtime.devices.cpu:CpuBackend'}"),
     ],
 )
 def test_what_the_table_allows_passes(path: str, statement: str) -> None:

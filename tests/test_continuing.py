@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minigpt4_runtime import Message, MiniGPT4, RequestError, SamplingParams, image
-from minigpt4_runtime.answer import AnswerText
-from minigpt4_runtime.prompt import TEMPLATES, render
-from minigpt4_runtime.tokenizer import Tokenizer
+from minigpt4_runtime.text.answer import AnswerText
+from minigpt4_runtime.text.prompt import TEMPLATES, render
+from minigpt4_runtime.text.tokenizer import Tokenizer
 
 TOKENIZER = Tokenizer(Path(__file__).parent / "goldens/vicuna/checkpoint/llama/tokenizer.model")
 PICTURE = Path(__file__).parents[1] / "examples" / "images" / "three.png"

@@ -8,8 +8,8 @@ import torch
 from golden_cases import GOLDENS, NAMES, Golden, run_together
 
 from minigpt4_runtime import MiniGPT4, SamplingParams
-from minigpt4_runtime.backend.registry import open_device
 from minigpt4_runtime.checkpoint.load import load_model
+from minigpt4_runtime.devices.registry import open_device
 from minigpt4_runtime.engine.engine import is_out_of_memory
 from minigpt4_runtime.engine.request import Request
 from minigpt4_runtime.engine.sampler import Sampler

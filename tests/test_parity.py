@@ -12,16 +12,16 @@ import torch
 from golden_cases import GOLDENS, NAMES, SEARCHES, Golden, assert_same_ids
 
 from minigpt4_runtime import EngineConfig, Message, MiniGPT4, SamplingParams
-from minigpt4_runtime.backend.registry import attention_kernel
-from minigpt4_runtime.backend.vision_torch import TorchVisionEncoder
 from minigpt4_runtime.checkpoint.load import load_model
 from minigpt4_runtime.engine.plan import Slice, StepPlan
 from minigpt4_runtime.engine.request import Request
 from minigpt4_runtime.engine.runner import Runner
 from minigpt4_runtime.engine.sequence import Sequence
-from minigpt4_runtime.pixels import load as load_image
-from minigpt4_runtime.prompt import render
-from minigpt4_runtime.tokenizer import Tokenizer
+from minigpt4_runtime.images.pixels import load as load_image
+from minigpt4_runtime.kernels.registry import attention_kernel
+from minigpt4_runtime.text.prompt import render
+from minigpt4_runtime.text.tokenizer import Tokenizer
+from minigpt4_runtime.vision.torch import TorchVisionEncoder
 
 RELATIVE = 1e-4  # Of the largest magnitude in the original's array.
 

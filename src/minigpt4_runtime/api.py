@@ -20,8 +20,7 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
-from minigpt4_runtime.answer import AnswerText, StopWatch
-from minigpt4_runtime.backend.contracts import DeviceBackend
+from minigpt4_runtime.batch.image_run import PictureRun
 from minigpt4_runtime.checkpoint.shelf import find_model
 from minigpt4_runtime.checkpoint.weight_source import WeightSource
 from minigpt4_runtime.config import (
@@ -33,6 +32,7 @@ from minigpt4_runtime.config import (
     VisionRuntimeName,
     VisionSettings,
 )
+from minigpt4_runtime.devices.contracts import DeviceBackend
 from minigpt4_runtime.engine.engine import Engine, EngineStats
 from minigpt4_runtime.engine.request import ImageInput, Request, TokenEvent
 from minigpt4_runtime.engine.runner import PICTURES_AT_ONCE
@@ -44,6 +44,8 @@ from minigpt4_runtime.errors import (
     RequestError,
 )
 from minigpt4_runtime.grammar.guide import Grammars, Guide
+from minigpt4_runtime.images.pixels import ImageLimits, open_rgb, prepare
+from minigpt4_runtime.images.pixels import load as load_image
 from minigpt4_runtime.messages import (
     Described,
     ImageSource,
@@ -56,13 +58,11 @@ from minigpt4_runtime.messages import (
     read_messages,
 )
 from minigpt4_runtime.model.parallel import check_world_size
-from minigpt4_runtime.picture_run import PictureRun
-from minigpt4_runtime.pixels import ImageLimits, open_rgb, prepare
-from minigpt4_runtime.pixels import load as load_image
-from minigpt4_runtime.prompt import DESCRIBE_PROMPT, Prompt, find_template, render
 from minigpt4_runtime.ranks import Ranks, Setup, free_memory_bytes, make_runner, open_rank_device
 from minigpt4_runtime.sides import load_sides, open_graph
-from minigpt4_runtime.tokenizer import EncodedPrompt, ImageSpan, Tokenizer
+from minigpt4_runtime.text.answer import AnswerText, StopWatch
+from minigpt4_runtime.text.prompt import DESCRIBE_PROMPT, Prompt, find_template, render
+from minigpt4_runtime.text.tokenizer import EncodedPrompt, ImageSpan, Tokenizer
 
 DEMO_MODEL_DIR = Path(__file__).parent / "assets" / "demo"
 

@@ -24,11 +24,11 @@ from pathlib import Path
 
 import torch
 
-from minigpt4_runtime.backend.contracts import DeviceBackend, Traffic, VisionEncoder
-from minigpt4_runtime.backend.group import TorchGroup
-from minigpt4_runtime.backend.registry import attention_kernel, open_device
 from minigpt4_runtime.checkpoint.weight_source import WeightSource
 from minigpt4_runtime.config import DTypeName, EngineConfig
+from minigpt4_runtime.devices.contracts import DeviceBackend, Traffic
+from minigpt4_runtime.devices.group import TorchGroup
+from minigpt4_runtime.devices.registry import open_device
 from minigpt4_runtime.engine.engine import is_out_of_memory
 from minigpt4_runtime.engine.runner import Runner, fit_num_blocks
 from minigpt4_runtime.engine.worker import Leader, follow, renew
@@ -38,9 +38,11 @@ from minigpt4_runtime.errors import (
     MiniGPT4Error,
     RankLostError,
 )
+from minigpt4_runtime.kernels.registry import attention_kernel
 from minigpt4_runtime.model.linear import set_widen_from
 from minigpt4_runtime.model.llama import Llama
 from minigpt4_runtime.model.parallel import Group, Solo
+from minigpt4_runtime.vision.contracts import VisionEncoder
 
 # A step's ranks wait for each other twice a layer; none of them lags that long.
 PATIENCE_SECONDS = 20.0

@@ -16,15 +16,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from minigpt4_runtime.backend.contracts import DeviceBackend, VisionEncoder
-from minigpt4_runtime.backend.registry import vision_encoder
 from minigpt4_runtime.checkpoint.graph_folder import find_graph
 from minigpt4_runtime.checkpoint.weight_source import WeightSource
 from minigpt4_runtime.config import DTypeName, VisionSettings
+from minigpt4_runtime.devices.contracts import DeviceBackend
 from minigpt4_runtime.errors import ConfigError
 from minigpt4_runtime.model.linear import set_widen_from
 from minigpt4_runtime.model.llama import Llama
 from minigpt4_runtime.model.parallel import Group
+from minigpt4_runtime.vision.contracts import VisionEncoder
+from minigpt4_runtime.vision.registry import vision_encoder
 
 
 class TimedEncoder:

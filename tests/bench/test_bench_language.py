@@ -5,10 +5,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minigpt4_runtime.backend import cpu
 from minigpt4_runtime.bench import language
 from minigpt4_runtime.bench.ceilings import measure_ceilings
 from minigpt4_runtime.bench.language import Answered, LanguageBench, Work
+from minigpt4_runtime.devices import cpu
 from minigpt4_runtime.engine.runner import Runner
 
 

@@ -10,7 +10,6 @@ from published_files import GOLDENS, files_of
 from typer.testing import CliRunner
 
 from minigpt4_runtime.checkpoint.blank_model import model_shapes
-from minigpt4_runtime.checkpoint.convert import convert
 from minigpt4_runtime.checkpoint.load import load_config
 from minigpt4_runtime.checkpoint.report import inspect_folder
 from minigpt4_runtime.checkpoint.weights import show_bytes
@@ -18,6 +17,7 @@ from minigpt4_runtime.cli.convert import DTypeChoice
 from minigpt4_runtime.cli.convert import convert as convert_command
 from minigpt4_runtime.cli.inspect import inspect as inspect_command
 from minigpt4_runtime.config import DTYPE_NAMES
+from minigpt4_runtime.convert.convert import convert
 from minigpt4_runtime.errors import CheckpointError
 
 app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False)

@@ -9,7 +9,6 @@ from pathlib import Path
 import fake_api
 import pytest
 from picture_site import Site
-from PIL import Image
 
 FAKE = [sys.executable, str(Path(__file__).with_name("fake_api.py"))]
 
@@ -72,18 +71,6 @@ def start():
         for pipe in (process.stdin, process.stdout, process.stderr):
             if pipe is not None:
                 pipe.close()
-
-
-@pytest.fixture
-def folder(tmp_path, monkeypatch):
-    """The current folder: a.png, b.jpg, bad.png (no picture), notes.txt and sub/c.png."""
-    monkeypatch.chdir(tmp_path)
-    for name in ("a.png", "b.jpg", "sub/c.png", ".hidden.png", ".cache/d.png"):
-        path = tmp_path / name
-        path.parent.mkdir(exist_ok=True)
-        Image.new("RGB", (8, 8), "red").save(path)
-    (tmp_path / "notes.txt").write_text("no picture")
-    return tmp_path
 
 
 @pytest.fixture

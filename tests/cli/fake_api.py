@@ -15,6 +15,7 @@ from typing import ClassVar
 
 import minigpt4_runtime
 from minigpt4_runtime.errors import ConfigError, PromptTooLongError, RequestError
+from minigpt4_runtime.images.pixels import open_rgb
 from minigpt4_runtime.messages import (
     Described,
     ImageSource,
@@ -24,7 +25,6 @@ from minigpt4_runtime.messages import (
     image,
     read_messages,
 )
-from minigpt4_runtime.pixels import open_rgb
 
 CONTEXT = 200
 

@@ -8,8 +8,8 @@ import sys
 import pytest
 
 from minigpt4_runtime import MiniGPT4
-from minigpt4_runtime.backend.cpu import CpuBackend
 from minigpt4_runtime.cli.fetch import EXAMPLE_PATH
+from minigpt4_runtime.devices.cpu import CpuBackend
 from minigpt4_runtime.errors import CheckpointError
 from minigpt4_runtime.hub import diagnosis
 

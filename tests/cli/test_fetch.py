@@ -20,9 +20,9 @@ import torch
 from published_web import GOLDENS, TOKEN, Mishap, golden_files, write_table
 
 from minigpt4_runtime import MiniGPT4, SamplingParams
-from minigpt4_runtime.backend.cpu import CpuBackend
 from minigpt4_runtime.checkpoint import sizes
 from minigpt4_runtime.checkpoint.config_file import load_config
+from minigpt4_runtime.devices.cpu import CpuBackend
 from minigpt4_runtime.hub import download
 from minigpt4_runtime.hub.hosts import Hiccup
 from minigpt4_runtime.presets import PRESETS

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from minigpt4_runtime import ConfigError
-from minigpt4_runtime.cli.results import Record, open_results
+from minigpt4_runtime.batch.results import Record, open_results
 from minigpt4_runtime.evaluation.answers import (
     Answer,
     find_picture,

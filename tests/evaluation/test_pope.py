@@ -17,8 +17,8 @@ from minigpt4_runtime.evaluation.pope_report import (
     judge,
     read_answer,
 )
+from minigpt4_runtime.images.pixels import open_rgb
 from minigpt4_runtime.messages import Reply, TextDelta, Usage, read_messages
-from minigpt4_runtime.pixels import open_rgb
 from minigpt4_runtime.report.ledger import Ledger
 
 # Made by hand in the published layout. The third answer is wrong, the fourth says neither.

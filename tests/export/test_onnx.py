@@ -11,13 +11,13 @@ from torch.onnx._internal.exporter import _onnx_program
 
 from minigpt4_runtime import image
 from minigpt4_runtime.api import DEMO_MODEL_DIR
-from minigpt4_runtime.backend.registry import vision_encoder
 from minigpt4_runtime.checkpoint.graph_folder import ONNX_NAME, find_graph, read_record
 from minigpt4_runtime.errors import BackendUnavailableError, CheckpointError, ConfigError
 from minigpt4_runtime.evaluation import scenes
 from minigpt4_runtime.export import onnx as export_module
 from minigpt4_runtime.export import verify
 from minigpt4_runtime.export.onnx import GraphPlan, export_onnx
+from minigpt4_runtime.vision.registry import vision_encoder
 
 
 @pytest.fixture

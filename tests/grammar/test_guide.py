@@ -14,7 +14,7 @@ from minigpt4_runtime.api import DEMO_MODEL_DIR
 from minigpt4_runtime.errors import GrammarError
 from minigpt4_runtime.grammar import guide as guide_module
 from minigpt4_runtime.grammar.guide import Grammars
-from minigpt4_runtime.tokenizer import Tokenizer
+from minigpt4_runtime.text.tokenizer import Tokenizer
 
 TOKENIZER = Tokenizer(DEMO_MODEL_DIR / "tokenizer.model")
 VOCAB_SIZE = TOKENIZER.vocab_size + 5  # Some models have ids that their tokenizer lacks.

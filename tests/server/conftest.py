@@ -6,7 +6,7 @@ import pytest
 from running import IMAGES, running
 
 from minigpt4_runtime import MiniGPT4
-from minigpt4_runtime.pixels import ImageLimits
+from minigpt4_runtime.images.pixels import ImageLimits
 
 
 @pytest.fixture(scope="session")

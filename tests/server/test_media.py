@@ -8,9 +8,9 @@ import pytest
 from picture_site import Site
 from running import IMAGES, data_url, picture, user
 
-from minigpt4_runtime import picture_fetch
 from minigpt4_runtime.errors import ImageError
-from minigpt4_runtime.picture_fetch import Target, is_public
+from minigpt4_runtime.images import fetch as image_fetch
+from minigpt4_runtime.images.fetch import Target, is_public
 from minigpt4_runtime.server.media import MediaPolicy
 
 PNG = (IMAGES / "three.png").read_bytes()
@@ -30,7 +30,7 @@ def site(monkeypatch):
         return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", port))]
 
     monkeypatch.setattr(asyncio.base_events.BaseEventLoop, "getaddrinfo", resolve)
-    monkeypatch.setattr(picture_fetch, "is_public", lambda address: address == "127.0.0.1")
+    monkeypatch.setattr(image_fetch, "is_public", lambda address: address == "127.0.0.1")
 
     def make(answer, **settings):
         sites.append(Site(answer, **settings))

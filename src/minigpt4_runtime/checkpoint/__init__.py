@@ -1,5 +1,5 @@
-"""WHERE weights come from: published files in, a model folder out, and back into memory.
+"""WHERE weights are kept: the model folder, read into memory and written whole.
 
-Owns   the model folder's format. Takes paths; gives folders and loaded models.
-Never  knows the engine. Pickles are opened in one place only, and never run.
+Owns   the folder's format, its loading, and the names of models. Takes paths; gives models.
+Never  reads published files: that is `convert/`.
 """

@@ -25,7 +25,7 @@ from minigpt4_runtime.checkpoint.manifest import (
     SourceRecord,
     read_manifest,
 )
-from minigpt4_runtime.checkpoint.source import DTYPE_NAME_OF
+from minigpt4_runtime.checkpoint.mapped import DTYPE_NAME_OF
 from minigpt4_runtime.checkpoint.weights import WeightForm, check_shapes, list_some, show_bytes
 from minigpt4_runtime.checkpoint.writer import (
     NamedWeight,

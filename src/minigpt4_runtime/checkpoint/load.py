@@ -20,7 +20,7 @@ from minigpt4_runtime.checkpoint.blank_model import (
 )
 from minigpt4_runtime.checkpoint.config_file import load_config
 from minigpt4_runtime.checkpoint.manifest import read_manifest
-from minigpt4_runtime.checkpoint.source import TORCH_DTYPES, map_tensors
+from minigpt4_runtime.checkpoint.mapped import TORCH_DTYPES, map_tensors
 from minigpt4_runtime.checkpoint.weights import (
     StoredTensor,
     check_shapes,

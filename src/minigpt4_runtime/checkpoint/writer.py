@@ -16,7 +16,7 @@ from typing import BinaryIO
 import torch
 from torch import Tensor
 
-from minigpt4_runtime.checkpoint.source import TORCH_DTYPES
+from minigpt4_runtime.checkpoint.mapped import TORCH_DTYPES
 from minigpt4_runtime.checkpoint.weights import (
     DTYPE_CODES,
     INDEX_NAME,

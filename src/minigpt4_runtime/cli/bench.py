@@ -15,16 +15,16 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
+from minigpt4_runtime.batch.finding import find_pictures, is_folder
 from minigpt4_runtime.cli.options import (
     THREADS_VARIABLE,
     ModelOptions,
     SamplingOptions,
     spread_options,
 )
-from minigpt4_runtime.cli.pictures import find_pictures, is_folder
 from minigpt4_runtime.cli.terminal import note
 from minigpt4_runtime.errors import BackendUnavailableError, ConfigError
-from minigpt4_runtime.prompt import DESCRIBE_PROMPT
+from minigpt4_runtime.text.prompt import DESCRIBE_PROMPT
 
 if TYPE_CHECKING:
     from minigpt4_runtime.api import MiniGPT4

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from minigpt4_runtime.cli.dialogue import Dialogue
+from minigpt4_runtime.batch.dialogue import Dialogue
+from minigpt4_runtime.batch.finding import STDIN, read_place, source_of
 from minigpt4_runtime.cli.options import (
     AllowLocalUrls,
     ModelOptions,
     SamplingOptions,
     spread_options,
 )
-from minigpt4_runtime.cli.pictures import STDIN, read_place, source_of
 from minigpt4_runtime.cli.terminal import is_interactive, note, read_line, report, use_line_editing
 from minigpt4_runtime.config import SamplingParams
 from minigpt4_runtime.errors import MiniGPT4Error, PromptTooLongError, RequestError

@@ -14,7 +14,7 @@ import typer
 from minigpt4_runtime.cli.terminal import note
 
 if TYPE_CHECKING:
-    from minigpt4_runtime.checkpoint.convert import Conversion, Progress
+    from minigpt4_runtime.convert.convert import Conversion, Progress
 
 
 class DTypeChoice(StrEnum):
@@ -93,8 +93,8 @@ def convert(
     The Vicuna variant needs --qformer and --bert, the Llama-2 variant neither. Needs as much
     memory as the largest file and 1 GiB; what stops it half-way leaves no half model.
     """
-    from minigpt4_runtime.checkpoint.convert import PublishedFiles
-    from minigpt4_runtime.checkpoint.convert import convert as convert_files
+    from minigpt4_runtime.convert.convert import PublishedFiles
+    from minigpt4_runtime.convert.convert import convert as convert_files
 
     files = PublishedFiles(
         language_dir=language,

@@ -10,13 +10,7 @@ from typing import Annotated, Self
 
 import typer
 
-from minigpt4_runtime.cli.options import (
-    AllowLocalUrls,
-    ModelOptions,
-    SamplingOptions,
-    spread_options,
-)
-from minigpt4_runtime.cli.pictures import (
+from minigpt4_runtime.batch.finding import (
     Place,
     find_places,
     is_folder,
@@ -24,11 +18,17 @@ from minigpt4_runtime.cli.pictures import (
     read_place,
     source_of,
 )
-from minigpt4_runtime.cli.results import Record, open_results
+from minigpt4_runtime.batch.results import Record, open_results
+from minigpt4_runtime.cli.options import (
+    AllowLocalUrls,
+    ModelOptions,
+    SamplingOptions,
+    spread_options,
+)
 from minigpt4_runtime.cli.terminal import ProgressBar, note, progress_bar, report
 from minigpt4_runtime.config import SamplingParams
 from minigpt4_runtime.messages import Described
-from minigpt4_runtime.prompt import DESCRIBE_PROMPT
+from minigpt4_runtime.text.prompt import DESCRIBE_PROMPT
 
 Paths = Annotated[
     list[str],
@@ -90,7 +90,8 @@ def describe(
     params = sampling.params()
     places = [read_place(path) for path in paths]
     pictures = find_places(places, recursive=recursive)
-    results = open_results(out, resume=resume, images=[str(picture) for picture in pictures])
+    names = [str(picture) for picture in pictures]
+    results = open_results(out, resume=resume, images=names, note=note)
     todo = [picture for picture in pictures if str(picture) not in results.done]
     shows_names = len(pictures) > 1 or any(
         isinstance(place, Path) and is_folder(place) for place in places

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from minigpt4_runtime.cli.pictures import find_pictures
+from minigpt4_runtime.batch.finding import find_pictures
 from minigpt4_runtime.cli.terminal import note
 from minigpt4_runtime.errors import ConfigError
 from minigpt4_runtime.messages import ImageSource, image

@@ -124,9 +124,9 @@ def fetch(
 def _check_present(model: ModelSources, out_dir: Path, dtype: DTypeName | None) -> None:
     """Make sure that the folder that is there is what was asked for."""
     from minigpt4_runtime.checkpoint.config_file import load_config
-    from minigpt4_runtime.checkpoint.expected import check_preset
     from minigpt4_runtime.checkpoint.manifest import read_manifest
     from minigpt4_runtime.checkpoint.shelf import models_dir
+    from minigpt4_runtime.convert.expected import check_preset
 
     if model.preset is not None:
         try:
@@ -173,7 +173,7 @@ def _make(
 
 
 def _bring_and_convert(plan: FetchPlan, *, keep_sources: bool) -> None:
-    from minigpt4_runtime.checkpoint.convert import convert
+    from minigpt4_runtime.convert.convert import convert
     from minigpt4_runtime.hub import fetch as hub
 
     try:
@@ -220,7 +220,7 @@ def _describe_example(model_dir: Path, dtype: DTypeName) -> None:
     from minigpt4_runtime.api import MiniGPT4
     from minigpt4_runtime.config import SamplingParams
     from minigpt4_runtime.messages import Message, image
-    from minigpt4_runtime.prompt import DESCRIBE_PROMPT
+    from minigpt4_runtime.text.prompt import DESCRIBE_PROMPT
 
     note(f"An example, {EXAMPLE_PATH}:")
     model = MiniGPT4.load(model_dir, dtype=dtype)

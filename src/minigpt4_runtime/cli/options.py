@@ -23,7 +23,7 @@ from minigpt4_runtime.errors import ConfigError
 
 if TYPE_CHECKING:
     from minigpt4_runtime.api import MiniGPT4
-    from minigpt4_runtime.pixels import ImageLimits
+    from minigpt4_runtime.images.pixels import ImageLimits
 
 THREADS_VARIABLE = "OMP_NUM_THREADS"
 DEMO_NOTICE = "The demo model answers: it knows only drawn scenes. Give --model DIR for a real one."

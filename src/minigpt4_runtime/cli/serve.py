@@ -244,7 +244,7 @@ def _settings(
 def _load(
     where: ModelOptions, limits: LimitOptions, config: ServerConfig, *, announce_demo: bool
 ) -> MiniGPT4:
-    from minigpt4_runtime.pixels import ImageLimits
+    from minigpt4_runtime.images.pixels import ImageLimits
 
     running, step = limits.max_running, max(EngineConfig.max_step_tokens, limits.max_running)
     return where.load(

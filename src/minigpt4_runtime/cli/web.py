@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from minigpt4_runtime.cli.pictures import walk
+from minigpt4_runtime.batch.finding import walk
 from minigpt4_runtime.errors import ConfigError
 from minigpt4_runtime.optional import require
 

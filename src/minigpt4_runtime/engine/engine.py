@@ -18,8 +18,8 @@ from typing import Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from minigpt4_runtime.backend.contracts import Traffic
 from minigpt4_runtime.config import EngineConfig, SamplingParams
+from minigpt4_runtime.devices.contracts import Traffic
 from minigpt4_runtime.engine.plan import StepPlan
 from minigpt4_runtime.engine.request import Request, TokenEvent
 from minigpt4_runtime.engine.sampler import Sampler

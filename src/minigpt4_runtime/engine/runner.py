@@ -12,18 +12,14 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from minigpt4_runtime.backend.contracts import (
-    AttentionKernel,
-    BatchLayout,
-    KeyValueCache,
-    SequenceSlice,
-    VisionEncoder,
-)
+from minigpt4_runtime.cache.image_cache import ImageCache
+from minigpt4_runtime.cache.key_value import KeyValueCache
 from minigpt4_runtime.config import EngineConfig
-from minigpt4_runtime.engine.image_cache import ImageCache
 from minigpt4_runtime.engine.plan import StepPlan
 from minigpt4_runtime.errors import BackendUnavailableError
+from minigpt4_runtime.kernels.contracts import AttentionKernel, BatchLayout, SequenceSlice
 from minigpt4_runtime.model.llama import Llama
+from minigpt4_runtime.vision.contracts import VisionEncoder
 
 PICTURES_AT_ONCE = 8
 _UNKNOWN_FREE_BYTES = 4 * 2**30  # Where a system does not say how much is free.

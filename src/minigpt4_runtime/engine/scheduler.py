@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections import Counter, deque
 from dataclasses import dataclass, field
 
+from minigpt4_runtime.cache.block_pool import BlockPool
 from minigpt4_runtime.config import EngineConfig
 from minigpt4_runtime.engine.beam import Continuation
-from minigpt4_runtime.engine.kv_cache import BlockPool
 from minigpt4_runtime.engine.plan import Slice, StepPlan
 from minigpt4_runtime.engine.request import TokenEvent
 from minigpt4_runtime.engine.sequence import Branch, Sequence

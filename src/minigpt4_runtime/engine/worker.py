@@ -13,8 +13,8 @@ from dataclasses import asdict
 
 from torch import Tensor
 
-from minigpt4_runtime.backend.contracts import ParallelGroup
 from minigpt4_runtime.config import EngineConfig
+from minigpt4_runtime.devices.contracts import ParallelGroup
 from minigpt4_runtime.engine.plan import StepPlan
 from minigpt4_runtime.engine.runner import Runner
 from minigpt4_runtime.errors import RankLostError

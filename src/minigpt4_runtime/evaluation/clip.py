@@ -19,8 +19,8 @@ import numpy
 
 from minigpt4_runtime.errors import ConfigError, ImageError
 from minigpt4_runtime.evaluation.statistics import PairedComparison
+from minigpt4_runtime.images.pixels import open_rgb
 from minigpt4_runtime.messages import image
-from minigpt4_runtime.pixels import open_rgb
 from minigpt4_runtime.report.table import Column, Table
 
 if TYPE_CHECKING:

@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any
 
 from minigpt4_runtime.errors import ImageError
 from minigpt4_runtime.evaluation.answers import find_picture
+from minigpt4_runtime.images.pixels import open_rgb
 from minigpt4_runtime.messages import image
 from minigpt4_runtime.optional import require
-from minigpt4_runtime.pixels import open_rgb
 from minigpt4_runtime.report.table import Column, Table
 
 if TYPE_CHECKING:

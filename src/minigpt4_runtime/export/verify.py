@@ -16,10 +16,10 @@ import torch
 from minigpt4_runtime.checkpoint.graph_folder import GraphCheck
 from minigpt4_runtime.config import DTypeName, VisionConfig
 from minigpt4_runtime.errors import CheckpointError
+from minigpt4_runtime.images.pixels import load as load_image
 from minigpt4_runtime.messages import ImageSource
 from minigpt4_runtime.model.minigpt4 import VisionPart
 from minigpt4_runtime.optional import require
-from minigpt4_runtime.pixels import load as load_image
 
 Array = numpy.ndarray[Any, Any]
 

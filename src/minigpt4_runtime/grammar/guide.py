@@ -21,7 +21,7 @@ from minigpt4_runtime.config import GrammarKind, SamplingParams
 from minigpt4_runtime.errors import GrammarError
 from minigpt4_runtime.grammar import trial
 from minigpt4_runtime.optional import require
-from minigpt4_runtime.tokenizer import Tokenizer
+from minigpt4_runtime.text.tokenizer import Tokenizer
 
 _INSTALL = "pip install 'minigpt4-runtime[structured]'"
 MAX_CHARACTERS = 2**16

@@ -152,7 +152,7 @@ def _check_package(name: str) -> Check:
 
 def _find_devices() -> Iterator[Device | Check]:
     """Every device that opens, and a finding for every kind whose package is broken."""
-    from minigpt4_runtime.backend.registry import DEVICES, open_device
+    from minigpt4_runtime.devices.registry import DEVICES, open_device
 
     for kind in DEVICES:
         for index in count():

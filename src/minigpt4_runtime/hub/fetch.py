@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, Protocol
 
 from filelock import FileLock, Timeout
 
-from minigpt4_runtime.checkpoint.convert import PublishedFiles
-from minigpt4_runtime.checkpoint.expected import check_language_sizes
 from minigpt4_runtime.checkpoint.file_kind import read_json
 from minigpt4_runtime.checkpoint.manifest import SourceRecord
 from minigpt4_runtime.checkpoint.shelf import clear_remains, downloads_dir, home_dir
 from minigpt4_runtime.checkpoint.sources import ModelSources
 from minigpt4_runtime.checkpoint.weights import show_bytes
+from minigpt4_runtime.convert.convert import PublishedFiles
+from minigpt4_runtime.convert.expected import check_language_sizes
 from minigpt4_runtime.errors import CheckpointError
 from minigpt4_runtime.hub.crew import run_jobs
 from minigpt4_runtime.hub.download import Watch, download, hash_file

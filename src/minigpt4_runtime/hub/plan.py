@@ -13,14 +13,14 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from minigpt4_runtime.backend.registry import open_device
 from minigpt4_runtime.checkpoint.folder import check_target
-from minigpt4_runtime.checkpoint.recognise import Found, match_parts
 from minigpt4_runtime.checkpoint.shelf import downloads_dir, home_dir
 from minigpt4_runtime.checkpoint.sizes import running_bytes, weight_bytes
 from minigpt4_runtime.checkpoint.sources import ModelSources, Part, SourceFile
 from minigpt4_runtime.checkpoint.weights import show_bytes
 from minigpt4_runtime.config import DTypeName
+from minigpt4_runtime.convert.recognise import Found, match_parts
+from minigpt4_runtime.devices.registry import open_device
 from minigpt4_runtime.errors import BackendUnavailableError, CheckpointError, ConfigError
 from minigpt4_runtime.hub.crew import run_jobs
 from minigpt4_runtime.hub.download import PARTIAL_SUFFIX, describe_failure, refuse_other_file

@@ -14,8 +14,8 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from minigpt4_runtime.errors import ImageError
+from minigpt4_runtime.images.fetch import MAX_BYTES, SECONDS, Target, fetch
 from minigpt4_runtime.messages import ImageSource, image
-from minigpt4_runtime.picture_fetch import MAX_BYTES, SECONDS, Target, fetch
 
 
 @dataclass(frozen=True, kw_only=True)

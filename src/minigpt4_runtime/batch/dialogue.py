@@ -1,0 +1,117 @@
+"""A dialogue about pictures, turn by turn.
+
+Owns   what was said, which picture was shown last, and which wait for the next question.
+Takes  questions and pictures; a model answers. A question that fails leaves no trace.
+Never  reads what is typed or prints what is answered.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Protocol
+
+from minigpt4_runtime.config import SamplingParams
+from minigpt4_runtime.errors import RequestError
+from minigpt4_runtime.messages import ImageSource, Message, TextDelta
+
+
+class Streams(Protocol):
+    """What a dialogue needs of a model."""
+
+    def stream(
+        self, messages: Sequence[Message], sampling: SamplingParams | None = None
+    ) -> Iterable[TextDelta]:
+        """Answer the last message, giving the text as it grows. The last delta has the reply."""
+        ...
+
+
+class Dialogue:
+    """The turns so far. `show` pictures and `ask` questions."""
+
+    def __init__(self) -> None:
+        self._turns: list[Message] = []
+        self._waiting: list[ImageSource] = []
+        self.latest: ImageSource | None = None
+
+    def show(self, picture: ImageSource) -> None:
+        """Let the next question be about this picture too.
+
+        Raises:
+            ImageError: the picture cannot be read; nothing changes then.
+        """
+        from minigpt4_runtime.images.pixels import open_rgb
+
+        if callable(picture.value):  # It is fetched now, and not again with every question.
+            picture = replace(picture, value=picture.value())
+        open_rgb(picture)
+        self.latest = picture
+        self._waiting.append(picture)
+
+    def reset(self) -> None:
+        """Forget what was said; the picture shown last waits for the first question."""
+        self._turns = []
+        self._waiting = [self.latest] if self.latest else []
+
+    def ask(
+        self,
+        model: Streams,
+        question: str,
+        params: SamplingParams,
+        on_text: Callable[[str], None],
+    ) -> None:
+        """Ask, and hand the answer's text on as it grows. Ctrl-C keeps what was answered so far.
+
+        Raises:
+            RequestError: no picture was shown, or the model cannot serve the question.
+        """
+        if self.latest is None:
+            raise RequestError("There is no picture to talk about. Show one: /image PATH")
+        asked = Message("user", (*self._waiting, question))
+        answer = ""
+        try:
+            for delta in model.stream([*self._turns, asked], params):
+                answer = delta.reply.text if delta.reply else answer + delta.text
+                on_text(delta.text)
+        except KeyboardInterrupt:
+            if answer.strip():
+                self._keep(asked, answer.strip())
+            raise
+        self._keep(asked, answer)
+
+    def _keep(self, asked: Message, answer: str) -> None:
+        self._turns += [asked, Message("assistant", (answer,))]
+        self._waiting = []
+
+    def save(self, path: Path) -> None:
+        """Write the dialogue as JSON, in the form that `MiniGPT4.chat` takes.
+
+        Raises:
+            RequestError: nothing was said yet, or the file exists or cannot be written.
+        """
+        if not self._turns:
+            raise RequestError("There is nothing to save yet: ask something first.")
+        turns = [{"role": turn.role, "content": _as_json(turn)} for turn in self._turns]
+        text = json.dumps(turns, ensure_ascii=False, indent=2) + "\n"
+        try:
+            with path.open("x", encoding="utf-8", errors="backslashreplace") as file:
+                file.write(text)
+        except FileExistsError:
+            raise RequestError(f"{path} exists already. Give another name.") from None
+        except OSError as error:
+            raise RequestError(
+                f"{path} cannot be written ({error.strerror}). Give another name."
+            ) from None
+
+
+def _as_json(turn: Message) -> str | list[dict[str, Any]]:
+    if turn.role == "assistant":
+        return "".join(str(part) for part in turn.content)
+    return [
+        {"type": "text", "text": part}
+        if isinstance(part, str)
+        else {"type": "image_url", "image_url": {"url": part.name}}
+        for part in turn.content
+    ]

@@ -1,0 +1,194 @@
+"""Answers → a file of results: one JSON object, or one record a line.
+
+Owns   the form of both files, and that nothing which was done is lost.
+Takes  a Record for each picture; an existing .jsonl is only continued, a .json only replaced whole.
+Never  describes anything.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, Self
+
+from minigpt4_runtime.errors import ConfigError
+from minigpt4_runtime.report.files import write_whole, writing
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """What became of one picture: `answer` or `error` is None."""
+
+    image: str
+    answer: str | None = None
+    finish_reason: str | None = None
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    token_ids: tuple[int, ...] | None = None
+    seconds: float
+    error: str | None = None
+
+
+class Results:
+    """No file at all; the classes below write one. `done` are the pictures not to do again."""
+
+    def __init__(self) -> None:
+        self.done: frozenset[str] = frozenset()
+
+    def add(self, record: Record) -> None:
+        """Keep one more record."""
+
+    def finish(self, *, is_whole: bool) -> None:
+        """Write what is still to be written; `is_whole` is False when the work was broken off."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None
+    ) -> None:
+        self.finish(is_whole=kind is None)
+
+
+def open_results(
+    path: Path | None,
+    *,
+    resume: bool,
+    images: Sequence[str],
+    note: Callable[[str], object] = lambda _: None,
+) -> Results:
+    """Check where results shall go, before anything is computed. `images` are what is asked for.
+
+    `note` is told where the results of a run that was broken off are.
+
+    Raises:
+        ConfigError: nothing can be written there, or something would be lost.
+    """
+    if path is None:
+        if resume:
+            raise ConfigError("--resume continues a file: name it with --out results.jsonl.")
+        return Results()
+    if path.suffix.lower() not in (".json", ".jsonl"):
+        raise ConfigError(f"--out is {path}; its name must end with .json or .jsonl.")
+    if not path.parent.is_dir():
+        raise ConfigError(f"--out is {path}, but there is no folder {path.parent}. Make it first.")
+    if path.is_dir():
+        raise ConfigError(f"--out is {path}, which is a folder. Name a file.")
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise ConfigError(f"--out is {path}, which may not be written. Check its permissions.")
+    if path.suffix.lower() == ".jsonl":
+        return JsonLines(path, resume=resume, images=images)
+    if resume:
+        raise ConfigError(f"--resume continues a .jsonl file, and --out is {path}.")
+    return JsonObject(path, images, note)
+
+
+class JsonObject(Results):
+    """One object, picture → answer, or null where it failed, in the order of the pictures.
+
+    Appears whole or not at all.
+    """
+
+    def __init__(self, path: Path, images: Sequence[str], note: Callable[[str], object]) -> None:
+        super().__init__()
+        self._path = path
+        self._images = images
+        self._note = note
+        self._answers: dict[str, str | None] = {}
+
+    def add(self, record: Record) -> None:
+        """Keep one more answer, in memory."""
+        self._answers[record.image] = record.answer
+
+    def finish(self, *, is_whole: bool) -> None:
+        """Write the object; half a result goes beside an older file and does not replace it."""
+        path = self._path
+        if not is_whole:
+            if not any(answer is not None for answer in self._answers.values()):
+                return
+            if path.exists():
+                path = path.with_name(f"{path.stem}.partial.json")
+            self._note(f"What was done is in {path}.")
+        answers = {i: self._answers[i] for i in self._images if i in self._answers}
+        write_whole(path, _dump(answers, indent=2) + "\n")
+
+
+class JsonLines(Results):
+    """One record a line, written as it comes."""
+
+    def __init__(self, path: Path, *, resume: bool, images: Collection[str]) -> None:
+        super().__init__()
+        self._path = path
+        self._file: IO[bytes] | None = None
+        content = _read(path)
+        if content and not resume:
+            raise ConfigError(f"{path} exists. Continue it with --resume, or give another name.")
+        if content:
+            self._take_up(content, images)
+
+    def _take_up(self, content: bytes, images: Collection[str]) -> None:
+        """Note what is done; drop the failures that are tried again and a line cut short."""
+        lines = {}
+        for record, line in _read_lines(content, self._path):
+            image = record["image"]
+            if record["answer"] is not None:
+                lines[image] = line
+                self.done |= {image}
+            elif image not in images and image not in self.done:
+                lines[image] = line
+        kept = b"".join(line + b"\n" for line in lines.values())
+        if kept != content:
+            write_whole(self._path, kept)
+
+    def add(self, record: Record) -> None:
+        """Append one line, at once."""
+        with writing(self._path):
+            if self._file is None:
+                self._file = self._path.open("ab", buffering=0)
+            rest = (_dump(asdict(record)) + "\n").encode("utf-8", "backslashreplace")
+            while rest:
+                rest = rest[self._file.write(rest) :]
+
+    def finish(self, *, is_whole: bool) -> None:  # noqa: ARG002
+        """Close the file; every line is in it already."""
+        if self._file is not None:
+            with writing(self._path):
+                self._file.close()
+
+
+def _read(path: Path) -> bytes:
+    try:
+        if path.exists() and not path.is_file():
+            raise ConfigError(f"--out is {path}, which is not a regular file. Give another name.")
+        return path.read_bytes() if path.exists() else b""
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read ({error.strerror}). Give another name.") from None
+
+
+def _read_lines(content: bytes, path: Path) -> Iterator[tuple[dict[str, Any], bytes]]:
+    *lines, tail = content.split(b"\n")
+    for number, line in enumerate([*lines, tail], start=1):
+        is_cut_short = number > len(lines) and line.startswith(b"{")
+        try:
+            record = json.loads(line)
+        except ValueError:
+            if not line.strip() or is_cut_short:
+                continue
+            record = None
+        if not _is_record(record):
+            raise ConfigError(
+                f"Line {number} of {path} is no result of `minigpt4 describe`. Give another name."
+            )
+        yield record, line
+
+
+def _is_record(value: object) -> bool:
+    return isinstance(value, dict) and isinstance(value.get("image"), str) and "answer" in value
+
+
+def _dump(value: object, indent: int | None = None) -> str:
+    return json.dumps(value, ensure_ascii=False, indent=indent)

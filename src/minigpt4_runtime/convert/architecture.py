@@ -1,0 +1,298 @@
+"""Which model the published files make: every width, every depth and the variant, from shapes.
+
+Owns   the reading of shapes, and the sentences about files that do not belong together.
+Takes  the inventories of the published files; gives a ModelConfig.
+Never  looks at a file's name, and never at a weight's value.
+"""
+
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from minigpt4_runtime.checkpoint.file_kind import as_number, read_json, show_value
+from minigpt4_runtime.checkpoint.weights import Shape, show_shape
+from minigpt4_runtime.config import ModelConfig, QFormerConfig, VisionConfig
+from minigpt4_runtime.convert.inventory import Inventory
+from minigpt4_runtime.convert.key_map import EVA_VIT_DEPTHS
+from minigpt4_runtime.convert.language_folder import LanguageFolder
+from minigpt4_runtime.convert.wrapping import describe_layout, is_of_whole_model
+from minigpt4_runtime.errors import CheckpointError, ConfigError
+
+# EVA-ViT-g's heads are this wide (upstream: num_heads=1408//88).
+VISION_HEAD_WIDTH = 88
+PATCHES_PER_ROW = 4
+
+_VISION_REMEDY = "--vision wants the image tower, published as eva_vit_g.pth."
+_QFORMER_REMEDY = "--qformer wants BLIP-2's file, published as blip2_pretrained_flant5xxl.pth."
+_PROJECTION_REMEDY = "--projection wants MiniGPT-4's own file, published as pretrained_minigpt4*."
+_BERT_REMEDY = "--bert wants the folder of bert-base-uncased, which the Q-Former was made from."
+
+
+@dataclass(frozen=True)
+class Published:
+    """What the published files hold, by part; what a projection file holds more replaces it.
+
+    `qformer` and `bert_dir` are None where none was given.
+    """
+
+    language_folder: LanguageFolder
+    language: Inventory
+    vision: Inventory
+    projection: Inventory
+    qformer: Inventory | None
+    bert_dir: Path | None
+
+
+def detect_config(published: Published, image_size: int | None = None) -> ModelConfig:
+    """Find the variant and every size; `image_size` asks for another than the file's own.
+
+    Raises:
+        CheckpointError: a file is not what it was given as, or two files do not fit each other.
+        ConfigError: `image_size` does not fit the patches.
+    """
+    _check_language_depth(published)
+    vision = _read_vision(published.vision, image_size)
+    qformer = _read_qformer(published, vision.hidden_size)
+    _check_projection(published, vision, qformer)
+    return ModelConfig(
+        vision=vision,
+        qformer=qformer,
+        language=published.language_folder.config,
+        template="llama2" if qformer is None else "vicuna",
+        patches_per_row=PATCHES_PER_ROW,
+    )
+
+
+def _check_language_depth(published: Published) -> None:
+    """A model of a depth that a slip made could not even be laid out."""
+    said = published.language_folder.config.num_hidden_layers
+    found = len(_list_layers(published.language, r"model\.layers\.(\d+)\..*"))
+    if said > found:
+        told = describe_layout(published.language.places)
+        raise CheckpointError(
+            f"{published.language.path}: config.json says num_hidden_layers {said}, and the "
+            f"weights have {found}. {told or 'Take all files of one download.'}"
+        )
+
+
+def _read_vision(inventory: Inventory, image_size: int | None) -> VisionConfig:
+    kernel = inventory.shape("patch_embed.proj.weight", remedy=_VISION_REMEDY)
+    rows = inventory.shape("pos_embed", remedy=_VISION_REMEDY)
+    if len(kernel) != 4 or kernel[1] != 3 or kernel[2] != kernel[3] or len(rows) != 3:
+        raise CheckpointError(
+            f"{inventory.path}: patch_embed.proj.weight is {show_shape(kernel)} and pos_embed "
+            f"{show_shape(rows)}; C×3×patch×patch and 1×rows×C are known. {_VISION_REMEDY}"
+        )
+    width, patch = kernel[0], kernel[2]
+    if width % VISION_HEAD_WIDTH:
+        raise CheckpointError(
+            f"{inventory.path} is {width} wide, which is no multiple of the {VISION_HEAD_WIDTH} "
+            f"of one attention head. {_VISION_REMEDY}"
+        )
+    side = math.isqrt(max(rows[1] - 1, 0))
+    if side < 1 or side * side != rows[1] - 1:
+        raise CheckpointError(
+            f"{inventory.path}: pos_embed has {rows[1]} rows; one and a square number are known "
+            f"(257 at 224 pixels). {_VISION_REMEDY}"
+        )
+    feed_forward = inventory.shape("blocks.0.mlp.fc1.weight", remedy=_VISION_REMEDY)
+    depth = _read_depth(inventory, width)
+    return VisionConfig(
+        image_size=image_size if image_size is not None else side * patch,
+        patch_size=patch,
+        hidden_size=width,
+        num_hidden_layers=depth,
+        num_attention_heads=width // VISION_HEAD_WIDTH,
+        intermediate_size=feed_forward[0],
+    )
+
+
+def _read_depth(inventory: Inventory, width: int) -> int:
+    """How many blocks the model uses: all that a running model had, one less than published."""
+    last = _list_layers(inventory, r"blocks\.(\d+)\..*")[-1]
+    depths = EVA_VIT_DEPTHS.get(width)
+    if depths is not None:
+        if last + 1 not in depths:
+            known = " and ".join(str(number) for number in sorted(depths))
+            raise CheckpointError(
+                f"{inventory.path} has {last + 1} blocks of a width of {width}; {known} are known. "
+                f"{_VISION_REMEDY}"
+            )
+        return depths[last + 1]
+    ran = any(
+        is_of_whole_model(place.name)
+        for name, place in inventory.places.items()
+        if name.startswith(f"blocks.{last}.")
+    )
+    if last < 1 and not ran:
+        raise CheckpointError(
+            f"{inventory.path} holds a single block, and the last one is never used. "
+            f"{_VISION_REMEDY}"
+        )
+    return last + 1 if ran else last
+
+
+def _read_qformer(published: Published, vision_width: int) -> QFormerConfig | None:
+    """The Q-Former's sizes, or None where the projection reads groups of patches."""
+    projection = published.projection
+    reads = _projection_shape(projection)[1]
+    grouped = PATCHES_PER_ROW * vision_width
+    if published.qformer is None:
+        if reads != grouped:
+            raise CheckpointError(
+                f"{projection.path} reads rows of a width of {reads}: it was made for the variant "
+                f"with a Q-Former (without one it would read {grouped}). Add --qformer "
+                "blip2_pretrained_flant5xxl.pth and --bert with the folder of bert-base-uncased."
+            )
+        return None
+    inventory = published.qformer
+    queries = inventory.shape("query_tokens", remedy=_QFORMER_REMEDY)
+    if len(queries) != 3:
+        raise CheckpointError(
+            f"{inventory.path}: query_tokens is {show_shape(queries)}; 1×queries×C is known. "
+            f"{_QFORMER_REMEDY}"
+        )
+    if reads != queries[2]:
+        raise CheckpointError(_describe_misfit(published, reads, queries[2], grouped))
+    return _read_qformer_layers(inventory, published.bert_dir, queries)
+
+
+def _describe_misfit(published: Published, reads: int, query_width: int, grouped: int) -> str:
+    path = published.projection.path
+    if reads == grouped:
+        return (
+            f"{path} reads rows of a width of {reads}, four patches side by side: it was made for "
+            "the variant without a Q-Former. Leave --qformer and --bert out, or give the "
+            "projection of the Vicuna variant."
+        )
+    return (
+        f"{path} reads rows of a width of {reads}; the Q-Former gives {query_width} and four "
+        f"patches side by side {grouped}. Give the projection that was made for these files."
+    )
+
+
+def _read_qformer_layers(
+    inventory: Inventory, bert_dir: Path | None, queries: Shape
+) -> QFormerConfig:
+    layer = "Qformer.bert.encoder.layer"
+    layers = _list_layers(inventory, rf"{re.escape(layer)}\.(\d+)\..*")
+    depth = len(layers)
+    if layers != list(range(depth)):
+        raise CheckpointError(
+            f"{inventory.path}: the numbers of the Q-Former's layers have gaps: there is "
+            f"{layer}.{layers[-1]}, but only {depth} layers in all. {_QFORMER_REMEDY}"
+        )
+    feed_forward = inventory.shape(
+        f"{layer}.0.intermediate_query.dense.weight", remedy=_QFORMER_REMEDY
+    )
+    crossing = [
+        index
+        for index in range(depth)
+        if f"{layer}.{index}.crossattention.self.query.weight" in inventory.places
+    ]
+    frequency = crossing[1] if len(crossing) > 1 else max(depth, 1)
+    if crossing != list(range(0, depth, frequency)):
+        raise CheckpointError(
+            f"{inventory.path} has cross-attention in the layers "
+            f"{', '.join(map(str, crossing)) or '(none)'} of {depth}; only every n-th layer from "
+            f"layer 0 on is known. {_QFORMER_REMEDY}"
+        )
+    if bert_dir is None:
+        raise CheckpointError(
+            "The Q-Former's head count stands in no weight file. Add --bert with the folder of "
+            "bert-base-uncased, or at least its config.json."
+        )
+    sizes = {
+        "hidden_size": queries[2],
+        "num_hidden_layers": depth,
+        "intermediate_size": feed_forward[0],
+    }
+    heads, eps = _read_bert(bert_dir, sizes, inventory.path)
+    try:
+        return QFormerConfig(
+            **sizes,
+            num_attention_heads=heads,
+            num_query_tokens=queries[1],
+            cross_attention_frequency=frequency,
+            layer_norm_eps=eps,
+        )
+    except ConfigError as error:
+        raise CheckpointError(f"{bert_dir / 'config.json'}: {error}") from None
+
+
+def _read_bert(bert_dir: Path, sizes: dict[str, int], qformer_path: Path) -> tuple[int, float]:
+    """Head count and eps, once it is sure that this is the BERT that the Q-Former was made from."""
+    path = bert_dir / "config.json"
+    if not path.exists():
+        raise CheckpointError(f"{bert_dir} holds no config.json. {_BERT_REMEDY}")
+    values = read_json(path)
+    for name, size in sizes.items():
+        if as_number(values.get(name)) != size:
+            raise CheckpointError(
+                f"{path} says {name} {show_value(values, name)}, but in {qformer_path} it is "
+                f"{size}. "
+                f"{_BERT_REMEDY}"
+            )
+    if values.get("hidden_act") not in (None, "gelu"):
+        raise CheckpointError(
+            f'{path}: hidden_act is {show_value(values, "hidden_act")}; only "gelu" is '
+            f"known. {_BERT_REMEDY}"
+        )
+    heads = as_number(values.get("num_attention_heads"))
+    if not isinstance(heads, int) or heads < 1 or sizes["hidden_size"] % heads:
+        raise CheckpointError(
+            f"{path}: num_attention_heads is {show_value(values, 'num_attention_heads')}, which "
+            f"does not divide {sizes['hidden_size']}. {_BERT_REMEDY}"
+        )
+    eps = as_number(values.get("layer_norm_eps"))
+    if eps is None:
+        eps = 1e-12
+    if not isinstance(eps, float):
+        raise CheckpointError(
+            f"{path}: layer_norm_eps is {show_value(values, 'layer_norm_eps')}; a small number is "
+            f"known. {_BERT_REMEDY}"
+        )
+    return heads, eps
+
+
+def _check_projection(
+    published: Published, vision: VisionConfig, qformer: QFormerConfig | None
+) -> None:
+    gives = _projection_shape(published.projection)[0]
+    language = published.language_folder
+    if gives != language.config.hidden_size:
+        sizes = {4096: " (a 7B model)", 5120: " (a 13B model)"}
+        wide = language.config.hidden_size
+        raise CheckpointError(
+            f"{published.projection.path} was made for a language model of a width of "
+            f"{gives}{sizes.get(gives, '')}, but {language.path} is {wide} wide"
+            f"{sizes.get(wide, '')}. Give the projection that belongs to this language model, or "
+            "the other language model."
+        )
+    if qformer is not None:
+        key = "Qformer.bert.encoder.layer.0.crossattention.self.key.weight"
+        assert published.qformer is not None
+        reads = published.qformer.shape(key, remedy=_QFORMER_REMEDY)
+        if reads[-1] != vision.hidden_size:
+            raise CheckpointError(
+                f"The Q-Former of {published.qformer.path} reads an image tower of a width of "
+                f"{reads[-1]}, but {published.vision.path} is {vision.hidden_size} wide. Give "
+                "files that were published together."
+            )
+
+
+def _projection_shape(inventory: Inventory) -> Shape:
+    shape = inventory.shape("llama_proj.weight", remedy=_PROJECTION_REMEDY)
+    if len(shape) != 2:
+        raise CheckpointError(
+            f"{inventory.path}: llama_proj.weight is {show_shape(shape)}; a matrix is known. "
+            f"{_PROJECTION_REMEDY}"
+        )
+    return shape
+
+
+def _list_layers(inventory: Inventory, pattern: str) -> list[int]:
+    """The numbers of the layers of which the file holds anything."""
+    found = (re.fullmatch(pattern, name) for name in inventory.places)
+    return sorted({int(match[1]) for match in found if match})

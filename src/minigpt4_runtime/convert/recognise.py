@@ -1,0 +1,287 @@
+"""Published files that are on the disk already, under any name: told by what is in them.
+
+Owns   what a vision tower, a Q-Former, a projection, a shard, a tokenizer and a config look like.
+Takes  a folder and the ModelSources that are wanted; gives the paths that play their parts.
+Never  trusts a name where the content tells, and never takes one of two that differ.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from minigpt4_runtime.checkpoint.file_kind import read_head, read_json, refuse_text
+from minigpt4_runtime.checkpoint.sources import ModelSources, Part
+from minigpt4_runtime.checkpoint.weights import Shape, read_header
+from minigpt4_runtime.config import LanguageConfig
+from minigpt4_runtime.convert.expected import has_language_sizes
+from minigpt4_runtime.convert.key_map import language_origins
+from minigpt4_runtime.convert.language_folder import read_llama_config
+from minigpt4_runtime.convert.legacy_pickle import is_legacy
+from minigpt4_runtime.convert.published import open_tensors
+from minigpt4_runtime.convert.wrapping import plain_names
+from minigpt4_runtime.errors import CheckpointError
+from minigpt4_runtime.presets import PRESETS
+from minigpt4_runtime.text.tokenizer import Tokenizer
+
+# Up to this size are all JSON files and tokenizers, and no weights.
+_SMALL_FILE_BYTES = 16 * 2**20
+_PUBLISHED_ENDINGS = (".pth", ".bin", ".safetensors", ".model")
+# By these names a file is known: what it gives to the model, and no other file does.
+_MARKS = {
+    "vision": "patch_embed.proj.weight",
+    "qformer": "Qformer.bert.encoder.layer.0.attention.self.query.weight",
+    "projection": "llama_proj.weight",
+}
+_WORD_TABLES = ("model.embed_tokens.weight", "lm_head.weight")
+
+
+@dataclass(frozen=True)
+class Recognised:
+    """A file and what it is.
+
+    `kind` is vision, qformer, projection, shard or tokenizer; of JSON files llama, bert or index.
+    `shapes` are those of a weight file, `values` the content of a JSON file.
+    """
+
+    path: Path
+    kind: str
+    shapes: Mapping[str, Shape]
+    values: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Found:
+    """The files that play a part, under the names by which a conversion knows them.
+
+    `is_whole`: nothing of the part is missing, though the names may be others than the table's.
+    """
+
+    files: Mapping[str, Path]
+    is_whole: bool
+
+
+def match_parts(
+    model: ModelSources, folder: Path, say: Callable[[str], None] = lambda _: None
+) -> dict[Part, Found]:
+    """Find what of a model lies in a folder or below it.
+
+    `say` is told of what looks like a published file by its name, and cannot be read as one.
+
+    Raises:
+        CheckpointError: there is no such folder, or it holds two files for one part.
+    """
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder} is no folder; --from wants one with published files.")
+    recognised, damaged = _look_through(folder)
+    known = [each for each in recognised if _fits(model, each)]
+    names = {file.name for part in model.parts for file in part.files}
+    told = [text for path, text in damaged.items()
+            if path.name in names or path.suffix in _PUBLISHED_ENDINGS]  # fmt: skip
+    if told:
+        say(f"Passed over: {' '.join(told)}")
+    found = {}
+    for part in model.parts:
+        if part.role == "language":
+            found[part] = _match_language(part, folder, known)
+        else:
+            fitting = [each for each in known if each.kind == part.role]
+            path = _choose(folder, part.what, fitting)
+            files = {} if path is None else {_name_as(part.files[0].name, path): path}
+            found[part] = Found(files, is_whole=bool(files))
+    return found
+
+
+def _name_as(name: str, path: Path) -> str:
+    """The published name, with the ending that says how the file must be opened."""
+    return str(Path(name).with_suffix(".safetensors")) if _is_safetensors(path) else name
+
+
+def _look_through(folder: Path) -> tuple[list[Recognised], dict[Path, str]]:
+    """What can be told of the files, and what is wrong with those that cannot be read."""
+    recognised: list[Recognised] = []
+    damaged: dict[Path, str] = {}
+    seen = set()
+    for path in sorted(folder.rglob("*")):
+        # A Hub cache holds each file once and any number of links to it.
+        if path.is_file() and path.resolve() not in seen:
+            seen.add(path.resolve())
+            try:
+                each = recognise(path)
+            except CheckpointError as error:
+                damaged[path] = str(error)
+                continue
+            if each is not None:
+                recognised.append(each)
+    return recognised, damaged
+
+
+def recognise(path: Path) -> Recognised | None:
+    """Tell what a file is, or that it is nothing that a model is made of.
+
+    Raises:
+        CheckpointError: it begins as such a file, or is called so, and cannot be read as one.
+    """
+    head = read_head(path)
+    if head.lstrip().startswith(b"{"):
+        return _recognise_json(path)
+    if head[8:9] == b"{":
+        stored = read_header(path)
+        return _recognise_weights(path, {name: each.shape for name, each in stored.items()})
+    if head.startswith(b"PK") or is_legacy(head):
+        tensors = open_tensors(path)
+        return _recognise_weights(
+            path, {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+        )
+    # What a SentencePiece model begins with: its first piece, in Protocol Buffers' form.
+    if head.startswith(b"\x0a") and path.stat().st_size <= _SMALL_FILE_BYTES:
+        Tokenizer(path)
+        return Recognised(path, "tokenizer", {}, {})
+    if path.suffix == ".model":
+        refuse_text(path, head)
+    elif path.suffix in _PUBLISHED_ENDINGS:
+        open_tensors(path)  # It says what is wrong with the file.
+    return None
+
+
+def _recognise_json(path: Path) -> Recognised | None:
+    if path.stat().st_size > _SMALL_FILE_BYTES:
+        return None
+    values = read_json(path)
+    weight_map = values.get("weight_map")
+    if isinstance(weight_map, dict) and all(isinstance(each, str) for each in weight_map.values()):
+        return Recognised(path, "index", {}, values)
+    kind = values.get("model_type")
+    return Recognised(path, str(kind), {}, values) if kind in ("llama", "bert") else None
+
+
+def _recognise_weights(path: Path, stored: Mapping[str, Shape]) -> Recognised | None:
+    shapes = {plain: stored[name] for name, plain in plain_names(stored).items()}
+    for kind, mark in _MARKS.items():
+        # A projection file may hold a Q-Former of its own beside.
+        if mark in shapes and (kind == "projection" or _MARKS["projection"] not in shapes):
+            return Recognised(path, kind, shapes, {})
+    if any(name == "lm_head.weight" or name.startswith("model.") for name in shapes):
+        return Recognised(path, "shard", shapes, {})
+    return None
+
+
+def _fits(model: ModelSources, each: Recognised) -> bool:
+    """Whether a file is of this model's sizes, as far as they are known beforehand."""
+    if model.preset is None:
+        return True
+    config = PRESETS[model.preset]
+    if each.kind == "projection":
+        wanted: object = (config.language.hidden_size, config.projection_width)
+        return each.shapes[_MARKS["projection"]] == wanted
+    if each.kind == "vision":
+        return each.shapes[_MARKS["vision"]][0] == config.vision.hidden_size
+    if each.kind == "llama":
+        return has_language_sizes(each.values, model.preset)
+    if each.kind == "shard":
+        # What holds no words, or no head, may be anyone's of this width.
+        table = (config.language.vocab_size, config.language.hidden_size)
+        return all(each.shapes.get(name, table) == table for name in _WORD_TABLES)
+    if each.kind == "bert" and config.qformer is not None:
+        return each.values.get("hidden_size") == config.qformer.hidden_size
+    return True
+
+
+def _choose(folder: Path, what: str, fitting: list[Recognised]) -> Path | None:
+    """The one file, or one of several that are the same small file."""
+    paths = [each.path for each in fitting]
+    small = [path for path in paths if path.stat().st_size <= _SMALL_FILE_BYTES]
+    if len(small) == len(paths) and len({path.read_bytes() for path in small}) == 1:
+        return paths[0]
+    if len(paths) > 1:
+        raise CheckpointError(
+            f"{folder} holds more than one file that could be {what}: {paths[0]} and {paths[1]}. "
+            "Give --from a folder with only one of them."
+        )
+    return paths[0] if paths else None
+
+
+def _match_language(part: Part, folder: Path, known: list[Recognised]) -> Found:
+    """The whole language model, whatever its files are called; else those that can be told."""
+    config_path = _choose(
+        folder,
+        "the language model's config.json",
+        [each for each in known if each.kind == "llama"],
+    )
+    tokenizer_path = _choose(
+        folder,
+        "the language model's tokenizer.model",
+        [each for each in known if each.kind == "tokenizer"],
+    )
+    small = {"config.json": config_path, "tokenizer.model": tokenizer_path}
+    files = {name: path for name, path in small.items() if path is not None}
+    if config_path is not None:
+        values = read_json(config_path)
+        config = read_llama_config(config_path, values)
+        is_tied = values.get("tie_word_embeddings") is True
+        shards = _choose_shards(folder, known, config, is_tied=is_tied)
+        if shards and tokenizer_path is not None:
+            return Found({**files, **shards}, is_whole=True)
+    return Found({**files, **_match_shards(part, known)}, is_whole=False)
+
+
+def _match_shards(part: Part, known: list[Recognised]) -> dict[str, Path]:
+    """Single shards of a published model, told by its index or, without one, by their own names."""
+    wanted = {file.name for file in part.files} - {"config.json", "tokenizer.model"}
+    index_name = next((name for name in wanted if name.endswith(".index.json")), None)
+    found = {}
+    for index in (each for each in known if each.kind == "index"):
+        weight_map = index.values["weight_map"]
+        if index_name is None or not set(weight_map.values()) <= wanted:
+            continue
+        found[index_name] = index.path
+        for shard_name in set(weight_map.values()):
+            names = {name for name, holder in weight_map.items() if holder == shard_name}
+            for each in known:
+                if each.kind == "shard" and set(each.shapes) == names:
+                    found[shard_name] = each.path
+    named = {each.path.name: each.path for each in known if each.kind == "shard"}
+    return {name: named[name] for name in wanted & named.keys()} | found
+
+
+def _choose_shards(
+    folder: Path, known: list[Recognised], config: LanguageConfig, *, is_tied: bool
+) -> dict[str, Path]:
+    """Shards that together are the whole language model, under names that say so."""
+    needed = {
+        name
+        for origin in language_origins(config, is_tied=is_tied).values()
+        for name in origin.names
+    }
+    shards = [each for each in known if each.kind == "shard" and _is_wide(each, config)]
+    # Some publish the same weights in both forms; one of them is enough.
+    for pattern, is_wanted in (
+        ("model-{}-of-{}.safetensors", True),
+        ("pytorch_model-{}-of-{}.bin", False),
+    ):
+        chosen = [each for each in shards if _is_safetensors(each.path) == is_wanted]
+        names = [name for each in chosen for name in each.shapes if name in needed]
+        if len(names) > len(set(names)):
+            raise CheckpointError(
+                f"{folder} holds the same weights of a language model twice, {names[0]} for one. "
+                "Give --from a folder with one language model of this size."
+            )
+        if set(names) == needed:
+            return {
+                pattern.format(f"{number:05d}", f"{len(chosen):05d}"): each.path
+                for number, each in enumerate(chosen, start=1)
+            }
+    return {}
+
+
+def _is_wide(shard: Recognised, config: LanguageConfig) -> bool:
+    """Whether the shard is of a model of this width: every weight has it on one side."""
+    return all(
+        config.hidden_size in shape or name.endswith("rotary_emb.inv_freq")
+        for name, shape in shard.shapes.items()
+    )
+
+
+def _is_safetensors(path: Path) -> bool:
+    """By its ninth byte: a header in JSON comes after its length."""
+    return read_head(path)[8:9] == b"{"

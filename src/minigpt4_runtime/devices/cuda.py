@@ -1,0 +1,68 @@
+"""NVIDIA GPUs. Owns their facts and the check that there is one.
+
+Checked without one: no test of this project has run on a GPU yet.
+"""
+
+import shutil
+import sysconfig
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+
+from minigpt4_runtime.devices.contracts import DeviceFacts
+from minigpt4_runtime.errors import BackendUnavailableError
+
+
+class CudaBackend:
+    """One CUDA device. Opening it turns cuDNN's attention off in this process."""
+
+    def __init__(self, index: int | None = None) -> None:
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if not count:
+            raise BackendUnavailableError(
+                "This machine has no CUDA device that torch can use. "
+                "Use --device cpu, or install a torch build for your GPU."
+            )
+        if index is not None and index >= count:
+            raise BackendUnavailableError(
+                f"cuda:{index} does not exist; this machine has cuda:0 to cuda:{count - 1}."
+            )
+        self.device = torch.device("cuda", index or 0)
+        # cuDNN builds a plan for every length of a context, which takes the host tens of
+        # milliseconds; a step has lengths that no step before had.
+        torch.backends.cuda.enable_cudnn_sdp(False)
+        attention = "triton" if _runs_triton(self.device) else "sdpa"
+        self.facts = DeviceFacts(
+            default_dtype="float16", attention=attention, cache_share=0.9, collective="nccl"
+        )
+
+    def free_memory_bytes(self) -> int | None:
+        """What the driver says is free on this device."""
+        return torch.cuda.mem_get_info(self.device)[0]
+
+    def widen_from(self, dtype: torch.dtype) -> int | None:  # noqa: ARG002
+        """Never: half-precision products are the fast ones here."""
+        return None
+
+    def synchronize(self) -> None:
+        """Wait for the device."""
+        torch.cuda.synchronize(self.device)
+
+    def reset_peak_memory(self) -> None:
+        """Forget how much memory was taken so far."""
+        torch.cuda.reset_peak_memory_stats(self.device)
+
+    def peak_memory_bytes(self) -> int | None:
+        """The most that tensors took on this device since then."""
+        return int(torch.cuda.max_memory_allocated(self.device))
+
+
+def _runs_triton(device: torch.device) -> bool:
+    """Whether Triton is here with all it asks for: a recent GPU, a C compiler, Python's headers."""
+    return (
+        find_spec("triton") is not None
+        and torch.cuda.get_device_capability(device) >= (8, 0)
+        and any(shutil.which(compiler) for compiler in ("gcc", "clang"))
+        and Path(sysconfig.get_path("include", "posix_prefix"), "Python.h").is_file()
+    )

@@ -1,0 +1,5 @@
+"""HOW a step is computed where devices differ: attention over the blocks of the cache.
+
+Owns   the kernel contract, the table of kernels and the reference that defines correct.
+Takes  packed rows, a cache and a batch; gives attended rows.
+"""

@@ -1,0 +1,146 @@
+"""Causal attention for CUDA: rows that decode in one Triton kernel, prompts as in attention_sdpa.
+
+Owns   the kernel, and into how many shares it cuts long contexts.
+Takes  packed rows, the cache and the batch; gives attended rows.
+Never  copies the keys of a sequence that decodes, nor asks the GPU for anything while it attends.
+
+Checked under Triton's interpreter and compiler only: it has not run on a GPU yet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from minigpt4_runtime.cache.key_value import KeyValueCache
+from minigpt4_runtime.kernels.attention_sdpa import Decode, block_table, prepare_with
+from minigpt4_runtime.kernels.contracts import BatchLayout, SequenceSlice
+from minigpt4_runtime.model.llama import Attend
+from minigpt4_runtime.optional import require
+
+if TYPE_CHECKING:
+    import triton
+    import triton.language as tl
+else:
+    triton = require("triton", install="pip install triton")
+    tl = require("triton.language", install="pip install triton")
+
+# The smallest side of a matrix that tensor cores multiply.
+_MIN_SIDE = 16
+_KEYS_AT_ONCE = 32
+# A context is cut so that about so many programs run, but into no smaller shares than this.
+_WANTED_PROGRAMS = 256
+_MIN_SHARE = 128
+
+
+def prepare(cache: KeyValueCache, batch: BatchLayout) -> Attend:
+    """See `AttentionKernel`."""
+    return prepare_with(cache, batch, _decoding)
+
+
+def _decoding(cache: KeyValueCache, sequences: Sequence[SequenceSlice]) -> Decode:
+    device, num_kv_heads = cache.keys.device, cache.keys.shape[3]
+    is_current = device.type == "cpu" or device.index == torch.cuda.current_device()
+    table = block_table(sequences, device)
+    lengths = torch.tensor([each.num_tokens for each in sequences], device=device).int()
+    wanted = -(-_WANTED_PROGRAMS // (len(sequences) * num_kv_heads))
+    most = -(-max(each.num_tokens for each in sequences) // _MIN_SHARE)
+    grid = (len(sequences), num_kv_heads, min(wanted, most))
+
+    def decode(q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        count, _, shares = grid
+        q = q.contiguous()
+        dtype = q.dtype if shares == 1 else torch.float32
+        mixed = q.new_empty(count, shares, *q.shape[1:], dtype=dtype)
+        log_totals = q.new_empty(count, shares, q.shape[1], dtype=torch.float32)
+        # Triton launches on the current device, wherever the tensors are.
+        with nullcontext() if is_current else torch.cuda.device(device):
+            _attend_share[grid](
+                q, keys, values, lengths, table, mixed, log_totals, table.shape[1],
+                q.shape[2] ** -0.5, **_sizes(q, keys), num_stages=2,
+            )  # fmt: skip
+        if shares == 1:
+            return mixed[:, 0]
+        return (mixed * log_totals.softmax(1)[..., None]).sum(1).to(q.dtype)
+
+    return decode
+
+
+def _sizes(q: Tensor, keys: Tensor) -> dict[str, int]:
+    """What the kernel is compiled for."""
+    (_, num_heads, head_dim), (_, block_size, num_kv_heads, _) = q.shape, keys.shape
+    group = num_heads // num_kv_heads
+    return {
+        "BLOCK_SIZE": block_size,
+        "GROUP": group,
+        "ROWS": max(_MIN_SIDE, triton.next_power_of_2(group)),
+        "HEAD_DIM": head_dim,
+        "DIMS": max(_MIN_SIDE, triton.next_power_of_2(head_dim)),
+        "KEYS": _KEYS_AT_ONCE,
+    }
+
+
+@triton.jit(do_not_specialize=["table_width"])  # type: ignore[untyped-decorator]
+def _attend_share(  # noqa: PLR0913, PLR0917
+    queries: tl.tensor,  # (B, H, HEAD_DIM)
+    keys: tl.tensor,  # (num_blocks, BLOCK_SIZE, Hkv, HEAD_DIM)
+    values: tl.tensor,
+    lengths: tl.tensor,  # (B,)
+    table: tl.tensor,  # (B, table_width)
+    mixed: tl.tensor,  # (B, shares, H, HEAD_DIM): what each share of the tokens makes ...
+    log_totals: tl.tensor,  # (B, shares, H): ... and the log of how much it weighs.
+    table_width: tl.tensor,
+    scale: tl.tensor,
+    BLOCK_SIZE: tl.constexpr,
+    GROUP: tl.constexpr,  # The query heads that share a key/value head ...
+    ROWS: tl.constexpr,  # ... and the power of two that holds them.
+    HEAD_DIM: tl.constexpr,
+    DIMS: tl.constexpr,  # Likewise.
+    KEYS: tl.constexpr,
+) -> None:
+    """One program: one sequence, one key/value head, one share of the sequence's tokens."""
+    sequence, kv_head, share = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    num_kv_heads, num_shares = tl.num_programs(1), tl.num_programs(2)
+    rows, dims = tl.arange(0, ROWS), tl.arange(0, DIMS)
+    is_row, is_dim = rows < GROUP, dims < HEAD_DIM
+    heads = kv_head * GROUP + rows
+    num_heads = num_kv_heads * GROUP
+    here = (sequence * num_heads + heads)[:, None] * HEAD_DIM + dims[None, :]
+    q = tl.load(queries + here, mask=is_row[:, None] & is_dim[None, :], other=0.0)
+
+    length = tl.load(lengths + sequence)
+    share_size = tl.cdiv(length, num_shares)
+    first = share * share_size
+    last = tl.minimum(first + share_size, length)
+    # Softmax as the keys come in: the largest score so far, and sums that are relative to it.
+    largest = tl.full((ROWS,), float("-inf"), tl.float32)
+    total = tl.zeros((ROWS,), tl.float32)
+    sums = tl.zeros((ROWS, DIMS), tl.float32)
+    for start in range(first, last, KEYS):
+        tokens = start + tl.arange(0, KEYS)
+        is_token = tokens < last
+        block = tl.load(table + sequence * table_width + tokens // BLOCK_SIZE, is_token, 0)
+        slots = block.to(tl.int64) * BLOCK_SIZE + tokens % BLOCK_SIZE
+        there = ((slots * num_kv_heads + kv_head) * HEAD_DIM)[:, None] + dims[None, :]
+        is_there = is_token[:, None] & is_dim[None, :]
+        k = tl.load(keys + there, mask=is_there, other=0.0)
+        v = tl.load(values + there, mask=is_there, other=0.0)
+        scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
+        scores = tl.where(is_token[None, :], scores, float("-inf"))
+        larger = tl.maximum(largest, tl.max(scores, 1))
+        weights = tl.exp(scores - larger[:, None])
+        faded = tl.exp(largest - larger)
+        total = total * faded + tl.sum(weights, 1)
+        sums = sums * faded[:, None] + tl.dot(weights.to(v.dtype), v, input_precision="ieee")
+        largest = larger
+
+    # An empty share has a total of 0 and weighs exp(-inf); every other has at least 1.
+    total = tl.maximum(total, 1.0)
+    at = (sequence * num_shares + share) * num_heads + heads
+    tl.store(log_totals + at, largest + tl.log(total), mask=is_row)
+    out = at[:, None] * HEAD_DIM + dims[None, :]
+    tl.store(mixed + out, sums / total[:, None], mask=is_row[:, None] & is_dim[None, :])

@@ -1,0 +1,115 @@
+"""Ids → the text a user sees: cut at stop strings, and an answer trimmed as by the original.
+
+Owns   the text of one answer while it grows.
+Takes  token ids one by one; gives text that nothing after it can take back.
+Never  knows why a token came, only what it says.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+
+from minigpt4_runtime.text.prompt import Template
+from minigpt4_runtime.text.tokenizer import TextStream, Tokenizer
+
+
+class StopWatch:
+    """Says which id ends an answer by its text. Give it each id once."""
+
+    def __init__(self, answer: AnswerText) -> None:
+        self._answer = answer
+
+    def feed(self, token_id: int) -> bool:
+        """Take one more id; say whether a stop string is complete with it."""
+        self._answer.feed(token_id)
+        return self._answer.stopped
+
+    def fork(self) -> StopWatch:
+        """A watch that has seen the same, for an answer that goes on another way."""
+        return StopWatch(self._answer.fork())
+
+
+class AnswerText:
+    """One answer's text. `feed` until `stopped`; then `finish`."""
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        template: Template | None,
+        stop: Sequence[str] | None,
+        *,
+        before: Sequence[int] = (),
+        begins_with: str | None = None,
+        has_form: bool = False,
+    ) -> None:
+        """`stop` as in SamplingParams: None, () or strings beside the template's.
+
+        `before` are ids that the text continues; `begins_with` is what of them is its own, and
+        None lets it begin without a space. Without a template it is no answer: nothing is trimmed,
+        and it ends at `stop` alone. To a text that has a form of its own the template's stops and
+        marks are text, and the space that may stand before it is no part of it.
+        """
+        self._stream = TextStream(tokenizer, before)
+        self._trims_start = begins_with is None or has_form
+        self._trims_end = template is not None
+        heeded = template if not has_form and (stop is None or len(stop) > 0) else None
+        self._stops = (*(heeded.stops if heeded else ()), *(stop or ()))
+        self._mark = heeded.answer_mark if heeded else None
+        self._text = begins_with or ""
+        self._num_given = 0
+        self.stopped = False
+
+    def feed(self, token_id: int) -> str:
+        """Take one more id; give what may be shown now. Sets `stopped` at a stop string."""
+        return self._extend(self._stream.feed(token_id), is_last=False)
+
+    def finish(self) -> str:
+        """Give what was held back, now that nothing follows."""
+        return self._extend("" if self.stopped else self._stream.flush(), is_last=True)
+
+    @property
+    def has_stops(self) -> bool:
+        """Whether any text can end this answer."""
+        return bool(self._stops)
+
+    @property
+    def reply(self) -> str:
+        """The whole text so far, as upstream's Chat.answer cuts and strips it."""
+        text = self._text
+        # The original also drops everything up to a last "Assistant:" that the model wrote itself.
+        text = text.rpartition(self._mark)[2] if self._mark else text
+        text = text.lstrip() if self._trims_start else text
+        return text.rstrip() if self._trims_end else text
+
+    def fork(self) -> AnswerText:
+        """An answer that has said the same and goes on by itself."""
+        other = copy.copy(self)
+        other._stream = self._stream.fork()  # noqa: SLF001 - of this very class.
+        return other
+
+    def _extend(self, text: str, *, is_last: bool) -> str:
+        searched = max((len(stop) for stop in self._stops), default=1) - 1
+        first = max(0, len(self._text) - searched)
+        self._text += text
+        found = [at for stop in self._stops if (at := self._text.find(stop, first)) >= 0]
+        if found:
+            self._text = self._text[: min(found)]
+            self.stopped = True
+        visible = self._text if is_last or self.stopped else self._text[: self._num_certain()]
+        # Space at either end is not part of a reply: wait for what follows it.
+        visible = visible.rstrip() if self._trims_end else visible
+        shown = visible[self._num_given :]
+        if self._trims_start and not self._text[: self._num_given].strip():
+            shown = shown.lstrip()
+        self._num_given = max(self._num_given, len(visible))
+        return shown
+
+    def _num_certain(self) -> int:
+        """How much of the text cannot become part of a stop string."""
+        longest = max((len(stop) for stop in self._stops), default=0)
+        for held in range(min(longest - 1, len(self._text)), 0, -1):
+            tail = self._text[-held:]
+            if any(stop.startswith(tail) for stop in self._stops):
+                return len(self._text) - held
+        return len(self._text)

@@ -1,0 +1,504 @@
+"""Published files → a model folder: every weight, every variant, every form of the files."""
+
+import hashlib
+import json
+import re
+import weakref
+
+import pytest
+import torch
+from published_files import edit, edit_json, read_language, read_published
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from minigpt4_runtime.checkpoint import writer
+from minigpt4_runtime.checkpoint.blank_model import model_shapes
+from minigpt4_runtime.checkpoint.load import load_config, load_model
+from minigpt4_runtime.convert import convert as convert_module
+from minigpt4_runtime.convert import inventory, key_map, verify
+from minigpt4_runtime.convert.convert import convert
+from minigpt4_runtime.errors import CheckpointError, ConfigError
+from minigpt4_runtime.model.eva_vit import resize_positions
+
+# Ours → published, written independently of the key map.
+REVERSED = [
+    (r"vision\.vit\.patch_embedding\.", "patch_embed.proj."),
+    (r"vision\.vit\.blocks\.(\d+)\.attention_norm\.", r"blocks.\1.norm1."),
+    (r"vision\.vit\.blocks\.(\d+)\.mlp_norm\.", r"blocks.\1.norm2."),
+    (r"vision\.vit\.blocks\.(\d+)\.attention\.qkv\.", r"blocks.\1.attn.qkv."),
+    (r"vision\.vit\.blocks\.(\d+)\.attention\.out\.", r"blocks.\1.attn.proj."),
+    (r"vision\.vit\.blocks\.(\d+)\.mlp_in\.", r"blocks.\1.mlp.fc1."),
+    (r"vision\.vit\.blocks\.(\d+)\.mlp_out\.", r"blocks.\1.mlp.fc2."),
+    (r"vision\.ln_vision\.", "ln_vision."),
+    (r"vision\.qformer\.query_norm\.", "Qformer.bert.embeddings.LayerNorm."),
+    (r"vision\.qformer\.layers\.", "Qformer.bert.encoder.layer."),
+    (r"\.cross_attention\.", ".crossattention."),
+    (r"(Qformer.*attention)\.(query|key|value)\.", r"\1.self.\2."),
+    (r"(Qformer.*attention)\.out\.", r"\1.output.dense."),
+    (r"(Qformer.*attention)\.norm\.", r"\1.output.LayerNorm."),
+    (r"(Qformer.*)\.mlp_in\.", r"\1.intermediate_query.dense."),
+    (r"(Qformer.*)\.mlp_out\.", r"\1.output_query.dense."),
+    (r"(Qformer.*)\.mlp_norm\.", r"\1.output_query.LayerNorm."),
+    (r"vision\.projection\.", "llama_proj."),
+    (r"language\.token_embedding\.", "model.embed_tokens."),
+    (r"language\.head\.", "lm_head."),
+    (r"language\.norm\.", "model.norm."),
+    (r"language\.(layers\.\d+)\.attention_norm\.", r"model.\1.input_layernorm."),
+    (r"language\.(layers\.\d+)\.mlp_norm\.", r"model.\1.post_attention_layernorm."),
+    (r"language\.(layers\.\d+)\.mlp_(gate|up|down)\.", r"model.\1.mlp.\2_proj."),
+    (r"language\.(layers\.\d+)\.attention\.query\.", r"model.\1.self_attn.q_proj."),
+    (r"language\.(layers\.\d+)\.attention\.key\.", r"model.\1.self_attn.k_proj."),
+    (r"language\.(layers\.\d+)\.attention\.value\.", r"model.\1.self_attn.v_proj."),
+    (r"language\.(layers\.\d+)\.attention\.out\.", r"model.\1.self_attn.o_proj."),
+]
+
+
+def all_published(files) -> dict[str, torch.Tensor]:
+    tensors = read_language(files.language_dir) | read_published(files.vision)
+    if files.qformer is not None:
+        tensors |= read_published(files.qformer)
+    return tensors | read_published(files.projection)
+
+
+def expected_weight(name: str, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
+    whole = {
+        "vision.vit.class_embedding": "cls_token",
+        "vision.vit.position_embedding": "pos_embed",
+        "vision.qformer.query_tokens": "query_tokens",
+    }
+    if name in whole:
+        return tensors[whole[name]].reshape(-1, tensors[whole[name]].shape[-1]).squeeze()
+    if name == "vision.vit.patch_embedding.weight":
+        return tensors["patch_embed.proj.weight"].flatten(1)
+    if match := re.fullmatch(r"vision\.vit\.blocks\.(\d+)\.attention\.qkv\.bias", name):
+        query, value = (tensors[f"blocks.{match[1]}.attn.{part}_bias"] for part in "qv")
+        return torch.cat([query, torch.zeros(len(query), dtype=query.dtype), value])
+    published = name
+    for pattern, replacement in REVERSED:
+        published = re.sub(pattern, replacement, published)
+    if published == "ln_vision.weight" and published not in tensors:
+        return torch.ones(tensors["cls_token"].shape[-1])
+    if published == "ln_vision.bias" and published not in tensors:
+        return torch.zeros(tensors["cls_token"].shape[-1])
+    return tensors[published]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_every_weight_is_the_published_one_rounded(published, dtype, tmp_path):
+    conversion = convert(published, tmp_path / "out", dtype=dtype)
+    written, tensors = load_file(tmp_path / "out" / "model.safetensors"), all_published(published)
+    assert {name: tuple(weight.shape) for name, weight in written.items()} == model_shapes(
+        conversion.config
+    )
+    for name, weight in written.items():
+        assert weight.dtype == getattr(torch, dtype)
+        assert torch.equal(weight, expected_weight(name, tensors).to(weight.dtype)), name
+    assert conversion.manifest.dtypes == (dtype,)
+
+
+def test_without_a_dtype_nothing_is_rounded(published, tmp_path):
+    conversion = convert(published, tmp_path / "out", verify=True)
+    written, tensors = load_file(tmp_path / "out" / "model.safetensors"), all_published(published)
+    assert {name: tuple(weight.shape) for name, weight in written.items()} == model_shapes(
+        conversion.config
+    )
+    for name, weight in written.items():
+        expected = expected_weight(name, tensors)
+        assert weight.dtype == expected.dtype, name
+        # As bits: to `equal`, -0.0 would be 0.0.
+        found, wanted = (each.contiguous().view(torch.uint8) for each in (weight, expected))
+        assert torch.equal(found, wanted), name
+    assert conversion.manifest.dtypes == ("float16", "float32")
+    assert conversion.num_bytes == sum(weight.nbytes for weight in written.values())
+
+
+def test_without_a_dtype_a_model_in_float32_is_the_same(published, tmp_path):
+    convert(published, tmp_path / "own")
+    convert(published, tmp_path / "wide", dtype="float32")
+    own, wide = (
+        load_model(tmp_path / name, device=torch.device("cpu"), dtype=torch.float32).state_dict()
+        for name in ("own", "wide")
+    )
+    assert own.keys() == wide.keys()
+    assert all(torch.equal(own[name], wide[name]) for name in own)
+
+
+def test_every_dtype_survives_and_what_is_made_of_two_takes_the_wider(vicuna, tmp_path):
+    bias, norm = "blocks.1.attn.{}_bias", "Qformer.bert.embeddings.LayerNorm.weight"
+
+    def widen(tensors):
+        tensors[bias.format("v")] = torch.rand(176)
+        tensors["pos_embed"] = tensors["pos_embed"].bfloat16()
+
+    edit(vicuna.vision, widen)
+    edit(vicuna.qformer, lambda t: t.update({norm: t[norm].bfloat16()}))
+    conversion = convert(vicuna, tmp_path / "out", verify=True)
+    written, tensors = load_file(tmp_path / "out" / "model.safetensors"), all_published(vicuna)
+    assert conversion.manifest.dtypes == ("bfloat16", "float16", "float32")
+    joined = written["vision.vit.blocks.1.attention.qkv.bias"]
+    query, key, value = joined.chunk(3)
+    assert joined.dtype == torch.float32
+    assert torch.equal(query, tensors[bias.format("q")].float())
+    assert not key.any()
+    assert torch.equal(value, tensors[bias.format("v")])
+    assert torch.equal(written["vision.qformer.query_norm.weight"], tensors[norm])
+    assert torch.equal(written["vision.vit.position_embedding"], tensors["pos_embed"][0])
+
+
+def test_the_config_is_read_from_the_shapes(published, variant, tmp_path):
+    convert(published, tmp_path / "out")
+    config = load_config(tmp_path / "out")
+    assert config.template == variant
+    assert (config.vision.image_size, config.vision.patch_size) == (56, 14)
+    assert (config.vision.hidden_size, config.vision.num_attention_heads) == (176, 2)
+    assert (config.vision.num_hidden_layers, config.vision.intermediate_size) == (3, 768)
+    assert (config.qformer is None) == (variant == "llama2")
+    if config.qformer is not None:
+        assert (config.qformer.num_query_tokens, config.qformer.num_hidden_layers) == (8, 4)
+        assert (config.qformer.cross_attention_frequency, config.qformer.layer_norm_eps) == (
+            2,
+            1e-12,
+        )
+        assert config.qformer.num_attention_heads == 4
+    language = json.loads((published.language_dir / "config.json").read_text("utf-8"))
+    for name in ("hidden_size", "intermediate_size", "rms_norm_eps", "vocab_size"):
+        assert getattr(config.language, name) == language[name]
+
+
+def test_the_folder_holds_what_it_should(published, tmp_path):
+    convert(published, tmp_path / "out")
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert names == {"config.json", "manifest.json", "model.safetensors", "tokenizer.model"}
+    tokenizer = (tmp_path / "out" / "tokenizer.model").read_bytes()
+    assert tokenizer == (published.language_dir / "tokenizer.model").read_bytes()
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text("utf-8"))
+    assert manifest["format_version"] == 1
+    assert manifest["weight_format"] == "float"
+    assert manifest["dtypes"] == ["float16", "float32"]
+    assert manifest["made_by"].startswith("minigpt4-runtime ")
+    by_name = {(source["role"], source["name"]): source for source in manifest["sources"]}
+    record = by_name["vision", "eva_vit_g.pth"]
+    content = published.vision.read_bytes()
+    assert record["size"] == len(content)
+    assert record["sha256"] == hashlib.sha256(content).hexdigest()
+    assert ("language", "pytorch_model-00004-of-00004.bin") in by_name
+    assert (("bert", "config.json") in by_name) == (published.bert_dir is not None)
+
+
+def test_the_same_files_give_the_same_bytes(published, tmp_path):
+    for name in ("one", "two"):
+        convert(published, tmp_path / name)
+    for path in (tmp_path / "one").iterdir():
+        assert path.read_bytes() == (tmp_path / "two" / path.name).read_bytes()
+
+
+def test_shards(published, tmp_path):
+    convert(published, tmp_path / "whole")
+    convert(published, tmp_path / "out", max_shard_bytes=500_000)
+    index = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text("utf-8"))
+    whole = load_file(tmp_path / "whole" / "model.safetensors")
+    files = sorted((tmp_path / "out").glob("*.safetensors"))
+    assert [path.name for path in files] == [
+        f"model-{number:05d}-of-{len(files):05d}.safetensors" for number in range(1, len(files) + 1)
+    ]
+    assert len(files) > 4
+    assert set(index["weight_map"]) == set(whole)
+    assert index["metadata"]["total_size"] == sum(weight.nbytes for weight in whole.values())
+    for path in files:
+        with safe_open(path, framework="pt") as shard:
+            for name in shard.keys():  # noqa: SIM118 — A safe_open cannot be iterated.
+                assert index["weight_map"][name] == path.name
+                assert torch.equal(shard.get_tensor(name), whole[name])
+        header_bytes = int.from_bytes(path.read_bytes()[:8], "little")
+        assert (8 + header_bytes) % 64 == 0
+        assert path.stat().st_size <= 500_000 + 8 + header_bytes
+
+
+def test_small_pieces_make_the_same_files(published, tmp_path, monkeypatch):
+    convert(published, tmp_path / "whole")
+    monkeypatch.setattr(writer, "CHUNK_ITEMS", 1000)
+    convert(published, tmp_path / "out", verify=True)
+    name = "model.safetensors"
+    assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "out" / name).read_bytes()
+
+
+@pytest.mark.parametrize(("dtype", "verify"), [(None, False), (None, True), ("float32", True)])
+def test_progress_reaches_the_total(published, dtype, verify, tmp_path):
+    seen: list[tuple[str, int, int]] = []
+    convert(
+        published,
+        tmp_path / "out",
+        dtype=dtype,
+        verify=verify,
+        progress=lambda *step: seen.append(step),
+    )
+    stages, done, totals = zip(*seen, strict=True)
+    assert list(done) == sorted(done)
+    assert set(totals) == {done[-1]}
+    expected = ["reading", "writing", *(["comparing", "computing"] if verify else [])]
+    assert list(dict.fromkeys(stages)) == expected
+
+
+# --- forms in which the language model comes --------------------------------------------------
+
+
+def replace_language(files, tensors, form: str) -> None:
+    """Write the language model anew, in another form."""
+    for path in files.language_dir.glob("pytorch_model*"):
+        path.unlink()
+    folder, names = files.language_dir, sorted(tensors)
+    halves = [
+        {name: tensors[name].contiguous() for name in part}
+        for part in (names[: len(names) // 2], names[len(names) // 2 :])
+    ]
+    if form == "one bin":
+        torch.save(tensors, folder / "pytorch_model.bin")
+    elif form == "bins without an index":
+        for number, half in enumerate(halves, start=1):
+            torch.save(half, folder / f"pytorch_model-{number:05d}-of-00002.bin")
+    elif form == "one safetensors":
+        save_file(halves[0] | halves[1], folder / "model.safetensors")
+    else:
+        weight_map = {}
+        for number, half in enumerate(halves, start=1):
+            name = f"model-{number:05d}-of-00002.safetensors"
+            save_file(half, folder / name, metadata={"format": "pt"})
+            weight_map |= dict.fromkeys(half, name)
+        if form == "indexed safetensors":
+            (folder / "model.safetensors.index.json").write_text(
+                json.dumps({"metadata": {}, "weight_map": weight_map})
+            )
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        "one bin", "bins without an index", "one safetensors", "indexed safetensors",
+        "safetensors without an index",
+    ],
+)  # fmt: skip
+def test_forms_of_the_language_model(llama2, form, tmp_path):
+    convert(llama2, tmp_path / "before")
+    replace_language(llama2, read_language(llama2.language_dir), form)
+    convert(llama2, tmp_path / "out", verify=True)
+    before, after = (load_file(tmp_path / name / "model.safetensors") for name in ("before", "out"))
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_safetensors_are_preferred_to_pickles(llama2, tmp_path):
+    tensors = read_language(llama2.language_dir)
+    contiguous = {name: weight.contiguous() for name, weight in tensors.items()}
+    save_file(contiguous, llama2.language_dir / "model.safetensors")
+    conversion = convert(llama2, tmp_path / "out")
+    names = {source.name for source in conversion.manifest.sources}
+    assert "model.safetensors" in names
+    assert not any(name.endswith(".bin") for name in names)
+
+
+def change_language_config(files, **changes) -> None:
+    edit_json(files.language_dir / "config.json", **changes)
+
+
+def test_shared_key_value_heads(llama2, tmp_path):
+    tensors = read_language(llama2.language_dir)
+    for name in tensors:
+        if "k_proj" in name or "v_proj" in name:
+            tensors[name] = tensors[name][:32]
+    replace_language(llama2, tensors, "one bin")
+    change_language_config(llama2, num_key_value_heads=2)
+    conversion = convert(llama2, tmp_path / "out", verify=True)
+    assert conversion.config.language.num_key_value_heads == 2
+
+
+@pytest.mark.parametrize("has_head", [True, False])
+def test_tied_head(llama2, has_head, tmp_path):
+    tensors = read_language(llama2.language_dir)
+    if not has_head:
+        del tensors["lm_head.weight"]
+    replace_language(llama2, tensors, "one bin")
+    change_language_config(llama2, tie_word_embeddings=True)
+    convert(llama2, tmp_path / "out", verify=True)
+    written = load_file(tmp_path / "out" / "model.safetensors")
+    assert torch.equal(written["language.head.weight"], written["language.token_embedding.weight"])
+    assert torch.equal(written["language.head.weight"], tensors["model.embed_tokens.weight"])
+
+
+def test_settings_that_may_be_absent(llama2, tmp_path):
+    change_language_config(
+        llama2, num_key_value_heads=..., max_position_embeddings=..., hidden_act=...,
+        tie_word_embeddings=..., architectures=["LLaMAForCausalLM"], rope_scaling=None,
+    )  # fmt: skip
+    language = convert(llama2, tmp_path / "out").config.language
+    assert (language.num_key_value_heads, language.max_position_embeddings) == (4, 2048)
+    assert language.rope_theta == 10000.0
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"rope_theta": 5e5}, {"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}}],
+)
+def test_rope_theta(llama2, changes, tmp_path):
+    change_language_config(llama2, **changes)
+    assert convert(llama2, tmp_path / "out", verify=True).config.language.rope_theta == 5e5
+
+
+def test_tensors_that_lie_crosswise_or_share_a_storage(llama2, tmp_path):
+    tensors = read_language(llama2.language_dir)
+    replace_language(llama2, tensors, "one bin")
+    convert(llama2, tmp_path / "before")
+    crosswise = {
+        name: weight.T.contiguous().T if weight.dim() == 2 else weight
+        for name, weight in tensors.items()
+    }
+    together = torch.stack([tensors[f"model.layers.{n}.input_layernorm.weight"] for n in range(3)])
+    for n in range(3):
+        crosswise[f"model.layers.{n}.input_layernorm.weight"] = together[n]
+    torch.save(crosswise, llama2.language_dir / "pytorch_model.bin")
+    convert(llama2, tmp_path / "out", verify=True)
+    name = "model.safetensors"
+    assert (tmp_path / "before" / name).read_bytes() == (tmp_path / "out" / name).read_bytes()
+
+
+# --- what a projection file may hold more ------------------------------------------------------
+
+
+def test_a_flat_projection(vicuna, tmp_path):
+    torch.save({**read_published(vicuna.projection), "epoch": 3}, vicuna.projection)
+    convert(vicuna, tmp_path / "out", verify=True)
+
+
+def test_a_fine_tunes_own_tensors_replace_the_published_ones(vicuna, tmp_path):
+    layer = "Qformer.bert.encoder.layer.1.attention.self.query.weight"
+    own = {
+        "ln_vision.weight": torch.full((176,), 2.0),
+        "ln_vision.bias": torch.full((176,), 0.5),
+        "query_tokens": torch.randn(1, 5, 48),
+        layer: torch.randn(48, 48),
+    }
+    buffers = {
+        "llama_model.model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(8),
+        "Qformer.bert.embeddings.position_ids": torch.arange(64)[None],
+    }
+    edit(vicuna.projection, lambda tensors: tensors.update(own | buffers))
+    conversion = convert(vicuna, tmp_path / "out", dtype="float32", verify=True)
+    written = load_file(tmp_path / "out" / "model.safetensors")
+    assert conversion.config.rows_per_image == 5
+    assert torch.equal(written["vision.ln_vision.bias"], own["ln_vision.bias"])
+    assert torch.equal(written["vision.qformer.query_tokens"], own["query_tokens"][0])
+    assert torch.equal(written["vision.qformer.layers.1.attention.query.weight"], own[layer])
+    published = read_published(vicuna.qformer)["Qformer.bert.embeddings.LayerNorm.weight"]
+    assert torch.equal(written["vision.qformer.query_norm.weight"], published)
+
+
+def test_a_llama2_projection_with_its_own_ln_vision(llama2, tmp_path):
+    own = {"ln_vision.weight": torch.rand(176), "ln_vision.bias": torch.rand(176)}
+    edit(llama2.projection, lambda tensors: tensors.update(own))
+    convert(llama2, tmp_path / "out", dtype="float32", verify=True)
+    written = load_file(tmp_path / "out" / "model.safetensors")
+    assert torch.equal(written["vision.ln_vision.weight"], own["ln_vision.weight"])
+
+
+def test_another_image_size(published, variant, tmp_path):
+    conversion = convert(published, tmp_path / "out", image_size=112, verify=True)
+    assert conversion.config.vision.image_size == 112
+    assert conversion.config.rows_per_image == (8 if variant == "vicuna" else 16)
+    table = read_published(published.vision)["pos_embed"][0]
+    assert table.dtype == torch.float16
+    written = load_file(tmp_path / "out" / "model.safetensors")["vision.vit.position_embedding"]
+    assert written.dtype == torch.float32
+    assert torch.equal(written, resize_positions(table.float(), 64))
+
+
+def test_an_image_size_that_patches_do_not_fill(published, tmp_path):
+    with pytest.raises(ConfigError, match="image_size 100 is not a multiple"):
+        convert(published, tmp_path / "out", image_size=100)
+
+
+def test_an_unknown_dtype(published, tmp_path):
+    with pytest.raises(ConfigError, match="'int8'; it must be one of float32, float16, bfloat16"):
+        convert(published, tmp_path / "out", dtype="int8")
+
+
+# --- --verify ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [None, "float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("image_size", [None, 112])
+def test_verify_computes_both_sides(published, dtype, image_size, tmp_path):
+    verification = convert(
+        published, tmp_path / "out", dtype=dtype, image_size=image_size, verify=True
+    ).verification
+    assert verification.num_weights == len(model_shapes(load_config(tmp_path / "out")))
+    assert 0 < verification.rows_difference < 1e-5
+    assert 0 < verification.logits_difference < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("table", "first", "second", "what"),
+    [
+        ("_LANGUAGE_LAYER", "mlp.gate_proj", "mlp.up_proj", "logits"),
+        ("_LANGUAGE_LAYER", "input_layernorm", "post_attention_layernorm", "logits"),
+        ("_VISION_BLOCK", "norm1", "norm2", "image rows"),
+    ],
+)
+def test_verify_finds_a_wrong_key_map(published, table, first, second, what, tmp_path, monkeypatch):
+    entries = dict(getattr(key_map, table))
+    entries[first], entries[second] = entries[second], entries[first]
+    monkeypatch.setattr(key_map, table, entries)
+    with pytest.raises(CheckpointError, match=f"{what} differ from the original's"):
+        convert(published, tmp_path / "out", verify=True)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_verify_finds_a_wrong_bias(published, tmp_path, monkeypatch):
+    def swap(tensors):
+        query, value = tensors
+        return torch.cat([value, torch.zeros_like(query), query])
+
+    monkeypatch.setattr(key_map, "_join_biases", swap)
+    with pytest.raises(CheckpointError, match="image rows differ"):
+        convert(published, tmp_path / "out", verify=True)
+
+
+def test_verify_finds_a_flipped_bit(published, tmp_path, monkeypatch):
+    describe = convert_module.write_descriptions
+
+    def flip_and_describe(folder, *rest):
+        describe(folder, *rest)
+        with (folder / "model.safetensors").open("r+b") as file:
+            file.seek(-5, 2)
+            (byte,) = file.read(1)
+            file.seek(-5, 2)
+            file.write(bytes([byte ^ 1]))
+
+    monkeypatch.setattr(convert_module, "write_descriptions", flip_and_describe)
+    with pytest.raises(CheckpointError, match=r"vision\.projection\.bias on the disk differs from"):
+        convert(published, tmp_path / "out", verify=True)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_verify_takes_a_nan_for_a_difference():
+    with pytest.raises(CheckpointError, match="differ"):
+        verify._compare("logits", torch.tensor([float("nan")]), torch.ones(1))
+
+
+def test_one_published_file_is_open_at_a_time(published, tmp_path, monkeypatch):
+    """A mapped file counts as memory until its last tensor goes, so the next must wait for that."""
+    alive: list[weakref.ref] = []
+    real = inventory.open_tensors
+
+    def open_and_watch(path):
+        assert [ref() for ref in alive if ref() is not None] == [], f"open beside {path}"
+        tensors = real(path)
+        alive.extend(weakref.ref(tensor.untyped_storage()) for tensor in tensors.values())
+        return tensors
+
+    monkeypatch.setattr(inventory, "open_tensors", open_and_watch)
+    convert(published, tmp_path / "out", dtype="float32")
+    assert alive
+
+
+def test_a_missing_bert_setting_has_berts_default(vicuna, tmp_path):
+    edit_json(vicuna.bert_dir / "config.json", layer_norm_eps=...)
+    assert convert(vicuna, tmp_path / "out").config.qformer.layer_norm_eps == 1e-12

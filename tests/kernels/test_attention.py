@@ -1,0 +1,396 @@
+"""The contract of attention kernels: each against the reference, and that against torch's own.
+
+A step is drawn at random in float32 on the CPU, in values that the kernel's dtype holds exactly,
+and every slot that no sequence has filled is NaN: a kernel that reads one shows it.
+"""
+
+import os
+import subprocess
+import sys
+import types
+from dataclasses import dataclass
+from itertools import product
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from minigpt4_runtime.cache.key_value import KeyValueCache
+from minigpt4_runtime.devices.cuda import CudaBackend
+from minigpt4_runtime.kernels import attention_reference
+from minigpt4_runtime.kernels.contracts import AttentionKernel, BatchLayout, SequenceSlice
+from minigpt4_runtime.kernels.registry import ATTENTION_KERNELS, attention_kernel
+
+# Where there is no GPU, Triton runs kernels on the CPU if this is set before it is imported; and
+# no module imports it while tests are collected.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
+# How far from the float32 reference a kernel may be in each dtype.
+TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}
+
+# A kernel's device, and its dtype where a test asks for none. On a GPU each dtype is another
+# kernel; the NPU's operator takes only halves.
+ON_A_GPU = [("cuda", dtype) for dtype in TOLERANCE]
+HELD_TO_THE_REFERENCE = {
+    "reference": [("cpu", torch.float32), *ON_A_GPU],
+    "sdpa": [("cpu", torch.float32), *ON_A_GPU],
+    "triton": [("cpu", torch.float32), *ON_A_GPU],
+    "npu": [("cpu", torch.float16), ("npu", torch.float16)],
+}
+MARKS = {"cpu": (), "cuda": pytest.mark.gpu, "npu": pytest.mark.npu}
+
+LAYERS = 3
+HEADS = [(4, 4), (4, 2), (6, 1)]
+SHAPES = list(product(HEADS, [8, 40, 128]))
+BLOCK_SIZES = [1, 4, 16]
+# (num_tokens, num_rows): two that decode, a first token, a chunk of a prompt and a whole one.
+RAGGED = [(37, 1), (20, 7), (1, 1), (6, 6), (16, 1)]
+
+
+@dataclass(frozen=True)
+class Kernel:
+    name: str
+    prepare: AttentionKernel
+    device: str
+    dtype: torch.dtype
+
+
+def show_case(name, device, dtype) -> str:
+    return f"{name}-{device}-{str(dtype).removeprefix('torch.')}"
+
+
+@pytest.fixture(
+    params=[
+        pytest.param((name, *case), id=show_case(name, *case), marks=MARKS[case[0]])
+        for name, cases in HELD_TO_THE_REFERENCE.items()
+        for case in cases
+    ]
+)
+def kernel(request, monkeypatch) -> Kernel:
+    name, device, dtype = request.param
+    if (name, device) == ("triton", "cpu"):
+        skip_unless_interpreted()
+    if (name, device) == ("npu", "cpu"):
+        monkeypatch.setitem(sys.modules, "torch_npu", stand_in_for_torch_npu())
+    return Kernel(name, attention_kernel(name), device, dtype)
+
+
+def skip_unless_interpreted():
+    pytest.importorskip("triton", reason="triton is not installed")
+    if os.environ.get("TRITON_INTERPRET") != "1":
+        pytest.skip("TRITON_INTERPRET is not set: here Triton's kernels run on the GPU")
+
+
+def stand_in_for_torch_npu(chip=220):
+    """What the NPU's kernel uses of torch_npu, as documented, computed by the reference."""
+    module = types.ModuleType("torch_npu")
+    module.npu = types.SimpleNamespace(get_soc_version=lambda: chip)
+    module.num_calls = 0
+
+    def npu_fused_infer_attention_score(
+        query, key, value, *, actual_seq_lengths_kv, block_table, num_heads, scale, input_layout,
+        num_key_value_heads, block_size,
+    ):  # fmt: skip
+        module.num_calls += 1
+        count, one, width = query.shape
+        head_dim = width // num_heads
+        assert (one, input_layout, scale) == (1, "BSH", pytest.approx(head_dim**-0.5))
+        assert all(x.is_contiguous() for x in (query, key, value))
+        assert key.shape[1:] == (block_size, num_key_value_heads * head_dim)
+        assert block_size % 16 == 0
+        assert block_table.dtype is torch.int32
+        assert [type(length) for length in actual_seq_lengths_kv] == [int] * count
+        shape = (1, *key.shape[:2], num_key_value_heads, head_dim)
+        cache = KeyValueCache(key.reshape(shape).clone(), value.reshape(shape).clone())
+        batch = BatchLayout(
+            tuple(
+                SequenceSlice(row, 1, length, tuple(block_table[row].tolist()))
+                for row, length in enumerate(actual_seq_lengths_kv)
+            )
+        )
+        slots = batch.slots(block_size)
+        k, v = (side[0].flatten(0, 1)[slots] for side in (cache.keys, cache.values))
+        q = query.view(count, num_heads, head_dim)
+        attended = attention_reference.prepare(cache, batch)(0, q, k, v)
+        return attended.view_as(query), torch.zeros(1)
+
+    module.npu_fused_infer_attention_score = npu_fused_infer_attention_score
+    return module
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step that is to be run, and the cache before it."""
+
+    cache: KeyValueCache
+    batch: BatchLayout
+    qkv: tuple[tuple[Tensor, Tensor, Tensor], ...]  # For each layer.
+
+    def run(self, kernel: Kernel, layers=range(LAYERS)) -> tuple[list[Tensor], KeyValueCache]:
+        """What the kernel gives for these layers, and the cache after them: in float32, here."""
+        place = {"device": kernel.device, "dtype": kernel.dtype}
+        cache = KeyValueCache(*(side.clone().to(**place) for side in both(self.cache)))
+        attend = kernel.prepare(cache, self.batch)
+        outputs = [attend(layer, *(x.to(**place) for x in self.qkv[layer])) for layer in layers]
+        after = KeyValueCache(*(side.float().cpu() for side in both(cache)))
+        return [output.float().cpu() for output in outputs], after
+
+
+REFERENCE = Kernel("reference", attention_reference.prepare, "cpu", torch.float32)
+
+
+def both(cache: KeyValueCache) -> tuple[Tensor, Tensor]:
+    return cache.keys, cache.values
+
+
+def draw(generator, *shape, dtype=torch.float32) -> Tensor:
+    return torch.randn(shape, generator=generator).to(dtype).float()
+
+
+def lay_out(lengths, block_size, generator) -> BatchLayout:
+    """Every other sequence lies in one run of blocks, the others wherever there is room."""
+    needs = [-(-num_tokens // block_size) for num_tokens, _ in lengths]
+    # Nobody has the first block: tables are padded with its number.
+    free = torch.randperm(sum(needs[0::2]) + 2, generator=generator) + 1 + sum(needs[1::2])
+    free, first_of_run, row, sequences = free.tolist(), 1, 0, []
+    for index, ((num_tokens, num_rows), need) in enumerate(zip(lengths, needs, strict=True)):
+        if index % 2:
+            blocks = range(first_of_run, first_of_run + need)
+            first_of_run += need
+        else:
+            blocks = [free.pop() for _ in range(need)]
+        sequences.append(SequenceSlice(row, num_rows, num_tokens, tuple(blocks)))
+        row += num_rows
+    return BatchLayout(tuple(sequences))
+
+
+def slots_before(batch: BatchLayout, block_size) -> list[int]:
+    """The slots that were filled before this step."""
+    return [
+        each.blocks[i // block_size] * block_size + i % block_size
+        for each in batch.sequences
+        for i in range(each.num_tokens - each.num_rows)
+    ]
+
+
+def draw_step(lengths, *, heads=(4, 2), head_dim=8, block_size=4, dtype=torch.float32) -> Step:
+    generator = torch.Generator().manual_seed(sum(heads) + head_dim + block_size)
+    batch = lay_out(lengths, block_size, generator)
+    num_blocks = max(max(each.blocks) for each in batch.sequences) + 2
+    num_rows = sum(each.num_rows for each in batch.sequences)
+    slots = slots_before(batch, block_size)
+    sides = []
+    for _ in range(2):
+        side = torch.full((LAYERS, num_blocks * block_size, heads[1], head_dim), float("nan"))
+        side[:, slots] = draw(generator, LAYERS, len(slots), heads[1], head_dim, dtype=dtype)
+        sides.append(side.unflatten(1, (num_blocks, block_size)))
+    qkv = tuple(
+        tuple(
+            draw(generator, num_rows, count, head_dim, dtype=dtype) for count in (*heads, heads[1])
+        )
+        for _ in range(LAYERS)
+    )
+    return Step(KeyValueCache(*sides), batch, qkv)
+
+
+def assert_close(actual: Tensor, expected: Tensor, dtype: torch.dtype) -> None:
+    torch.testing.assert_close(actual, expected, atol=TOLERANCE[dtype], rtol=0)
+
+
+def assert_same(actual: KeyValueCache, expected: KeyValueCache) -> None:
+    for ours, theirs in zip(both(actual), both(expected), strict=True):
+        torch.testing.assert_close(ours, theirs, atol=0, rtol=0, equal_nan=True)
+
+
+def dense(q, k, v):
+    """torch's causal attention over one whole sequence."""
+    q, k, v = (x.transpose(0, 1) for x in (q, k, v))
+    repeats = len(q) // len(k)
+    k, v = k.repeat_interleave(repeats, 0), v.repeat_interleave(repeats, 0)
+    return functional.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(0, 1)
+
+
+def test_every_kernel_is_held_to_the_reference():
+    assert set(HELD_TO_THE_REFERENCE) == set(ATTENTION_KERNELS)
+
+
+@pytest.mark.parametrize(("heads", "head_dim"), SHAPES)
+def test_the_reference_is_torchs_own_attention(heads, head_dim):
+    step = draw_step([(23, 23)], heads=heads, head_dim=head_dim)
+    outputs, _ = step.run(REFERENCE)
+    for output, qkv in zip(outputs, step.qkv, strict=True):
+        assert_close(output, dense(*qkv), torch.float32)
+
+
+@pytest.mark.parametrize("block_size", BLOCK_SIZES)
+@pytest.mark.parametrize(("heads", "head_dim"), SHAPES)
+def test_a_ragged_step_is_the_references(kernel, heads, head_dim, block_size):
+    """Also: what it writes is the same, and it writes nothing else, least of all other layers."""
+    step = draw_step(
+        RAGGED, heads=heads, head_dim=head_dim, block_size=block_size, dtype=kernel.dtype
+    )
+    (output,), cache = step.run(kernel, layers=[1])
+    (expected,), expected_cache = step.run(REFERENCE, layers=[1])
+    assert_close(output, expected, kernel.dtype)
+    assert_same(cache, expected_cache)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_halves_stay_within_their_tolerance(kernel, dtype):
+    if (kernel.name, kernel.device, dtype) == ("triton", "cpu", torch.bfloat16):
+        pytest.skip("Triton's interpreter multiplies bfloat16 as if they were integers")
+    step = draw_step(RAGGED, head_dim=128, block_size=16, dtype=dtype)
+    outputs, _ = step.run(Kernel(kernel.name, kernel.prepare, kernel.device, dtype))
+    expected, _ = step.run(REFERENCE)
+    assert_close(torch.stack(outputs), torch.stack(expected), dtype)
+
+
+@pytest.mark.parametrize("lengths", [[(9, 1), (30, 1)], [(9, 9), (30, 4)], RAGGED])
+def test_one_preparation_serves_all_layers(kernel, lengths):
+    step = draw_step(lengths, head_dim=16, block_size=16, dtype=kernel.dtype)
+    outputs, cache = step.run(kernel)
+    expected, expected_cache = step.run(REFERENCE)
+    assert_close(torch.stack(outputs), torch.stack(expected), kernel.dtype)
+    assert_same(cache, expected_cache)
+
+
+@pytest.mark.parametrize("heads", HEADS)
+def test_long_contexts_of_few_sequences(kernel, heads):
+    """Here a kernel may cut contexts into shares; of three tokens, most shares get none."""
+    step = draw_step([(700, 1), (3, 1)], heads=heads, block_size=16, dtype=kernel.dtype)
+    outputs, _ = step.run(kernel, layers=[0])
+    expected, _ = step.run(REFERENCE, layers=[0])
+    assert_close(outputs[0], expected[0], kernel.dtype)
+
+
+@pytest.mark.parametrize("num_rows", [1, 5, 100])
+def test_paged_equals_contiguous(kernel, num_rows):
+    # Two sequences of the same length: the first is scattered, the second lies in one run.
+    step = draw_step([(100, num_rows)] * 2, head_dim=16, block_size=16, dtype=kernel.dtype)
+    scattered, contiguous = (each.blocks for each in step.batch.sequences)
+    assert sorted(contiguous) == list(contiguous)
+    assert sorted(scattered) != list(scattered)
+    for side in both(step.cache):
+        side[:, list(scattered)] = side[:, list(contiguous)]
+    for x in (x for qkv in step.qkv for x in qkv):
+        x[:num_rows] = x[num_rows:]
+    for output in step.run(kernel)[0]:
+        assert_close(output[:num_rows], output[num_rows:], kernel.dtype)
+
+
+@pytest.mark.parametrize("heads", HEADS)
+def test_chunked_equals_whole(kernel, heads):
+    """Prompts come in chunks of one to four tokens, several sequences in a step."""
+    whole = draw_step([(7, 7), (1, 1), (18, 18)], heads=heads, head_dim=16, dtype=kernel.dtype)
+    (q, k, v), sequences = whole.qkv[0], whole.batch.sequences
+    place = {"device": kernel.device, "dtype": kernel.dtype}
+    cache = KeyValueCache(*(side.to(**place) for side in both(whole.cache)))
+    generator = torch.Generator().manual_seed(sum(heads))
+    done, outputs = [0] * len(sequences), torch.empty_like(q)
+    while sum(done) < len(q):
+        slices, rows = [], []
+        for index, each in enumerate(sequences):
+            drawn = int(torch.randint(1, 5, (), generator=generator))
+            count = min(drawn, each.num_tokens - done[index])
+            if count:
+                start = each.first_row + done[index]
+                done[index] += count
+                slices.append(SequenceSlice(len(rows), count, done[index], each.blocks))
+                rows += range(start, start + count)
+        attend = kernel.prepare(cache, BatchLayout(tuple(slices)))
+        outputs[rows] = attend(0, *(x[rows].to(**place) for x in (q, k, v))).float().cpu()
+    for each in sequences:
+        rows = slice(each.first_row, each.first_row + each.num_rows)
+        assert_close(outputs[rows], dense(q[rows], k[rows], v[rows]), kernel.dtype)
+
+
+def test_a_batch_equals_its_sequences_alone(kernel):
+    step = draw_step(RAGGED, head_dim=16, block_size=16, dtype=kernel.dtype)
+    (together, *_), _ = step.run(kernel)
+    for each in step.batch.sequences:
+        rows = slice(each.first_row, each.first_row + each.num_rows)
+        alone = SequenceSlice(0, each.num_rows, each.num_tokens, each.blocks)
+        qkv = tuple(tuple(x[rows] for x in layer) for layer in step.qkv)
+        (output, *_), _ = Step(step.cache, BatchLayout((alone,)), qkv).run(kernel)
+        assert_close(together[rows], output, kernel.dtype)
+
+
+@pytest.mark.parametrize(
+    ("chip", "dtype", "block_size", "head_dim", "num_calls"),
+    [
+        (220, torch.float16, 16, 128, LAYERS),
+        (250, torch.bfloat16, 128, 16, LAYERS),
+        # What the operator is not documented for goes through torch's attention.
+        (220, torch.float32, 16, 128, 0),
+        (220, torch.float16, 4, 128, 0),
+        (220, torch.float16, 16, 40, 0),
+        (202, torch.float16, 16, 128, 0),
+    ],
+)
+def test_the_npu_decodes_by_its_operator(monkeypatch, chip, dtype, block_size, head_dim, num_calls):
+    torch_npu = stand_in_for_torch_npu(chip)
+    monkeypatch.setitem(sys.modules, "torch_npu", torch_npu)
+    kernel = Kernel("npu", attention_kernel("npu"), "cpu", dtype)
+    step = draw_step(RAGGED, head_dim=head_dim, block_size=block_size, dtype=dtype)
+    outputs, _ = step.run(kernel)
+    expected, _ = step.run(REFERENCE)
+    assert_close(torch.stack(outputs), torch.stack(expected), dtype)
+    assert torch_npu.num_calls == num_calls
+
+
+COMPILE = """
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+import torch
+from minigpt4_runtime.kernels.attention_triton import _attend_share, _sizes
+
+q, keys = torch.empty(1, 32, 128), torch.empty(1, 16, 32, 128)
+sizes = _sizes(q, keys)
+for half, capability in (("fp16", 80), ("bf16", 90)):
+    signature = dict.fromkeys(_attend_share.arg_names, f"*{half}") | {
+        "lengths": "*i32", "table": "*i32", "table_width": "i32", "scale": "fp32",
+        "log_totals": "*fp32", **dict.fromkeys(sizes, "constexpr"),
+    }
+    source = ASTSource(fn=_attend_share, signature=signature, constexprs=sizes)
+    kernel = triton.compile(source, target=GPUTarget("cuda", capability, 32))
+    assert "mma.sync" in kernel.asm["ptx"], "the products are not made by tensor cores"
+"""
+
+
+def test_triton_compiles_its_kernel_for_gpus(tmp_path):
+    """The compiler refuses what the interpreter lets pass; it needs no GPU."""
+    pytest.importorskip("triton", reason="triton is not installed")
+    # In a process of its own, since Triton is either an interpreter or a compiler.
+    env = os.environ | {"TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", COMPILE], check=True, env=env)
+
+
+def test_triton_is_not_imported_before_its_kernel_is_chosen():
+    code = (
+        "import minigpt4_runtime.api, minigpt4_runtime.devices.cuda, sys\n"
+        "assert 'triton' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    ("capability", "triton", "compiler", "attention"),
+    [
+        ((8, 0), True, "/usr/bin/gcc", "triton"),
+        ((7, 5), True, "/usr/bin/gcc", "sdpa"),
+        ((9, 0), False, "/usr/bin/gcc", "sdpa"),
+        ((9, 0), True, None, "sdpa"),
+    ],
+)
+def test_cuda_takes_triton_where_it_runs(monkeypatch, capability, triton, compiler, attention):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    cuda = "minigpt4_runtime.devices.cuda"
+    monkeypatch.setattr(f"{cuda}.find_spec", lambda name: object() if triton else None)
+    monkeypatch.setattr(f"{cuda}.shutil.which", lambda name: compiler)
+    monkeypatch.setattr(f"{cuda}.Path.is_file", lambda path: path.name == "Python.h")
+    assert CudaBackend().facts.attention == attention
