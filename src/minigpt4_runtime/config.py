@@ -377,8 +377,8 @@ class SamplingParams(_Settings):
 
     With a `json_schema`, as a mapping or as text, the answer is JSON of that form, with the
     properties that it lists and no others unless it has `additionalProperties` or combines schemas;
-    with a `regex` the whole answer matches it, but for space at its ends, which every reply leaves out. What the
-    template stops at is then text like any other.
+    with a `regex` the whole answer matches it, but for space at its ends, which every reply leaves
+    out. What the template stops at is then text like any other.
     """
 
     max_new_tokens: int = 300
