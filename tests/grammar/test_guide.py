@@ -146,6 +146,8 @@ def test_an_object_has_the_properties_that_are_listed(schema, good, bad):
         {"allOf": [ITEM, {"properties": {"m": N}}]},
         {**ITEM, "anyOf": [{"properties": {"m": N}}, {"properties": {"n": N}}]},
         {"properties": {}, "$ref": "#/$defs/I", "$defs": {"I": ITEM}},
+        {"required": ["m"], "$ref": "#/$defs/I", "$defs": {"I": ITEM}},
+        {**ITEM, "minProperties": 2},
     ],
 )  # fmt: skip
 def test_an_object_may_have_others_where_its_schema_says_so(schema):
@@ -183,6 +185,7 @@ def chain(length):
         ({"json_schema": {"uniqueItems": True}}, 'Unimplemented keys: \\["uniqueItems"\\]'),
         ({"json_schema": {"$ref": "https://example.com/a.json"}}, "example.com"),
         ({"json_schema": {"enum": []}}, "json_schema cannot be followed"),
+        ({"json_schema": {"properties": {}, "required": [[]]}}, "json_schema cannot be followed"),
         ({"json_schema": "[" * 60_000}, "nested too deeply"),
         ({"json_schema": '{"a":' + "1" * 5000 + "}"}, "json_schema cannot be followed"),
         ({"json_schema": " " * 70_000}, "has 70,000 characters, and 65,536 are allowed"),

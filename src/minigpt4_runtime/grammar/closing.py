@@ -13,9 +13,13 @@ from typing import Any
 _ONE = {"items", "additionalProperties"}
 _LISTS = {"anyOf", "oneOf", "allOf", "prefixItems"}
 _BY_NAME = {"properties", "patternProperties", "$defs", "definitions"}
-_SAYS_WHAT_ELSE = {"additionalProperties", "unevaluatedProperties", "patternProperties"}
-# What a property is may be said in several places: closed, none of them would know the others'.
-_COMBINES = {"properties", "anyOf", "oneOf", "allOf", "$ref"}
+_SAYS_WHAT_ELSE = {
+    "additionalProperties", "unevaluatedProperties", "patternProperties", "minProperties",
+}  # fmt: skip
+# Beside one of the former, what an object has is said in several places: closed, none of them
+# would know the others' properties.
+_COMBINES = {"anyOf", "oneOf", "allOf", "$ref"}
+_SAYS_MORE = _COMBINES | _SAYS_WHAT_ELSE | {"properties", "required"}
 
 
 class _CombinedError(Exception):
@@ -33,8 +37,7 @@ def closed(schema: dict[str, Any]) -> dict[str, Any]:
 def _closed(schema: Any) -> Any:
     if not isinstance(schema, dict):
         return schema
-    several = schema.get("allOf")
-    if len(_COMBINES & schema.keys()) > 1 or (isinstance(several, list) and len(several) > 1):
+    if _is_combined(schema):
         raise _CombinedError
     own = {name: _closed_within(name, value) for name, value in schema.items()}
     return own | {"additionalProperties": False} if _lists_all(schema) else own
@@ -51,8 +54,16 @@ def _closed_within(name: str, value: Any) -> Any:
     return value
 
 
+def _is_combined(schema: dict[str, Any]) -> bool:
+    several = schema.get("allOf")
+    if isinstance(several, list) and len(several) > 1:
+        return True
+    return bool(_COMBINES & schema.keys()) and len(_SAYS_MORE & schema.keys()) > 1
+
+
 def _lists_all(schema: dict[str, Any]) -> bool:
     listed, required = schema.get("properties"), schema.get("required")
-    is_said = bool(_SAYS_WHAT_ELSE & schema.keys())
+    if not isinstance(listed, dict) or _SAYS_WHAT_ELSE & schema.keys():
+        return False
     needed = required if isinstance(required, list) else []
-    return isinstance(listed, dict) and not is_said and all(name in listed for name in needed)
+    return all(isinstance(name, str) and name in listed for name in needed)
