@@ -375,9 +375,10 @@ class SamplingParams(_Settings):
     that are less likely than this share of the likeliest one. The penalties of presence and
     frequency and `logit_bias` are OpenAI's; the last maps ids to what is added to their logits.
 
-    With a `json_schema`, as a mapping or as text, the answer is JSON of that form; with a `regex`
-    the whole answer matches it, but for space at its ends, which every reply leaves out. What the
-    template stops at is then text like any other.
+    With a `json_schema`, as a mapping or as text, the answer is JSON of that form, with the
+    properties that it lists and no others unless it has `additionalProperties` or combines schemas;
+    with a `regex` the whole answer matches it, but for space at its ends, which every reply leaves
+    out. What the template stops at is then text like any other.
     """
 
     max_new_tokens: int = 300
