@@ -73,7 +73,7 @@ def test_embeddings_and_first_logits(golden):
         model.language,
         TorchVisionEncoder(model.vision),
         attention_kernel("reference"),
-        config=EngineConfig(),
+        config=EngineConfig(max_step_tokens=1024),
         num_blocks=128,
     )
     for case in golden.cases("single", "multi", "events"):
@@ -103,8 +103,8 @@ def whole_plan(request: Request) -> StepPlan:
     """All of a prompt in one step."""
     sequence = Sequence(0, request, seed=0, max_new_tokens=1)
     ids = request.token_ids
-    images = sequence.images(0, len(ids))
-    return StepPlan((Slice(0, 0, 0, ids, 0, 0, tuple(range(128)), images, is_sampled=True),))
+    images, blocks = sequence.images(0, len(ids)), tuple(range(-(-len(ids) // 16)))
+    return StepPlan((Slice(0, 0, 0, ids, 0, 0, blocks, images, is_sampled=True),))
 
 
 def test_prompts_ids_and_replies_through_a_compiled_graph(golden, graph_dir):
