@@ -73,7 +73,7 @@ def test_embeddings_and_first_logits(golden):
         model.language,
         TorchVisionEncoder(model.vision),
         attention_kernel("reference"),
-        config=EngineConfig(max_step_tokens=1024),
+        config=EngineConfig(max_step_tokens=2048),
         num_blocks=128,
     )
     for case in golden.cases("single", "multi", "events"):
