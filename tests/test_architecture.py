@@ -38,7 +38,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "images": WORDS,
     "grammar": WORDS | {"text.tokenizer"},
     "model": WORDS,
-    "checkpoint": WORDS | {"model"},
+    "checkpoint": WORDS | {"model", "cache.key_value.token_bytes"},
     "convert": WORDS | {"text.tokenizer", "model", "checkpoint"},
     "cache": WORDS,
     "kernels": WORDS | {"model", "cache"},
@@ -57,7 +57,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "export": WORDS | {"images", "model", "checkpoint"},
     "server": WORDS | {"api", FRONT_DOOR, "images.fetch"},
     "web": WORDS | {"api", FRONT_DOOR},
-    "bench": WORDS | {"api", FRONT_DOOR, "report"},
+    "bench": WORDS | {"api", FRONT_DOOR, "report", "cache.key_value.token_bytes"},
     "evaluation": WORDS | {"api", FRONT_DOOR, "images", "report"},
     "cli": WORDS
     | {"api", FRONT_DOOR, "server", "web", "export", "bench", "evaluation", "checkpoint", "convert"}

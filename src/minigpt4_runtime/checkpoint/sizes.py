@@ -7,6 +7,7 @@ Never  reads a file.
 import math
 from functools import cache
 
+from minigpt4_runtime.cache.key_value import token_bytes
 from minigpt4_runtime.config import DTYPE_BYTES, DTypeName
 from minigpt4_runtime.presets import PRESETS
 
@@ -31,5 +32,5 @@ def running_bytes(preset: str, dtype: DTypeName) -> int:
     What a step computes in between comes on top; it is small beside these.
     """
     language = PRESETS[preset].language
-    cache_bytes = language.max_position_embeddings * language.cache_bytes_per_token(dtype)
+    cache_bytes = language.max_position_embeddings * token_bytes(language, dtype)
     return weight_bytes(preset, dtype) + cache_bytes
