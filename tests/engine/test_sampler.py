@@ -2,6 +2,7 @@
 
 import dataclasses
 import random
+import sys
 
 import numpy
 import pytest
@@ -11,12 +12,18 @@ from minigpt4_runtime import RequestError, SamplingParams
 from minigpt4_runtime.engine.beam import Continuation
 from minigpt4_runtime.engine.request import Request
 from minigpt4_runtime.engine.sampler import Sampler
+from minigpt4_runtime.engine.sampler_reference import ReferenceSampler
 from minigpt4_runtime.engine.scheduler import Token
 from minigpt4_runtime.engine.sequence import Branch, Sequence
 
 BOS, EOS = 1, 2
 PROMPT = (BOS, 3, 3)
 SAMPLER = Sampler(bos_id=BOS, eos_id=EOS)
+
+
+@pytest.fixture(autouse=True, params=[Sampler, ReferenceSampler])
+def _each_sampler(request, monkeypatch):
+    monkeypatch.setattr(sys.modules[__name__], "SAMPLER", request.param(bos_id=BOS, eos_id=EOS))
 
 
 def asking(answer=(), *, number=0, seed=0, **sampling) -> Sequence:
