@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable
 from collections.abc import Sequence as Many
 from dataclasses import dataclass
-from itertools import repeat
+from itertools import chain
 from typing import NamedTuple
 
 import numpy
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from minigpt4_runtime.config import SamplingParams
-from minigpt4_runtime.engine.sampler_reference import lots
+from minigpt4_runtime.engine.sampler_reference import generator_of
 from minigpt4_runtime.engine.sequence import Sequence
 
 # Ids, none twice, and a float32 value for each.
@@ -56,15 +56,27 @@ class Spots(NamedTuple):
 
 
 class Limits(NamedTuple):
-    """Some rows (s,), and what limits each: (s, 1), or the (s, V) ids that are allowed."""
+    """Some rows (s,), and what each is limited by: (s, 1), or (s, V) ids that are allowed."""
 
     rows: Tensor
     values: Tensor
 
 
 @dataclass(frozen=True)
+class Lots:
+    """How the first d rows are drawn. None: no row wants that."""
+
+    temperature: Tensor  # (d, 1)
+    top_k: Limits | None
+    largest_top_k: int
+    dropped_share: Limits | None  # 1 - top_p.
+    log_min_p: Limits | None
+    exponentials: Tensor  # (d, V)
+
+
+@dataclass(frozen=True)
 class RowSettings:
-    """What n rows want, of which the first d are drawn. None: no row wants that.
+    """What n rows want, of which the first are drawn. None: no row wants that.
 
     Rows are counted among the n, but for `rows`, which says where they are among all logits.
     """
@@ -75,12 +87,8 @@ class RowSettings:
     said: Spots | None  # What the penalties of presence and frequency take away.
     guide: Limits | None
     unfinished: Tensor | None  # The rows that must not end yet.
-    temperature: Tensor  # (d, 1)
-    top_k: Limits | None
-    largest_top_k: int
-    dropped_share: Limits | None  # 1 - top_p.
-    log_min_p: Limits | None
-    exponentials: Tensor  # (d, V)
+    lots: Lots | None
+    num_drawn: int
     reported: Tensor | None  # The rows whose logprobs are wanted.
     num_top: int  # The most logprobs that one of them wants.
 
@@ -90,9 +98,7 @@ def row_settings(
 ) -> RowSettings:
     """All that the rows want, on its way to the device."""
     drawn = [each for each in wants if each.params.temperature > 0]
-    params = [each.params for each in drawn]
-    top_k = [min(each.top_k, vocab_size) for each in params]
-    num_top = [each.params.logprobs for each in wants]
+    logprobs = [each.params.logprobs for each in wants]
     return RowSettings(
         rows=_send(torch.tensor([each.row for each in wants]), device),
         bias=_spots(map(_bias, wants), device),
@@ -100,14 +106,29 @@ def row_settings(
         said=_spots(map(_said, wants), device),
         guide=_guides(wants, device),
         unfinished=_where([len(w.answer) < w.params.min_new_tokens for w in wants], device),
+        lots=_lots(drawn, vocab_size, device) if drawn else None,
+        num_drawn=len(drawn),
+        reported=_where([count is not None for count in logprobs], device),
+        num_top=min(max((count or 0 for count in logprobs), default=0), vocab_size),
+    )
+
+
+def _lots(drawn: Many[Want], vocab_size: int, device: torch.device) -> Lots:
+    params = [each.params for each in drawn]
+    top_k = [min(each.top_k, vocab_size) for each in params]
+    # As torch.multinomial draws them on a CPU: the same on every device.
+    exponentials = torch.empty(
+        len(drawn), vocab_size, dtype=torch.float64, pin_memory=device.type != "cpu"
+    )
+    for row, each in zip(exponentials, drawn, strict=True):
+        row.exponential_(generator=generator_of(each.sequence))
+    return Lots(
         temperature=_send(_column([each.temperature for each in params]), device),
         top_k=_limits([k or None for k in top_k], device),
-        largest_top_k=max(top_k, default=0),
+        largest_top_k=max(top_k),
         dropped_share=_limits([1.0 - p.top_p if p.top_p < 1.0 else None for p in params], device),
         log_min_p=_limits([math.log(p.min_p) if p.min_p else None for p in params], device),
-        exponentials=_exponentials(drawn, vocab_size, device),
-        reported=_where([count is not None for count in num_top], device),
-        num_top=min(max((count or 0 for count in num_top), default=0), vocab_size),
+        exponentials=exponentials.to(device, non_blocking=True),
     )
 
 
@@ -141,14 +162,6 @@ def _guides(wants: Many[Want], device: torch.device) -> Limits | None:
     return Limits(rows, _send(torch.from_numpy(allowed), device))
 
 
-def _exponentials(drawn: Many[Want], vocab_size: int, device: torch.device) -> Tensor:
-    """Each row's lots, as torch.multinomial draws them on a CPU: the same on every device."""
-    lot = torch.empty(len(drawn), vocab_size, dtype=torch.float64, pin_memory=device.type != "cpu")
-    for row, each in zip(lot, drawn, strict=True):
-        row.exponential_(generator=lots(each.sequence))
-    return lot.to(device, non_blocking=True)
-
-
 def _bias(want: Want) -> _Change | None:
     biases = dict(want.params.logit_bias)
     return (biases, torch.tensor(list(biases.values()), dtype=torch.float32)) if biases else None
@@ -169,15 +182,11 @@ def _said(want: Want) -> _Change | None:
 
 
 def _spots(changes: Iterable[_Change | None], device: torch.device) -> Spots | None:
-    rows: list[int] = []
-    ids: list[int] = []
-    values: list[Tensor] = []
-    for row, change in enumerate(changes):
-        if change is not None:
-            rows += repeat(row, len(change[0]))
-            ids += change[0]
-            values.append(change[1])
-    if not ids:
+    found = [(row, *change) for row, change in enumerate(changes) if change is not None]
+    counts = [len(ids) for _, ids, _ in found]
+    if not any(counts):
         return None
-    places = _send(torch.tensor([rows, ids]), device)
-    return Spots(places[0], places[1], _send(torch.cat(values), device))
+    rows = torch.tensor([row for row, _, _ in found]).repeat_interleave(torch.tensor(counts))
+    ids = numpy.fromiter(chain.from_iterable(ids for _, ids, _ in found), numpy.int64)
+    values = torch.cat([values for _, _, values in found])
+    return Spots(*(_send(each, device) for each in (rows, torch.from_numpy(ids), values)))

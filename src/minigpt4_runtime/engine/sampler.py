@@ -7,13 +7,15 @@ Never  keeps anything, and waits for the device more than once a step, but for b
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from collections.abc import Sequence as Many
+from functools import partial
 from itertools import accumulate
 
 import torch
 from torch import Tensor
 
-from minigpt4_runtime.engine.row_settings import RowSettings, Want, row_settings
+from minigpt4_runtime.engine.row_settings import Limits, Lots, RowSettings, Want, row_settings
 from minigpt4_runtime.engine.sampler_reference import (
     ReferenceSampler,
     likeliest,
@@ -49,8 +51,10 @@ class Sampler:
         results = [logits.argmax(-1), torch.isfinite(logits.sum(-1))]
         if wants:
             results += self._choose(logits, wants)
-        best, is_finite, *chosen = (each.tolist() for each in _fetch(results))
-        found |= _tokens(wants, *chosen)
+        numbers = torch.cat(results).tolist()  # Here is the wait for the device.
+        count = len(logits)
+        best, is_finite = numbers[:count], numbers[count : 2 * count]
+        found |= _tokens(wants, numbers[2 * count :])
         choices: dict[int, Choice | RequestError] = {}
         for row, each in placed:
             if each.search is not None:
@@ -62,20 +66,22 @@ class Sampler:
         return choices
 
     def _choose(self, logits: Tensor, wants: Many[Want]) -> list[Tensor]:
-        """(n,) ids; for the m rows whose logprobs are wanted, (m, 1 + 2k): own, values and ids."""
+        """What `_tokens` reads: n ids; own, values and ids for each row that is reported."""
         settings = row_settings(
             wants, bos_id=self._bos_id, vocab_size=logits.shape[1], device=logits.device
         )
-        scores = logits[settings.rows]
+        scores = logits.index_select(0, settings.rows)
         reported = settings.reported
         logprobs = None if reported is None else scores[reported].log_softmax(-1)
         self._reshape(scores, settings)
-        num_drawn = len(settings.temperature)
-        chosen = torch.cat((_draw(scores[:num_drawn], settings), scores[num_drawn:].argmax(-1)))
+        chosen = scores[settings.num_drawn :].argmax(-1)
+        if settings.lots is not None:
+            drawn = _draw(scores[: settings.num_drawn], settings.lots)
+            chosen = torch.cat((drawn, chosen))
         if logprobs is None:
             return [chosen]
         own = logprobs.gather(1, chosen[reported, None]).double()
-        return [chosen, torch.cat((own, *likeliest(logprobs, settings.num_top)), 1)]
+        return [chosen, torch.cat((own, *likeliest(logprobs, settings.num_top)), 1).flatten()]
 
     def _reshape(self, scores: Tensor, settings: RowSettings) -> None:
         """All steps that can change which id is the likeliest, in place."""
@@ -88,13 +94,12 @@ class Sampler:
             )
         if spots := settings.said:
             scores[spots.rows, spots.ids] -= spots.values
-        if guide := settings.guide:
-            scores[guide.rows] = scores[guide.rows].masked_fill(~guide.values, _FORBIDDEN)
+        _forbid(scores, settings.guide, lambda _, allowed: ~allowed)
         if (rows := settings.unfinished) is not None:
             ends = scores[rows, self._eos_id]
             scores[rows, self._eos_id] = _FORBIDDEN
-            # Its form is complete where nothing else may follow.
-            is_complete = scores[rows].amax(-1) == _FORBIDDEN
+            # Where nothing else may follow, the form is complete.
+            is_complete = scores.index_select(0, rows).amax(-1) == _FORBIDDEN
             scores[rows, self._eos_id] = ends.masked_fill(~is_complete, _FORBIDDEN)
 
 
@@ -115,51 +120,56 @@ def _wants(
     return sorted(wants, key=lambda want: want.params.temperature == 0), errors
 
 
-def _draw(scores: Tensor, settings: RowSettings) -> Tensor:
-    """(d, V) float32 scores → (d,) ids. -inf is never drawn."""
+def _forbid(
+    scores: Tensor, limits: Limits | None, is_forbidden: Callable[[Tensor, Tensor], Tensor]
+) -> None:
+    """In the rows that are limited, in place: `is_forbidden` sees them, and their limits."""
+    if limits is None:
+        return
+    is_every_row = len(limits.rows) == len(scores)
+    some = scores if is_every_row else scores.index_select(0, limits.rows)
+    some.masked_fill_(is_forbidden(some, limits.values), _FORBIDDEN)
+    if not is_every_row:
+        scores.index_copy_(0, limits.rows, some)
+
+
+def _draw(scores: Tensor, lots: Lots) -> Tensor:
+    """(d, V) float32 scores → (d,) ids, drawn as torch.multinomial does: an exponential race."""
     # From the largest down and in float64, no temperature is too low: nothing overflows.
-    scores = (scores - scores.amax(-1, keepdim=True)).double() / settings.temperature
-    if limits := settings.top_k:
-        some = scores[limits.rows]
-        largest = some.topk(settings.largest_top_k).values
-        least = largest.gather(1, limits.values.long() - 1)
-        scores[limits.rows] = some.masked_fill(some < least, _FORBIDDEN)
-    if limits := settings.dropped_share:
-        some = scores[limits.rows]
-        # Stable, so that of equals the same are dropped everywhere.
-        ascending, order = some.sort(stable=True)
-        is_dropped = ascending.softmax(-1).cumsum(-1) <= limits.values
-        is_dropped[:, -1] = False
-        is_dropped = is_dropped.scatter(1, order, is_dropped)
-        scores[limits.rows] = some.masked_fill(is_dropped, _FORBIDDEN)
-    if limits := settings.log_min_p:
-        # The largest is 0 here: a score is the logarithm of a share of the likeliest one's.
-        some = scores[limits.rows]
-        scores[limits.rows] = some.masked_fill(some < limits.values, _FORBIDDEN)
-    # How torch.multinomial draws: the exponential race.
-    return (scores.softmax(-1) / settings.exponentials).argmax(-1)
+    scores = (scores - scores.amax(-1, keepdim=True)).double() / lots.temperature
+    _forbid(scores, lots.top_k, partial(_below_top_k, largest=lots.largest_top_k))
+    _forbid(scores, lots.dropped_share, _beyond_top_p)
+    # The largest is 0 here: a score is the logarithm of a share of the likeliest one's.
+    _forbid(scores, lots.log_min_p, torch.lt)
+    return (scores.softmax(-1) / lots.exponentials).argmax(-1)
 
 
-def _fetch(results: Many[Tensor]) -> list[Tensor]:
-    """The same on the host, in one copy: here is the wait for the device."""
-    packed = torch.cat([each.flatten() for each in results]).cpu()
-    parts = packed.split_with_sizes([each.numel() for each in results])
-    return [part.view(each.shape) for part, each in zip(parts, results, strict=True)]
+def _below_top_k(scores: Tensor, top_k: Tensor, *, largest: int) -> Tensor:
+    least = scores.topk(largest).values.gather(1, top_k.long() - 1)
+    return scores < least
 
 
-def _tokens(
-    wants: Many[Want], ids: Many[float] = (), reports: Many[Many[float]] = ()
-) -> dict[int, Token]:
-    """What `_choose` gave, by sequence id."""
-    unread = iter(reports)
-    tokens = {}
+def _beyond_top_p(scores: Tensor, dropped_share: Tensor) -> Tensor:
+    # Stable, so that of equals the same are dropped everywhere.
+    ascending, order = scores.sort(stable=True)
+    is_beyond = ascending.softmax(-1).cumsum(-1) <= dropped_share
+    is_beyond[:, -1] = False
+    return is_beyond.scatter(1, order, is_beyond)
+
+
+def _tokens(wants: Many[Want], numbers: Many[float]) -> dict[int, Token]:
+    """What `_choose` gave, on the host, by sequence id."""
+    ids, reports = numbers[: len(wants)], numbers[len(wants) :]
+    num_reported = sum(each.params.logprobs is not None for each in wants)
+    width = len(reports) // max(num_reported, 1)
+    tokens, start = {}, 0
     for want, chosen in zip(wants, map(int, ids), strict=True):
-        count = want.params.logprobs
-        logprobs = None
+        count, logprobs = want.params.logprobs, None
         if count is not None:
-            own, *best = next(unread)
-            values, best_ids = best[: len(best) // 2], best[len(best) // 2 :]
-            top = tuple(zip(map(int, best_ids), values, strict=True))[:count]
+            own, *best = reports[start : start + width]
+            values, best_ids = best[: width // 2], map(int, best[width // 2 :])
+            top = tuple(zip(best_ids, values, strict=True))[:count]
             logprobs = TokenLogprobs(chosen, own, top)
+            start += width
         tokens[want.sequence.id] = Token(chosen, logprobs)
     return tokens

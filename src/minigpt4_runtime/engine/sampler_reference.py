@@ -128,7 +128,7 @@ def overflow_error() -> RequestError:
     )
 
 
-def lots(sequence: Sequence) -> torch.Generator:
+def generator_of(sequence: Sequence) -> torch.Generator:
     """What the next token is drawn with: the request's seed and the token's number decide."""
     lot = hashlib.blake2b(f"{sequence.seed}/{len(sequence.branches[0].answer)}".encode())
     return torch.Generator().manual_seed(int.from_bytes(lot.digest()[:7], "little"))
@@ -161,7 +161,7 @@ def _draw(scores: Tensor, sequence: Sequence) -> int:
     if params.min_p:
         # The largest is 0 here: a score is the logarithm of a share of the likeliest one's.
         scores = scores.masked_fill(scores < math.log(params.min_p), float("-inf"))
-    return int(torch.multinomial(scores.softmax(-1), 1, generator=lots(sequence)))
+    return int(torch.multinomial(scores.softmax(-1), 1, generator=generator_of(sequence)))
 
 
 def _logprobs(logprobs: Tensor | None, chosen: int, count: int | None) -> TokenLogprobs | None:
