@@ -86,8 +86,14 @@ def test_choices_from_the_same_logits(sampling, device):
         len(sequence.branches), VOCABULARY, generator=torch.Generator().manual_seed(1)
     )
     sampler = Sampler(bos_id=BOS, eos_id=EOS)
-    there = sampler.pick(logits.to(open_device(device).device), [sequence])
-    assert there == sampler.pick(logits, [sequence])
+    there = sampler.pick(logits.to(open_device(device).device), [sequence])[0]
+    here = sampler.pick(logits, [sequence])[0]
+    if sampling.get("logprobs"):
+        found, expected = there.logprobs, here.logprobs
+        assert [each for each, _ in found.top] == [each for each, _ in expected.top]
+        assert found.logprob == pytest.approx(expected.logprob, abs=1e-5)
+        there, here = there.token_id, here.token_id
+    assert there == here
 
 
 def test_memory_that_is_not_there_is_known_as_such(device):

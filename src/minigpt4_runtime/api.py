@@ -121,6 +121,7 @@ class MiniGPT4:
             max_context=self.config.language.max_position_embeddings,
             bos_id=self._tokenizer.bos_id,
             eos_id=self._tokenizer.eos_id,
+            has_float64=self._backend.facts.has_float64,
         )
         self.engine_config = config
         # However the program ends, no other rank outlives the last answer.

@@ -2,6 +2,7 @@
 
 import dataclasses
 import random
+import sys
 
 import numpy
 import pytest
@@ -11,12 +12,18 @@ from minigpt4_runtime import RequestError, SamplingParams
 from minigpt4_runtime.engine.beam import Continuation
 from minigpt4_runtime.engine.request import Request
 from minigpt4_runtime.engine.sampler import Sampler
+from minigpt4_runtime.engine.sampler_reference import ReferenceSampler
 from minigpt4_runtime.engine.scheduler import Token
 from minigpt4_runtime.engine.sequence import Branch, Sequence
 
 BOS, EOS = 1, 2
 PROMPT = (BOS, 3, 3)
 SAMPLER = Sampler(bos_id=BOS, eos_id=EOS)
+
+
+@pytest.fixture(autouse=True, params=[Sampler, ReferenceSampler])
+def _each_sampler(request, monkeypatch):
+    monkeypatch.setattr(sys.modules[__name__], "SAMPLER", request.param(bos_id=BOS, eos_id=EOS))
 
 
 def asking(answer=(), *, number=0, seed=0, **sampling) -> Sequence:
@@ -252,6 +259,11 @@ def test_top_p_keeps_the_fewest_that_reach_p():
     assert draws(logits, top_p=1.0) == {0, 1, 2, 3}
 
 
+def test_of_equals_top_p_drops_the_smaller_ids_first():
+    assert draws(torch.zeros(40), top_p=0.5) == set(range(20, 40))
+    assert draws(torch.zeros(4), top_p=0.5) == {2, 3}
+
+
 def test_top_p_counts_what_top_k_left():
     logits = torch.tensor([0.4, 0.2, 0.2, 0.2]).log() + torch.tensor([0.0, 0.03, 0.02, 0.01])
     assert draws(logits, top_p=0.65, top_k=2) == {0}
@@ -402,6 +414,13 @@ def test_logprobs_are_those_before_any_setting():
     assert token.logprobs.logprob == pytest.approx(expected[3])
     assert [token_id for token_id, _ in token.logprobs.top] == [1, 2]
     assert [value for _, value in token.logprobs.top] == pytest.approx(expected[1:3])
+
+
+def test_of_equals_the_smaller_id_is_the_likelier():
+    logits = torch.zeros(300)
+    logits[7] = -0.5
+    top = pick(logits, asking(logprobs=8)).logprobs.top
+    assert [token_id for token_id, _ in top] == [0, 1, 2, 3, 4, 5, 6, 8]
 
 
 def test_no_more_logprobs_than_there_are_ids():

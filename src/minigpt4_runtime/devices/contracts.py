@@ -27,6 +27,7 @@ class DeviceFacts:
     cache_share: float
     collective: str  # What torch.distributed calls the library that adds up over such devices.
     shares_memory: bool = False
+    has_float64: bool = True  # Sorting and sums of it too; else the CPU draws tokens.
 
 
 class DeviceBackend(Protocol):

@@ -14,7 +14,11 @@ class NpuBackend:
     """One Ascend device."""
 
     facts = DeviceFacts(
-        default_dtype="float16", attention=("npu", "sdpa"), cache_share=0.9, collective="hccl"
+        default_dtype="float16",
+        attention=("npu", "sdpa"),
+        cache_share=0.9,
+        collective="hccl",
+        has_float64=False,
     )
 
     def __init__(self, index: int | None = None) -> None:

@@ -99,13 +99,14 @@ class Engine:
         max_context: int,
         bos_id: int,
         eos_id: int,
+        has_float64: bool = True,
     ) -> None:
         self._runner = runner
         self._config = config
         self._num_blocks = num_blocks
         self._max_context = max_context
         self._scheduler = Scheduler(config, num_blocks=num_blocks, eos_id=eos_id)
-        self._sampler = Sampler(bos_id=bos_id, eos_id=eos_id)
+        self._sampler = Sampler(bos_id=bos_id, eos_id=eos_id, has_float64=has_float64)
         self._ids = itertools.count()
         self._inboxes: dict[int, Inbox] = {}
         self._arrived: list[tuple[Sequence, Inbox]] = []

@@ -1,150 +1,175 @@
-"""Logits → the next ids.
+"""Logits → the next ids, for all sequences of a step at once, on the device that has the logits.
 
-Owns   the order of the steps, which is that of transformers, with OpenAI's penalties beside the
-       one of repetition, as in vLLM: logit bias, penalties of repetition, presence and frequency,
-       what a guide forbids, forbidden end, temperature, top-k, top-p, min-p.
+Owns   the batched twin of `sampler_reference`, which says what is chosen: the same ids, row by row.
 Takes  (R, V) float32 logits, a row for each branch of the sequences that choose.
-Never  keeps anything: what is drawn depends on a request's seed and the number of the token, and
-       lots are drawn on the CPU. So an answer is the same alone, in any batch and after a pause.
+Never  keeps anything, and waits for the device more than once a step, but for beam searches.
 """
 
 from __future__ import annotations
 
-import hashlib
-import math
-from collections import Counter
+from collections.abc import Callable
 from collections.abc import Sequence as Many
+from functools import partial
+from itertools import accumulate
 
 import torch
 from torch import Tensor
 
-from minigpt4_runtime.engine.beam import Continuation
+from minigpt4_runtime.engine.row_settings import Limits, Lots, RowSettings, Want, row_settings
+from minigpt4_runtime.engine.sampler_reference import (
+    ReferenceSampler,
+    likeliest,
+    overflow_error,
+    takes_the_best,
+)
 from minigpt4_runtime.engine.scheduler import Choice, Token
-from minigpt4_runtime.engine.sequence import Branch, Sequence
+from minigpt4_runtime.engine.sequence import Sequence
 from minigpt4_runtime.errors import RequestError
 from minigpt4_runtime.messages import TokenLogprobs
 
+_FORBIDDEN = float("-inf")
+
 
 class Sampler:
-    """Chooses for every sequence as it asked."""
+    """Chooses for every sequence as it asked. Where a device has no float64, the CPU does it."""
 
-    def __init__(self, *, bos_id: int, eos_id: int) -> None:
+    def __init__(self, *, bos_id: int, eos_id: int, has_float64: bool = True) -> None:
         self._bos_id = bos_id
         self._eos_id = eos_id
+        self._has_float64 = has_float64
+        self._reference = ReferenceSampler(bos_id=bos_id, eos_id=eos_id)
 
     @torch.inference_mode()
     def pick(self, logits: Tensor, sequences: Many[Sequence]) -> dict[int, Choice | RequestError]:
         """Sequence id → what comes next. Logits that are no numbers are that sequence's error."""
-        best = logits.argmax(-1).tolist()
+        first_rows = accumulate((len(each.branches) for each in sequences), initial=0)
+        placed = list(zip(first_rows, sequences, strict=False))
+        wants, found = _wants(placed)
+        if wants and not self._has_float64:
+            logits = logits.cpu()
         # One number that is none makes a sum none; and sums of logits do not overflow.
-        is_finite = torch.isfinite(logits.sum(-1)).tolist()
+        results = [logits.argmax(-1), torch.isfinite(logits.sum(-1))]
+        if wants:
+            results += self._choose(logits, wants)
+        numbers = torch.cat(results).tolist()  # Here is the wait for the device.
+        count = len(logits)
+        best, is_finite = numbers[:count], numbers[count : 2 * count]
+        found |= _tokens(wants, numbers[2 * count :])
         choices: dict[int, Choice | RequestError] = {}
-        first = 0
-        for sequence in sequences:
-            rows = slice(first, first + len(sequence.branches))
-            if not all(is_finite[rows]):
-                choices[sequence.id] = RequestError(
-                    "The model's numbers overflowed for this input. Load it with dtype bfloat16 or "
-                    "float32 instead."
-                )
-            elif self._takes_the_best(sequence):
-                choices[sequence.id] = Token(best[first])
+        for row, each in placed:
+            if each.search is not None:
+                choices |= self._reference.pick(logits[row : row + len(each.branches)], [each])
+            elif not is_finite[row]:
+                choices[each.id] = overflow_error()
             else:
-                try:
-                    choices[sequence.id] = self._choose(logits[rows], sequence)
-                except RequestError as error:
-                    choices[sequence.id] = error
-            first = rows.stop
+                choices[each.id] = found[each.id] if each.id in found else Token(best[row])
         return choices
 
-    def _takes_the_best(self, sequence: Sequence) -> bool:
-        """Whether nothing that was asked for can change which id is the likeliest."""
-        params = sequence.request.sampling
-        return (
-            params.temperature == 0
-            and params.repetition_penalty == 1
-            and params.presence_penalty == params.frequency_penalty == 0
-            and not params.logit_bias
-            and sequence.request.guide is None
-            and params.num_beams == 1
-            and params.logprobs is None
-            and params.min_new_tokens <= len(sequence.branches[0].answer)
+    def _choose(self, logits: Tensor, wants: Many[Want]) -> list[Tensor]:
+        """What `_tokens` reads: n ids; own, values and ids for each row that is reported."""
+        settings = row_settings(
+            wants, bos_id=self._bos_id, vocab_size=logits.shape[1], device=logits.device
         )
+        scores = logits.index_select(0, settings.rows)
+        reported = settings.reported
+        logprobs = None if reported is None else scores[reported].log_softmax(-1)
+        self._reshape(scores, settings)
+        chosen = scores[settings.num_drawn :].argmax(-1)
+        if settings.lots is not None:
+            drawn = _draw(scores[: settings.num_drawn], settings.lots)
+            chosen = torch.cat((drawn, chosen))
+        if logprobs is None:
+            return [chosen]
+        own = logprobs.gather(1, chosen[reported, None]).double()
+        return [chosen, torch.cat((own, *likeliest(logprobs, settings.num_top)), 1).flatten()]
 
-    def _choose(self, logits: Tensor, sequence: Sequence) -> Choice:
-        """The whole way, for one sequence: (branches, V) → its choice."""
-        scores = logits.detach().to("cpu", torch.float32, copy=True)
-        if sequence.search is not None:
-            return self._continue_beams(scores, sequence)
-        params, (branch,) = sequence.request.sampling, sequence.branches
-        logprobs = scores[0].log_softmax(-1) if params.logprobs is not None else None
-        self._reshape(scores[0], branch, sequence)
-        chosen = _draw(scores[0], sequence) if params.temperature > 0 else int(scores[0].argmax())
-        return Token(chosen, _logprobs(logprobs, chosen, params.logprobs))
-
-    def _continue_beams(self, scores: Tensor, sequence: Sequence) -> list[Continuation]:
-        """The best 2·num_beams continuations of all branches. Upstream scores log-probabilities."""
-        scores = scores.log_softmax(-1)
-        for row, branch in zip(scores, sequence.branches, strict=True):
-            self._reshape(row, branch, sequence)
-        sums = scores + torch.tensor([[branch.score] for branch in sequence.branches])
-        count = min(2 * sequence.request.sampling.num_beams, sums.numel())
-        best = sums.flatten().topk(count)
-        return [
-            Continuation(score, *divmod(index, sums.shape[1]))
-            for score, index in zip(best.values.tolist(), best.indices.tolist(), strict=True)
-            if score > float("-inf")
-        ]
-
-    def _reshape(self, scores: Tensor, branch: Branch, sequence: Sequence) -> None:
+    def _reshape(self, scores: Tensor, settings: RowSettings) -> None:
         """All steps that can change which id is the likeliest, in place."""
-        params = sequence.request.sampling
-        if params.logit_bias:
-            biases = dict(params.logit_bias)
-            scores[list(biases)] += torch.tensor(list(biases.values()), dtype=scores.dtype)
-        if params.repetition_penalty != 1.0:
-            # After Keskar et al., 2019. The original generates from embeddings: only a leading BOS
-            # counts as seen, no prompt.
-            seen = torch.tensor(sorted({self._bos_id, *branch.answer}))
-            values = scores[seen]
-            penalty = params.repetition_penalty
-            scores[seen] = torch.where(values < 0, values * penalty, values / penalty)
-        if params.presence_penalty or params.frequency_penalty:
-            said = Counter(branch.answer)
-            counts = torch.tensor(list(said.values()))
-            scores[list(said)] -= params.presence_penalty + params.frequency_penalty * counts
-        if branch.guide is not None:
-            scores[~torch.from_numpy(branch.guide.allowed())] = float("-inf")
-        if len(branch.answer) < params.min_new_tokens:
-            end = float(scores[self._eos_id])
-            scores[self._eos_id] = float("-inf")
-            if scores.max() == float("-inf"):
-                scores[self._eos_id] = end  # Its form is complete: nothing else may follow.
+        if spots := settings.bias:
+            scores[spots.rows, spots.ids] += spots.values
+        if spots := settings.repetition:
+            before = scores[spots.rows, spots.ids]
+            scores[spots.rows, spots.ids] = torch.where(
+                before < 0, before * spots.values, before / spots.values
+            )
+        if spots := settings.said:
+            scores[spots.rows, spots.ids] -= spots.values
+        _forbid(scores, settings.guide, lambda _, allowed: ~allowed)
+        if (rows := settings.unfinished) is not None:
+            ends = scores[rows, self._eos_id]
+            scores[rows, self._eos_id] = _FORBIDDEN
+            # Where nothing else may follow, the form is complete.
+            is_complete = scores.index_select(0, rows).amax(-1) == _FORBIDDEN
+            scores[rows, self._eos_id] = ends.masked_fill(~is_complete, _FORBIDDEN)
 
 
-def _draw(scores: Tensor, sequence: Sequence) -> int:
-    params = sequence.request.sampling
+def _wants(
+    placed: Many[tuple[int, Sequence]],
+) -> tuple[list[Want], dict[int, Choice | RequestError]]:
+    """The rows that their largest logit does not decide, drawn ones first; and guides' errors."""
+    wants = []
+    errors: dict[int, Choice | RequestError] = {}
+    for row, sequence in placed:
+        if takes_the_best(sequence) or sequence.search is not None:
+            continue
+        guide = sequence.branches[0].guide
+        try:
+            wants.append(Want(row, sequence, None if guide is None else guide.allowed()))
+        except RequestError as error:
+            errors[sequence.id] = error
+    return sorted(wants, key=lambda want: want.params.temperature == 0), errors
+
+
+def _forbid(
+    scores: Tensor, limits: Limits | None, is_forbidden: Callable[[Tensor, Tensor], Tensor]
+) -> None:
+    """In the rows that are limited, in place: `is_forbidden` sees them, and their limits."""
+    if limits is None:
+        return
+    is_every_row = len(limits.rows) == len(scores)
+    some = scores if is_every_row else scores.index_select(0, limits.rows)
+    some.masked_fill_(is_forbidden(some, limits.values), _FORBIDDEN)
+    if not is_every_row:
+        scores.index_copy_(0, limits.rows, some)
+
+
+def _draw(scores: Tensor, lots: Lots) -> Tensor:
+    """(d, V) float32 scores → (d,) ids, drawn as torch.multinomial does: an exponential race."""
     # From the largest down and in float64, no temperature is too low: nothing overflows.
-    scores = (scores - scores.max()).double() / params.temperature
-    if params.top_k:
-        least = scores.topk(min(params.top_k, len(scores))).values[-1]
-        scores = scores.masked_fill(scores < least, float("-inf"))
-    if params.top_p < 1.0:
-        ascending, order = scores.sort()
-        unlikely = ascending.softmax(-1).cumsum(-1) <= 1.0 - params.top_p
-        unlikely[-1] = False
-        scores[order[unlikely]] = float("-inf")
-    if params.min_p:
-        # The largest is 0 here: a score is the logarithm of a share of the likeliest one's.
-        scores = scores.masked_fill(scores < math.log(params.min_p), float("-inf"))
-    lot = hashlib.blake2b(f"{sequence.seed}/{len(sequence.branches[0].answer)}".encode())
-    generator = torch.Generator().manual_seed(int.from_bytes(lot.digest()[:7], "little"))
-    return int(torch.multinomial(scores.softmax(-1), 1, generator=generator))
+    scores = (scores - scores.amax(-1, keepdim=True)).double() / lots.temperature
+    _forbid(scores, lots.top_k, partial(_below_top_k, largest=lots.largest_top_k))
+    _forbid(scores, lots.dropped_share, _beyond_top_p)
+    # The largest is 0 here: a score is the logarithm of a share of the likeliest one's.
+    _forbid(scores, lots.log_min_p, torch.lt)
+    return (scores.softmax(-1) / lots.exponentials).argmax(-1)
 
 
-def _logprobs(logprobs: Tensor | None, chosen: int, count: int | None) -> TokenLogprobs | None:
-    if logprobs is None or count is None:
-        return None
-    best = logprobs.topk(min(count, len(logprobs)))
-    top = tuple(zip(best.indices.tolist(), best.values.tolist(), strict=True))
-    return TokenLogprobs(chosen, float(logprobs[chosen]), top)
+def _below_top_k(scores: Tensor, top_k: Tensor, *, largest: int) -> Tensor:
+    least = scores.topk(largest).values.gather(1, top_k.long() - 1)
+    return scores < least
+
+
+def _beyond_top_p(scores: Tensor, dropped_share: Tensor) -> Tensor:
+    # Stable, so that of equals the same are dropped everywhere.
+    ascending, order = scores.sort(stable=True)
+    is_beyond = ascending.softmax(-1).cumsum(-1) <= dropped_share
+    is_beyond[:, -1] = False
+    return is_beyond.scatter(1, order, is_beyond)
+
+
+def _tokens(wants: Many[Want], numbers: Many[float]) -> dict[int, Token]:
+    """What `_choose` gave, on the host, by sequence id."""
+    ids, reports = numbers[: len(wants)], numbers[len(wants) :]
+    num_reported = sum(each.params.logprobs is not None for each in wants)
+    width = len(reports) // max(num_reported, 1)
+    tokens, start = {}, 0
+    for want, chosen in zip(wants, map(int, ids), strict=True):
+        count, logprobs = want.params.logprobs, None
+        if count is not None:
+            own, *best = reports[start : start + width]
+            values, best_ids = best[: width // 2], map(int, best[width // 2 :])
+            top = tuple(zip(best_ids, values, strict=True))[:count]
+            logprobs = TokenLogprobs(chosen, own, top)
+            start += width
+        tokens[want.sequence.id] = Token(chosen, logprobs)
+    return tokens

@@ -1,0 +1,90 @@
+"""How much of the reference's time does the sampler of a whole step take?
+
+Run    python benchmarks/sampling.py [--device cuda], on a machine that does nothing else.
+Gives  for each number of rows and each kind of request, the reference's median time for a step's
+       tokens, the sampler's, and how many times faster that is.
+
+The two run in turns on the same logits. On a GPU, the logits are there before the clock starts.
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable, Sequence
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from minigpt4_runtime.config import SamplingParams
+from minigpt4_runtime.engine.request import Request
+from minigpt4_runtime.engine.sampler import Sampler
+from minigpt4_runtime.engine.sampler_reference import ReferenceSampler
+from minigpt4_runtime.engine.sequence import Sequence as Answer
+
+BOS, EOS = 1, 2
+KINDS = {
+    "greedy": SamplingParams(),
+    "top-p 0.9": SamplingParams(temperature=1.0, top_p=0.9),
+    "repetition penalty 1.2": SamplingParams(repetition_penalty=1.2),
+    "both": SamplingParams(temperature=1.0, top_p=0.9, repetition_penalty=1.2),
+}
+
+
+def answers(params: SamplingParams, count: int, *, length: int, vocab_size: int) -> list[Answer]:
+    """So many answers in progress, each with a seed and words of its own."""
+    words = torch.randint(
+        vocab_size, (count, length), generator=torch.Generator().manual_seed(count)
+    )
+    found = []
+    for number in range(count):
+        answer = Answer(number, Request((BOS,), (), params), seed=number, max_new_tokens=300)
+        answer.branches[0].answer += words[number].tolist()
+        found.append(answer)
+    return found
+
+
+def median_seconds(works: Sequence[Callable[[], object]], repeats: int) -> list[float]:
+    """Each one's median time, run in turns after one warm-up."""
+    times: list[list[float]] = [[] for _ in works]
+    for turn in range(repeats + 1):
+        for work, seconds in zip(works, times, strict=True):
+            started = time.perf_counter()
+            work()
+            if turn > 0:
+                seconds.append(time.perf_counter() - started)
+    return [statistics.median(seconds) for seconds in times]
+
+
+def main() -> None:
+    """Measure all kinds for all numbers of rows, and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--rows", type=int, nargs="+", default=[1, 8, 64])
+    parser.add_argument("--vocabulary", type=int, default=32_000)
+    parser.add_argument("--said", type=int, default=100, help="tokens said so far (default 100)")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--repeats", type=int, default=10)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    reference, sampler = (kind(bos_id=BOS, eos_id=EOS) for kind in (ReferenceSampler, Sampler))
+    table = Table("request", "rows", "reference", "sampler", "times faster")
+    for name, params in KINDS.items():
+        for count in args.rows:
+            asked = answers(params, count, length=args.said, vocab_size=args.vocabulary)
+            logits = 3 * torch.randn(count, args.vocabulary, device=args.device)
+            slow, fast = median_seconds(
+                [
+                    lambda: reference.pick(logits, asked),  # noqa: B023 - called at once.
+                    lambda: sampler.pick(logits, asked),  # noqa: B023
+                ],
+                args.repeats,
+            )
+            times = [f"{1000 * seconds:.3f} ms" for seconds in (slow, fast)]
+            table.add_row(name, str(count), *times, f"{slow / fast:.2f}")
+    Console().print(f"V = {args.vocabulary}, {args.device}, {args.threads} threads")
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,192 @@
+"""What the rows of a step want that are not chosen by their largest logit alone, as tensors.
+
+Owns   the way from SamplingParams, answers and guides to tensors on one device; the lots.
+Takes  Wants, those that are drawn first; gives RowSettings.
+Never  sees a logit, and waits for no device: what goes there goes from pinned memory.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Collection, Iterable
+from collections.abc import Sequence as Many
+from dataclasses import dataclass
+from itertools import chain
+from typing import NamedTuple
+
+import numpy
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from minigpt4_runtime.config import SamplingParams
+from minigpt4_runtime.engine.sampler_reference import generator_of
+from minigpt4_runtime.engine.sequence import Sequence
+
+# Ids, none twice, and a float32 value for each.
+_Change = tuple[Collection[int], Tensor]
+
+
+@dataclass(frozen=True)
+class Want:
+    """A row of the logits, the sequence that it belongs to, and the (V,) ids its guide allows."""
+
+    row: int
+    sequence: Sequence
+    allowed: NDArray[numpy.bool_] | None
+
+    @property
+    def params(self) -> SamplingParams:
+        """How the next id is to be chosen."""
+        return self.sequence.request.sampling
+
+    @property
+    def answer(self) -> list[int]:
+        """What was said so far."""
+        return self.sequence.branches[0].answer
+
+
+class Spots(NamedTuple):
+    """Single logits by row and id, none twice, and a value for each: all (t,)."""
+
+    rows: Tensor
+    ids: Tensor
+    values: Tensor
+
+
+class Limits(NamedTuple):
+    """Some rows (s,), and what each is limited by: (s, 1), or (s, V) ids that are allowed."""
+
+    rows: Tensor
+    values: Tensor
+
+
+@dataclass(frozen=True)
+class Lots:
+    """How the first d rows are drawn. None: no row wants that."""
+
+    temperature: Tensor  # (d, 1)
+    top_k: Limits | None
+    largest_top_k: int
+    dropped_share: Limits | None  # 1 - top_p.
+    log_min_p: Limits | None
+    exponentials: Tensor  # (d, V)
+
+
+@dataclass(frozen=True)
+class RowSettings:
+    """What n rows want, of which the first are drawn. None: no row wants that.
+
+    Rows are counted among the n, but for `rows`, which says where they are among all logits.
+    """
+
+    rows: Tensor  # (n,)
+    bias: Spots | None
+    repetition: Spots | None
+    said: Spots | None  # What the penalties of presence and frequency take away.
+    guide: Limits | None
+    unfinished: Tensor | None  # The rows that must not end yet.
+    lots: Lots | None
+    num_drawn: int
+    reported: Tensor | None  # The rows whose logprobs are wanted.
+    num_top: int  # The most logprobs that one of them wants.
+
+
+def row_settings(
+    wants: Many[Want], *, bos_id: int, vocab_size: int, device: torch.device
+) -> RowSettings:
+    """All that the rows want, on its way to the device."""
+    drawn = [each for each in wants if each.params.temperature > 0]
+    logprobs = [each.params.logprobs for each in wants]
+    return RowSettings(
+        rows=_send(torch.tensor([each.row for each in wants]), device),
+        bias=_spots(map(_bias, wants), device),
+        repetition=_spots((_repetition(each, bos_id) for each in wants), device),
+        said=_spots(map(_said, wants), device),
+        guide=_guides(wants, device),
+        unfinished=_where([len(w.answer) < w.params.min_new_tokens for w in wants], device),
+        lots=_lots(drawn, vocab_size, device) if drawn else None,
+        num_drawn=len(drawn),
+        reported=_where([count is not None for count in logprobs], device),
+        num_top=min(max((count or 0 for count in logprobs), default=0), vocab_size),
+    )
+
+
+def _lots(drawn: Many[Want], vocab_size: int, device: torch.device) -> Lots:
+    params = [each.params for each in drawn]
+    top_k = [min(each.top_k, vocab_size) for each in params]
+    # As torch.multinomial draws them on a CPU: the same on every device.
+    exponentials = torch.empty(
+        len(drawn), vocab_size, dtype=torch.float64, pin_memory=device.type != "cpu"
+    )
+    for row, each in zip(exponentials, drawn, strict=True):
+        row.exponential_(generator=generator_of(each.sequence))
+    return Lots(
+        temperature=_send(_column([each.temperature for each in params]), device),
+        top_k=_limits([k or None for k in top_k], device),
+        largest_top_k=max(top_k),
+        dropped_share=_limits([1.0 - p.top_p if p.top_p < 1.0 else None for p in params], device),
+        log_min_p=_limits([math.log(p.min_p) if p.min_p else None for p in params], device),
+        exponentials=exponentials.to(device, non_blocking=True),
+    )
+
+
+def _send(host: Tensor, device: torch.device) -> Tensor:
+    if device.type == "cpu":
+        return host
+    return host.pin_memory().to(device, non_blocking=True)
+
+
+def _where(are_meant: Many[bool], device: torch.device) -> Tensor | None:
+    rows = [row for row, is_meant in enumerate(are_meant) if is_meant]
+    return _send(torch.tensor(rows), device) if rows else None
+
+
+def _column(values: Many[float]) -> Tensor:
+    return torch.tensor(values, dtype=torch.float64)[:, None]
+
+
+def _limits(values: Many[float | None], device: torch.device) -> Limits | None:
+    rows = _where([value is not None for value in values], device)
+    if rows is None:
+        return None
+    return Limits(rows, _send(_column([value for value in values if value is not None]), device))
+
+
+def _guides(wants: Many[Want], device: torch.device) -> Limits | None:
+    rows = _where([each.allowed is not None for each in wants], device)
+    if rows is None:
+        return None
+    allowed = numpy.stack([each.allowed for each in wants if each.allowed is not None])
+    return Limits(rows, _send(torch.from_numpy(allowed), device))
+
+
+def _bias(want: Want) -> _Change | None:
+    biases = dict(want.params.logit_bias)
+    return (biases, torch.tensor(list(biases.values()), dtype=torch.float32)) if biases else None
+
+
+def _repetition(want: Want, bos_id: int) -> _Change | None:
+    penalty = want.params.repetition_penalty
+    seen = {bos_id, *want.answer}
+    return (seen, torch.full((len(seen),), penalty)) if penalty != 1.0 else None
+
+
+def _said(want: Want) -> _Change | None:
+    presence, frequency = want.params.presence_penalty, want.params.frequency_penalty
+    if not (presence or frequency):
+        return None
+    said = Counter(want.answer)
+    return said, presence + frequency * torch.tensor(list(said.values()))
+
+
+def _spots(changes: Iterable[_Change | None], device: torch.device) -> Spots | None:
+    found = [(row, *change) for row, change in enumerate(changes) if change is not None]
+    counts = [len(ids) for _, ids, _ in found]
+    if not any(counts):
+        return None
+    rows = torch.tensor([row for row, _, _ in found]).repeat_interleave(torch.tensor(counts))
+    ids = numpy.fromiter(chain.from_iterable(ids for _, ids, _ in found), numpy.int64)
+    values = torch.cat([values for _, _, values in found])
+    return Spots(*(_send(each, device) for each in (rows, torch.from_numpy(ids), values)))

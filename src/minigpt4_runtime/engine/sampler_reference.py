@@ -1,0 +1,172 @@
+"""Logits → the next ids, one sequence after the other, on the CPU: what `sampler` is held to.
+
+Owns   the order of the steps, which is that of transformers, with OpenAI's penalties beside the
+       one of repetition, as in vLLM: logit bias, penalties of repetition, presence and frequency,
+       what a guide forbids, forbidden end, temperature, top-k, top-p, min-p. Beam searches.
+Takes  (R, V) float32 logits, a row for each branch of the sequences that choose.
+Never  keeps anything: what is drawn depends on a request's seed and the number of the token, and
+       lots are drawn on the CPU. So an answer is the same alone, in any batch and after a pause.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections import Counter
+from collections.abc import Sequence as Many
+
+import torch
+from torch import Tensor
+
+from minigpt4_runtime.engine.beam import Continuation
+from minigpt4_runtime.engine.scheduler import Choice, Token
+from minigpt4_runtime.engine.sequence import Branch, Sequence
+from minigpt4_runtime.errors import RequestError
+from minigpt4_runtime.messages import TokenLogprobs
+
+
+class ReferenceSampler:
+    """Chooses for every sequence as it asked. `Sampler` leaves beam searches to it."""
+
+    def __init__(self, *, bos_id: int, eos_id: int) -> None:
+        self._bos_id = bos_id
+        self._eos_id = eos_id
+
+    @torch.inference_mode()
+    def pick(self, logits: Tensor, sequences: Many[Sequence]) -> dict[int, Choice | RequestError]:
+        """Sequence id → what comes next. Logits that are no numbers are that sequence's error."""
+        best = logits.argmax(-1).tolist()
+        # One number that is none makes a sum none; and sums of logits do not overflow.
+        is_finite = torch.isfinite(logits.sum(-1)).tolist()
+        choices: dict[int, Choice | RequestError] = {}
+        first = 0
+        for sequence in sequences:
+            rows = slice(first, first + len(sequence.branches))
+            if not all(is_finite[rows]):
+                choices[sequence.id] = overflow_error()
+            elif takes_the_best(sequence):
+                choices[sequence.id] = Token(best[first])
+            else:
+                try:
+                    choices[sequence.id] = self._choose(logits[rows], sequence)
+                except RequestError as error:
+                    choices[sequence.id] = error
+            first = rows.stop
+        return choices
+
+    def _choose(self, logits: Tensor, sequence: Sequence) -> Choice:
+        """The whole way, for one sequence: (branches, V) → its choice."""
+        scores = logits.detach().to("cpu", torch.float32, copy=True)
+        if sequence.search is not None:
+            return self._continue_beams(scores, sequence)
+        params, (branch,) = sequence.request.sampling, sequence.branches
+        logprobs = scores[0].log_softmax(-1) if params.logprobs is not None else None
+        self._reshape(scores[0], branch, sequence)
+        chosen = _draw(scores[0], sequence) if params.temperature > 0 else int(scores[0].argmax())
+        return Token(chosen, _logprobs(logprobs, chosen, params.logprobs))
+
+    def _continue_beams(self, scores: Tensor, sequence: Sequence) -> list[Continuation]:
+        """The best 2·num_beams continuations of all branches. Upstream scores log-probabilities."""
+        scores = scores.log_softmax(-1)
+        for row, branch in zip(scores, sequence.branches, strict=True):
+            self._reshape(row, branch, sequence)
+        sums = scores + torch.tensor([[branch.score] for branch in sequence.branches])
+        count = min(2 * sequence.request.sampling.num_beams, sums.numel())
+        best = sums.flatten().topk(count)
+        return [
+            Continuation(score, *divmod(index, sums.shape[1]))
+            for score, index in zip(best.values.tolist(), best.indices.tolist(), strict=True)
+            if score > float("-inf")
+        ]
+
+    def _reshape(self, scores: Tensor, branch: Branch, sequence: Sequence) -> None:
+        """All steps that can change which id is the likeliest, in place."""
+        params = sequence.request.sampling
+        if params.logit_bias:
+            biases = dict(params.logit_bias)
+            scores[list(biases)] += torch.tensor(list(biases.values()), dtype=scores.dtype)
+        if params.repetition_penalty != 1.0:
+            # After Keskar et al., 2019. The original generates from embeddings: only a leading BOS
+            # counts as seen, no prompt.
+            seen = torch.tensor(sorted({self._bos_id, *branch.answer}))
+            values = scores[seen]
+            penalty = params.repetition_penalty
+            scores[seen] = torch.where(values < 0, values * penalty, values / penalty)
+        if params.presence_penalty or params.frequency_penalty:
+            said = Counter(branch.answer)
+            counts = torch.tensor(list(said.values()))
+            scores[list(said)] -= params.presence_penalty + params.frequency_penalty * counts
+        if branch.guide is not None:
+            scores[~torch.from_numpy(branch.guide.allowed())] = float("-inf")
+        if len(branch.answer) < params.min_new_tokens:
+            end = float(scores[self._eos_id])
+            scores[self._eos_id] = float("-inf")
+            if scores.max() == float("-inf"):
+                scores[self._eos_id] = end  # Its form is complete: nothing else may follow.
+
+
+def takes_the_best(sequence: Sequence) -> bool:
+    """Whether nothing that was asked for can change which id is the likeliest."""
+    params = sequence.request.sampling
+    return (
+        params.temperature == 0
+        and params.repetition_penalty == 1
+        and params.presence_penalty == params.frequency_penalty == 0
+        and not params.logit_bias
+        and sequence.request.guide is None
+        and params.num_beams == 1
+        and params.logprobs is None
+        and params.min_new_tokens <= len(sequence.branches[0].answer)
+    )
+
+
+def overflow_error() -> RequestError:
+    """What a sequence gets whose logits are no numbers."""
+    return RequestError(
+        "The model's numbers overflowed for this input. Load it with dtype bfloat16 or float32 "
+        "instead."
+    )
+
+
+def generator_of(sequence: Sequence) -> torch.Generator:
+    """What the next token is drawn with: the request's seed and the token's number decide."""
+    lot = hashlib.blake2b(f"{sequence.seed}/{len(sequence.branches[0].answer)}".encode())
+    return torch.Generator().manual_seed(int.from_bytes(lot.digest()[:7], "little"))
+
+
+def likeliest(logprobs: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """(…, V) → the `count` largest, and their ids. Of equals the smaller id first.
+
+    topk alone orders equals by the device and by the number of rows.
+    """
+    ids = torch.arange(logprobs.shape[-1], device=logprobs.device)
+    # No logprob is above 0: the larger its bits without a sign are, the less likely it is.
+    keys = (logprobs.abs().view(torch.int32).long() << 32) + ids
+    best = keys.topk(min(count, len(ids)), largest=False).values & 0xFFFFFFFF
+    return logprobs.gather(-1, best), best
+
+
+def _draw(scores: Tensor, sequence: Sequence) -> int:
+    params = sequence.request.sampling
+    # From the largest down and in float64, no temperature is too low: nothing overflows.
+    scores = (scores - scores.max()).double() / params.temperature
+    if params.top_k:
+        least = scores.topk(min(params.top_k, len(scores))).values[-1]
+        scores = scores.masked_fill(scores < least, float("-inf"))
+    if params.top_p < 1.0:
+        ascending, order = scores.sort(stable=True)
+        unlikely = ascending.softmax(-1).cumsum(-1) <= 1.0 - params.top_p
+        unlikely[-1] = False
+        scores[order[unlikely]] = float("-inf")
+    if params.min_p:
+        # The largest is 0 here: a score is the logarithm of a share of the likeliest one's.
+        scores = scores.masked_fill(scores < math.log(params.min_p), float("-inf"))
+    return int(torch.multinomial(scores.softmax(-1), 1, generator=generator_of(sequence)))
+
+
+def _logprobs(logprobs: Tensor | None, chosen: int, count: int | None) -> TokenLogprobs | None:
+    if logprobs is None or count is None:
+        return None
+    values, ids = likeliest(logprobs, count)
+    top = tuple(zip(ids.tolist(), values.tolist(), strict=True))
+    return TokenLogprobs(chosen, float(logprobs[chosen]), top)
