@@ -65,20 +65,20 @@ def write_folder(
     tokenizer_path: Path,
     *,
     dtype: DTypeName | None = None,
-    weight_format: FormatChoice = DENSE.name,
+    formats: FormatChoice = DENSE.name,
     sources: tuple[SourceRecord, ...] = (),
     force: bool = False,
 ) -> None:
     """Write a model that is in memory. `tensors` has the names of MiniGPT4Model.state_dict().
 
-    They are floats, and packed as `weight_format` has it. Without `dtype` each keeps its own.
+    They are floats, and packed as `formats` has it. Without `dtype` each keeps its own.
 
     Raises:
         CheckpointError: a tensor is missing, too many, of another shape or of a dtype that a model
             folder does not hold; `out_dir` exists and `force` is not given; the disk is full.
     """
     check_target(out_dir, force=force)
-    weights = list(list_weights(blank_model(config, formats=weight_format)))
+    weights = list(list_weights(blank_model(config, formats=formats)))
     forms = _list_forms(weights, tensors, dtype)
     packed = (
         NamedWeight(name, weight.name, part)
@@ -87,7 +87,7 @@ def write_folder(
     )
     with staged_folder(out_dir, needed_bytes=total_bytes(forms), force=force) as folder:
         write_weights(folder, forms, packed)
-        manifest = Manifest.stamp(forms.values(), sources, weight_format)
+        manifest = Manifest.stamp(forms.values(), sources, formats)
         write_descriptions(folder, config, manifest, tokenizer_path)
 
 
