@@ -42,6 +42,7 @@ from rivals import (
 
 from minigpt4_runtime.bench.ceilings import Ceilings, measure_ceilings
 from minigpt4_runtime.bench.machine import processor_name
+from minigpt4_runtime.cache.key_value import token_bytes
 from minigpt4_runtime.config import DTYPE_NAMES
 from minigpt4_runtime.devices.registry import open_device
 from minigpt4_runtime.errors import BackendUnavailableError
@@ -123,7 +124,7 @@ def cost(work: Work, language: Llama) -> float:
     if work.is_decode:
         # All prompts are as long: in the mean, half of the answer is read beside them.
         dtype: Any = str(head.dtype).removeprefix("torch.")
-        cached = (work.lengths[0] + work.counts[0] / 2) * config.cache_bytes_per_token(dtype)
+        cached = (work.lengths[0] + work.counts[0] / 2) * token_bytes(config, dtype)
         return (cached + (layer_bytes + head.nbytes) / len(work.lengths)) / 1e9
     flops = 0.0
     for length, count in zip(work.lengths, work.counts, strict=True):

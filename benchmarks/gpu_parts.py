@@ -59,7 +59,7 @@ def machine(device: torch.device) -> dict[str, Any]:
     from minigpt4_runtime.devices.registry import open_device
 
     values: dict[str, Any] = machine_facts(str(device))
-    values["attention"] = open_device(str(device)).facts.attention
+    values["attention"] = open_device(str(device)).facts.attention[0]
     if device.type == "cuda":
         card = torch.cuda.get_device_properties(device)
         values |= {

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from minigpt4_runtime.api import DEMO_MODEL_DIR
 from minigpt4_runtime.bench.costs import vision_gigaflops
+from minigpt4_runtime.cache.key_value import FloatCache
 from minigpt4_runtime.checkpoint.blank_model import blank_model, model_shapes
 from minigpt4_runtime.checkpoint.config_file import load_config
 from minigpt4_runtime.checkpoint.random_weights import fill_at_random
@@ -34,8 +35,7 @@ from minigpt4_runtime.devices.registry import open_device
 from minigpt4_runtime.engine.plan import Slice, StepPlan
 from minigpt4_runtime.engine.runner import Runner
 from minigpt4_runtime.errors import BackendUnavailableError
-from minigpt4_runtime.kernels.contracts import BatchLayout, SequenceSlice
-from minigpt4_runtime.kernels.registry import attention_kernel
+from minigpt4_runtime.kernels.registry import bind_attention
 from minigpt4_runtime.model.llama import Attend, Llama
 from minigpt4_runtime.optional import require
 from minigpt4_runtime.presets import PRESETS
@@ -224,22 +224,32 @@ class DecodeStep:
     def __init__(self, language: Llama, setting: Setting, *, batch: int) -> None:
         backend = open_device(str(setting.device))
         num_blocks = -(-CONTEXT // BLOCK_SIZE)
-        kernel = attention_kernel(backend.facts.attention)
+        bind = partial(bind_attention, backend.facts.attention)
         self._language = language
         self._runner = Runner(
-            language, None, kernel, config=EngineConfig(), num_blocks=batch * num_blocks
+            language, None, bind, config=EngineConfig(), num_blocks=batch * num_blocks
         )
-        self._blocks = [
-            tuple(range(first, first + num_blocks))
-            for first in range(0, batch * num_blocks, num_blocks)
-        ]
+        self._plan = StepPlan(
+            tuple(
+                Slice(
+                    row,
+                    0,
+                    CONTEXT - 1,
+                    (5,),
+                    row,
+                    0,
+                    tuple(range(row * num_blocks, (row + 1) * num_blocks)),
+                    is_sampled=True,
+                )
+                for row in range(batch)
+            )
+        )
         cache = self._runner._cache  # noqa: SLF001 - nothing else fills it without a prompt.
-        for side in (cache.keys, cache.values):
-            side.normal_()
-        layout = BatchLayout(
-            tuple(SequenceSlice(row, 1, CONTEXT, own) for row, own in enumerate(self._blocks))
-        )
-        self._attend: Attend = kernel(cache, layout)
+        assert isinstance(cache, FloatCache), "the default cache holds floats"
+        cache.keys.normal_()
+        cache.values.normal_()
+        step = self._runner._buffers.load(self._plan)  # noqa: SLF001 - likewise.
+        self._attend: Attend = self._runner._attention(step.batch)  # noqa: SLF001
         self._rows = torch.randn(batch, language.config.hidden_size, device=setting.device).to(
             language.token_embedding.weight.dtype
         )
@@ -247,11 +257,7 @@ class DecodeStep:
 
     def run(self) -> list[int]:
         """All of a step that the engine's thread does between two plans, the choice included."""
-        slices = (
-            Slice(number, 0, CONTEXT - 1, (5,), blocks, is_sampled=True)
-            for number, blocks in enumerate(self._blocks)
-        )
-        logits = self._runner.execute(StepPlan(tuple(slices)), {})
+        logits = self._runner.execute(self._plan, {})
         chosen: list[int] = logits.argmax(-1).tolist()
         return chosen
 

@@ -40,7 +40,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "grammar": WORDS | {"text.tokenizer"},
     "formats": WORDS,
     "model": WORDS | {"formats"},
-    "checkpoint": WORDS | {"formats", "model"},
+    "checkpoint": WORDS | {"formats", "model", "cache.key_value.token_bytes"},
     "convert": WORDS | {"text.tokenizer", "model", "checkpoint"},
     "cache": WORDS,
     "kernels": WORDS | {"formats", "model", "cache"},
@@ -59,7 +59,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "export": WORDS | {"images", "model", "checkpoint"},
     "server": WORDS | {"api", FRONT_DOOR, "images.fetch"},
     "web": WORDS | {"api", FRONT_DOOR},
-    "bench": WORDS | {"api", FRONT_DOOR, "report"},
+    "bench": WORDS | {"api", FRONT_DOOR, "report", "cache.key_value.token_bytes"},
     "evaluation": WORDS | {"api", FRONT_DOOR, "images", "report"},
     "cli": WORDS
     | {"api", FRONT_DOOR, "server", "web", "export", "bench", "evaluation", "checkpoint", "convert"}

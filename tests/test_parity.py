@@ -73,7 +73,7 @@ def test_embeddings_and_first_logits(golden):
         model.language,
         TorchVisionEncoder(model.vision),
         attention_kernel("reference"),
-        config=EngineConfig(),
+        config=EngineConfig(max_step_tokens=2048),
         num_blocks=128,
     )
     for case in golden.cases("single", "multi", "events"):
@@ -82,7 +82,8 @@ def test_embeddings_and_first_logits(golden):
             continue
         request = request_of(golden.model, golden.play(case)[0])
         plan, pixels = whole_plan(request), {each.digest: each.pixels for each in request.images}
-        embeddings = runner.embed(plan, pixels)
+        ids = torch.tensor(request.token_ids)
+        embeddings = runner._embed(plan, ids, pixels)
         if f"{prefix}/inputs_embeds" in golden.arrays:
             theirs = golden.arrays[f"{prefix}/inputs_embeds"]
             assert largest_share(embeddings, theirs) <= RELATIVE
@@ -102,8 +103,8 @@ def whole_plan(request: Request) -> StepPlan:
     """All of a prompt in one step."""
     sequence = Sequence(0, request, seed=0, max_new_tokens=1)
     ids = request.token_ids
-    images = sequence.images(0, len(ids))
-    return StepPlan((Slice(0, 0, 0, ids, tuple(range(128)), images, is_sampled=True),))
+    images, blocks = sequence.images(0, len(ids)), tuple(range(-(-len(ids) // 16)))
+    return StepPlan((Slice(0, 0, 0, ids, 0, 0, blocks, images, is_sampled=True),))
 
 
 def test_prompts_ids_and_replies_through_a_compiled_graph(golden, graph_dir):

@@ -204,11 +204,6 @@ class LanguageConfig(_Settings):
         """Width of one attention head."""
         return self.hidden_size // self.num_attention_heads
 
-    def cache_bytes_per_token(self, dtype: DTypeName) -> int:
-        """What the key and the value of one token take in all layers."""
-        width = self.num_key_value_heads * self.head_dim
-        return 2 * self.num_hidden_layers * width * DTYPE_BYTES[dtype]
-
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
@@ -332,7 +327,8 @@ class EngineConfig(_Settings):
 
     A step computes at most `max_step_tokens` tokens of at most `max_running` answers (each beam
     counts). Keys and values lie in blocks of `block_size` tokens; `num_blocks` None takes as many
-    as the free memory allows and all answers could fill. `prefix_cache` keeps them findable for
+    as the free memory allows and all answers could fill, and `cache_dtype` "auto" keeps them in the
+    dtype that the model computes in. `prefix_cache` keeps them findable for
     prompts that begin alike, and `image_cache_bytes` bounds the kept rows of pictures.
     """
 
@@ -340,6 +336,7 @@ class EngineConfig(_Settings):
     max_step_tokens: int = 512
     block_size: int = 16
     num_blocks: int | None = None
+    cache_dtype: DTypeName | Literal["auto"] = "auto"
     prefix_cache: bool = True
     image_cache_bytes: int = 256 * 2**20
 
@@ -352,6 +349,11 @@ class EngineConfig(_Settings):
             raise ConfigError(
                 f"EngineConfig.max_step_tokens is {self.max_step_tokens}, but {self.max_running} "
                 "answers at once take a token each. Raise it or lower max_running."
+            )
+        if self.cache_dtype not in ("auto", *DTYPE_NAMES):
+            raise ConfigError(
+                f"EngineConfig.cache_dtype is {self.cache_dtype!r}; it must be auto or "
+                f"{', '.join(DTYPE_NAMES)}."
             )
         if not isinstance(self.prefix_cache, bool):
             raise ConfigError(
@@ -375,9 +377,10 @@ class SamplingParams(_Settings):
     that are less likely than this share of the likeliest one. The penalties of presence and
     frequency and `logit_bias` are OpenAI's; the last maps ids to what is added to their logits.
 
-    With a `json_schema`, as a mapping or as text, the answer is JSON of that form; with a `regex`
-    the whole answer matches it, but for space at its ends, which every reply leaves out. What the
-    template stops at is then text like any other.
+    With a `json_schema`, as a mapping or as text, the answer is JSON of that form, with the
+    properties that it lists and no others unless it has `additionalProperties` or combines schemas;
+    with a `regex` the whole answer matches it, but for space at its ends, which every reply leaves
+    out. What the template stops at is then text like any other.
     """
 
     max_new_tokens: int = 300

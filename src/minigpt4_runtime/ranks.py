@@ -38,7 +38,7 @@ from minigpt4_runtime.errors import (
     MiniGPT4Error,
     RankLostError,
 )
-from minigpt4_runtime.kernels.registry import attention_kernel, linear_kernel
+from minigpt4_runtime.kernels.registry import bind_attention, linear_kernel
 from minigpt4_runtime.model.llama import Llama
 from minigpt4_runtime.model.parallel import Group, Solo
 from minigpt4_runtime.vision.contracts import VisionEncoder
@@ -121,9 +121,9 @@ def make_runner(
     )
     if isinstance(language.group, TorchGroup):
         num_blocks = language.group.least(num_blocks)
-    kernel = attention_kernel(backend.facts.attention)
+    bind = partial(bind_attention, backend.facts.attention)
     try:
-        return Runner(language, vision, kernel, config=config, num_blocks=num_blocks)
+        return Runner(language, vision, bind, config=config, num_blocks=num_blocks)
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise

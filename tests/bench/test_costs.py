@@ -8,6 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from minigpt4_runtime import ConfigError, MiniGPT4
 from minigpt4_runtime.bench.costs import vision_gigaflops
 from minigpt4_runtime.bench.presets import cut_layers, find_preset
+from minigpt4_runtime.cache.key_value import token_bytes
 from minigpt4_runtime.checkpoint.blank_model import blank_model
 from minigpt4_runtime.presets import PRESETS
 
@@ -23,8 +24,8 @@ def test_a_picture_takes_what_torch_counts(name, golden_model_dir):
 
 
 def test_a_token_of_a_7b_model_takes_half_a_mebibyte_in_half_precision():
-    assert PRESETS["llama2-7b"].language.cache_bytes_per_token("float16") == 2**19
-    assert PRESETS["llama2-7b"].language.cache_bytes_per_token("float32") == 2**20
+    assert token_bytes(PRESETS["llama2-7b"].language, "float16") == 2**19
+    assert token_bytes(PRESETS["llama2-7b"].language, "float32") == 2**20
 
 
 @pytest.mark.parametrize(

@@ -77,9 +77,11 @@ class FakeRunner:
     def __init__(self, block_size):
         self._block_size = block_size
         self._slots = {}  # (block, offset) → (the state before, the state).
+        self._table = {}  # Row of the block table → its blocks.
 
     def execute(self, plan):
         """The states at the sampled rows, in the order of the slices."""
+        self._note_blocks(plan)
         self._check_writers(plan)
         self._copy_blocks(plan)
         befores = [self._read(each) for each in plan.slices]
@@ -88,6 +90,7 @@ class FakeRunner:
 
     def fail(self, plan):
         """What a step leaves behind that breaks down in the middle: whatever it could write."""
+        self._note_blocks(plan)
         self._copy_blocks(plan)
         for each in plan.slices:
             for position in range(each.start, each.start + len(each.token_ids)):
@@ -95,16 +98,28 @@ class FakeRunner:
 
     def _slot(self, each, position):
         index, offset = divmod(position, self._block_size)
-        return each.blocks[index], offset
+        return self._blocks(each)[index], offset
+
+    def _note_blocks(self, plan):
+        for each in plan.slices:
+            row = self._table.setdefault(each.table_row, [])
+            if each.first_block > len(row):
+                raise CacheFault(f"{each} leaves a hole in its row of the block table")
+            row[each.first_block :] = each.new_blocks
+
+    def _blocks(self, each):
+        """The blocks of a slice, as far as all plans so far have told them."""
+        return self._table[each.table_row]
 
     def _check_writers(self, plan):
         for each in plan.slices:
             stop = each.start + len(each.token_ids)
-            if len(each.blocks) != -(-stop // self._block_size) or not each.token_ids:
+            blocks = self._blocks(each)
+            if len(blocks) != -(-stop // self._block_size) or not each.token_ids:
                 raise CacheFault(f"{each} has not the blocks of its tokens")
-            written = set(each.blocks[each.start // self._block_size :])
+            written = set(blocks[each.start // self._block_size :])
             for other in plan.slices:
-                if other is not each and written.intersection(other.blocks):
+                if other is not each and written.intersection(self._blocks(other)):
                     raise CacheFault(f"{each} writes to what {other} reads")
 
     def _copy_blocks(self, plan):

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch.nn import functional
 
+from minigpt4_runtime.cache.key_value import token_bytes
 from minigpt4_runtime.checkpoint.blank_model import blank_model, dtype_of, list_weights
 from minigpt4_runtime.checkpoint.folder import write_folder
 from minigpt4_runtime.checkpoint.load import load_config, load_language, load_model
@@ -250,7 +251,7 @@ def test_a_folder_says_its_formats_and_every_byte_is_counted(written, monkeypatc
     monkeypatch.setitem(PRESETS, "tiny", config)
     assert weight_bytes("tiny", "float16", choice) == num_bytes
     kept = running_bytes("tiny", "float16", choice) - num_bytes
-    assert kept == 64 * config.language.cache_bytes_per_token("float16")
+    assert kept == 64 * token_bytes(config.language, "float16")
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])

@@ -113,6 +113,47 @@ def test_json_is_of_the_schema_and_on_one_line():
     assert not matches("[1]", json_schema='{"type": "object"}')
 
 
+N = {"type": "integer", "minimum": 0, "maximum": 9}
+ITEM = {"properties": {"n": N}, "required": ["n"], "type": "object"}  # As pydantic writes it.
+
+
+@pytest.mark.parametrize(
+    ("schema", "good", "bad"),
+    [
+        (ITEM, '{"n": 1}', '{"n": 1, "m": 2}'),
+        (
+            {"properties": {"all": {"items": {"$ref": "#/$defs/I"}}}, "$defs": {"I": ITEM}},
+            '{"all": [{"n": 1}]}',
+            '{"all": [{"n": 1, "m": 2}]}',
+        ),
+        (
+            {"properties": {"a": {"anyOf": [ITEM, {"type": "null"}]}}},
+            '{"a": null}',
+            '{"a": {"n": 1, "m": 2}}',
+        ),
+    ],
+)
+def test_an_object_has_the_properties_that_are_listed(schema, good, bad):
+    assert matches(good, json_schema=schema)
+    assert not matches(bad, json_schema=schema)
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {**ITEM, "additionalProperties": True}, {**ITEM, "additionalProperties": N},
+        {**ITEM, "required": ["n", "m"]}, {**ITEM, "patternProperties": {"m": N}},
+        {"allOf": [ITEM, {"properties": {"m": N}}]},
+        {**ITEM, "anyOf": [{"properties": {"m": N}}, {"properties": {"n": N}}]},
+        {"properties": {}, "$ref": "#/$defs/I", "$defs": {"I": ITEM}},
+        {"required": ["m"], "$ref": "#/$defs/I", "$defs": {"I": ITEM}},
+        {**ITEM, "minProperties": 2},
+    ],
+)  # fmt: skip
+def test_an_object_may_have_others_where_its_schema_says_so(schema):
+    assert matches('{"n": 1, "m": 2}', json_schema=schema)
+
+
 @pytest.mark.parametrize(
     ("regex", "good", "bad"),
     [
@@ -144,6 +185,7 @@ def chain(length):
         ({"json_schema": {"uniqueItems": True}}, 'Unimplemented keys: \\["uniqueItems"\\]'),
         ({"json_schema": {"$ref": "https://example.com/a.json"}}, "example.com"),
         ({"json_schema": {"enum": []}}, "json_schema cannot be followed"),
+        ({"json_schema": {"properties": {}, "required": [[]]}}, "json_schema cannot be followed"),
         ({"json_schema": "[" * 60_000}, "nested too deeply"),
         ({"json_schema": '{"a":' + "1" * 5000 + "}"}, "json_schema cannot be followed"),
         ({"json_schema": " " * 70_000}, "has 70,000 characters, and 65,536 are allowed"),

@@ -13,14 +13,20 @@ from itertools import product
 
 import pytest
 import torch
+from step_batches import Cached, batch_of
 from torch import Tensor
 from torch.nn import functional
 
-from minigpt4_runtime.cache.key_value import KeyValueCache
+from minigpt4_runtime.cache.key_value import FloatCache
 from minigpt4_runtime.devices.cuda import CudaBackend
-from minigpt4_runtime.kernels import attention_reference
-from minigpt4_runtime.kernels.contracts import AttentionKernel, BatchLayout, SequenceSlice
-from minigpt4_runtime.kernels.registry import ATTENTION_KERNELS, attention_kernel
+from minigpt4_runtime.errors import BackendUnavailableError
+from minigpt4_runtime.kernels.attention_reference import ReferenceAttention
+from minigpt4_runtime.kernels.contracts import AttentionKernel
+from minigpt4_runtime.kernels.registry import (
+    ATTENTION_KERNELS,
+    attention_kernel,
+    bind_attention,
+)
 
 # Where there is no GPU, Triton runs kernels on the CPU if this is set before it is imported; and
 # no module imports it while tests are collected.
@@ -52,7 +58,7 @@ RAGGED = [(37, 1), (20, 7), (1, 1), (6, 6), (16, 1)]
 @dataclass(frozen=True)
 class Kernel:
     name: str
-    prepare: AttentionKernel
+    bind: type[AttentionKernel]
     device: str
     dtype: torch.dtype
 
@@ -103,17 +109,17 @@ def stand_in_for_torch_npu(chip=220):
         assert block_table.dtype is torch.int32
         assert [type(length) for length in actual_seq_lengths_kv] == [int] * count
         shape = (1, *key.shape[:2], num_key_value_heads, head_dim)
-        cache = KeyValueCache(key.reshape(shape).clone(), value.reshape(shape).clone())
-        batch = BatchLayout(
-            tuple(
-                SequenceSlice(row, 1, length, tuple(block_table[row].tolist()))
+        cache = FloatCache(key.reshape(shape).clone(), value.reshape(shape).clone())
+        batch = batch_of(
+            [
+                Cached(row, 1, length, tuple(block_table[row].tolist()))
                 for row, length in enumerate(actual_seq_lengths_kv)
-            )
+            ],
+            block_size,
         )
-        slots = batch.slots(block_size)
-        k, v = (side[0].flatten(0, 1)[slots] for side in (cache.keys, cache.values))
+        k, v = cache.read(0, batch.slots)
         q = query.view(count, num_heads, head_dim)
-        attended = attention_reference.prepare(cache, batch)(0, q, k, v)
+        attended = ReferenceAttention(cache)(batch)(0, q, k, v)
         return attended.view_as(query), torch.zeros(1)
 
     module.npu_fused_infer_attention_score = npu_fused_infer_attention_score
@@ -124,24 +130,27 @@ def stand_in_for_torch_npu(chip=220):
 class Step:
     """A step that is to be run, and the cache before it."""
 
-    cache: KeyValueCache
-    batch: BatchLayout
+    cache: FloatCache
+    sequences: list[Cached]
     qkv: tuple[tuple[Tensor, Tensor, Tensor], ...]  # For each layer.
 
-    def run(self, kernel: Kernel, layers=range(LAYERS)) -> tuple[list[Tensor], KeyValueCache]:
+    def run(self, kernel: Kernel, layers=range(LAYERS)) -> tuple[list[Tensor], FloatCache]:
         """What the kernel gives for these layers, and the cache after them: in float32, here."""
         place = {"device": kernel.device, "dtype": kernel.dtype}
-        cache = KeyValueCache(*(side.clone().to(**place) for side in both(self.cache)))
-        attend = kernel.prepare(cache, self.batch)
+        cache = FloatCache(*(side.clone().to(**place) for side in both(self.cache)))
+        if not kernel.bind.limits.takes(cache):
+            pytest.skip(f"{kernel.name} takes no cache of this shape")
+        batch = batch_of(self.sequences, cache.shape.block_size, kernel.device)
+        attend = kernel.bind(cache)(batch)
         outputs = [attend(layer, *(x.to(**place) for x in self.qkv[layer])) for layer in layers]
-        after = KeyValueCache(*(side.float().cpu() for side in both(cache)))
+        after = FloatCache(*(side.float().cpu() for side in both(cache)))
         return [output.float().cpu() for output in outputs], after
 
 
-REFERENCE = Kernel("reference", attention_reference.prepare, "cpu", torch.float32)
+REFERENCE = Kernel("reference", ReferenceAttention, "cpu", torch.float32)
 
 
-def both(cache: KeyValueCache) -> tuple[Tensor, Tensor]:
+def both(cache: FloatCache) -> tuple[Tensor, Tensor]:
     return cache.keys, cache.values
 
 
@@ -149,7 +158,7 @@ def draw(generator, *shape, dtype=torch.float32) -> Tensor:
     return torch.randn(shape, generator=generator).to(dtype).float()
 
 
-def lay_out(lengths, block_size, generator) -> BatchLayout:
+def lay_out(lengths, block_size, generator) -> list[Cached]:
     """Every other sequence lies in one run of blocks, the others wherever there is room."""
     needs = [-(-num_tokens // block_size) for num_tokens, _ in lengths]
     # Nobody has the first block: tables are padded with its number.
@@ -161,26 +170,26 @@ def lay_out(lengths, block_size, generator) -> BatchLayout:
             first_of_run += need
         else:
             blocks = [free.pop() for _ in range(need)]
-        sequences.append(SequenceSlice(row, num_rows, num_tokens, tuple(blocks)))
+        sequences.append(Cached(row, num_rows, num_tokens, tuple(blocks)))
         row += num_rows
-    return BatchLayout(tuple(sequences))
+    return sequences
 
 
-def slots_before(batch: BatchLayout, block_size) -> list[int]:
+def slots_before(sequences, block_size) -> list[int]:
     """The slots that were filled before this step."""
     return [
         each.blocks[i // block_size] * block_size + i % block_size
-        for each in batch.sequences
+        for each in sequences
         for i in range(each.num_tokens - each.num_rows)
     ]
 
 
 def draw_step(lengths, *, heads=(4, 2), head_dim=8, block_size=4, dtype=torch.float32) -> Step:
     generator = torch.Generator().manual_seed(sum(heads) + head_dim + block_size)
-    batch = lay_out(lengths, block_size, generator)
-    num_blocks = max(max(each.blocks) for each in batch.sequences) + 2
-    num_rows = sum(each.num_rows for each in batch.sequences)
-    slots = slots_before(batch, block_size)
+    sequences = lay_out(lengths, block_size, generator)
+    num_blocks = max(max(each.blocks) for each in sequences) + 2
+    num_rows = sum(each.num_rows for each in sequences)
+    slots = slots_before(sequences, block_size)
     sides = []
     for _ in range(2):
         side = torch.full((LAYERS, num_blocks * block_size, heads[1], head_dim), float("nan"))
@@ -192,14 +201,14 @@ def draw_step(lengths, *, heads=(4, 2), head_dim=8, block_size=4, dtype=torch.fl
         )
         for _ in range(LAYERS)
     )
-    return Step(KeyValueCache(*sides), batch, qkv)
+    return Step(FloatCache(*sides), sequences, qkv)
 
 
 def assert_close(actual: Tensor, expected: Tensor, dtype: torch.dtype) -> None:
     torch.testing.assert_close(actual, expected, atol=TOLERANCE[dtype], rtol=0)
 
 
-def assert_same(actual: KeyValueCache, expected: KeyValueCache) -> None:
+def assert_same(actual: FloatCache, expected: FloatCache) -> None:
     for ours, theirs in zip(both(actual), both(expected), strict=True):
         torch.testing.assert_close(ours, theirs, atol=0, rtol=0, equal_nan=True)
 
@@ -242,7 +251,7 @@ def test_halves_stay_within_their_tolerance(kernel, dtype):
     if (kernel.name, kernel.device, dtype) == ("triton", "cpu", torch.bfloat16):
         pytest.skip("Triton's interpreter multiplies bfloat16 as if they were integers")
     step = draw_step(RAGGED, head_dim=128, block_size=16, dtype=dtype)
-    outputs, _ = step.run(Kernel(kernel.name, kernel.prepare, kernel.device, dtype))
+    outputs, _ = step.run(Kernel(kernel.name, kernel.bind, kernel.device, dtype))
     expected, _ = step.run(REFERENCE)
     assert_close(torch.stack(outputs), torch.stack(expected), dtype)
 
@@ -269,7 +278,7 @@ def test_long_contexts_of_few_sequences(kernel, heads):
 def test_paged_equals_contiguous(kernel, num_rows):
     # Two sequences of the same length: the first is scattered, the second lies in one run.
     step = draw_step([(100, num_rows)] * 2, head_dim=16, block_size=16, dtype=kernel.dtype)
-    scattered, contiguous = (each.blocks for each in step.batch.sequences)
+    scattered, contiguous = (each.blocks for each in step.sequences)
     assert sorted(contiguous) == list(contiguous)
     assert sorted(scattered) != list(scattered)
     for side in both(step.cache):
@@ -283,10 +292,13 @@ def test_paged_equals_contiguous(kernel, num_rows):
 @pytest.mark.parametrize("heads", HEADS)
 def test_chunked_equals_whole(kernel, heads):
     """Prompts come in chunks of one to four tokens, several sequences in a step."""
-    whole = draw_step([(7, 7), (1, 1), (18, 18)], heads=heads, head_dim=16, dtype=kernel.dtype)
-    (q, k, v), sequences = whole.qkv[0], whole.batch.sequences
+    block_size = max(4, kernel.bind.limits.block_size_step)
+    lengths, dtype = [(7, 7), (1, 1), (18, 18)], kernel.dtype
+    whole = draw_step(lengths, heads=heads, head_dim=16, block_size=block_size, dtype=dtype)
+    (q, k, v), sequences = whole.qkv[0], whole.sequences
     place = {"device": kernel.device, "dtype": kernel.dtype}
-    cache = KeyValueCache(*(side.to(**place) for side in both(whole.cache)))
+    cache = FloatCache(*(side.to(**place) for side in both(whole.cache)))
+    bound = kernel.bind(cache)
     generator = torch.Generator().manual_seed(sum(heads))
     done, outputs = [0] * len(sequences), torch.empty_like(q)
     while sum(done) < len(q):
@@ -297,9 +309,9 @@ def test_chunked_equals_whole(kernel, heads):
             if count:
                 start = each.first_row + done[index]
                 done[index] += count
-                slices.append(SequenceSlice(len(rows), count, done[index], each.blocks))
+                slices.append(Cached(len(rows), count, done[index], each.blocks))
                 rows += range(start, start + count)
-        attend = kernel.prepare(cache, BatchLayout(tuple(slices)))
+        attend = bound(batch_of(slices, cache.shape.block_size, kernel.device))
         outputs[rows] = attend(0, *(x[rows].to(**place) for x in (q, k, v))).float().cpu()
     for each in sequences:
         rows = slice(each.first_row, each.first_row + each.num_rows)
@@ -309,11 +321,11 @@ def test_chunked_equals_whole(kernel, heads):
 def test_a_batch_equals_its_sequences_alone(kernel):
     step = draw_step(RAGGED, head_dim=16, block_size=16, dtype=kernel.dtype)
     (together, *_), _ = step.run(kernel)
-    for each in step.batch.sequences:
+    for each in step.sequences:
         rows = slice(each.first_row, each.first_row + each.num_rows)
-        alone = SequenceSlice(0, each.num_rows, each.num_tokens, each.blocks)
+        alone = Cached(0, each.num_rows, each.num_tokens, each.blocks)
         qkv = tuple(tuple(x[rows] for x in layer) for layer in step.qkv)
-        (output, *_), _ = Step(step.cache, BatchLayout((alone,)), qkv).run(kernel)
+        (output, *_), _ = Step(step.cache, [alone], qkv).run(kernel)
         assert_close(together[rows], output, kernel.dtype)
 
 
@@ -322,10 +334,7 @@ def test_a_batch_equals_its_sequences_alone(kernel):
     [
         (220, torch.float16, 16, 128, LAYERS),
         (250, torch.bfloat16, 128, 16, LAYERS),
-        # What the operator is not documented for goes through torch's attention.
-        (220, torch.float32, 16, 128, 0),
-        (220, torch.float16, 4, 128, 0),
-        (220, torch.float16, 16, 40, 0),
+        # The operator is not documented for this chip: it goes through torch's attention.
         (202, torch.float16, 16, 128, 0),
     ],
 )
@@ -340,6 +349,37 @@ def test_the_npu_decodes_by_its_operator(monkeypatch, chip, dtype, block_size, h
     assert torch_npu.num_calls == num_calls
 
 
+@pytest.mark.parametrize(
+    ("dtype", "block_size", "head_dim"),
+    [(torch.float32, 16, 128), (torch.float16, 4, 128), (torch.float16, 16, 40)],
+)
+def test_the_first_kernel_that_takes_a_cache_is_bound(monkeypatch, dtype, block_size, head_dim):
+    monkeypatch.setitem(sys.modules, "torch_npu", stand_in_for_torch_npu())
+    sides = (torch.zeros(1, 2, block_size, 2, head_dim, dtype=dtype) for _ in range(2))
+    cache = FloatCache(*sides)
+    assert isinstance(bind_attention(("npu", "sdpa"), cache), attention_kernel("sdpa"))
+    with pytest.raises(
+        BackendUnavailableError, match=f"npu.*of {str(dtype)[6:]}.*{block_size} tok"
+    ):
+        bind_attention(("npu",), cache)
+    sides = (torch.zeros(1, 2, 16, 2, 64, dtype=torch.float16) for _ in range(2))
+    assert isinstance(bind_attention(("npu", "sdpa"), FloatCache(*sides)), attention_kernel("npu"))
+
+
+@pytest.mark.parametrize("cache_dtype", [torch.float16, torch.bfloat16])
+def test_a_cache_of_another_dtype_than_the_model(kernel, cache_dtype):
+    """What is kept in halves is read as what the queries are."""
+    if kernel.name == "npu" or (kernel.name, kernel.device) == ("triton", "cpu"):
+        pytest.skip("takes one dtype for both, or an interpreter that cannot widen bfloat16")
+    step = draw_step(RAGGED, head_dim=16, block_size=16, dtype=cache_dtype)
+    halves = FloatCache(*(side.to(kernel.device, cache_dtype) for side in both(step.cache)))
+    attend = kernel.bind(halves)(batch_of(step.sequences, 16, kernel.device))
+    output = attend(0, *(x.to(kernel.device, kernel.dtype) for x in step.qkv[0]))
+    (expected, *_), _ = step.run(REFERENCE)
+    assert output.dtype == kernel.dtype
+    assert_close(output.float().cpu(), expected, kernel.dtype)
+
+
 COMPILE = """
 import triton
 from triton.backends.compiler import GPUTarget
@@ -351,8 +391,8 @@ q, keys = torch.empty(1, 32, 128), torch.empty(1, 16, 32, 128)
 sizes = _sizes(q, keys)
 for half, capability in (("fp16", 80), ("bf16", 90)):
     signature = dict.fromkeys(_attend_share.arg_names, f"*{half}") | {
-        "lengths": "*i32", "table": "*i32", "table_width": "i32", "scale": "fp32",
-        "log_totals": "*fp32", **dict.fromkeys(sizes, "constexpr"),
+        "lengths": "*i64", "table_rows": "*i64", "table": "*i32", "table_width": "i32",
+        "scale": "fp32", "log_totals": "*fp32", **dict.fromkeys(sizes, "constexpr"),
     }
     source = ASTSource(fn=_attend_share, signature=signature, constexprs=sizes)
     kernel = triton.compile(source, target=GPUTarget("cuda", capability, 32))
@@ -379,10 +419,10 @@ def test_triton_is_not_imported_before_its_kernel_is_chosen():
 @pytest.mark.parametrize(
     ("capability", "triton", "compiler", "attention"),
     [
-        ((8, 0), True, "/usr/bin/gcc", "triton"),
-        ((7, 5), True, "/usr/bin/gcc", "sdpa"),
-        ((9, 0), False, "/usr/bin/gcc", "sdpa"),
-        ((9, 0), True, None, "sdpa"),
+        ((8, 0), True, "/usr/bin/gcc", ("triton", "sdpa")),
+        ((7, 5), True, "/usr/bin/gcc", ("sdpa",)),
+        ((9, 0), False, "/usr/bin/gcc", ("sdpa",)),
+        ((9, 0), True, None, ("sdpa",)),
     ],
 )
 def test_cuda_takes_triton_where_it_runs(monkeypatch, capability, triton, compiler, attention):

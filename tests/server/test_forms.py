@@ -37,6 +37,17 @@ def test_json_of_a_schema(server):
         jsonschema_rs.validate(SCHEMA, json.loads(choice["message"]["content"]))
 
 
+def test_an_answer_ends_where_the_schema_does_not_say_that_this_is_all(server):
+    """As instructor, llm and LiteLLM send what pydantic writes."""
+    schema = {
+        "properties": {"mood": {"enum": ["good", "bad"], "title": "Mood", "type": "string"}},
+        "required": ["mood"], "title": "Text", "type": "object",
+    }  # fmt: skip
+    form = {"type": "json_schema", "json_schema": {"name": "Text", "schema": schema}}
+    answer = server.ask(response_format=form, max_tokens=50)
+    assert json.loads(text_of(answer)).keys() == {"mood"}
+
+
 def test_a_stream_is_of_the_schema(server):
     asked = {"response_format": FORMAT, "max_tokens": 50, "stream": True}
     lines = [line for line in server.ask(**asked).text.splitlines() if line.startswith("data: {")]

@@ -53,6 +53,12 @@ def test_all_tokens_come_and_the_last_count_is_right(server, tool):
     assert (len(counted) > 1) == ("continuous_usage_stats" in body["stream_options"])
 
 
+def test_metrics_may_be_looked_for_first(server):
+    """As aiperf asks before it reads them."""
+    with server.client() as client:
+        assert client.head("/metrics").status_code == client.get("/metrics").status_code == 200
+
+
 def test_responses_without_an_end(server):
     content = [{"type": "input_text", "text": "hi"}]
     body = {"model": NAME, "max_output_tokens": 20, "ignore_eos": True}

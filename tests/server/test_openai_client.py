@@ -232,6 +232,8 @@ def test_errors_are_the_client_s_own(server):
         client.chat.completions.create(model=NAME, messages=[user("hi")], tools=[TOOL])
     assert caught.value.param == "tools"
     assert caught.value.code == "unsupported_parameter"
+    assert "calls no tools" in str(caught.value)
+    assert "response_format" in str(caught.value)
     assert caught.value.request_id.startswith("req-")
     with pytest.raises(openai.NotFoundError, match="no model 'gpt-5'"):
         client.chat.completions.create(model="gpt-5", messages=[user("hi")])

@@ -1,7 +1,7 @@
 """Clients of other makers work unchanged: with pictures, streams and dialogues.
 
-LiteLLM and LlamaIndex are tried where they are installed: they ask for other versions of packages
-than this project is pinned to.
+instructor, LiteLLM and LlamaIndex are tried where they are installed: they ask for other versions
+of packages than this project is pinned to.
 """
 
 import asyncio
@@ -10,8 +10,10 @@ import json
 import os
 import subprocess
 import sys
+from typing import Literal
 
 import pytest
+from pydantic import BaseModel
 from running import IMAGES, NAME, data_url, picture, user
 
 # They close neither their connections nor the event loops that they make.
@@ -22,6 +24,13 @@ pytestmark = [
 
 QUESTION = "How many shapes are there?"
 ABOUT = [picture(), {"type": "text", "text": QUESTION}]
+
+
+class Scene(BaseModel):
+    """What is asked for as JSON, by a schema that does not say that this is all."""
+
+    number: Literal["one", "two", "three"]
+    is_bright: bool
 
 
 @pytest.fixture(autouse=True)
@@ -114,6 +123,39 @@ class TestPydanticAI:
         streamed = agent.run_stream_sync([seen, QUESTION])
         assert list(streamed.stream_text(debounce_by=None))[-1] == expected
 
+    def test_an_answer_of_a_type(self, agent):
+        from pydantic_ai import BinaryContent, NativeOutput
+
+        seen = BinaryContent((IMAGES / "three.png").read_bytes(), media_type="image/png")
+        answer = agent.run_sync([seen, QUESTION], output_type=NativeOutput(Scene))
+        assert isinstance(answer.output, Scene)
+
+    def test_tools_are_refused_by_name(self, agent):
+        with pytest.raises(Exception, match="calls no tools: leave them out"):
+            agent.run_sync(QUESTION, output_type=Scene)
+
+
+class TestInstructor:
+    @pytest.fixture
+    def create(self, server):
+        instructor = pytest.importorskip("instructor")
+
+        def ask(mode, **asked):
+            client = instructor.from_openai(server.openai(), mode=getattr(instructor.Mode, mode))
+            more = {"model": NAME, "response_model": Scene, "max_retries": 0}
+            return client.chat.completions.create(**more | asked)
+
+        return ask
+
+    def test_a_picture_and_a_text(self, create):
+        for content in (ABOUT, "Hello"):
+            seen = create("JSON_SCHEMA", messages=[user(content)])
+            assert isinstance(seen, Scene)
+
+    def test_tools_are_refused_by_name(self, create):
+        with pytest.raises(Exception, match="calls no tools: leave them out"):
+            create("TOOLS", messages=[user(ABOUT)])
+
 
 class TestLlm:
     """simonw/llm, by its command line."""
@@ -122,7 +164,7 @@ class TestLlm:
     def llm(self, server, tmp_path):
         pytest.importorskip("llm")
         model = {"model_id": "demo", "model_name": NAME, "api_base": f"{server.url}/v1"}
-        more = {"vision": True, "api_key_name": "none"}
+        more = {"vision": True, "supports_schema": True, "api_key_name": "none"}
         lines = [f"{name}: {json.dumps(value)}" for name, value in (model | more).items()]
         (tmp_path / "extra-openai-models.yaml").write_text("- " + "\n  ".join(lines) + "\n")
         (tmp_path / "keys.json").write_text('{"none": "none"}')
@@ -144,6 +186,11 @@ class TestLlm:
         assert answer == expected["choices"][0]["message"]["content"]
         assert llm("-c", "And in the centre?", "--no-stream", "-s", "Be brief.")
 
+    def test_a_schema(self, llm):
+        schema = json.dumps(Scene.model_json_schema())
+        answer = llm("-m", "demo", QUESTION, "-a", str(IMAGES / "three.png"), "--schema", schema)
+        assert Scene.model_validate_json(answer)
+
 
 @pytest.mark.filterwarnings("ignore")  # Its own, of its own types.
 class TestLiteLLM:
@@ -161,6 +208,10 @@ class TestLiteLLM:
         assert "".join(each.choices[0].delta.content or "" for each in stream) == expected
         turns = [*asked, answer.choices[0].message.model_dump(), user("And in the centre?")]
         assert complete(messages=turns).choices[0].message.content
+
+    def test_an_answer_of_a_type(self, complete):
+        answer = complete(messages=[user(ABOUT)], response_format=Scene)
+        assert Scene.model_validate_json(answer.choices[0].message.content)
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -43,6 +43,19 @@ def test_javascript(server):
     assert ANSWER in run(server, ["node", "-"], BLOCKS["js"])
 
 
+@pytest.mark.parametrize(
+    ("client", "package"),
+    [
+        ("openai for Python", "openai"), ("LangChain (`langchain-openai`)", "langchain-openai"),
+        ("Pydantic AI", "pydantic-ai-slim"), ("simonw/llm", "llm"),
+    ],
+)  # fmt: skip
+def test_the_clients_that_were_tried_are_those_of_the_tests(client, package):
+    pinned = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    (version,) = [line.partition("==")[2] for line in pinned if line.startswith(f"{package}==")]
+    assert f"| {client} | {version} |" in TEXT
+
+
 def test_the_unit_can_be_read_and_starts_a_server_that_failed_again():
     unit = configparser.ConfigParser(strict=False, interpolation=None)
     unit.optionxform = str

@@ -7,6 +7,7 @@ Never  reads a file.
 import math
 from functools import cache
 
+from minigpt4_runtime.cache.key_value import token_bytes
 from minigpt4_runtime.checkpoint.weights import Shape, WeightForm
 from minigpt4_runtime.config import DTypeName, ModelConfig
 from minigpt4_runtime.formats.contracts import Part
@@ -47,5 +48,5 @@ def running_bytes(preset: str, dtype: DTypeName, formats: FormatChoice = DENSE.n
     What a step computes in between comes on top; it is small beside these.
     """
     language = PRESETS[preset].language
-    cache_bytes = language.max_position_embeddings * language.cache_bytes_per_token(dtype)
+    cache_bytes = language.max_position_embeddings * token_bytes(language, dtype)
     return weight_bytes(preset, dtype, formats) + cache_bytes

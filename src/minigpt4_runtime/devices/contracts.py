@@ -23,7 +23,7 @@ class DeviceFacts:
     """
 
     default_dtype: DTypeName
-    attention: str  # A name in kernels.registry.ATTENTION_KERNELS.
+    attention: tuple[str, ...]  # In kernels.registry.ATTENTION_KERNELS; the best one first.
     cache_share: float
     collective: str  # What torch.distributed calls the library that adds up over such devices.
     shares_memory: bool = False

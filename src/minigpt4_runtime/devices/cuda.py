@@ -32,7 +32,7 @@ class CudaBackend:
         # cuDNN builds a plan for every length of a context, which takes the host tens of
         # milliseconds; a step has lengths that no step before had.
         torch.backends.cuda.enable_cudnn_sdp(False)
-        attention = "triton" if _runs_triton(self.device) else "sdpa"
+        attention = ("triton", "sdpa") if _runs_triton(self.device) else ("sdpa",)
         self.facts = DeviceFacts(
             default_dtype="float16", attention=attention, cache_share=0.9, collective="nccl"
         )

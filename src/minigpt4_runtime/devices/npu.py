@@ -14,7 +14,7 @@ class NpuBackend:
     """One Ascend device."""
 
     facts = DeviceFacts(
-        default_dtype="float16", attention="npu", cache_share=0.9, collective="hccl"
+        default_dtype="float16", attention=("npu", "sdpa"), cache_share=0.9, collective="hccl"
     )
 
     def __init__(self, index: int | None = None) -> None:

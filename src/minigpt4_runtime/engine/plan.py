@@ -6,13 +6,15 @@ Never  holds a tensor: a plan is small enough to be sent to another process.
 
 from __future__ import annotations
 
-import json
+from array import array
 from dataclasses import dataclass
+
+_FIELDS = 7  # Of a slice, before its ids and blocks.
 
 
 @dataclass(frozen=True)
 class ImageRows:
-    """Rows of a picture that stand in a slice: `num_rows` from `image_row` on, at `slice_row`."""
+    """Image embeddings in a slice: `num_rows` of an image from `image_row` on, at `slice_row`."""
 
     digest: str
     image_row: int
@@ -24,15 +26,19 @@ class ImageRows:
 class Slice:
     """Tokens of a sequence's branch of that number, from position `start` on.
 
-    `blocks` hold the branch from its first token to the last of this slice. `is_sampled` says that
-    the logits after its last token are wanted.
+    The blocks of a branch stand in row `table_row` of the block table. From place `first_block` on
+    that row now has `new_blocks`; the places before it are as they were. The row then has a block
+    for each token up to the last of this slice. `is_sampled` says that the logits after its last
+    token are wanted.
     """
 
     sequence_id: int
     branch: int
     start: int
     token_ids: tuple[int, ...]
-    blocks: tuple[int, ...]
+    table_row: int
+    first_block: int
+    new_blocks: tuple[int, ...]
     images: tuple[ImageRows, ...] = ()
     is_sampled: bool = False
 
@@ -53,24 +59,38 @@ class StepPlan:
         return sum(len(each.token_ids) for each in self.slices)
 
     def encode(self) -> bytes:
-        """For the ranks that hold no image side: all but the pictures."""
-        slices = [
-            (each.sequence_id, each.branch, each.start, each.token_ids, each.blocks)
-            for each in self.slices
-        ]
-        sampled = [each.is_sampled for each in self.slices]
-        return json.dumps((slices, sampled, self.copies), separators=(",", ":")).encode("ascii")
+        """For the ranks that follow, as whole numbers: all but the images, and whose slices."""
+        numbers = array("i", (len(self.copies),))
+        for copied in self.copies:
+            numbers.extend(copied)
+        for each in self.slices:
+            numbers.extend((
+                each.branch, each.start, each.table_row, each.first_block, each.is_sampled,
+                len(each.token_ids), len(each.new_blocks),
+            ))  # fmt: skip
+            numbers.extend(each.token_ids)
+            numbers.extend(each.new_blocks)
+        return numbers.tobytes()
 
     @classmethod
     def decode(cls, message: bytes) -> StepPlan:
-        """What was encoded."""
-        slices, sampled, copies = json.loads(message)
-        return cls(
-            tuple(
-                Slice(sequence_id, branch, start, tuple(ids), tuple(blocks), is_sampled=is_sampled)
-                for (sequence_id, branch, start, ids, blocks), is_sampled in zip(
-                    slices, sampled, strict=True
+        """What was encoded. The sequences have no ids: those who follow do not know them."""
+        numbers = array("i")
+        numbers.frombytes(message)
+        at = 1 + 2 * numbers[0]
+        copies = tuple(zip(numbers[1:at:2], numbers[2:at:2], strict=True))
+        slices = []
+        while at < len(numbers):
+            branch, start, row, first_block, is_sampled, num_ids, num_blocks = numbers[
+                at : at + _FIELDS
+            ]
+            ids_end = at + _FIELDS + num_ids
+            ids, blocks = numbers[at + _FIELDS : ids_end], numbers[ids_end : ids_end + num_blocks]
+            slices.append(
+                Slice(
+                    -1, branch, start, tuple(ids), row, first_block, tuple(blocks),
+                    is_sampled=bool(is_sampled),
                 )
-            ),
-            tuple((source, target) for source, target in copies),
-        )
+            )  # fmt: skip
+            at = ids_end + num_blocks
+        return cls(tuple(slices), copies)

@@ -7,17 +7,18 @@ Never  decides what runs.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
 
 from minigpt4_runtime.cache.image_cache import ImageCache
-from minigpt4_runtime.cache.key_value import KeyValueCache
-from minigpt4_runtime.config import EngineConfig
+from minigpt4_runtime.cache.key_value import CACHE_FORMATS, CacheShape, KeyValueCache
+from minigpt4_runtime.config import DTypeName, EngineConfig
 from minigpt4_runtime.engine.plan import StepPlan
+from minigpt4_runtime.engine.step_buffers import StepBuffers
 from minigpt4_runtime.errors import BackendUnavailableError
-from minigpt4_runtime.kernels.contracts import AttentionKernel, BatchLayout, SequenceSlice
+from minigpt4_runtime.kernels.contracts import AttentionKernel
 from minigpt4_runtime.model.llama import Llama
 from minigpt4_runtime.vision.contracts import VisionEncoder
 
@@ -36,8 +37,8 @@ def fit_num_blocks(
     Raises:
         BackendUnavailableError: there is no room for a single block.
     """
-    block = _new_cache(language, config, num_blocks=1, device="meta")
-    block_bytes = block.keys.nbytes + block.values.nbytes
+    dtype = cache_dtype(config, language)
+    block_bytes = CACHE_FORMATS[dtype].block_bytes(_cache_shape(config, language), dtype)
     most = config.max_running * -(-language.config.max_position_embeddings // config.block_size)
     left_bytes = _UNKNOWN_FREE_BYTES if free_bytes is None else free_bytes
     num_blocks = min(most, int(left_bytes * share) // block_bytes)
@@ -49,39 +50,53 @@ def fit_num_blocks(
     return num_blocks
 
 
-def _new_cache(
-    language: Llama, config: EngineConfig, *, num_blocks: int, device: torch.device | str
-) -> KeyValueCache:
-    """Not written to, and so no memory is taken before a block is first used."""
-    shape = (
-        language.config.num_hidden_layers, num_blocks, config.block_size,
-        language.num_key_value_heads, language.config.head_dim,
+def cache_dtype(config: EngineConfig, language: Llama) -> DTypeName:
+    """What keys and values are kept in; auto is what the model computes in."""
+    if config.cache_dtype != "auto":
+        return config.cache_dtype
+    return str(language.token_embedding.weight.dtype).removeprefix("torch.")  # type: ignore[return-value]
+
+
+def create_cache(config: EngineConfig, language: Llama, num_blocks: int) -> KeyValueCache:
+    """An empty cache for this rank's keys and values."""
+    dtype, device = cache_dtype(config, language), language.token_embedding.weight.device
+    shape = _cache_shape(config, language)
+    return CACHE_FORMATS[dtype].create(shape, num_blocks, dtype=dtype, device=device)
+
+
+def _cache_shape(config: EngineConfig, language: Llama) -> CacheShape:
+    return CacheShape(
+        language.config.num_hidden_layers, language.num_key_value_heads,
+        language.config.head_dim, config.block_size,
     )  # fmt: skip
-    weight = language.token_embedding.weight
-    return KeyValueCache(*(weight.new_empty(shape, device=device) for _ in range(2)))
 
 
 class Runner:
     """Runs the model on one device, in a cache of a fixed number of blocks.
 
-    Of several ranks, the leader alone has a vision encoder.
+    `bind` gives the attention kernel for that cache. Of several ranks, the leader alone has a
+    vision encoder.
     """
 
     def __init__(
         self,
         language: Llama,
         vision: VisionEncoder | None,
-        attention: AttentionKernel,
+        bind: Callable[[KeyValueCache], AttentionKernel],
         *,
         config: EngineConfig,
         num_blocks: int,
     ) -> None:
         self._language = language
         self._vision = vision
-        self._attention = attention
         self._images = ImageCache(config.image_cache_bytes)
-        device = language.token_embedding.weight.device
-        self._cache = _new_cache(language, config, num_blocks=num_blocks, device=device)
+        self._cache = create_cache(config, language, num_blocks)
+        self._attention = bind(self._cache)
+        self._buffers = StepBuffers(
+            config,
+            max_context=language.config.max_position_embeddings,
+            device=language.token_embedding.weight.device,
+        )
         self.num_blocks = num_blocks
         self.num_encoded_images = 0
 
@@ -91,24 +106,17 @@ class Runner:
 
         `pixels` has every picture of the plan by its digest.
         """
-        self._copy_blocks(plan)
-        batch = _layout(plan)
-        positions = torch.tensor(batch.positions(), device=self._cache.keys.device)
-        attend = self._attention(self._cache, batch)
-        hidden = self._language(self.embed(plan, pixels), positions, attend)
-        ends, row = [], 0
-        for each in plan.slices:
-            row += len(each.token_ids)
-            if each.is_sampled:
-                ends.append(row - 1)
-        return self._language.logits(hidden[ends])
+        if plan.copies:
+            self._cache.copy_blocks(*zip(*plan.copies, strict=True))
+        step = self._buffers.load(plan)
+        attend = self._attention(step.batch)
+        embeddings = self._embed(plan, step.token_ids, pixels)
+        hidden = self._language(embeddings, step.positions, attend)
+        return self._language.logits(hidden.index_select(0, step.sampled_rows))
 
-    @torch.inference_mode()
-    def embed(self, plan: StepPlan, pixels: Mapping[str, Tensor]) -> Tensor:
+    def _embed(self, plan: StepPlan, token_ids: Tensor, pixels: Mapping[str, Tensor]) -> Tensor:
         """The plan's ids and pictures → (T, C) rows as the language model reads them."""
-        ids = torch.tensor([i for each in plan.slices for i in each.token_ids])
-        device = self._cache.keys.device
-        embeddings = self._language.embed(ids.to(device, non_blocking=True))
+        embeddings = self._language.embed(token_ids)
         image_rows = self._encode(plan, pixels)
         first_row = 0
         for each in plan.slices:
@@ -136,18 +144,3 @@ class Runner:
         for digest, rows in rows_by_digest.items():
             self._images.put(digest, rows)
         return rows_by_digest
-
-    def _copy_blocks(self, plan: StepPlan) -> None:
-        if plan.copies:
-            source, target = (list(side) for side in zip(*plan.copies, strict=True))
-            for side in (self._cache.keys, self._cache.values):
-                side[:, target] = side[:, source]
-
-
-def _layout(plan: StepPlan) -> BatchLayout:
-    row, sequences = 0, []
-    for each in plan.slices:
-        count = len(each.token_ids)
-        sequences.append(SequenceSlice(row, count, each.start + count, each.blocks))
-        row += count
-    return BatchLayout(tuple(sequences))

@@ -54,7 +54,9 @@ class Scheduler:
         self._pool = BlockPool(num_blocks)
         self._eos_id = eos_id
         self._waiting: deque[Sequence] = deque()
-        self._running: list[Sequence] = []  # The oldest first; all older than those that wait.
+        # By id, the oldest first; all are older than those that wait.
+        self._running: dict[int, Sequence] = {}
+        self._free_rows = list(range(config.max_running))  # Of the block table.
         self.max_running = config.max_running
         self.num_preempted = 0
         self.num_reused_tokens = 0
@@ -67,7 +69,7 @@ class Scheduler:
     @property
     def running(self) -> tuple[Sequence, ...]:
         """The sequences that hold blocks, the oldest first."""
-        return tuple(self._running)
+        return tuple(self._running.values())
 
     @property
     def waiting(self) -> tuple[Sequence, ...]:
@@ -94,16 +96,14 @@ class Scheduler:
 
     def remove(self, sequence: Sequence) -> None:
         """Forget a sequence, whatever it is doing, and free its blocks."""
-        if sequence in self._running:
-            self._running.remove(sequence)
-        elif sequence in self._waiting:
+        if self._running.pop(sequence.id, None) is None and sequence in self._waiting:
             self._waiting.remove(sequence)
         self._release(sequence)
 
     def preempt_all(self) -> None:
         """Take all running sequences' blocks: what they hold is not to be relied on."""
-        while self._running:
-            self._preempt(self._running[-1])
+        for sequence in reversed(self.running):
+            self._preempt(sequence)
 
     # --- plan ---------------------------------------------------------------------------------
 
@@ -117,8 +117,9 @@ class Scheduler:
         num_preempted = self.num_preempted
         short = False
         for is_mid_answer in (True, False):
-            for sequence in tuple(self._running):
-                if sequence in self._running and self._is_mid_answer(sequence) == is_mid_answer:
+            for sequence in self.running:
+                is_running = sequence.id in self._running
+                if is_running and self._is_mid_answer(sequence) == is_mid_answer:
                     short |= not self._continue(sequence, draft)
         # Who waits is newer than all who run: while those lack blocks, nobody joins.
         if not short and num_preempted == self.num_preempted:
@@ -137,9 +138,10 @@ class Scheduler:
         if not any(counts):
             return True
         while self._new_blocks(sequence, counts) > self._pool.num_free:
-            victim = next(s for s in reversed(self._running) if s.id not in draft.planned)
+            youngest = next(reversed(self._running.values()))
+            victim = next(s for s in reversed(self.running) if s.id not in draft.planned)
             # Behind younger sequences that are planned already, it keeps what it has and waits.
-            if victim is sequence and sequence is not self._running[-1]:
+            if victim is sequence and sequence is not youngest:
                 return False
             assert len(self._running) > 1, "a sequence that fits alone never lacks blocks alone"
             self._preempt(victim)
@@ -151,7 +153,7 @@ class Scheduler:
     def _admit(self, draft: _Draft) -> bool:
         """Let the sequence that has waited longest run, if it fits."""
         sequence = self._waiting[0]
-        branches = sum(each.max_branches for each in self._running) + sequence.max_branches
+        branches = sum(each.max_branches for each in self._running.values()) + sequence.max_branches
         if self._running and branches > self.max_running:
             return False
         trunk = sequence.branches[0]
@@ -163,7 +165,7 @@ class Scheduler:
             return False
         self.num_reused_tokens += trunk.num_computed
         self._waiting.popleft()
-        self._running.append(sequence)
+        self._running[sequence.id] = sequence
         return self._continue(sequence, draft)
 
     def _reuse(self, sequence: Sequence, branch: Branch) -> None:
@@ -231,17 +233,22 @@ class Scheduler:
             self._own_written_block(sequence, branch, draft)
             while len(branch.blocks) < self._num_blocks(stop):
                 branch.blocks.append(self._take(sequence, branch.blocks))
+            if branch.table_row is None:
+                branch.table_row = self._free_rows.pop()
             draft.slices.append(
                 Slice(
                     sequence.id,
                     index,
                     start,
                     sequence.token_ids(branch, start, stop),
-                    tuple(branch.blocks),
+                    branch.table_row,
+                    branch.num_told,
+                    tuple(branch.blocks[branch.num_told :]),
                     sequence.images(start, stop),
                     is_sampled,
                 )
             )
+            branch.num_told = len(branch.blocks)
             draft.budget -= count
         draft.planned.add(sequence.id)
 
@@ -253,6 +260,7 @@ class Scheduler:
                 draft.copies.append((block, own))
                 self._pool.release([block])
                 branch.blocks[index] = own
+                branch.num_told = min(branch.num_told, index)
 
     def _take(self, sequence: Sequence, before: list[int]) -> int:
         """A block behind those before it, with room for all that the sequence may come to say."""
@@ -261,7 +269,7 @@ class Scheduler:
 
     def _preempt(self, sequence: Sequence) -> None:
         """Take a sequence's blocks; it waits again, before all who came after it."""
-        self._running.remove(sequence)
+        del self._running[sequence.id]
         self._release(sequence)
         self._waiting.appendleft(sequence)
         self.num_preempted += 1
@@ -270,20 +278,24 @@ class Scheduler:
         for branch in sequence.branches:
             self._pool.release(branch.blocks)
             branch.blocks, branch.num_computed = [], 0
+            self._free_row(branch)
+
+    def _free_row(self, branch: Branch) -> None:
+        if branch.table_row is not None:
+            self._free_rows.append(branch.table_row)
+        branch.table_row, branch.num_told = None, 0
 
     # --- commit -------------------------------------------------------------------------------
 
     def sampled(self, plan: StepPlan) -> list[Sequence]:
         """The sequences whose logits a plan asks for, in the order of their slices."""
         wanted = dict.fromkeys(each.sequence_id for each in plan.slices if each.is_sampled)
-        running = {sequence.id: sequence for sequence in self._running}
-        return [running[sequence_id] for sequence_id in wanted]
+        return [self._running[sequence_id] for sequence_id in wanted]
 
     def commit(self, plan: StepPlan) -> None:
         """Note that a plan was executed. What it sampled goes to `extend`."""
-        running = {sequence.id: sequence for sequence in self._running}
         for piece in plan.slices:
-            self._advance(running[piece.sequence_id], piece)
+            self._advance(self._running[piece.sequence_id], piece)
 
     def extend(self, sequence: Sequence, choice: Choice) -> tuple[TokenEvent, ...]:
         """Let a sequence grow, and give what it says. The last event may say why it ends.
@@ -348,10 +360,14 @@ class Scheduler:
             self._pool.hold(branch.blocks)
         for parent in parents:
             self._pool.release(parent.blocks)
+            self._free_row(parent)
         return ()
 
     def _grow(self, sequence: Sequence, parent: Branch, continuation: Continuation) -> Branch:
         branch = sequence.fork(parent)
+        # The first of its children goes on in its row of the block table.
+        branch.table_row, branch.num_told = parent.table_row, parent.num_told
+        parent.table_row, parent.num_told = None, 0
         branch.say(continuation.token_id)
         branch.score = continuation.score
         if branch.watch:

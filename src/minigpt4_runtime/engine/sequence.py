@@ -21,7 +21,8 @@ class Branch:
     """One way an answer goes on. `answer` are its ids; `score` sums their log-probabilities.
 
     Tokens before `num_computed` have their keys and values in `blocks`; `keys` name the content of
-    the blocks that are full, from the first on.
+    the blocks that are full, from the first on. While it holds blocks, row `table_row` of the block
+    table is its own, and the runner has been told its first `num_told` blocks.
     """
 
     answer: list[int] = field(default_factory=list)
@@ -31,6 +32,8 @@ class Branch:
     blocks: list[int] = field(default_factory=list)
     num_computed: int = 0
     keys: list[bytes] = field(default_factory=list)
+    table_row: int | None = None
+    num_told: int = 0
 
     def say(self, token_id: int) -> None:
         """Grow by one id, and let its guide know."""

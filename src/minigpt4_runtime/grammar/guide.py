@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from minigpt4_runtime.config import GrammarKind, SamplingParams
 from minigpt4_runtime.errors import GrammarError
 from minigpt4_runtime.grammar import trial
+from minigpt4_runtime.grammar.closing import closed
 from minigpt4_runtime.optional import require
 from minigpt4_runtime.text.tokenizer import Tokenizer
 
@@ -154,7 +155,7 @@ def _source(kind: GrammarKind, text: str) -> str:
     schema = json.loads(text)
     if not isinstance(schema, dict):
         raise ValueError("a schema is an object")
-    form = {"name": "json", "json_schema": {**schema, "x-guidance": _JSON_LAYOUT}}
+    form = {"name": "json", "json_schema": {**closed(schema), "x-guidance": _JSON_LAYOUT}}
     return json.dumps({"grammars": [{"lark_grammar": 'start: " "? @json'}, form]})
 
 

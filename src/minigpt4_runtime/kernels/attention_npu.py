@@ -10,59 +10,60 @@ Ascend/op-plugin (docs/context) and checked against a stand-in that computes by 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from types import ModuleType
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from minigpt4_runtime.cache.key_value import KeyValueCache
-from minigpt4_runtime.kernels.attention_sdpa import Decode, block_table, prepare_with
-from minigpt4_runtime.kernels.contracts import BatchLayout, SequenceSlice
+from minigpt4_runtime.cache.key_value import FloatCache
+from minigpt4_runtime.kernels.attention_sdpa import Decode, Singles, attend_with
+from minigpt4_runtime.kernels.contracts import KernelLimits, StepBatch
 from minigpt4_runtime.model.llama import Attend
 from minigpt4_runtime.optional import require
 
 
-def prepare(cache: KeyValueCache, batch: BatchLayout) -> Attend:
-    """See `AttentionKernel`."""
-    return prepare_with(cache, batch, _decoding if _takes(_torch_npu(), cache) else None)
+class NpuAttention:
+    """See `AttentionKernel`. On other chips rows that decode attend as prompts do."""
+
+    limits: ClassVar = KernelLimits(
+        dtypes=(torch.float16, torch.bfloat16), block_size_step=16, head_dim_step=16
+    )
+
+    def __init__(self, cache: FloatCache) -> None:
+        self._cache = cache
+        torch_npu = _torch_npu()
+        chip = torch_npu.npu.get_soc_version()
+        is_described = 220 <= chip <= 225 or 250 <= chip <= 255  # Atlas A2 and A3.
+        is_narrow = cache.shape.num_heads * cache.shape.head_dim < 2**16
+        self._operator = torch_npu.npu_fused_infer_attention_score
+        self._decodes = is_described and is_narrow
+
+    def __call__(self, batch: StepBatch) -> Attend:
+        """See `AttentionKernel`."""
+        return attend_with(self._cache, batch, self._decoding if self._decodes else None)
+
+    def _decoding(self, singles: Singles) -> Decode:
+        num_blocks = -(-singles.longest // self._cache.shape.block_size)
+        table = singles.block_table.index_select(0, singles.table_rows)[:, :num_blocks].contiguous()
+
+        def decode(q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+            attended, _ = self._operator(
+                q.reshape(len(q), 1, -1),  # BSH: (B, 1, H·D)
+                keys.flatten(2),  # (num_blocks, block_size, Hkv·D)
+                values.flatten(2),
+                input_layout="BSH",
+                num_heads=q.shape[1],
+                num_key_value_heads=keys.shape[2],
+                scale=q.shape[2] ** -0.5,
+                block_table=table,
+                block_size=keys.shape[1],
+                actual_seq_lengths_kv=list(singles.num_tokens),  # On the host.
+            )
+            return attended.view_as(q)  # type: ignore[no-any-return]
+
+        return decode
 
 
 def _torch_npu() -> ModuleType:
     return require("torch_npu", install="pip install torch_npu")
-
-
-def _takes(torch_npu: ModuleType, cache: KeyValueCache) -> bool:
-    """Whether the operator is described for this chip and such a cache."""
-    _, _, block_size, num_kv_heads, head_dim = cache.keys.shape
-    chip = torch_npu.npu.get_soc_version()
-    return (
-        (220 <= chip <= 225 or 250 <= chip <= 255)  # Atlas A2 and A3.
-        and cache.keys.dtype in (torch.float16, torch.bfloat16)
-        and block_size % 16 == 0
-        and head_dim % 16 == 0
-        and num_kv_heads * head_dim < 2**16
-    )
-
-
-def _decoding(cache: KeyValueCache, sequences: Sequence[SequenceSlice]) -> Decode:
-    operator = _torch_npu().npu_fused_infer_attention_score
-    table = block_table(sequences, cache.keys.device)
-    lengths = [each.num_tokens for each in sequences]  # The operator wants these on the host.
-
-    def decode(q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        attended, _ = operator(
-            q.reshape(len(q), 1, -1),  # BSH: (B, 1, H·D)
-            keys.flatten(2),  # (num_blocks, block_size, Hkv·D)
-            values.flatten(2),
-            input_layout="BSH",
-            num_heads=q.shape[1],
-            num_key_value_heads=keys.shape[2],
-            scale=q.shape[2] ** -0.5,
-            block_table=table,
-            block_size=keys.shape[1],
-            actual_seq_lengths_kv=lengths,
-        )
-        return attended.view_as(q)  # type: ignore[no-any-return]
-
-    return decode

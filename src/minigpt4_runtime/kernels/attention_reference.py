@@ -4,35 +4,45 @@ Owns   nothing. Takes packed rows, the cache and the batch; gives attended rows.
 Every other kernel is held to this one by a test.
 """
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 
 from minigpt4_runtime.cache.key_value import KeyValueCache
-from minigpt4_runtime.kernels.contracts import BatchLayout
+from minigpt4_runtime.kernels.contracts import KernelLimits, SequenceRows, StepBatch
 from minigpt4_runtime.model.llama import Attend
 
 
-def prepare(cache: KeyValueCache, batch: BatchLayout) -> Attend:
-    """See `AttentionKernel`."""
+class ReferenceAttention:
+    """See `AttentionKernel`. It knows a cache by `write` and `read` alone, whatever its format."""
 
-    def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        keys, values = (side[layer].flatten(0, 1) for side in (cache.keys, cache.values))
-        attended = torch.empty_like(q)
-        for sequence in batch.sequences:
-            rows = slice(sequence.first_row, sequence.first_row + sequence.num_rows)
-            slots = torch.tensor(
-                [
-                    sequence.blocks[i // cache.block_size] * cache.block_size + i % cache.block_size
-                    for i in range(sequence.num_tokens)
-                ],
-                device=q.device,
-            )
-            keys[slots[-sequence.num_rows :]] = k[rows]
-            values[slots[-sequence.num_rows :]] = v[rows]
-            attended[rows] = _attend_one(q[rows], keys[slots], values[slots])
-        return attended
+    limits: ClassVar = KernelLimits(formats=(object,))
 
-    return attend
+    def __init__(self, cache: KeyValueCache) -> None:
+        self._cache = cache
+
+    def __call__(self, batch: StepBatch) -> Attend:
+        """See `AttentionKernel`."""
+        cache = self._cache
+
+        def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            cache.write(layer, batch.slots, k, v)
+            attended = torch.empty_like(q)
+            for sequence in batch.sequences:
+                rows = slice(sequence.first_row, sequence.first_row + sequence.num_rows)
+                keys, values = cache.read(layer, self._slots(batch, sequence))
+                attended[rows] = _attend_one(q[rows], keys.to(q.dtype), values.to(q.dtype))
+            return attended
+
+        return attend
+
+    def _slots(self, batch: StepBatch, sequence: SequenceRows) -> Tensor:
+        """Where a sequence's tokens lie, in order."""
+        size = self._cache.shape.block_size
+        blocks = batch.blocks_of(sequence, size).long()
+        places = torch.arange(size, device=blocks.device)
+        return (blocks[:, None] * size + places).flatten()[: sequence.num_tokens]
 
 
 def _attend_one(q: Tensor, keys: Tensor, values: Tensor) -> Tensor:

@@ -8,79 +8,109 @@ Never  copies many keys whose blocks lie in one run: they are read where they ar
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from minigpt4_runtime.cache.key_value import KeyValueCache
-from minigpt4_runtime.kernels.contracts import BatchLayout, SequenceSlice
+from minigpt4_runtime.cache.key_value import FloatCache
+from minigpt4_runtime.kernels.contracts import KernelLimits, SequenceRows, StepBatch
 from minigpt4_runtime.model.llama import Attend
 
 # (B, H, D) queries, one of each sequence, and a layer's keys and values in blocks → (B, H, D).
 Decode = Callable[[Tensor, Tensor, Tensor], Tensor]
-# What makes it, once a step, for these sequences.
-Decoding = Callable[[KeyValueCache, Sequence[SequenceSlice]], Decode]
+
+
+@dataclass(frozen=True)
+class Singles:
+    """The sequences of a step that have one row. `num_tokens` are their `lengths` on the host."""
+
+    num_tokens: tuple[int, ...]
+    lengths: Tensor  # (B,)
+    table_rows: Tensor  # (B,)
+    block_table: Tensor
+
+    @property
+    def longest(self) -> int:
+        """How many tokens the longest of them has."""
+        return max(self.num_tokens)
+
+
+# What makes a Decode, once a step.
+Decoding = Callable[[Singles], Decode]
 
 # So much of a layer's keys is copied to attend together: it costs less than a call a sequence.
 _COPIED_BYTES = 2**21
 
 
-def prepare(cache: KeyValueCache, batch: BatchLayout) -> Attend:
+class SdpaAttention:
     """See `AttentionKernel`. Sequences of one row attend together while they are short."""
-    singles = [each for each in batch.sequences if each.num_rows == 1]
-    longest = max((each.num_tokens for each in singles), default=0)
-    token_bytes = cache.keys[0, 0, 0].nbytes
-    is_small = 1 < len(singles) <= _COPIED_BYTES / (longest * token_bytes or 1)
-    return prepare_with(cache, batch, _gathered if is_small else None)
 
+    limits: ClassVar = KernelLimits()
 
-def _gathered(cache: KeyValueCache, singles: Sequence[SequenceSlice]) -> Decode:
-    """Copy the sequences' keys side by side, the shorter ones followed by their last key."""
-    device, (num_kv_heads, head_dim) = cache.keys.device, cache.keys.shape[3:]
-    lengths = torch.tensor([[each.num_tokens] for each in singles], device=device)
-    places = torch.arange(int(lengths.max()), device=device)
-    is_past_end = places >= lengths
-    # What torch would else make of a mask in every layer.
-    bias = torch.zeros(is_past_end.shape, dtype=cache.keys.dtype, device=device)
-    bias = bias.masked_fill_(is_past_end, float("-inf"))[:, None, None]  # (B, 1, 1, S)
-    places = places.minimum(lengths - 1)
-    blocks = block_table(singles, device).long().gather(1, places // cache.block_size)
-    slots = (blocks * cache.block_size + places % cache.block_size).flatten()
-    shape = (len(singles), -1, num_kv_heads, head_dim)
+    def __init__(self, cache: FloatCache) -> None:
+        self._cache = cache
+        self._token_bytes = cache.keys[0, 0, 0].nbytes
 
-    def decode(q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        k, v = (
-            side.flatten(0, 1).index_select(0, slots).view(shape).transpose(1, 2)
-            for side in (keys, values)
+    def __call__(self, batch: StepBatch) -> Attend:
+        """See `AttentionKernel`."""
+        counts = [each.num_tokens for each in batch.sequences if each.num_rows == 1]
+        is_small = (
+            len(counts) > 1 and len(counts) * max(counts) * self._token_bytes <= _COPIED_BYTES
         )
-        queries = q.view(len(q), num_kv_heads, -1, head_dim)
-        out = functional.scaled_dot_product_attention(queries, k, v, attn_mask=bias)
-        return out.view_as(q)
+        return attend_with(self._cache, batch, self._gathered if is_small else None)
 
-    return decode
+    def _gathered(self, singles: Singles) -> Decode:
+        """Copy the sequences' keys side by side, the shorter ones followed by their last key."""
+        block_size, lengths = self._cache.shape.block_size, singles.lengths[:, None]
+        places = torch.arange(singles.longest, device=lengths.device)
+        is_past_end = places >= lengths
+        # What torch would else make of a mask in every layer.
+        bias = torch.zeros(is_past_end.shape, dtype=self._cache.dtype, device=lengths.device)
+        bias = bias.masked_fill_(is_past_end, float("-inf"))[:, None, None]  # (B, 1, 1, S)
+        places = places.minimum(lengths - 1)
+        table = singles.block_table.index_select(0, singles.table_rows)
+        blocks = table.long().gather(1, places // block_size)
+        slots = (blocks * block_size + places % block_size).flatten()
+        shape = (len(lengths), -1, self._cache.shape.num_heads, self._cache.shape.head_dim)
+
+        def decode(q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+            k, v = (
+                side.flatten(0, 1).index_select(0, slots).view(shape).transpose(1, 2)
+                for side in (keys, values)
+            )
+            queries = q.view(len(q), shape[2], -1, shape[3])
+            out = _attention(queries, k, v, attn_mask=bias.to(q.dtype))
+            return out.view_as(q)
+
+        return decode
 
 
-def prepare_with(cache: KeyValueCache, batch: BatchLayout, decoding: Decoding | None) -> Attend:
+def attend_with(cache: FloatCache, batch: StepBatch, decoding: Decoding | None) -> Attend:
     """Prepare a step in which the sequences of one row attend together, as `decoding` has it."""
-    device, num_rows = cache.keys.device, [each.num_rows for each in batch.sequences]
-    slots = torch.tensor(batch.slots(cache.block_size), device=device)
-    singles = [each for each in batch.sequences if decoding and each.num_rows == 1]
-    rows = torch.tensor([each.first_row for each in singles], device=device)
-    decode = decoding(cache, singles) if decoding and singles else None
+    num_rows = [each.num_rows for each in batch.sequences]
+    singles = [i for i, count in enumerate(num_rows) if count == 1] if decoding else []
+    if decoding and len(singles) == len(num_rows):
+        return _attend_decoding(cache, batch, decoding)
+    decode, rows = None, batch.slots[:0]
+    if decoding and singles:
+        decode = decoding(_choose(batch, singles))
+        first_rows = [batch.sequences[i].first_row for i in singles]
+        rows = torch.tensor(first_rows, device=cache.device)
     views = [
-        None if decoding and each.num_rows == 1 else _view(each, cache) for each in batch.sequences
+        None if decode and each.num_rows == 1 else _view(each, batch, cache)
+        for each in batch.sequences
     ]
 
     def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        keys, values = _write(cache, layer, slots, k, v)
-        if decode and len(singles) == len(views):
-            return decode(q, keys, values)
+        cache.write(layer, batch.slots, k, v)
+        keys, values = cache.keys[layer], cache.values[layer]
         attended = torch.cat(
             [
-                view.attend(part, layer) if view else part
+                view.attend(part, keys, values) if view else part
                 for part, view in zip(q.split_with_sizes(num_rows), views, strict=True)
             ]
         )
@@ -91,68 +121,79 @@ def prepare_with(cache: KeyValueCache, batch: BatchLayout, decoding: Decoding | 
     return attend
 
 
-def block_table(sequences: Sequence[SequenceSlice], device: torch.device) -> Tensor:
-    """(B, most blocks of a sequence) int32: a sequence's blocks, then zeros."""
-    width = max(len(each.blocks) for each in sequences)
-    rows = [each.blocks + (0,) * (width - len(each.blocks)) for each in sequences]
-    return torch.tensor(rows, dtype=torch.int32, device=device)
+def _attend_decoding(cache: FloatCache, batch: StepBatch, decoding: Decoding) -> Attend:
+    """Prepare a step in which every sequence has one row."""
+    num_tokens = tuple(each.num_tokens for each in batch.sequences)
+    decode = decoding(Singles(num_tokens, batch.lengths, batch.table_rows, batch.block_table))
+
+    def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        cache.write(layer, batch.slots, k, v)
+        return decode(q, cache.keys[layer], cache.values[layer])
+
+    return attend
 
 
-def _write(
-    cache: KeyValueCache, layer: int, slots: Tensor, k: Tensor, v: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Put k and v into a layer's slots → its keys and values, each (num_blocks, block_size, …)."""
-    keys, values = cache.keys[layer], cache.values[layer]
-    keys.flatten(0, 1).index_copy_(0, slots, k)
-    values.flatten(0, 1).index_copy_(0, slots, v)
-    return keys, values
+def _choose(batch: StepBatch, numbers: list[int]) -> Singles:
+    """The sequences of these numbers in the batch."""
+    index = torch.tensor(numbers, device=batch.lengths.device)
+    num_tokens = tuple(batch.sequences[i].num_tokens for i in numbers)
+    return Singles(num_tokens, batch.lengths[index], batch.table_rows[index], batch.block_table)
+
+
+def _attention(q: Tensor, k: Tensor, v: Tensor, **masks: Tensor | bool | None) -> Tensor:
+    """Torch's attention in the dtype of the queries, whatever the cache has."""
+    return functional.scaled_dot_product_attention(q, k.to(q.dtype), v.to(q.dtype), **masks)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
 class _View:
-    """One sequence's keys and values. `mask` None: no key lies in the future, or all are new."""
+    """One sequence's part of a layer. `blocks` None: they lie in one run, from slot `start` on.
 
-    keys: Callable[[int], Tensor]  # Layer → (1, Hkv, S, D).
-    values: Callable[[int], Tensor]
+    `mask` None: no key lies in the future, or all are new.
+    """
+
+    num_tokens: int
+    start: int
+    blocks: Tensor | None
     mask: Tensor | None
 
-    def attend(self, q: Tensor, layer: int) -> Tensor:
-        """(R, H, D) queries at the end of the sequence → (R, H, D)."""
-        keys, values = self.keys(layer), self.values(layer)
+    def attend(self, q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """(R, H, D) queries at the sequence's end, and a layer's keys and values → (R, H, D)."""
+        keys, values = self._read(keys), self._read(values)
         num_rows, num_heads, head_dim = q.shape
         shares = num_heads // keys.shape[1]
         if num_rows == 1:
             # One token sees all: the heads that share keys are so many queries of one head.
             queries = q.view(1, -1, shares, head_dim)
-            return functional.scaled_dot_product_attention(queries, keys, values).view_as(q)
+            return _attention(queries, keys, values).view_as(q)
         if shares > 1:
             keys, values = (side.repeat_interleave(shares, dim=1) for side in (keys, values))
-        out = functional.scaled_dot_product_attention(
+        out = _attention(
             q.transpose(0, 1)[None], keys, values, attn_mask=self.mask, is_causal=self.mask is None
         )
         return out[0].transpose(0, 1)
 
+    def _read(self, side: Tensor) -> Tensor:
+        """A layer's (num_blocks, block_size, Hkv, D) → the sequence's (1, Hkv, S, D)."""
+        if self.blocks is not None:
+            tokens = side.index_select(0, self.blocks).flatten(0, 1)[: self.num_tokens]
+            return tokens.transpose(0, 1)[None]
+        # In one operation: what is done for each sequence and layer decides the speed.
+        _, _, num_heads, head_dim = side.shape
+        width = num_heads * head_dim
+        return side.as_strided(
+            (1, num_heads, self.num_tokens, head_dim),
+            (width, head_dim, width, 1),
+            side.storage_offset() + self.start * width,
+        )
 
-def _view(sequence: SequenceSlice, cache: KeyValueCache) -> _View:
+
+def _view(sequence: SequenceRows, batch: StepBatch, cache: FloatCache) -> _View:
     count, total, mask = sequence.num_rows, sequence.num_tokens, None
     if 1 < count < total:
-        mask = torch.ones(count, total, dtype=torch.bool, device=cache.keys.device)
+        mask = torch.ones(count, total, dtype=torch.bool, device=cache.device)
         mask = mask.tril(total - count)
-    return _View(_reader(sequence, cache.keys), _reader(sequence, cache.values), mask)
-
-
-def _reader(sequence: SequenceSlice, side: Tensor) -> Callable[[int], Tensor]:
-    """Layer → the sequence's part of one side of the cache, (1, Hkv, S, D)."""
-    first, total = sequence.blocks[0], sequence.num_tokens
-    if sequence.blocks == tuple(range(first, first + len(sequence.blocks))):
-        # One cut for all layers: what is done for each sequence and layer decides the speed.
-        start = first * side.shape[2]
-        run = side.flatten(1, 2)[:, None, start : start + total]
-        return run.transpose(2, 3).unbind().__getitem__
-    blocks = torch.tensor(sequence.blocks, device=side.device)
-
-    def gather(layer: int) -> Tensor:
-        tokens = side[layer].index_select(0, blocks).flatten(0, 1)[:total]
-        return tokens.transpose(0, 1)[None]
-
-    return gather
+    block_size = cache.shape.block_size
+    if sequence.run_start is not None:
+        return _View(total, sequence.run_start * block_size, None, mask)
+    return _View(total, 0, batch.blocks_of(sequence, block_size), mask)

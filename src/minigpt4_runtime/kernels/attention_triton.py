@@ -9,16 +9,15 @@ Checked under Triton's interpreter and compiler only: it has not run on a GPU ye
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from contextlib import nullcontext
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
 
-from minigpt4_runtime.cache.key_value import KeyValueCache
-from minigpt4_runtime.kernels.attention_sdpa import Decode, block_table, prepare_with
-from minigpt4_runtime.kernels.contracts import BatchLayout, SequenceSlice
+from minigpt4_runtime.cache.key_value import FloatCache
+from minigpt4_runtime.kernels.attention_sdpa import Decode, Singles, attend_with
+from minigpt4_runtime.kernels.contracts import KernelLimits, StepBatch
 from minigpt4_runtime.model.llama import Attend
 from minigpt4_runtime.optional import require
 
@@ -37,37 +36,43 @@ _WANTED_PROGRAMS = 256
 _MIN_SHARE = 128
 
 
-def prepare(cache: KeyValueCache, batch: BatchLayout) -> Attend:
+class TritonAttention:
     """See `AttentionKernel`."""
-    return prepare_with(cache, batch, _decoding)
 
+    limits: ClassVar = KernelLimits()
 
-def _decoding(cache: KeyValueCache, sequences: Sequence[SequenceSlice]) -> Decode:
-    device, num_kv_heads = cache.keys.device, cache.keys.shape[3]
-    is_current = device.type == "cpu" or device.index == torch.cuda.current_device()
-    table = block_table(sequences, device)
-    lengths = torch.tensor([each.num_tokens for each in sequences], device=device).int()
-    wanted = -(-_WANTED_PROGRAMS // (len(sequences) * num_kv_heads))
-    most = -(-max(each.num_tokens for each in sequences) // _MIN_SHARE)
-    grid = (len(sequences), num_kv_heads, min(wanted, most))
+    def __init__(self, cache: FloatCache) -> None:
+        self._cache = cache
+        device = cache.device
+        self._is_current = device.type == "cpu" or device.index == torch.cuda.current_device()
 
-    def decode(q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        count, _, shares = grid
-        q = q.contiguous()
-        dtype = q.dtype if shares == 1 else torch.float32
-        mixed = q.new_empty(count, shares, *q.shape[1:], dtype=dtype)
-        log_totals = q.new_empty(count, shares, q.shape[1], dtype=torch.float32)
-        # Triton launches on the current device, wherever the tensors are.
-        with nullcontext() if is_current else torch.cuda.device(device):
-            _attend_share[grid](
-                q, keys, values, lengths, table, mixed, log_totals, table.shape[1],
-                q.shape[2] ** -0.5, **_sizes(q, keys), num_stages=2,
-            )  # fmt: skip
-        if shares == 1:
-            return mixed[:, 0]
-        return (mixed * log_totals.softmax(1)[..., None]).sum(1).to(q.dtype)
+    def __call__(self, batch: StepBatch) -> Attend:
+        """See `AttentionKernel`."""
+        return attend_with(self._cache, batch, self._decoding)
 
-    return decode
+    def _decoding(self, singles: Singles) -> Decode:
+        count, num_kv_heads = len(singles.lengths), self._cache.shape.num_heads
+        wanted = -(-_WANTED_PROGRAMS // (count * num_kv_heads))
+        shares = min(wanted, -(-singles.longest // _MIN_SHARE))
+        grid = (count, num_kv_heads, shares)
+
+        def decode(q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+            q = q.contiguous()
+            dtype = q.dtype if shares == 1 else torch.float32
+            mixed = q.new_empty(count, shares, *q.shape[1:], dtype=dtype)
+            log_totals = q.new_empty(count, shares, q.shape[1], dtype=torch.float32)
+            # Triton launches on the current device, wherever the tensors are.
+            with nullcontext() if self._is_current else torch.cuda.device(q.device):
+                _attend_share[grid](
+                    q, keys, values, singles.lengths, singles.table_rows, singles.block_table,
+                    mixed, log_totals, singles.block_table.shape[1], q.shape[2] ** -0.5,
+                    **_sizes(q, keys), num_stages=2,
+                )  # fmt: skip
+            if shares == 1:
+                return mixed[:, 0]
+            return (mixed * log_totals.softmax(1)[..., None]).sum(1).to(q.dtype)
+
+        return decode
 
 
 def _sizes(q: Tensor, keys: Tensor) -> dict[str, int]:
@@ -90,7 +95,8 @@ def _attend_share(  # noqa: PLR0913, PLR0917
     keys: tl.tensor,  # (num_blocks, BLOCK_SIZE, Hkv, HEAD_DIM)
     values: tl.tensor,
     lengths: tl.tensor,  # (B,)
-    table: tl.tensor,  # (B, table_width)
+    table_rows: tl.tensor,  # (B,): which row of the block table each sequence has.
+    table: tl.tensor,  # (rows, table_width)
     mixed: tl.tensor,  # (B, shares, H, HEAD_DIM): what each share of the tokens makes ...
     log_totals: tl.tensor,  # (B, shares, H): ... and the log of how much it weighs.
     table_width: tl.tensor,
@@ -112,7 +118,8 @@ def _attend_share(  # noqa: PLR0913, PLR0917
     here = (sequence * num_heads + heads)[:, None] * HEAD_DIM + dims[None, :]
     q = tl.load(queries + here, mask=is_row[:, None] & is_dim[None, :], other=0.0)
 
-    length = tl.load(lengths + sequence)
+    length = tl.load(lengths + sequence).to(tl.int32)
+    own_table = table + tl.load(table_rows + sequence) * table_width
     share_size = tl.cdiv(length, num_shares)
     first = share * share_size
     last = tl.minimum(first + share_size, length)
@@ -123,12 +130,12 @@ def _attend_share(  # noqa: PLR0913, PLR0917
     for start in range(first, last, KEYS):
         tokens = start + tl.arange(0, KEYS)
         is_token = tokens < last
-        block = tl.load(table + sequence * table_width + tokens // BLOCK_SIZE, is_token, 0)
+        block = tl.load(own_table + tokens // BLOCK_SIZE, is_token, 0)
         slots = block.to(tl.int64) * BLOCK_SIZE + tokens % BLOCK_SIZE
         there = ((slots * num_kv_heads + kv_head) * HEAD_DIM)[:, None] + dims[None, :]
         is_there = is_token[:, None] & is_dim[None, :]
-        k = tl.load(keys + there, mask=is_there, other=0.0)
-        v = tl.load(values + there, mask=is_there, other=0.0)
+        k = tl.load(keys + there, mask=is_there, other=0.0).to(q.dtype)
+        v = tl.load(values + there, mask=is_there, other=0.0).to(q.dtype)
         scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
         scores = tl.where(is_token[None, :], scores, float("-inf"))
         larger = tl.maximum(largest, tl.max(scores, 1))

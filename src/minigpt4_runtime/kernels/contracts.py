@@ -1,57 +1,88 @@
 """What an attention kernel must offer, and the step that it is given.
 
-Owns   the protocol, and which rows of a step belong to which sequence.
+Owns   the protocols, and which rows of a step belong to which sequence.
 Takes  nothing: there is no code here that computes.
 """
 
-from dataclasses import dataclass
-from typing import Protocol
+from __future__ import annotations
 
-from minigpt4_runtime.cache.key_value import KeyValueCache
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from minigpt4_runtime.cache.key_value import FloatCache, KeyValueCache
 from minigpt4_runtime.model.llama import Attend
 
 
-@dataclass(frozen=True)
-class SequenceSlice:
+class SequenceRows(NamedTuple):
     """Which rows of a step belong to one sequence, and where that sequence is cached.
 
     `num_tokens` counts its tokens up to the last of this step, which are the last `num_rows` of
-    them; token i lies in `blocks[i // block_size]`.
+    them. Its blocks stand in row `table_row` of the block table; `run_start` is the first of them
+    where each lies behind the one before, else None.
     """
 
     first_row: int
     num_rows: int
     num_tokens: int
-    blocks: tuple[int, ...]
+    table_row: int
+    run_start: int | None
 
 
 @dataclass(frozen=True)
-class BatchLayout:
-    """The sequences of one step, whose tokens are packed into T rows, one after the other."""
+class StepBatch:
+    """The sequences of one step, whose tokens are packed into T rows, one after the other.
 
-    sequences: tuple[SequenceSlice, ...]
+    All tensors are int64 on the device, but for the block table, which is int32. Token i of a
+    sequence lies in block `block_table[table_row, i // block_size]`.
+    """
 
-    def positions(self) -> list[int]:
-        """At which position of its sequence each row stands: T numbers."""
-        return [
-            position
-            for each in self.sequences
-            for position in range(each.num_tokens - each.num_rows, each.num_tokens)
-        ]
+    sequences: tuple[SequenceRows, ...]
+    slots: Tensor  # (T,): where each row's key and value go, counted in tokens through all blocks.
+    lengths: Tensor  # (B,): each sequence's num_tokens.
+    table_rows: Tensor  # (B,): each sequence's table_row.
+    block_table: Tensor  # (rows, most blocks of a sequence); behind a sequence's own lies anything.
 
-    def slots(self, block_size: int) -> list[int]:
-        """Where each row's key and value go, counted in tokens through all blocks: T numbers."""
-        return [
-            each.blocks[position // block_size] * block_size + position % block_size
-            for each in self.sequences
-            for position in range(each.num_tokens - each.num_rows, each.num_tokens)
-        ]
+    def blocks_of(self, sequence: SequenceRows, block_size: int) -> Tensor:
+        """The blocks that hold a sequence, in order."""
+        return self.block_table[sequence.table_row, : -(-sequence.num_tokens // block_size)]
+
+
+@dataclass(frozen=True)
+class KernelLimits:
+    """Which caches a kernel takes: its formats, their dtypes and sizes that are multiples."""
+
+    formats: tuple[type, ...] = (FloatCache,)
+    dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.float16, torch.bfloat16)
+    block_size_step: int = 1
+    head_dim_step: int = 1
+
+    def takes(self, cache: KeyValueCache) -> bool:
+        """Whether a cache is within these limits."""
+        shape = cache.shape
+        return (
+            isinstance(cache, self.formats)
+            and cache.dtype in self.dtypes
+            and shape.block_size % self.block_size_step == 0
+            and shape.head_dim % self.head_dim_step == 0
+        )
 
 
 class AttentionKernel(Protocol):
-    """Causal attention over a cache in blocks, for packed sequences of any lengths."""
+    """Causal attention over a cache in blocks, for packed sequences of any lengths.
 
-    def __call__(self, cache: KeyValueCache, batch: BatchLayout) -> Attend:
+    It is made once for a cache, and called once for each step.
+    """
+
+    limits: ClassVar[KernelLimits]
+
+    def __init__(self, cache: KeyValueCache) -> None:
+        """Bind to a cache within the limits."""
+        ...
+
+    def __call__(self, batch: StepBatch) -> Attend:
         """Prepare a step. What is worked out here serves every layer.
 
         The result writes a layer's k and v into the cache and attends.

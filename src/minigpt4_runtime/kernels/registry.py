@@ -3,27 +3,47 @@
 Owns   which names exist. Never imports a kernel before it is chosen.
 """
 
+from collections.abc import Sequence
 from pkgutil import resolve_name
 from typing import cast
 
 import torch
 
+from minigpt4_runtime.cache.key_value import KeyValueCache
+from minigpt4_runtime.errors import BackendUnavailableError
 from minigpt4_runtime.formats.contracts import LinearKernel, WeightFormat
 from minigpt4_runtime.kernels.contracts import AttentionKernel
 
 ATTENTION_KERNELS = {
-    "reference": "minigpt4_runtime.kernels.attention_reference:prepare",
-    "sdpa": "minigpt4_runtime.kernels.attention_sdpa:prepare",
-    "triton": "minigpt4_runtime.kernels.attention_triton:prepare",
-    "npu": "minigpt4_runtime.kernels.attention_npu:prepare",
+    "reference": "minigpt4_runtime.kernels.attention_reference:ReferenceAttention",
+    "sdpa": "minigpt4_runtime.kernels.attention_sdpa:SdpaAttention",
+    "triton": "minigpt4_runtime.kernels.attention_triton:TritonAttention",
+    "npu": "minigpt4_runtime.kernels.attention_npu:NpuAttention",
 }
 # By a weight format's name and the kind of device, or "*" for any other.
 LINEAR_KERNELS = {("float", "cpu"): "minigpt4_runtime.kernels.linear_dense:prepare"}
 
 
-def attention_kernel(name: str) -> AttentionKernel:
+def attention_kernel(name: str) -> type[AttentionKernel]:
     """The kernel of that name in ATTENTION_KERNELS."""
-    return cast(AttentionKernel, resolve_name(ATTENTION_KERNELS[name]))
+    return cast(type[AttentionKernel], resolve_name(ATTENTION_KERNELS[name]))
+
+
+def bind_attention(names: Sequence[str], cache: KeyValueCache) -> AttentionKernel:
+    """The first of these kernels that takes the cache, bound to it.
+
+    Raises:
+        BackendUnavailableError: none of them does.
+    """
+    for name in names:
+        kernel = attention_kernel(name)
+        if kernel.limits.takes(cache):
+            return kernel(cache)
+    raise BackendUnavailableError(
+        f"No attention kernel of this device ({', '.join(names)}) takes keys and values of "
+        f"{str(cache.dtype).removeprefix('torch.')} in blocks of {cache.shape.block_size} tokens. "
+        "Choose another cache_dtype or block_size."
+    )
 
 
 def linear_kernel(

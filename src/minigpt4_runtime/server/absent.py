@@ -51,6 +51,9 @@ FEATURES: dict[str, tuple[Any, ...]] = {
     "web_search_options": (),
     "whitespace_pattern": (),
 }
+# Clients that want JSON often ask for it by a tool, and their users never wrote that word.
+_NO_TOOLS = "It calls no tools: leave them out, and ask for JSON with response_format."
+INSTEAD = dict.fromkeys(("functions", "function_call", "tools", "tool_choice"), _NO_TOOLS)
 # What only describes: the request, its sender or, in an answer that is sent back, where it is from.
 DESCRIPTIVE = frozenset({
     "annotations", "cache_control", "detail", "id", "include_obfuscation", "metadata", "name",

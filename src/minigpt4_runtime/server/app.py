@@ -276,6 +276,7 @@ def _add_other_routes(app: FastAPI, parts: Parts) -> None:
         response.status_code = 503
         return Status(status="not ready", reason=reason)
 
+    @app.head("/metrics", include_in_schema=False)
     @app.get("/metrics", responses=_NOT_LET_IN, response_class=Response)
     async def metrics() -> Response:
         """Counts and times for Prometheus."""

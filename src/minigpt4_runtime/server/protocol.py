@@ -15,7 +15,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from minigpt4_runtime.config import SamplingParams
 from minigpt4_runtime.errors import ConfigError
 from minigpt4_runtime.messages import Role
-from minigpt4_runtime.server.absent import Asked
+from minigpt4_runtime.server.absent import INSTEAD, Asked
 from minigpt4_runtime.server.failures import Refusal
 from minigpt4_runtime.server.forms import ResponseFormat, StructuredOutputs
 
@@ -292,7 +292,8 @@ def _refusal_of(error: ValidationError) -> Refusal:
     if kind == "json_invalid":
         return Refusal(400, f"The body is not JSON that can be read: {fault['msg']}.")
     if kind == "extra_forbidden":
-        message = f"{where} is not supported by this server. Leave it out."
+        advice = INSTEAD.get(str(fault["loc"][-1]), "Leave it out.")
+        message = f"{where} is not supported by this server. {advice}"
         return Refusal(400, message, param=where, code="unsupported_parameter")
     if kind == "missing":
         return Refusal(400, f"{where} is missing.", param=where, code="missing_parameter")

@@ -1,0 +1,108 @@
+"""What a step gives to the model, in tensors that stay where they are.
+
+Owns   the token ids, positions and slots of a step's rows, and the block table of all sequences.
+Takes  a StepPlan, which tells what is new in the block table; gives a Step.
+Never  grows: each tensor has room for the largest step, at an address that a captured graph keeps.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from minigpt4_runtime.config import EngineConfig
+from minigpt4_runtime.engine.plan import Slice, StepPlan
+from minigpt4_runtime.kernels.contracts import SequenceRows, StepBatch
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step as the model takes it: T rows of B sequences, of which S are sampled."""
+
+    token_ids: Tensor  # (T,)
+    positions: Tensor  # (T,): each row's place in its sequence.
+    sampled_rows: Tensor  # (S,): the rows whose logits are wanted.
+    batch: StepBatch
+
+
+class StepBuffers:
+    """The memory of all steps of an engine. A step is valid until the next one is loaded."""
+
+    def __init__(self, config: EngineConfig, *, max_context: int, device: torch.device) -> None:
+        self._block_size = config.block_size
+        size = (config.max_running, -(-max_context // config.block_size))
+        self._host_table = numpy.zeros(size, numpy.int32)
+        self._table = _on_device(self._host_table, device)
+        # Ids, positions, lengths, table rows, sampled rows, slots: see `Step` and `StepBatch`.
+        self._host = numpy.zeros((6, config.max_step_tokens), numpy.int64)
+        self._device = _on_device(self._host, device)
+        # The first block of each row whose blocks lie one behind the other, else None.
+        self._run_starts: list[int | None] = [None] * config.max_running
+
+    def load(self, plan: StepPlan) -> Step:
+        """Put a plan into the buffers: one copy to the device, and what is new in the table."""
+        ids: list[int] = []
+        positions: list[int] = []
+        sequences: list[SequenceRows] = []
+        sampled: list[int] = []
+        for each in plan.slices:
+            self._note_blocks(each)
+            first_row, stop = len(ids), each.start + len(each.token_ids)
+            ids += each.token_ids
+            positions += range(each.start, stop)
+            run_start = self._run_starts[each.table_row]
+            sequences.append(
+                SequenceRows(first_row, len(ids) - first_row, stop, each.table_row, run_start)
+            )
+            if each.is_sampled:
+                sampled.append(len(ids) - 1)
+        lengths = [each.num_tokens for each in sequences]
+        table_rows = [each.table_row for each in sequences]
+        for row, values in zip(
+            self._host, (ids, positions, lengths, table_rows, sampled), strict=False
+        ):
+            row[: len(values)] = values
+        self._find_slots(sequences, len(ids))
+        return self._step(tuple(sequences), len(ids), len(sampled))
+
+    def _step(self, sequences: tuple[SequenceRows, ...], num_rows: int, num_sampled: int) -> Step:
+        if self._device.device.type != "cpu":
+            self._device.copy_(torch.from_numpy(self._host), non_blocking=True)
+        ids, positions, lengths, table_rows, sampled, slots = self._device
+        batch = StepBatch(
+            sequences, slots[:num_rows], lengths[: len(sequences)], table_rows[: len(sequences)],
+            self._table,
+        )  # fmt: skip
+        return Step(ids[:num_rows], positions[:num_rows], sampled[:num_sampled], batch)
+
+    def _note_blocks(self, new: Slice) -> None:
+        """Write a slice's new blocks into the table, and see whether they still lie in one run."""
+        row, first, blocks = new.table_row, new.first_block, new.new_blocks
+        if not blocks:
+            return
+        here = slice(first, first + len(blocks))
+        self._host_table[row, here] = blocks
+        if self._table.device.type != "cpu":
+            self._table[row, here] = torch.tensor(blocks, dtype=torch.int32)
+        start = self._run_starts[row] if first else blocks[0]
+        is_run = start is not None and blocks == tuple(range(start + first, start + here.stop))
+        self._run_starts[row] = start if is_run else None
+
+    def _find_slots(self, sequences: list[SequenceRows], num_rows: int) -> None:
+        """Where each row's key and value go."""
+        size, positions = self._block_size, self._host[1, :num_rows]
+        table_rows = numpy.repeat(
+            self._host[3, : len(sequences)], [each.num_rows for each in sequences]
+        )
+        blocks = self._host_table[table_rows, positions // size]
+        self._host[5, :num_rows] = blocks * size + positions % size
+
+
+def _on_device(host: NDArray[Any], device: torch.device) -> Tensor:
+    """The same memory on a CPU, else a copy."""
+    return torch.from_numpy(host).to(device)
