@@ -27,7 +27,7 @@ from torch import Tensor
 from minigpt4_runtime.api import DEMO_MODEL_DIR
 from minigpt4_runtime.bench.costs import vision_gigaflops
 from minigpt4_runtime.cache.key_value import FloatCache
-from minigpt4_runtime.checkpoint.blank_model import blank_language, blank_vision, model_shapes
+from minigpt4_runtime.checkpoint.blank_model import blank_model, model_shapes
 from minigpt4_runtime.checkpoint.config_file import load_config
 from minigpt4_runtime.checkpoint.random_weights import fill_at_random
 from minigpt4_runtime.config import DTypeName, EngineConfig, ModelConfig
@@ -37,7 +37,6 @@ from minigpt4_runtime.engine.runner import Runner
 from minigpt4_runtime.errors import BackendUnavailableError
 from minigpt4_runtime.kernels.registry import bind_attention
 from minigpt4_runtime.model.llama import Attend, Llama
-from minigpt4_runtime.model.parallel import Solo
 from minigpt4_runtime.optional import require
 from minigpt4_runtime.presets import PRESETS
 from minigpt4_runtime.vision.contracts import VisionEncoder
@@ -164,7 +163,7 @@ def picture_config(setting: Setting) -> ModelConfig:
 def random_encoder(config: ModelConfig, device: torch.device, dtype: DTypeName) -> VisionEncoder:
     """The image side in torch, with random weights."""
     device = open_device(str(device)).device  # What opening a GPU sets holds here too.
-    fill_at_random(part := blank_vision(config), device=device, dtype=getattr(torch, dtype))
+    fill_at_random(part := blank_model(config).vision, device=device, dtype=getattr(torch, dtype))
     return vision_encoder("torch")(part)
 
 
@@ -270,11 +269,11 @@ class DecodeStep:
 
 def random_language(setting: Setting, num_layers: int) -> Llama:
     """A language model of 7B's widths, or the demo model's."""
-    config, dtype = wide_config(num_layers).language, torch.float16
+    config, dtype = wide_config(num_layers), torch.float16
     if setting.is_dry:
-        config, dtype = load_config(DEMO_MODEL_DIR).language, torch.float32
-        config = replace(config, num_hidden_layers=1)
-    fill_at_random(model := blank_language(config, Solo()), device=setting.device, dtype=dtype)
+        config, dtype = load_config(DEMO_MODEL_DIR), torch.float32
+        config = replace(config, language=replace(config.language, num_hidden_layers=1))
+    fill_at_random(model := blank_model(config).language, device=setting.device, dtype=dtype)
     return model
 
 

@@ -23,7 +23,8 @@ FRONT_DOOR = "__init__"
 WORDS = {"errors", "config", "presets", "messages", "optional", "__init__.__version__"}
 # All that one loaded model is made of.
 BELOW_API = WORDS | {
-    "text", "images", "model", "checkpoint", "cache", "kernels", "devices", "vision", "engine",
+    "text", "images", "formats", "model", "checkpoint", "cache", "kernels", "devices", "vision",
+    "engine",
 }  # fmt: skip
 
 # An entry allows a room, one of its modules or one of its names, and what lies within them.
@@ -37,11 +38,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     "text": WORDS,
     "images": WORDS,
     "grammar": WORDS | {"text.tokenizer"},
-    "model": WORDS,
-    "checkpoint": WORDS | {"model", "cache.key_value.token_bytes"},
+    "formats": WORDS,
+    "model": WORDS | {"formats"},
+    "checkpoint": WORDS | {"formats", "model", "cache.key_value.token_bytes"},
     "convert": WORDS | {"text.tokenizer", "model", "checkpoint"},
     "cache": WORDS,
-    "kernels": WORDS | {"model", "cache"},
+    "kernels": WORDS | {"formats", "model", "cache"},
     "devices": WORDS | {"model.parallel"},
     "vision": WORDS | {"model"},
     "engine": WORDS
@@ -72,7 +74,7 @@ DEVICES = {"devices.cpu", "devices.cuda", "devices.npu"}
 # Rooms that need nothing but Python, and rooms that load without torch.
 ONLY_STANDARD_LIBRARY = {"errors", "config", "presets", "messages", "optional"}
 NO_TORCH_ON_LOAD = ONLY_STANDARD_LIBRARY | {
-    "text", "grammar", "images", "batch", "hub", "cli", FRONT_DOOR,
+    "text", "grammar", "images", "formats", "batch", "hub", "cli", FRONT_DOOR,
 }  # fmt: skip
 HEAVY = {"torch", "torch_npu"}
 

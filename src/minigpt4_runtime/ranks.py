@@ -38,8 +38,7 @@ from minigpt4_runtime.errors import (
     MiniGPT4Error,
     RankLostError,
 )
-from minigpt4_runtime.kernels.registry import bind_attention
-from minigpt4_runtime.model.linear import set_widen_from
+from minigpt4_runtime.kernels.registry import bind_attention, linear_kernel
 from minigpt4_runtime.model.llama import Llama
 from minigpt4_runtime.model.parallel import Group, Solo
 from minigpt4_runtime.vision.contracts import VisionEncoder
@@ -356,10 +355,10 @@ def serve(group: TorchGroup) -> None:
     backend = open_rank_device(setup.device, group.size)
     group.use(backend.facts.collective)
     dtype, free_bytes = getattr(torch, setup.dtype), free_memory_bytes(backend, group.size)
+    kernel_of = partial(linear_kernel, device=backend.device, widen_from=backend.widen_from(dtype))
     language = setup.source.load_language(
-        device=backend.device, dtype=dtype, free_bytes=free_bytes, group=group
+        device=backend.device, dtype=dtype, free_bytes=free_bytes, group=group, kernel_of=kernel_of
     )
-    set_widen_from(language, backend.widen_from(dtype))
     if free_bytes is not None:
         free_bytes -= sum(weight.nbytes for weight in language.parameters())
     start = partial(make_runner, language, None, backend, free_bytes=free_bytes)

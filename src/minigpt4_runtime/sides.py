@@ -10,18 +10,19 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from minigpt4_runtime.checkpoint.blank_model import Where
 from minigpt4_runtime.checkpoint.graph_folder import find_graph
 from minigpt4_runtime.checkpoint.weight_source import WeightSource
 from minigpt4_runtime.config import DTypeName, VisionSettings
 from minigpt4_runtime.devices.contracts import DeviceBackend
 from minigpt4_runtime.errors import ConfigError
-from minigpt4_runtime.model.linear import set_widen_from
+from minigpt4_runtime.kernels.registry import linear_kernel
 from minigpt4_runtime.model.llama import Llama
 from minigpt4_runtime.model.parallel import Group
 from minigpt4_runtime.vision.contracts import VisionEncoder
@@ -94,18 +95,18 @@ def load_sides(
     """Load the language model, and the image side too unless `encoder` is a graph of it."""
     torch_dtype = getattr(torch, dtype)
     widen_from = backend.widen_from(torch_dtype)
-    where: dict[str, Any] = {
-        "device": backend.device, "dtype": torch_dtype, "free_bytes": free_bytes, "group": group,
-    }  # fmt: skip
+    kernel_of = partial(linear_kernel, device=backend.device, widen_from=widen_from)
+    where = Where(
+        device=backend.device, dtype=torch_dtype, free_bytes=free_bytes, group=group,
+        kernel_of=kernel_of,
+    )  # fmt: skip
     vision_bytes = 0
     if encoder is not None:
         language = source.load_language(**where)
     else:
         model = source.load_model(**where)
         language, vision_bytes = model.language, _count_bytes(model.vision)
-        set_widen_from(model.vision, widen_from)
         encoder = vision_encoder("torch")(model.vision, in_float32=widen_from is not None)
-    set_widen_from(language, widen_from)
     if free_bytes is not None:
         free_bytes -= vision_bytes + _count_bytes(language)
     return Sides(language, TimedEncoder(encoder), vision_bytes, free_bytes)

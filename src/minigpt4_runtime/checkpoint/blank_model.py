@@ -1,40 +1,120 @@
 """The model's form without its weights, to be filled from a folder or to be asked for shapes.
 
-Owns   the building of a model on the meta device, where a weight takes no memory.
-Takes  a ModelConfig and a group of ranks; gives modules whose weights are shapes alone.
+Owns   the building of a model on the meta device, where a weight takes no memory; the one walk that
+       gives each Linear its format and its kernel, and the list of what each weight is made of.
+Takes  a ModelConfig, a group of ranks and a choice of formats; gives modules whose weights are
+       shapes alone, and ModelWeights.
 Never  draws a random number: the model's modules leave their weights empty.
 """
 
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Required, TypedDict, TypeVar
+
 import torch
+from torch import Tensor, nn
 
 from minigpt4_runtime.checkpoint.weights import Shape
-from minigpt4_runtime.config import LanguageConfig, ModelConfig
+from minigpt4_runtime.config import ModelConfig
+from minigpt4_runtime.formats.contracts import LinearKernel, Part, WeightFormat
+from minigpt4_runtime.formats.dense import DENSE
+from minigpt4_runtime.formats.registry import FormatChoice, format_of
+from minigpt4_runtime.model.linear import Linear
 from minigpt4_runtime.model.llama import Llama
 from minigpt4_runtime.model.minigpt4 import MiniGPT4Model, VisionPart
 from minigpt4_runtime.model.parallel import Group
 
+T = TypeVar("T")
+Side = TypeVar("Side", MiniGPT4Model, Llama, VisionPart)
+# What multiplies by weights of a format where the model will run.
+KernelOf = Callable[[WeightFormat], LinearKernel]
 
-def blank_model(config: ModelConfig, group: Group | None = None) -> MiniGPT4Model:
-    """A model on the meta device, in eval mode, whose weights want no gradient."""
+
+class Where(TypedDict, total=False):
+    """On what a model is held, in which dtype its floats, and what multiplies by its weights.
+
+    Of a group's weights this rank's part alone is held. Without `kernel_of` each format multiplies
+    by itself.
+    """
+
+    device: Required[torch.device]
+    dtype: Required[torch.dtype]
+    free_bytes: int | None
+    group: Group
+    kernel_of: KernelOf
+
+
+def blank_model(
+    config: ModelConfig,
+    group: Group | None = None,
+    formats: FormatChoice = DENSE.name,
+    kernel_of: KernelOf | None = None,
+) -> MiniGPT4Model:
+    """A model on the meta device, in eval mode, whose weights want no gradient.
+
+    Raises:
+        ConfigError: a format cannot hold a weight, or this rank's part of it.
+    """
     with torch.device("meta"):
         model = MiniGPT4Model(config, group)
+        for name, module in model.named_modules():
+            if isinstance(module, Linear):
+                chosen = format_of(formats, name)
+                module.use(chosen, kernel_of(chosen) if kernel_of else chosen.multiply)
     return model.requires_grad_(False).eval()
 
 
-def blank_language(config: LanguageConfig, group: Group) -> Llama:
-    """The same of a language model alone."""
-    with torch.device("meta"):
-        language = Llama(config, group)
-    return language.requires_grad_(False).eval()
+def blank_for(where: Where, config: ModelConfig, formats: FormatChoice) -> MiniGPT4Model:
+    """The same, as it is wanted there."""
+    return blank_model(config, where.get("group"), formats, where.get("kernel_of"))
 
 
-def blank_vision(config: ModelConfig) -> VisionPart:
-    """The same of an image side alone."""
-    with torch.device("meta"):
-        vision = VisionPart(config)
-    return vision.requires_grad_(False).eval()
+@dataclass(frozen=True)
+class ModelWeight:
+    """A weight as the mathematics has it. Without a format it is one tensor, as a norm's is."""
+
+    name: str
+    shape: Shape
+    weight_format: WeightFormat | None = None
+
+    def parts(self) -> dict[str, Part]:
+        """What it is made of, by the names that these have in the model and in a folder."""
+        if self.weight_format is None:
+            return {self.name: Part(self.shape)}
+        return self._whole_names(self.weight_format.parts(*self.shape))
+
+    def pack(self, weight: Tensor) -> dict[str, Tensor]:
+        """The tensors of these parts, from the weight in floats."""
+        if self.weight_format is None:
+            return {self.name: weight}
+        return self._whole_names(self.weight_format.pack(weight))
+
+    def _whole_names(self, parts: dict[str, T]) -> dict[str, T]:
+        return {f"{self.name.removesuffix('weight')}{name}": part for name, part in parts.items()}
+
+
+def dtype_of(part: Part, dtype: torch.dtype) -> torch.dtype:
+    """In which dtype a part is held where floats are held in `dtype`."""
+    return getattr(torch, part.dtype) if part.dtype else dtype
+
+
+def list_weights(module: nn.Module) -> Iterator[ModelWeight]:
+    """All weights of a model or of a side of it, in their order in its state_dict()."""
+    for owner_name, owner in module.named_modules():
+        prefix = f"{owner_name}." if owner_name else ""
+        parts = owner.part_names if isinstance(owner, Linear) else ()
+        if isinstance(owner, Linear):
+            yield ModelWeight(f"{prefix}weight", owner.shape, owner.weight_format)
+        for name, weight in owner.named_parameters(recurse=False):
+            if name not in parts:
+                yield ModelWeight(f"{prefix}{name}", tuple(weight.shape))
+
+
+def list_parts(module: nn.Module) -> dict[str, Part]:
+    """What all weights of a model or of a side of it are made of."""
+    return {name: part for weight in list_weights(module) for name, part in weight.parts().items()}
 
 
 def model_shapes(config: ModelConfig) -> dict[str, Shape]:
-    """The name and shape of every weight of the model."""
-    return {name: tuple(weight.shape) for name, weight in blank_model(config).state_dict().items()}
+    """The name and shape of every weight of the model, as the mathematics has it."""
+    return {weight.name: weight.shape for weight in list_weights(blank_model(config))}

@@ -10,14 +10,14 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor
 
-from minigpt4_runtime.checkpoint.blank_model import model_shapes
+from minigpt4_runtime.checkpoint.blank_model import ModelWeight, blank_model, list_weights
 from minigpt4_runtime.checkpoint.config_file import CONFIG_NAME
 from minigpt4_runtime.checkpoint.manifest import (
     MANIFEST_NAME,
@@ -36,6 +36,8 @@ from minigpt4_runtime.checkpoint.writer import (
 )
 from minigpt4_runtime.config import DTypeName, ModelConfig
 from minigpt4_runtime.errors import CheckpointError
+from minigpt4_runtime.formats.dense import DENSE
+from minigpt4_runtime.formats.registry import FormatChoice
 
 TOKENIZER_NAME = "tokenizer.model"
 # What the system says of it: no room at all, or none left for this user.
@@ -63,46 +65,52 @@ def write_folder(
     tokenizer_path: Path,
     *,
     dtype: DTypeName | None = None,
+    formats: FormatChoice = DENSE.name,
     sources: tuple[SourceRecord, ...] = (),
     force: bool = False,
 ) -> None:
     """Write a model that is in memory. `tensors` has the names of MiniGPT4Model.state_dict().
 
-    Without `dtype` every tensor keeps its own.
+    They are floats, and packed as `formats` has it. Without `dtype` each keeps its own.
 
     Raises:
         CheckpointError: a tensor is missing, too many, of another shape or of a dtype that a model
             folder does not hold; `out_dir` exists and `force` is not given; the disk is full.
     """
     check_target(out_dir, force=force)
-    forms = _list_forms(config, tensors, dtype)
-    weights = (NamedWeight(name, name, tensors[name].detach()) for name in forms)
+    weights = list(list_weights(blank_model(config, formats=formats)))
+    forms = _list_forms(weights, tensors, dtype)
+    packed = (
+        NamedWeight(name, weight.name, part)
+        for weight in weights
+        for name, part in weight.pack(tensors[weight.name].detach()).items()
+    )
     with staged_folder(out_dir, needed_bytes=total_bytes(forms), force=force) as folder:
-        write_weights(folder, forms, weights)
-        manifest = Manifest.stamp(forms.values(), sources)
+        write_weights(folder, forms, packed)
+        manifest = Manifest.stamp(forms.values(), sources, formats)
         write_descriptions(folder, config, manifest, tokenizer_path)
 
 
 def _list_forms(
-    config: ModelConfig, tensors: Mapping[str, Tensor], dtype: DTypeName | None
+    weights: Sequence[ModelWeight], tensors: Mapping[str, Tensor], dtype: DTypeName | None
 ) -> dict[str, WeightForm]:
     """What is to be written of each tensor, once it is sure that they are the model's."""
-    shapes, found, own_dtypes = model_shapes(config), {}, {}
+    shapes, found, own_dtypes = {weight.name: weight.shape for weight in weights}, {}, {}
     # One pass: `tensors` may make each one anew when it is asked for.
     for name, tensor in tensors.items():
         found[name], own_dtypes[name] = tuple(tensor.shape), tensor.dtype
     check_shapes("The model to write", shapes, found, remedy="Give the model's state_dict().")
-    if dtype is not None:
-        return {name: WeightForm(shape, dtype) for name, shape in shapes.items()}
     strange = [name for name in shapes if own_dtypes[name] not in DTYPE_NAME_OF]
-    if strange:
+    if strange and dtype is None:
         kinds = sorted({str(own_dtypes[name]).removeprefix("torch.") for name in strange})
         raise CheckpointError(
             f"The model to write: {list_some(strange)} of dtype {list_some(kinds)}; float32, "
             "float16 and bfloat16 are known. Say in which dtype it shall be written."
         )
     return {
-        name: WeightForm(shape, DTYPE_NAME_OF[own_dtypes[name]]) for name, shape in shapes.items()
+        name: WeightForm(part.shape, part.dtype or dtype or DTYPE_NAME_OF[own_dtypes[weight.name]])
+        for weight in weights
+        for name, part in weight.parts().items()
     }
 
 

@@ -1,36 +1,43 @@
 """A model folder → a model that can compute, with one copy of each weight and none to spare.
 
 Owns   the strict match of a folder's weights against the model, and the ways into memory.
-Takes  a model folder, a device, a dtype and a group of ranks; gives modules in eval mode.
+Takes  a model folder, a device, a dtype for its floats, a group of ranks and the kernels of the
+       formats; gives modules in eval mode.
 Never  guesses: a missing weight, one too many or one of another shape is an error by name.
 """
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Unpack
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from minigpt4_runtime.checkpoint.blank_model import (
-    blank_language,
+    Side,
+    Where,
+    blank_for,
     blank_model,
-    blank_vision,
-    model_shapes,
+    dtype_of,
+    list_parts,
 )
 from minigpt4_runtime.checkpoint.config_file import load_config
 from minigpt4_runtime.checkpoint.manifest import read_manifest
 from minigpt4_runtime.checkpoint.mapped import TORCH_DTYPES, map_tensors
 from minigpt4_runtime.checkpoint.weights import (
+    DTYPE_CODES,
     StoredTensor,
     check_shapes,
     cut,
-    list_some,
     read_folder_weights,
     show_bytes,
 )
-from minigpt4_runtime.config import ModelConfig
+from minigpt4_runtime.config import DTYPE_NAMES, ModelConfig
 from minigpt4_runtime.errors import BackendUnavailableError, CheckpointError
+from minigpt4_runtime.formats.contracts import Part
+from minigpt4_runtime.formats.registry import FormatChoice
 from minigpt4_runtime.model.llama import Llama
 from minigpt4_runtime.model.minigpt4 import MiniGPT4Model, VisionPart
 from minigpt4_runtime.model.parallel import Group, Solo, share, split_dimension
@@ -40,126 +47,123 @@ __all__ = [
 ]  # fmt: skip
 
 _LANGUAGE = "language."
-_VISION = "vision."
 
 _PIECE_BYTES = 16 * 2**20
 
 
-def load_model(
-    model_dir: Path,
-    *,
-    device: torch.device,
-    dtype: torch.dtype,
-    free_bytes: int | None = None,
-    group: Group | None = None,
-) -> MiniGPT4Model:
-    """Load a model. Weights that lie in `dtype` already stay in the mapped file on a CPU.
+@dataclass(frozen=True)
+class _Folder:
+    """What a model folder says it holds: all the model's weights and no others, and their parts."""
 
-    Of a group's weights this rank's part alone is read, and copied.
+    path: Path
+    config: ModelConfig
+    formats: FormatChoice
+    stored: Mapping[str, StoredTensor]
+    parts: Mapping[str, Part]
+
+
+def load_model(model_dir: Path, **where: Unpack[Where]) -> MiniGPT4Model:
+    """Load a model. On a CPU, what lies in the wanted dtype already stays in the mapped file.
 
     Raises:
         CheckpointError: a file is damaged, or a weight is missing, too many or misshapen.
         ConfigError: config.json holds something that cannot work.
         BackendUnavailableError: the weights take more than `free_bytes`, where that is known.
     """
-    config, stored = _open(model_dir)
-    _fill(
-        model := blank_model(config, group), _cut_language(stored, group or Solo()), model_dir,
-        device=device, dtype=dtype, free_bytes=free_bytes,
-    )  # fmt: skip
-    return model
+    folder = _open(model_dir)
+    return _fill(blank_for(where, folder.config, folder.formats), "", folder, where)
 
 
-def load_language(
-    model_dir: Path,
-    *,
-    device: torch.device,
-    dtype: torch.dtype,
-    free_bytes: int | None = None,
-    group: Group,
-) -> Llama:
+def load_language(model_dir: Path, **where: Unpack[Where]) -> Llama:
     """Load this rank's part of the language model alone. See `load_model`."""
-    config, stored = _open(model_dir)
-    mine = _below(_LANGUAGE, _cut_language(stored, group))
-    _fill(
-        language := blank_language(config.language, group), mine, model_dir,
-        device=device, dtype=dtype, free_bytes=free_bytes,
-    )  # fmt: skip
-    return language
+    folder = _open(model_dir)
+    language = blank_for(where, folder.config, folder.formats).language
+    return _fill(language, _LANGUAGE, folder, where)
 
 
 def load_vision(model_dir: Path, *, dtype: torch.dtype) -> VisionPart:
     """Load the image side alone, on the CPU. See `load_model`."""
-    config, stored = _open(model_dir)
-    _fill(
-        vision := blank_vision(config), _below(_VISION, stored), model_dir,
-        device=torch.device("cpu"), dtype=dtype, free_bytes=None,
-    )  # fmt: skip
-    return vision
+    folder, where = _open(model_dir), Where(device=torch.device("cpu"), dtype=dtype)
+    vision = blank_for(where, folder.config, folder.formats).vision
+    return _fill(vision, "vision.", folder, where)
 
 
-def _below(prefix: str, stored: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
-    return {
-        name.removeprefix(prefix): place
-        for name, place in stored.items()
+def _open(model_dir: Path) -> _Folder:
+    config, formats = load_config(model_dir), read_manifest(model_dir).weight_format
+    stored = read_folder_weights(model_dir)
+    parts = list_parts(blank_model(config, formats=formats))
+    wanted = {name: part.shape for name, part in parts.items()}
+    found = {name: place.shape for name, place in stored.items()}
+    check_shapes(model_dir, wanted, found, remedy="Convert the model again.")
+    for name, part in parts.items():
+        _refuse_other_dtype(model_dir, name, stored[name], part)
+    return _Folder(model_dir, config, formats, stored, parts)
+
+
+def _place_for(group: Group, folder: _Folder, name: str) -> StoredTensor:
+    """Where this rank's part of a tensor lies; of the image side and of norms, all of it."""
+    place = folder.stored[name]
+    weight_dimension = split_dimension(name) if name.startswith(_LANGUAGE) else None
+    if group.size == 1 or weight_dimension is None:
+        return place
+    dimension = folder.parts[name].split[weight_dimension]
+    if dimension is None:
+        return place
+    return cut(place, dimension, share(place.shape[dimension], group))
+
+
+def _fill(module: Side, prefix: str, folder: _Folder, where: Where) -> Side:
+    device, dtype, group = where["device"], where["dtype"], where.get("group") or Solo()
+    parts = list_parts(module)
+    # In the order of the files, which are then read from end to end.
+    stored = {
+        name.removeprefix(prefix): _place_for(group, folder, name)
+        for name in folder.stored
         if name.startswith(prefix)
     }
-
-
-def _open(model_dir: Path) -> tuple[ModelConfig, dict[str, StoredTensor]]:
-    """A folder's config, and its weights, which are all there and no others."""
-    config = load_config(model_dir)
-    read_manifest(model_dir)
-    stored = read_folder_weights(model_dir)
-    found = {name: weight.shape for name, weight in stored.items()}
-    check_shapes(model_dir, model_shapes(config), found, remedy="Convert the model again.")
-    _refuse_other_dtypes(model_dir, stored)
-    return config, stored
-
-
-def _cut_language(stored: Mapping[str, StoredTensor], group: Group) -> dict[str, StoredTensor]:
-    """All weights, those of the language model cut to this rank's part."""
-    parts = dict(stored)
-    if group.size > 1:
-        for name, place in stored.items():
-            dimension = split_dimension(name) if name.startswith(_LANGUAGE) else None
-            if dimension is not None:
-                parts[name] = cut(place, dimension, share(place.shape[dimension], group))
-    return parts
-
-
-def _fill(
-    module: nn.Module,
-    stored: Mapping[str, StoredTensor],
-    model_dir: Path,
-    *,
-    device: torch.device,
-    dtype: torch.dtype,
-    free_bytes: int | None,
-) -> None:
-    mapped, copied = _split(stored, device, dtype)
+    dtypes = {name: dtype_of(part, dtype) for name, part in parts.items()}
+    mapped = {
+        name: place
+        for name, place in stored.items()
+        if device.type == "cpu" and _may_stay_mapped(place, dtypes[name])
+    }
+    copied = [name for name in stored if name not in mapped]
     refuse_too_large(
-        str(model_dir), (math.prod(place.shape) for place in copied.values()), dtype,
-        device=device, free_bytes=free_bytes,
+        str(folder.path), (parts[name] for name in copied), dtype,
+        device=device, free_bytes=where.get("free_bytes"),
     )  # fmt: skip
-    weights = {**map_tensors(mapped), **dict(_read_weights(copied, device, dtype))}
+    weights = map_tensors(mapped)
+    # One buffer for all: freed between them, each would leave a hole that no weight fills.
+    buffer = _make_buffer(stored[name] for name in copied)
+    for name in copied:
+        weights[name] = read_tensor(stored[name], device=device, dtype=dtypes[name], buffer=buffer)
     module.load_state_dict(weights, strict=True, assign=True)
+    return module
+
+
+def _may_stay_mapped(place: StoredTensor, dtype: torch.dtype) -> bool:
+    return (
+        TORCH_DTYPES[place.dtype_code] == dtype
+        and place.start % dtype.itemsize == 0
+        # Mapped, a part would take the huge pages that it shares with its neighbours.
+        and not place.is_part
+    )
 
 
 def refuse_too_large(
     what: str,
-    counts: Iterable[int],
+    parts: Iterable[Part],
     dtype: torch.dtype,
     *,
     device: torch.device,
     free_bytes: int | None,
 ) -> None:
-    """Check that so many numbers a weight fit into what is free, where that is known.
+    """Check that tensors fit into what is free, where that is known.
 
     Raises:
         BackendUnavailableError: they do not; the message begins with `what`.
     """
-    needed_bytes = sum(counts) * dtype.itemsize
+    needed_bytes = sum(math.prod(part.shape) * dtype_of(part, dtype).itemsize for part in parts)
     if free_bytes is not None and needed_bytes > free_bytes:
         raise BackendUnavailableError(
             f"{what} takes {show_bytes(needed_bytes)} in {str(dtype).removeprefix('torch.')}, "
@@ -184,30 +188,6 @@ def read_tensor(
         flat[first : first + len(piece)].copy_(piece)
         first += len(piece)
     return tensor
-
-
-def _split(
-    stored: Mapping[str, StoredTensor], device: torch.device, dtype: torch.dtype
-) -> tuple[dict[str, StoredTensor], dict[str, StoredTensor]]:
-    """The weights that may stay in the mapped files, and those that must be copied."""
-    mapped = {
-        name: place
-        for name, place in stored.items()
-        if device.type == "cpu"
-        and TORCH_DTYPES[place.dtype_code] == dtype
-        # Mapped, a part would take the huge pages that it shares with its neighbours.
-        and not place.is_part
-    }
-    return mapped, {name: place for name, place in stored.items() if name not in mapped}
-
-
-def _read_weights(
-    copied: Mapping[str, StoredTensor], device: torch.device, dtype: torch.dtype
-) -> Iterator[tuple[str, Tensor]]:
-    # One buffer for all: freed between them, each would leave a hole that no weight fills.
-    buffer = _make_buffer(copied.values())
-    for name, place in copied.items():
-        yield name, read_tensor(place, device=device, dtype=dtype, buffer=buffer)
 
 
 def _make_buffer(stored: Iterable[StoredTensor]) -> Tensor:
@@ -235,6 +215,8 @@ def _read_pieces(stored: StoredTensor, buffer: Tensor) -> Iterator[Tensor]:
 
 
 def _refuse_overflow(path: Path, piece: Tensor, dtype: torch.dtype) -> None:
+    if piece.dtype == dtype:
+        return
     limit = torch.finfo(dtype).max
     if torch.finfo(piece.dtype).max > limit and float(piece.abs().max()) > limit:
         raise CheckpointError(
@@ -243,11 +225,10 @@ def _refuse_overflow(path: Path, piece: Tensor, dtype: torch.dtype) -> None:
         )
 
 
-def _refuse_other_dtypes(model_dir: Path, stored: Mapping[str, StoredTensor]) -> None:
-    strange = [name for name, place in stored.items() if place.dtype_code not in TORCH_DTYPES]
-    if strange:
-        codes = sorted({stored[name].dtype_code for name in strange})
+def _refuse_other_dtype(model_dir: Path, name: str, place: StoredTensor, part: Part) -> None:
+    known = (part.dtype,) if part.dtype else DTYPE_NAMES
+    if place.dtype_code not in [DTYPE_CODES[each] for each in known]:
         raise CheckpointError(
-            f"{model_dir}: {list_some(strange)} of dtype {list_some(codes)}; float32, float16 and "
-            "bfloat16 are known. Convert the model again."
+            f"{model_dir}: {name} of dtype {place.dtype_code}; {' or '.join(known)} is wanted. "
+            "Convert the model again."
         )

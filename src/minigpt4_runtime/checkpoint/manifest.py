@@ -13,13 +13,14 @@ from typing import Any, Self
 
 from minigpt4_runtime import __version__
 from minigpt4_runtime.checkpoint.file_kind import read_versioned_json
-from minigpt4_runtime.checkpoint.weights import WeightForm
-from minigpt4_runtime.config import DTYPE_NAMES, DTypeName
+from minigpt4_runtime.checkpoint.weights import DTYPE_CODES, WeightForm
 from minigpt4_runtime.errors import CheckpointError
+from minigpt4_runtime.formats.contracts import StoredDTypeName
+from minigpt4_runtime.formats.dense import DENSE
+from minigpt4_runtime.formats.registry import WEIGHT_FORMATS, FormatChoice, unknown_format
 
 MANIFEST_NAME = "manifest.json"
 FORMAT_VERSION = 1
-WEIGHT_FORMATS = ("float",)
 _READ_BYTES = 4 * 2**20
 
 
@@ -56,17 +57,26 @@ class SourceRecord:
 class Manifest:
     """What manifest.json says. `dtypes` are those that occur; `made_by` is program and version."""
 
-    dtypes: tuple[DTypeName, ...]
+    dtypes: tuple[StoredDTypeName, ...]
     sources: tuple[SourceRecord, ...] = ()
-    weight_format: str = "float"
+    weight_format: FormatChoice = DENSE.name
     made_by: str
     format_version: int = FORMAT_VERSION
 
     @classmethod
-    def stamp(cls, forms: Iterable[WeightForm], sources: tuple[SourceRecord, ...]) -> Self:
+    def stamp(
+        cls,
+        forms: Iterable[WeightForm],
+        sources: tuple[SourceRecord, ...],
+        weight_format: FormatChoice = DENSE.name,
+    ) -> Self:
         """A manifest made by this program, now, for weights of these forms."""
-        dtypes = tuple(sorted({form.dtype for form in forms}))
-        return cls(dtypes=dtypes, sources=sources, made_by=f"minigpt4-runtime {__version__}")
+        return cls(
+            dtypes=tuple(sorted({form.dtype for form in forms})),
+            sources=sources,
+            weight_format=weight_format,
+            made_by=f"minigpt4-runtime {__version__}",
+        )
 
     def to_mapping(self) -> dict[str, Any]:
         """The content of manifest.json."""
@@ -81,16 +91,17 @@ class Manifest:
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> Self:
         """Read the content of manifest.json; ValueError, KeyError or TypeError if it is none."""
-        if not isinstance(values["dtypes"], list):
-            raise TypeError(values["dtypes"])
+        weight_format = values.get("weight_format", DENSE.name)
+        if not isinstance(values["dtypes"], list) or not isinstance(weight_format, (str, dict)):
+            raise TypeError(values)
         manifest = cls(
             dtypes=tuple(values["dtypes"]),
             sources=tuple(SourceRecord(**source) for source in values["sources"]),
-            weight_format=values["weight_format"],
+            weight_format=weight_format,
             made_by=values["made_by"],
             format_version=values["format_version"],
         )
-        if not manifest.dtypes or not set(manifest.dtypes) <= set(DTYPE_NAMES):
+        if not manifest.dtypes or not set(manifest.dtypes) <= DTYPE_CODES.keys():
             raise ValueError(manifest.dtypes)
         return manifest
 
@@ -109,9 +120,9 @@ def read_manifest(model_dir: Path) -> Manifest:
         raise CheckpointError(
             f"{path} is not the manifest of a MiniGPT-4 model folder. Convert the model again."
         ) from None
-    if manifest.weight_format not in WEIGHT_FORMATS:
+    if (unknown := unknown_format(manifest.weight_format)) is not None:
         raise CheckpointError(
-            f"{path}: the weights are in the format {manifest.weight_format!r}, which this program "
+            f"{path}: the weights are in the format {unknown!r}, which this program "
             f"does not read (known: {', '.join(WEIGHT_FORMATS)}). Update minigpt4-runtime."
         )
     return manifest

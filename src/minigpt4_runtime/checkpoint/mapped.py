@@ -12,17 +12,12 @@ import torch
 from torch import Tensor
 
 from minigpt4_runtime.checkpoint.weights import DTYPE_CODES, StoredTensor
-from minigpt4_runtime.config import DTypeName
+from minigpt4_runtime.config import DTYPE_NAMES, DTypeName
 from minigpt4_runtime.errors import CheckpointError
 
 TORCH_DTYPES = {code: getattr(torch, name) for name, code in DTYPE_CODES.items()}
-# The same the other way: what a weight of a published file can be stored as, unchanged.
-DTYPE_NAME_OF: dict[torch.dtype, DTypeName] = {getattr(torch, name): name for name in DTYPE_CODES}
-_MAPPED_DTYPES = {
-    **TORCH_DTYPES,
-    "F64": torch.float64, "I64": torch.int64, "I32": torch.int32, "I16": torch.int16,
-    "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
-}  # fmt: skip
+# Floats the other way: what a weight of a published file can be stored as, unchanged.
+DTYPE_NAME_OF: dict[torch.dtype, DTypeName] = {getattr(torch, name): name for name in DTYPE_NAMES}
 
 FLOATS_WANTED = (
     "Only float32, float16 and bfloat16 weights can be converted: take the files that were "
@@ -41,14 +36,14 @@ def map_tensors(stored: Mapping[str, StoredTensor]) -> dict[str, Tensor]:
     mappings: dict[Path, mmap.mmap] = {}
     tensors = {}
     for name, place in stored.items():
-        if place.dtype_code not in _MAPPED_DTYPES:
+        if place.dtype_code not in TORCH_DTYPES:
             raise CheckpointError(
                 f"{place.path}: {name} is of dtype {place.dtype_code}. {FLOATS_WANTED}"
             )
         if place.path not in mappings:
             with place.path.open("rb") as file:
                 mappings[place.path] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-        dtype = _MAPPED_DTYPES[place.dtype_code]
+        dtype = TORCH_DTYPES[place.dtype_code]
         if place.num_bytes == 0:
             tensors[name] = torch.empty(place.shape, dtype=dtype)
             continue

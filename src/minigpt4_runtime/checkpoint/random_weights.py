@@ -1,6 +1,7 @@
 """A model of any shape with random weights, made in memory: for measuring without weights.
 
-Owns   the draw. Each weight is made in the dtype and on the device in which it will compute.
+Owns   the draw. Each weight is made in the dtype and on the device in which it will compute, and
+       packed as its format has it.
 Takes  modules on the meta device; fills them, so that they compute finite nonsense.
 Never  touches a file.
 """
@@ -10,6 +11,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from minigpt4_runtime.checkpoint.blank_model import list_parts, list_weights
 from minigpt4_runtime.checkpoint.load import refuse_too_large
 
 
@@ -26,15 +28,13 @@ def fill_at_random(
     Raises:
         BackendUnavailableError: they take more than `free_bytes`, where that is known.
     """
-    shapes = {name: weight.shape for name, weight in module.state_dict().items()}
-    refuse_too_large(
-        "This shape", map(math.prod, shapes.values()), dtype, device=device, free_bytes=free_bytes
-    )
+    parts = list_parts(module).values()
+    refuse_too_large("This shape", parts, dtype, device=device, free_bytes=free_bytes)
     generator = torch.Generator(device).manual_seed(seed)
-    weights = {
-        name: _draw(name, torch.empty(shape, device=device, dtype=dtype), generator)
-        for name, shape in shapes.items()
-    }
+    weights: dict[str, Tensor] = {}
+    for each in list_weights(module):
+        drawn = _draw(each.name, torch.empty(each.shape, device=device, dtype=dtype), generator)
+        weights |= each.pack(drawn)
     module.load_state_dict(weights, strict=True, assign=True)
 
 

@@ -20,6 +20,7 @@ from minigpt4_runtime.checkpoint.weights import (
     show_bytes,
 )
 from minigpt4_runtime.config import ModelConfig
+from minigpt4_runtime.formats.registry import FormatChoice, format_of, show_formats
 
 _TOWERS = {
     "vision": ("vision.vit.", "vision.ln_vision."),
@@ -129,10 +130,14 @@ def inspect_folder(model_dir: Path) -> FolderReport:
         rows_per_image=config.rows_per_image,
         context_length=config.language.max_position_embeddings,
         vocab_size=config.language.vocab_size,
-        towers=tuple(_report_tower(name, sizes[name], stored) for name in _TOWERS if name in sizes),
+        towers=tuple(
+            _report_tower(name, sizes[name], stored, manifest.weight_format)
+            for name in _TOWERS
+            if name in sizes
+        ),
         num_files=len({place.path for place in stored.values()}),
         dtypes=manifest.dtypes,
-        weight_format=manifest.weight_format,
+        weight_format=show_formats(manifest.weight_format),
         made_by=manifest.made_by,
         sources=manifest.sources,
     )
@@ -155,14 +160,23 @@ def _list_sizes(config: ModelConfig) -> dict[str, dict[str, int]]:
 
 
 def _report_tower(
-    name: str, sizes: Mapping[str, int], stored: Mapping[str, StoredTensor]
+    name: str,
+    sizes: Mapping[str, int],
+    stored: Mapping[str, StoredTensor],
+    formats: FormatChoice,
 ) -> TowerReport:
-    places = [place for key, place in stored.items() if key.startswith(_TOWERS[name])]
-    codes = sorted({place.dtype_code for place in places})
+    places = {key: place for key, place in stored.items() if key.startswith(_TOWERS[name])}
+    codes = sorted({place.dtype_code for place in places.values()})
     return TowerReport(
         name,
         sizes,
-        sum(math.prod(place.shape) for place in places),
-        sum(place.num_bytes for place in places),
+        sum(_count_numbers(key, place, formats) for key, place in places.items()),
+        sum(place.num_bytes for place in places.values()),
         tuple(_DTYPE_NAMES.get(code, code) for code in codes),
     )
+
+
+def _count_numbers(name: str, place: StoredTensor, formats: FormatChoice) -> int:
+    """How many of the model's numbers a tensor stands for."""
+    owner, _, part = name.rpartition(".")
+    return math.prod(place.shape) * format_of(formats, owner).numbers_per_item.get(part, 1)

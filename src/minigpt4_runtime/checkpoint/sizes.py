@@ -8,29 +8,45 @@ import math
 from functools import cache
 
 from minigpt4_runtime.cache.key_value import token_bytes
-from minigpt4_runtime.config import DTYPE_BYTES, DTypeName
+from minigpt4_runtime.checkpoint.weights import Shape, WeightForm
+from minigpt4_runtime.config import DTypeName, ModelConfig
+from minigpt4_runtime.formats.contracts import Part
+from minigpt4_runtime.formats.dense import DENSE
+from minigpt4_runtime.formats.registry import FormatChoice
 from minigpt4_runtime.presets import PRESETS
 
 
 @cache
+def _list_weights(
+    config: ModelConfig, formats: str | tuple[tuple[str, str], ...]
+) -> list[tuple[Shape, tuple[Part, ...]]]:
+    """The shape of every weight, and its parts."""
+    # Here alone torch is needed: the table of sources and `minigpt4 models` do without.
+    from minigpt4_runtime.checkpoint.blank_model import blank_model, list_weights
+
+    choice = formats if isinstance(formats, str) else dict(formats)
+    weights = list_weights(blank_model(config, formats=choice))
+    return [(weight.shape, tuple(weight.parts().values())) for weight in weights]
+
+
 def count_parameters(preset: str) -> int:
     """How many numbers a preset's weights are."""
-    # Here alone torch is needed: the table of sources and `minigpt4 models` do without.
-    from minigpt4_runtime.checkpoint.blank_model import model_shapes
-
-    return sum(math.prod(shape) for shape in model_shapes(PRESETS[preset]).values())
+    return sum(math.prod(shape) for shape, _ in _list_weights(PRESETS[preset], DENSE.name))
 
 
-def weight_bytes(preset: str, dtype: DTypeName) -> int:
+def weight_bytes(preset: str, dtype: DTypeName, formats: FormatChoice = DENSE.name) -> int:
     """What a preset's weights take, in a model folder as in memory."""
-    return count_parameters(preset) * DTYPE_BYTES[dtype]
+    key = formats if isinstance(formats, str) else tuple(formats.items())
+    weights = _list_weights(PRESETS[preset], key)
+    parts = [part for _, parts in weights for part in parts]
+    return sum(WeightForm(part.shape, part.dtype or dtype).num_bytes for part in parts)
 
 
-def running_bytes(preset: str, dtype: DTypeName) -> int:
+def running_bytes(preset: str, dtype: DTypeName, formats: FormatChoice = DENSE.name) -> int:
     """What a preset takes in memory while it answers: weights, and keys and values of one context.
 
     What a step computes in between comes on top; it is small beside these.
     """
     language = PRESETS[preset].language
     cache_bytes = language.max_position_embeddings * token_bytes(language, dtype)
-    return weight_bytes(preset, dtype) + cache_bytes
+    return weight_bytes(preset, dtype, formats) + cache_bytes

@@ -10,27 +10,30 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
-import torch
-
-from minigpt4_runtime.checkpoint.blank_model import blank_language, blank_model
+from minigpt4_runtime.checkpoint.blank_model import Side, Where, blank_for
 from minigpt4_runtime.checkpoint.config_file import load_config
 from minigpt4_runtime.checkpoint.load import load_language, load_model
 from minigpt4_runtime.checkpoint.random_weights import fill_at_random
 from minigpt4_runtime.config import ModelConfig
+from minigpt4_runtime.formats.dense import DENSE
+from minigpt4_runtime.formats.registry import FormatChoice
 from minigpt4_runtime.model.llama import Llama
 from minigpt4_runtime.model.minigpt4 import MiniGPT4Model
-from minigpt4_runtime.model.parallel import Group
 
 
 @dataclass(frozen=True)
 class WeightSource:
-    """A model folder, or without one a shape whose weights are drawn with `seed`."""
+    """A model folder, or without one a shape whose weights are drawn with `seed`.
+
+    A folder says itself in which formats its weights are.
+    """
 
     config: ModelConfig
     model_dir: Path | None = None
     seed: int = 0
+    formats: FormatChoice = DENSE.name
 
     @classmethod
     def folder(cls, model_dir: Path) -> WeightSource:
@@ -43,37 +46,32 @@ class WeightSource:
 
     def to_mapping(self) -> dict[str, Any]:
         """Plain values that `from_mapping` reads back."""
-        model_dir = str(self.model_dir) if self.model_dir else None
-        return {"config": self.config.to_mapping(), "model_dir": model_dir, "seed": self.seed}
+        plain = {"config": self.config.to_mapping(), "seed": self.seed, "formats": self.formats}
+        return {**plain, "model_dir": str(self.model_dir) if self.model_dir else None}
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> WeightSource:
         """What `to_mapping` gave."""
         model_dir = Path(values["model_dir"]) if values["model_dir"] else None
-        return cls(ModelConfig.from_mapping(values["config"]), model_dir, values["seed"])
+        config = ModelConfig.from_mapping(values["config"])
+        return cls(config, model_dir, values["seed"], values["formats"])
 
-    def load_model(
-        self, *, device: torch.device, dtype: torch.dtype, free_bytes: int | None, group: Group
-    ) -> MiniGPT4Model:
+    def load_model(self, **where: Unpack[Where]) -> MiniGPT4Model:
         """Both sides, the language model being this rank's part. See `load.load_model`."""
         if self.model_dir is not None:
-            return load_model(
-                self.model_dir, device=device, dtype=dtype, free_bytes=free_bytes, group=group
-            )
-        model = blank_model(self.config, group)
-        fill_at_random(model, device=device, dtype=dtype, free_bytes=free_bytes, seed=self.seed)
-        return model
+            return load_model(self.model_dir, **where)
+        return _fill(blank_for(where, self.config, self.formats), where, self.seed)
 
-    def load_language(
-        self, *, device: torch.device, dtype: torch.dtype, free_bytes: int | None, group: Group
-    ) -> Llama:
+    def load_language(self, **where: Unpack[Where]) -> Llama:
         """This rank's part of the language model alone."""
         if self.model_dir is not None:
-            return load_language(
-                self.model_dir, device=device, dtype=dtype, free_bytes=free_bytes, group=group
-            )
-        language = blank_language(self.config.language, group)
+            return load_language(self.model_dir, **where)
+        language = blank_for(where, self.config, self.formats).language
         # Ranks that drew alike would hold the same rows.
-        seed = self.seed + group.rank
-        fill_at_random(language, device=device, dtype=dtype, free_bytes=free_bytes, seed=seed)
-        return language
+        return _fill(language, where, self.seed + where["group"].rank)
+
+
+def _fill(side: Side, where: Where, seed: int) -> Side:
+    device, dtype, free_bytes = where["device"], where["dtype"], where.get("free_bytes")
+    fill_at_random(side, device=device, dtype=dtype, free_bytes=free_bytes, seed=seed)
+    return side

@@ -14,14 +14,17 @@ from pathlib import Path
 from typing import Any
 
 from minigpt4_runtime.checkpoint.file_kind import read_head, read_json
-from minigpt4_runtime.config import DTYPE_BYTES, DTypeName
 from minigpt4_runtime.errors import CheckpointError
+from minigpt4_runtime.formats.contracts import StoredDTypeName
 
 Shape = tuple[int, ...]
 
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
-DTYPE_CODES: dict[DTypeName, str] = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+DTYPE_CODES: dict[StoredDTypeName, str] = {
+    "float32": "F32", "float16": "F16", "bfloat16": "BF16", "float64": "F64", "int64": "I64",
+    "int32": "I32", "int16": "I16", "int8": "I8", "uint8": "U8", "bool": "BOOL",
+}  # fmt: skip
 ITEM_BYTES = {
     "F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2,
     "U16": 2, "I8": 1, "U8": 1, "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1,
@@ -67,13 +70,13 @@ def cut(stored: StoredTensor, dimension: int, part: range) -> StoredTensor:
             num_bytes=len(part) * row_bytes,
             is_part=True,
         )
-    (columns,) = rest
-    item_bytes = row_bytes // columns
+    columns, *deeper = rest
+    column_bytes = row_bytes // columns
     return replace(
         stored,
-        shape=(rows, len(part)),
-        start=stored.start + part.start * item_bytes,
-        num_bytes=rows * len(part) * item_bytes,
+        shape=(rows, len(part), *deeper),
+        start=stored.start + part.start * column_bytes,
+        num_bytes=rows * len(part) * column_bytes,
         row_step=row_bytes,
         is_part=True,
     )
@@ -81,15 +84,15 @@ def cut(stored: StoredTensor, dimension: int, part: range) -> StoredTensor:
 
 @dataclass(frozen=True)
 class WeightForm:
-    """What one weight is, or will be, in a model folder."""
+    """What one tensor is, or will be, in a model folder."""
 
     shape: Shape
-    dtype: DTypeName
+    dtype: StoredDTypeName
 
     @property
     def num_bytes(self) -> int:
-        """What it takes in a file."""
-        return math.prod(self.shape) * DTYPE_BYTES[self.dtype]
+        """What it takes in a file, as in memory."""
+        return math.prod(self.shape) * ITEM_BYTES[DTYPE_CODES[self.dtype]]
 
 
 def read_header(path: Path) -> dict[str, StoredTensor]:

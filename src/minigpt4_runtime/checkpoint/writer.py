@@ -16,15 +16,14 @@ from typing import BinaryIO
 import torch
 from torch import Tensor
 
-from minigpt4_runtime.checkpoint.mapped import TORCH_DTYPES
 from minigpt4_runtime.checkpoint.weights import (
     DTYPE_CODES,
     INDEX_NAME,
     SINGLE_NAME,
     WeightForm,
 )
-from minigpt4_runtime.config import DTypeName
 from minigpt4_runtime.errors import CheckpointError
+from minigpt4_runtime.formats.contracts import StoredDTypeName
 
 # 64 MiB in float32: large enough to be fast, small beside any tower.
 CHUNK_ITEMS = 16 * 2**20
@@ -81,15 +80,14 @@ def write_weights(
         write_text(folder / INDEX_NAME, json.dumps(index, indent=2, sort_keys=True) + "\n")
 
 
-def rounded_chunks(weight: NamedWeight, dtype: DTypeName) -> Iterator[Tensor]:
+def rounded_chunks(weight: NamedWeight, dtype: StoredDTypeName) -> Iterator[Tensor]:
     """Give a weight's items in order, in bounded flat pieces of the new dtype, each checked.
 
     Raises:
         CheckpointError: a piece holds NaN or inf, or a value that `dtype` cannot hold.
     """
-    wanted = TORCH_DTYPES[DTYPE_CODES[dtype]]
     for piece in _pieces(weight.tensor):
-        rounded = piece.to("cpu", wanted)
+        rounded = piece.to("cpu", getattr(torch, dtype))
         if not bool(torch.isfinite(rounded).all()):
             raise CheckpointError(_describe_unfit(weight.origin, piece, dtype))
         yield rounded
@@ -118,7 +116,7 @@ def _write_one(
     weight: NamedWeight,
     name: str,
     *,
-    dtype: DTypeName,
+    dtype: StoredDTypeName,
     on_bytes: Callable[[int], None],
 ) -> None:
     assert weight.name == name, f"{weight.name} came where {name} was announced"
@@ -138,7 +136,7 @@ def _pieces(tensor: Tensor) -> Iterator[Tensor]:
         yield rows.reshape(-1)
 
 
-def _describe_unfit(origin: str, piece: Tensor, dtype: DTypeName) -> str:
+def _describe_unfit(origin: str, piece: Tensor, dtype: StoredDTypeName) -> str:
     if not bool(torch.isfinite(piece).all()):
         kind = "NaN" if bool(torch.isnan(piece).any()) else "an infinite value"
         return f"{origin} holds {kind}: the file is damaged. Download it again."

@@ -114,7 +114,7 @@ class _Graph(nn.Module):
         self.vision = vision
 
     def forward(self, pixels: Tensor) -> Tensor:
-        rows: Tensor = self.vision(pixels.to(self.vision.projection.weight.dtype))
+        rows: Tensor = self.vision(pixels.to(self.vision.ln_vision.weight.dtype))
         return rows
 
 

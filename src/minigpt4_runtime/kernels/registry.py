@@ -1,4 +1,4 @@
-"""Names → attention kernels, as a table of "module:attribute".
+"""Names → kernels, as tables of "module:attribute".
 
 Owns   which names exist. Never imports a kernel before it is chosen.
 """
@@ -7,8 +7,11 @@ from collections.abc import Sequence
 from pkgutil import resolve_name
 from typing import cast
 
+import torch
+
 from minigpt4_runtime.cache.key_value import KeyValueCache
 from minigpt4_runtime.errors import BackendUnavailableError
+from minigpt4_runtime.formats.contracts import LinearKernel, WeightFormat
 from minigpt4_runtime.kernels.contracts import AttentionKernel
 
 ATTENTION_KERNELS = {
@@ -17,6 +20,8 @@ ATTENTION_KERNELS = {
     "triton": "minigpt4_runtime.kernels.attention_triton:TritonAttention",
     "npu": "minigpt4_runtime.kernels.attention_npu:NpuAttention",
 }
+# By a weight format's name and the kind of device, or "*" for any other.
+LINEAR_KERNELS = {("float", "cpu"): "minigpt4_runtime.kernels.linear_dense:prepare"}
 
 
 def attention_kernel(name: str) -> type[AttentionKernel]:
@@ -39,3 +44,16 @@ def bind_attention(names: Sequence[str], cache: KeyValueCache) -> AttentionKerne
         f"{str(cache.dtype).removeprefix('torch.')} in blocks of {cache.shape.block_size} tokens. "
         "Choose another cache_dtype or block_size."
     )
+
+
+def linear_kernel(
+    weight_format: WeightFormat, *, device: torch.device, widen_from: int | None
+) -> LinearKernel:
+    """What multiplies by weights of a format there; without a row in the table, as it does itself.
+
+    `widen_from` is the number of rows from which on that device multiplies faster in float32.
+    """
+    for kind in (device.type, "*"):
+        if target := LINEAR_KERNELS.get((weight_format.name, kind)):
+            return cast(LinearKernel, resolve_name(target)(widen_from))
+    return weight_format.multiply

@@ -1,44 +1,43 @@
 """The matrix product that every tower is made of.
 
-Owns   one weight, as it is stored, and the product with it.
+Owns   one weight, in the tensors that its format holds it as, and the kernel that multiplies by it.
 Takes  rows (…, in_features); gives rows (…, out_features).
 Never  knows which tower it stands in. Weight formats and shards compose here, not in subclasses.
 """
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
+
+from minigpt4_runtime.formats.contracts import LinearKernel, WeightFormat
+from minigpt4_runtime.formats.dense import DENSE
 
 
 class Linear(nn.Module):
-    """`rows @ weight.T + bias`.
-
-    `widen_from` is the number of rows from which on the weight is widened to float32 for the
-    product, because this device is faster so; None is never. Rows wider than the weight always
-    widen it.
-    """
-
-    widen_from: int | None = None
+    """`rows @ weight.T + bias`. It is a matrix of floats until `use` says otherwise."""
 
     def __init__(self, in_features: int, out_features: int, *, bias: bool) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(out_features, in_features))
+        self.shape = (out_features, in_features)
+        self.weight_format: WeightFormat = DENSE
+        self.part_names: tuple[str, ...] = ("weight",)
+        self.weight = nn.Parameter(torch.empty(self.shape))
         self.bias = nn.Parameter(torch.empty(out_features)) if bias else None
+        self._multiply: LinearKernel = DENSE.multiply
+
+    def use(self, weight_format: WeightFormat, kernel: LinearKernel) -> None:
+        """Hold the weight in a format, empty as yet where that is another, and multiply so."""
+        self._multiply = kernel
+        if weight_format is self.weight_format:
+            return
+        for name in self.part_names:
+            delattr(self, name)
+        parts = weight_format.parts(*self.shape)
+        for name, part in parts.items():
+            dtype = getattr(torch, part.dtype) if part.dtype else None
+            tensor = torch.empty(part.shape, dtype=dtype)
+            setattr(self, name, nn.Parameter(tensor, requires_grad=tensor.is_floating_point()))
+        self.weight_format, self.part_names = weight_format, tuple(parts)
 
     def forward(self, rows: Tensor) -> Tensor:
         """(…, in_features) → (…, out_features), in the dtype of `rows`."""
-        if rows.dtype == self.weight.dtype and not self._widens(rows):
-            return functional.linear(rows, self.weight, self.bias)
-        bias = self.bias.float() if self.bias is not None else None
-        return functional.linear(rows.float(), self.weight.float(), bias).to(rows.dtype)
-
-    def _widens(self, rows: Tensor) -> bool:
-        is_many = self.widen_from is not None and rows[..., 0].numel() >= self.widen_from
-        return is_many and self.weight.dtype != torch.float32
-
-
-def set_widen_from(module: nn.Module, num_rows: int | None) -> None:
-    """Choose the route of every Linear in `module`."""
-    for part in module.modules():
-        if isinstance(part, Linear):
-            part.widen_from = num_rows
+        return self._multiply(rows, self._parameters, self.bias)  # type: ignore[arg-type]

@@ -18,18 +18,20 @@ class TorchVisionEncoder:
     def __init__(self, vision: VisionPart, *, in_float32: bool = False) -> None:
         """`in_float32` computes in float32 whatever the weights are: matrices stay as loaded."""
         self._vision = vision
-        self._dtype = torch.float32 if in_float32 else vision.projection.weight.dtype
-        matrices = {id(m.weight) for m in vision.modules() if isinstance(m, Linear)}
-        for weight in vision.parameters():
-            if id(weight) not in matrices:
-                weight.data = weight.data.to(self._dtype)
+        norm = vision.ln_vision.weight
+        self._device, self._rows_dtype = norm.device, norm.dtype
+        self._dtype = torch.float32 if in_float32 else norm.dtype
+        for module in vision.modules():
+            matrix = module.part_names if isinstance(module, Linear) else ()
+            for name, weight in module.named_parameters(recurse=False):
+                if name not in matrix:
+                    weight.data = weight.data.to(self._dtype)
 
     @torch.inference_mode()
     def encode(self, pixels: Tensor, on_tower: Callable[[], object] | None = None) -> Tensor:
         """(N, 3, S, S) float32 → (N, rows, hidden). `on_tower` is called before the projection."""
-        weight = self._vision.projection.weight
-        features = self._vision.features(pixels.to(weight.device, self._dtype))
+        features = self._vision.features(pixels.to(self._device, self._dtype))
         if on_tower is not None:
             on_tower()
         rows: Tensor = self._vision.projection(features)
-        return rows.to(weight.dtype)
+        return rows.to(self._rows_dtype)

@@ -1,0 +1,44 @@
+"""Names → weight formats, as a table of "module:attribute", and which weight has which.
+
+Owns   which names exist. A format stands in a row of WEIGHT_FORMATS and nowhere else.
+Takes  what a manifest says: one name for all weights, or names for parts of the model.
+"""
+
+from collections.abc import Mapping
+from pkgutil import resolve_name
+from typing import cast
+
+from minigpt4_runtime.formats.contracts import WeightFormat
+from minigpt4_runtime.formats.dense import DENSE
+
+WEIGHT_FORMATS = {"float": "minigpt4_runtime.formats.dense:DENSE"}
+# A format's name; or one for each part of the model, as {"language.layers": "float"}, and weights
+# that lie in none of them are dense.
+FormatChoice = str | Mapping[str, str]
+
+
+def weight_format(name: str) -> WeightFormat:
+    """The format of that name in WEIGHT_FORMATS."""
+    return cast(WeightFormat, resolve_name(WEIGHT_FORMATS[name]))
+
+
+def format_of(choice: FormatChoice, weight_name: str) -> WeightFormat:
+    """The format of a weight: that of the narrowest part that it lies in."""
+    if isinstance(choice, str):
+        return weight_format(choice)
+    around = [part for part in choice if f"{weight_name}.".startswith(f"{part}.")]
+    return weight_format(choice[max(around, key=len)]) if around else DENSE
+
+
+def show_formats(choice: FormatChoice) -> str:
+    """A choice as people read it: "int8 in language.layers, float elsewhere"."""
+    if isinstance(choice, str):
+        return choice
+    parts = [f"{name} in {part}" for part, name in choice.items()]
+    return ", ".join([*parts, f"{DENSE.name} elsewhere"])
+
+
+def unknown_format(choice: FormatChoice) -> object:
+    """The first name in a choice that stands in no row, or None."""
+    names = [choice] if isinstance(choice, str) else choice.values()
+    return next((name for name in names if name not in list(WEIGHT_FORMATS)), None)

@@ -1,0 +1,67 @@
+"""Which product a Linear multiplies by: chosen once by format and device, exact to the last bit."""
+
+import pytest
+import torch
+from torch.nn import functional
+
+from minigpt4_runtime.formats.dense import DENSE, Dense
+from minigpt4_runtime.kernels.registry import LINEAR_KERNELS, linear_kernel
+from minigpt4_runtime.model.linear import Linear
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+
+
+def narrow(rows, weight, bias):
+    return functional.linear(rows, weight, bias)
+
+
+def widened(rows, weight, bias):
+    return functional.linear(rows.float(), weight.float(), bias.float()).to(rows.dtype)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "rows_dtype", "widen_from", "num_rows", "wanted"),
+    [
+        (torch.float32, torch.float32, None, 100, narrow),
+        (torch.float16, torch.float16, None, 100, narrow),
+        (torch.float16, torch.float16, 32, 31, narrow),
+        (torch.float16, torch.float16, 32, 32, widened),
+        (torch.bfloat16, torch.bfloat16, 64, 63, narrow),
+        (torch.bfloat16, torch.bfloat16, 64, 64, widened),
+        # Rows wider than the weight always widen it.
+        (torch.float16, torch.float32, None, 1, widened),
+        (torch.bfloat16, torch.float32, 64, 1, widened),
+    ],
+)
+def test_the_route_of_a_dense_product(dtype, rows_dtype, widen_from, num_rows, wanted):
+    generator = torch.Generator().manual_seed(num_rows)
+    linear = Linear(96, 40, bias=True)
+    linear.use(DENSE, linear_kernel(DENSE, device=CPU, widen_from=widen_from))
+    linear = linear.requires_grad_(False).to(dtype)
+    for weight in linear.parameters():
+        weight.copy_(torch.randn(weight.shape, generator=generator))
+    rows = torch.randn(num_rows, 96, generator=generator).to(rows_dtype)
+    truth = wanted(rows, linear.weight, linear.bias)
+    for shape in ((num_rows, 96), (1, num_rows, 96)):
+        found = linear(rows.view(shape))
+        assert found.dtype == rows_dtype
+        assert torch.equal(found.view(truth.shape), truth)
+
+
+class Other(Dense):
+    name = "other"
+
+
+def prepare(widen_from):
+    return (prepare, widen_from)
+
+
+def test_a_format_without_a_row_multiplies_by_itself(monkeypatch):
+    other = Other()
+    assert linear_kernel(other, device=CUDA, widen_from=7) == other.multiply
+    monkeypatch.setitem(LINEAR_KERNELS, ("other", "*"), f"{__name__}:prepare")
+    assert linear_kernel(other, device=CUDA, widen_from=7) == (prepare, 7)
+    monkeypatch.setitem(LINEAR_KERNELS, ("other", "cuda"), f"{__name__}:no_such_thing")
+    with pytest.raises(AttributeError):
+        linear_kernel(other, device=CUDA, widen_from=None)
+    assert linear_kernel(other, device=CPU, widen_from=None) == (prepare, None)
