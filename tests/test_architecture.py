@@ -51,7 +51,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "report": WORDS,
     "batch": WORDS | {"images", "engine", "report"},
     "api": BELOW_API | {"grammar", "ranks", "sides", "batch"},
-    FRONT_DOOR: WORDS | {"api"},
+    FRONT_DOOR: WORDS | {"api", "ranks.follow"},
     # Whether a model fits is asked of the devices themselves.
     "hub": WORDS | {"checkpoint", "convert", "devices.registry"},
     "export": WORDS | {"images", "model", "checkpoint"},

@@ -7,7 +7,6 @@ Never  knows HTTP or the command line.
 
 from __future__ import annotations
 
-import sys
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -149,8 +148,8 @@ class MiniGPT4:
             engine: how many requests run at once, and what is kept between them.
             image_limits: what a picture may weigh at most.
             tensor_parallel: over how many devices the language model is divided. This process
-                leads and starts the others; or all were started by torchrun, and then this never
-                returns in any but the first.
+                leads and starts the others; or torchrun has started all of them, and then each
+                calls `follow` first.
             vision_runtime: auto, torch, onnx or om: what the image side runs in. auto is what the
                 graph is for where there is one, else torch.
             vision_graph: a folder made by `minigpt4 export vision`, or a file in it.
@@ -158,7 +157,7 @@ class MiniGPT4:
                 first of these that it has.
 
         Raises:
-            ConfigError: a setting has no meaning.
+            ConfigError: a setting has no meaning, or this process is to `follow` another.
             CheckpointError: the folder is no whole model, the named one is not fetched yet, or the
                 graph is another model's.
             BackendUnavailableError: the device is not on this machine, or has too little memory.
@@ -214,10 +213,6 @@ class MiniGPT4:
         if dtype not in ("auto", *DTYPE_NAMES):
             raise ConfigError(f"dtype is {dtype!r}; it must be auto or {', '.join(DTYPE_NAMES)}.")
         ranks = Ranks(tensor_parallel)
-        if ranks.rank > 0:
-            # What is computed, and whether it can be, is the leader's to say.
-            ranks.follow()
-            sys.exit()
         check_world_size(source.config.language, tensor_parallel)
         tokenizer = Tokenizer((source.model_dir or DEMO_MODEL_DIR) / "tokenizer.model")
         if source.model_dir is None and source.config.language.vocab_size < tokenizer.vocab_size:

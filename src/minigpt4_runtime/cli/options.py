@@ -95,10 +95,13 @@ class ModelOptions:
         ),
     ] = None
 
-    @property
-    def is_follower(self) -> bool:
-        """Whether torchrun has started this process to help another one, which does the job."""
-        return self.tensor_parallel > 1 and os.environ.get("RANK", "0") != "0"
+    def follow(self) -> bool:
+        """Follow rank 0 if torchrun has started this process for that; whether it did."""
+        if self.tensor_parallel < 2:
+            return False
+        from minigpt4_runtime import follow
+
+        return follow(self.tensor_parallel)
 
     def load(
         self,
@@ -250,8 +253,8 @@ def spread_options(command: Callable[..., None]) -> Callable[..., None]:
         for name, group in groups.items():
             members = {field.name: values.pop(field.name) for field in fields(group)}
             values[name] = group(**members)
-            if isinstance(values[name], ModelOptions) and values[name].is_follower:
-                values[name].load(announce_demo=False)
+            if isinstance(values[name], ModelOptions) and values[name].follow():
+                return  # Rank 0 does the job.
         command(**values)
 
     spread.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
