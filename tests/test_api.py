@@ -221,7 +221,7 @@ def test_logit_bias_reaches_the_answer(model):
     assert set(biased) == {7} != set(plain)
 
 
-@pytest.mark.parametrize("way", ["chat", "submit_tokens"])
+@pytest.mark.parametrize("way", ["chat", "submit_text"])
 def test_a_bias_for_an_id_that_is_none_is_refused(model, way):
     size = model.config.language.vocab_size
     asked = ask("What?") if way == "chat" else [1]

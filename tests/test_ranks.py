@@ -76,7 +76,7 @@ def test_the_original_s_answers(golden_model_dir, name, size):
             assert_same_ids(golden, last.reply.token_ids, ids)
         question = golden.question(golden.cases("single")[0])
         assert model.chat(question, SAMPLED) == alone.chat(question, SAMPLED)
-        assert model.stats().traffic.num_bytes > 0
+        assert model.probe.traffic().num_bytes > 0
     assert not followers()
 
 
@@ -221,7 +221,7 @@ def test_ranks_end_with_a_leader_that_is_killed():
         "import os, signal, sys\n"
         "from minigpt4_runtime import MiniGPT4\n"
         "model = MiniGPT4.load(device='cpu', tensor_parallel=2)\n"
-        "followers = model._ranks._followers\n"
+        "followers = model._loaded.ranks._followers\n"
         "print(*[p.pid for p in followers._processes.values()], followers._folder, flush=True)\n"
         "os.kill(os.getpid(), signal.SIGKILL)\n"
     )
@@ -236,7 +236,7 @@ def test_ctrl_c_ends_all_at_once():
     program = (
         "from minigpt4_runtime import *\n"
         "model = MiniGPT4.load(device='cpu', tensor_parallel=2)\n"
-        "print(*[p.pid for p in model._ranks._followers._processes.values()], flush=True)\n"
+        "print(*[p.pid for p in model._loaded.ranks._followers._processes.values()], flush=True)\n"
         "model.chat([Message('user', ('Count.',))], SamplingParams(\n"
         "    ignore_eos=True, stop=(), max_new_tokens=900))\n"
     )

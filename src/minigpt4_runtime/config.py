@@ -343,6 +343,11 @@ class EngineConfig(_Settings):
     prefix_cache: bool = True
     image_cache_bytes: int = 256 * 2**20
 
+    @classmethod
+    def read(cls, given: "EngineConfig | Mapping[str, Any] | None") -> "EngineConfig":
+        """Take a config as it is, a mapping as its settings, and None as the defaults."""
+        return given if isinstance(given, EngineConfig) else cls.from_mapping(given or {})
+
     def __post_init__(self) -> None:
         """Refuse values that cannot work, by name."""
         _require_positive(self, "max_running", "max_step_tokens", "block_size")

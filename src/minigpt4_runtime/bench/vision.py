@@ -89,15 +89,15 @@ def measure_vision(
     gc.collect()
     started = time.perf_counter()
     model = load()
-    model.synchronize()
+    model.probe.synchronize()
     load_ms = 1e3 * (time.perf_counter() - started)
-    model.use_engine(EngineConfig(num_blocks=1))  # Keys and values are no part of this.
-    model.reset_peak_memory()
+    model.probe.use_engine(EngineConfig(num_blocks=1))  # Keys and values are no part of this.
+    model.probe.reset_peak_memory()
     cold = [_encode(model, pictures[:1])]
     yield _summarise(model, runtime, 1, cold, load_ms)
     for batch_size in batch_sizes:
         _encode(model, _batch(pictures, batch_size, 0))
-        model.reset_peak_memory()
+        model.probe.reset_peak_memory()
         warm = [_encode(model, _batch(pictures, batch_size, repeat)) for repeat in range(repeats)]
         yield _summarise(model, runtime, batch_size, warm, None)
 
@@ -110,9 +110,9 @@ def _batch(pictures: Sequence[bytes | Path], batch_size: int, repeat: int) -> li
 
 def _encode(model: MiniGPT4, batch: Sequence[bytes | Path]) -> dict[str, float]:
     """Seconds that each stage of a batch took."""
-    model.synchronize()
+    model.probe.synchronize()
     clock = StageClock()
-    model.embed_images(batch, at_once=len(batch), on_stage=clock)
+    model.probe.embed_images(batch, at_once=len(batch), on_stage=clock)
     return clock.seconds
 
 
@@ -123,7 +123,7 @@ def _summarise(
     tries: Sequence[dict[str, float]],
     load_ms: float | None,
 ) -> Measured[VisionPoint]:
-    peak_memory_bytes = model.peak_memory_bytes()
+    peak_memory_bytes = model.probe.peak_memory_bytes()
     ceiling = measure_ceilings(model.device, model.dtype).gigaflops_per_second
     latencies = [1e3 * sum(each.values()) / batch_size for each in tries]
     stages = {
