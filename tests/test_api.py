@@ -24,6 +24,7 @@ from minigpt4_runtime import (
 )
 from minigpt4_runtime.devices.cpu import CpuBackend
 from minigpt4_runtime.images.pixels import ImageLimits
+from minigpt4_runtime.text.answer import AnswerText
 
 IMAGES = Path(__file__).parent / "goldens/vicuna/images"
 PHOTO = IMAGES / "photo_rgb.jpg"
@@ -219,6 +220,14 @@ def test_logit_bias_reaches_the_answer(model):
         for bias in ((), {7: 100})
     )
     assert set(biased) == {7} != set(plain)
+
+
+def test_text_is_decoded_once(model, monkeypatch):
+    fed, feed = [], AnswerText.feed
+    monkeypatch.setattr(
+        AnswerText, "feed", lambda self, token_id: fed.append(token_id) or feed(self, token_id)
+    )
+    assert model.chat(ask("Why?"), SHORT).token_ids == tuple(fed)
 
 
 @pytest.mark.parametrize("way", ["chat", "submit_text"])

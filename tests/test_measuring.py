@@ -47,6 +47,9 @@ def test_tokens_are_the_same_as_a_prompt_s_and_heard_as_they_come(model):
     assert tuple(ids) == model.chat(messages, FREE).token_ids
     assert heard == ids
     assert list(model.probe.submit_tokens(prompt, FREE)) == ids
+    to_the_end = SamplingParams(logit_bias={model._tokenizer.eos_id: 100})
+    ids, heard = list(model.probe.submit_tokens(prompt, to_the_end, on_token=heard.append)), heard
+    assert heard[-1:] == ids == [model._tokenizer.eos_id]
 
 
 @pytest.mark.parametrize("token_ids", [[], [-1], [10**9]])

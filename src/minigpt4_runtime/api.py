@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from os import PathLike
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self, cast
 
 import torch
 from torch import Tensor
@@ -27,7 +27,7 @@ from minigpt4_runtime.config import (
     VisionSettings,
 )
 from minigpt4_runtime.engine.engine import EngineStats
-from minigpt4_runtime.engine.request import ImageInput, TokenEvent
+from minigpt4_runtime.engine.request import Heard, ImageInput, TokenEvent
 from minigpt4_runtime.engine.ticket import Ticket
 from minigpt4_runtime.images.pixels import ImageLimits
 from minigpt4_runtime.images.pixels import load as load_image
@@ -45,7 +45,7 @@ from minigpt4_runtime.messages import (
     read_messages,
 )
 from minigpt4_runtime.probe import Probe
-from minigpt4_runtime.text.answer import AnswerText, StopWatch
+from minigpt4_runtime.text.answer import AnswerText
 from minigpt4_runtime.text.prompt import DESCRIBE_PROMPT, Prompt, find_template, render
 from minigpt4_runtime.text.tokenizer import EncodedPrompt, ImageSpan
 
@@ -258,10 +258,8 @@ class MiniGPT4:
         sampling: SamplingParams,
         answer: AnswerText,
     ) -> Ticket[TextDelta]:
-        watch = StopWatch(answer.fork()) if answer.has_stops else None
-        return self._loaded.submit(
-            token_ids, images, sampling, watch, _Reader(answer, len(token_ids))
-        )
+        reader = _Reader(len(token_ids))
+        return self._loaded.submit(token_ids, images, sampling, _TextWatch(answer), reader)
 
     def describe_all(
         self,
@@ -327,11 +325,35 @@ class MiniGPT4:
         )
 
 
+class _Said(NamedTuple):
+    """What one id adds to an answer's text; the last id has the whole `reply` too."""
+
+    text: str
+    reply: str = ""
+
+
+class _TextWatch:
+    """Decodes an answer as it grows, in the engine's thread."""
+
+    def __init__(self, answer: AnswerText) -> None:
+        self._answer = answer
+
+    def feed(self, token_id: int, *, is_last: bool) -> Heard:
+        """The text that is certain with this id; the answer ends where a stop string is whole."""
+        text, ends = self._answer.feed(token_id), self._answer.stopped
+        if not (ends or is_last):
+            return Heard(note=_Said(text))
+        return Heard(ends, _Said(text + self._answer.finish(), self._answer.reply))
+
+    def fork(self) -> _TextWatch:
+        """A watch that has seen the same, for an answer that goes on another way."""
+        return _TextWatch(self._answer.fork())
+
+
 class _Reader:
     """Turns one request's events into deltas of text."""
 
-    def __init__(self, answer: AnswerText, num_prompt: int) -> None:
-        self._answer = answer
+    def __init__(self, num_prompt: int) -> None:
         self._num_prompt = num_prompt
         self._token_ids: list[int] = []
         self._logprobs: list[TokenLogprobs] = []
@@ -341,19 +363,18 @@ class _Reader:
         self._token_ids.append(event.token_id)
         if event.logprobs:
             self._logprobs.append(event.logprobs)
-        text = self._answer.feed(event.token_id)
+        said = cast(_Said, event.note)
         usage = Usage(self._num_prompt, len(self._token_ids))
         if event.finish_reason is None:
-            return TextDelta(text, None, self._new_logprobs(), usage) if text else None
-        text += self._answer.finish()
+            return TextDelta(said.text, None, self._new_logprobs(), usage) if said.text else None
         reply = Reply(
-            self._answer.reply,
+            said.reply,
             tuple(self._token_ids),
             event.finish_reason,
             usage,
             tuple(self._logprobs) or None,
         )
-        return TextDelta(text, reply, self._new_logprobs(), usage)
+        return TextDelta(said.text, reply, self._new_logprobs(), usage)
 
     def _new_logprobs(self) -> tuple[TokenLogprobs, ...]:
         first, self._num_told = self._num_told, len(self._logprobs)

@@ -121,7 +121,7 @@ class LoadedModel:
         token_ids: Sequence[int],
         images: tuple[ImageInput, ...],
         sampling: SamplingParams,
-        watch: StopWatch | None,
+        watch: StopWatch,
         read: Callable[[TokenEvent], T | None],
     ) -> Ticket[T]:
         """Go on from these ids. `watch` and `read` give the answer its meaning."""

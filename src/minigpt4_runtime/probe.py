@@ -16,6 +16,7 @@ from torch import Tensor
 
 from minigpt4_runtime.config import EngineConfig, SamplingParams
 from minigpt4_runtime.devices.contracts import Traffic
+from minigpt4_runtime.engine.request import Heard, NoWatch
 from minigpt4_runtime.engine.runner import PICTURES_AT_ONCE
 from minigpt4_runtime.engine.ticket import Ticket
 from minigpt4_runtime.errors import RequestError
@@ -80,8 +81,7 @@ class Probe:
     ) -> Ticket[int]:
         """Go on from ids as they are: no template, no images, no stop strings. Gives new ids.
 
-        `on_token` is called with each of them when it is known, from the engine's thread; but not
-        with the end id that ends an answer.
+        `on_token` is called with each of them when it is known, from the engine's thread.
 
         Raises:
             RequestError: an id is not in the vocabulary, or there are none or too many.
@@ -90,8 +90,8 @@ class Probe:
         self._loaded.check_ids(token_ids)
         if on_token is not None and sampling.num_beams > 1:
             raise RequestError("With beams no token is known before the end: leave out on_token.")
-        listener = _Listener(on_token) if on_token is not None else None
-        return self._loaded.submit(token_ids, (), sampling, listener, lambda event: event.token_id)
+        watch = _Listener(on_token) if on_token is not None else NoWatch()
+        return self._loaded.submit(token_ids, (), sampling, watch, lambda event: event.token_id)
 
     def use_engine(self, engine: EngineConfig | Mapping[str, Any]) -> None:
         """Run with other settings from here on. Nothing computed before is kept.
@@ -135,17 +135,13 @@ class Probe:
         return self._loaded.ranks.traffic
 
 
-class _Listener:
-    """Stands where stop strings are watched for, and lets somebody hear each token."""
+class _Listener(NoWatch):
+    """Lets a caller hear each token. It need not fork: beams are not listened to."""
 
     def __init__(self, on_token: Callable[[int], object]) -> None:
         self._on_token = on_token
 
-    def feed(self, token_id: int) -> bool:
-        """Pass a token on. No answer ends here."""
+    def feed(self, token_id: int, *, is_last: bool) -> Heard:
+        """Pass a token on."""
         self._on_token(token_id)
-        return False
-
-    def fork(self) -> _Listener:
-        """Only beams fork, and they are not listened to."""
-        return self
+        return super().feed(token_id, is_last=is_last)

@@ -14,7 +14,7 @@ from fake_runner import (
 )
 
 from minigpt4_runtime import SamplingParams
-from minigpt4_runtime.engine.request import Request
+from minigpt4_runtime.engine.request import NoWatch, Request
 
 BOS = 1
 BLOCK_SIZE = 4
@@ -99,7 +99,7 @@ class PacedExecutor(Executor):
 
 
 def request_of(*token_ids, watch=None, **sampling):
-    return Request(token_ids, (), SamplingParams(**sampling), watch)
+    return Request(token_ids, (), SamplingParams(**sampling), watch or NoWatch())
 
 
 def submit(engine, *token_ids, watch=None, **sampling):
