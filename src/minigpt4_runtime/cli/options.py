@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast, get_type_hints
 import typer
 
 from minigpt4_runtime.cli.terminal import note
-from minigpt4_runtime.config import EngineConfig, SamplingParams
+from minigpt4_runtime.config import SAMPLING_RANGES, EngineConfig, SamplingParams
 from minigpt4_runtime.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -170,14 +170,17 @@ class SamplingOptions:
     presence_penalty: Annotated[
         float,
         typer.Option(
-            metavar="NUMBER", help="OpenAI's, from -2 to 2: above 0, said words become rarer, once."
+            metavar="NUMBER",
+            help=f"OpenAI's, {SAMPLING_RANGES['presence_penalty']}: above 0, said words become "
+            "rarer, once.",
         ),
     ] = SamplingParams.presence_penalty
     frequency_penalty: Annotated[
         float,
         typer.Option(
             metavar="NUMBER",
-            help="OpenAI's, from -2 to 2: above 0, words become rarer each time they are said.",
+            help=f"OpenAI's, {SAMPLING_RANGES['frequency_penalty']}: above 0, words become rarer "
+            "each time they are said.",
         ),
     ] = SamplingParams.frequency_penalty
     num_beams: Annotated[
