@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self, cast
 import torch
 from torch import Tensor
 
-from minigpt4_runtime.batch.image_run import PictureRun
+from minigpt4_runtime.batch.image_run import ImageRun
 from minigpt4_runtime.checkpoint.shelf import find_model
 from minigpt4_runtime.checkpoint.weight_source import WeightSource
 from minigpt4_runtime.config import (
@@ -32,7 +32,7 @@ from minigpt4_runtime.engine.ticket import Ticket
 from minigpt4_runtime.images.pixels import ImageLimits
 from minigpt4_runtime.images.pixels import load as load_image
 from minigpt4_runtime.loaded import DEMO_MODEL_DIR as DEMO_MODEL_DIR
-from minigpt4_runtime.loaded import LoadedModel, load_model
+from minigpt4_runtime.loaded import LoadedModel
 from minigpt4_runtime.messages import (
     Described,
     ImageSource,
@@ -99,7 +99,7 @@ class MiniGPT4:
             device: auto, cpu, cuda, cuda:1, npu, …; auto takes the first accelerator, else the CPU.
             dtype: auto, float32, float16 or bfloat16; auto is float32 on a CPU, else float16.
             engine: how many requests run at once, and what is kept between them.
-            image_limits: what a picture may weigh at most.
+            image_limits: what an image may weigh at most.
             tensor_parallel: over how many devices the language model is divided. This process
                 leads and starts the others; or torchrun has started all of them, and then each
                 calls `follow` first.
@@ -119,7 +119,7 @@ class MiniGPT4:
         source = WeightSource.folder(model_dir)
         vision = VisionSettings(runtime=vision_runtime, graph=vision_graph, provider=provider)
         return cls(
-            load_model(
+            LoadedModel(
                 source, device=device, dtype=dtype, engine=EngineConfig.read(engine),
                 image_limits=image_limits or ImageLimits(), tensor_parallel=tensor_parallel,
                 vision=vision,
@@ -147,7 +147,7 @@ class MiniGPT4:
             BackendUnavailableError: the device is not on this machine, or has too little memory.
         """
         return cls(
-            load_model(
+            LoadedModel(
                 WeightSource(config, seed=seed), device=device, dtype=dtype,
                 engine=EngineConfig.read(engine), image_limits=ImageLimits(),
                 tensor_parallel=tensor_parallel, vision=VisionSettings(),
@@ -168,12 +168,12 @@ class MiniGPT4:
 
     def describe(
         self,
-        picture: ImageLike,
+        image: ImageLike,
         prompt: str = DESCRIBE_PROMPT,
         sampling: SamplingParams | None = None,
     ) -> Reply:
-        """Ask one question about one picture."""
-        return self.chat([_question(picture, prompt)], sampling)
+        """Ask one question about one image."""
+        return self.chat([_question(image, prompt)], sampling)
 
     def chat(self, messages: Messages, sampling: SamplingParams | None = None) -> Reply:
         """Answer the last message of a dialogue, or go on with it where it is the assistant's.
@@ -181,7 +181,7 @@ class MiniGPT4:
         An answer that is continued has its further text alone: put it behind what was given.
 
         Raises:
-            RequestError: messages, a picture or the prompt's length cannot be served.
+            RequestError: messages, an image or the prompt's length cannot be served.
         """
         reply = None
         for delta in self.stream(messages, sampling):
@@ -229,7 +229,7 @@ class MiniGPT4:
     def submit_text(
         self, text: str | Sequence[int], sampling: SamplingParams | None = None
     ) -> Ticket[TextDelta]:
-        """Go on from a text, or its ids, as it is: no template, no pictures, nothing trimmed.
+        """Go on from a text, or its ids, as it is: no template, no images, nothing trimmed.
 
         It ends at `</s>` and at what `stop` names; the template's stops are none here. Of an answer
         that has a form the space before it is left out, as everywhere.
@@ -263,24 +263,24 @@ class MiniGPT4:
 
     def describe_all(
         self,
-        pictures: Iterable[ImageLike],
+        images: Iterable[ImageLike],
         prompt: str = DESCRIBE_PROMPT,
         sampling: SamplingParams | None = None,
     ) -> Iterator[Described]:
-        """Ask one question about each of any number of pictures, many at once.
+        """Ask one question about each of any number of images, many at once.
 
-        Pictures are opened ahead, in threads, and no more of them than the engine needs to be kept
-        full. Results come as they are done; a picture that cannot be served is one with an error.
+        Images are opened ahead, in threads, and no more of them than the engine needs to be kept
+        full. Results come as they are done; an image that cannot be served is one with an error.
 
         Raises:
             GrammarError: the schema or regex of `sampling` cannot be followed.
         """
         self.prepare(sampling or SamplingParams())
 
-        def submit(picture: ImageLike) -> Ticket[TextDelta]:
-            return self.submit([_question(picture, prompt)], sampling)
+        def submit(image: ImageLike) -> Ticket[TextDelta]:
+            return self.submit([_question(image, prompt)], sampling)
 
-        return PictureRun(submit, max_running=self.engine_config.max_running).of(pictures)
+        return ImageRun(submit, max_running=self.engine_config.max_running).of(images)
 
     def stats(self) -> EngineStats:
         """What the engine has done so far, and what it holds."""
@@ -319,10 +319,8 @@ class MiniGPT4:
         )
 
     def _image_input(self, source: ImageSource, span: ImageSpan) -> ImageInput:
-        picture = load_image(source, self.config.vision, self._loaded.image_limits)
-        return ImageInput(
-            torch.from_numpy(picture.values), picture.digest, span.start, span.num_rows
-        )
+        image = load_image(source, self.config.vision, self._loaded.image_limits)
+        return ImageInput(torch.from_numpy(image.values), image.digest, span.start, span.num_rows)
 
 
 class _Said(NamedTuple):
@@ -381,5 +379,5 @@ class _Reader:
         return tuple(self._logprobs[first:])
 
 
-def _question(picture: ImageLike, prompt: str) -> Message:
-    return Message("user", (image(picture), prompt))
+def _question(given: ImageLike, prompt: str) -> Message:
+    return Message("user", (image(given), prompt))

@@ -9,7 +9,6 @@ Never  reads a file or the environment, and never lets an unknown setting pass i
 import dataclasses
 import difflib
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from os import PathLike
@@ -123,14 +122,12 @@ class Range:
         Raises:
             ConfigError: it is too small, too large, or no number of this kind.
         """
-        number = isinstance(value, int if self.kind is int else (int, float))
-        # What is barely above 0 would overflow as a divisor. No setting is beyond 2**63, and a
-        # whole number beyond it is more than a float can hold.
+        is_number = isinstance(value, int if self.kind is int else (int, float))
+        # What is barely above 0 would overflow as a divisor, and no setting is beyond 2**63.
         low = self.low if self.above is None else self.above + 1e-9
-        high = min(2.0**63, math.inf if self.high is None else self.high)
-        if isinstance(value, bool) or not number or not low <= value <= high:  # type: ignore[operator]
-            is_long = isinstance(value, int) and value.bit_length() > 64
-            is_huge = is_long or (number and value > 2**63)  # type: ignore[operator]
+        high = 2.0**63 if self.high is None else self.high
+        if isinstance(value, bool) or not is_number or not low <= value <= high:  # type: ignore[operator]
+            is_huge = isinstance(value, (int, float)) and abs(value) > 2**63
             seen = "too large" if is_huge else repr(value)
             raise ConfigError(f"{name} is {seen}; it must be {self}.")
 
@@ -423,7 +420,6 @@ SAMPLING_RANGES = {
     "seed": Range(int, 0, 2**63 - 1),
     "logprobs": Range(int, 0, 20),
 }
-TOKEN_ID_RANGE = Range(int, 0)
 LOGIT_BIAS_RANGE = Range(float, -100, 100)
 
 
@@ -515,7 +511,7 @@ class SamplingParams(_Settings):
                 f"logit_bias is {self.logit_bias!r}; it must map token ids to numbers."
             ) from None
         for token_id, bias in biases:
-            TOKEN_ID_RANGE.check("logit_bias key", token_id)
+            Range(int, 0).check("logit_bias key", token_id)
             LOGIT_BIAS_RANGE.check(f"logit_bias of {token_id}", bias)
         object.__setattr__(self, "logit_bias", biases)
 

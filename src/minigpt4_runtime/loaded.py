@@ -21,7 +21,6 @@ from minigpt4_runtime.config import (
     SamplingParams,
     VisionSettings,
 )
-from minigpt4_runtime.devices.contracts import DeviceBackend
 from minigpt4_runtime.engine.engine import Engine
 from minigpt4_runtime.engine.request import ImageInput, Request, StopWatch, TokenEvent
 from minigpt4_runtime.engine.ticket import Ticket
@@ -44,33 +43,45 @@ T = TypeVar("T")
 
 
 class LoadedModel:
-    """The parts of one model at work. `load_model` makes one."""
+    """The parts of one model at work, in all its ranks, of which this process is the first."""
 
     def __init__(
         self,
         source: WeightSource,
-        tokenizer: Tokenizer,
         *,
-        backend: DeviceBackend,
-        dtype: DTypeName,
+        device: str,
+        dtype: DTypeName | Literal["auto"],
         engine: EngineConfig,
         image_limits: ImageLimits,
-        ranks: Ranks,
+        tensor_parallel: int,
         vision: VisionSettings,
     ) -> None:
-        self.config = source.config
-        self.model_dir = source.model_dir
-        self.dtype = dtype
+        if dtype not in ("auto", *DTYPE_NAMES):
+            raise ConfigError(f"dtype is {dtype!r}; it must be auto or {', '.join(DTYPE_NAMES)}.")
+        self.config, self.model_dir = source.config, source.model_dir
         self.image_limits = image_limits
-        self.tokenizer = tokenizer
-        self.backend = backend
-        self.ranks = ranks
-        self._grammars = Grammars(tokenizer, self.config.language.vocab_size)
-        setup = Setup(source, backend.device.type, dtype, engine)
+        self.ranks = Ranks(tensor_parallel)
+        language = source.config.language
+        check_world_size(language, tensor_parallel)
+        self.tokenizer = Tokenizer((source.model_dir or DEMO_MODEL_DIR) / "tokenizer.model")
+        if source.model_dir is None and language.vocab_size < self.tokenizer.vocab_size:
+            raise ConfigError(
+                f"vocab_size is {language.vocab_size}; a model with random weights needs at least "
+                f"the {self.tokenizer.vocab_size} ids of the demo model's tokenizer."
+            )
+        self._grammars = Grammars(self.tokenizer, language.vocab_size)
+        self.backend = open_rank_device(device, tensor_parallel)
+        self.dtype = self.backend.facts.default_dtype if dtype == "auto" else dtype
+        with self.ranks.loading():
+            self._load(source, engine, vision)
+
+    def _load(self, source: WeightSource, engine: EngineConfig, vision: VisionSettings) -> None:
+        backend, dtype = self.backend, self.dtype
         # A graph goes first: how much is free for keys and values is seen after it.
         self.vision_runtime, encoder = open_graph(vision, source, backend, dtype)
-        group = ranks.start(setup, backend.facts.collective)
-        free_bytes = free_memory_bytes(backend, ranks.size)
+        setup = Setup(source, backend.device.type, dtype, engine)
+        group = self.ranks.start(setup, backend.facts.collective)
+        free_bytes = free_memory_bytes(backend, self.ranks.size)
         self.sides = load_sides(
             source, backend, dtype, group=group, encoder=encoder, free_bytes=free_bytes
         )
@@ -143,38 +154,3 @@ class LoadedModel:
                     f"logit_bias names the id {token_id}; the vocabulary ends at {vocab_size - 1}."
                 )
         return self._grammars.guide(sampling)
-
-
-def load_model(
-    source: WeightSource,
-    *,
-    device: str,
-    dtype: DTypeName | Literal["auto"],
-    engine: EngineConfig,
-    image_limits: ImageLimits,
-    tensor_parallel: int,
-    vision: VisionSettings,
-) -> LoadedModel:
-    """Load a model in all its ranks, of which this process is the first."""
-    if dtype not in ("auto", *DTYPE_NAMES):
-        raise ConfigError(f"dtype is {dtype!r}; it must be auto or {', '.join(DTYPE_NAMES)}.")
-    ranks = Ranks(tensor_parallel)
-    check_world_size(source.config.language, tensor_parallel)
-    tokenizer = Tokenizer((source.model_dir or DEMO_MODEL_DIR) / "tokenizer.model")
-    if source.model_dir is None and source.config.language.vocab_size < tokenizer.vocab_size:
-        raise ConfigError(
-            f"vocab_size is {source.config.language.vocab_size}; a model with random weights "
-            f"needs at least the {tokenizer.vocab_size} ids of the demo model's tokenizer."
-        )
-    backend = open_rank_device(device, tensor_parallel)
-    with ranks.loading():
-        return LoadedModel(
-            source,
-            tokenizer,
-            backend=backend,
-            dtype=backend.facts.default_dtype if dtype == "auto" else dtype,
-            engine=engine,
-            image_limits=image_limits,
-            ranks=ranks,
-            vision=vision,
-        )

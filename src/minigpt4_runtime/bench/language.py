@@ -22,7 +22,7 @@ from minigpt4_runtime.bench.machine import GIB, available_memory_bytes
 from minigpt4_runtime.bench.ramp_up import RampUp, Verdict, find_largest_batch
 from minigpt4_runtime.bench.spread import Measured, Spread
 from minigpt4_runtime.config import EngineConfig, SamplingParams
-from minigpt4_runtime.errors import BackendUnavailableError, RequestError
+from minigpt4_runtime.errors import BackendUnavailableError, ConfigError, RequestError
 
 if TYPE_CHECKING:
     from minigpt4_runtime.api import MiniGPT4
@@ -203,6 +203,27 @@ class LanguageBench:
     def context(self) -> int:
         """How many tokens prompt and answer may have together."""
         return self._model.config.language.max_position_embeddings
+
+    def fitting(
+        self, asked: Sequence[tuple[int, int]], notes: list[str]
+    ) -> Sequence[tuple[int, int]]:
+        """The pairs to measure: those that are asked for, or the default ones that fit, and a note.
+
+        Raises:
+            ConfigError: one that is asked for does not fit into the model's context, or none does.
+        """
+        context, pairs = self.context, asked or DEFAULT_PAIRS
+        faults = [
+            f"{prompt} + {answer} tokens do not fit into the model's context of {context}"
+            for prompt, answer in pairs
+            if prompt + answer > context
+        ]
+        if asked and faults:
+            raise ConfigError(f"--pair: {faults[0]}. Give a shorter one.")
+        if len(faults) == len(pairs):
+            raise ConfigError(f"The model's context holds {context} tokens. Give a shorter --pair.")
+        notes += [f"Left out: {fault}." for fault in faults]
+        return [pair for pair in pairs if sum(pair) <= context]
 
     def search(
         self,

@@ -12,12 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from minigpt4_runtime.config import (
-    LOGIT_BIAS_RANGE,
-    SAMPLING_RANGES,
-    TOKEN_ID_RANGE,
-    SamplingParams,
-)
+from minigpt4_runtime.config import LOGIT_BIAS_RANGE, SAMPLING_RANGES, SamplingParams
 from minigpt4_runtime.errors import ConfigError
 from minigpt4_runtime.messages import Role
 from minigpt4_runtime.server.absent import Asked
@@ -88,7 +83,7 @@ class ChatMessage(Asked):
 
 _Stop = Annotated[str, Field(max_length=256)]
 # In JSON all keys are strings.
-_TokenId = Annotated[int, Field(strict=False, **TOKEN_ID_RANGE.bounds)]
+_TokenId = Annotated[int, Field(ge=0, strict=False)]
 _Bias = Annotated[float, Field(**LOGIT_BIAS_RANGE.bounds)]
 
 
