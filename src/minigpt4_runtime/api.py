@@ -224,7 +224,8 @@ class MiniGPT4:
             begins_with=None if is_spaced else space,
             has_form=sampling.grammar is not None,
         )
-        return self._submit(encoded.token_ids, images, sampling, answer)
+        watch, reader = _TextWatch(answer), _Reader(len(encoded.token_ids))
+        return self._loaded.submit(encoded.token_ids, images, sampling, watch, reader)
 
     def submit_text(
         self, text: str | Sequence[int], sampling: SamplingParams | None = None
@@ -249,17 +250,8 @@ class MiniGPT4:
             begins_with="",
             has_form=sampling.grammar is not None,
         )
-        return self._submit(token_ids, (), sampling, answer)
-
-    def _submit(
-        self,
-        token_ids: Sequence[int],
-        images: tuple[ImageInput, ...],
-        sampling: SamplingParams,
-        answer: AnswerText,
-    ) -> Ticket[TextDelta]:
-        reader = _Reader(len(token_ids))
-        return self._loaded.submit(token_ids, images, sampling, _TextWatch(answer), reader)
+        watch, reader = _TextWatch(answer), _Reader(len(token_ids))
+        return self._loaded.submit(token_ids, (), sampling, watch, reader)
 
     def describe_all(
         self,

@@ -31,7 +31,7 @@ _LARGEST_SIZE = 2**31 - 1
 
 
 def check_field_names(values: Mapping[str, Any], known: tuple[str, ...], owner: str) -> None:
-    """Refuse a setting nobody knows, and name the nearest that exists.
+    """Refuse a setting that does not exist, and name the nearest that does.
 
     Raises:
         ConfigError: `values` holds a key that is not in `known`.

@@ -1,4 +1,4 @@
-"""What people type for images → the images to describe, in order.
+"""Paths, addresses and - as typed → the images to describe, in order.
 
 Owns   what counts as an image inside a folder, and how addresses and stdin are read.
 Takes  paths, addresses and - as typed; gives places, paths made by joining, each once.

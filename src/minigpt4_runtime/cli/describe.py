@@ -41,14 +41,13 @@ Paths = Annotated[
 Recursive = Annotated[
     bool, typer.Option("--recursive", "-r", help="Look into the folders' subfolders too.")
 ]
-PromptText = Annotated[str, option("TEXT", "What to ask about each picture.", "--prompt")]
+PromptText = Annotated[str, option("TEXT", "What to ask about each picture.")]
 OutPath = Annotated[
     Path | None,
     option(
         "FILE",
         "Write the results too: FILE.json gets one object, picture to answer (null where it "
         "failed), when all is done; FILE.jsonl gets one record a line, as it comes.",
-        "--out",
     ),
 ]
 Resume = Annotated[

@@ -30,13 +30,12 @@ OutDir = Annotated[
         "Write the report into this folder: a page (.html), everything (.json), a row for "
         "each thing judged (.csv), and what is judged so far (.jsonl), from which the same "
         "command goes on after a stop.",
-        "--out",
     ),
 ]
-ImagesDir = Annotated[Path, option("DIR", "The folder with the pictures.", "--images")]
+ImagesDir = Annotated[Path, option("DIR", "The folder with the pictures.")]
 JudgeDevice = Annotated[
     str,
-    option("DEVICE", "Where the judge runs: auto, cpu, cuda, …", "--device"),
+    option("DEVICE", "Where the judge runs: auto, cpu, cuda, …"),
 ]
 
 evaluate = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
@@ -62,7 +61,6 @@ def clip(
             "FILE",
             "What `describe --out` wrote, or a .json with several runs: "
             '{picture: {"GPU": answer, "NPU": answer}}. The others are compared with the first.',
-            "--results",
         ),
     ],
     images: ImagesDir,
@@ -72,14 +70,13 @@ def clip(
             "DIR",
             "A CLIP model: a folder in Hugging Face layout, or with (or the path of) "
             "open_clip_pytorch_model.bin.",
-            "--judge",
         ),
     ],
     sample: Annotated[
         int | None,
-        option("COUNT", "Judge only so many pictures, drawn by lot.", "--sample", min=1),
+        option("COUNT", "Judge only so many pictures, drawn by lot.", min=1),
     ] = None,
-    seed: Annotated[int, option("NUMBER", "Draws the same pictures everywhere.", "--seed")] = 0,
+    seed: Annotated[int, option("NUMBER", "Draws the same pictures everywhere.")] = 0,
     device: JudgeDevice = "auto",
     out: OutDir = None,
 ) -> None:
@@ -108,16 +105,16 @@ def parity(
     *,
     reference: Annotated[
         Path,
-        option("FILE", "What `describe --out` wrote before.", "--reference"),
+        option("FILE", "What `describe --out` wrote before."),
     ],
-    candidate: Annotated[Path, option("FILE", "What it wrote after a change.", "--candidate")],
+    candidate: Annotated[Path, option("FILE", "What it wrote after a change.")],
     images: Annotated[
         Path | None,
-        option("DIR", "Show pictures of this folder in the page.", "--images"),
+        option("DIR", "Show pictures of this folder in the page."),
     ] = None,
     judge: Annotated[
         Path | None,
-        option("DIR", "A CLIP model: compare the texts' embeddings too.", "--judge"),
+        option("DIR", "A CLIP model: compare the texts' embeddings too."),
     ] = None,
     device: JudgeDevice = "auto",
     out: OutDir = None,
@@ -153,9 +150,7 @@ def pope(
     questions: Annotated[
         Path,
         option(
-            "FILE",
-            "One JSON object a line with question_id, image, text and label, as published.",
-            "--questions",
+            "FILE", "One JSON object a line with question_id, image, text and label, as published."
         ),
     ],
     images: ImagesDir,
@@ -165,20 +160,15 @@ def pope(
             "FILE",
             "Score these answers instead of asking: one a line with question_id and answer, "
             "or question and answer in the questions' order.",
-            "--results",
         ),
     ] = None,
     prompt: Annotated[
         str,
-        option("TEXT", "How to ask; {question} stands for the question.", "--prompt"),
+        option("TEXT", "How to ask; {question} stands for the question."),
     ] = "{question}",
     max_new_tokens: Annotated[
         int,
-        option(
-            "COUNT",
-            "The longest answer, in tokens. Only its first sentence counts.",
-            "--max-new-tokens",
-        ),
+        option("COUNT", "The longest answer, in tokens. Only its first sentence counts."),
     ] = 40,
     where: ModelOptions,
     out: OutDir = None,
@@ -219,10 +209,10 @@ def demo(
     num_scenes: Annotated[
         int, option("COUNT", "How many scenes to draw.", "--scenes", min=1)
     ] = 500,
-    seed: Annotated[int, option("NUMBER", "Draws the same scenes everywhere.", "--seed")] = 0,
+    seed: Annotated[int, option("NUMBER", "Draws the same scenes everywhere.")] = 0,
     compare: Annotated[
         Path | None,
-        option("FILE", "An earlier demo.json: show the change from it.", "--compare"),
+        option("FILE", "An earlier demo.json: show the change from it."),
     ] = None,
     where: ModelOptions,
     out: OutDir = None,
@@ -266,7 +256,7 @@ def _name_model(where: ModelOptions, model: MiniGPT4) -> str:
 def _at_work(
     folder: ReportFolder | None, keys: tuple[str, ...], total: int
 ) -> Iterator[tuple[Ledger, ProgressBar]]:
-    """The ledger and the bar; whoever breaks off is told where things stand."""
+    """The ledger and the bar. After Ctrl-C it says where the ledger is."""
     from minigpt4_runtime.report.ledger import Ledger
 
     path = folder.file(".jsonl") if folder else None

@@ -2,7 +2,7 @@
 
 Owns   the thread that steps, the requests in it, and what becomes of their errors.
 Takes  Requests from any thread; gives Tickets.
-Never  knows text: whoever asks watches for stop strings through Request.watch.
+Never  knows text: a request's watch reads it.
 """
 
 from __future__ import annotations
@@ -139,7 +139,7 @@ class Engine:
             )
 
     def submit(self, request: Request, read: Callable[[TokenEvent], T | None]) -> Ticket[T]:
-        """Let a request join. `read` is called by whoever reads the ticket.
+        """Let a request join. `read` is called in the thread that reads the ticket.
 
         Raises:
             RequestError: what `check` refuses.

@@ -49,7 +49,7 @@ class Sequence:
         self.request = request
         self.seed = seed
         self.max_new_tokens = max_new_tokens
-        # Its own: whoever submits a request again submits it as it was.
+        # Forked: a request that is submitted again begins as it was.
         guide = request.guide
         self.branches = [Branch(watch=request.watch.fork(), guide=guide.fork() if guide else None)]
         sampling = request.sampling

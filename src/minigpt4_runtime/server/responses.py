@@ -25,7 +25,7 @@ from minigpt4_runtime.server.protocol import (
     Settings,
     TextPart,
     within,
-)
+)  # fmt: skip
 
 # --- what is asked ------------------------------------------------------------------------------
 
