@@ -26,7 +26,7 @@ from torch import Tensor
 from minigpt4_runtime.config import EngineConfig, LanguageConfig, SamplingParams
 from minigpt4_runtime.devices.registry import open_device
 from minigpt4_runtime.engine.engine import Engine
-from minigpt4_runtime.engine.request import Request
+from minigpt4_runtime.engine.request import Heard, NoWatch, Request
 from minigpt4_runtime.model.llama import Attend, Llama
 from minigpt4_runtime.model.parallel import Solo
 from minigpt4_runtime.ranks import make_runner
@@ -61,20 +61,16 @@ class IdleLlama:
         return self._logits[: len(hidden)]
 
 
-class StepClock:
+class StepClock(NoWatch):
     """Hears one sequence's tokens, of which each is a step."""
 
     def __init__(self) -> None:
         self.times: list[float] = []
 
-    def feed(self, token_id: int) -> bool:  # noqa: ARG002
+    def feed(self, token_id: int, *, is_last: bool) -> Heard:
         """Note the engine thread's time on the processor. No answer ends here."""
         self.times.append(time.thread_time())
-        return False
-
-    def fork(self) -> StepClock:
-        """The same: only beams fork."""
-        return self
+        return super().feed(token_id, is_last=is_last)
 
 
 def step_seconds(context: int, num_sequences: int) -> float:
@@ -99,7 +95,7 @@ def step_seconds(context: int, num_sequences: int) -> float:
     clock = StepClock()
     tickets = [
         engine.submit(
-            Request(tuple([3] * context), (), sampling, clock if last else None),
+            Request(tuple([3] * context), (), sampling, clock if last else NoWatch()),
             lambda event: event.token_id,
         )
         for last in [False] * (num_sequences - 1) + [True]

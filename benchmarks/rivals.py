@@ -65,14 +65,14 @@ class Ours:
             self._model = MiniGPT4.load(**settings)
         else:
             self._model = MiniGPT4.with_random_weights(config, **settings)
-        self.language: Llama = self._model._sides.language  # noqa: SLF001 - for transformers.
+        self.language: Llama = self._model._loaded.sides.language  # noqa: SLF001 - for transformers.
 
     def generate(self, prompts: Sequence[Sequence[int]], counts: Sequence[int]) -> Answered:
         """Ask all at once, and read the answers one after the other."""
         times: list[list[float]] = [[] for _ in prompts]
         started = time.perf_counter()
         tickets = [
-            self._model.submit_tokens(
+            self._model.probe.submit_tokens(
                 prompt,
                 SamplingParams(ignore_eos=True, max_new_tokens=count),
                 on_token=partial(_note_time, own),
@@ -83,7 +83,7 @@ class Ours:
 
     def use_engine(self, **settings: Any) -> None:
         """Go on with other settings of the engine."""
-        self._model.use_engine({**asdict(self._model.engine_config), **settings})
+        self._model.probe.use_engine({**asdict(self._model.engine_config), **settings})
 
     def rest(self) -> None:
         """Wait until the engine's thread is gone, which takes a second without work."""

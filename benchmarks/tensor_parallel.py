@@ -46,7 +46,7 @@ class Result:
 def decode(model: MiniGPT4, name: str, num_answers: int, num_tokens: int) -> Result:
     """Let answers grow together, and look at what passes meanwhile."""
     sampling = SamplingParams(ignore_eos=True, stop=(), max_new_tokens=num_tokens)
-    before = model.stats()
+    earlier = model.probe.traffic()
     started = time.perf_counter()
     tickets = [model.submit(QUESTION, sampling) for _ in range(num_answers)]
     num_answered = 0
@@ -55,7 +55,7 @@ def decode(model: MiniGPT4, name: str, num_answers: int, num_tokens: int) -> Res
         assert last.reply is not None, "a stream ends with its reply"
         num_answered += len(last.reply.token_ids)
     seconds = time.perf_counter() - started
-    traffic, earlier = model.stats().traffic, before.traffic
+    traffic = model.probe.traffic()
     return Result(
         name,
         model.tensor_parallel,

@@ -38,7 +38,7 @@ from torch.nn import functional
 from minigpt4_runtime.checkpoint.folder import write_folder
 from minigpt4_runtime.config import VisionConfig
 from minigpt4_runtime.evaluation import scenes
-from minigpt4_runtime.model.llama import Attend
+from minigpt4_runtime.model.causal import causal_attention
 from minigpt4_runtime.model.minigpt4 import MiniGPT4Model
 from minigpt4_runtime.text.tokenizer import Tokenizer
 
@@ -109,17 +109,6 @@ def look(run: "Run", model: MiniGPT4Model) -> None:
 # --- stage 2: talk ----------------------------------------------------------------------------
 
 
-def dense_attend(batch: int) -> Attend:
-    """Causal attention for `batch` sequences of equal length, packed one after the other."""
-
-    def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:  # noqa: ARG001
-        q, k, v = (x.view(batch, -1, *x.shape[1:]).transpose(1, 2) for x in (q, k, v))
-        out = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
-        return out.transpose(1, 2).flatten(0, 1)
-
-    return attend
-
-
 def dialogue_loss(
     model: MiniGPT4Model,
     dialogues: list[tuple[list[int], list[float]]],
@@ -138,7 +127,7 @@ def dialogue_loss(
     language = model.language
     embeddings = torch.cat([language.embed(head), rows, language.embed(tail)], dim=1)
     positions = torch.arange(embeddings.shape[1], device=device).repeat(len(rows))
-    hidden = language(embeddings.flatten(0, 1), positions, dense_attend(len(rows)))
+    hidden = language(embeddings.flatten(0, 1), positions, causal_attention(len(rows)))
     hidden = hidden.view(*embeddings.shape)[:, -longest - 1 : -1]
     said = weights > 0
     logits, wanted = language.logits(hidden[said]), tail[said]

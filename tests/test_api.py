@@ -24,6 +24,7 @@ from minigpt4_runtime import (
 )
 from minigpt4_runtime.devices.cpu import CpuBackend
 from minigpt4_runtime.images.pixels import ImageLimits
+from minigpt4_runtime.text.answer import AnswerText
 
 IMAGES = Path(__file__).parent / "goldens/vicuna/images"
 PHOTO = IMAGES / "photo_rgb.jpg"
@@ -221,7 +222,15 @@ def test_logit_bias_reaches_the_answer(model):
     assert set(biased) == {7} != set(plain)
 
 
-@pytest.mark.parametrize("way", ["chat", "submit_tokens"])
+def test_text_is_decoded_once(model, monkeypatch):
+    fed, feed = [], AnswerText.feed
+    monkeypatch.setattr(
+        AnswerText, "feed", lambda self, token_id: fed.append(token_id) or feed(self, token_id)
+    )
+    assert model.chat(ask("Why?"), SHORT).token_ids == tuple(fed)
+
+
+@pytest.mark.parametrize("way", ["chat", "submit_text"])
 def test_a_bias_for_an_id_that_is_none_is_refused(model, way):
     size = model.config.language.vocab_size
     asked = ask("What?") if way == "chat" else [1]

@@ -51,9 +51,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "ranks": BELOW_API - {"text", "images"},
     "sides": BELOW_API - {"text", "images"},
     "report": WORDS,
+    "loaded": BELOW_API | {"grammar", "ranks", "sides"},
+    "probe": BELOW_API | {"loaded"},
     "batch": WORDS | {"images", "engine", "report"},
-    "api": BELOW_API | {"grammar", "ranks", "sides", "batch"},
-    FRONT_DOOR: WORDS | {"api"},
+    "api": BELOW_API | {"loaded", "probe", "batch"},
+    FRONT_DOOR: WORDS | {"api", "ranks.follow"},
     # Whether a model fits is asked of the devices themselves.
     "hub": WORDS | {"checkpoint", "convert", "devices.registry"},
     "export": WORDS | {"images", "model", "checkpoint"},

@@ -6,7 +6,14 @@ import json
 import pytest
 
 from minigpt4_runtime import ConfigError, SamplingParams
-from minigpt4_runtime.config import LanguageConfig, ModelConfig, QFormerConfig, VisionConfig
+from minigpt4_runtime.config import (
+    SAMPLING_RANGES,
+    LanguageConfig,
+    ModelConfig,
+    QFormerConfig,
+    Range,
+    VisionConfig,
+)
 
 
 def tiny_vision(**changes) -> VisionConfig:
@@ -97,6 +104,33 @@ def test_sampling_values_without_meaning_are_refused_by_name(changes):
     (name,) = changes
     with pytest.raises(ConfigError, match=name):
         SamplingParams(**changes)
+
+
+@pytest.mark.parametrize(
+    ("allowed", "words", "good", "bad"),
+    [
+        (Range(int, 1), "a whole number ≥ 1", [1, 10**9], [0, 1.0, True, None, 10**400]),
+        (Range(int, 0, 20), "a whole number from 0 to 20", [0, 20], [-1, 21]),
+        (Range(float, 0), "a number ≥ 0", [0, 0.5], [-0.1, float("nan"), float("inf"), "1"]),
+        (Range(float, -2, 2), "from -2 to 2", [-2, 2.0], [2.1]),
+        (Range(float, above=0), "above 0", [0.01, 5], [0, -1]),
+        (Range(float, above=0, high=1), "above 0 and at most 1", [0.01, 1], [0, 1.1]),
+    ],
+)
+def test_a_range_says_what_it_allows(allowed, words, good, bad):
+    assert str(allowed) == words
+    for value in good:
+        allowed.check("it", value)
+    for value in bad:
+        with pytest.raises(ConfigError, match=f"^it is .*; it must be {words}"):
+            allowed.check("it", value)
+
+
+def test_every_default_is_in_its_range():
+    assert SAMPLING_RANGES.keys() <= SamplingParams().to_mapping().keys()
+    for name, allowed in SAMPLING_RANGES.items():
+        if (default := getattr(SamplingParams, name)) is not None:
+            allowed.check(name, default)
 
 
 def test_sampling_refuses_what_contradicts_itself():

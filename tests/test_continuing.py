@@ -93,7 +93,9 @@ def test_a_text_is_continued_as_it_is(model):
     assert by_ids[-1].reply.text.split("###")[0].strip() == reply.text
     assert "".join(delta.text for delta in by_ids) == by_ids[-1].reply.text
     by_text = list(model.submit_text("Human: What do you see?", sampling))[-1]
-    expected = tuple(model.submit_tokens(model.encode_text("Human: What do you see?"), sampling))
+    expected = tuple(
+        model.probe.submit_tokens(model.encode_text("Human: What do you see?"), sampling)
+    )
     assert by_text.reply.token_ids == expected
     assert by_text.usage == by_text.reply.usage
 

@@ -25,6 +25,7 @@ PUBLIC_NAMES = [
     "TextDelta",
     "Usage",
     "__version__",
+    "follow",
     "image",
 ]
 HEAVY = ["torch", "numpy", "PIL", "typer", "rich", "sentencepiece", "safetensors"]

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from golden_cases import GOLDENS, SEARCHES, Golden, assert_same_ids
 
-from minigpt4_runtime import Message, MiniGPT4, SamplingParams
+from minigpt4_runtime import Message, MiniGPT4, SamplingParams, follow
 from minigpt4_runtime.errors import ConfigError, RankLostError
 
 PICTURES = Path(__file__).parents[1] / "examples/images"
@@ -76,7 +76,7 @@ def test_the_original_s_answers(golden_model_dir, name, size):
             assert_same_ids(golden, last.reply.token_ids, ids)
         question = golden.question(golden.cases("single")[0])
         assert model.chat(question, SAMPLED) == alone.chat(question, SAMPLED)
-        assert model.stats().traffic.num_bytes > 0
+        assert model.probe.traffic().num_bytes > 0
     assert not followers()
 
 
@@ -115,22 +115,50 @@ def test_two_instances_side_by_side(tmp_path):
         assert (run.returncode, out) == (0, alone.stdout), err
 
 
+def torchrun(*program):
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2",
+               "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]  # fmt: skip
+    return subprocess.run(
+        [*command, *program], capture_output=True, text=True, check=False, timeout=120
+    )
+
+
 def test_torchrun_starts_them(tmp_path):
     """Every rank is given the same command; one of them does the job."""
     command = ["-m", "minigpt4_runtime.cli.main", "describe", str(PICTURES),
                "--device", "cpu", "--tensor-parallel", "2"]  # fmt: skip
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2",
-                "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]  # fmt: skip
-    ours = subprocess.run(
-        [*torchrun, *command, "--out", str(tmp_path / "out.jsonl")],
-        capture_output=True, text=True, check=False, timeout=120,
-    )  # fmt: skip
+    ours = torchrun(*command, "--out", str(tmp_path / "out.jsonl"))
     assert ours.returncode == 0, ours.stderr
     alone = subprocess.run([sys.executable, *command[:-2]], capture_output=True, text=True)
     assert ours.stdout == alone.stdout
     assert len((tmp_path / "out.jsonl").read_text("utf-8").splitlines()) == len(
         list(PICTURES.iterdir())
     )
+
+
+PROGRAM = """
+import sys
+from minigpt4_runtime import MiniGPT4, follow
+
+with_follow, picture = sys.argv[1] == "follow", sys.argv[2]
+if with_follow and follow(2):
+    print("followed")
+    sys.exit()
+with MiniGPT4.load(device="cpu", tensor_parallel=2) as model:
+    print("answer:", model.describe(picture).text)
+"""
+
+
+def test_a_program_of_ones_own_follows_first(tmp_path):
+    program, picture = tmp_path / "program.py", PICTURES / "three.png"
+    program.write_text(PROGRAM, "utf-8")
+    done = torchrun(str(program), "follow", str(picture))
+    assert done.returncode == 0, done.stderr
+    answer = load().describe(picture).text
+    assert sorted(done.stdout.splitlines()) == [f"answer: {answer}", "followed"]
+    refused = torchrun(str(program), "no", str(picture))
+    assert refused.returncode != 0
+    assert "This process is rank 1 of 2 under torchrun" in refused.stderr
 
 
 # --- what goes wrong ----------------------------------------------------------------------------
@@ -193,7 +221,7 @@ def test_ranks_end_with_a_leader_that_is_killed():
         "import os, signal, sys\n"
         "from minigpt4_runtime import MiniGPT4\n"
         "model = MiniGPT4.load(device='cpu', tensor_parallel=2)\n"
-        "followers = model._ranks._followers\n"
+        "followers = model._loaded.ranks._followers\n"
         "print(*[p.pid for p in followers._processes.values()], followers._folder, flush=True)\n"
         "os.kill(os.getpid(), signal.SIGKILL)\n"
     )
@@ -208,7 +236,7 @@ def test_ctrl_c_ends_all_at_once():
     program = (
         "from minigpt4_runtime import *\n"
         "model = MiniGPT4.load(device='cpu', tensor_parallel=2)\n"
-        "print(*[p.pid for p in model._ranks._followers._processes.values()], flush=True)\n"
+        "print(*[p.pid for p in model._loaded.ranks._followers._processes.values()], flush=True)\n"
         "model.chat([Message('user', ('Count.',))], SamplingParams(\n"
         "    ignore_eos=True, stop=(), max_new_tokens=900))\n"
     )
@@ -273,7 +301,13 @@ def test_a_follower_of_torchruns_leaves_the_model_to_its_leader(monkeypatch):
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     followed = []
-    monkeypatch.setattr("minigpt4_runtime.api.Ranks.follow", lambda self: followed.append(self))
-    with pytest.raises(SystemExit):
-        MiniGPT4.load(tensor_parallel=8)  # The demo model has no eight heads.
-    assert [ranks.rank for ranks in followed] == [7]
+    monkeypatch.setattr("minigpt4_runtime.ranks.TorchGroup", lambda *where, folder: where)
+    monkeypatch.setattr("minigpt4_runtime.ranks.serve", followed.append)
+    # The follower's own options name the demo model, which has no eight heads.
+    with pytest.raises(ConfigError, match=r"rank 7 of 8 .* Call minigpt4_runtime\.follow\(8\)"):
+        MiniGPT4.load(tensor_parallel=8)
+    assert follow(8)
+    assert followed == [(7, 8)]
+    monkeypatch.setenv("RANK", "0")
+    assert not follow(8)
+    assert not follow(1)

@@ -114,13 +114,13 @@ def test_among_others_and_preempted_as_alone(model):
     ]  # fmt: skip
     alone = [answer(model, **each).token_ids for each in asked]
     engine = model.engine_config
-    model.use_engine({"num_blocks": 16, "block_size": 16, "max_running": 12})
+    model.probe.use_engine({"num_blocks": 16, "block_size": 16, "max_running": 12})
     try:
         tickets = [submit(model, **each) for each in asked]
         together = [reply_of(ticket).token_ids for ticket in tickets]
         assert model.stats().num_preempted > 0
     finally:
-        model.use_engine(engine)
+        model.probe.use_engine(engine)
     assert together == alone
 
 
@@ -183,7 +183,7 @@ def test_a_stream_and_logprobs_are_those_of_the_whole(model):
 
 
 def test_tokens_are_guided_too(model):
-    ids = list(model.submit_tokens([1], SamplingParams(regex="[0-9]{4}")))
+    ids = list(model.probe.submit_tokens([1], SamplingParams(regex="[0-9]{4}")))
     text = b"".join(model.token_bytes(token_id) for token_id in ids[:-1])
     assert re.fullmatch(rb" ?[0-9]{4}", text)
 

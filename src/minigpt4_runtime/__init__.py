@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         RequestError,
     )
     from minigpt4_runtime.messages import ImageSource, Message, Reply, TextDelta, Usage, image
+    from minigpt4_runtime.ranks import follow
 
 __version__ = "0.1.0"
 
@@ -42,12 +43,14 @@ _HOMES = {
     "TextDelta": "messages",
     "Usage": "messages",
     "image": "messages",
+    "follow": "ranks",
 }
 
 __all__ = [
     "BackendUnavailableError", "CheckpointError", "ConfigError", "EngineConfig", "ImageError",
     "ImageSource", "Message", "MiniGPT4", "MiniGPT4Error", "PromptTooLongError",
-    "Reply", "RequestError", "SamplingParams", "TextDelta", "Usage", "__version__", "image",
+    "Reply", "RequestError", "SamplingParams", "TextDelta", "Usage", "__version__", "follow",
+    "image",
 ]  # fmt: skip
 
 

@@ -9,7 +9,6 @@ Never  reads a file or the environment, and never lets an unknown setting pass i
 import dataclasses
 import difflib
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from os import PathLike
@@ -32,7 +31,7 @@ _LARGEST_SIZE = 2**31 - 1
 
 
 def check_field_names(values: Mapping[str, Any], known: tuple[str, ...], owner: str) -> None:
-    """Refuse a setting nobody knows, and name the nearest that exists.
+    """Refuse a setting that does not exist, and name the nearest that does.
 
     Raises:
         ConfigError: `values` holds a key that is not in `known`.
@@ -91,6 +90,46 @@ def _require_above_zero(owner: object, *names: str) -> None:
             raise ConfigError(
                 f"{type(owner).__name__}.{name} is {value!r:.80}; it must be a number above 0."
             )
+
+
+@dataclass(frozen=True)
+class Range:
+    """Which numbers a setting may have: from `low`, or `above` it, to `high`."""
+
+    kind: type[int] | type[float]
+    low: int | None = None
+    high: int | None = None
+    above: int | None = None
+
+    @property
+    def bounds(self) -> dict[str, Any]:
+        """Its ends, as pydantic calls them."""
+        ends = {"gt": self.above, "ge": self.low, "le": self.high}
+        return {name: end for name, end in ends.items() if end is not None}
+
+    def __str__(self) -> str:
+        """What a value must be: "a whole number ≥ 1", "from 0 to 1"."""
+        number = "a whole number " if self.kind is int else ""
+        if self.above is not None:
+            return f"above {self.above}" + (f" and at most {self.high}" if self.high else "")
+        if self.high is None:
+            return f"{number or 'a number '}≥ {self.low}"
+        return f"{number}from {self.low} to {self.high}"
+
+    def check(self, name: str, value: object) -> None:
+        """Refuse a value that is not in this range.
+
+        Raises:
+            ConfigError: it is too small, too large, or no number of this kind.
+        """
+        is_number = isinstance(value, int if self.kind is int else (int, float))
+        # What is barely above 0 would overflow as a divisor, and no setting is beyond 2**63.
+        low = self.low if self.above is None else self.above + 1e-9
+        high = 2.0**63 if self.high is None else self.high
+        if isinstance(value, bool) or not is_number or not low <= value <= high:  # type: ignore[operator]
+            is_huge = isinstance(value, (int, float)) and abs(value) > 2**63
+            seen = "too large" if is_huge else repr(value)
+            raise ConfigError(f"{name} is {seen}; it must be {self}.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -340,6 +379,11 @@ class EngineConfig(_Settings):
     prefix_cache: bool = True
     image_cache_bytes: int = 256 * 2**20
 
+    @classmethod
+    def read(cls, given: "EngineConfig | Mapping[str, Any] | None") -> "EngineConfig":
+        """Take a config as it is, a mapping as its settings, and None as the defaults."""
+        return given if isinstance(given, EngineConfig) else cls.from_mapping(given or {})
+
     def __post_init__(self) -> None:
         """Refuse values that cannot work, by name."""
         _require_positive(self, "max_running", "max_step_tokens", "block_size")
@@ -359,23 +403,39 @@ class EngineConfig(_Settings):
             raise ConfigError(
                 f"EngineConfig.prefix_cache is {self.prefix_cache!r}; it must be True or False."
             )
-        size = self.image_cache_bytes
-        if isinstance(size, bool) or not isinstance(size, int) or size < 0:
-            raise ConfigError(
-                f"EngineConfig.image_cache_bytes is {size!r}; it must be a whole number ≥ 0."
-            )
+        Range(int, 0).check("EngineConfig.image_cache_bytes", self.image_cache_bytes)
+
+
+# The command line, the server and the chat page read these too.
+SAMPLING_RANGES = {
+    "max_new_tokens": Range(int, 1),
+    "min_new_tokens": Range(int, 0),
+    "temperature": Range(float, 0),
+    "top_p": Range(float, above=0, high=1),
+    "top_k": Range(int, 0),
+    "min_p": Range(float, 0, 1),
+    "repetition_penalty": Range(float, above=0),
+    "presence_penalty": Range(float, -2, 2),
+    "frequency_penalty": Range(float, -2, 2),
+    "num_beams": Range(int, 1),
+    "length_penalty": Range(float, -10, 10),
+    "seed": Range(int, 0, 2**63 - 1),
+    "logprobs": Range(int, 0, 20),
+}
+LOGIT_BIAS_RANGE = Range(float, -100, 100)
 
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingParams(_Settings):
     """How the next token is chosen and when an answer ends. Greedy unless asked otherwise.
 
-    `stop` None means the template's own stops, `()` nothing but `</s>`, and strings are added to
-    the template's. `top_k` 0 means no limit. `min_new_tokens` only forbids `</s>`: a stop string
-    may end an answer earlier. The same seed gives the same answer. `logprobs` asks for the
-    log-probability of each chosen token and of so many of the likeliest ones. `min_p` drops ids
-    that are less likely than this share of the likeliest one. The penalties of presence and
-    frequency and `logit_bias` are OpenAI's; the last maps ids to what is added to their logits.
+    SAMPLING_RANGES has the numbers that are allowed. `stop` None means the template's own stops,
+    `()` nothing but `</s>`, and strings are added to the template's. `top_k` 0 means no limit.
+    `min_new_tokens` only forbids `</s>`: a stop string may end an answer earlier. The same seed
+    gives the same answer. `logprobs` asks for the log-probability of each chosen token and of so
+    many of the likeliest ones. `min_p` drops ids that are less likely than this share of the
+    likeliest one. The penalties of presence and frequency and `logit_bias` are OpenAI's; the last
+    maps ids to what is added to their logits.
 
     With a `json_schema`, as a mapping or as text, the answer is JSON of that form, with the
     properties that it lists and no others unless it has `additionalProperties` or combines schemas;
@@ -404,24 +464,10 @@ class SamplingParams(_Settings):
 
     def __post_init__(self) -> None:
         """Refuse values that have no meaning, by name."""
-        self._check("max_new_tokens", self.max_new_tokens, int, "a whole number ≥ 1", low=1)
-        self._check("min_new_tokens", self.min_new_tokens, int, "a whole number ≥ 0", low=0)
-        self._check("temperature", self.temperature, float, "a number ≥ 0", low=0)
-        self._check("top_p", self.top_p, float, "above 0 and at most 1", low=1e-9, high=1)
-        self._check("top_k", self.top_k, int, "a whole number ≥ 0 (0: no limit)", low=0)
-        self._check("min_p", self.min_p, float, "from 0 to 1", low=0, high=1)
-        self._check("repetition_penalty", self.repetition_penalty, float, "above 0", low=1e-9)
-        for name in ("presence_penalty", "frequency_penalty"):
-            self._check(name, getattr(self, name), float, "from -2 to 2", low=-2, high=2)
-        self._check("num_beams", self.num_beams, int, "a whole number ≥ 1", low=1)
-        self._check("length_penalty", self.length_penalty, float, "a number from -10 to 10",
-                    low=-10, high=10)  # fmt: skip
-        if self.logprobs is not None:
-            self._check("logprobs", self.logprobs, int, "a whole number from 0 to 20", low=0,
-                        high=20)  # fmt: skip
-        if self.seed is not None:
-            self._check("seed", self.seed, int, "a whole number from 0 to 2**63 - 1", low=0,
-                        high=2**63 - 1)  # fmt: skip
+        for name, allowed in SAMPLING_RANGES.items():
+            value = getattr(self, name)
+            if value is not None or name not in ("seed", "logprobs"):
+                allowed.check(name, value)
         if self.min_new_tokens > self.max_new_tokens:
             raise ConfigError(
                 f"min_new_tokens is {self.min_new_tokens}, above max_new_tokens "
@@ -449,19 +495,6 @@ class SamplingParams(_Settings):
             return "json_schema", str(self.json_schema)
         return ("regex", self.regex) if self.regex is not None else None
 
-    def _check(
-        self, name: str, value: object, kind: type, wanted: str,
-        *, low: float = -math.inf, high: float = math.inf,
-    ) -> None:  # fmt: skip
-        number = isinstance(value, int if kind is int else (int, float))
-        # No setting is this large, and a whole number beyond it is more than a float can hold.
-        high = min(high, 2.0**63)
-        if isinstance(value, bool) or not number or not max(low, -high) <= value <= high:  # type: ignore[operator]
-            is_long = isinstance(value, int) and value.bit_length() > 64
-            is_huge = is_long or (number and value > 2**63)  # type: ignore[operator]
-            seen = "too large" if is_huge else repr(value)
-            raise ConfigError(f"{name} is {seen}; it must be {wanted}.")
-
     def _check_stop(self) -> None:
         if self.stop is None:
             return
@@ -481,9 +514,8 @@ class SamplingParams(_Settings):
                 f"logit_bias is {self.logit_bias!r}; it must map token ids to numbers."
             ) from None
         for token_id, bias in biases:
-            self._check("logit_bias key", token_id, int, "an id ≥ 0", low=0)
-            self._check(f"logit_bias of {token_id}", bias, float, "from -100 to 100", low=-100,
-                        high=100)  # fmt: skip
+            Range(int, 0).check("logit_bias key", token_id)
+            LOGIT_BIAS_RANGE.check(f"logit_bias of {token_id}", bias)
         object.__setattr__(self, "logit_bias", biases)
 
     def _check_grammar(self) -> None:

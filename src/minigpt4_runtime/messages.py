@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     import torch
     from PIL.Image import Image
 
+    # All that an image may be given as.
+    RawImage = str | PathLike[str] | bytes | Image | numpy.ndarray[Any, Any] | torch.Tensor
+
 Role = Literal["system", "user", "assistant"]
 FinishReason = Literal["stop", "length"]
 
@@ -30,10 +33,7 @@ class ImageSource:
     Or a function that gives its bytes when it is opened; `label` is then what people call it.
     """
 
-    value: (
-        str | PathLike[str] | bytes | Image | numpy.ndarray[Any, Any] | torch.Tensor
-        | Callable[[], bytes]
-    )  # fmt: skip
+    value: RawImage | Callable[[], bytes]
     label: str | None = None
 
     @property
@@ -50,11 +50,13 @@ class ImageSource:
         return f"the picture given as {type(self.value).__name__}"
 
 
-def image(
-    value: str | PathLike[str] | bytes | Image | numpy.ndarray[Any, Any] | torch.Tensor,
-) -> ImageSource:
+if TYPE_CHECKING:
+    ImageLike = ImageSource | RawImage
+
+
+def image(value: ImageLike) -> ImageSource:
     """Mark a value as a picture inside a message's content: `[image("cat.jpg"), "What is it?"]`."""
-    return ImageSource(value)
+    return value if isinstance(value, ImageSource) else ImageSource(value)
 
 
 Part = str | ImageSource

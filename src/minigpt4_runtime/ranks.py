@@ -29,9 +29,9 @@ from minigpt4_runtime.config import DTypeName, EngineConfig
 from minigpt4_runtime.devices.contracts import DeviceBackend, Traffic
 from minigpt4_runtime.devices.group import TorchGroup
 from minigpt4_runtime.devices.registry import open_device
+from minigpt4_runtime.engine import worker
 from minigpt4_runtime.engine.engine import is_out_of_memory
 from minigpt4_runtime.engine.runner import Runner, fit_num_blocks
-from minigpt4_runtime.engine.worker import Leader, follow, renew
 from minigpt4_runtime.errors import (
     BackendUnavailableError,
     ConfigError,
@@ -137,23 +137,24 @@ def make_runner(
 
 
 class Ranks:
-    """All ranks of one model, as its leader holds them; or as a follower of torchrun's sees them.
+    """All ranks of one model, as its leader holds them.
 
     A single rank is a group of its own: nothing is started, and nothing passes.
     """
 
     def __init__(self, size: int) -> None:
+        """Raises ConfigError in a process that torchrun has started to follow another."""
         self.size = size
-        self.rank = 0
-        self._is_torchrun = size > 1 and "RANK" in os.environ and "WORLD_SIZE" in os.environ
-        if self._is_torchrun:
-            self.rank = _torchrun_rank(size)
+        rank = _torchrun_rank(size)
+        if rank:
+            raise ConfigError(
+                f"This process is rank {rank} of {size} under torchrun, and rank 0 alone has the "
+                f"model. Call minigpt4_runtime.follow({size}) before MiniGPT4.load, and end the "
+                "program where it gives True."
+            )
+        self._is_torchrun = rank is not None
         self._group: TorchGroup | None = None
         self._followers = _Followers()
-
-    def follow(self) -> None:
-        """Serve torchrun's rank 0 until it is done."""
-        serve(TorchGroup(self.rank, self.size, folder=None))
 
     def start(self, setup: Setup, collective: str) -> Group:
         """Bring all ranks together and let them load.
@@ -184,12 +185,12 @@ class Ranks:
             self.close()
             raise
 
-    def lead(self, runner: Runner) -> Runner | Leader:
+    def lead(self, runner: Runner) -> Runner | worker.Leader:
         """What the engine is to use; from now on a rank that does not answer is lost."""
         if self._group is None:
             return runner
         self._group.set_patience(PATIENCE_SECONDS)
-        return Leader(runner, self._group, self.explain)
+        return worker.Leader(runner, self._group, self.explain)
 
     def renew(self, engine: EngineConfig) -> None:
         """Let the other ranks make another runner, as the leader is about to.
@@ -198,7 +199,7 @@ class Ranks:
             RankLostError: one of them is gone.
         """
         if self._group:
-            renew(self._group, engine)
+            worker.renew(self._group, engine)
 
     def explain(self, error: RankLostError) -> RankLostError:
         """Say which rank was lost and what it said last, as far as that can be known."""
@@ -309,7 +310,10 @@ def _last_words(folder: Path, rank: int) -> str:
     return f" ({words[-1]})" if words else ""
 
 
-def _torchrun_rank(size: int) -> int:
+def _torchrun_rank(size: int) -> int | None:
+    """The rank that torchrun gave to this process; None where torchrun started no group."""
+    if size < 2 or not {"RANK", "WORLD_SIZE"} <= os.environ.keys():
+        return None
     names = ("RANK", "WORLD_SIZE", "MASTER_PORT")
     wrong = [name for name in names if not os.environ.get(name, "").isdecimal()]
     if wrong or not os.environ.get("MASTER_ADDR"):
@@ -349,6 +353,24 @@ def _over_loopback() -> Iterator[None]:
 # --- a follower ---------------------------------------------------------------------------------
 
 
+def follow(tensor_parallel: int) -> bool:
+    """Follow rank 0 if torchrun has started this process as another rank of a divided model.
+
+    A program that torchrun starts calls this before `MiniGPT4.load`, with the same number. It
+    returns False at once in rank 0 and without torchrun: load the model there. In any other rank
+    it computes what rank 0 asks for and returns True when rank 0 has closed its model: end the
+    program there.
+
+    Raises:
+        ConfigError: the number is not torchrun's, or its environment is not whole.
+        RankLostError: another rank is gone.
+    """
+    rank = _torchrun_rank(tensor_parallel)
+    if rank:
+        serve(TorchGroup(rank, tensor_parallel, folder=None))
+    return bool(rank)
+
+
 def serve(group: TorchGroup) -> None:
     """Load this rank's part of what the leader says, and compute it until the leader is done."""
     setup = Setup.decode(group.receive())
@@ -362,7 +384,7 @@ def serve(group: TorchGroup) -> None:
     if free_bytes is not None:
         free_bytes -= sum(weight.nbytes for weight in language.parameters())
     start = partial(make_runner, language, None, backend, free_bytes=free_bytes)
-    follow(start, setup.engine, group)
+    worker.follow(start, setup.engine, group)
     group.leave()
 
 

@@ -7,14 +7,12 @@ Never  runs an engine.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from minigpt4_runtime.checkpoint.blank_model import Where
 from minigpt4_runtime.checkpoint.graph_folder import find_graph
@@ -29,21 +27,6 @@ from minigpt4_runtime.vision.contracts import VisionEncoder
 from minigpt4_runtime.vision.registry import vision_encoder
 
 
-class TimedEncoder:
-    """Encodes as another does and adds up how long this thread took for it."""
-
-    def __init__(self, encoder: VisionEncoder) -> None:
-        self._encoder = encoder
-        self.seconds = 0.0
-
-    def encode(self, pixels: Tensor, on_tower: Callable[[], object] | None = None) -> Tensor:
-        """See `VisionEncoder`."""
-        started = time.perf_counter()
-        rows = self._encoder.encode(pixels, on_tower)
-        self.seconds += time.perf_counter() - started
-        return rows
-
-
 @dataclass(frozen=True)
 class Sides:
     """The language model and what encodes pictures for it.
@@ -53,7 +36,7 @@ class Sides:
     """
 
     language: Llama
-    vision: TimedEncoder
+    vision: VisionEncoder
     vision_bytes: int
     left_bytes: int | None
 
@@ -109,7 +92,7 @@ def load_sides(
         encoder = vision_encoder("torch")(model.vision, in_float32=widen_from is not None)
     if free_bytes is not None:
         free_bytes -= vision_bytes + _count_bytes(language)
-    return Sides(language, TimedEncoder(encoder), vision_bytes, free_bytes)
+    return Sides(language, encoder, vision_bytes, free_bytes)
 
 
 def _count_bytes(module: nn.Module) -> int:

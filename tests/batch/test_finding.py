@@ -5,13 +5,11 @@ from pathlib import Path
 import pytest
 
 from minigpt4_runtime import ConfigError
-from minigpt4_runtime.batch.finding import find_pictures
+from minigpt4_runtime.batch.finding import find_images
 
 
 def find(*paths, recursive=False):
-    return [
-        path.as_posix() for path in find_pictures([Path(p) for p in paths], recursive=recursive)
-    ]
+    return [path.as_posix() for path in find_images([Path(p) for p in paths], recursive=recursive)]
 
 
 def test_a_folder_gives_its_pictures_sorted(folder):
@@ -27,7 +25,7 @@ def test_what_is_plainly_a_picture_is_given_where_all_are_asked_for(folder):
     for name in ("drawing.SVG", "raw.nef", "clip.mp4", "page.pdf", "phone.heic"):
         (folder / name).write_bytes(b"x")
     assert find(".") == ["a.png", "b.jpg", "phone.heic"]
-    found = find_pictures([folder], recursive=True, with_unreadable=True)
+    found = find_images([folder], recursive=True, with_unreadable=True)
     assert [path.name for path in found] == [
         "a.png", "b.jpg", "drawing.SVG", "phone.heic", "raw.nef", "c.png",
     ]  # fmt: skip

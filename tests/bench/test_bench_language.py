@@ -57,7 +57,7 @@ def test_a_point_says_what_the_numbers_say(demo_model):
     assert point.per_token_p50_ms <= point.per_token_p90_ms <= point.per_token_p99_ms
     assert point.tokens_per_second == pytest.approx(24e3 / point.response_time_ms)
     assert point.decode_tokens_per_second == pytest.approx(3e3 / point.per_token_ms)
-    weights, config = demo_model.weight_bytes(), demo_model.config.language
+    weights, config = demo_model.probe.weight_bytes(), demo_model.config.language
     cache = 2 * config.num_hidden_layers * config.hidden_size * 4 * 3 * (20 + 4)
     read = weights["layers"] + weights["head"] + cache
     assert point.gigabytes_per_second == pytest.approx(read / point.per_token_ms * 1e3 / 1e9)
@@ -82,7 +82,7 @@ def test_what_would_make_the_machine_swap_is_not_begun(demo_model, monkeypatch, 
         monkeypatch.setattr(language, "available_memory_bytes", lambda: 2**20)
     else:
         monkeypatch.setattr(cpu, "allowed_memory_bytes", lambda: 2**20)
-    monkeypatch.setattr(demo_model, "submit_tokens", None)
+    monkeypatch.setattr(demo_model.probe, "submit_tokens", None)
     tried = LanguageBench(demo_model, repeats=1).measure(Work(64, 500, 100))
     assert demo_model.stats().num_blocks == 1
     assert tried.verdict == "memory"

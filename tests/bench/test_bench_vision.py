@@ -22,6 +22,7 @@ class Compiled:
     def __init__(self, config, clock):
         self.config = config
         self.clock = clock
+        self.probe = self
 
     def embed_images(self, pictures, *, at_once, on_stage):
         assert at_once == len(pictures)

@@ -10,6 +10,7 @@ class Model:
 
     def __init__(self):
         self.shown = []
+        self.probe = self
 
     def embed_images(self, batch, *, at_once, on_stage):
         self.shown.append("".join(picture.name for picture in batch))

@@ -42,7 +42,7 @@ def test_language_writes_the_same_points_for_every_reader(real_minigpt4, tmp_pat
     assert shown.status == 0, shown.err
     assert "model: the demo model: image tower 5 × 160, language model 6 × 160" in shown.out
     assert "batch 3, 20 + 4 tokens: " in shown.err
-    assert f"The page is {out}/bench-language.html." in shown.err
+    assert f"The report is in {out}/bench-language.html." in shown.err
     rows = read_csv(out / "bench-language.csv")
     assert list(rows[0])[:7] == [
         "batch_size", "input_length", "output_length", "response_time_ms", "first_token_ms",

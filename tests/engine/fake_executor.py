@@ -14,7 +14,7 @@ from fake_runner import (
 )
 
 from minigpt4_runtime import SamplingParams
-from minigpt4_runtime.engine.request import Request
+from minigpt4_runtime.engine.request import NoWatch, Request
 
 BOS = 1
 BLOCK_SIZE = 4
@@ -43,7 +43,7 @@ def by_state(piece, state):
 class Executor:
     """Keeps plans to their contract, and does wrong where a test asks for it."""
 
-    num_encoded_images = 0
+    num_encoded_images, encode_seconds = 0, 0.0
 
     def __init__(self, logits=after_last):
         self.plans = []
@@ -99,7 +99,7 @@ class PacedExecutor(Executor):
 
 
 def request_of(*token_ids, watch=None, **sampling):
-    return Request(token_ids, (), SamplingParams(**sampling), watch)
+    return Request(token_ids, (), SamplingParams(**sampling), watch or NoWatch())
 
 
 def submit(engine, *token_ids, watch=None, **sampling):

@@ -11,6 +11,7 @@ Gives  the state at each sampled row; `choose` makes of it what a model and a sa
 import zlib
 
 from minigpt4_runtime.engine.beam import BeamSearch, Continuation
+from minigpt4_runtime.engine.request import Heard
 from minigpt4_runtime.engine.scheduler import Token
 from minigpt4_runtime.engine.sequence import Branch
 
@@ -63,9 +64,9 @@ class SumWatch:
         self._divisor = divisor
         self._total = total
 
-    def feed(self, token_id):
+    def feed(self, token_id, *, is_last):
         self._total += token_id
-        return self._total % self._divisor == 0
+        return Heard(self._total % self._divisor == 0, (self._total, is_last))
 
     def fork(self):
         return SumWatch(self._divisor, self._total)
@@ -165,10 +166,10 @@ def answer_without_cache(request, max_new_tokens):
     """The long way to an answer: no cache, no blocks, every branch from its first token on."""
     if request.sampling.num_beams > 1:
         return _search_without_cache(request, max_new_tokens)
-    watch, answer = request.watch and request.watch.fork(), []
+    watch, answer = request.watch.fork(), []
     while len(answer) < max_new_tokens:
         answer.append(likely_token(_state_of(request, answer)))
-        if answer[-1] == END or (watch and watch.feed(answer[-1])):
+        if watch.feed(answer[-1], is_last=False).ends or answer[-1] == END:
             break
     return answer
 
@@ -179,12 +180,12 @@ def _search_without_cache(request, max_new_tokens):
     branches = [Branch()]
 
     def ends(each):
-        if each.token_id == END or not request.watch:
-            return each.token_id == END
+        if each.token_id == END:
+            return True
         watch = request.watch.fork()
         for token_id in branches[each.branch].answer:
-            watch.feed(token_id)
-        return watch.feed(each.token_id)
+            watch.feed(token_id, is_last=False)
+        return watch.feed(each.token_id, is_last=False).ends
 
     while not search.is_done:
         states = [_state_of(request, branch.answer) for branch in branches]

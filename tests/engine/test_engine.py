@@ -1,5 +1,6 @@
 """What becomes of requests: each has its own answer and its own end."""
 
+import itertools
 import random
 from concurrent.futures import ThreadPoolExecutor
 
@@ -70,6 +71,17 @@ def test_a_watch_ends_an_answer_and_is_left_as_it_was(start):
         events = events_of(engine.submit(request, lambda event: event))
         assert [event.token_id for event in events] == [4, 5, 6]
         assert events[-1].finish_reason == "stop"
+
+
+@pytest.mark.parametrize("num_beams", [1, 3])
+def test_events_carry_what_the_watch_noted(start, num_beams):
+    asked = request_of(BOS, 3, watch=SumWatch(1000), num_beams=num_beams, max_new_tokens=4)
+    *events, last = events_of(start(Executor(by_state)).submit(asked, lambda event: event))
+    ids = [event.token_id for event in (*events, last)]
+    assert [event.note for event in events] == [
+        (total, False) for total in itertools.accumulate(ids[:-1])
+    ]
+    assert last.note == (sum(ids), True)
 
 
 def test_an_event_tells_the_logprobs_that_were_asked_for(start):

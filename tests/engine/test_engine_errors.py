@@ -19,6 +19,7 @@ from fake_executor import (
 
 from minigpt4_runtime import RequestError
 from minigpt4_runtime.engine import engine as engine_module
+from minigpt4_runtime.engine.request import Heard
 
 
 def long_requests(count, length=9):
@@ -36,11 +37,11 @@ class FailingWatch:
     def __init__(self, num_seen=0):
         self._num_seen = num_seen
 
-    def feed(self, token_id):
+    def feed(self, token_id, *, is_last):
         self._num_seen += 1
         if self._num_seen == 3:
             raise ValueError("the watch is broken")
-        return False
+        return Heard()
 
     def fork(self):
         return FailingWatch(self._num_seen)
@@ -73,8 +74,8 @@ class TornWatch:
     def __init__(self, max_forks):
         self._forks_left = max_forks
 
-    def feed(self, token_id):
-        return False
+    def feed(self, token_id, *, is_last):
+        return Heard()
 
     def fork(self):
         if not self._forks_left:

@@ -114,7 +114,7 @@ from minigpt4_runtime.engine.engine import Engine
 from minigpt4_runtime.engine.request import Request
 
 class Executor:
-    num_encoded_images = 0
+    num_encoded_images, encode_seconds = 0, 0.0
     def execute(self, plan, pixels):
         return torch.zeros(sum(piece.is_sampled for piece in plan.slices), 5)
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minigpt4_runtime.config import EngineConfig, SamplingParams
-from minigpt4_runtime.engine.request import ImageInput, Request
+from minigpt4_runtime.engine.request import ImageInput, NoWatch, Request
 from minigpt4_runtime.engine.scheduler import Scheduler
 from minigpt4_runtime.engine.sequence import Sequence
 
@@ -149,7 +149,7 @@ class Ask:
             ids += [PLACEHOLDER] * ROWS if isinstance(piece, str) else piece
         num_beams = min(self.num_beams, max_running)
         sampling = SamplingParams(max_new_tokens=self.max_new_tokens, num_beams=num_beams)
-        watch = SumWatch(self.divisor) if self.divisor else None
+        watch = SumWatch(self.divisor) if self.divisor else NoWatch()
         return Request(tuple(ids), tuple(images), sampling, watch)
 
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.nn import functional
 
 from minigpt4_runtime.config import LanguageConfig
 from minigpt4_runtime.errors import ConfigError
+from minigpt4_runtime.model.causal import causal_attention
 from minigpt4_runtime.model.llama import Llama
 from minigpt4_runtime.model.parallel import check_world_size, share, split_dimension
 
@@ -63,15 +63,9 @@ def part_of(whole, group):
     return weights
 
 
-def attend(layer, q, k, v):
-    q, k, v = (rows.transpose(0, 1) for rows in (q, k, v))
-    k, v = (side.repeat_interleave(len(q) // len(side), 0) for side in (k, v))
-    return functional.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(0, 1)
-
-
 def answer(llama, ids):
     embeddings = llama.group.sum(llama.embed(ids))
-    hidden = llama(embeddings, torch.arange(len(ids)), attend)
+    hidden = llama(embeddings, torch.arange(len(ids)), causal_attention())
     return embeddings, llama.logits(hidden)
 
 

@@ -5,6 +5,7 @@ import torch
 from torch.nn import functional
 
 from minigpt4_runtime.config import LanguageConfig, VisionConfig
+from minigpt4_runtime.model.causal import causal_attention
 from minigpt4_runtime.model.eva_vit import EvaVit, resize_positions
 from minigpt4_runtime.model.llama import Llama, RMSNorm, Rotation
 
@@ -45,17 +46,11 @@ def test_llama_sees_only_the_past():
         num_key_value_heads=2, vocab_size=20, max_position_embeddings=64, rms_norm_eps=1e-6,
     )  # fmt: skip
     llama = randomise(Llama(config))
-
-    def attend(layer, q, k, v):
-        q, k, v = (x.transpose(0, 1) for x in (q, k, v))
-        k, v = k.repeat_interleave(2, 0), v.repeat_interleave(2, 0)
-        return functional.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(0, 1)
-
     ids = torch.arange(10)
-    whole = llama(llama.embed(ids), torch.arange(10), attend)
+    whole = llama(llama.embed(ids), torch.arange(10), causal_attention())
     changed = ids.clone()
     changed[7:] = 3
-    prefix = llama(llama.embed(changed), torch.arange(10), attend)
+    prefix = llama(llama.embed(changed), torch.arange(10), causal_attention())
     assert torch.allclose(whole[:7], prefix[:7], atol=1e-6)
     assert not torch.allclose(whole[8], prefix[8], atol=1e-3)
     assert llama.logits(whole[-1:]).shape == (1, 20)

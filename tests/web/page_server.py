@@ -24,9 +24,9 @@ class Serving:
 
     def __init__(self, *, keys=()):
         self.model = MiniGPT4.load(device="cpu")
-        step = self.model._engine.step
+        step = self.model._loaded.engine.step
         self._step_seconds = STEP_SECONDS
-        self.model._engine.step = lambda: (time.sleep(self._step_seconds), step())
+        self.model._loaded.engine.step = lambda: (time.sleep(self._step_seconds), step())
         listener = listen.bind("127.0.0.1", 0)
         self.url = listen.url_of(listener)
         app = create_app(

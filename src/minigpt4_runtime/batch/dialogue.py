@@ -1,7 +1,7 @@
-"""A dialogue about pictures, turn by turn.
+"""A dialogue about images, turn by turn.
 
-Owns   what was said, which picture was shown last, and which wait for the next question.
-Takes  questions and pictures; a model answers. A question that fails leaves no trace.
+Owns   what was said, which image was shown last, and which wait for the next question.
+Takes  questions and images; a model answers. A question that fails leaves no trace.
 Never  reads what is typed or prints what is answered.
 """
 
@@ -29,29 +29,29 @@ class Streams(Protocol):
 
 
 class Dialogue:
-    """The turns so far. `show` pictures and `ask` questions."""
+    """The turns so far. `show` images and `ask` questions."""
 
     def __init__(self) -> None:
         self._turns: list[Message] = []
         self._waiting: list[ImageSource] = []
         self.latest: ImageSource | None = None
 
-    def show(self, picture: ImageSource) -> None:
-        """Let the next question be about this picture too.
+    def show(self, image: ImageSource) -> None:
+        """Let the next question be about this image too.
 
         Raises:
-            ImageError: the picture cannot be read; nothing changes then.
+            ImageError: the image cannot be read; nothing changes then.
         """
         from minigpt4_runtime.images.pixels import open_rgb
 
-        if callable(picture.value):  # It is fetched now, and not again with every question.
-            picture = replace(picture, value=picture.value())
-        open_rgb(picture)
-        self.latest = picture
-        self._waiting.append(picture)
+        if callable(image.value):  # It is fetched now, and not again with every question.
+            image = replace(image, value=image.value())
+        open_rgb(image)
+        self.latest = image
+        self._waiting.append(image)
 
     def reset(self) -> None:
-        """Forget what was said; the picture shown last waits for the first question."""
+        """Forget what was said; the image shown last waits for the first question."""
         self._turns = []
         self._waiting = [self.latest] if self.latest else []
 
@@ -65,7 +65,7 @@ class Dialogue:
         """Ask, and hand the answer's text on as it grows. Ctrl-C keeps what was answered so far.
 
         Raises:
-            RequestError: no picture was shown, or the model cannot serve the question.
+            RequestError: no image was shown, or the model cannot serve the question.
         """
         if self.latest is None:
             raise RequestError("There is no picture to talk about. Show one: /image PATH")

@@ -1,8 +1,8 @@
-"""What people type for pictures → the pictures to describe, in order.
+"""Paths, addresses and - as typed → the images to describe, in order.
 
-Owns   what counts as a picture inside a folder, and how addresses and stdin are read.
+Owns   what counts as an image inside a folder, and how addresses and stdin are read.
 Takes  paths, addresses and - as typed; gives places, paths made by joining, each once.
-Never  opens a picture, or passes over one in silence where all are asked for.
+Never  opens an image, or passes over one in silence where all are asked for.
 """
 
 import asyncio
@@ -12,7 +12,7 @@ import stat
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, TypeVar
 
 from minigpt4_runtime.errors import ConfigError
 from minigpt4_runtime.messages import ImageSource
@@ -20,6 +20,7 @@ from minigpt4_runtime.messages import ImageSource
 STDIN = "-"
 # A path; or text where it is an address, or STDIN.
 Place = Path | str
+P = TypeVar("P", Path, Place)
 
 
 def read_place(text: str) -> Place:
@@ -38,7 +39,7 @@ def read_place(text: str) -> Place:
 
 
 def source_of(place: Place, *, allows_local: bool) -> ImageSource:
-    """The picture there: stdin is read now, an address when the picture is opened.
+    """The image there: stdin is read now, an address when the image is opened.
 
     Raises:
         BackendUnavailableError: fetching needs a package that is not here.
@@ -48,7 +49,7 @@ def source_of(place: Place, *, allows_local: bool) -> ImageSource:
     if place == STDIN:
         from minigpt4_runtime.images.pixels import DEFAULT_LIMITS
 
-        # One more than may be: so a picture that is too large is refused, not cut.
+        # One more than may be: so an image that is too large is refused, not cut.
         content = sys.stdin.buffer.read(DEFAULT_LIMITS.max_bytes + 1)
         return ImageSource(content, label="- (stdin)")
     from minigpt4_runtime.images.fetch import Target, fetch
@@ -77,52 +78,29 @@ def is_missing(path: Path) -> bool:
     return False
 
 
-def find_pictures(
-    paths: Sequence[Path], *, recursive: bool, with_unreadable: bool = False
-) -> list[Path]:
-    """Give files as they are, and for a folder the pictures in it, sorted. None comes twice.
+def find_images(places: Sequence[P], *, recursive: bool, with_unreadable: bool = False) -> list[P]:
+    """Give places as they are, and for a folder the images in it, sorted. None comes twice.
 
-    `with_unreadable` gives those too that are plainly pictures, but in no format that is read here.
+    `with_unreadable` gives those too that are plainly images, but in no format that is read here.
 
     Raises:
-        ConfigError: a folder cannot be read or holds no picture.
+        ConfigError: a folder cannot be read or holds no image.
     """
-    found: dict[Path, Path] = {}
-    for path in paths:
-        within = [path]
-        if is_folder(path):
-            within = _pictures_in(path, recursive=recursive, with_unreadable=with_unreadable)
-        for picture in within:
-            found.setdefault(picture.absolute(), picture)
-    return list(found.values())
-
-
-def find_places(places: Sequence[Place], *, recursive: bool) -> list[Place]:
-    """The same for whatever was typed, with all that is plainly a picture.
-
-    Raises:
-        ConfigError: a folder cannot be read or holds no picture.
-    """
-    found: dict[Place, Place] = {}
+    found: dict[Place, P] = {}
     for place in places:
-        within: Sequence[Place] = [place]
-        if isinstance(place, Path):
-            within = find_pictures([place], recursive=recursive, with_unreadable=True)
+        within: Sequence[P] = [place]
+        if isinstance(place, Path) and is_folder(place):
+            within = sorted(walk(place, recursive=recursive, with_unreadable=with_unreadable))
+            if not within:
+                hint = "Name another folder." if recursive else "-r looks into its subfolders too."
+                raise ConfigError(f"There are no pictures in the folder {place}. {hint}")
         for each in within:
             found.setdefault(each.absolute() if isinstance(each, Path) else each, each)
     return list(found.values())
 
 
-def _pictures_in(folder: Path, *, recursive: bool, with_unreadable: bool) -> list[Path]:
-    pictures = sorted(walk(folder, recursive=recursive, with_unreadable=with_unreadable))
-    if not pictures:
-        hint = "Name another folder." if recursive else "-r looks into its subfolders too."
-        raise ConfigError(f"There are no pictures in the folder {folder}. {hint}")
-    return pictures
-
-
 def walk(folder: Path, *, recursive: bool, with_unreadable: bool = False) -> Iterator[Path]:
-    """Give the pictures in a folder, in no order; hidden ones are left out.
+    """Give the images in a folder, in no order; hidden ones are left out.
 
     Raises:
         ConfigError: it cannot be read.

@@ -1,8 +1,8 @@
-"""One question about each of any number of pictures, with the engine kept full.
+"""One question about each of any number of images, with the engine kept full.
 
-Owns   the threads that open pictures ahead, how many they may be ahead, and the collecting.
-Takes  pictures, and how one is submitted; gives results as they are done.
-Never  opens a picture itself, and knows no model.
+Owns   the threads that open images ahead, how many they may be ahead, and the collecting.
+Takes  images, and how one is submitted; gives results as they are done.
+Never  opens an image itself, and knows no model.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from minigpt4_runtime.messages import Described, TextDelta
 P = TypeVar("P")
 
 
-class PictureRun(Generic[P]):
-    """The work of `describe_all`: threads open pictures and submit, one place collects."""
+class ImageRun(Generic[P]):
+    """The work of `describe_all`: threads open images and submit, one place collects."""
 
     def __init__(self, submit: Callable[[P], Ticket[TextDelta]], *, max_running: int) -> None:
         self._submit = submit
@@ -32,10 +32,10 @@ class PictureRun(Generic[P]):
         # What came: an index whose ticket has news, a result, or an error that ends it all.
         self._news: queue.SimpleQueue[int | Described | Exception] = queue.SimpleQueue()
 
-    def of(self, pictures: Iterable[P]) -> Iterator[Described]:
-        """Give results until all pictures are done."""
-        numbered, num_open = enumerate(pictures), 0
-        pool = ThreadPoolExecutor(self._num_threads, thread_name_prefix="pictures")
+    def of(self, images: Iterable[P]) -> Iterator[Described]:
+        """Give results until all images are done."""
+        numbered, num_open = enumerate(images), 0
+        pool = ThreadPoolExecutor(self._num_threads, thread_name_prefix="images")
         try:
             while True:
                 while num_open < self._num_ahead and (item := next(numbered, None)) is not None:
@@ -52,10 +52,10 @@ class PictureRun(Generic[P]):
             for ticket, _ in self._tickets.values():
                 ticket.cancel()
 
-    def _start(self, index: int, picture: P) -> None:
+    def _start(self, index: int, image: P) -> None:
         started = time.perf_counter()
         try:
-            ticket = self._submit(picture)
+            ticket = self._submit(image)
         except RequestError as error:
             self._news.put(Described(index, None, error, time.perf_counter() - started))
         except Exception as error:  # noqa: BLE001 - raised again where the results are read.
@@ -65,7 +65,7 @@ class PictureRun(Generic[P]):
             self._news.put(index)
 
     def _collect(self) -> Described | None:
-        """Wait for news, and give the result if a picture is done."""
+        """Wait for news, and give the result if an image is done."""
         news = self._wait()
         if isinstance(news, Exception):
             raise news

@@ -1,7 +1,7 @@
 """Answers → a file of results: one JSON object, or one record a line.
 
 Owns   the form of both files, and that nothing which was done is lost.
-Takes  a Record for each picture; an existing .jsonl is only continued, a .json only replaced whole.
+Takes  a Record for each image; an existing .jsonl is only continued, a .json only replaced whole.
 Never  describes anything.
 """
 
@@ -21,7 +21,7 @@ from minigpt4_runtime.report.files import write_whole, writing
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """What became of one picture: `answer` or `error` is None."""
+    """What became of one image: `answer` or `error` is None."""
 
     image: str
     answer: str | None = None
@@ -34,7 +34,7 @@ class Record:
 
 
 class Results:
-    """No file at all; the classes below write one. `done` are the pictures not to do again."""
+    """No file at all; the classes below write one. `done` are the images not to do again."""
 
     def __init__(self) -> None:
         self.done: frozenset[str] = frozenset()
@@ -88,7 +88,7 @@ def open_results(
 
 
 class JsonObject(Results):
-    """One object, picture → answer, or null where it failed, in the order of the pictures.
+    """One object, image → answer, or null where it failed, in the order of the images.
 
     Appears whole or not at all.
     """

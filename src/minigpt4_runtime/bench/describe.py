@@ -81,11 +81,11 @@ def _measure(
     repeats: int,
 ) -> Described:
     """Describe all of `pictures`, a few times, each with an engine that has seen none of them."""
-    model.reset_peak_memory()
+    model.probe.reset_peak_memory()
     seconds, failures, num_tokens = [], {}, 0
     for _ in range(repeats):
-        model.use_engine(model.engine_config)
-        model.synchronize()
+        model.probe.use_engine(model.engine_config)
+        model.probe.synchronize()
         started = time.perf_counter()
         results = list(model.describe_all(pictures, prompt, sampling))
         seconds.append(time.perf_counter() - started)
@@ -100,6 +100,6 @@ def _measure(
         tokens_per_second=num_tokens / took,
         ms_per_image=1e3 * took / num_described if num_described else None,
         tokens_per_image=num_tokens / num_described if num_described else None,
-        peak_memory_bytes=model.peak_memory_bytes(),
+        peak_memory_bytes=model.probe.peak_memory_bytes(),
     )
     return Described(point, {"seconds": seconds}, failures)

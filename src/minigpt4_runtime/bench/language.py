@@ -23,7 +23,7 @@ from minigpt4_runtime.bench.ramp_up import RampUp, Verdict, find_largest_batch
 from minigpt4_runtime.bench.spread import Measured, Spread
 from minigpt4_runtime.cache.key_value import token_bytes
 from minigpt4_runtime.config import EngineConfig, SamplingParams
-from minigpt4_runtime.errors import BackendUnavailableError, RequestError
+from minigpt4_runtime.errors import BackendUnavailableError, ConfigError, RequestError
 
 if TYPE_CHECKING:
     from minigpt4_runtime.api import MiniGPT4
@@ -205,6 +205,27 @@ class LanguageBench:
         """How many tokens prompt and answer may have together."""
         return self._model.config.language.max_position_embeddings
 
+    def fitting(
+        self, asked: Sequence[tuple[int, int]], notes: list[str]
+    ) -> Sequence[tuple[int, int]]:
+        """The pairs to measure: those that are asked for, or the default ones that fit, and a note.
+
+        Raises:
+            ConfigError: one that is asked for does not fit into the model's context, or none does.
+        """
+        context, pairs = self.context, asked or DEFAULT_PAIRS
+        faults = [
+            f"{prompt} + {answer} tokens do not fit into the model's context of {context}"
+            for prompt, answer in pairs
+            if prompt + answer > context
+        ]
+        if asked and faults:
+            raise ConfigError(f"--pair: {faults[0]}. Give a shorter one.")
+        if len(faults) == len(pairs):
+            raise ConfigError(f"The model's context holds {context} tokens. Give a shorter --pair.")
+        notes += [f"Left out: {fault}." for fault in faults]
+        return [pair for pair in pairs if sum(pair) <= context]
+
     def search(
         self,
         pair: tuple[int, int],
@@ -232,7 +253,7 @@ class LanguageBench:
         try:
             self._make_room(work)
             self._ask(replace(work, output_length=min(_WARM_UP_TOKENS, work.output_length)), -1)
-            self._model.reset_peak_memory()
+            self._model.probe.reset_peak_memory()
             answered = [self._ask(work, attempt) for attempt in range(self._repeats)]
         except OutOfMemoryError as error:
             return Tried(LanguagePoint(**asdict(work), failure=f"{work}: {error}."), {}, "memory")
@@ -264,28 +285,28 @@ class LanguageBench:
                     f"{available / GIB:.1f} GiB are available"
                 )
         try:
-            self._model.use_engine(work.engine_config())
+            self._model.probe.use_engine(work.engine_config())
         except BackendUnavailableError as error:
             raise OutOfMemoryError(f"out of memory: {error}") from None
 
     def _available_bytes(self) -> int | None:
         """What can be had without swapping; a container may have less than its machine."""
-        known = (available_memory_bytes(), self._model.free_memory_bytes())
+        known = (available_memory_bytes(), self._model.probe.free_memory_bytes())
         return min((each for each in known if each is not None), default=None)
 
     def _let_go(self) -> None:
         """Leave of the last engine's cache but one block."""
-        self._model.use_engine(EngineConfig(num_blocks=1))
+        self._model.probe.use_engine(EngineConfig(num_blocks=1))
 
     def _ask(self, work: Work, attempt: int) -> Answered:
         prompts = work.prompts(self._model.config.language.vocab_size, attempt)
         sampling = SamplingParams(ignore_eos=True, max_new_tokens=work.output_length)
         times: list[list[float]] = [[] for _ in prompts]
-        self._model.synchronize()
+        self._model.probe.synchronize()
         started = time.perf_counter()
         # A token is a number on the CPU when it is heard of: the device has done its step.
         tickets = [
-            self._model.submit_tokens(prompt, sampling, on_token=partial(_note_time, own))
+            self._model.probe.submit_tokens(prompt, sampling, on_token=partial(_note_time, own))
             for prompt, own in zip(prompts, times, strict=True)
         ]
         try:
@@ -304,7 +325,7 @@ class LanguageBench:
             raise OutOfMemoryError(f"out of memory: {self._model.device} had none for a step")
 
     def _summarise(self, work: Work, answered: Sequence[Answered]) -> LanguagePoint:
-        peak_memory_bytes = self._model.peak_memory_bytes()
+        peak_memory_bytes = self._model.probe.peak_memory_bytes()
         response_time_ms = statistics.median(each.response_time_ms for each in answered)
         later = [interval for each in answered for interval in each.later_tokens_ms]
         spread = Spread.of(later) if later else None
@@ -327,7 +348,7 @@ class LanguageBench:
 
     def _step_gigabytes(self, work: Work) -> float:
         """What a rank reads in a step in which all answers grow, half of each being there."""
-        weights = self._model.weight_bytes()
+        weights = self._model.probe.weight_bytes()
         context = work.input_length + work.output_length / 2
         cached = token_bytes(self._model.config.language, self._model.dtype)
         cached //= self._model.tensor_parallel

@@ -1,8 +1,8 @@
 """One run of a bench as it grows, and the report of it at any moment.
 
 Owns   the facts and notes that stand around the points.
-Takes  points, searches and notes as they come. Gives a BenchReport.
-Never  prints or writes.
+Takes  points, searches and notes as they come, and tells each in a line. Gives a BenchReport.
+Never  writes a file.
 """
 
 from __future__ import annotations
@@ -24,10 +24,11 @@ if TYPE_CHECKING:
 
 @dataclass
 class Run:
-    """What has been measured so far. `command` is what was typed."""
+    """What has been measured so far. `command` is what was typed; `tell` shows a line."""
 
     kind: str
     command: str
+    tell: Callable[[str], object]
     measured: list[Measured[Any]] = field(default_factory=list)
     searches: list[BatchSearch] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -47,6 +48,11 @@ class Run:
             **machine_facts(model.device),
         }
         return model
+
+    def add(self, measured: Measured[Any]) -> None:
+        """Keep and tell one more point."""
+        self.measured.append(measured)
+        self.tell(measured.as_text())
 
     def report(self, old: OldReport | None = None) -> BenchReport:
         """The report of what is there, beside an older one. There is at least one point."""

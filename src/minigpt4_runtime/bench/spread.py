@@ -22,6 +22,10 @@ class Measured(Generic[P]):
     point: P
     tries: Mapping[str, Sequence[float]]
 
+    def as_text(self) -> str:
+        """One line."""
+        return str(self.point)
+
     def as_mapping(self) -> dict[str, Any]:
         """As JSON can hold it."""
         return {**dataclasses.asdict(self.point), "tries": dict(self.tries)}  # type: ignore[call-overload]

@@ -12,8 +12,9 @@ import io
 import statistics
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 import numpy
@@ -22,11 +23,13 @@ from minigpt4_runtime.bench.ceilings import measure_ceilings
 from minigpt4_runtime.bench.costs import vision_gigaflops
 from minigpt4_runtime.bench.spread import Measured, Spread
 from minigpt4_runtime.config import EngineConfig
+from minigpt4_runtime.errors import BackendUnavailableError
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from minigpt4_runtime.api import MiniGPT4
+    from minigpt4_runtime.bench.run import Run
 
 STAGES = ("decode", "preprocess", "tower", "projection")
 
@@ -57,8 +60,7 @@ class VisionPoint:
     load_ms: float | None
     peak_memory_bytes: int | None
 
-    def as_text(self) -> str:
-        """One line."""
+    def __str__(self) -> str:
         about = f"{self.runtime}, {self.start}, batch {self.batch_size}"
         return f"{about}: {self.latency_ms:.1f} ms for a picture"
 
@@ -89,17 +91,40 @@ def measure_vision(
     gc.collect()
     started = time.perf_counter()
     model = load()
-    model.synchronize()
+    model.probe.synchronize()
     load_ms = 1e3 * (time.perf_counter() - started)
-    model.use_engine(EngineConfig(num_blocks=1))  # Keys and values are no part of this.
-    model.reset_peak_memory()
+    model.probe.use_engine(EngineConfig(num_blocks=1))  # Keys and values are no part of this.
+    model.probe.reset_peak_memory()
     cold = [_encode(model, pictures[:1])]
     yield _summarise(model, runtime, 1, cold, load_ms)
     for batch_size in batch_sizes:
         _encode(model, _batch(pictures, batch_size, 0))
-        model.reset_peak_memory()
+        model.probe.reset_peak_memory()
         warm = [_encode(model, _batch(pictures, batch_size, repeat)) for repeat in range(repeats)]
         yield _summarise(model, runtime, batch_size, warm, None)
+
+
+def measure_runtimes(
+    run: Run,
+    runtimes: Mapping[str, Callable[[], MiniGPT4]],
+    pictures: Sequence[bytes | Path],
+    *,
+    name: str,
+    batch_sizes: Sequence[int],
+    repeats: int,
+) -> None:
+    """All runtimes in turn. Of several, one that is not on this machine is left out and noted."""
+    for runtime, load in runtimes.items():
+        load_noted = partial(run.load, load, name=name)
+        try:
+            for measured in measure_vision(
+                runtime, load_noted, pictures, batch_sizes=batch_sizes, repeats=repeats
+            ):
+                run.add(measured)
+        except BackendUnavailableError as error:
+            if len(runtimes) == 1:
+                raise
+            run.notes.append(f"Left out: {runtime}. {error}")
 
 
 def _batch(pictures: Sequence[bytes | Path], batch_size: int, repeat: int) -> list[bytes | Path]:
@@ -110,9 +135,9 @@ def _batch(pictures: Sequence[bytes | Path], batch_size: int, repeat: int) -> li
 
 def _encode(model: MiniGPT4, batch: Sequence[bytes | Path]) -> dict[str, float]:
     """Seconds that each stage of a batch took."""
-    model.synchronize()
+    model.probe.synchronize()
     clock = StageClock()
-    model.embed_images(batch, at_once=len(batch), on_stage=clock)
+    model.probe.embed_images(batch, at_once=len(batch), on_stage=clock)
     return clock.seconds
 
 
@@ -123,7 +148,7 @@ def _summarise(
     tries: Sequence[dict[str, float]],
     load_ms: float | None,
 ) -> Measured[VisionPoint]:
-    peak_memory_bytes = model.peak_memory_bytes()
+    peak_memory_bytes = model.probe.peak_memory_bytes()
     ceiling = measure_ceilings(model.device, model.dtype).gigaflops_per_second
     latencies = [1e3 * sum(each.values()) / batch_size for each in tries]
     stages = {

@@ -15,20 +15,20 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from minigpt4_runtime.batch.finding import find_pictures, is_folder
+from minigpt4_runtime.batch.finding import find_images, is_folder
 from minigpt4_runtime.cli.options import (
     THREADS_VARIABLE,
     ModelOptions,
     SamplingOptions,
+    option,
     spread_options,
 )
-from minigpt4_runtime.cli.terminal import note
-from minigpt4_runtime.errors import BackendUnavailableError, ConfigError
+from minigpt4_runtime.cli.terminal import note, show_report
+from minigpt4_runtime.errors import ConfigError
 from minigpt4_runtime.text.prompt import DESCRIBE_PROMPT
 
 if TYPE_CHECKING:
     from minigpt4_runtime.api import MiniGPT4
-    from minigpt4_runtime.bench.language import Tried
     from minigpt4_runtime.bench.run import Run
 
 DEFAULT_LATENCY_MS = 50.0
@@ -50,9 +50,9 @@ class PresetOptions:
 
     preset: Annotated[
         str | None,
-        typer.Option(
-            metavar="NAME",
-            help="Measure the shape of vicuna-7b, vicuna-13b or llama2-7b, without its weights: "
+        option(
+            "NAME",
+            "Measure the shape of vicuna-7b, vicuna-13b or llama2-7b, without its weights: "
             "with --random-weights, in place of --model.",
         ),
     ] = None
@@ -61,9 +61,7 @@ class PresetOptions:
     ] = False
     layers: Annotated[
         int | None,
-        typer.Option(
-            min=1, metavar="COUNT", help="With --preset: at most so many layers of each part."
-        ),
+        option("COUNT", "With --preset: at most so many layers of each part.", min=1),
     ] = None
 
     def check(self, where: ModelOptions) -> None:
@@ -89,26 +87,26 @@ class ReportOptions:
 
     out: Annotated[
         Path | None,
-        typer.Option(
-            metavar="DIR",
-            help="Write into this folder: a page with plots (.html), everything (.json), and a row "
+        option(
+            "DIR",
+            "Write into this folder: a page with plots (.html), everything (.json), and a row "
             "for each point (.csv).",
         ),
     ] = None
     compare: Annotated[
         Path | None,
-        typer.Option(
-            metavar="OLD.json",
-            help="Show what changed since an older report (.json), beside the noise of both runs.",
+        option(
+            "OLD.json",
+            "Show what changed since an older report (.json), beside the noise of both runs.",
         ),
     ] = None
     threads: Annotated[
         int | None,
-        typer.Option(
-            min=1,
-            metavar="COUNT",
-            help="CPU threads. Without it OMP_NUM_THREADS, else torch's own choice; one for the "
+        option(
+            "COUNT",
+            "CPU threads. Without it OMP_NUM_THREADS, else torch's own choice; one for the "
             "demo model.",
+            min=1,
         ),
     ] = None
 
@@ -126,15 +124,12 @@ class SearchOptions:
     ] = False
     batch_range: Annotated[
         str | None,
-        typer.Option(
-            metavar="FROM:TO", help="With --ramp-up: the batch sizes to search, 1:256 without it."
-        ),
+        option("FROM:TO", "With --ramp-up: the batch sizes to search, 1:256 without it."),
     ] = None
     max_token_latency_ms: Annotated[
         float | None,
-        typer.Option(
-            metavar="MS",
-            help="With --ramp-up: the most that a later token may take in the mean, 50 without it.",
+        option(
+            "MS", "With --ramp-up: the most that a later token may take in the mean, 50 without it."
         ),
     ] = None
 
@@ -153,15 +148,11 @@ class SearchOptions:
             raise ConfigError("--ramp-up searches --batch-range: drop --batch-sizes.")
         if limit is not None and not limit > 0:
             raise ConfigError(f"--max-token-latency-ms is {limit:g}; it must be above 0.")
-        return _range(self.batch_range or "1:256"), limit or DEFAULT_LATENCY_MS
+        return _pair("--batch-range", self.batch_range or "1:256", ":"), limit or DEFAULT_LATENCY_MS
 
 
-BatchSizes = Annotated[
-    str, typer.Option(metavar="COUNTS", help="Batch sizes, with commas between them.")
-]
-Repeats = Annotated[
-    int, typer.Option(min=1, metavar="COUNT", help="How often each point is measured.")
-]
+BatchSizes = Annotated[str, option("COUNTS", "Batch sizes, with commas between them.")]
+Repeats = Annotated[int, option("COUNT", "How often each point is measured.", min=1)]
 
 
 @bench.command()
@@ -170,9 +161,7 @@ def vision(
     *,
     images: Annotated[
         list[Path] | None,
-        typer.Option(
-            metavar="PATH", help="Pictures and folders of pictures; a made-up photo without it."
-        ),
+        option("PATH", "Pictures and folders of pictures; a made-up photo without it."),
     ] = None,
     batch_sizes: BatchSizes = "1,2,4,8",
     repeats: Repeats = 10,
@@ -186,27 +175,16 @@ def vision(
     for one picture: reading the file, resizing, image tower, projection. With --vision-graph,
     torch and each graph in that folder stand side by side; --vision-runtime measures one alone.
     """
-    sizes = _numbers(batch_sizes, "--batch-sizes")
-    pictures = find_pictures(images, recursive=False) if images else None
+    sizes = _sizes(batch_sizes)
+    pictures = find_images(images, recursive=False) if images else None
     runtimes = _runtimes(where, shape)
     with _reported("bench vision", report) as run:
-        from minigpt4_runtime.bench.vision import made_up_photo, measure_vision
+        from minigpt4_runtime.bench.vision import made_up_photo, measure_runtimes
 
-        for runtime, load in runtimes.items():
-            try:
-                for measured in measure_vision(
-                    runtime,
-                    partial(run.load, load, name=_name(where, shape)),
-                    pictures or [made_up_photo()],
-                    batch_sizes=sizes,
-                    repeats=repeats,
-                ):
-                    run.measured.append(measured)
-                    note(measured.point.as_text())
-            except BackendUnavailableError as error:
-                if len(runtimes) == 1:
-                    raise
-                run.notes.append(f"Left out: {runtime}. {error}")
+        measure_runtimes(
+            run, runtimes, pictures or [made_up_photo()],
+            name=_name(where, shape), batch_sizes=sizes, repeats=repeats,
+        )  # fmt: skip
 
 
 @bench.command()
@@ -215,13 +193,13 @@ def language(
     *,
     batch_sizes: Annotated[
         str | None,
-        typer.Option(metavar="COUNTS", help="Batch sizes, with commas between them; 1 without it."),
+        option("COUNTS", "Batch sizes, with commas between them; 1 without it."),
     ] = None,
     pair: Annotated[
         list[str] | None,
-        typer.Option(
-            metavar="INPUT,OUTPUT",
-            help="Tokens of each prompt and of each answer; may be given several times. Without "
+        option(
+            "INPUT,OUTPUT",
+            "Tokens of each prompt and of each answer; may be given several times. Without "
             "it 256,64 512,128 1024,256 and 3584,512, as far as they fit into the model's context.",
         ),
     ] = None,
@@ -238,28 +216,24 @@ def language(
     runs to its full length.
     """
     first_last, limit = search.read(batch_sizes)
-    pairs = [_pair(text) for text in pair or ()]
-    sizes = _numbers("1" if batch_sizes is None else batch_sizes, "--batch-sizes")
+    pairs = [_pair("--pair", text, ",") for text in pair or ()]
+    sizes = _sizes("1" if batch_sizes is None else batch_sizes)
     load = _loader(where, shape, vision=1, language=shape.layers)
     with _reported("bench language", report) as run:
         from minigpt4_runtime.bench.language import LanguageBench, Work
 
         measuring = LanguageBench(run.load(load, name=_name(where, shape)), repeats=repeats)
 
-        def keep(tried: Tried) -> None:
-            run.measured.append(tried)
-            note(tried.as_text())
-
-        for lengths in _fitting(pairs, run, context=measuring.context):
+        for lengths in measuring.fitting(pairs, run.notes):
             if search.ramp_up:
                 found = measuring.search(
-                    lengths, first_last, max_token_latency_ms=limit, on_tried=keep
+                    lengths, first_last, max_token_latency_ms=limit, on_tried=run.add
                 )
                 run.searches.append(found)
                 note(found.as_text())
-                continue
-            for size in sizes:
-                keep(measuring.measure(Work(size, *lengths)))
+            else:
+                for size in sizes:
+                    run.add(measuring.measure(Work(size, *lengths)))
 
 
 @bench.command()
@@ -267,9 +241,7 @@ def language(
 def describe(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder of pictures.")],
     *,
-    prompt: Annotated[
-        str, typer.Option(metavar="TEXT", help="What to ask about each picture.")
-    ] = DESCRIBE_PROMPT,
+    prompt: Annotated[str, option("TEXT", "What to ask about each picture.")] = DESCRIBE_PROMPT,
     repeats: Repeats = 1,
     where: ModelOptions,
     shape: PresetOptions,
@@ -284,16 +256,15 @@ def describe(
     params = sampling.params()
     if not is_folder(folder):
         raise ConfigError(f"{folder} is no folder. Name one with pictures.")
-    pictures = find_pictures([folder], recursive=False, with_unreadable=True)
+    pictures = find_images([folder], recursive=False, with_unreadable=True)
     load = _loader(where, shape, vision=shape.layers, language=shape.layers)
     with _reported("bench describe", report) as run:
         from minigpt4_runtime.bench.describe import measure_describe
 
         model = run.load(load, name=_name(where, shape))
         for measured in measure_describe(model, pictures, prompt, params, repeats=repeats):
-            run.measured.append(measured)
+            run.add(measured)
             run.notes += [f"Not described: {error}" for error in measured.failures.values()]
-            note(measured.as_text())
     if measured.failures:
         raise typer.Exit(1)
 
@@ -309,13 +280,13 @@ def _reported(kind: str, options: ReportOptions) -> Iterator[Run]:
     from minigpt4_runtime.report.files import ReportFolder
 
     old = read_report(options.compare, kind) if options.compare is not None else None
-    folder = ReportFolder(options.out, kind.replace(" ", "-")) if options.out is not None else None
+    folder = ReportFolder.open(options.out, kind.replace(" ", "-"))
     if options.threads is not None:
         import torch
 
         torch.set_num_threads(options.threads)
         os.environ[THREADS_VARIABLE] = str(options.threads)  # It is a choice, as it is there.
-    run = Run(kind, command=shlex.join(["minigpt4", *sys.argv[1:]]))
+    run = Run(kind, command=shlex.join(["minigpt4", *sys.argv[1:]]), tell=note)
     try:
         yield run
     except BaseException:
@@ -323,10 +294,7 @@ def _reported(kind: str, options: ReportOptions) -> Iterator[Run]:
         raise
     finally:
         if run.measured:
-            result = run.report(old)
-            print(result.as_text())
-            if folder is not None:
-                note(f"The page is {folder.write(result)}.")
+            show_report(run.report(old), folder)
 
 
 def _loader(
@@ -373,39 +341,20 @@ def _name(where: ModelOptions, shape: PresetOptions) -> str:
     return f"{shape.preset} with random weights{layers}"
 
 
-def _fitting(asked: list[tuple[int, int]], run: Run, *, context: int) -> list[tuple[int, int]]:
-    """The pairs to measure. One that was asked for must fit; of the default ones, those that do."""
-    from minigpt4_runtime.bench.language import DEFAULT_PAIRS
-
-    fitting = []
-    for pair in asked or DEFAULT_PAIRS:
-        if sum(pair) <= context:
-            fitting.append(pair)
-            continue
-        fault = f"{pair[0]} + {pair[1]} tokens do not fit into the model's context of {context}"
-        if asked:
-            raise ConfigError(f"--pair: {fault}. Give a shorter one.")
-        run.notes.append(f"Left out: {fault}.")
-    if not fitting:
-        raise ConfigError(f"The model's context holds {context} tokens. Give a shorter --pair.")
-    return fitting
-
-
-def _numbers(text: str, option: str) -> tuple[int, ...]:
+def _sizes(text: str) -> tuple[int, ...]:
     if not re.fullmatch(r"[1-9]\d*(,[1-9]\d*)*", text):
-        raise ConfigError(f"{option} is {text!r}; give whole numbers with commas: 1,2,4.")
+        raise ConfigError(f"--batch-sizes is {text!r}; give whole numbers with commas: 1,2,4.")
     return tuple(dict.fromkeys(map(int, text.split(","))))
 
 
-def _pair(text: str) -> tuple[int, int]:
-    numbers = re.fullmatch(r"([1-9]\d*),([1-9]\d*)", text)
-    if numbers is None:
-        raise ConfigError(f"--pair is {text!r}; give tokens of prompt and answer: 256,64.")
-    return int(numbers[1]), int(numbers[2])
+_PAIRS = {
+    "--pair": "tokens of prompt and answer: 256,64",
+    "--batch-range": "the smallest and the largest: 1:256",
+}
 
 
-def _range(text: str) -> tuple[int, int]:
-    numbers = re.fullmatch(r"([1-9]\d*):([1-9]\d*)", text)
-    if numbers is None or int(numbers[1]) > int(numbers[2]):
-        raise ConfigError(f"--batch-range is {text!r}; give the smallest and the largest: 1:256.")
+def _pair(option: str, text: str, between: str) -> tuple[int, int]:
+    numbers = re.fullmatch(rf"([1-9]\d*){between}([1-9]\d*)", text)
+    if numbers is None or (between == ":" and int(numbers[1]) > int(numbers[2])):
+        raise ConfigError(f"{option} is {text!r}; give {_PAIRS[option]}.")
     return int(numbers[1]), int(numbers[2])

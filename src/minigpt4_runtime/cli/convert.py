@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from minigpt4_runtime.cli.options import option
 from minigpt4_runtime.cli.terminal import note
 
 if TYPE_CHECKING:
@@ -25,32 +26,25 @@ class DTypeChoice(StrEnum):
     FLOAT32 = "float32"
 
 
-LanguageDir = Annotated[
-    Path, typer.Option(metavar="DIR", help="The published language model's folder.")
-]
-VisionFile = Annotated[Path, typer.Option(metavar="FILE", help="eva_vit_g.pth")]
+LanguageDir = Annotated[Path, option("DIR", "The published language model's folder.")]
+VisionFile = Annotated[Path, option("FILE", "eva_vit_g.pth")]
 ProjectionFile = Annotated[
     Path,
-    typer.Option(metavar="FILE", help="MiniGPT-4's own file: pretrained_minigpt4*.pth"),
+    option("FILE", "MiniGPT-4's own file: pretrained_minigpt4*.pth"),
 ]
-OutDir = Annotated[Path, typer.Option(metavar="DIR", help="The model folder to make.")]
+OutDir = Annotated[Path, option("DIR", "The model folder to make.")]
 QFormerFile = Annotated[
     Path | None,
-    typer.Option(
-        metavar="FILE", help="blip2_pretrained_flant5xxl.pth; for the Vicuna variant only."
-    ),
+    option("FILE", "blip2_pretrained_flant5xxl.pth; for the Vicuna variant only."),
 ]
 BertDir = Annotated[
     Path | None,
-    typer.Option(
-        metavar="DIR", help="A folder with bert-base-uncased's config.json; goes with --qformer."
-    ),
+    option("DIR", "A folder with bert-base-uncased's config.json; goes with --qformer."),
 ]
 BaseDir = Annotated[
     Path | None,
-    typer.Option(
-        metavar="DIR",
-        help="The LLaMA that --language is added to, where that is a delta (vicuna-7b-delta-v0).",
+    option(
+        "DIR", "The LLaMA that --language is added to, where that is a delta (vicuna-7b-delta-v0)."
     ),
 ]
 DType = Annotated[
@@ -62,7 +56,7 @@ DType = Annotated[
 ]
 ImageSize = Annotated[
     int | None,
-    typer.Option(metavar="PIXELS", help="Stretch the image tower to another picture size.", min=1),
+    option("PIXELS", "Stretch the image tower to another picture size.", min=1),
 ]
 Verify = Annotated[
     bool,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from minigpt4_runtime.cli.options import ModelOptions, spread_options
+from minigpt4_runtime.cli.options import ModelOptions, option, spread_options
 from minigpt4_runtime.cli.terminal import note, progress_bar
 from minigpt4_runtime.errors import ConfigError
 
@@ -32,22 +32,22 @@ def demo(
         ),
     ] = False,
     num_scenes: Annotated[
-        int, typer.Option("--scenes", min=1, metavar="COUNT", help="With --check: how many.")
+        int, option("COUNT", "With --check: how many.", "--scenes", min=1)
     ] = DEFAULT_SCENES,
     as_json: Annotated[
         bool, typer.Option("--json", help="With --check: print JSON, with every mistake.")
     ] = False,
     seed: Annotated[
         int | None,
-        typer.Option(
-            metavar="NUMBER",
-            help="Draw the same scenes again. Without it --check takes 0, "
+        option(
+            "NUMBER",
+            "Draw the same scenes again. Without it --check takes 0, "
             "and a single scene is new each time.",
         ),
     ] = None,
     save: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Keep the drawn picture: FILE.png or FILE.jpg."),
+        option("FILE", "Keep the drawn picture: FILE.png or FILE.jpg."),
     ] = None,
     where: ModelOptions,
 ) -> None:

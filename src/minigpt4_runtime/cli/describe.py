@@ -12,7 +12,7 @@ import typer
 
 from minigpt4_runtime.batch.finding import (
     Place,
-    find_places,
+    find_images,
     is_folder,
     is_missing,
     read_place,
@@ -23,6 +23,7 @@ from minigpt4_runtime.cli.options import (
     AllowLocalUrls,
     ModelOptions,
     SamplingOptions,
+    option,
     spread_options,
 )
 from minigpt4_runtime.cli.terminal import ProgressBar, note, progress_bar, report
@@ -40,15 +41,12 @@ Paths = Annotated[
 Recursive = Annotated[
     bool, typer.Option("--recursive", "-r", help="Look into the folders' subfolders too.")
 ]
-PromptText = Annotated[
-    str, typer.Option("--prompt", metavar="TEXT", help="What to ask about each picture.")
-]
+PromptText = Annotated[str, option("TEXT", "What to ask about each picture.")]
 OutPath = Annotated[
     Path | None,
-    typer.Option(
-        "--out",
-        metavar="FILE",
-        help="Write the results too: FILE.json gets one object, picture to answer (null where it "
+    option(
+        "FILE",
+        "Write the results too: FILE.json gets one object, picture to answer (null where it "
         "failed), when all is done; FILE.jsonl gets one record a line, as it comes.",
     ),
 ]
@@ -89,7 +87,7 @@ def describe(
     """
     params = sampling.params()
     places = [read_place(path) for path in paths]
-    pictures = find_places(places, recursive=recursive)
+    pictures = find_images(places, recursive=recursive, with_unreadable=True)
     names = [str(picture) for picture in pictures]
     results = open_results(out, resume=resume, images=names, note=note)
     todo = [picture for picture in pictures if str(picture) not in results.done]

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from minigpt4_runtime.cli.options import ModelOptions, spread_options
-from minigpt4_runtime.cli.terminal import ProgressBar, note, progress_bar
+from minigpt4_runtime.cli.options import ModelOptions, option, spread_options
+from minigpt4_runtime.cli.terminal import ProgressBar, note, progress_bar, show_report
 from minigpt4_runtime.cli.terminal import report as report_error
 from minigpt4_runtime.config import SamplingParams
 from minigpt4_runtime.errors import ConfigError
@@ -25,20 +25,17 @@ if TYPE_CHECKING:
 
 OutDir = Annotated[
     Path | None,
-    typer.Option(
-        "--out",
-        metavar="DIR",
-        help="Write the report into this folder: a page (.html), everything (.json), a row for "
+    option(
+        "DIR",
+        "Write the report into this folder: a page (.html), everything (.json), a row for "
         "each thing judged (.csv), and what is judged so far (.jsonl), from which the same "
         "command goes on after a stop.",
     ),
 ]
-ImagesDir = Annotated[
-    Path, typer.Option("--images", metavar="DIR", help="The folder with the pictures.")
-]
+ImagesDir = Annotated[Path, option("DIR", "The folder with the pictures.")]
 JudgeDevice = Annotated[
     str,
-    typer.Option("--device", metavar="DEVICE", help="Where the judge runs: auto, cpu, cuda, …"),
+    option("DEVICE", "Where the judge runs: auto, cpu, cuda, …"),
 ]
 
 evaluate = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
@@ -60,32 +57,26 @@ def clip(
     *,
     results: Annotated[
         list[Path],
-        typer.Option(
-            "--results",
-            metavar="FILE",
-            help="What `describe --out` wrote, or a .json with several runs: "
+        option(
+            "FILE",
+            "What `describe --out` wrote, or a .json with several runs: "
             '{picture: {"GPU": answer, "NPU": answer}}. The others are compared with the first.',
         ),
     ],
     images: ImagesDir,
     judge: Annotated[
         Path,
-        typer.Option(
-            "--judge",
-            metavar="DIR",
-            help="A CLIP model: a folder in Hugging Face layout, or with (or the path of) "
+        option(
+            "DIR",
+            "A CLIP model: a folder in Hugging Face layout, or with (or the path of) "
             "open_clip_pytorch_model.bin.",
         ),
     ],
     sample: Annotated[
         int | None,
-        typer.Option(
-            "--sample", min=1, metavar="COUNT", help="Judge only so many pictures, drawn by lot."
-        ),
+        option("COUNT", "Judge only so many pictures, drawn by lot.", min=1),
     ] = None,
-    seed: Annotated[
-        int, typer.Option("--seed", metavar="NUMBER", help="Draws the same pictures everywhere.")
-    ] = 0,
+    seed: Annotated[int, option("NUMBER", "Draws the same pictures everywhere.")] = 0,
     device: JudgeDevice = "auto",
     out: OutDir = None,
 ) -> None:
@@ -102,7 +93,7 @@ def clip(
         if sample > len(those.cases):
             note(f"--sample is {sample}, and there are {len(those.cases)} pictures: all are taken.")
         those = answers.sampled(those, sample, seed=seed)
-    folder = _open_folder(out, "clip")
+    folder = ReportFolder.open(out, "clip")
     loaded = _load_judge(judge, device)
     with _at_work(folder, clip_judge.LEDGER_KEYS, len(those.cases)) as (ledger, bar):
         report = clip_judge.score(those, loaded, ledger, images_dir=images, on_picture=bar.advance)
@@ -114,20 +105,16 @@ def parity(
     *,
     reference: Annotated[
         Path,
-        typer.Option("--reference", metavar="FILE", help="What `describe --out` wrote before."),
+        option("FILE", "What `describe --out` wrote before."),
     ],
-    candidate: Annotated[
-        Path, typer.Option("--candidate", metavar="FILE", help="What it wrote after a change.")
-    ],
+    candidate: Annotated[Path, option("FILE", "What it wrote after a change.")],
     images: Annotated[
         Path | None,
-        typer.Option("--images", metavar="DIR", help="Show pictures of this folder in the page."),
+        option("DIR", "Show pictures of this folder in the page."),
     ] = None,
     judge: Annotated[
         Path | None,
-        typer.Option(
-            "--judge", metavar="DIR", help="A CLIP model: compare the texts' embeddings too."
-        ),
+        option("DIR", "A CLIP model: compare the texts' embeddings too."),
     ] = None,
     device: JudgeDevice = "auto",
     out: OutDir = None,
@@ -147,7 +134,7 @@ def parity(
     if images is not None:
         answers.check_folder(images)
     those = answers.line_up_by_name(runs)
-    folder = _open_folder(out, "parity")
+    folder = ReportFolder.open(out, "parity")
     loaded = _load_judge(judge, device) if judge else None
     with _at_work(folder, parity_judge.LEDGER_KEYS, len(those.cases)) as (ledger, bar):
         report = parity_judge.compare(
@@ -162,35 +149,26 @@ def pope(
     *,
     questions: Annotated[
         Path,
-        typer.Option(
-            "--questions",
-            metavar="FILE",
-            help="One JSON object a line with question_id, image, text and label, as published.",
+        option(
+            "FILE", "One JSON object a line with question_id, image, text and label, as published."
         ),
     ],
     images: ImagesDir,
     results: Annotated[
         Path | None,
-        typer.Option(
-            "--results",
-            metavar="FILE",
-            help="Score these answers instead of asking: one a line with question_id and answer, "
+        option(
+            "FILE",
+            "Score these answers instead of asking: one a line with question_id and answer, "
             "or question and answer in the questions' order.",
         ),
     ] = None,
     prompt: Annotated[
         str,
-        typer.Option(
-            "--prompt", metavar="TEXT", help="How to ask; {question} stands for the question."
-        ),
+        option("TEXT", "How to ask; {question} stands for the question."),
     ] = "{question}",
     max_new_tokens: Annotated[
         int,
-        typer.Option(
-            "--max-new-tokens",
-            metavar="COUNT",
-            help="The longest answer, in tokens. Only its first sentence counts.",
-        ),
+        option("COUNT", "The longest answer, in tokens. Only its first sentence counts."),
     ] = 40,
     where: ModelOptions,
     out: OutDir = None,
@@ -208,20 +186,19 @@ def pope(
         raise ConfigError(f"--prompt is {prompt!r}, without {{question}}. Say where it stands.")
     answers.check_folder(images)
     asked = pope_judge.read_questions(questions)
-    folder = _open_folder(out, "pope")
+    folder = ReportFolder.open(out, "pope")
     if results is not None:
         given = pope_judge.read_answers(results, asked)
-        strays = pope_judge.name_strays(results, given, asked)
-        report = judge(asked, given, images_dir=images, faults=strays)
+        faults = pope_judge.name_strays(results, given, asked)
     else:
-        sampling = SamplingParams(max_new_tokens=max_new_tokens)
         model = where.load()
         with _at_work(folder, pope_judge.LEDGER_KEYS, len(asked)) as (ledger, bar):
             given, faults = pope_judge.ask(
-                model, asked, images_dir=images, prompt=prompt, sampling=sampling,
-                ledger=ledger, asked_of=_name_model(where, model), on_question=bar.advance,
+                model, asked, images_dir=images, prompt=prompt,
+                sampling=SamplingParams(max_new_tokens=max_new_tokens), ledger=ledger,
+                asked_of=_name_model(where, model), on_question=bar.advance,
             )  # fmt: skip
-        report = judge(asked, given, images_dir=images, faults=faults)
+    report = judge(asked, given, images_dir=images, faults=faults)
     _show(report, folder, report.left_out)
 
 
@@ -230,16 +207,12 @@ def pope(
 def demo(
     *,
     num_scenes: Annotated[
-        int, typer.Option("--scenes", min=1, metavar="COUNT", help="How many scenes to draw.")
+        int, option("COUNT", "How many scenes to draw.", "--scenes", min=1)
     ] = 500,
-    seed: Annotated[
-        int, typer.Option("--seed", metavar="NUMBER", help="Draws the same scenes everywhere.")
-    ] = 0,
+    seed: Annotated[int, option("NUMBER", "Draws the same scenes everywhere.")] = 0,
     compare: Annotated[
         Path | None,
-        typer.Option(
-            "--compare", metavar="FILE", help="An earlier demo.json: show the change from it."
-        ),
+        option("FILE", "An earlier demo.json: show the change from it."),
     ] = None,
     where: ModelOptions,
     out: OutDir = None,
@@ -253,7 +226,7 @@ def demo(
     from minigpt4_runtime.evaluation.demo_report import DemoReport, read_earlier
 
     before = read_earlier(compare, num_scenes=num_scenes, seed=seed) if compare else None
-    folder = _open_folder(out, "demo")
+    folder = ReportFolder.open(out, "demo")
     model = where.load(announce_demo=False)
     asked_of = _name_model(where, model)
     with _at_work(folder, demo_check.LEDGER_KEYS, num_scenes) as (ledger, bar):
@@ -262,10 +235,6 @@ def demo(
             on_scene=bar.advance,
         )  # fmt: skip
     _show(DemoReport(checked, asked_of, before), folder)
-
-
-def _open_folder(out: Path | None, kind: str) -> ReportFolder | None:
-    return None if out is None else ReportFolder(out, kind)
 
 
 def _load_judge(path: Path, device: str) -> Judge:
@@ -287,7 +256,7 @@ def _name_model(where: ModelOptions, model: MiniGPT4) -> str:
 def _at_work(
     folder: ReportFolder | None, keys: tuple[str, ...], total: int
 ) -> Iterator[tuple[Ledger, ProgressBar]]:
-    """The ledger and the bar; whoever breaks off is told where things stand."""
+    """The ledger and the bar. After Ctrl-C it says where the ledger is."""
     from minigpt4_runtime.report.ledger import Ledger
 
     path = folder.file(".jsonl") if folder else None
@@ -303,8 +272,6 @@ def _at_work(
 def _show(report: Report, folder: ReportFolder | None, left_out: tuple[str, ...] = ()) -> None:
     for sentence in left_out:
         report_error(sentence)
-    print(report.as_text(), flush=True)
-    if folder:
-        note(f"The report is in {folder.write(report)}.")
+    show_report(report, folder)
     if left_out:
         raise typer.Exit(1)

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from minigpt4_runtime.batch.finding import find_pictures
+from minigpt4_runtime.batch.finding import find_images
+from minigpt4_runtime.cli.options import option
 from minigpt4_runtime.cli.terminal import note
 from minigpt4_runtime.errors import ConfigError
 from minigpt4_runtime.messages import ImageSource, image
@@ -48,15 +49,13 @@ class BatchChoice(StrEnum):
 
 ModelDir = Annotated[
     Path | None,
-    typer.Option(
-        metavar="DIR",
-        help="A folder made by `minigpt4 convert`, or the name of a fetched model. Without it, the "
+    option(
+        "DIR",
+        "A folder made by `minigpt4 convert`, or the name of a fetched model. Without it, the "
         "bundled demo model's.",
     ),
 ]
-OutDir = Annotated[
-    Path, typer.Option("--out", metavar="DIR", help="The folder to make, with graph and record.")
-]
+OutDir = Annotated[Path, option("DIR", "The folder to make, with graph and record.", "--out")]
 Format = Annotated[
     GraphFormat,
     typer.Option(
@@ -77,21 +76,19 @@ Batch = Annotated[
         show_default=False,
     ),
 ]
-SocVersion = Annotated[
-    str | None, typer.Option(metavar="CHIP", help="With om: the chip, as in Ascend910B3.")
-]
+SocVersion = Annotated[str | None, option("CHIP", "With om: the chip, as in Ascend910B3.")]
 BatchSizes = Annotated[
     str | None,
-    typer.Option(
-        metavar="SIZES",
-        help="With om: how many pictures the graph can take at once, as in 1,2,4,8. Without it, 1.",
+    option(
+        "SIZES",
+        "With om: how many pictures the graph can take at once, as in 1,2,4,8. Without it, 1.",
     ),
 ]
 Pictures = Annotated[
     list[Path] | None,
-    typer.Option(
-        metavar="PATH",
-        help="Pictures or folders of them to compare the graph with torch on, beside random ones. "
+    option(
+        "PATH",
+        "Pictures or folders of them to compare the graph with torch on, beside random ones. "
         "Without it, four drawn scenes.",
     ),
 ]
@@ -186,7 +183,7 @@ def _read_sizes(
 
 def _sources(paths: list[Path] | None) -> list[ImageSource]:
     if paths is not None:
-        return [image(path) for path in find_pictures(paths, recursive=False)]
+        return [image(path) for path in find_images(paths, recursive=False)]
     from minigpt4_runtime.evaluation import scenes
 
     rng = random.Random(0)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from minigpt4_runtime.cli.convert import DType, byte_bar
+from minigpt4_runtime.cli.options import option
 from minigpt4_runtime.cli.terminal import note
 from minigpt4_runtime.errors import CheckpointError, ConfigError
 
@@ -35,9 +36,7 @@ Name = Annotated[
 ]
 OutDir = Annotated[
     Path | None,
-    typer.Option(
-        "--out", metavar="DIR", help="The model folder to make, instead of one in the cache."
-    ),
+    option("DIR", "The model folder to make, instead of one in the cache.", "--out"),
 ]
 KeepSources = Annotated[
     bool, typer.Option("--keep-sources", help="Keep the downloaded files in the cache.")
@@ -47,19 +46,19 @@ DryRun = Annotated[
 ]
 SourcesFile = Annotated[
     Path | None,
-    typer.Option(
-        "--sources",
-        metavar="FILE",
-        help="Your own table of sources: its entries take the place of those of the same name in "
+    option(
+        "FILE",
+        "Your own table of sources: its entries take the place of those of the same name in "
         "checkpoint/sources.toml.",
+        "--sources",
     ),
 ]
 FromDir = Annotated[
     Path | None,
-    typer.Option(
+    option(
+        "DIR",
+        "Use the published files that lie in or below DIR, whatever they are called there.",
         "--from",
-        metavar="DIR",
-        help="Use the published files that lie in or below DIR, whatever they are called there.",
     ),
 ]
 NoExample = Annotated[

@@ -18,12 +18,18 @@ from typing import TYPE_CHECKING, Annotated, Any, cast, get_type_hints
 import typer
 
 from minigpt4_runtime.cli.terminal import note
-from minigpt4_runtime.config import EngineConfig, SamplingParams
+from minigpt4_runtime.config import SAMPLING_RANGES, EngineConfig, SamplingParams
 from minigpt4_runtime.errors import ConfigError
 
 if TYPE_CHECKING:
     from minigpt4_runtime.api import MiniGPT4
     from minigpt4_runtime.images.pixels import ImageLimits
+
+
+def option(metavar: str, text: str, *names: str, **more: Any) -> Any:
+    """An option with a value. `metavar` stands for it in the help, whose sentence is `text`."""
+    return typer.Option(*names, metavar=metavar, help=text, **more)
+
 
 THREADS_VARIABLE = "OMP_NUM_THREADS"
 DEMO_NOTICE = "The demo model answers: it knows only drawn scenes. Give --model DIR for a real one."
@@ -43,62 +49,62 @@ class ModelOptions:
 
     model: Annotated[
         Path | None,
-        typer.Option(
-            metavar="DIR",
-            help="A folder made by `minigpt4 convert`, or the name of a fetched model. Without it "
+        option(
+            "DIR",
+            "A folder made by `minigpt4 convert`, or the name of a fetched model. Without it "
             "the bundled demo model answers, which knows only drawn scenes.",
         ),
     ] = None
     device: Annotated[
         str,
-        typer.Option(
-            metavar="DEVICE",
-            help="auto, cpu, cuda, cuda:INDEX, npu or npu:INDEX; "
+        option(
+            "DEVICE",
+            "auto, cpu, cuda, cuda:INDEX, npu or npu:INDEX; "
             "auto takes the first accelerator, else the CPU.",
         ),
     ] = "auto"
     dtype: Annotated[
         str,
-        typer.Option(
-            metavar="DTYPE",
-            help="auto, float32, float16 or bfloat16; auto is float32 on a CPU, else float16.",
+        option(
+            "DTYPE", "auto, float32, float16 or bfloat16; auto is float32 on a CPU, else float16."
         ),
     ] = "auto"
     tensor_parallel: Annotated[
         int,
-        typer.Option(
-            metavar="COUNT",
-            help="Divide the language model over this many devices, a process each. The others "
+        option(
+            "COUNT",
+            "Divide the language model over this many devices, a process each. The others "
             "are started for you, or all are by torchrun.",
         ),
     ] = 1
     vision_runtime: Annotated[
         str,
-        typer.Option(
-            metavar="RUNTIME",
-            help="What the image side runs in: auto, torch, onnx or om; auto is what the graph is "
+        option(
+            "RUNTIME",
+            "What the image side runs in: auto, torch, onnx or om; auto is what the graph is "
             "for, and torch without --vision-graph.",
         ),
     ] = "auto"
     vision_graph: Annotated[
         Path | None,
-        typer.Option(
-            metavar="PATH", help="A folder made by `minigpt4 export vision`, or a file in it."
-        ),
+        option("PATH", "A folder made by `minigpt4 export vision`, or a file in it."),
     ] = None
     provider: Annotated[
         str | None,
-        typer.Option(
-            metavar="PROVIDER",
-            help="What ONNX Runtime computes on: cuda, cann, openvino or cpu. Without it, the "
+        option(
+            "PROVIDER",
+            "What ONNX Runtime computes on: cuda, cann, openvino or cpu. Without it, the "
             "first of these that it has.",
         ),
     ] = None
 
-    @property
-    def is_follower(self) -> bool:
-        """Whether torchrun has started this process to help another one, which does the job."""
-        return self.tensor_parallel > 1 and os.environ.get("RANK", "0") != "0"
+    def follow(self) -> bool:
+        """Follow rank 0 if torchrun has started this process for that; whether it did."""
+        if self.tensor_parallel < 2:
+            return False
+        from minigpt4_runtime import follow
+
+        return follow(self.tensor_parallel)
 
     def load(
         self,
@@ -135,71 +141,65 @@ class ModelOptions:
 class SamplingOptions:
     """How an answer is chosen and how long it may be."""
 
-    max_new_tokens: Annotated[
-        int, typer.Option(metavar="COUNT", help="The longest answer, in tokens.")
-    ] = SamplingParams.max_new_tokens
+    max_new_tokens: Annotated[int, option("COUNT", "The longest answer, in tokens.")] = (
+        SamplingParams.max_new_tokens
+    )
     temperature: Annotated[
         float,
-        typer.Option(
-            metavar="NUMBER", help="0 always takes the likeliest word; above 0 it is drawn by lot."
-        ),
+        option("NUMBER", "0 always takes the likeliest word; above 0 it is drawn by lot."),
     ] = SamplingParams.temperature
     top_p: Annotated[
         float,
-        typer.Option(
-            metavar="SHARE", help="Draw from the likeliest words that together have this share."
-        ),
+        option("SHARE", "Draw from the likeliest words that together have this share."),
     ] = SamplingParams.top_p
     top_k: Annotated[
         int,
-        typer.Option(metavar="COUNT", help="Draw from this many likeliest words; 0 is no limit."),
+        option("COUNT", "Draw from this many likeliest words; 0 is no limit."),
     ] = SamplingParams.top_k
     min_p: Annotated[
         float,
-        typer.Option(
-            metavar="SHARE",
-            help="Draw from the words that have at least this share of the likeliest one's chance.",
+        option(
+            "SHARE",
+            "Draw from the words that have at least this share of the likeliest one's chance.",
         ),
     ] = SamplingParams.min_p
     repetition_penalty: Annotated[
-        float, typer.Option(metavar="NUMBER", help="Above 1, words that were said become rarer.")
+        float, option("NUMBER", "Above 1, words that were said become rarer.")
     ] = SamplingParams.repetition_penalty
     presence_penalty: Annotated[
         float,
-        typer.Option(
-            metavar="NUMBER", help="OpenAI's, from -2 to 2: above 0, said words become rarer, once."
+        option(
+            "NUMBER",
+            f"OpenAI's, {SAMPLING_RANGES['presence_penalty']}: above 0, said words become "
+            "rarer, once.",
         ),
     ] = SamplingParams.presence_penalty
     frequency_penalty: Annotated[
         float,
-        typer.Option(
-            metavar="NUMBER",
-            help="OpenAI's, from -2 to 2: above 0, words become rarer each time they are said.",
+        option(
+            "NUMBER",
+            f"OpenAI's, {SAMPLING_RANGES['frequency_penalty']}: above 0, words become rarer "
+            "each time they are said.",
         ),
     ] = SamplingParams.frequency_penalty
     num_beams: Annotated[
         int,
-        typer.Option(
-            metavar="COUNT", help="Follow this many answers at once and give the likeliest."
-        ),
+        option("COUNT", "Follow this many answers at once and give the likeliest."),
     ] = SamplingParams.num_beams
     length_penalty: Annotated[
         float | None,
-        typer.Option(
-            metavar="NUMBER",
-            help="With beams: above 0 favours long answers, below 0 short ones; 1 without it.",
+        option(
+            "NUMBER", "With beams: above 0 favours long answers, below 0 short ones; 1 without it."
         ),
     ] = None
-    seed: Annotated[
-        int | None, typer.Option(metavar="NUMBER", help="The same seed draws the same answer.")
-    ] = SamplingParams.seed
+    seed: Annotated[int | None, option("NUMBER", "The same seed draws the same answer.")] = (
+        SamplingParams.seed
+    )
     json_schema: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Make the answer JSON of the JSON schema in this file."),
+        option("FILE", "Make the answer JSON of the JSON schema in this file."),
     ] = None
-    regex: Annotated[
-        str | None, typer.Option(metavar="REGEX", help="Make the whole answer match this.")
-    ] = None
+    regex: Annotated[str | None, option("REGEX", "Make the whole answer match this.")] = None
 
     def params(self) -> SamplingParams:
         """The same as the library takes it.
@@ -250,8 +250,8 @@ def spread_options(command: Callable[..., None]) -> Callable[..., None]:
         for name, group in groups.items():
             members = {field.name: values.pop(field.name) for field in fields(group)}
             values[name] = group(**members)
-            if isinstance(values[name], ModelOptions) and values[name].is_follower:
-                values[name].load(announce_demo=False)
+            if isinstance(values[name], ModelOptions) and values[name].follow():
+                return  # Rank 0 does the job.
         command(**values)
 
     spread.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]

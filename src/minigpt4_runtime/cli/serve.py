@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from minigpt4_runtime.cli.options import ModelOptions, spread_options
+from minigpt4_runtime.cli.options import ModelOptions, option, spread_options
 from minigpt4_runtime.cli.web import PicturesOption, chat_page, check_page
 from minigpt4_runtime.config import EngineConfig
 from minigpt4_runtime.errors import ConfigError
@@ -30,15 +30,13 @@ _DEMO_DESCRIPTION = "It is the bundled demo model, which knows only drawn scenes
 class AccessOptions:
     """Where the server is, who may ask it, and what it may open for them."""
 
-    host: Annotated[
-        str, typer.Option(metavar="ADDRESS", help="Where to listen; 0.0.0.0 is every network.")
-    ] = "127.0.0.1"
-    port: Annotated[
-        int, typer.Option(metavar="NUMBER", help="0 takes a free one, which is printed.")
-    ] = 8000
+    host: Annotated[str, option("ADDRESS", "Where to listen; 0.0.0.0 is every network.")] = (
+        "127.0.0.1"
+    )
+    port: Annotated[int, option("NUMBER", "0 takes a free one, which is printed.")] = 8000
     api_key_file: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="API keys, one a line. All but /health then needs one."),
+        option("FILE", "API keys, one a line. All but /health then needs one."),
     ] = None
     insecure: Annotated[
         bool,
@@ -48,23 +46,20 @@ class AccessOptions:
     ] = False
     allow_origin: Annotated[
         list[str] | None,
-        typer.Option(metavar="ORIGIN", help="Let this site's pages ask (CORS). May be repeated."),
+        option("ORIGIN", "Let this site's pages ask (CORS). May be repeated."),
     ] = None
     allow_media_domain: Annotated[
         list[str] | None,
-        typer.Option(
-            metavar="HOST",
-            help="Fetch pictures from this host, HOST or HOST:PORT. May be repeated.",
-        ),
+        option("HOST", "Fetch pictures from this host, HOST or HOST:PORT. May be repeated."),
     ] = None
     allow_media_dir: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Open file: URLs within this folder.")
+        Path | None, option("DIR", "Open file: URLs within this folder.")
     ] = None
     trusted_proxy: Annotated[
         list[str] | None,
-        typer.Option(
-            metavar="ADDRESS",
-            help="Believe this proxy, an address or a network, about its clients. May be repeated; "
+        option(
+            "ADDRESS",
+            "Believe this proxy, an address or a network, about its clients. May be repeated; "
             "one on this machine is believed without.",
         ),
     ] = None
@@ -88,60 +83,54 @@ class LimitOptions:
 
     max_requests: Annotated[
         int,
-        typer.Option(
-            metavar="COUNT", help="Answers let in at once, running or waiting; beyond it is a 429."
-        ),
+        option("COUNT", "Answers let in at once, running or waiting; beyond it is a 429."),
     ] = ServerConfig.max_requests
-    max_running: Annotated[
-        int, typer.Option(metavar="COUNT", help="Answers that run at once; the others wait.")
-    ] = EngineConfig.max_running
+    max_running: Annotated[int, option("COUNT", "Answers that run at once; the others wait.")] = (
+        EngineConfig.max_running
+    )
     max_connections: Annotated[
         int,
-        typer.Option(
+        option(
+            "COUNT",
+            "Connections at once; beyond it the one that waits longest to ask is closed.",
             min=1,
-            metavar="COUNT",
-            help="Connections at once; beyond it the one that waits longest to ask is closed.",
         ),
     ] = ConnectionLimits.most
     max_connections_per_client: Annotated[
         int,
-        typer.Option(
-            min=0,
-            metavar="COUNT",
-            help="Connections, and answers, of one client's address; 0 for no limit. Programs on "
+        option(
+            "COUNT",
+            "Connections, and answers, of one client's address; 0 for no limit. Programs on "
             "this machine are not counted.",
+            min=0,
         ),
     ] = ConnectionLimits.per_client or 0
     max_body_mib: Annotated[
-        int, typer.Option(min=1, metavar="MIB", help="The largest body, and the largest picture.")
+        int, option("MIB", "The largest body, and the largest picture.", min=1)
     ] = ServerConfig.max_body_bytes // 2**20
     max_uploads_mib: Annotated[
         int,
-        typer.Option(
-            min=1, metavar="MIB", help="Pictures uploaded to the chat page, kept for an hour each."
-        ),
+        option("MIB", "Pictures uploaded to the chat page, kept for an hour each.", min=1),
     ] = 1024
-    max_images: Annotated[int, typer.Option(metavar="COUNT", help="Pictures in one request.")] = (
+    max_images: Annotated[int, option("COUNT", "Pictures in one request.")] = (
         ServerConfig.max_images
     )
-    max_pixels: Annotated[
-        int, typer.Option(metavar="COUNT", help="Width times height of one picture.")
-    ] = 40_000_000
-    max_tokens: Annotated[
-        int, typer.Option(metavar="COUNT", help="Tokens of one answer that may be asked for.")
-    ] = ServerConfig.max_tokens
-    request_seconds: Annotated[
-        float, typer.Option(metavar="SECONDS", help="How long one answer may take.")
-    ] = ServerConfig.request_seconds
+    max_pixels: Annotated[int, option("COUNT", "Width times height of one picture.")] = 40_000_000
+    max_tokens: Annotated[int, option("COUNT", "Tokens of one answer that may be asked for.")] = (
+        ServerConfig.max_tokens
+    )
+    request_seconds: Annotated[float, option("SECONDS", "How long one answer may take.")] = (
+        ServerConfig.request_seconds
+    )
     grace_seconds: Annotated[
         float,
-        typer.Option(metavar="SECONDS", help="How long running answers may take after SIGTERM."),
+        option("SECONDS", "How long running answers may take after SIGTERM."),
     ] = 30.0
     stall_seconds: Annotated[
         float,
-        typer.Option(
-            metavar="SECONDS",
-            help="An engine that is asked and makes no step for twice so long has failed: "
+        option(
+            "SECONDS",
+            "An engine that is asked and makes no step for twice so long has failed: "
             "exit status 1.",
         ),
     ] = ServerConfig.stall_seconds
@@ -154,15 +143,13 @@ def serve(
     limits: LimitOptions,
     name: Annotated[
         str | None,
-        typer.Option(
-            metavar="NAME", help="The model's name in requests. Without it: its folder's name."
-        ),
+        option("NAME", "The model's name in requests. Without it: its folder's name."),
     ] = None,
     ui: Annotated[
         bool, typer.Option("--ui", help="Show a chat page at / as well; a browser then finds it.")
     ] = False,
     pictures: PicturesOption = None,
-    log_format: Annotated[str, typer.Option(metavar="FORMAT", help="plain or json.")] = "plain",
+    log_format: Annotated[str, option("FORMAT", "plain or json.")] = "plain",
     log_content: Annotated[
         bool, typer.Option("--log-content", help="Write prompts, pictures and answers to the log.")
     ] = False,

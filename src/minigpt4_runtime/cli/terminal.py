@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rich.progress import Progress
 
+    from minigpt4_runtime.report.files import Report, ReportFolder
+
 
 def note(text: str) -> None:
     """Tell a person something that is not an answer."""
@@ -29,6 +31,13 @@ def note(text: str) -> None:
 def report(error: object, *, about: str = "") -> None:
     """Tell what went wrong, and what about, where the message does not say so itself."""
     note(f"error: {error}" if about in str(error) else f"error: {about}: {error}")
+
+
+def show_report(found: Report, folder: ReportFolder | None) -> None:
+    """Print what was found, and say where the report of it is written."""
+    print(found.as_text(), flush=True)
+    if folder:
+        note(f"The report is in {folder.write(found)}.")
 
 
 def open_what_is_closed() -> None:

@@ -11,9 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
 from minigpt4_runtime.batch.finding import walk
+from minigpt4_runtime.cli.options import option
 from minigpt4_runtime.errors import ConfigError
 from minigpt4_runtime.optional import require
 
@@ -27,25 +26,22 @@ _UPLOADS_VARIABLE = "GRADIO_TEMP_DIR"
 
 PicturesOption = Annotated[
     Path | None,
-    typer.Option(
-        "--pictures", metavar="DIR",
-        help="Pictures to click on the chat page. Without it a few drawn scenes.",
+    option(
+        "DIR", "Pictures to click on the chat page. Without it a few drawn scenes.", "--pictures"
     ),
-]  # fmt: skip
+]
 
 
 def web(
     *,
     url: Annotated[
-        str, typer.Option(metavar="URL", help="The server that answers, as `serve` prints it.")
+        str, option("URL", "The server that answers, as `serve` prints it.")
     ] = "http://127.0.0.1:8000",
     api_key_file: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="A file whose first key the server takes.")
+        Path | None, option("FILE", "A file whose first key the server takes.")
     ] = None,
-    host: Annotated[str, typer.Option(metavar="ADDRESS", help="Where the page is.")] = "127.0.0.1",
-    port: Annotated[
-        int, typer.Option(metavar="NUMBER", help="0 takes a free one, which is printed.")
-    ] = 7860,
+    host: Annotated[str, option("ADDRESS", "Where the page is.")] = "127.0.0.1",
+    port: Annotated[int, option("NUMBER", "0 takes a free one, which is printed.")] = 7860,
     pictures: PicturesOption = None,
 ) -> None:
     """Show a chat page in the browser, for a server that runs already.

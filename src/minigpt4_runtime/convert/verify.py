@@ -22,6 +22,7 @@ from minigpt4_runtime.convert import original
 from minigpt4_runtime.convert.inventory import Inventory
 from minigpt4_runtime.convert.original import Originals
 from minigpt4_runtime.errors import CheckpointError
+from minigpt4_runtime.model.causal import causal_attention
 from minigpt4_runtime.model.minigpt4 import MiniGPT4Model
 from minigpt4_runtime.text.tokenizer import Tokenizer
 
@@ -119,17 +120,8 @@ def _compute_written(
     """Our own modules on the written weights, each read when its turn comes."""
     rows = model.vision(pixels)[0]
     embeddings = torch.cat([rows, model.language.embed(torch.tensor(token_ids))])
-    hidden = model.language(embeddings, torch.arange(len(embeddings)), _attend_causally)
+    hidden = model.language(embeddings, torch.arange(len(embeddings)), causal_attention())
     return rows, model.language.logits(hidden)
-
-
-def _attend_causally(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:  # noqa: ARG001
-    """(T, H, D), (T, Hkv, D), (T, Hkv, D) → (T, H, D) for one sequence."""
-    shared = q.shape[1] // k.shape[1]
-    k, v = (rows.repeat_interleave(shared, dim=1) for rows in (k, v))
-    q, k, v = (rows.transpose(0, 1) for rows in (q, k, v))
-    attended = nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
-    return attended.transpose(0, 1)
 
 
 def _bring_weights_when_called(

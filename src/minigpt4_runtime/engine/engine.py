@@ -2,7 +2,7 @@
 
 Owns   the thread that steps, the requests in it, and what becomes of their errors.
 Takes  Requests from any thread; gives Tickets.
-Never  knows text: whoever asks watches for stop strings through Request.watch.
+Never  knows text: a request's watch reads it.
 """
 
 from __future__ import annotations
@@ -12,14 +12,13 @@ import itertools
 import secrets
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 from minigpt4_runtime.config import EngineConfig, SamplingParams
-from minigpt4_runtime.devices.contracts import Traffic
 from minigpt4_runtime.engine.plan import StepPlan
 from minigpt4_runtime.engine.request import Request, TokenEvent
 from minigpt4_runtime.engine.sampler import Sampler
@@ -54,20 +53,14 @@ class Executor(Protocol):
         """How many pictures were encoded so far."""
         ...
 
+    @property
+    def encode_seconds(self) -> float:
+        """How long that took."""
+        ...
+
     def execute(self, plan: StepPlan, pixels: Mapping[str, Tensor]) -> Tensor:
         """Compute a step: (R, V) logits, a row for each sampled slice."""
         ...
-
-
-@dataclass(frozen=True)
-class _Gone:
-    """What is left of a runner when its engine is closed."""
-
-    num_encoded_images: int
-
-    def execute(self, plan: StepPlan, pixels: Mapping[str, Tensor]) -> Tensor:  # noqa: ARG002
-        """There is nothing left to compute with."""
-        raise AssertionError("a closed engine takes no step")
 
 
 @dataclass(frozen=True)
@@ -83,8 +76,7 @@ class EngineStats:
     num_waiting: int
     num_blocks: int
     num_free_blocks: int
-    traffic: Traffic = field(default_factory=Traffic)
-    encode_seconds: float = 0.0
+    encode_seconds: float
 
 
 class Engine:
@@ -101,7 +93,7 @@ class Engine:
         eos_id: int,
         has_float64: bool = True,
     ) -> None:
-        self._runner = runner
+        self._runner: Executor | None = runner  # None once it is closed.
         self._config = config
         self._num_blocks = num_blocks
         self._max_context = max_context
@@ -117,6 +109,7 @@ class Engine:
         self._num_steps = 0
         self._last_trouble = 0  # The step after which memory ran out, or room was made since.
         self._num_computed_tokens = 0
+        self._num_encoded_images, self._encode_seconds = 0, 0.0
 
     # --- for callers --------------------------------------------------------------------------
 
@@ -147,7 +140,7 @@ class Engine:
             )
 
     def submit(self, request: Request, read: Callable[[TokenEvent], T | None]) -> Ticket[T]:
-        """Let a request join. `read` is called by whoever reads the ticket.
+        """Let a request join. `read` is called in the thread that reads the ticket.
 
         Raises:
             RequestError: what `check` refuses.
@@ -179,8 +172,9 @@ class Engine:
             num_arrived = len(self._arrived)
         return EngineStats(
             self._num_steps, self._num_computed_tokens, scheduler.num_reused_tokens,
-            self._runner.num_encoded_images, scheduler.num_preempted, len(scheduler.running),
+            self._num_encoded_images, scheduler.num_preempted, len(scheduler.running),
             len(scheduler.waiting) + num_arrived, self._num_blocks, scheduler.num_free_blocks,
+            self._encode_seconds,
         )  # fmt: skip
 
     def close(self) -> None:
@@ -191,7 +185,7 @@ class Engine:
             self._changed.notify_all()
         if thread is not None and thread is not threading.current_thread():
             thread.join()
-        self._runner = _Gone(self._runner.num_encoded_images)
+        self._runner = None
 
     def _max_new_tokens(self, num_prompt: int, sampling: SamplingParams) -> int:
         room = min(self._max_context, self._num_blocks * self._config.block_size)
@@ -233,13 +227,17 @@ class Engine:
 
     def step(self) -> None:
         """One step: who left leaves, who came joins, and every running answer grows."""
+        runner = self._runner
+        assert runner is not None, "a closed engine takes no step"
         self._take_arrivals()
         self._drop_cancelled()
         if not self._scheduler.has_work:
             return
         try:
             plan = self._scheduler.plan()
-            logits = self._runner.execute(plan, self._pixels())
+            logits = runner.execute(plan, self._pixels())
+            self._num_encoded_images = runner.num_encoded_images
+            self._encode_seconds = runner.encode_seconds
             choices = self._sampler.pick(logits, self._scheduler.sampled(plan))
             self._commit(plan, choices)
         except Exception as error:  # noqa: BLE001 - whatever it is, tickets must hear of it.

@@ -5,7 +5,7 @@ Owns   Request and TokenEvent. Never knows text: ids in, ids out.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol, Self
 
 import numpy
@@ -18,16 +18,36 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-class StopWatch(Protocol):
-    """Watches an answer for stop strings, which only its owner can read."""
+@dataclass(frozen=True)
+class Heard:
+    """What a watch makes of one more id: whether it ends the answer, and a note for the reader."""
 
-    def feed(self, token_id: int) -> bool:
-        """Take one more id; say whether the answer ends with it."""
+    ends: bool = False
+    note: object = None
+
+
+class StopWatch(Protocol):
+    """Gives an answer its meaning, which only the request's owner knows, and finds its end."""
+
+    def feed(self, token_id: int, *, is_last: bool) -> Heard:
+        """Take one more id. `is_last` says that the answer ends here in any case."""
         ...
 
     def fork(self) -> Self:
         """A watch that has seen the same, for an answer that goes on another way."""
         ...
+
+
+class NoWatch:
+    """The watch of an answer that is ids alone: they end it by nothing that they say."""
+
+    def feed(self, token_id: int, *, is_last: bool) -> Heard:  # noqa: ARG002
+        """See `StopWatch`."""
+        return Heard()
+
+    def fork(self) -> Self:
+        """It has nothing to remember."""
+        return self
 
 
 class Guide(Protocol):
@@ -61,7 +81,7 @@ class ImageInput:
 
 @dataclass(frozen=True, eq=False)
 class Request:
-    """A prompt and how to go on from it. Without a `watch` only the end id and lengths end it.
+    """A prompt and how to go on from it. Its `watch` reads the answer as it grows.
 
     A `guide` holds the answer to a form, which only its owner can read.
     """
@@ -69,14 +89,15 @@ class Request:
     token_ids: tuple[int, ...]
     images: tuple[ImageInput, ...]
     sampling: SamplingParams
-    watch: StopWatch | None = None
+    watch: StopWatch = field(default_factory=NoWatch)
     guide: Guide | None = None
 
 
 @dataclass(frozen=True)
 class TokenEvent:
-    """One more token. `finish_reason` stands on the last one."""
+    """One more token, and what the watch noted about it. `finish_reason` stands on the last one."""
 
     token_id: int
     finish_reason: FinishReason | None
     logprobs: TokenLogprobs | None = None
+    note: object = None

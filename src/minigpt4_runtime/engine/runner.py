@@ -7,6 +7,7 @@ Never  decides what runs.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 
 import torch
@@ -98,7 +99,7 @@ class Runner:
             device=language.token_embedding.weight.device,
         )
         self.num_blocks = num_blocks
-        self.num_encoded_images = 0
+        self.num_encoded_images, self.encode_seconds = 0, 0.0
 
     @torch.inference_mode()
     def execute(self, plan: StepPlan, pixels: Mapping[str, Tensor]) -> Tensor:
@@ -136,7 +137,9 @@ class Runner:
         for first in range(0, len(missing), PICTURES_AT_ONCE):
             some = missing[first : first + PICTURES_AT_ONCE]
             assert self._vision is not None, "only the leader's plan has pictures"
+            started = time.perf_counter()
             encoded = self._vision.encode(torch.stack([pixels[digest] for digest in some]))
+            self.encode_seconds += time.perf_counter() - started
             self.num_encoded_images += len(some)
             # Copied apart: a view would keep its whole batch alive.
             found.update({d: rows.clone() for d, rows in zip(some, encoded, strict=True)})

@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 
 from minigpt4_runtime.cache.block_pool import BlockPool
 from minigpt4_runtime.config import EngineConfig
-from minigpt4_runtime.engine.beam import Continuation
+from minigpt4_runtime.engine.beam import Continuation, Hypothesis
 from minigpt4_runtime.engine.plan import Slice, StepPlan
-from minigpt4_runtime.engine.request import TokenEvent
+from minigpt4_runtime.engine.request import StopWatch, TokenEvent
 from minigpt4_runtime.engine.sequence import Branch, Sequence
 from minigpt4_runtime.messages import FinishReason, TokenLogprobs
 
@@ -330,12 +330,12 @@ class Scheduler:
         (branch,) = sequence.branches
         branch.say(token.token_id)
         is_end = token.token_id == self._eos_id and not sequence.request.sampling.ignore_eos
-        reason: FinishReason | None = None
-        if is_end or (branch.watch and branch.watch.feed(token.token_id)):
+        is_last = is_end or len(branch.answer) == sequence.max_new_tokens
+        heard = branch.watch.feed(token.token_id, is_last=is_last)
+        reason: FinishReason | None = "length" if is_last else None
+        if is_end or heard.ends:
             reason = "stop"
-        elif len(branch.answer) == sequence.max_new_tokens:
-            reason = "length"
-        return TokenEvent(token.token_id, reason, token.logprobs)
+        return TokenEvent(token.token_id, reason, token.logprobs, heard.note)
 
     def _extend_beams(
         self, sequence: Sequence, continuations: list[Continuation]
@@ -347,14 +347,12 @@ class Scheduler:
         def ends(each: Continuation) -> bool:
             if each.token_id == self._eos_id and not sequence.request.sampling.ignore_eos:
                 return True
-            watch = parents[each.branch].watch
-            return watch is not None and watch.fork().feed(each.token_id)
+            watch = parents[each.branch].watch.fork()
+            return watch.feed(each.token_id, is_last=False).ends
 
         going_on = search.choose(continuations, [parent.answer for parent in parents], ends)
         if search.is_done:
-            best = search.best()
-            *ids, last = best.token_ids
-            return (*(TokenEvent(i, None) for i in ids), TokenEvent(last, best.finish_reason))
+            return _tell(search.best(), sequence.request.watch.fork())
         sequence.branches = [self._grow(sequence, parents[each.branch], each) for each in going_on]
         for branch in sequence.branches:
             self._pool.hold(branch.blocks)
@@ -370,6 +368,13 @@ class Scheduler:
         parent.table_row, parent.num_told = None, 0
         branch.say(continuation.token_id)
         branch.score = continuation.score
-        if branch.watch:
-            branch.watch.feed(continuation.token_id)
+        branch.watch.feed(continuation.token_id, is_last=False)
         return branch
+
+
+def _tell(answer: Hypothesis, watch: StopWatch) -> tuple[TokenEvent, ...]:
+    """All of an answer at once, read by a watch that has seen nothing."""
+    *ids, last = answer.token_ids
+    events = [TokenEvent(i, None, None, watch.feed(i, is_last=False).note) for i in ids]
+    note = watch.feed(last, is_last=True).note
+    return (*events, TokenEvent(last, answer.finish_reason, None, note))

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from minigpt4_runtime.engine.beam import BeamSearch
 from minigpt4_runtime.engine.plan import ImageRows
-from minigpt4_runtime.engine.request import Guide, Request, StopWatch
+from minigpt4_runtime.engine.request import Guide, NoWatch, Request, StopWatch
 
 
 @dataclass(eq=False)
@@ -27,7 +27,7 @@ class Branch:
 
     answer: list[int] = field(default_factory=list)
     score: float = 0.0
-    watch: StopWatch | None = None
+    watch: StopWatch = field(default_factory=NoWatch)
     guide: Guide | None = None
     blocks: list[int] = field(default_factory=list)
     num_computed: int = 0
@@ -52,11 +52,9 @@ class Sequence:
         self.request = request
         self.seed = seed
         self.max_new_tokens = max_new_tokens
-        # Its own: whoever submits a request again submits it as it was.
-        watch, guide = request.watch, request.guide
-        self.branches = [
-            Branch(watch=watch.fork() if watch else None, guide=guide.fork() if guide else None)
-        ]
+        # Forked: a request that is submitted again begins as it was.
+        guide = request.guide
+        self.branches = [Branch(watch=request.watch.fork(), guide=guide.fork() if guide else None)]
         sampling = request.sampling
         self.search = (
             BeamSearch(sampling.num_beams, sampling.length_penalty, max_new_tokens)
@@ -113,7 +111,7 @@ class Sequence:
         return Branch(
             list(branch.answer),
             branch.score,
-            branch.watch.fork() if branch.watch else None,
+            branch.watch.fork(),
             branch.guide.fork() if branch.guide else None,
             list(branch.blocks),
             branch.num_computed,

@@ -44,6 +44,11 @@ class Leader:
         """See `Executor`."""
         return self._runner.num_encoded_images
 
+    @property
+    def encode_seconds(self) -> float:
+        """See `Executor`."""
+        return self._runner.encode_seconds
+
     def execute(self, plan: StepPlan, pixels: Mapping[str, Tensor]) -> Tensor:
         """See `Runner.execute`. The plan is sent once, without pictures: those are rows here.
 

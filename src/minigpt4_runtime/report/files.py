@@ -12,7 +12,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from minigpt4_runtime.errors import ConfigError
 
@@ -58,6 +58,11 @@ class ReportFolder:
 
         self._path = path
         self._kind = kind
+
+    @classmethod
+    def open(cls, path: Path | None, kind: str) -> Self | None:
+        """The folder at `path`; None where none is asked for."""
+        return None if path is None else cls(path, kind)
 
     def file(self, suffix: str) -> Path:
         """Where a file of this report lies, such as its ledger: `.jsonl`."""

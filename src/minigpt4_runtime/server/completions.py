@@ -17,7 +17,7 @@ from pydantic import BaseModel, Field, field_validator
 from minigpt4_runtime.messages import FinishReason, Reply, TextDelta, TokenLogprobs
 from minigpt4_runtime.server.answered import ErrorBody, UsageCount
 from minigpt4_runtime.server.failures import Failure
-from minigpt4_runtime.server.protocol import Settings
+from minigpt4_runtime.server.protocol import Settings, within
 from minigpt4_runtime.server.streaming import DONE, as_event, count_of, finite, usage_of
 
 _TokenIds = Annotated[list[int], Field(min_length=1)]
@@ -33,7 +33,7 @@ class CompletionRequest(Settings):
 
     prompt: str | _Texts | _TokenIds | _ManyTokenIds
     n: int | None = Field(None, ge=1)
-    logprobs: int | None = Field(None, ge=0, le=20)
+    logprobs: int | None = within("logprobs")
 
     @property
     def prompts(self) -> Sequence[str | Sequence[int]]:

@@ -12,7 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from minigpt4_runtime.config import SamplingParams
+from minigpt4_runtime.config import LOGIT_BIAS_RANGE, SAMPLING_RANGES, SamplingParams
 from minigpt4_runtime.errors import ConfigError
 from minigpt4_runtime.messages import Role
 from minigpt4_runtime.server.absent import INSTEAD, Asked
@@ -20,7 +20,11 @@ from minigpt4_runtime.server.failures import Refusal
 from minigpt4_runtime.server.forms import ResponseFormat, StructuredOutputs
 
 A = TypeVar("A", bound=Asked)
-MAX_SEED = 2**63 - 1
+
+
+def within(setting: str) -> Any:
+    """A field that may be left out, with the range of this setting of SamplingParams."""
+    return Field(None, **SAMPLING_RANGES[setting].bounds)
 
 
 class TextPart(Asked):
@@ -80,7 +84,7 @@ class ChatMessage(Asked):
 _Stop = Annotated[str, Field(max_length=256)]
 # In JSON all keys are strings.
 _TokenId = Annotated[int, Field(ge=0, strict=False)]
-_Bias = Annotated[float, Field(ge=-100, le=100)]
+_Bias = Annotated[float, Field(**LOGIT_BIAS_RANGE.bounds)]
 
 
 class StreamOptions(Asked):
@@ -97,23 +101,23 @@ class Settings(Asked):
     """
 
     model: str
-    max_tokens: int | None = Field(None, ge=1)
-    temperature: float | None = Field(None, ge=0)
-    top_p: float | None = Field(None, gt=0, le=1)
+    max_tokens: int | None = within("max_new_tokens")
+    temperature: float | None = within("temperature")
+    top_p: float | None = within("top_p")
     stop: _Stop | Annotated[list[_Stop], Field(max_length=4)] | None = None
-    seed: int | None = Field(None, ge=0, le=MAX_SEED)
+    seed: int | None = within("seed")
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    frequency_penalty: float | None = Field(None, ge=-2, le=2)
-    presence_penalty: float | None = Field(None, ge=-2, le=2)
+    frequency_penalty: float | None = within("frequency_penalty")
+    presence_penalty: float | None = within("presence_penalty")
     logit_bias: dict[_TokenId, _Bias] | None = Field(None, max_length=1024)
     response_format: ResponseFormat | None = None
-    top_k: int | None = Field(None, ge=0)
-    min_p: float | None = Field(None, ge=0, le=1)
-    repetition_penalty: float | None = Field(None, gt=0)
-    min_tokens: int | None = Field(None, ge=0)
-    num_beams: int | None = Field(None, ge=1)
-    length_penalty: float | None = Field(None, ge=-10, le=10)
+    top_k: int | None = within("top_k")
+    min_p: float | None = within("min_p")
+    repetition_penalty: float | None = within("repetition_penalty")
+    min_tokens: int | None = within("min_new_tokens")
+    num_beams: int | None = within("num_beams")
+    length_penalty: float | None = within("length_penalty")
     ignore_eos: bool | None = None
     structured_outputs: StructuredOutputs | None = None
     guided_regex: str | None = None
@@ -173,7 +177,7 @@ class Settings(Asked):
             "logprobs": self._num_logprobs(), **self._form(),
         }  # fmt: skip
         # With no seed each choice draws its own.
-        seed = None if self.seed is None else (self.seed + choice) % (MAX_SEED + 1)
+        seed = None if self.seed is None else (self.seed + choice) % 2**63
         given = {name: value for name, value in values.items() if value is not None}
         max_new_tokens = self._max_tokens(max_tokens)
         is_beams = (self.num_beams or 1) > 1
@@ -248,10 +252,10 @@ class ChatRequest(Settings):
     """The body of POST /v1/chat/completions."""
 
     messages: list[ChatMessage] = Field(min_length=1, max_length=1024)
-    max_completion_tokens: int | None = Field(None, ge=1)
+    max_completion_tokens: int | None = within("max_new_tokens")
     n: int | None = Field(None, ge=1)
     logprobs: bool | None = None
-    top_logprobs: int | None = Field(None, ge=0, le=20)
+    top_logprobs: int | None = within("logprobs")
 
     @property
     def num_choices(self) -> int:

@@ -18,7 +18,14 @@ from minigpt4_runtime.messages import Reply, TextDelta
 from minigpt4_runtime.server.absent import Asked
 from minigpt4_runtime.server.failures import Failure
 from minigpt4_runtime.server.forms import TextFormat
-from minigpt4_runtime.server.protocol import ChatMessage, ImagePart, ImageURL, Settings, TextPart
+from minigpt4_runtime.server.protocol import (
+    ChatMessage,
+    ImagePart,
+    ImageURL,
+    Settings,
+    TextPart,
+    within,
+)  # fmt: skip
 
 # --- what is asked ------------------------------------------------------------------------------
 
@@ -77,7 +84,7 @@ class ResponseRequest(Settings):
 
     input: str | Annotated[list[ResponseMessage], Field(min_length=1, max_length=1024)]
     instructions: str | None = None
-    max_output_tokens: int | None = Field(None, ge=1)
+    max_output_tokens: int | None = within("max_new_tokens")
     store: bool | None = None
     text: TextOptions | None = None
 

@@ -14,22 +14,6 @@ from minigpt4_runtime.text.prompt import Template
 from minigpt4_runtime.text.tokenizer import TextStream, Tokenizer
 
 
-class StopWatch:
-    """Says which id ends an answer by its text. Give it each id once."""
-
-    def __init__(self, answer: AnswerText) -> None:
-        self._answer = answer
-
-    def feed(self, token_id: int) -> bool:
-        """Take one more id; say whether a stop string is complete with it."""
-        self._answer.feed(token_id)
-        return self._answer.stopped
-
-    def fork(self) -> StopWatch:
-        """A watch that has seen the same, for an answer that goes on another way."""
-        return StopWatch(self._answer.fork())
-
-
 class AnswerText:
     """One answer's text. `feed` until `stopped`; then `finish`."""
 
@@ -67,11 +51,6 @@ class AnswerText:
     def finish(self) -> str:
         """Give what was held back, now that nothing follows."""
         return self._extend("" if self.stopped else self._stream.flush(), is_last=True)
-
-    @property
-    def has_stops(self) -> bool:
-        """Whether any text can end this answer."""
-        return bool(self._stops)
 
     @property
     def reply(self) -> str:

@@ -10,12 +10,11 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from minigpt4_runtime.config import SAMPLING_RANGES, SamplingParams
 from minigpt4_runtime.optional import require
 from minigpt4_runtime.web.dialogue import INSTALL, DialogueError, Settings
 
 gradio = require("gradio", install=INSTALL)
-
-_MAX_SEED = 2**63 - 1
 
 
 def add_controls() -> list[Any]:
@@ -26,32 +25,37 @@ def add_controls() -> list[Any]:
             default.system, label="System text", placeholder="The model's own", lines=1,
             max_lines=6, elem_id="system",
         ),
-        gradio.Slider(
-            0, 2, default.temperature, step=0.05, label="Temperature",
-            info="0 takes the likeliest.", elem_id="temperature",
-        ),
-        gradio.Slider(0.05, 1, default.top_p, step=0.05, label="Top-p", elem_id="top_p"),
-        gradio.Slider(
-            0, 200, default.top_k, step=1, label="Top-k", info="0 sets no limit.", elem_id="top_k"
-        ),
-        gradio.Slider(
-            1, 10, default.num_beams, step=1, label="Beams",
-            info="Temperature 0 only.", elem_id="num_beams",
-        ),
-        gradio.Slider(
-            0.5, 2, default.repetition_penalty, step=0.05, label="Repetition penalty",
-            info="1 is none.", elem_id="repetition_penalty",
-        ),
-        gradio.Slider(
-            1, 1000, default.max_tokens, step=1, label="Longest answer", info="In tokens.",
-            elem_id="max_tokens",
-        ),
+        _slider("temperature", "Temperature", high=2, info="0 takes the likeliest."),
+        _slider("top_p", "Top-p", low=0.05),
+        _slider("top_k", "Top-k", high=200, info="0 sets no limit."),
+        _slider("num_beams", "Beams", high=10, info="Temperature 0 only."),
+        _slider("repetition_penalty", "Repetition penalty", low=0.5, high=2, info="1 is none."),
+        _slider("max_new_tokens", "Longest answer", high=1000, info="In tokens."),
         # A box of text: Gradio's box of numbers sends 0 where nothing was typed.
         gradio.Textbox(
             label="Seed", placeholder="A new one each time", max_lines=1, elem_id="seed",
             info="The same seed draws the same answer.",
         ),
     ]  # fmt: skip
+
+
+def _slider(
+    setting: str,
+    label: str,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    info: str | None = None,
+) -> Any:
+    """A slider over a setting's range, or over the part of it that people use."""
+    allowed = SAMPLING_RANGES[setting]
+    return gradio.Slider(
+        allowed.low if low is None else low,
+        allowed.high if high is None else high,
+        getattr(SamplingParams, setting),
+        step=1 if allowed.kind is int else 0.05, label=label, info=info,
+        elem_id=setting.replace("max_new_tokens", "max_tokens"),
+    )  # fmt: skip
 
 
 def read_controls(*values: Any) -> Settings:
@@ -65,12 +69,13 @@ def read_controls(*values: Any) -> Settings:
 
 
 def _read_seed(text: str) -> int | None:
-    digits = text.strip()
+    digits, allowed = text.strip(), SAMPLING_RANGES["seed"]
     if not digits:
         return None
-    if not (digits.isascii() and digits.isdecimal()) or len(digits) > 19 or int(digits) > _MAX_SEED:
+    is_number = digits.isascii() and digits.isdecimal() and len(digits) <= len(str(allowed.high))
+    if not is_number or int(digits) > (allowed.high or 0):
         raise DialogueError(
-            f"The seed is {digits[:40]!r}; it must be a whole number from 0 to {_MAX_SEED}. Leave "
-            "it empty for a new draw each time."
+            f"The seed is {digits[:40]!r}; it must be {allowed}. Leave it empty for a new draw "
+            "each time."
         )
     return int(digits)

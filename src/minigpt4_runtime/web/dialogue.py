@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from minigpt4_runtime.config import SamplingParams
 from minigpt4_runtime.optional import require
 
 INSTALL = "pip install 'minigpt4-runtime[web]'"
@@ -37,13 +38,13 @@ class Settings:
     """What the controls beside the dialogue say."""
 
     system: str = ""
-    temperature: float = 0.0
-    top_p: float = 1.0
-    top_k: int = 0
-    num_beams: int = 1
-    repetition_penalty: float = 1.0
-    max_tokens: int = 300
-    seed: int | None = None
+    temperature: float = SamplingParams.temperature
+    top_p: float = SamplingParams.top_p
+    top_k: int = SamplingParams.top_k
+    num_beams: int = SamplingParams.num_beams
+    repetition_penalty: float = SamplingParams.repetition_penalty
+    max_tokens: int = SamplingParams.max_new_tokens
+    seed: int | None = SamplingParams.seed
 
     def as_fields(self) -> dict[str, Any]:
         """What to ask for, as the OpenAI client takes it.

@@ -1,0 +1,157 @@
+"""A loaded model: what requests and measurements share.
+
+Owns   the choice of device and dtype, the ranks, and the engine at work: its start, its renewal
+       and its end.
+Takes  a WeightSource and settings, then requests as ids and pixels; gives Tickets.
+Never  knows a message, or what a text means.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Literal, TypeVar
+
+from minigpt4_runtime.checkpoint.weight_source import WeightSource
+from minigpt4_runtime.config import (
+    DTYPE_NAMES,
+    DTypeName,
+    EngineConfig,
+    SamplingParams,
+    VisionSettings,
+)
+from minigpt4_runtime.engine.engine import Engine
+from minigpt4_runtime.engine.request import ImageInput, Request, StopWatch, TokenEvent
+from minigpt4_runtime.engine.ticket import Ticket
+from minigpt4_runtime.errors import (
+    BackendUnavailableError,
+    ConfigError,
+    RankLostError,
+    RequestError,
+)
+from minigpt4_runtime.grammar.guide import Grammars, Guide
+from minigpt4_runtime.images.pixels import ImageLimits
+from minigpt4_runtime.model.parallel import check_world_size
+from minigpt4_runtime.ranks import Ranks, Setup, free_memory_bytes, make_runner, open_rank_device
+from minigpt4_runtime.sides import load_sides, open_graph
+from minigpt4_runtime.text.tokenizer import Tokenizer
+
+DEMO_MODEL_DIR = Path(__file__).parent / "assets" / "demo"
+
+T = TypeVar("T")
+
+
+class LoadedModel:
+    """The parts of one model at work, in all its ranks, of which this process is the first."""
+
+    def __init__(
+        self,
+        source: WeightSource,
+        *,
+        device: str,
+        dtype: DTypeName | Literal["auto"],
+        engine: EngineConfig,
+        image_limits: ImageLimits,
+        tensor_parallel: int,
+        vision: VisionSettings,
+    ) -> None:
+        if dtype not in ("auto", *DTYPE_NAMES):
+            raise ConfigError(f"dtype is {dtype!r}; it must be auto or {', '.join(DTYPE_NAMES)}.")
+        self.config, self.model_dir = source.config, source.model_dir
+        self.image_limits = image_limits
+        self.ranks = Ranks(tensor_parallel)
+        language = source.config.language
+        check_world_size(language, tensor_parallel)
+        self.tokenizer = Tokenizer((source.model_dir or DEMO_MODEL_DIR) / "tokenizer.model")
+        if source.model_dir is None and language.vocab_size < self.tokenizer.vocab_size:
+            raise ConfigError(
+                f"vocab_size is {language.vocab_size}; a model with random weights needs at least "
+                f"the {self.tokenizer.vocab_size} ids of the demo model's tokenizer."
+            )
+        self._grammars = Grammars(self.tokenizer, language.vocab_size)
+        self.backend = open_rank_device(device, tensor_parallel)
+        self.dtype = self.backend.facts.default_dtype if dtype == "auto" else dtype
+        with self.ranks.loading():
+            self._load(source, engine, vision)
+
+    def _load(self, source: WeightSource, engine: EngineConfig, vision: VisionSettings) -> None:
+        backend, dtype = self.backend, self.dtype
+        # A graph goes first: how much is free for keys and values is seen after it.
+        self.vision_runtime, encoder = open_graph(vision, source, backend, dtype)
+        setup = Setup(source, backend.device.type, dtype, engine)
+        group = self.ranks.start(setup, backend.facts.collective)
+        free_bytes = free_memory_bytes(backend, self.ranks.size)
+        self.sides = load_sides(
+            source, backend, dtype, group=group, encoder=encoder, free_bytes=free_bytes
+        )
+        self._start_engine(engine)
+
+    def _start_engine(self, config: EngineConfig) -> None:
+        sides = self.sides
+        runner = make_runner(
+            sides.language, sides.vision, self.backend, config, free_bytes=sides.left_bytes
+        )
+        self.engine = Engine(
+            self.ranks.lead(runner),
+            config,
+            num_blocks=runner.num_blocks,
+            max_context=self.config.language.max_position_embeddings,
+            bos_id=self.tokenizer.bos_id,
+            eos_id=self.tokenizer.eos_id,
+            has_float64=self.backend.facts.has_float64,
+        )
+        self.engine_config = config
+        # However the program ends, no other rank outlives the last answer.
+        self._ending = weakref.finalize(self.engine, self.ranks.close)
+
+    def use_engine(self, config: EngineConfig) -> None:
+        """See `Probe.use_engine`."""
+        before = self.engine_config
+        self.engine.close()
+        self._ending.detach()  # The other ranks go on.
+        try:
+            self._renew_engine(config)
+        except RankLostError:
+            raise
+        except BackendUnavailableError:
+            self._renew_engine(before)
+            raise
+
+    def _renew_engine(self, config: EngineConfig) -> None:
+        with self.ranks.loading():
+            self.ranks.renew(config)
+        self._start_engine(config)
+
+    def close(self) -> None:
+        """End what still runs with an error, and the other ranks."""
+        self.engine.close()
+        self.ranks.close()
+
+    def submit(
+        self,
+        token_ids: Sequence[int],
+        images: tuple[ImageInput, ...],
+        sampling: SamplingParams,
+        watch: StopWatch,
+        read: Callable[[TokenEvent], T | None],
+    ) -> Ticket[T]:
+        """Go on from these ids. `watch` and `read` give the answer its meaning."""
+        request = Request(tuple(token_ids), images, sampling, watch, self.guide(sampling))
+        return self.engine.submit(request, read)
+
+    def check_ids(self, token_ids: Sequence[int]) -> None:
+        """Raise a RequestError unless these are one or more ids of the vocabulary."""
+        vocab_size = self.config.language.vocab_size
+        if not token_ids or not all(0 <= token_id < vocab_size for token_id in token_ids):
+            raise RequestError(f"Give one or more ids from 0 to {vocab_size - 1}, the vocabulary.")
+
+    def guide(self, sampling: SamplingParams) -> Guide | None:
+        """What holds an answer to its form. What the vocabulary lacks is refused here."""
+        vocab_size = self.config.language.vocab_size
+        for token_id in dict(sampling.logit_bias):
+            if token_id >= vocab_size:
+                raise RequestError(
+                    f"logit_bias names the id {token_id}; the vocabulary ends at {vocab_size - 1}."
+                )
+        return self._grammars.guide(sampling)

@@ -1,0 +1,147 @@
+"""Probe: what a loaded model offers to those who measure it.
+
+Owns   stages and tokens as they end, memory, traffic between ranks, and other engines.
+Takes  a LoadedModel; `MiniGPT4.probe` is one.
+Never  measures: it reads no clock of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy
+import torch
+from torch import Tensor
+
+from minigpt4_runtime.config import EngineConfig, SamplingParams
+from minigpt4_runtime.devices.contracts import Traffic
+from minigpt4_runtime.engine.request import Heard, NoWatch
+from minigpt4_runtime.engine.runner import PICTURES_AT_ONCE
+from minigpt4_runtime.engine.ticket import Ticket
+from minigpt4_runtime.errors import RequestError
+from minigpt4_runtime.images.pixels import open_rgb, prepare
+from minigpt4_runtime.loaded import LoadedModel
+from minigpt4_runtime.messages import image
+
+if TYPE_CHECKING:
+    from minigpt4_runtime.messages import ImageLike
+
+
+class Probe:
+    """Measures are taken from outside: each method only lets a caller see or wait."""
+
+    def __init__(self, loaded: LoadedModel) -> None:
+        self._loaded = loaded
+
+    def embed_images(
+        self,
+        images: Sequence[ImageLike],
+        *,
+        at_once: int = PICTURES_AT_ONCE,
+        on_stage: Callable[[str], object] | None = None,
+    ) -> Tensor:
+        """See `MiniGPT4.embed_images`; `at_once` images are encoded together.
+
+        `on_stage` hears the name of each stage as it ends, when the device rests: decode and
+        preprocess for each image, tower and projection for each `at_once` of them. A compiled
+        graph does the last two as one, which ends as projection.
+        """
+        if isinstance(images, (str, bytes)) or not isinstance(images, Sequence):
+            raise RequestError("embed_images takes a list of pictures, not a single one.")
+        if at_once < 1:
+            raise RequestError(f"at_once is {at_once}; it must be at least 1.")
+
+        def ended(stage: str) -> None:
+            if on_stage is not None:
+                self.synchronize()
+                on_stage(stage)
+
+        config = self._loaded.config
+        rows = [torch.empty(0, config.rows_per_image, config.language.hidden_size)]
+        for first in range(0, len(images), at_once):
+            pixels = []
+            for each in images[first : first + at_once]:
+                rgb = open_rgb(image(each), self._loaded.image_limits)
+                ended("decode")
+                pixels.append(prepare(rgb, config.vision).values)
+                ended("preprocess")
+            stacked = torch.from_numpy(numpy.stack(pixels))
+            encoded = self._loaded.sides.vision.encode(stacked, on_tower=lambda: ended("tower"))
+            ended("projection")
+            rows.append(encoded.float().cpu())
+        return torch.cat(rows)
+
+    def submit_tokens(
+        self,
+        token_ids: Sequence[int],
+        sampling: SamplingParams | None = None,
+        *,
+        on_token: Callable[[int], object] | None = None,
+    ) -> Ticket[int]:
+        """Go on from ids as they are: no template, no images, no stop strings. Gives new ids.
+
+        `on_token` is called with each of them when it is known, from the engine's thread.
+
+        Raises:
+            RequestError: an id is not in the vocabulary, or there are none or too many.
+        """
+        sampling = sampling or SamplingParams()
+        self._loaded.check_ids(token_ids)
+        if on_token is not None and sampling.num_beams > 1:
+            raise RequestError("With beams no token is known before the end: leave out on_token.")
+        watch = _Listener(on_token) if on_token is not None else NoWatch()
+        return self._loaded.submit(token_ids, (), sampling, watch, lambda event: event.token_id)
+
+    def use_engine(self, engine: EngineConfig | Mapping[str, Any]) -> None:
+        """Run with other settings from here on. Nothing computed before is kept.
+
+        Answers that are in progress end with a RequestError.
+
+        Raises:
+            ConfigError: a setting has no meaning.
+            BackendUnavailableError: the cache does not fit. The settings then stay as they were.
+        """
+        self._loaded.use_engine(EngineConfig.read(engine))
+
+    def synchronize(self) -> None:
+        """Wait until the device has done all it was given. Then a clock may be read."""
+        self._loaded.backend.synchronize()
+
+    def weight_bytes(self) -> dict[str, int]:
+        """What the weights take: "vision", "embedding", "layers" and "head" of the language."""
+        return self._loaded.sides.weight_bytes()
+
+    def free_memory_bytes(self) -> int | None:
+        """What the device can still give, within a container's limit; None where it does not tell.
+
+        On a CPU what could be swapped out is counted too.
+        """
+        return self._loaded.backend.free_memory_bytes()
+
+    def reset_peak_memory(self) -> None:
+        """Let `peak_memory_bytes` count from here on."""
+        self._loaded.backend.reset_peak_memory()
+
+    def peak_memory_bytes(self) -> int | None:
+        """The most memory taken at once: tensors on an accelerator, on a CPU the whole process.
+
+        None where the system does not tell.
+        """
+        return self._loaded.backend.peak_memory_bytes()
+
+    def traffic(self) -> Traffic:
+        """What has passed between this rank and the others so far."""
+        return self._loaded.ranks.traffic
+
+
+class _Listener(NoWatch):
+    """Lets a caller hear each token. It need not fork: beams are not listened to."""
+
+    def __init__(self, on_token: Callable[[int], object]) -> None:
+        self._on_token = on_token
+
+    def feed(self, token_id: int, *, is_last: bool) -> Heard:
+        """Pass a token on."""
+        self._on_token(token_id)
+        return super().feed(token_id, is_last=is_last)
