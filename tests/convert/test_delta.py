@@ -9,7 +9,7 @@ import torch
 from published_files import copy_golden, edit, read_language, read_published
 from safetensors.torch import load_file, save_file
 
-from minigpt4_runtime.convert import inventory
+from minigpt4_runtime.convert import recipe
 from minigpt4_runtime.convert.convert import convert
 from minigpt4_runtime.errors import CheckpointError
 
@@ -148,7 +148,7 @@ def test_no_more_of_the_base_than_a_weight_is_kept(llama2, tmp_path, base_dir, m
     """A base's file is open while one of its weights is added, and never beside another's."""
     make_delta(llama2, base_dir)
     alive, most = set(), 0
-    real = inventory.open_tensors
+    real = recipe.open_tensors
 
     class Counted(dict):
         def __init__(self, path):
@@ -161,7 +161,7 @@ def test_no_more_of_the_base_than_a_weight_is_kept(llama2, tmp_path, base_dir, m
         def __del__(self):
             alive.discard(id(self))
 
-    monkeypatch.setattr(inventory, "open_tensors", Counted)
+    monkeypatch.setattr(recipe, "open_tensors", Counted)
     convert(replace(llama2, base_dir=base_dir), tmp_path / "out", verify=True)
     assert most == 2
     assert not alive

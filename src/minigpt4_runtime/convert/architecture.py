@@ -7,6 +7,7 @@ Never  looks at a file's name, and never at a weight's value.
 
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from minigpt4_runtime.config import ModelConfig, QFormerConfig, VisionConfig
 from minigpt4_runtime.convert.inventory import Inventory
 from minigpt4_runtime.convert.key_map import EVA_VIT_DEPTHS
 from minigpt4_runtime.convert.language_folder import LanguageFolder
+from minigpt4_runtime.convert.layouts import Layout
 from minigpt4_runtime.convert.wrapping import describe_layout, is_of_whole_model
 from minigpt4_runtime.errors import CheckpointError, ConfigError
 
@@ -31,16 +33,11 @@ _BERT_REMEDY = "--bert wants the folder of bert-base-uncased, which the Q-Former
 
 @dataclass(frozen=True)
 class Published:
-    """What the published files hold, by part; what a projection file holds more replaces it.
+    """What the published files hold, by part; what a projection file holds more replaces it."""
 
-    `qformer` and `bert_dir` are None where none was given.
-    """
-
+    layout: Layout
+    parts: Mapping[str, Inventory]
     language_folder: LanguageFolder
-    language: Inventory
-    vision: Inventory
-    projection: Inventory
-    qformer: Inventory | None
     bert_dir: Path | None
 
 
@@ -52,14 +49,14 @@ def detect_config(published: Published, image_size: int | None = None) -> ModelC
         ConfigError: `image_size` does not fit the patches.
     """
     _check_language_depth(published)
-    vision = _read_vision(published.vision, image_size)
+    vision = _read_vision(published.parts["vision"], image_size)
     qformer = _read_qformer(published, vision.hidden_size)
     _check_projection(published, vision, qformer)
     return ModelConfig(
         vision=vision,
         qformer=qformer,
         language=published.language_folder.config,
-        template="llama2" if qformer is None else "vicuna",
+        template=published.layout.template,
         patches_per_row=PATCHES_PER_ROW,
     )
 
@@ -67,11 +64,12 @@ def detect_config(published: Published, image_size: int | None = None) -> ModelC
 def _check_language_depth(published: Published) -> None:
     """A model of a depth that a slip made could not even be laid out."""
     said = published.language_folder.config.num_hidden_layers
-    found = len(_list_layers(published.language, r"model\.layers\.(\d+)\..*"))
+    language = published.parts["language"]
+    found = len(_list_layers(language, r"model\.layers\.(\d+)\..*"))
     if said > found:
-        told = describe_layout(published.language.places)
+        told = describe_layout(language.recipes)
         raise CheckpointError(
-            f"{published.language.path}: config.json says num_hidden_layers {said}, and the "
+            f"{language.path}: config.json says num_hidden_layers {said}, and the "
             f"weights have {found}. {told or 'Take all files of one download.'}"
         )
 
@@ -121,8 +119,8 @@ def _read_depth(inventory: Inventory, width: int) -> int:
             )
         return depths[last + 1]
     ran = any(
-        is_of_whole_model(place.name)
-        for name, place in inventory.places.items()
+        is_of_whole_model(each.tensors[0].name)
+        for name, each in inventory.recipes.items()
         if name.startswith(f"blocks.{last}.")
     )
     if last < 1 and not ran:
@@ -135,10 +133,11 @@ def _read_depth(inventory: Inventory, width: int) -> int:
 
 def _read_qformer(published: Published, vision_width: int) -> QFormerConfig | None:
     """The Q-Former's sizes, or None where the projection reads groups of patches."""
-    projection = published.projection
+    projection = published.parts["projection"]
     reads = _projection_shape(projection)[1]
     grouped = PATCHES_PER_ROW * vision_width
-    if published.qformer is None:
+    inventory = published.parts.get("qformer")
+    if inventory is None:
         if reads != grouped:
             raise CheckpointError(
                 f"{projection.path} reads rows of a width of {reads}: it was made for the variant "
@@ -146,7 +145,6 @@ def _read_qformer(published: Published, vision_width: int) -> QFormerConfig | No
                 "blip2_pretrained_flant5xxl.pth and --bert with the folder of bert-base-uncased."
             )
         return None
-    inventory = published.qformer
     queries = inventory.shape("query_tokens", remedy=_QFORMER_REMEDY)
     if len(queries) != 3:
         raise CheckpointError(
@@ -159,7 +157,7 @@ def _read_qformer(published: Published, vision_width: int) -> QFormerConfig | No
 
 
 def _describe_misfit(published: Published, reads: int, query_width: int, grouped: int) -> str:
-    path = published.projection.path
+    path = published.parts["projection"].path
     if reads == grouped:
         return (
             f"{path} reads rows of a width of {reads}, four patches side by side: it was made for "
@@ -189,7 +187,7 @@ def _read_qformer_layers(
     crossing = [
         index
         for index in range(depth)
-        if f"{layer}.{index}.crossattention.self.query.weight" in inventory.places
+        if f"{layer}.{index}.crossattention.self.query.weight" in inventory.recipes
     ]
     frequency = crossing[1] if len(crossing) > 1 else max(depth, 1)
     if crossing != list(range(0, depth, frequency)):
@@ -259,25 +257,25 @@ def _read_bert(bert_dir: Path, sizes: dict[str, int], qformer_path: Path) -> tup
 def _check_projection(
     published: Published, vision: VisionConfig, qformer: QFormerConfig | None
 ) -> None:
-    gives = _projection_shape(published.projection)[0]
+    parts = published.parts
+    gives = _projection_shape(parts["projection"])[0]
     language = published.language_folder
     if gives != language.config.hidden_size:
         sizes = {4096: " (a 7B model)", 5120: " (a 13B model)"}
         wide = language.config.hidden_size
         raise CheckpointError(
-            f"{published.projection.path} was made for a language model of a width of "
+            f"{parts['projection'].path} was made for a language model of a width of "
             f"{gives}{sizes.get(gives, '')}, but {language.path} is {wide} wide"
             f"{sizes.get(wide, '')}. Give the projection that belongs to this language model, or "
             "the other language model."
         )
     if qformer is not None:
         key = "Qformer.bert.encoder.layer.0.crossattention.self.key.weight"
-        assert published.qformer is not None
-        reads = published.qformer.shape(key, remedy=_QFORMER_REMEDY)
+        reads = parts["qformer"].shape(key, remedy=_QFORMER_REMEDY)
         if reads[-1] != vision.hidden_size:
             raise CheckpointError(
-                f"The Q-Former of {published.qformer.path} reads an image tower of a width of "
-                f"{reads[-1]}, but {published.vision.path} is {vision.hidden_size} wide. Give "
+                f"The Q-Former of {parts['qformer'].path} reads an image tower of a width of "
+                f"{reads[-1]}, but {parts['vision'].path} is {vision.hidden_size} wide. Give "
                 "files that were published together."
             )
 
@@ -294,5 +292,5 @@ def _projection_shape(inventory: Inventory) -> Shape:
 
 def _list_layers(inventory: Inventory, pattern: str) -> list[int]:
     """The numbers of the layers of which the file holds anything."""
-    found = (re.fullmatch(pattern, name) for name in inventory.places)
+    found = (re.fullmatch(pattern, name) for name in inventory.recipes)
     return sorted({int(match[1]) for match in found if match})

@@ -73,11 +73,11 @@ def load_legacy(path: Path) -> object:
         mapping = mmap.mmap(plain.fileno(), 0, access=mmap.ACCESS_COPY)
         file = _Bounded(plain, len(mapping))
         for _ in ("magic number", "protocol", "platform"):
-            _Reader(file).load()
-        reader = _Reader(file)
+            _PickleReader(file).load()
+        reader = _PickleReader(file)
         content = reader.load()
         starts = {}
-        for key in _Reader(file).load():
+        for key in _PickleReader(file).load():
             storage = reader.storages[str(key)]
             (num_items,) = struct.unpack("<q", file.read(8))
             if num_items != storage.num_items:
@@ -177,7 +177,7 @@ class _Bounded:
 
 # The private one, whose opcodes are a table: of the one in C none can be left out, and it takes as
 # much memory as the largest number says that a file writes into it.
-class _Reader(pickle._Unpickler):  # noqa: SLF001
+class _PickleReader(pickle._Unpickler):  # noqa: SLF001
     """Python's own pickle reader, with fewer opcodes and names."""
 
     dispatch: ClassVar = {

@@ -248,11 +248,9 @@ def _choose_shards(
     folder: Path, known: list[Recognised], config: LanguageConfig, *, is_tied: bool
 ) -> dict[str, Path]:
     """Shards that together are the whole language model, under names that say so."""
-    needed = {
-        name
-        for origin in language_origins(config, is_tied=is_tied).values()
-        for name in origin.names
-    }
+    needed = {name for origin in language_origins(config).values() for name in origin.names} - (
+        {"lm_head.weight"} if is_tied else set()
+    )
     shards = [each for each in known if each.kind == "shard" and _is_wide(each, config)]
     # Some publish the same weights in both forms; one of them is enough.
     for pattern, is_wanted in (

@@ -27,9 +27,9 @@ from minigpt4_runtime.convert.expected import check_language_sizes
 from minigpt4_runtime.errors import CheckpointError
 from minigpt4_runtime.hub.crew import run_jobs
 from minigpt4_runtime.hub.download import Watch, download, hash_file
+from minigpt4_runtime.hub.download_record import DownloadRecord
+from minigpt4_runtime.hub.fetch_plan import FetchPlan, PlannedFile
 from minigpt4_runtime.hub.hosts import open_client
-from minigpt4_runtime.hub.ledger import Ledger
-from minigpt4_runtime.hub.plan import FetchPlan, PlannedFile
 
 if TYPE_CHECKING:
     from httpx2 import Client
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 _LINKS_PREFIX = ".links-"
 
 
-class Progress(Protocol):
+class FileProgress(Protocol):
     """Hears how far each file is. Called from several threads."""
 
     def __call__(self, title: str, num_bytes: int, total_bytes: int | None) -> None:
@@ -76,7 +76,7 @@ def cache_lock() -> Iterator[None]:
         lock.release()
 
 
-def bring_files(plan: FetchPlan, progress: Progress, say: Callable[[str], None]) -> None:
+def bring_files(plan: FetchPlan, progress: FileProgress, say: Callable[[str], None]) -> None:
     """Download what is missing, several files at once, and check what is here from before.
 
     `say` is told of each file that is here, and whenever a host has to be waited for.
@@ -84,7 +84,7 @@ def bring_files(plan: FetchPlan, progress: Progress, say: Callable[[str], None])
     Raises:
         CheckpointError: a file cannot be had; what came of the others is kept.
     """
-    ledger = Ledger(home_dir())
+    downloads = DownloadRecord(home_dir())
     if not plan.files:
         return
     # Settings first: what is wrong with them should not be found after hours.
@@ -94,8 +94,8 @@ def bring_files(plan: FetchPlan, progress: Progress, say: Callable[[str], None])
 
         def bring(each: PlannedFile, stop: threading.Event) -> None:
             watch = Watch(_bytes_of(each, progress), say, stop)
-            _bring_file(client, ledger, each, watch)
-            _refuse_other_model(plan.model, ledger, each)
+            _bring_file(client, downloads, each, watch)
+            _refuse_other_model(plan.model, downloads, each)
             say(f"{each.title}: {show_bytes(each.target.stat().st_size)}, all is here.")
 
         for files in (settings, others):
@@ -103,27 +103,29 @@ def bring_files(plan: FetchPlan, progress: Progress, say: Callable[[str], None])
             run_jobs([partial(bring, each, stop) for each in files], stop=stop)
 
 
-def _bytes_of(each: PlannedFile, progress: Progress) -> Callable[[int], None]:
+def _bytes_of(each: PlannedFile, progress: FileProgress) -> Callable[[int], None]:
     def show(num_bytes: int) -> None:
         progress(each.title, num_bytes, each.size)
 
     return show
 
 
-def _bring_file(client: "Client", ledger: Ledger, each: PlannedFile, watch: Watch) -> None:
+def _bring_file(
+    client: "Client", downloads: DownloadRecord, each: PlannedFile, watch: Watch
+) -> None:
     watch.on_bytes(0)
     each.target.parent.mkdir(parents=True, exist_ok=True)
     if each.target.is_file():
         size, sha256 = hash_file(each.target, watch)
-        if sha256 == ledger.expected_sha256(each.file):
+        if sha256 == downloads.expected_sha256(each.file):
             return
         # It was whole when it got its name: the disk, or someone, has changed it since.
         each.target.unlink()
         watch.on_bytes(-size)
-    download(each.file, each.target, client=client, ledger=ledger, watch=watch)
+    download(each.file, each.target, client=client, downloads=downloads, watch=watch)
 
 
-def _refuse_other_model(model: ModelSources, ledger: Ledger, each: PlannedFile) -> None:
+def _refuse_other_model(model: ModelSources, downloads: DownloadRecord, each: PlannedFile) -> None:
     """Another model shows in the language model's settings, long before its weights are here."""
     if model.preset is None or each.part.role != "language" or each.file.name != "config.json":
         return
@@ -131,7 +133,7 @@ def _refuse_other_model(model: ModelSources, ledger: Ledger, each: PlannedFile) 
     try:
         check_language_sizes(where, read_json(each.target), model.preset)
     except CheckpointError as error:
-        ledger.forget(each.file)
+        downloads.forget(each.file)
         each.target.unlink()
         raise CheckpointError(
             f"{error} Look at what HF_ENDPOINT and --sources name, or give the right files with "
@@ -189,10 +191,10 @@ def _forget_refused(plan: FetchPlan, message: str, links: Mapping[Path, Path]) -
     named = {path for link, path in links.items() if str(link) in message}
     if not named:
         named = {path for link, path in links.items() if str(link.parent) in message}
-    ledger = Ledger(home_dir())
+    downloads = DownloadRecord(home_dir())
     for each in plan.files:
         if each.target.resolve() in named:
-            ledger.forget(each.file)
+            downloads.forget(each.file)
 
 
 def _link(path: Path, link: Path) -> None:
@@ -217,7 +219,7 @@ def discard_sources(plan: FetchPlan) -> None:
 
 def name_strangers(plan: FetchPlan, records: Iterable[SourceRecord]) -> list[str]:
     """The files of --from that are others than the published ones, as far as a digest is known."""
-    ledger, found = Ledger(home_dir()), {record.sha256 for record in records}
+    downloads, found = DownloadRecord(home_dir()), {record.sha256 for record in records}
     return [
         f"{part.what}: {file.name}"
         for part, local in plan.local.items()
@@ -225,5 +227,5 @@ def name_strangers(plan: FetchPlan, records: Iterable[SourceRecord]) -> list[str
         # Of an index nothing is in the model.
         if local.files
         and not file.name.endswith(".index.json")
-        and (ledger.expected_sha256(file) or "") not in {"", *found}
+        and (downloads.expected_sha256(file) or "") not in {"", *found}
     ]

@@ -24,8 +24,8 @@ from minigpt4_runtime.devices.registry import open_device
 from minigpt4_runtime.errors import BackendUnavailableError, CheckpointError, ConfigError
 from minigpt4_runtime.hub.crew import run_jobs
 from minigpt4_runtime.hub.download import PARTIAL_SUFFIX, describe_failure, refuse_other_file
-from minigpt4_runtime.hub.hosts import Hiccup, Refusal, find_address, open_client, open_reply
-from minigpt4_runtime.hub.ledger import Ledger
+from minigpt4_runtime.hub.download_record import DownloadRecord
+from minigpt4_runtime.hub.hosts import Hiccup, HostRefusal, find_address, open_client, open_reply
 
 if TYPE_CHECKING:
     from httpx2 import Client
@@ -128,16 +128,18 @@ def make_plan(
     ]
     files: list[PlannedFile] = []
     if wanted:
-        ledger = Ledger(home_dir())
+        downloads = DownloadRecord(home_dir())
         with open_client() as client:
-            jobs = [partial(_plan_file, client, ledger, part, file) for part, file in wanted]
+            jobs = [partial(_plan_file, client, downloads, part, file) for part, file in wanted]
             files = run_jobs(jobs, stop=threading.Event())
     return FetchPlan(model, local, tuple(files), out_dir, dtype)
 
 
-def _plan_file(client: "Client", ledger: Ledger, part: Part, file: SourceFile) -> PlannedFile:
+def _plan_file(
+    client: "Client", downloads: DownloadRecord, part: Part, file: SourceFile
+) -> PlannedFile:
     target = downloads_dir() / part.name / file.name
-    first = ledger.first_arrival(file)
+    first = downloads.first_arrival(file)
     if target.is_file() and first is not None:
         size = target.stat().st_size
         return PlannedFile(part, file, target, first.host, size, size)
@@ -153,7 +155,7 @@ def _plan_file(client: "Client", ledger: Ledger, part: Part, file: SourceFile) -
         except Hiccup:
             # The download itself is patient; what it will bring is known then.
             return PlannedFile(part, file, target, address.host, file.size, kept_bytes)
-        except Refusal as refusal:
+        except HostRefusal as refusal:
             failures.append(f"{address.host}: {refusal}")
     raise CheckpointError(describe_failure(file, addresses, failures))
 

@@ -16,7 +16,7 @@ from minigpt4_runtime.checkpoint.file_kind import read_json
 from minigpt4_runtime.checkpoint.sources import SourceFile
 from minigpt4_runtime.errors import CheckpointError
 
-LEDGER_NAME = "downloads.json"
+RECORD_NAME = "downloads.json"
 
 
 @dataclass(frozen=True)
@@ -29,11 +29,11 @@ class Arrival:
     day: str = ""
 
 
-class Ledger:
+class DownloadRecord:
     """The arrivals, under each file's first place. Any number of threads may write to it."""
 
     def __init__(self, home: Path) -> None:
-        self.path = home / LEDGER_NAME
+        self.path = home / RECORD_NAME
         self._lock = threading.Lock()
         self._arrivals: dict[str, Arrival] = {}
         if self.path.exists():

@@ -1,0 +1,88 @@
+"""Which published tensors make each weight of the folder, and that nothing is left over.
+
+Owns   the match of published names against ours, part by part.
+Takes  the inventories and the ModelConfig; gives a recipe for each of our weights.
+Never  reads a weight: the few that are made of others are tried out on the meta device.
+"""
+
+from collections.abc import Iterable
+
+from minigpt4_runtime.checkpoint.blank_model import model_shapes
+from minigpt4_runtime.checkpoint.mapped import DTYPE_NAME_OF, FLOATS_WANTED
+from minigpt4_runtime.checkpoint.weights import Shape, count, list_some, show_shape
+from minigpt4_runtime.config import ModelConfig
+from minigpt4_runtime.convert.architecture import Published
+from minigpt4_runtime.convert.inventory import Inventory
+from minigpt4_runtime.convert.key_map import Origin, OriginMap, PartMap, matches
+from minigpt4_runtime.convert.recipe import Recipe
+from minigpt4_runtime.convert.wrapping import describe_layout
+from minigpt4_runtime.errors import CheckpointError
+
+
+def match_weights(published: Published, config: ModelConfig) -> dict[str, Recipe]:
+    """Find what makes each of our weights, in an order that no form of the files changes.
+
+    Raises:
+        CheckpointError: a tensor is missing, too many, of another shape, or no float.
+    """
+    expected = model_shapes(config)
+    recipes = {}
+    for role, part in published.layout.parts.items():
+        inventory = published.parts[role]
+        for name, origin in _match_names(inventory, part(config)).items():
+            recipes[name] = _join(inventory, origin, expected[name])
+    assert recipes.keys() == expected.keys(), "the key map and the model disagree"
+    return recipes
+
+
+def _match_names(inventory: Inventory, part: PartMap) -> OriginMap:
+    """Where the part's weights come from, once it is sure that all are there and no others."""
+    origins, present = part.origins, inventory.recipes.keys()
+    if not any(name in present for ours in part.untrained for name in origins[ours].names):
+        origins = origins | part.untrained
+    needed = {name: None for origin in origins.values() for name in origin.names}
+    if missing := [name for name in needed if name not in present]:
+        remedy = "Download the file again, or take the one that was published for this model."
+        raise CheckpointError(_describe(inventory, "missing", missing, remedy))
+    extra = [
+        each.tensors[0].name
+        for name, each in inventory.recipes.items()
+        if name not in needed and not matches(name, part.unused)
+    ]
+    if extra:
+        remedy = (
+            "The model has no place for them: take the published file; fine-tuned weights must be "
+            "merged into the file that they belong to."
+        )
+        raise CheckpointError(_describe(inventory, "too many", extra, remedy))
+    return origins
+
+
+def _describe(inventory: Inventory, what: str, names: Iterable[str], remedy: str) -> str:
+    names = list(names)
+    layout = describe_layout(each.tensors[0].name for each in inventory.recipes.values())
+    return f"{inventory.path}: {count(names, 'tensor')} {what} ({list_some(names)}). " + (
+        layout or remedy
+    )
+
+
+def _join(inventory: Inventory, origin: Origin, expected: Shape) -> Recipe:
+    """One weight. Its dtype is the one in which making it loses nothing."""
+    parts = [inventory.recipes[name] for name in origin.names]
+    for part in parts:
+        if part.dtype not in DTYPE_NAME_OF:
+            raise CheckpointError(
+                f"{part.origin} is of dtype {str(part.dtype).removeprefix('torch.')}. "
+                f"{FLOATS_WANTED}"
+            )
+    try:
+        made = Recipe.joined(parts, origin.make)
+    except (RuntimeError, IndexError, ValueError):
+        made = None
+    if made is None or made.shape != expected:
+        shapes = ", ".join(f"{part.tensors[0].name} {show_shape(part.shape)}" for part in parts)
+        raise CheckpointError(
+            f"{parts[0].tensors[0].path}: shapes do not fit the rest of the model: {shapes}, but "
+            f"{show_shape(expected)} is needed. Give files that were published together."
+        )
+    return made
