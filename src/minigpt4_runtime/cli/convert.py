@@ -152,7 +152,7 @@ def _report(conversion: Conversion, dtype: DTypeChoice | None) -> None:
 
 @contextmanager
 def byte_bar() -> Iterator[Progress | None]:
-    """A bar on stderr that counts bytes, if there is someone to see it."""
+    """A bar on stderr that counts bytes, if stderr is a terminal."""
     from rich.console import Console
 
     console = Console(stderr=True)

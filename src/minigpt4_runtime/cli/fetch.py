@@ -232,7 +232,7 @@ def _describe_example(model_dir: Path, dtype: DTypeName) -> None:
 
 @contextmanager
 def _file_bars(plan: FetchPlan) -> Iterator[FileProgress]:
-    """A bar for each file that is on its way, on stderr, if there is someone to see them."""
+    """A bar for each file that is on its way, on stderr, if stderr is a terminal."""
     from rich.console import Console
 
     console = Console(stderr=True)

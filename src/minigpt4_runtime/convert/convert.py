@@ -1,8 +1,7 @@
 """Published files → a model folder, shard by shard.
 
-Owns   the order of a conversion: look, decide, write, verify, and only then give it its name.
-Takes  PublishedFiles and where the folder shall be; gives a Conversion.
-Never  holds more than one weight that is made of others.
+Owns   the order of a conversion: inspect the files, match the weights, write, verify, rename.
+Takes  PublishedFiles and the path of the new folder; gives a Conversion.
 """
 
 import warnings
@@ -43,12 +42,12 @@ _WORD_TABLE, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 
 class Progress(Protocol):
-    """Hears how far a conversion is."""
+    """Is told how far a conversion is."""
 
     def __call__(self, stage: str, done_bytes: int, total_bytes: int) -> None:
-        """`done_bytes` of `total_bytes` have been read or written; `stage` says what for.
+        """`done_bytes` of `total_bytes` have been read or written, in all stages so far.
 
-        It is reading, writing, comparing or computing. The bytes count through all of them.
+        `stage` is reading, writing, comparing or computing.
         """
         ...
 
@@ -114,10 +113,10 @@ def convert(  # noqa: PLR0913 - all that can be chosen about a conversion.
     progress: Progress | None = None,
     warn: Callable[[str], None] = _warn,
 ) -> Conversion:
-    """Make a model folder. It appears under its name when it is whole, and verified if asked.
+    """Make a model folder. It gets its name when it is complete, and verified if asked.
 
-    Without `dtype` every weight keeps the dtype that it was published in. `warn` is told of a
-    language model that may be the wrong version.
+    Without `dtype` every weight keeps its published dtype. `warn` gets a text about a language
+    model that may be the wrong version.
 
     Raises:
         CheckpointError: a file is not what it should be, or the folder cannot be written.
@@ -205,7 +204,7 @@ def _take_language(base_dir: Path | None, language: LanguageFolder) -> Inventory
 
 
 def _list_sources(files: PublishedFiles, language: LanguageFolder) -> list[tuple[str, Path]]:
-    """Every file that the result depends on, with the part that it plays."""
+    """Every file that the result depends on, with its role."""
     base_paths = () if files.base_dir is None else find_weights(files.base_dir)
     settings_path = files.language_dir / "config.json"
     listed = [
@@ -223,7 +222,7 @@ def _list_sources(files: PublishedFiles, language: LanguageFolder) -> list[tuple
 
 
 def _refuse_sources_inside(out_dir: Path, paths: list[tuple[str, Path]]) -> None:
-    """What stands in the old folder goes when the new one takes its place."""
+    """A source in the old folder would be deleted when the new folder replaces it."""
     inside = [path for _, path in paths if out_dir.resolve() in path.resolve().parents]
     if inside:
         raise CheckpointError(

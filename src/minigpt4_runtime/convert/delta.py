@@ -1,7 +1,7 @@
-"""A language model that was published as what must be added to another one: a delta.
+"""A delta: a language model published as the difference from another one, its base.
 
-Owns   how a delta is known, and its sum with a base, weight by weight.
-Takes  inventories; gives an inventory whose recipes add when they are read.
+Owns   the recognition of a delta, and its sum with a base, weight by weight.
+Takes  inventories; gives an inventory whose recipes add the two when they are read.
 """
 
 from collections.abc import Sequence

@@ -1,7 +1,7 @@
-"""What published files hold, under published names.
+"""The weights that published files hold, under their published names.
 
 Owns   Inventory, the parts of a whole model in one file, and 8-bit weights with their scales.
-Takes  paths; gives the recipe of each weight that the files hold.
+Takes  paths; gives a recipe for each weight in the files.
 """
 
 import math
@@ -44,7 +44,7 @@ class Inventory:
         return self.recipes[name].shape
 
     def part(self, role: str) -> "Inventory":
-        """Without the other parts of a whole model: what is of this one, and what is of none."""
+        """Without the other parts of a whole model: names of this part, and of no part."""
         return self.without(*(other for other in PARTS if other != role))
 
     def without(self, *roles: str) -> "Inventory":
@@ -93,7 +93,7 @@ def _describe_double(*recipes: Recipe) -> str:
 
 
 def _widen(recipes: Mapping[str, Recipe]) -> dict[str, Recipe]:
-    """Put 8-bit weights in one with their scales; nothing of them is left over."""
+    """Merge each 8-bit weight with its scales, which are no weights of their own then."""
     widened = dict(recipes)
     for name in [name for name, each in recipes.items() if each.dtype == torch.int8]:
         owner = name.removesuffix("weight")

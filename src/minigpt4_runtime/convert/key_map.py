@@ -1,7 +1,7 @@
-"""What the published files call each weight, and what we call it.
+"""The published name of each weight, and ours.
 
-Owns   the renaming tables, the few weights that are made of others, and the names left unused.
-Takes  a config; gives for each of our names the published names it comes from, and how.
+Owns   the renaming tables, the few weights made of several, and the names that are not used.
+Takes  a config; gives for each of our names its published names, and how they become our weight.
 """
 
 import re
@@ -29,9 +29,9 @@ OriginMap = dict[str, Origin]
 
 @dataclass(frozen=True)
 class PartMap:
-    """What one part of a published model gives. `unused` are patterns of what it may hold more.
+    """The weights of one part of a published model. `unused` are patterns of names to drop.
 
-    `untrained` has what takes the place of some of the origins where the part has none of them.
+    `untrained` replaces some of the origins where the files hold none of these weights.
     """
 
     origins: OriginMap
@@ -145,7 +145,7 @@ def vision_map(config: ModelConfig) -> PartMap:
         origins[f"{ours}.attention.qkv.bias"] = Origin(
             (f"{theirs}.attn.q_bias", f"{theirs}.attn.v_bias"), _join_biases
         )
-    # The second is the block that is published and not used.
+    # The second pattern is the published block that the model does not use.
     return PartMap(origins, (r"(head|norm|fc_norm)\..*", rf"blocks\.{num_blocks}\..*"))
 
 
@@ -188,7 +188,7 @@ def projection_map(_: ModelConfig) -> PartMap:
 
 
 def grouped_projection_map(config: ModelConfig) -> PartMap:
-    """The projection of grouped patches, and the norm before it, which it is trained without."""
+    """The projection of grouped patches. Upstream never loads the norm before it; a file may."""
     width = config.vision.hidden_size
     untrained = {
         "vision.ln_vision.weight": Origin((), lambda _: torch.ones(width, dtype=torch.float32)),

@@ -1,7 +1,7 @@
-"""The published families of models, and what each is made of.
+"""The published model families: the parts of each, their template, and the map of their names.
 
-Owns   LAYOUTS, one entry for each family, and the choice of one.
-Takes  the parts that are given; gives their Layout.
+Owns   LAYOUTS, with one entry for each family, and the choice of an entry.
+Takes  the parts that a user gave; gives their Layout.
 """
 
 from collections.abc import Callable, Collection, Mapping

@@ -1,8 +1,8 @@
 """torch files from before the zip format (torch < 1.6): five pickles in a row, then the numbers.
 
-Owns   a pickle reader with a few inert names and few opcodes, and the places of the numbers.
+Owns   a pickle reader with a few inert names and few opcodes, and the offsets of the numbers.
 Takes  a path; gives its content with tensors that lie in the mapped file.
-Never  imports or calls what a pickle names, and holds no more than the list of tensors.
+Never  imports or calls a name in a pickle, and reads into memory only the list of tensors.
 """
 
 import io
@@ -99,7 +99,7 @@ class _Storage:
 
 @dataclass(frozen=True)
 class _Wanted:
-    """A tensor that is yet to be made."""
+    """A tensor that has not been made yet."""
 
     storage: _Storage
     offset: int
@@ -108,7 +108,7 @@ class _Wanted:
 
 
 class Inert:
-    """Stands for what is read past; takes anything and does nothing."""
+    """Stands for an object that is not needed; takes anything and does nothing."""
 
     __slots__ = ()
 
@@ -121,7 +121,7 @@ class Inert:
 
 
 class _Named(dict[object, object]):
-    """Stands for OrderedDict; what is set on it beside its items is dropped."""
+    """Stands for OrderedDict; attributes set on it are dropped."""
 
     __slots__ = ()
 

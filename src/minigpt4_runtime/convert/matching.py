@@ -1,8 +1,8 @@
-"""Which published tensors make each weight of the folder, and that nothing is left over.
+"""The recipe of every weight in the model folder, matched by name and shape.
 
-Owns   the match of published names against ours, part by part.
+Owns   the match between published names and ours, part by part, with nothing missing or left over.
 Takes  the inventories and the ModelConfig; gives a recipe for each of our weights.
-Never  reads a weight: the few that are made of others are tried out on the meta device.
+Never  reads a weight: a recipe of several tensors is tried on the meta device.
 """
 
 from collections.abc import Iterable
@@ -20,7 +20,7 @@ from minigpt4_runtime.errors import CheckpointError
 
 
 def match_weights(published: Published, config: ModelConfig) -> dict[str, Recipe]:
-    """Find what makes each of our weights, in an order that no form of the files changes.
+    """Find the recipe of each of our weights. Their order does not depend on the files.
 
     Raises:
         CheckpointError: a tensor is missing, too many, of another shape, or no float.
@@ -36,7 +36,7 @@ def match_weights(published: Published, config: ModelConfig) -> dict[str, Recipe
 
 
 def _match_names(inventory: Inventory, part: PartMap) -> OriginMap:
-    """Where the part's weights come from, once it is sure that all are there and no others."""
+    """The origins of the part's weights, after a check that the names in the files fit them."""
     origins, present = part.origins, inventory.recipes.keys()
     if not any(name in present for ours in part.untrained for name in origins[ours].names):
         origins = origins | part.untrained
@@ -67,7 +67,7 @@ def _describe(inventory: Inventory, what: str, names: Iterable[str], remedy: str
 
 
 def _join(inventory: Inventory, origin: Origin, expected: Shape) -> Recipe:
-    """One weight. Its dtype is the one in which making it loses nothing."""
+    """The recipe of one weight; merged weights have the widest dtype of their tensors."""
     parts = [inventory.recipes[name] for name in origin.names]
     for part in parts:
         if part.dtype not in DTYPE_NAME_OF:

@@ -2,7 +2,7 @@
 
 Owns   image tower, Q-Former, projection and Llama, computed weight by weight from published files.
 Takes  the inventories of the published files; gives image rows and logits in float32.
-Never  knows our names or our modules: an error of the key map cannot hide in both.
+Never  uses our names or our modules: an error of the key map cannot hide in both.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -46,7 +46,7 @@ class Originals:
         return self._reader.read(recipe)
 
     def round(self, tensor: Tensor) -> Tensor:
-        """What is left of a value after the conversion."""
+        """The value as the conversion rounds it."""
         return tensor.to(self._dtype or tensor.dtype).float()
 
     def __call__(self, name: str) -> Tensor:
@@ -64,7 +64,7 @@ class Originals:
         return self.product(rows, f"{name}.weight", self(f"{name}.bias"))
 
     def layer_norm(self, rows: Tensor, name: str, eps: float) -> Tensor:
-        """Upstream's LayerNorm; a norm that no file has is as torch makes it."""
+        """Upstream's LayerNorm; a norm in no file is as torch makes it."""
         if f"{name}.weight" not in self:
             return functional.layer_norm(rows, rows.shape[-1:], eps=eps)
         return functional.layer_norm(

@@ -1,8 +1,8 @@
-"""What a weight is made of: a published tensor, or several that become one when they are read.
+"""The recipe of a weight: one published tensor, or several that are merged when they are read.
 
-Owns   PublishedTensor, Recipe, and the Reader of both.
-Takes  paths; gives tensors, which lie in the mapped file where nothing has to be made.
-Never  keeps more than one file open, except while a weight is made of tensors of several files.
+Owns   PublishedTensor, Recipe and Reader.
+Takes  paths; gives tensors. A tensor that needs no merging stays in its mapped file.
+Never  holds more than one merged weight, nor more than one open file outside a merge.
 """
 
 from collections.abc import Callable, Sequence

@@ -1,8 +1,8 @@
-"""Is the written model the published one? Checked before it gets its name.
+"""The check that the written model is the published one, before the folder gets its name.
 
 Owns   the comparison of every weight, of one image's rows and of one prompt's logits.
 Takes  the folder as written and the published files; gives a Verification, or an error.
-Never  trusts the key map: the original side is computed by `original`, under published names.
+Never  trusts the key map: `original` computes the published side under published names.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence

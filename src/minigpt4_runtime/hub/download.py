@@ -1,8 +1,8 @@
-"""One published file onto the disk: whole and checked under its name, or not at all.
+"""The download of one published file: complete and checked under its name, or not there.
 
-Owns   NAME.partial and its note, resuming, patience, the order of hosts, and the final check.
-Takes  a SourceFile and where it shall lie; gives its Arrival.
-Never  gives a file its name before size and digest are what they should be.
+Owns   NAME.partial and its note, resuming, retries, the order of hosts, and the final check.
+Takes  a SourceFile and its target path; gives its Arrival.
+Never  gives a file its name before size and digest are right.
 """
 
 import hashlib
@@ -45,14 +45,14 @@ _LONGEST_NOTE_BYTES = 4096
 
 
 class Stopped(Exception):
-    """Someone else's failure, or Ctrl-C, ended this download; what came is kept."""
+    """Another download's failure, or Ctrl-C, ended this one; its bytes are kept."""
 
 
 @dataclass(frozen=True)
 class Watch:
-    """Who watches a download: `on_bytes` hears of bytes (fewer again after a false start).
+    """The watcher of a download: `on_bytes` gets numbers of bytes (negative after a false start).
 
-    `say` is told when a host has to be waited for.
+    `say` gets a text before each wait for a host.
     """
 
     on_bytes: Callable[[int], None]
@@ -98,7 +98,7 @@ def download(
 
 
 def describe_failure(file: SourceFile, addresses: list[Address], failures: list[str]) -> str:
-    """The sentences about a file that nobody gave, with the way by hand."""
+    """The message about a file that no host gave, with the way by hand."""
     return (
         f"{file.name} could not be downloaded. {'. '.join(failures)}. By hand: download it from "
         f"{' or '.join(address.page for address in addresses)} into a folder DIR, and run the same "
@@ -119,7 +119,7 @@ def hash_file(path: Path, watch: Watch) -> tuple[int, str]:
 
 
 def refuse_other_file(file: SourceFile, reply: HostReply) -> None:
-    """Refuse at once what is not of the published size, or begins as no file of that name does.
+    """Refuse at once a file of another size than published, or of another kind than its name says.
 
     Raises:
         HostRefusal: it is of another size, empty, a text, or of another kind.
@@ -192,7 +192,7 @@ class _Attempts:
         expected = self.downloads.expected_sha256(self.file) or note.get("sha256")
         # Without a validator only a known digest tells whether old and new bytes belong together.
         if validator is not None or expected is not None:
-            # The last byte again: to ask for what is behind the end would be an error.
+            # The last byte again: a request for bytes behind the end would be an error.
             start = max(0, _size_of(self.partial) - 1)
         with open_reply(self.client, address, start=start, validator=validator) as reply:
             self._check(reply)
@@ -227,7 +227,7 @@ class _Attempts:
                 raise Hiccup("its file is another one since the download began")
 
     def _read_start(self, content: BinaryIO, start: int, digests: _Digests) -> None:
-        """Digest what is here already, and forget what is behind it."""
+        """Digest the bytes that are here already, and cut off any after them."""
         left = start
         while left:
             self.watch.wait(0)
@@ -302,7 +302,7 @@ class _Attempts:
         )
 
     def _read_note(self, address: Address) -> dict[str, Any]:
-        """What is known of the bytes that are here, if they came from this very place."""
+        """The note about the bytes that are here, if they came from this address."""
         try:
             note: dict[str, Any] = json.loads(self.note.read_text(encoding="utf-8"))
             return note if note["url"] == address.url else {}

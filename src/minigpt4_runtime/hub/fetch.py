@@ -1,6 +1,6 @@
-"""What a plan says, brought here and put together for a conversion.
+"""The files of a FetchPlan, downloaded and put together for a conversion.
 
-Owns   the lock on the cache, and what is done with files that were refused or are not needed now.
+Owns   the lock on the cache, and the deletion of files that were refused or are no longer needed.
 Takes  a FetchPlan; gives PublishedFiles.
 Never  converts, and never touches the files of --from.
 """
@@ -38,7 +38,7 @@ _LINKS_PREFIX = ".links-"
 
 
 class FileProgress(Protocol):
-    """Hears how far each file is. Called from several threads."""
+    """Is told how far each file is, from several threads."""
 
     def __call__(self, title: str, num_bytes: int, total_bytes: int | None) -> None:
         """`num_bytes` more of the `total_bytes` of this file are here."""
@@ -77,17 +77,17 @@ def cache_lock() -> Iterator[None]:
 
 
 def bring_files(plan: FetchPlan, progress: FileProgress, say: Callable[[str], None]) -> None:
-    """Download what is missing, several files at once, and check what is here from before.
+    """Download missing files, several at once, and check the files of earlier runs.
 
     `say` is told of each file that is here, and whenever a host has to be waited for.
 
     Raises:
-        CheckpointError: a file cannot be had; what came of the others is kept.
+        CheckpointError: no host gives a file; the other downloads are kept.
     """
     downloads = DownloadRecord(home_dir())
     if not plan.files:
         return
-    # Settings first: what is wrong with them should not be found after hours.
+    # Settings first: an error in them should not be found after hours.
     settings = [each for each in plan.files if each.file.name.endswith(".json")]
     others = [each for each in plan.files if not each.file.name.endswith(".json")]
     with open_client() as client:
@@ -119,7 +119,7 @@ def _bring_file(
         size, sha256 = hash_file(each.target, watch)
         if sha256 == downloads.expected_sha256(each.file):
             return
-        # It was whole when it got its name: the disk, or someone, has changed it since.
+        # It was complete when it got its name, and has been changed since.
         each.target.unlink()
         watch.on_bytes(-size)
     download(each.file, each.target, client=client, downloads=downloads, watch=watch)

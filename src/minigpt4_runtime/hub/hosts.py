@@ -1,8 +1,8 @@
-"""One request for one published file, whoever serves it: the Hub, Drive, or a plain server.
+"""One request for one published file, to the Hub, to Drive or to a plain server.
 
-Owns   addresses, tokens, Drive's page about large files, and what each refusal means.
-Takes  a place as the table writes it, and from which byte on; gives a HostReply to read.
-Never  writes a file, and never asks twice: whether it is worth it, a Hiccup or a HostRefusal says.
+Owns   addresses, tokens, Drive's page about large files, and the meaning of each refusal.
+Takes  a place as the table writes it, and the first byte to ask for; gives a HostReply to read.
+Never  writes a file, and never asks twice: a Hiccup is worth another try, a HostRefusal is not.
 """
 
 import base64
@@ -61,7 +61,7 @@ class Address:
 
     @property
     def host(self) -> str:
-        """The host's name, as people say it: a mirror's password is nobody's business."""
+        """The host's name for messages, without a mirror's password."""
         return urlsplit(self.url).netloc.rpartition("@")[2]
 
 
@@ -128,7 +128,7 @@ def open_client() -> "Client":
     """An HTTP client that follows redirects and honours HTTP_PROXY, HTTPS_PROXY and NO_PROXY.
 
     Raises:
-        BackendUnavailableError: the extra is not installed, or the proxy needs what is not.
+        BackendUnavailableError: an extra that is needed, here or by the proxy, is not installed.
         ConfigError: a proxy's address is none.
     """
     httpx2 = require("httpx2", install=INSTALL)
@@ -356,7 +356,7 @@ class _PageParser(HTMLParser):
 
 def _read_page(content: bytes) -> str:
     parser = _PageParser()
-    # What Python's parser says of a malformed declaration; what came before it is kept.
+    # Python's parser raises it at a malformed declaration; texts before that are kept.
     with suppress(AssertionError):
         parser.feed(content.decode("utf-8", errors="replace"))
     return ". ".join(dict.fromkeys(parser.texts))[:200] or "without a title"
