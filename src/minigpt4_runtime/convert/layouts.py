@@ -16,10 +16,10 @@ from minigpt4_runtime.convert.vicuna_version import describe_version
 
 @dataclass(frozen=True)
 class Layout:
-    """One family: the template that it was trained with, and what each of its parts gives.
+    """One family: its name for users, the template of its training, and its parts.
 
-    The parts lie in the order in which their weights are written. `describe_doubt` gives a warning
-    about a language model's folder, or nothing.
+    `parts` are in the order in which their weights are written. `describe_doubt` gives a warning
+    about a language model's folder, or an empty text.
     """
 
     title: str

@@ -93,7 +93,7 @@ def bring_files(plan: FetchPlan, progress: FileProgress, say: Callable[[str], No
     with open_client() as client:
 
         def bring(each: PlannedFile, stop: threading.Event) -> None:
-            watch = Watch(_bytes_of(each, progress), say, stop)
+            watch = Watch(lambda size: progress(each.title, size, each.size), say, stop)
             _bring_file(client, downloads, each, watch)
             _refuse_other_model(plan.model, downloads, each)
             say(f"{each.title}: {show_bytes(each.target.stat().st_size)}, all is here.")
@@ -101,13 +101,6 @@ def bring_files(plan: FetchPlan, progress: FileProgress, say: Callable[[str], No
         for files in (settings, others):
             stop = threading.Event()
             run_jobs([partial(bring, each, stop) for each in files], stop=stop)
-
-
-def _bytes_of(each: PlannedFile, progress: FileProgress) -> Callable[[int], None]:
-    def show(num_bytes: int) -> None:
-        progress(each.title, num_bytes, each.size)
-
-    return show
 
 
 def _bring_file(
