@@ -161,7 +161,7 @@ class Transformers:
         )
         with torch.device("meta"):
             model = self._library.LlamaForCausalLM(config)
-        origins = language_origins(language.config, is_tied=False)
+        origins = language_origins(language.config)
         weights = {
             origin.names[0]: language.get_parameter(name.removeprefix("language."))
             for name, origin in origins.items()

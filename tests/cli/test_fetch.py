@@ -149,7 +149,7 @@ def test_a_dry_run_without_a_network_says_what_it_knows(fetch, web, monkeypatch)
         raise Hiccup("the connection broke")
         yield
 
-    monkeypatch.setattr("minigpt4_runtime.hub.plan.open_reply", fail)
+    monkeypatch.setattr("minigpt4_runtime.hub.fetch_plan.open_reply", fail)
     shown = fetch("--dry-run")
     assert shown.status == 0
     assert f"vision      {TOWER}: {web.site[7:]}, size unknown\n" in shown.out
@@ -407,7 +407,7 @@ def test_too_little_memory_is_known_before(fetch, cache_home, monkeypatch):
 
 
 def test_a_model_too_large_to_answer_here(fetch, monkeypatch):
-    from minigpt4_runtime.hub.plan import FetchPlan
+    from minigpt4_runtime.hub.fetch_plan import FetchPlan
 
     monkeypatch.setattr(FetchPlan, "smallest_running_bytes", 10**15)
     shown = fetch()
@@ -418,7 +418,7 @@ def test_a_model_too_large_to_answer_here(fetch, monkeypatch):
 
 
 def test_where_float32_is_too_large_the_example_is_in_half(fetch, monkeypatch):
-    from minigpt4_runtime.hub.plan import FetchPlan
+    from minigpt4_runtime.hub.fetch_plan import FetchPlan
 
     monkeypatch.setattr(FetchPlan, "smallest_running_bytes", 2**31)
     monkeypatch.setattr(CpuBackend, "free_memory_bytes", lambda _: 3 * 2**30)

@@ -15,7 +15,7 @@ from minigpt4_runtime.checkpoint import writer
 from minigpt4_runtime.checkpoint.blank_model import model_shapes
 from minigpt4_runtime.checkpoint.load import load_config, load_model
 from minigpt4_runtime.convert import convert as convert_module
-from minigpt4_runtime.convert import inventory, key_map, verify
+from minigpt4_runtime.convert import key_map, recipe, verify
 from minigpt4_runtime.convert.convert import convert
 from minigpt4_runtime.errors import CheckpointError, ConfigError
 from minigpt4_runtime.model.eva_vit import resize_positions
@@ -486,7 +486,7 @@ def test_verify_takes_a_nan_for_a_difference():
 def test_one_published_file_is_open_at_a_time(published, tmp_path, monkeypatch):
     """A mapped file counts as memory until its last tensor goes, so the next must wait for that."""
     alive: list[weakref.ref] = []
-    real = inventory.open_tensors
+    real = recipe.open_tensors
 
     def open_and_watch(path):
         assert [ref() for ref in alive if ref() is not None] == [], f"open beside {path}"
@@ -494,7 +494,7 @@ def test_one_published_file_is_open_at_a_time(published, tmp_path, monkeypatch):
         alive.extend(weakref.ref(tensor.untyped_storage()) for tensor in tensors.values())
         return tensors
 
-    monkeypatch.setattr(inventory, "open_tensors", open_and_watch)
+    monkeypatch.setattr(recipe, "open_tensors", open_and_watch)
     convert(published, tmp_path / "out", dtype="float32")
     assert alive
 

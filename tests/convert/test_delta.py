@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from published_files import copy_golden, edit, read_language, read_published
+from published_files import copy_golden, edit, read_language, read_published, shard_with
 from safetensors.torch import load_file, save_file
 
-from minigpt4_runtime.convert import inventory
+from minigpt4_runtime.convert import recipe
 from minigpt4_runtime.convert.convert import convert
 from minigpt4_runtime.errors import CheckpointError
 
@@ -148,7 +148,7 @@ def test_no_more_of_the_base_than_a_weight_is_kept(llama2, tmp_path, base_dir, m
     """A base's file is open while one of its weights is added, and never beside another's."""
     make_delta(llama2, base_dir)
     alive, most = set(), 0
-    real = inventory.open_tensors
+    real = recipe.open_tensors
 
     class Counted(dict):
         def __init__(self, path):
@@ -161,7 +161,22 @@ def test_no_more_of_the_base_than_a_weight_is_kept(llama2, tmp_path, base_dir, m
         def __del__(self):
             alive.discard(id(self))
 
-    monkeypatch.setattr(inventory, "open_tensors", Counted)
+    monkeypatch.setattr(recipe, "open_tensors", Counted)
     convert(replace(llama2, base_dir=base_dir), tmp_path / "out", verify=True)
     assert most == 2
     assert not alive
+
+
+def test_a_delta_in_8_bits(llama2, tmp_path, base_dir):
+    """Widened first, and then added."""
+    make_delta(llama2, base_dir)
+    name = "model.layers.1.mlp.up_proj.weight"
+    shard = shard_with(llama2.language_dir, name)
+    numbers = torch.randint(-127, 128, (160, 64), dtype=torch.int8)
+    scales = torch.full((160,), 0.25)
+    edit(shard, lambda tensors: tensors.update({name: numbers, f"{name[:-6]}SCB": scales}))
+    widened = (numbers.float() * 0.25 / 127).half()
+    convert(replace(llama2, base_dir=base_dir), tmp_path / "out", verify=True)
+    written = load_file(tmp_path / "out" / "model.safetensors")
+    wanted = widened + read_language(base_dir)[name]
+    assert torch.equal(written["language.layers.1.mlp_up.weight"], wanted)

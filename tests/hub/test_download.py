@@ -16,8 +16,8 @@ from minigpt4_runtime.checkpoint.sources import SourceFile
 from minigpt4_runtime.errors import BackendUnavailableError, CheckpointError, ConfigError
 from minigpt4_runtime.hub import download as room
 from minigpt4_runtime.hub.download import Stopped, Watch, download
+from minigpt4_runtime.hub.download_record import DownloadRecord
 from minigpt4_runtime.hub.hosts import find_address, open_client
-from minigpt4_runtime.hub.ledger import Ledger
 
 pytestmark = pytest.mark.usefixtures("cache_home")
 
@@ -53,7 +53,9 @@ def bring(web, cache_home):
         target = cache_home / file.name
         watch = Watch(on_bytes, say, stop or threading.Event())
         with open_client() as client:
-            arrival = download(file, target, client=client, ledger=Ledger(cache_home), watch=watch)
+            arrival = download(
+                file, target, client=client, downloads=DownloadRecord(cache_home), watch=watch
+            )
         content = target.read_bytes()
         assert arrival.sha256 == hashlib.sha256(content).hexdigest()
         assert sorted(path.name for path in cache_home.iterdir()) == sorted(

@@ -10,7 +10,7 @@ from published_web import BUCKET
 from minigpt4_runtime.checkpoint.sizes import running_bytes, weight_bytes
 from minigpt4_runtime.checkpoint.sources import ModelSources, Part, SourceFile, read_sources
 from minigpt4_runtime.hub.fetch import assembled, cache_lock
-from minigpt4_runtime.hub.plan import FetchPlan, PlannedFile, make_plan
+from minigpt4_runtime.hub.fetch_plan import FetchPlan, PlannedFile, make_plan
 
 GB = 10**9
 

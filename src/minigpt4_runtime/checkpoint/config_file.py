@@ -1,8 +1,8 @@
-"""A model folder's config.json, read with the questions that people's folders raise.
+"""A model folder's config.json, and the errors about folders that are no model folders.
 
-Owns   the file's name and the sentences about folders that are no model folders.
+Owns   the file's name and these errors.
 Takes  a model folder; gives its ModelConfig.
-Never  looks at a weight, and loads no torch.
+Never  loads torch.
 """
 
 from collections.abc import Mapping
@@ -51,13 +51,10 @@ def load_config(model_dir: Path) -> ModelConfig:
 
 def _refuse_nulls(path: Path, values: Mapping[str, Any]) -> None:
     """A Q-Former alone may be absent; everything else has a value."""
-    inner = [
-        f"{section}.{name}"
-        for section, settings in values.items()
-        if isinstance(settings, Mapping)
-        for name, value in settings.items()
-        if value is None
-    ]
-    outer = [name for name, value in values.items() if value is None and name != "qformer_config"]
-    if nulls := [*outer, *inner]:
+    named = dict(values)
+    for section, settings in values.items():
+        if isinstance(settings, Mapping):
+            named |= {f"{section}.{name}": value for name, value in settings.items()}
+    nulls = [name for name, value in named.items() if value is None and name != "qformer_config"]
+    if nulls:
         raise ConfigError(f"{path}: {nulls[0]} is null; a value is wanted. Convert again.")

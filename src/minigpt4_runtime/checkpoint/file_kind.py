@@ -62,13 +62,18 @@ def is_lfs_pointer(head: bytes) -> bool:
     return head.startswith(b"version https://git-lfs")
 
 
+def is_safetensors(head: bytes) -> bool:
+    """Whether a file that begins so is a safetensors file: JSON after eight bytes."""
+    return head[8:9] == b"{"
+
+
 def begins_as_named(name: str, head: bytes) -> bool:
     """Whether a file that begins so can be what its name says: weights, a tokenizer or JSON.
 
     Of other names nothing is known.
     """
     if name.endswith(_WEIGHT_ENDINGS):
-        return head.startswith(_WEIGHT_STARTS) or head[8:9] == b"{"
+        return head.startswith(_WEIGHT_STARTS) or is_safetensors(head)
     if name.endswith("tokenizer.model"):
         # The first piece, in Protocol Buffers' form.
         return head.startswith(b"\x0a")

@@ -1,12 +1,11 @@
-"""What a model folder holds, told from its headers.
+"""The content of a model folder, read from its headers.
 
 Owns   FolderReport: variant, sizes, dtypes and provenance, as JSON and as rows to print.
 Takes  a model folder. Answers at once: reads no weight and loads no torch.
-Never  prints.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -76,7 +75,7 @@ class FolderReport:
         return {**asdict(self), **totals}
 
     def facts(self) -> list[tuple[str, str]]:
-        """Name and value of what is said once."""
+        """Name and value of each fact about the whole folder."""
         with_or_without = "with" if self.variant == "vicuna" else "without"
         return [
             ("variant", f"{self.variant} ({with_or_without} a Q-Former)"),
@@ -104,13 +103,6 @@ class FolderReport:
         ]
         return [*rows, ("all", "", f"{self.num_parameters:,}", show_bytes(self.num_bytes), "")]
 
-    def source_rows(self) -> list[tuple[str, str, str, str]]:
-        """A row for each file that the model was made from: part, name, size, sha256."""
-        return [
-            (source.role, source.name, show_bytes(source.size), source.sha256)
-            for source in self.sources
-        ]
-
 
 def inspect_folder(model_dir: Path) -> FolderReport:
     """Look at a model folder.
@@ -121,7 +113,6 @@ def inspect_folder(model_dir: Path) -> FolderReport:
     """
     config, manifest = load_config(model_dir), read_manifest(model_dir)
     stored = read_folder_weights(model_dir)
-    sizes = _list_sizes(config)
     return FolderReport(
         path=str(model_dir),
         variant="llama2" if config.qformer is None else "vicuna",
@@ -130,11 +121,7 @@ def inspect_folder(model_dir: Path) -> FolderReport:
         rows_per_image=config.rows_per_image,
         context_length=config.language.max_position_embeddings,
         vocab_size=config.language.vocab_size,
-        towers=tuple(
-            _report_tower(name, sizes[name], stored, manifest.weight_format)
-            for name in _TOWERS
-            if name in sizes
-        ),
+        towers=tuple(_report_towers(config, stored, manifest.weight_format)),
         num_files=len({place.path for place in stored.values()}),
         dtypes=manifest.dtypes,
         weight_format=show_formats(manifest.weight_format),
@@ -143,8 +130,10 @@ def inspect_folder(model_dir: Path) -> FolderReport:
     )
 
 
-def _list_sizes(config: ModelConfig) -> dict[str, dict[str, int]]:
-    """Of each tower that this model has."""
+def _report_towers(
+    config: ModelConfig, stored: Mapping[str, StoredTensor], formats: FormatChoice
+) -> Iterator[TowerReport]:
+    """Report each tower that this model has."""
     parts = {"vision": config.vision, "qformer": config.qformer, "language": config.language}
     sizes = {
         name: {
@@ -155,25 +144,17 @@ def _list_sizes(config: ModelConfig) -> dict[str, dict[str, int]]:
         for name, part in parts.items()
         if part is not None
     }
-    projection = {"from": config.projection_width, "to": config.language.hidden_size}
-    return {**sizes, "projection": projection}
-
-
-def _report_tower(
-    name: str,
-    sizes: Mapping[str, int],
-    stored: Mapping[str, StoredTensor],
-    formats: FormatChoice,
-) -> TowerReport:
-    places = {key: place for key, place in stored.items() if key.startswith(_TOWERS[name])}
-    codes = sorted({place.dtype_code for place in places.values()})
-    return TowerReport(
-        name,
-        sizes,
-        sum(_count_numbers(key, place, formats) for key, place in places.items()),
-        sum(place.num_bytes for place in places.values()),
-        tuple(_DTYPE_NAMES.get(code, code) for code in codes),
-    )
+    sizes["projection"] = {"from": config.projection_width, "to": config.language.hidden_size}
+    for name in (tower for tower in _TOWERS if tower in sizes):
+        places = {key: place for key, place in stored.items() if key.startswith(_TOWERS[name])}
+        codes = sorted({place.dtype_code for place in places.values()})
+        yield TowerReport(
+            name,
+            sizes[name],
+            sum(_count_numbers(key, place, formats) for key, place in places.items()),
+            sum(place.num_bytes for place in places.values()),
+            tuple(_DTYPE_NAMES.get(code, code) for code in codes),
+        )
 
 
 def _count_numbers(name: str, place: StoredTensor, formats: FormatChoice) -> int:

@@ -132,10 +132,9 @@ def _hold_cache(out: Path) -> AbstractContextManager[None]:
 def _report(conversion: Conversion, dtype: DTypeChoice | None) -> None:
     from minigpt4_runtime.checkpoint.weights import show_bytes
 
-    variant = "Llama-2" if conversion.config.qformer is None else "Vicuna"
     size = show_bytes(conversion.num_bytes)
     dtypes = " and ".join(conversion.manifest.dtypes)
-    note(f"The {variant} variant, {size} of {dtypes} weights.")
+    note(f"The {conversion.variant} variant, {size} of {dtypes} weights.")
     rounded = "" if dtype is None else f" in {dtype.value}"
     if (found := conversion.verification) is not None:
         note(
@@ -147,7 +146,7 @@ def _report(conversion: Conversion, dtype: DTypeChoice | None) -> None:
 
 @contextmanager
 def byte_bar() -> Iterator[Progress | None]:
-    """A bar on stderr that counts bytes, if there is someone to see it."""
+    """A bar on stderr that counts bytes, if stderr is a terminal."""
     from rich.console import Console
 
     console = Console(stderr=True)

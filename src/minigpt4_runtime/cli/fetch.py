@@ -18,8 +18,8 @@ from minigpt4_runtime.errors import CheckpointError, ConfigError
 if TYPE_CHECKING:
     from minigpt4_runtime.checkpoint.sources import ModelSources
     from minigpt4_runtime.config import DTypeName
-    from minigpt4_runtime.hub.fetch import Progress as FileProgress
-    from minigpt4_runtime.hub.plan import FetchPlan
+    from minigpt4_runtime.hub.fetch import FileProgress
+    from minigpt4_runtime.hub.fetch_plan import FetchPlan
 
 EXAMPLE_PATH = Path(__file__).parents[1] / "assets" / "example.png"
 _EXAMPLE_TOKENS = 60
@@ -88,7 +88,7 @@ def fetch(
     from minigpt4_runtime.checkpoint.shelf import measure, models_dir
     from minigpt4_runtime.checkpoint.sizes import running_bytes
     from minigpt4_runtime.checkpoint.sources import read_sources
-    from minigpt4_runtime.hub.plan import choose_dtype
+    from minigpt4_runtime.hub.fetch_plan import choose_dtype
 
     known = read_sources(sources)
     if name not in known:
@@ -158,7 +158,7 @@ def _make(
 ) -> DTypeName:
     """Fetch and convert, and say in which dtype the model can answer here."""
     from minigpt4_runtime.hub.fetch import cache_lock
-    from minigpt4_runtime.hub.plan import check_room, choose_dtype, make_plan
+    from minigpt4_runtime.hub.fetch_plan import check_room, choose_dtype, make_plan
 
     with cache_lock():
         note("Looking for the files …")
@@ -231,7 +231,7 @@ def _describe_example(model_dir: Path, dtype: DTypeName) -> None:
 
 @contextmanager
 def _file_bars(plan: FetchPlan) -> Iterator[FileProgress]:
-    """A bar for each file that is on its way, on stderr, if there is someone to see them."""
+    """A bar for each file that is on its way, on stderr, if stderr is a terminal."""
     from rich.console import Console
 
     console = Console(stderr=True)

@@ -37,6 +37,8 @@ def _print_tables(report: FolderReport) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from minigpt4_runtime.checkpoint.weights import show_bytes
+
     facts = Table.grid(padding=(0, 2))
     for name, value in report.facts():
         facts.add_row(name, value)
@@ -50,8 +52,8 @@ def _print_tables(report: FolderReport) -> None:
     sources = Table("made from", "file", "size", "sha256", box=None, pad_edge=False)
     sources.columns[2].justify = "right"
     # The beginning of a digest is enough to compare by eye; --json has all of it.
-    for role, name, size, sha256 in report.source_rows():
-        sources.add_row(role, name, size, sha256[:12])
+    for each in report.sources:
+        sources.add_row(each.role, each.name, show_bytes(each.size), each.sha256[:12])
     console = Console(highlight=False, markup=False, soft_wrap=True)
     console.print(report.path)
     for table in (facts, towers, *((sources,) if report.sources else ())):

@@ -1,12 +1,12 @@
-"""Which model the published files make: every width, every depth and the variant, from shapes.
+"""The model's configuration, read from the shapes of the published files.
 
-Owns   the reading of shapes, and the sentences about files that do not belong together.
+Owns   every width and depth, and the sentences about files that do not belong together.
 Takes  the inventories of the published files; gives a ModelConfig.
-Never  looks at a file's name, and never at a weight's value.
 """
 
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from minigpt4_runtime.config import ModelConfig, QFormerConfig, VisionConfig
 from minigpt4_runtime.convert.inventory import Inventory
 from minigpt4_runtime.convert.key_map import EVA_VIT_DEPTHS
 from minigpt4_runtime.convert.language_folder import LanguageFolder
+from minigpt4_runtime.convert.layouts import Layout
 from minigpt4_runtime.convert.wrapping import describe_layout, is_of_whole_model
 from minigpt4_runtime.errors import CheckpointError, ConfigError
 
@@ -31,16 +32,11 @@ _BERT_REMEDY = "--bert wants the folder of bert-base-uncased, which the Q-Former
 
 @dataclass(frozen=True)
 class Published:
-    """What the published files hold, by part; what a projection file holds more replaces it.
+    """The weights by part. Other parts' weights in a projection file replace the published ones."""
 
-    `qformer` and `bert_dir` are None where none was given.
-    """
-
+    layout: Layout
+    parts: Mapping[str, Inventory]
     language_folder: LanguageFolder
-    language: Inventory
-    vision: Inventory
-    projection: Inventory
-    qformer: Inventory | None
     bert_dir: Path | None
 
 
@@ -52,26 +48,27 @@ def detect_config(published: Published, image_size: int | None = None) -> ModelC
         ConfigError: `image_size` does not fit the patches.
     """
     _check_language_depth(published)
-    vision = _read_vision(published.vision, image_size)
+    vision = _read_vision(published.parts["vision"], image_size)
     qformer = _read_qformer(published, vision.hidden_size)
     _check_projection(published, vision, qformer)
     return ModelConfig(
         vision=vision,
         qformer=qformer,
         language=published.language_folder.config,
-        template="llama2" if qformer is None else "vicuna",
+        template=published.layout.template,
         patches_per_row=PATCHES_PER_ROW,
     )
 
 
 def _check_language_depth(published: Published) -> None:
-    """A model of a depth that a slip made could not even be laid out."""
+    """A wrong depth could be too large even for a model on the meta device."""
     said = published.language_folder.config.num_hidden_layers
-    found = len(_list_layers(published.language, r"model\.layers\.(\d+)\..*"))
+    language = published.parts["language"]
+    found = len(_list_layers(language, r"model\.layers\.(\d+)\..*"))
     if said > found:
-        told = describe_layout(published.language.places)
+        told = describe_layout(language.recipes)
         raise CheckpointError(
-            f"{published.language.path}: config.json says num_hidden_layers {said}, and the "
+            f"{language.path}: config.json says num_hidden_layers {said}, and the "
             f"weights have {found}. {told or 'Take all files of one download.'}"
         )
 
@@ -109,7 +106,7 @@ def _read_vision(inventory: Inventory, image_size: int | None) -> VisionConfig:
 
 
 def _read_depth(inventory: Inventory, width: int) -> int:
-    """How many blocks the model uses: all that a running model had, one less than published."""
+    """How many blocks the model uses: one less than published, or all that a running model had."""
     last = _list_layers(inventory, r"blocks\.(\d+)\..*")[-1]
     depths = EVA_VIT_DEPTHS.get(width)
     if depths is not None:
@@ -121,8 +118,8 @@ def _read_depth(inventory: Inventory, width: int) -> int:
             )
         return depths[last + 1]
     ran = any(
-        is_of_whole_model(place.name)
-        for name, place in inventory.places.items()
+        is_of_whole_model(each.tensors[0].name)
+        for name, each in inventory.recipes.items()
         if name.startswith(f"blocks.{last}.")
     )
     if last < 1 and not ran:
@@ -135,41 +132,44 @@ def _read_depth(inventory: Inventory, width: int) -> int:
 
 def _read_qformer(published: Published, vision_width: int) -> QFormerConfig | None:
     """The Q-Former's sizes, or None where the projection reads groups of patches."""
-    projection = published.projection
-    reads = _projection_shape(projection)[1]
     grouped = PATCHES_PER_ROW * vision_width
-    if published.qformer is None:
-        if reads != grouped:
-            raise CheckpointError(
-                f"{projection.path} reads rows of a width of {reads}: it was made for the variant "
-                f"with a Q-Former (without one it would read {grouped}). Add --qformer "
-                "blip2_pretrained_flant5xxl.pth and --bert with the folder of bert-base-uncased."
-            )
+    inventory = published.parts.get("qformer")
+    if inventory is None:
+        _check_width(published, grouped, query_width=None)
         return None
-    inventory = published.qformer
     queries = inventory.shape("query_tokens", remedy=_QFORMER_REMEDY)
     if len(queries) != 3:
         raise CheckpointError(
             f"{inventory.path}: query_tokens is {show_shape(queries)}; 1×queries×C is known. "
             f"{_QFORMER_REMEDY}"
         )
-    if reads != queries[2]:
-        raise CheckpointError(_describe_misfit(published, reads, queries[2], grouped))
+    _check_width(published, grouped, query_width=queries[2])
     return _read_qformer_layers(inventory, published.bert_dir, queries)
 
 
-def _describe_misfit(published: Published, reads: int, query_width: int, grouped: int) -> str:
-    path = published.projection.path
-    if reads == grouped:
-        return (
-            f"{path} reads rows of a width of {reads}, four patches side by side: it was made for "
-            "the variant without a Q-Former. Leave --qformer and --bert out, or give the "
-            "projection of the Vicuna variant."
+def _check_width(published: Published, grouped: int, *, query_width: int | None) -> None:
+    """Make sure that the projection reads what the image side of this layout gives."""
+    projection = published.parts["projection"]
+    reads = _projection_shape(projection)[1]
+    if reads == (query_width or grouped):
+        return
+    if query_width is None:
+        fault = (
+            f": it was made for the variant with a Q-Former (without one it would read {grouped})."
+            " Add --qformer blip2_pretrained_flant5xxl.pth and --bert with the folder of "
+            "bert-base-uncased."
         )
-    return (
-        f"{path} reads rows of a width of {reads}; the Q-Former gives {query_width} and four "
-        f"patches side by side {grouped}. Give the projection that was made for these files."
-    )
+    elif reads == grouped:
+        fault = (
+            ", four patches side by side: it was made for the variant without a Q-Former. Leave "
+            "--qformer and --bert out, or give the projection of the Vicuna variant."
+        )
+    else:
+        fault = (
+            f"; the Q-Former gives {query_width} and four patches side by side {grouped}. Give the "
+            "projection that was made for these files."
+        )
+    raise CheckpointError(f"{projection.path} reads rows of a width of {reads}{fault}")
 
 
 def _read_qformer_layers(
@@ -189,7 +189,7 @@ def _read_qformer_layers(
     crossing = [
         index
         for index in range(depth)
-        if f"{layer}.{index}.crossattention.self.query.weight" in inventory.places
+        if f"{layer}.{index}.crossattention.self.query.weight" in inventory.recipes
     ]
     frequency = crossing[1] if len(crossing) > 1 else max(depth, 1)
     if crossing != list(range(0, depth, frequency)):
@@ -222,62 +222,52 @@ def _read_qformer_layers(
 
 
 def _read_bert(bert_dir: Path, sizes: dict[str, int], qformer_path: Path) -> tuple[int, float]:
-    """Head count and eps, once it is sure that this is the BERT that the Q-Former was made from."""
+    """Head count and eps, after a check that this is the BERT that the Q-Former was made from."""
     path = bert_dir / "config.json"
     if not path.exists():
         raise CheckpointError(f"{bert_dir} holds no config.json. {_BERT_REMEDY}")
-    values = read_json(path)
-    for name, size in sizes.items():
-        if as_number(values.get(name)) != size:
-            raise CheckpointError(
-                f"{path} says {name} {show_value(values, name)}, but in {qformer_path} it is "
-                f"{size}. "
-                f"{_BERT_REMEDY}"
-            )
-    if values.get("hidden_act") not in (None, "gelu"):
-        raise CheckpointError(
-            f'{path}: hidden_act is {show_value(values, "hidden_act")}; only "gelu" is '
-            f"known. {_BERT_REMEDY}"
-        )
-    heads = as_number(values.get("num_attention_heads"))
-    if not isinstance(heads, int) or heads < 1 or sizes["hidden_size"] % heads:
-        raise CheckpointError(
-            f"{path}: num_attention_heads is {show_value(values, 'num_attention_heads')}, which "
-            f"does not divide {sizes['hidden_size']}. {_BERT_REMEDY}"
-        )
-    eps = as_number(values.get("layer_norm_eps"))
-    if eps is None:
-        eps = 1e-12
-    if not isinstance(eps, float):
-        raise CheckpointError(
-            f"{path}: layer_norm_eps is {show_value(values, 'layer_norm_eps')}; a small number is "
-            f"known. {_BERT_REMEDY}"
-        )
-    return heads, eps
+    values, width = read_json(path), sizes["hidden_size"]
+    heads, eps = (as_number(values.get(n)) for n in ("num_attention_heads", "layer_norm_eps"))
+    eps = 1e-12 if eps is None else eps
+    wrong = next((n for n, size in sizes.items() if as_number(values.get(n)) != size), None)
+    if wrong is not None:
+        seen = f"{wrong} {show_value(values, wrong)}"
+        fault = f" says {seen}, but in {qformer_path} it is {sizes[wrong]}"
+    elif values.get("hidden_act") not in (None, "gelu"):
+        fault = f': hidden_act is {show_value(values, "hidden_act")}; only "gelu" is known'
+    elif not isinstance(heads, int) or heads < 1 or width % heads:
+        seen = show_value(values, "num_attention_heads")
+        fault = f": num_attention_heads is {seen}, which does not divide {width}"
+    elif not isinstance(eps, float):
+        seen = show_value(values, "layer_norm_eps")
+        fault = f": layer_norm_eps is {seen}; a small number is known"
+    else:
+        return heads, eps
+    raise CheckpointError(f"{path}{fault}. {_BERT_REMEDY}")
 
 
 def _check_projection(
     published: Published, vision: VisionConfig, qformer: QFormerConfig | None
 ) -> None:
-    gives = _projection_shape(published.projection)[0]
+    parts = published.parts
+    gives = _projection_shape(parts["projection"])[0]
     language = published.language_folder
     if gives != language.config.hidden_size:
         sizes = {4096: " (a 7B model)", 5120: " (a 13B model)"}
         wide = language.config.hidden_size
         raise CheckpointError(
-            f"{published.projection.path} was made for a language model of a width of "
+            f"{parts['projection'].path} was made for a language model of a width of "
             f"{gives}{sizes.get(gives, '')}, but {language.path} is {wide} wide"
             f"{sizes.get(wide, '')}. Give the projection that belongs to this language model, or "
             "the other language model."
         )
     if qformer is not None:
         key = "Qformer.bert.encoder.layer.0.crossattention.self.key.weight"
-        assert published.qformer is not None
-        reads = published.qformer.shape(key, remedy=_QFORMER_REMEDY)
+        reads = parts["qformer"].shape(key, remedy=_QFORMER_REMEDY)
         if reads[-1] != vision.hidden_size:
             raise CheckpointError(
-                f"The Q-Former of {published.qformer.path} reads an image tower of a width of "
-                f"{reads[-1]}, but {published.vision.path} is {vision.hidden_size} wide. Give "
+                f"The Q-Former of {parts['qformer'].path} reads an image tower of a width of "
+                f"{reads[-1]}, but {parts['vision'].path} is {vision.hidden_size} wide. Give "
                 "files that were published together."
             )
 
@@ -294,5 +284,5 @@ def _projection_shape(inventory: Inventory) -> Shape:
 
 def _list_layers(inventory: Inventory, pattern: str) -> list[int]:
     """The numbers of the layers of which the file holds anything."""
-    found = (re.fullmatch(pattern, name) for name in inventory.places)
+    found = (re.fullmatch(pattern, name) for name in inventory.recipes)
     return sorted({int(match[1]) for match in found if match})

@@ -1,18 +1,19 @@
 """Published files → a model folder, shard by shard.
 
-Owns   the order of a conversion: look, decide, write, verify, and only then give it its name.
-Takes  PublishedFiles and where the folder shall be; gives a Conversion.
-Never  holds more than one published file open, nor more than one weight that is made of others.
+Owns   the order of a conversion: inspect the files, match the weights, write, verify, rename.
+Takes  PublishedFiles and the path of the new folder; gives a Conversion.
 """
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from minigpt4_runtime.checkpoint.folder import check_target, staged_folder, write_descriptions
 from minigpt4_runtime.checkpoint.manifest import Manifest, SourceRecord
+from minigpt4_runtime.checkpoint.mapped import DTYPE_NAME_OF
+from minigpt4_runtime.checkpoint.weights import WeightForm
 from minigpt4_runtime.checkpoint.writer import (
     MAX_SHARD_BYTES,
     NamedWeight,
@@ -23,29 +24,30 @@ from minigpt4_runtime.config import DTYPE_NAMES, DTypeName, ModelConfig
 from minigpt4_runtime.convert.architecture import Published, detect_config
 from minigpt4_runtime.convert.delta import add_base, refuse_delta
 from minigpt4_runtime.convert.expected import check_preset
-from minigpt4_runtime.convert.inventory import Inventory, Reader, take_inventory
+from minigpt4_runtime.convert.inventory import Inventory, take_inventory
 from minigpt4_runtime.convert.key_map import PARTS
 from minigpt4_runtime.convert.language_folder import (
     LanguageFolder,
     find_weights,
     read_language_folder,
 )
-from minigpt4_runtime.convert.plan import ConversionPlan, make_plan
+from minigpt4_runtime.convert.layouts import choose_layout
+from minigpt4_runtime.convert.matching import match_weights
+from minigpt4_runtime.convert.recipe import Reader, Recipe
 from minigpt4_runtime.convert.verify import Verification, verify_answers, verify_weights
-from minigpt4_runtime.convert.vicuna_version import describe_version
 from minigpt4_runtime.errors import CheckpointError, ConfigError
 
-# A file that holds this has a language model of its own.
-_WORD_TABLE = "model.embed_tokens.weight"
+# A file that holds the first has a language model of its own; tied, the second is the first.
+_WORD_TABLE, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 
 class Progress(Protocol):
-    """Hears how far a conversion is."""
+    """Is told how far a conversion is."""
 
     def __call__(self, stage: str, done_bytes: int, total_bytes: int) -> None:
-        """`done_bytes` of `total_bytes` have been read or written; `stage` says what for.
+        """`done_bytes` of `total_bytes` have been read or written, in all stages so far.
 
-        It is reading, writing, comparing or computing. The bytes count through all of them.
+        `stage` is reading, writing, comparing or computing.
         """
         ...
 
@@ -69,8 +71,9 @@ class PublishedFiles:
 
 @dataclass(frozen=True)
 class Conversion:
-    """What came of it. `verification` is None where none was asked for."""
+    """The result. `variant` is its layout's title; `verification` None where none was asked for."""
 
+    variant: str
     config: ModelConfig
     manifest: Manifest
     num_bytes: int
@@ -82,7 +85,7 @@ def _warn(text: str) -> None:
 
 
 class _Meter:
-    """Adds up bytes for whoever watches."""
+    """Adds up bytes for a Progress."""
 
     def __init__(self, progress: Progress | None, total_bytes: int) -> None:
         self._progress, self._total, self._done = progress, total_bytes, 0
@@ -110,10 +113,10 @@ def convert(  # noqa: PLR0913 - all that can be chosen about a conversion.
     progress: Progress | None = None,
     warn: Callable[[str], None] = _warn,
 ) -> Conversion:
-    """Make a model folder. It appears under its name when it is whole, and verified if asked.
+    """Make a model folder. It gets its name when it is complete, and verified if asked.
 
-    Without `dtype` every weight keeps the dtype that it was published in. `warn` is told of a
-    language model that may be the wrong version.
+    Without `dtype` every weight keeps its published dtype. `warn` gets a text about a language
+    model that may be the wrong version.
 
     Raises:
         CheckpointError: a file is not what it should be, or the folder cannot be written.
@@ -123,33 +126,42 @@ def convert(  # noqa: PLR0913 - all that can be chosen about a conversion.
         raise ConfigError(f"The dtype is {dtype!r}; it must be one of {', '.join(DTYPE_NAMES)}.")
     check_target(out_dir, force=force)
     published = _look_at(files)
-    if files.qformer is not None and (text := describe_version(files.language_dir)):
+    if text := published.layout.describe_doubt(files.language_dir):
         warn(text)
     config = detect_config(published, image_size)
     if files.preset is not None:
         check_preset(files.language_dir / "config.json", config, files.preset)
-    plan = make_plan(published, config, dtype)
-    num_bytes, paths = total_bytes(plan.forms), _list_sources(files, published)
+    recipes = match_weights(published, config)
+    forms = {
+        name: WeightForm(each.shape, dtype or DTYPE_NAME_OF[each.dtype])
+        for name, each in recipes.items()
+    }
+    num_bytes, paths = total_bytes(forms), _list_sources(files, published.language_folder)
     _refuse_sources_inside(out_dir, paths)
     # Verifying reads what was written once to compare it and once to compute with it.
-    verified_bytes = 2 * num_bytes + plan.source_bytes if verify else 0
+    source_bytes = sum(each.source_bytes for each in recipes.values())
+    verified_bytes = 2 * num_bytes + source_bytes if verify else 0
     source_file_bytes = sum(path.stat().st_size for _, path in paths)
     meter = _Meter(progress, source_file_bytes + num_bytes + verified_bytes)
+    verification = None
     with staged_folder(out_dir, needed_bytes=num_bytes, force=force) as folder:
         sources = tuple(SourceRecord.of(role, path, meter.add) for role, path in paths)
-        manifest = Manifest.stamp(plan.forms.values(), sources)
+        manifest = Manifest.stamp(forms.values(), sources)
         meter.enter("writing")
         write_weights(
-            folder,
-            plan.forms,
-            _stream(plan),
-            max_shard_bytes=max_shard_bytes,
-            on_bytes=meter.add,
+            folder, forms, _stream(recipes), max_shard_bytes=max_shard_bytes, on_bytes=meter.add
         )
-        tokenizer_path = published.language_folder.tokenizer_path
-        write_descriptions(folder, plan.config, manifest, tokenizer_path)
-        verification = _verify(folder, plan, published, dtype, meter) if verify else None
-    return Conversion(plan.config, manifest, num_bytes, verification)
+        write_descriptions(folder, config, manifest, published.language_folder.tokenizer_path)
+        if verify:
+            meter.enter("comparing")
+            verify_weights(folder, forms, _stream(recipes), on_bytes=meter.add)
+            meter.enter("computing")
+            inventories = published.parts.values()
+            rows, logits = verify_answers(
+                folder, config, inventories, dtype=dtype, on_bytes=meter.add
+            )
+            verification = Verification(len(recipes), rows, logits)
+    return Conversion(published.layout.title, config, manifest, num_bytes, verification)
 
 
 def _look_at(files: PublishedFiles) -> Published:
@@ -162,58 +174,55 @@ def _look_at(files: PublishedFiles) -> Published:
     # The small files first: a wrong one should not be found after minutes.
     given = take_inventory(files.projection, [files.projection])
     # A fine-tune's file may hold more than the projection, up to the whole model.
-    own = {role: given.only(PARTS[role]) for role in PARTS}
-    language = read_language_folder(
-        files.language_dir, needs_weights=_WORD_TABLE not in own["language"].places
+    own = {role: given.only(PARTS[role]).recipes for role in PARTS}
+    folder = read_language_folder(
+        files.language_dir, needs_weights=_WORD_TABLE not in own["language"]
     )
-    qformer = None
-    if files.qformer is not None:
-        qformer = take_inventory(files.qformer, [files.qformer]).part("qformer")
-        qformer = qformer.overlaid(own["qformer"])
-    vision = take_inventory(files.vision, [files.vision]).part("vision")
-    shards = _take_language(files, language)
-    return Published(
-        language_folder=language,
-        projection=given.without("language", "vision", *(["qformer"] if qformer else [])),
-        qformer=qformer,
-        bert_dir=files.bert_dir,
-        vision=vision.overlaid(own["vision"]),
-        language=shards.overlaid(own["language"]),
-    )
+    towers = {"qformer": files.qformer, "vision": files.vision}
+    parts = {
+        role: take_inventory(path, [path]).part(role).overlaid(own[role])
+        for role, path in towers.items()
+        if path is not None
+    }
+    language = _take_language(files.base_dir, folder).overlaid(own["language"])
+    if folder.is_tied and _WORD_TABLE in language.recipes:
+        language = language.overlaid({_HEAD: language.recipes[_WORD_TABLE]})
+    parts["language"] = language
+    parts["projection"] = given.without(*parts)
+    return Published(choose_layout(parts), parts, folder, files.bert_dir)
 
 
-def _take_language(files: PublishedFiles, language: LanguageFolder) -> Inventory:
+def _take_language(base_dir: Path | None, language: LanguageFolder) -> Inventory:
     """The language model of its folder; a delta is added to its base."""
     shards = take_inventory(language.path, language.weight_paths).part("language")
-    if files.base_dir is not None:
-        base = take_inventory(files.base_dir, find_weights(files.base_dir))
+    if base_dir is not None:
+        base = take_inventory(base_dir, find_weights(base_dir))
         refuse_delta(base)
         return add_base(shards, base)
     refuse_delta(shards)
     return shards
 
 
-def _list_sources(files: PublishedFiles, published: Published) -> list[tuple[str, Path]]:
-    """Every file that the result depends on, with the part that it plays."""
-    language = published.language_folder
+def _list_sources(files: PublishedFiles, language: LanguageFolder) -> list[tuple[str, Path]]:
+    """Every file that the result depends on, with its role."""
+    base_paths = () if files.base_dir is None else find_weights(files.base_dir)
+    settings_path = files.language_dir / "config.json"
     listed = [
-        ("language", path)
-        for path in (
-            files.language_dir / "config.json", language.tokenizer_path, *language.weight_paths,
-        )
-    ]  # fmt: skip
-    if files.base_dir is not None:
-        listed += [("base", path) for path in find_weights(files.base_dir)]
-    listed.append(("vision", files.vision))
-    if files.qformer is not None:
-        listed.append(("qformer", files.qformer))
-    if files.bert_dir is not None:
-        listed.append(("bert", files.bert_dir / "config.json"))
-    return [*listed, ("projection", files.projection)]
+        *(
+            ("language", path)
+            for path in (settings_path, language.tokenizer_path, *language.weight_paths)
+        ),
+        *(("base", path) for path in base_paths),
+        ("vision", files.vision),
+        ("qformer", files.qformer),
+        ("bert", files.bert_dir and files.bert_dir / "config.json"),
+        ("projection", files.projection),
+    ]
+    return [(role, path) for role, path in listed if path is not None]
 
 
 def _refuse_sources_inside(out_dir: Path, paths: list[tuple[str, Path]]) -> None:
-    """What stands in the old folder goes when the new one takes its place."""
+    """A source in the old folder would be deleted when the new folder replaces it."""
     inside = [path for _, path in paths if out_dir.resolve() in path.resolve().parents]
     if inside:
         raise CheckpointError(
@@ -221,33 +230,9 @@ def _refuse_sources_inside(out_dir: Path, paths: list[tuple[str, Path]]) -> None
         )
 
 
-def _stream(plan: ConversionPlan) -> Iterator[NamedWeight]:
-    """Every weight in the plan's order; one file is open at a time."""
+def _stream(recipes: Mapping[str, Recipe]) -> Iterator[NamedWeight]:
+    """Every weight, in order."""
     reader = Reader()
-    for weight in plan.weights:
+    for name, recipe in recipes.items():
         # No name here holds a tensor: the mapping of a file ends with its last one.
-        yield NamedWeight(
-            weight.name, weight.origin, weight.make([reader.read(place) for place in weight.places])
-        )
-
-
-def _verify(
-    folder: Path,
-    plan: ConversionPlan,
-    published: Published,
-    dtype: DTypeName | None,
-    meter: _Meter,
-) -> Verification:
-    meter.enter("comparing")
-    num_weights = verify_weights(folder, plan.forms, _stream(plan), on_bytes=meter.add)
-    parts = (published.vision, published.language, published.qformer, published.projection)
-    meter.enter("computing")
-    rows, logits = verify_answers(
-        folder,
-        plan.config,
-        [part for part in parts if part is not None],
-        dtype=dtype,
-        is_tied=published.language_folder.is_tied,
-        on_bytes=meter.add,
-    )
-    return Verification(num_weights, rows, logits)
+        yield NamedWeight(name, recipe.origin or name, reader.read(recipe))

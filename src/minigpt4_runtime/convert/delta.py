@@ -1,20 +1,18 @@
-"""A language model that was published as what must be added to another one: a delta.
+"""A delta: a language model published as the difference from another one, its base.
 
-Owns   how a delta is known, and its sum with a base, weight by weight.
-Takes  inventories; gives an inventory whose places add when they are read.
-Never  has more of the base in memory than the weight that is read.
+Owns   the recognition of a delta, and its sum with a base, weight by weight.
+Takes  inventories; gives an inventory whose recipes add the two when they are read.
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
-from functools import partial
 
 import torch
 from torch import Tensor
 
 from minigpt4_runtime.checkpoint.weights import list_some, show_shape
-from minigpt4_runtime.convert.inventory import Inventory, Place, Reader
+from minigpt4_runtime.convert.inventory import Inventory
 from minigpt4_runtime.convert.key_map import UNUSED_LANGUAGE, matches
+from minigpt4_runtime.convert.recipe import Reader, Recipe
 from minigpt4_runtime.errors import CheckpointError
 
 _NORMS = (r"model\.(layers\.\d+\.(input|post_attention)_layernorm|norm)\.weight",)
@@ -51,41 +49,43 @@ def add_base(delta: Inventory, base: Inventory) -> Inventory:
             f"{delta.path} holds whole weights and no delta: its norms are not near 0 (up to "
             f"{size:.2g} in the mean). Leave --base out."
         )
-    used = {n: place for n, place in delta.places.items() if not matches(n, UNUSED_LANGUAGE)}
-    if missing := [name for name in used if name not in base.places]:
+    used = {n: each for n, each in delta.recipes.items() if not matches(n, UNUSED_LANGUAGE)}
+    if missing := [name for name in used if name not in base.recipes]:
         raise CheckpointError(
             f"{base.path} lacks {list_some(missing)}, to which {delta.path} adds. Give --base the "
             "LLaMA of the same size, in the form for transformers."
         )
-    summed = {name: _sum(name, place, base.places[name]) for name, place in used.items()}
-    return Inventory(delta.path, {**delta.places, **summed})
+    for name in used:
+        _check_shapes(name, delta, base)
+    return delta.overlaid(
+        {name: Recipe.joined([each, base.recipes[name]], _add) for name, each in used.items()}
+    )
 
 
 def _measure_norms(language: Inventory) -> float | None:
     """The mean absolute value of the largest norm, or None where there is none to read."""
     reader = Reader()
     sizes = [
-        reader.read(place).float().abs().mean()
-        for place in language.only(_NORMS).places.values()
-        if place.dtype.is_floating_point
+        reader.read(norm).float().abs().mean()
+        for norm in language.only(_NORMS).recipes.values()
+        if norm.dtype.is_floating_point
     ]
     return float(torch.stack(sizes).max()) if sizes else None
 
 
-def _sum(name: str, delta: Place, base: Place) -> Place:
-    is_longer = name in _WORD_TABLES and delta.shape[0] > base.shape[0]
-    if base.shape[is_longer:] != delta.shape[is_longer:]:
+def _check_shapes(name: str, delta: Inventory, base: Inventory) -> None:
+    added, shape = delta.recipes[name].shape, base.recipes[name].shape
+    is_longer = name in _WORD_TABLES and added[0] > shape[0]
+    if shape[is_longer:] != added[is_longer:]:
         raise CheckpointError(
-            f"{base.path}: {base.name} is {show_shape(base.shape)}, and {delta.path} adds "
-            f"{show_shape(delta.shape)} to it. Give --base the LLaMA of the same size."
+            f"{base.recipes[name].origin} is {show_shape(shape)}, and {delta.path} adds "
+            f"{show_shape(added)} to it. Give --base the LLaMA of the same size."
         )
-    dtype = torch.promote_types(delta.dtype, base.dtype)
-    return replace(delta, dtype=dtype, others=(base,), make=partial(_add, dtype))
 
 
-def _add(dtype: torch.dtype, tensors: Sequence[Tensor]) -> Tensor:
+def _add(tensors: Sequence[Tensor]) -> Tensor:
     """Rows that the base has not are added to nothing, as FastChat adds them."""
     delta, base = tensors
-    total = delta.to(dtype, copy=True)
+    total = delta.to(torch.promote_types(delta.dtype, base.dtype), copy=True)
     total[: len(base)] += base
     return total

@@ -1,14 +1,13 @@
-"""Whether sizes are those of the published model that was asked for by name.
+"""Are these the sizes of the published model that a user asked for by name?
 
-Owns   which sizes tell the published models apart, and the sentence about another model.
-Takes  a preset's name and a configuration; gives what differs.
-Never  looks at a file.
+Owns   the sizes that tell the published models apart, and the sentence about another model.
+Takes  a preset's name and a configuration; refuses a configuration that differs.
 """
 
 from collections.abc import Mapping
 from typing import Any
 
-from minigpt4_runtime.config import ModelConfig
+from minigpt4_runtime.config import LanguageConfig, ModelConfig
 from minigpt4_runtime.errors import CheckpointError
 from minigpt4_runtime.presets import PRESETS
 
@@ -22,20 +21,17 @@ _LANGUAGE_SIZES = (
 
 
 def has_language_sizes(values: Mapping[str, Any], preset: str) -> bool:
-    """Whether a Llama's config.json, as far as it speaks, has the sizes of a preset."""
-    wanted = PRESETS[preset].language
-    return all(values.get(name) in (None, getattr(wanted, name)) for name in _LANGUAGE_SIZES)
+    """Whether the sizes that a Llama's config.json gives are those of a preset."""
+    return not _list_differing(values, _list_language_sizes(PRESETS[preset].language))
 
 
 def check_language_sizes(where: object, values: Mapping[str, Any], preset: str) -> None:
-    """Refuse a Llama's config.json of other sizes than those of a preset, as far as it speaks.
+    """Refuse a Llama's config.json that gives other sizes than those of a preset.
 
     Raises:
         CheckpointError: it is another model's; the message has what differs of both.
     """
-    wanted = {name: getattr(PRESETS[preset].language, name) for name in _LANGUAGE_SIZES}
-    found = {name: values.get(name, size) for name, size in wanted.items()}
-    _refuse_differing(where, found, wanted, preset)
+    _refuse_differing(where, values, _list_language_sizes(PRESETS[preset].language), preset)
 
 
 def check_preset(where: object, config: ModelConfig, preset: str) -> None:
@@ -50,23 +46,27 @@ def check_preset(where: object, config: ModelConfig, preset: str) -> None:
 def _refuse_differing(
     where: object, found: Mapping[str, object], wanted: Mapping[str, object], preset: str
 ) -> None:
-    differing = [name for name, value in wanted.items() if found[name] != value]
-    if differing:
+    if differing := _list_differing(found, wanted):
+        seen, known = (
+            ", ".join(f"{name} {sizes[name]}" for name in differing) for sizes in (found, wanted)
+        )
         raise CheckpointError(
-            f"{where} is of another model than {preset}: {_show(found, differing)}, and {preset} "
-            f"has {_show(wanted, differing)}."
+            f"{where} is of another model than {preset}: {seen}, and {preset} has {known}."
         )
 
 
+def _list_differing(found: Mapping[str, object], wanted: Mapping[str, object]) -> list[str]:
+    return [name for name, size in wanted.items() if found.get(name) not in (None, size)]
+
+
+def _list_language_sizes(config: LanguageConfig) -> dict[str, object]:
+    return {name: getattr(config, name) for name in _LANGUAGE_SIZES}
+
+
 def _list_sizes(config: ModelConfig) -> dict[str, object]:
-    language = {name: getattr(config.language, name) for name in _LANGUAGE_SIZES}
     return {
-        **language,
+        **_list_language_sizes(config.language),
         "template": config.template,
         "vision hidden_size": config.vision.hidden_size,
         "vision num_hidden_layers": config.vision.num_hidden_layers,
     }
-
-
-def _show(sizes: Mapping[str, object], names: list[str]) -> str:
-    return ", ".join(f"{name} {sizes[name]}" for name in names)

@@ -1,43 +1,43 @@
-"""What the published files call each weight, and what we call it.
+"""The published name of each weight, and ours.
 
-Owns   the renaming tables, the few weights that are made of others, and the names left unused.
-Takes  a config; gives for each of our names the published names it comes from, and how.
-Never  opens a file.
+Owns   the renaming tables, the few weights made of several, and the names that are not used.
+Takes  a config; gives for each of our names its published names, and how they become our weight.
 """
 
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from minigpt4_runtime.config import LanguageConfig, QFormerConfig, VisionConfig
+from minigpt4_runtime.config import LanguageConfig, ModelConfig
+from minigpt4_runtime.convert.recipe import Make, as_it_is
 from minigpt4_runtime.model.eva_vit import resize_positions
-
-Make = Callable[[Sequence[Tensor]], Tensor]
-
-
-def _as_it_is(tensors: Sequence[Tensor]) -> Tensor:
-    (tensor,) = tensors
-    return tensor
-
-
-def _without_batch(tensors: Sequence[Tensor]) -> Tensor:
-    """(1, …) → (…): upstream keeps a batch of one in learned rows."""
-    (tensor,) = tensors
-    return tensor.squeeze(0)
 
 
 @dataclass(frozen=True)
 class Origin:
-    """Which published tensors one of our weights is made of, and how."""
+    """Which published weights one of ours is made of, and how."""
 
     names: tuple[str, ...]
-    make: Make = _as_it_is
+    make: Make = as_it_is
 
 
 OriginMap = dict[str, Origin]
+
+
+@dataclass(frozen=True)
+class PartMap:
+    """The weights of one part of a published model. `unused` are patterns of names to drop.
+
+    `untrained` replaces some of the origins where the files hold none of these weights.
+    """
+
+    origins: OriginMap
+    unused: tuple[str, ...] = ()
+    untrained: OriginMap = field(default_factory=dict)
+
 
 # --- the language model: published name of a part → ours -------------------------------------
 
@@ -86,20 +86,17 @@ PARTS = {
     "qformer": (r"query_tokens", r"(Qformer|ln_vision|t5_proj|llm_proj|opt_proj)\..*"),
     "projection": (r"llama_proj\..*",),
 }
-LN_VISION = (r"ln_vision\.(weight|bias)",)
 
 # --- what the published files hold and the model does not use --------------------------------
 
 UNUSED_LANGUAGE = (r".*\.rotary_emb\.inv_freq",)
-UNUSED_VISION = (r"(head|norm|fc_norm)\..*",)
-UNUSED_QFORMER = (
+_UNUSED_QFORMER = (
     r"Qformer\.bert\.embeddings\.(position_ids|(word|position)_embeddings\.weight)",
     r"Qformer\.bert\.encoder\.layer\.\d+\.(intermediate|output)\..*",
     r"Qformer\.cls\..*",
-    r"(t5|llm|opt)_proj\..*",
 )
 # Upstream saves a fine-tune's projection together with these buffers.
-UNUSED_PROJECTION = (*UNUSED_LANGUAGE, *UNUSED_QFORMER[:3])
+_UNUSED_PROJECTION = (*UNUSED_LANGUAGE, *_UNUSED_QFORMER)
 
 # EVA-ViT-g is published with one block more than the model uses; saved while a model ran, it has
 # those that are used. By its width: blocks in the file → blocks of the model.
@@ -111,31 +108,36 @@ def matches(name: str, patterns: Sequence[str]) -> bool:
     return any(re.fullmatch(pattern, name) for pattern in patterns)
 
 
-def language_origins(config: LanguageConfig, *, is_tied: bool) -> OriginMap:
-    """Where the language model's weights come from. A tied head is the embedding table."""
-    embedding = "model.embed_tokens.weight"
-    origins = {"language.token_embedding.weight": Origin((embedding,))}
+def language_origins(config: LanguageConfig) -> OriginMap:
+    """Where the language model's weights come from."""
+    origins = {"language.token_embedding.weight": Origin(("model.embed_tokens.weight",))}
     for layer in range(config.num_hidden_layers):
         for published, ours in _LANGUAGE_LAYER.items():
             origins[f"language.layers.{layer}.{ours}.weight"] = Origin(
                 (f"model.layers.{layer}.{published}.weight",)
             )
     origins["language.norm.weight"] = Origin(("model.norm.weight",))
-    origins["language.head.weight"] = Origin((embedding if is_tied else "lm_head.weight",))
+    origins["language.head.weight"] = Origin(("lm_head.weight",))
     return origins
 
 
-def vision_origins(config: VisionConfig) -> OriginMap:
-    """Where the image tower's weights come from."""
+def language_map(config: ModelConfig) -> PartMap:
+    """The language model."""
+    return PartMap(language_origins(config.language), UNUSED_LANGUAGE)
+
+
+def vision_map(config: ModelConfig) -> PartMap:
+    """The image tower."""
+    num_blocks, num_patches = config.vision.num_hidden_layers, config.vision.num_patches
     origins = _renamed("patch_embed.proj", "vision.vit.patch_embedding")
     origins["vision.vit.patch_embedding.weight"] = Origin(
         ("patch_embed.proj.weight",), lambda t: t[0].flatten(1)
     )
     origins["vision.vit.class_embedding"] = Origin(("cls_token",), lambda t: t[0].flatten())
     origins["vision.vit.position_embedding"] = Origin(
-        ("pos_embed",), lambda t: _fit_positions(t, config.num_patches)
+        ("pos_embed",), lambda t: _fit_positions(t[0].squeeze(0), num_patches)
     )
-    for block in range(config.num_hidden_layers):
+    for block in range(num_blocks):
         theirs, ours = f"blocks.{block}", f"vision.vit.blocks.{block}"
         for published, name in _VISION_BLOCK.items():
             origins |= _renamed(f"{theirs}.{published}", f"{ours}.{name}")
@@ -143,7 +145,8 @@ def vision_origins(config: VisionConfig) -> OriginMap:
         origins[f"{ours}.attention.qkv.bias"] = Origin(
             (f"{theirs}.attn.q_bias", f"{theirs}.attn.v_bias"), _join_biases
         )
-    return origins
+    # The second pattern is the published block that the model does not use.
+    return PartMap(origins, (r"(head|norm|fc_norm)\..*", rf"blocks\.{num_blocks}\..*"))
 
 
 def _join_biases(tensors: Sequence[Tensor]) -> Tensor:
@@ -152,47 +155,51 @@ def _join_biases(tensors: Sequence[Tensor]) -> Tensor:
     return torch.cat([query, torch.zeros_like(query), value])
 
 
-def _fit_positions(tensors: Sequence[Tensor], num_patches: int) -> Tensor:
-    table = _without_batch(tensors)
+def _fit_positions(table: Tensor, num_patches: int) -> Tensor:
     is_stretched = len(table) != num_patches + 1
     # Upstream stretches in float32, whatever the file's dtype is.
     return resize_positions(table.float() if is_stretched else table, num_patches)
 
 
-def qformer_origins(config: QFormerConfig) -> OriginMap:
-    """Where the Q-Former's weights come from."""
-    origins = _renamed("Qformer.bert.embeddings.LayerNorm", "vision.qformer.query_norm")
-    origins["vision.qformer.query_tokens"] = Origin(("query_tokens",), _without_batch)
-    for layer in range(config.num_hidden_layers):
+def qformer_map(config: ModelConfig) -> PartMap:
+    """BLIP-2's Q-Former, and the norm before it, from one file."""
+    assert config.qformer is not None
+    origins = _LN_VISION | _renamed(
+        "Qformer.bert.embeddings.LayerNorm", "vision.qformer.query_norm"
+    )
+    # (1, Q, C) → (Q, C)
+    origins["vision.qformer.query_tokens"] = Origin(("query_tokens",), lambda t: t[0].squeeze(0))
+    for layer in range(config.qformer.num_hidden_layers):
         theirs, ours = f"Qformer.bert.encoder.layer.{layer}", f"vision.qformer.layers.{layer}"
         attentions = {"attention": "attention"}
-        if layer % config.cross_attention_frequency == 0:
+        if layer % config.qformer.cross_attention_frequency == 0:
             attentions["crossattention"] = "cross_attention"
         for block, our_block in attentions.items():
             for published, name in _QFORMER_ATTENTION.items():
                 origins |= _renamed(f"{theirs}.{block}.{published}", f"{ours}.{our_block}.{name}")
         for published, name in _QFORMER_FEED_FORWARD.items():
             origins |= _renamed(f"{theirs}.{published}", f"{ours}.{name}")
-    return origins
+    return PartMap(origins, (*_UNUSED_QFORMER, r"(t5|llm|opt)_proj\..*"))
 
 
-def ln_vision_origins() -> OriginMap:
-    """Where the norm after the image tower comes from, when a file has it."""
-    return _renamed("ln_vision", "vision.ln_vision")
+def projection_map(_: ModelConfig) -> PartMap:
+    """The projection behind a Q-Former."""
+    return PartMap(_PROJECTION, _UNUSED_PROJECTION)
 
 
-def untrained_ln_vision(width: int) -> OriginMap:
-    """The norm after the image tower as torch makes it: the Llama-2 variant never loads one."""
-    return {
+def grouped_projection_map(config: ModelConfig) -> PartMap:
+    """The projection of grouped patches. Upstream never loads the norm before it; a file may."""
+    width = config.vision.hidden_size
+    untrained = {
         "vision.ln_vision.weight": Origin((), lambda _: torch.ones(width, dtype=torch.float32)),
         "vision.ln_vision.bias": Origin((), lambda _: torch.zeros(width, dtype=torch.float32)),
     }
-
-
-def projection_origins() -> OriginMap:
-    """Where the projection comes from."""
-    return _renamed("llama_proj", "vision.projection")
+    return PartMap(_LN_VISION | _PROJECTION, _UNUSED_PROJECTION, untrained)
 
 
 def _renamed(published: str, ours: str) -> OriginMap:
     return {f"{ours}.{part}": Origin((f"{published}.{part}",)) for part in ("weight", "bias")}
+
+
+_LN_VISION = _renamed("ln_vision", "vision.ln_vision")
+_PROJECTION = _renamed("llama_proj", "vision.projection")

@@ -1,8 +1,7 @@
 """The published language model: a Hugging Face folder of a Llama.
 
-Owns   what its config.json may say, which of its files are the weights, and its tokenizer.
+Owns   the settings that its config.json may have, and the names of its weight files and tokenizer.
 Takes  the folder; gives its LanguageConfig, the paths of its shards and of tokenizer.model.
-Never  opens a shard.
 """
 
 import re
@@ -30,8 +29,6 @@ _WEIGHT_FILES = (
 )
 _SHARD_NAME = re.compile(r"(?P<start>.+)-(?P<number>\d{5})-of-(?P<total>\d{5})(?P<end>\.\w+)")
 _OTHER_MODEL = "Take the language model that this MiniGPT-4 was made for."
-
-
 # Kinds of rope_scaling that change nothing where their factor is 1.
 _SCALES_BY_FACTOR = ("linear", "dynamic", "llama3")
 
@@ -57,7 +54,7 @@ def _is_read(quantisation: object) -> bool:
     )
 
 
-# What our Llama computes: is a value of config.json that, and how it is said.
+# Settings of config.json: whether our Llama computes a value, and how messages call those it does.
 _KNOWN_SETTINGS: dict[str, tuple[Callable[[object], bool], str]] = {
     "rope_scaling": (_scales_nothing, "null"),
     "rope_parameters": (_scales_nothing, 'the rope_type "default"'),
@@ -70,7 +67,7 @@ _KNOWN_SETTINGS: dict[str, tuple[Callable[[object], bool], str]] = {
 
 @dataclass(frozen=True)
 class LanguageFolder:
-    """What the folder holds. `is_tied`: the head has the weights of the embedding table."""
+    """What the folder holds. Where it `is_tied`, the head has the embedding table's weights."""
 
     path: Path
     config: LanguageConfig
@@ -80,9 +77,9 @@ class LanguageFolder:
 
 
 def read_language_folder(path: Path, *, needs_weights: bool = True) -> LanguageFolder:
-    """Read what the folder says about itself and find its files.
+    """Read the folder's settings and find its files.
 
-    Without `needs_weights` another file has them, and the folder may have none.
+    Without `needs_weights` the folder may have none, since another file has them.
 
     Raises:
         CheckpointError: it is no such folder, lacks a file, or holds another kind of model.
@@ -116,10 +113,9 @@ def read_llama_config(path: Path, values: Mapping[str, Any]) -> LanguageConfig:
         "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
         "vocab_size",
     )  # fmt: skip
-    missing = [name for name in names if values.get(name) is None]
+    missing = [f"{n} ({show_value(values, n)})" for n in names if values.get(n) is None]
     if missing:
-        states = [f"{name} ({show_value(values, name)})" for name in missing]
-        raise CheckpointError(f"{path} lacks {list_some(states)}. Take the published file again.")
+        raise CheckpointError(f"{path} lacks {list_some(missing)}. Take the published file again.")
     optional = {
         "num_key_value_heads": values["num_attention_heads"],
         "max_position_embeddings": 2048,
@@ -168,8 +164,7 @@ def _refuse_other_models(path: Path, values: Mapping[str, Any]) -> None:
 
 def _read_rope_theta(values: Mapping[str, Any]) -> object:
     """Transformers 5 keeps rope_theta inside rope_parameters; before, it was a name of its own."""
-    parameters = values.get("rope_parameters") or {}
-    theta = parameters.get("rope_theta")
+    theta = (values.get("rope_parameters") or {}).get("rope_theta")
     return 10000.0 if theta is None else theta
 
 
@@ -194,25 +189,20 @@ def find_weights(path: Path) -> tuple[Path, ...]:
             _require_all_shards(path, paths)
             return tuple(paths)
     refuse_adapter(path)
-    hint = (
-        "It holds Meta's own format; take the folder published for transformers (its name ends in "
-        "-hf)."
-        if any(path.glob("consolidated.*.pth"))
-        else "Download the weights into it."
-    )
+    hint = "Download the weights into it."
+    if any(path.glob("consolidated.*.pth")):
+        hint = "It holds Meta's own format; take the one for transformers (its name ends in -hf)."
     raise CheckpointError(f"{path} holds no model*.safetensors and no pytorch_model*.bin. {hint}")
 
 
 def _require_all_shards(folder: Path, paths: list[Path]) -> None:
     """Without an index the names alone say how many shards there are."""
     present = {path.name for path in paths}
-    wanted = set()
-    for match in filter(None, (_SHARD_NAME.fullmatch(name) for name in present)):
-        total = int(match["total"])
-        wanted |= {
-            f"{match['start']}-{number:05d}-of-{total:05d}{match['end']}"
-            for number in range(1, min(total, 1000) + 1)
-        }
+    wanted = {
+        f"{match['start']}-{number:05d}-of-{match['total']}{match['end']}"
+        for match in filter(None, map(_SHARD_NAME.fullmatch, present))
+        for number in range(1, min(int(match["total"]), 1000) + 1)
+    }
     if missing := sorted(wanted - present):
         raise CheckpointError(
             f"{folder} lacks {list_some(missing)}. Download what is missing into that folder."

@@ -1,8 +1,8 @@
 """torch files from before the zip format (torch < 1.6): five pickles in a row, then the numbers.
 
-Owns   a pickle reader with a few inert names and few opcodes, and the places of the numbers.
+Owns   a pickle reader with a few inert names and few opcodes, and the offsets of the numbers.
 Takes  a path; gives its content with tensors that lie in the mapped file.
-Never  imports or calls what a pickle names, and holds no more than the list of tensors.
+Never  imports or calls a name in a pickle, and reads into memory only the list of tensors.
 """
 
 import io
@@ -73,11 +73,11 @@ def load_legacy(path: Path) -> object:
         mapping = mmap.mmap(plain.fileno(), 0, access=mmap.ACCESS_COPY)
         file = _Bounded(plain, len(mapping))
         for _ in ("magic number", "protocol", "platform"):
-            _Reader(file).load()
-        reader = _Reader(file)
+            _PickleReader(file).load()
+        reader = _PickleReader(file)
         content = reader.load()
         starts = {}
-        for key in _Reader(file).load():
+        for key in _PickleReader(file).load():
             storage = reader.storages[str(key)]
             (num_items,) = struct.unpack("<q", file.read(8))
             if num_items != storage.num_items:
@@ -99,7 +99,7 @@ class _Storage:
 
 @dataclass(frozen=True)
 class _Wanted:
-    """A tensor that is yet to be made."""
+    """A tensor that has not been made yet."""
 
     storage: _Storage
     offset: int
@@ -108,7 +108,7 @@ class _Wanted:
 
 
 class Inert:
-    """Stands for what is read past; takes anything and does nothing."""
+    """Stands for an object that is not needed; takes anything and does nothing."""
 
     __slots__ = ()
 
@@ -121,7 +121,7 @@ class Inert:
 
 
 class _Named(dict[object, object]):
-    """Stands for OrderedDict; what is set on it beside its items is dropped."""
+    """Stands for OrderedDict; attributes set on it are dropped."""
 
     __slots__ = ()
 
@@ -177,7 +177,7 @@ class _Bounded:
 
 # The private one, whose opcodes are a table: of the one in C none can be left out, and it takes as
 # much memory as the largest number says that a file writes into it.
-class _Reader(pickle._Unpickler):  # noqa: SLF001
+class _PickleReader(pickle._Unpickler):  # noqa: SLF001
     """Python's own pickle reader, with fewer opcodes and names."""
 
     dispatch: ClassVar = {

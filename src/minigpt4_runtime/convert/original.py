@@ -2,7 +2,7 @@
 
 Owns   image tower, Q-Former, projection and Llama, computed weight by weight from published files.
 Takes  the inventories of the published files; gives image rows and logits in float32.
-Never  knows our names or our modules: an error of the key map cannot hide in both.
+Never  uses our names or our modules: an error of the key map cannot hide in both.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from minigpt4_runtime.config import LanguageConfig, ModelConfig, QFormerConfig, VisionConfig
-from minigpt4_runtime.convert.inventory import Inventory, Reader
+from minigpt4_runtime.convert.inventory import Inventory
+from minigpt4_runtime.convert.recipe import Reader
 
 # Rows of a matrix that are widened to float32 at once.
 _ROWS_AT_ONCE = 2048
@@ -30,22 +31,22 @@ class Originals:
         dtype: torch.dtype | None,
         on_bytes: Callable[[int], None] = lambda _: None,
     ) -> None:
-        self._places = {name: place for part in inventories for name, place in part.places.items()}
+        self._recipes = {name: each for part in inventories for name, each in part.recipes.items()}
         self._dtype = dtype
         self._on_bytes = on_bytes
         self._reader = Reader()
 
     def __contains__(self, name: str) -> bool:
-        return name in self._places
+        return name in self._recipes
 
     def exact(self, name: str) -> Tensor:
         """A tensor as it was published. One file is open at a time."""
-        place = self._places[name]
-        self._on_bytes(place.num_bytes)
-        return self._reader.read(place)
+        recipe = self._recipes[name]
+        self._on_bytes(recipe.source_bytes)
+        return self._reader.read(recipe)
 
     def round(self, tensor: Tensor) -> Tensor:
-        """What is left of a value after the conversion."""
+        """The value as the conversion rounds it."""
         return tensor.to(self._dtype or tensor.dtype).float()
 
     def __call__(self, name: str) -> Tensor:
@@ -63,7 +64,7 @@ class Originals:
         return self.product(rows, f"{name}.weight", self(f"{name}.bias"))
 
     def layer_norm(self, rows: Tensor, name: str, eps: float) -> Tensor:
-        """Upstream's LayerNorm; a norm that no file has is as torch makes it."""
+        """Upstream's LayerNorm; a norm in no file is as torch makes it."""
         if f"{name}.weight" not in self:
             return functional.layer_norm(rows, rows.shape[-1:], eps=eps)
         return functional.layer_norm(
@@ -152,9 +153,7 @@ def embed(originals: Originals, token_ids: Sequence[int]) -> Tensor:
     return originals.round(originals.exact("model.embed_tokens.weight")[list(token_ids)])
 
 
-def logits(
-    originals: Originals, config: LanguageConfig, hidden: Tensor, *, is_tied: bool
-) -> Tensor:
+def logits(originals: Originals, config: LanguageConfig, hidden: Tensor) -> Tensor:
     """(T, hidden) embeddings of one sequence → (T, V)."""
     for layer in range(config.num_hidden_layers):
         name = f"model.layers.{layer}"
@@ -173,8 +172,7 @@ def logits(
             functional.silu(gate) * up, f"{name}.mlp.down_proj.weight"
         )
     normed = _rms_norm(originals, hidden, "model.norm", config)
-    head = "model.embed_tokens.weight" if is_tied else "lm_head.weight"
-    return originals.product(normed, head)
+    return originals.product(normed, "lm_head.weight")
 
 
 def _rms_norm(originals: Originals, rows: Tensor, name: str, config: LanguageConfig) -> Tensor:

@@ -1,8 +1,8 @@
-"""Published weight files: the one place where a pickle is opened, and never run.
+"""Published weight files: the only module that opens a pickle. It never runs one.
 
-Owns   the opening of .pth, .bin and .safetensors files, and a sentence for each way it can fail.
-Takes  paths; gives tensors that lie in the mapped file, by the names that the file has for them.
-Never  copies a weight: pages are read when someone looks at them, and go when the tensors go.
+Owns   the opening of .pth, .bin and .safetensors files, and a sentence for each failure.
+Takes  paths; gives tensors in the mapped file, under the file's own names.
+Never  copies a weight: a page is read at its first use, and a mapping ends with its last tensor.
 """
 
 import pickle
@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from minigpt4_runtime.checkpoint.file_kind import read_head, refuse_text
+from minigpt4_runtime.checkpoint.file_kind import is_safetensors, read_head, refuse_text
 from minigpt4_runtime.checkpoint.mapped import FLOATS_WANTED, map_tensors
 from minigpt4_runtime.checkpoint.weights import (
     list_some,
@@ -63,7 +63,7 @@ def open_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def _describe_stranger(head: bytes) -> str:
-    if head[8:9] == b"{":
+    if is_safetensors(head):
         return "is a safetensors file; give it a name that ends in .safetensors."
     if head.startswith(_PICKLE_STARTS):
         return (

@@ -1,8 +1,8 @@
-"""Published files that are on the disk already, under any name: told by what is in them.
+"""Published files on this disk, recognised by their content under any name.
 
-Owns   what a vision tower, a Q-Former, a projection, a shard, a tokenizer and a config look like.
-Takes  a folder and the ModelSources that are wanted; gives the paths that play their parts.
-Never  trusts a name where the content tells, and never takes one of two that differ.
+Owns   the marks of a vision tower, a Q-Former, a projection, a shard, a tokenizer and a config.
+Takes  a folder and the ModelSources that are wanted; gives a path for each part it finds.
+Never  trusts a name where the content decides, and never picks one of two files that differ.
 """
 
 from collections.abc import Callable, Mapping
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from minigpt4_runtime.checkpoint.file_kind import read_head, read_json, refuse_text
+from minigpt4_runtime.checkpoint.file_kind import is_safetensors, read_head, read_json, refuse_text
 from minigpt4_runtime.checkpoint.sources import ModelSources, Part
 from minigpt4_runtime.checkpoint.weights import Shape, read_header
 from minigpt4_runtime.config import LanguageConfig
@@ -27,7 +27,7 @@ from minigpt4_runtime.text.tokenizer import Tokenizer
 # Up to this size are all JSON files and tokenizers, and no weights.
 _SMALL_FILE_BYTES = 16 * 2**20
 _PUBLISHED_ENDINGS = (".pth", ".bin", ".safetensors", ".model")
-# By these names a file is known: what it gives to the model, and no other file does.
+# One weight of each kind of file that no other kind has.
 _MARKS = {
     "vision": "patch_embed.proj.weight",
     "qformer": "Qformer.bert.encoder.layer.0.attention.self.query.weight",
@@ -64,9 +64,9 @@ class Found:
 def match_parts(
     model: ModelSources, folder: Path, say: Callable[[str], None] = lambda _: None
 ) -> dict[Part, Found]:
-    """Find what of a model lies in a folder or below it.
+    """Find the parts of a model in a folder or below it.
 
-    `say` is told of what looks like a published file by its name, and cannot be read as one.
+    `say` gets a message about files that have a published name and cannot be read.
 
     Raises:
         CheckpointError: there is no such folder, or it holds two files for one part.
@@ -85,8 +85,7 @@ def match_parts(
         if part.role == "language":
             found[part] = _match_language(part, folder, known)
         else:
-            fitting = [each for each in known if each.kind == part.role]
-            path = _choose(folder, part.what, fitting)
+            path = _choose(folder, part.what, known, part.role)
             files = {} if path is None else {_name_as(part.files[0].name, path): path}
             found[part] = Found(files, is_whole=bool(files))
     return found
@@ -94,11 +93,11 @@ def match_parts(
 
 def _name_as(name: str, path: Path) -> str:
     """The published name, with the ending that says how the file must be opened."""
-    return str(Path(name).with_suffix(".safetensors")) if _is_safetensors(path) else name
+    return str(Path(name).with_suffix(".safetensors")) if is_safetensors(read_head(path)) else name
 
 
 def _look_through(folder: Path) -> tuple[list[Recognised], dict[Path, str]]:
-    """What can be told of the files, and what is wrong with those that cannot be read."""
+    """The files that are recognised, and a message for each that cannot be read."""
     recognised: list[Recognised] = []
     damaged: dict[Path, str] = {}
     seen = set()
@@ -117,22 +116,17 @@ def _look_through(folder: Path) -> tuple[list[Recognised], dict[Path, str]]:
 
 
 def recognise(path: Path) -> Recognised | None:
-    """Tell what a file is, or that it is nothing that a model is made of.
+    """Give the kind of a file, or None where no model is made of it.
 
     Raises:
-        CheckpointError: it begins as such a file, or is called so, and cannot be read as one.
+        CheckpointError: its beginning or its name is such a file's, and it cannot be read.
     """
     head = read_head(path)
     if head.lstrip().startswith(b"{"):
         return _recognise_json(path)
-    if head[8:9] == b"{":
-        stored = read_header(path)
-        return _recognise_weights(path, {name: each.shape for name, each in stored.items()})
-    if head.startswith(b"PK") or is_legacy(head):
-        tensors = open_tensors(path)
-        return _recognise_weights(
-            path, {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-        )
+    if (is_headed := is_safetensors(head)) or head.startswith(b"PK") or is_legacy(head):
+        stored = read_header(path) if is_headed else open_tensors(path)
+        return _recognise_weights(path, {name: tuple(each.shape) for name, each in stored.items()})
     # What a SentencePiece model begins with: its first piece, in Protocol Buffers' form.
     if head.startswith(b"\x0a") and path.stat().st_size <= _SMALL_FILE_BYTES:
         Tokenizer(path)
@@ -140,7 +134,7 @@ def recognise(path: Path) -> Recognised | None:
     if path.suffix == ".model":
         refuse_text(path, head)
     elif path.suffix in _PUBLISHED_ENDINGS:
-        open_tensors(path)  # It says what is wrong with the file.
+        open_tensors(path)  # Raises the error that fits the file.
     return None
 
 
@@ -179,7 +173,7 @@ def _fits(model: ModelSources, each: Recognised) -> bool:
     if each.kind == "llama":
         return has_language_sizes(each.values, model.preset)
     if each.kind == "shard":
-        # What holds no words, or no head, may be anyone's of this width.
+        # A shard without word table and head may belong to any model of this width.
         table = (config.language.vocab_size, config.language.hidden_size)
         return all(each.shapes.get(name, table) == table for name in _WORD_TABLES)
     if each.kind == "bert" and config.qformer is not None:
@@ -187,9 +181,9 @@ def _fits(model: ModelSources, each: Recognised) -> bool:
     return True
 
 
-def _choose(folder: Path, what: str, fitting: list[Recognised]) -> Path | None:
-    """The one file, or one of several that are the same small file."""
-    paths = [each.path for each in fitting]
+def _choose(folder: Path, what: str, known: list[Recognised], kind: str) -> Path | None:
+    """The one file of a kind, or one of several that are the same small file."""
+    paths = [each.path for each in known if each.kind == kind]
     small = [path for path in paths if path.stat().st_size <= _SMALL_FILE_BYTES]
     if len(small) == len(paths) and len({path.read_bytes() for path in small}) == 1:
         return paths[0]
@@ -202,31 +196,24 @@ def _choose(folder: Path, what: str, fitting: list[Recognised]) -> Path | None:
 
 
 def _match_language(part: Part, folder: Path, known: list[Recognised]) -> Found:
-    """The whole language model, whatever its files are called; else those that can be told."""
-    config_path = _choose(
-        folder,
-        "the language model's config.json",
-        [each for each in known if each.kind == "llama"],
-    )
-    tokenizer_path = _choose(
-        folder,
-        "the language model's tokenizer.model",
-        [each for each in known if each.kind == "tokenizer"],
-    )
-    small = {"config.json": config_path, "tokenizer.model": tokenizer_path}
-    files = {name: path for name, path in small.items() if path is not None}
-    if config_path is not None:
+    """The whole language model under any file names, or else the files that are recognised."""
+    files = {
+        name: path
+        for name, kind in (("config.json", "llama"), ("tokenizer.model", "tokenizer"))
+        if (path := _choose(folder, f"the language model's {name}", known, kind)) is not None
+    }
+    if (config_path := files.get("config.json")) is not None:
         values = read_json(config_path)
         config = read_llama_config(config_path, values)
         is_tied = values.get("tie_word_embeddings") is True
         shards = _choose_shards(folder, known, config, is_tied=is_tied)
-        if shards and tokenizer_path is not None:
+        if shards and "tokenizer.model" in files:
             return Found({**files, **shards}, is_whole=True)
     return Found({**files, **_match_shards(part, known)}, is_whole=False)
 
 
 def _match_shards(part: Part, known: list[Recognised]) -> dict[str, Path]:
-    """Single shards of a published model, told by its index or, without one, by their own names."""
+    """Single shards of a published model, found by its index or, without one, by their names."""
     wanted = {file.name for file in part.files} - {"config.json", "tokenizer.model"}
     index_name = next((name for name in wanted if name.endswith(".index.json")), None)
     found = {}
@@ -248,18 +235,16 @@ def _choose_shards(
     folder: Path, known: list[Recognised], config: LanguageConfig, *, is_tied: bool
 ) -> dict[str, Path]:
     """Shards that together are the whole language model, under names that say so."""
-    needed = {
-        name
-        for origin in language_origins(config, is_tied=is_tied).values()
-        for name in origin.names
-    }
+    needed = {name for origin in language_origins(config).values() for name in origin.names} - (
+        {"lm_head.weight"} if is_tied else set()
+    )
     shards = [each for each in known if each.kind == "shard" and _is_wide(each, config)]
     # Some publish the same weights in both forms; one of them is enough.
     for pattern, is_wanted in (
         ("model-{}-of-{}.safetensors", True),
         ("pytorch_model-{}-of-{}.bin", False),
     ):
-        chosen = [each for each in shards if _is_safetensors(each.path) == is_wanted]
+        chosen = [each for each in shards if is_safetensors(read_head(each.path)) == is_wanted]
         names = [name for each in chosen for name in each.shapes if name in needed]
         if len(names) > len(set(names)):
             raise CheckpointError(
@@ -280,8 +265,3 @@ def _is_wide(shard: Recognised, config: LanguageConfig) -> bool:
         config.hidden_size in shape or name.endswith("rotary_emb.inv_freq")
         for name, shape in shard.shapes.items()
     )
-
-
-def _is_safetensors(path: Path) -> bool:
-    """By its ninth byte: a header in JSON comes after its length."""
-    return read_head(path)[8:9] == b"{"

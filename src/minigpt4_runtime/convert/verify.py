@@ -1,8 +1,8 @@
-"""Is the written model the published one? Checked before it gets its name.
+"""The check that the written model is the published one, before the folder gets its name.
 
 Owns   the comparison of every weight, of one image's rows and of one prompt's logits.
 Takes  the folder as written and the published files; gives a Verification, or an error.
-Never  trusts the key map: the original side is computed by `original`, under published names.
+Never  trusts the key map: `original` computes the published side under published names.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -48,13 +48,13 @@ def verify_weights(
     weights: Iterable[NamedWeight],
     *,
     on_bytes: Callable[[int], None],
-) -> int:
-    """Compare every weight, as it lies on the disk, with what it was made of. Gives their number.
+) -> None:
+    """Compare every weight, as it lies on the disk, with what it was made of.
 
     Raises:
         CheckpointError: one of them differs.
     """
-    stored, num_weights = read_folder_weights(folder), 0
+    stored = read_folder_weights(folder)
     for weight in weights:
         place = stored[weight.name]
         with place.path.open("rb") as file:
@@ -69,18 +69,15 @@ def verify_weights(
                         "if it happens again, check the disk and the memory of this machine."
                     )
                 on_bytes(len(found))
-        num_weights += 1
-    return num_weights
 
 
 @torch.no_grad()
 def verify_answers(
     folder: Path,
     config: ModelConfig,
-    inventories: Sequence[Inventory],
+    inventories: Iterable[Inventory],
     *,
     dtype: DTypeName | None,
-    is_tied: bool,
     on_bytes: Callable[[int], None],
 ) -> tuple[float, float]:
     """Compute one image and one prompt on both sides; gives the differences of rows and logits.
@@ -97,7 +94,7 @@ def verify_answers(
     originals = Originals(inventories, rounded_to, on_bytes)
     wanted_rows = original.image_rows(originals, config, pixels)
     embeddings = torch.cat([wanted_rows, original.embed(originals, token_ids)])
-    wanted = original.logits(originals, config.language, embeddings, is_tied=is_tied)
+    wanted = original.logits(originals, config.language, embeddings)
     del originals
     model = blank_model(config)
     _bring_weights_when_called(model, read_folder_weights(folder), on_bytes)

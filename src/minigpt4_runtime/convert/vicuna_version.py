@@ -1,8 +1,8 @@
-"""Whether a folder's Vicuna is the version that MiniGPT-4 was trained with: v0.
+"""Is a folder's Vicuna the version that MiniGPT-4 was trained with, v0?
 
 Owns   the signs of later versions, in config.json and added_tokens.json.
-Takes  the language model's folder and the variant; gives a sentence, or nothing.
-Never  refuses: what can be told this way can be wrong.
+Takes  the language model's folder; gives a warning, or an empty text.
+Never  refuses a folder: the signs can be wrong.
 """
 
 import re
@@ -40,7 +40,7 @@ _SIGNS: tuple[Callable[[_Values, _Values], str], ...] = (
 
 
 def describe_version(folder: Path) -> str:
-    """A warning about a Vicuna that is not v0, or nothing where no sign says so."""
+    """A warning about a Vicuna that is not v0, or an empty text where there is no sign of it."""
     config = read_json(folder / "config.json")
     if as_number(config.get("hidden_size")) not in _WIDTHS:
         return ""

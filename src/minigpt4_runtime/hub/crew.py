@@ -2,7 +2,7 @@
 
 Owns   the threads.
 Takes  jobs without arguments, and the event that tells them to stop.
-Never  waits for a thread that waits for a host: threads are daemons, and files survive their end.
+Never  waits for a thread that waits for a host: the threads are daemons.
 """
 
 import queue

@@ -1,8 +1,8 @@
-"""One published file onto the disk: whole and checked under its name, or not at all.
+"""The download of one published file: complete and checked under its name, or not there.
 
-Owns   NAME.partial and its note, resuming, patience, the order of hosts, and the final check.
-Takes  a SourceFile and where it shall lie; gives its Arrival.
-Never  gives a file its name before size and digest are what they should be.
+Owns   NAME.partial and its note, resuming, retries, the order of hosts, and the final check.
+Takes  a SourceFile and its target path; gives its Arrival.
+Never  gives a file its name before size and digest are right.
 """
 
 import hashlib
@@ -20,16 +20,16 @@ from minigpt4_runtime.checkpoint.file_kind import begins_as_named, read_json
 from minigpt4_runtime.checkpoint.folder import DISK_FULL
 from minigpt4_runtime.checkpoint.sources import SourceFile
 from minigpt4_runtime.errors import CheckpointError
+from minigpt4_runtime.hub.download_record import Arrival, DownloadRecord
 from minigpt4_runtime.hub.hosts import (
     Address,
     Hiccup,
-    Refusal,
-    Reply,
+    HostRefusal,
+    HostReply,
     TooFewBytes,
     find_address,
     open_reply,
 )
-from minigpt4_runtime.hub.ledger import Arrival, Ledger
 
 if TYPE_CHECKING:
     from httpx2 import Client
@@ -45,14 +45,14 @@ _LONGEST_NOTE_BYTES = 4096
 
 
 class Stopped(Exception):
-    """Someone else's failure, or Ctrl-C, ended this download; what came is kept."""
+    """Another download's failure, or Ctrl-C, ended this one; its bytes are kept."""
 
 
 @dataclass(frozen=True)
 class Watch:
-    """Who watches a download: `on_bytes` hears of bytes (fewer again after a false start).
+    """The watcher of a download: `on_bytes` gets numbers of bytes (negative after a false start).
 
-    `say` is told when a host has to be waited for.
+    `say` gets a text before each wait for a host.
     """
 
     on_bytes: Callable[[int], None]
@@ -77,7 +77,7 @@ class _Digests:
 
 
 def download(
-    file: SourceFile, target: Path, *, client: "Client", ledger: Ledger, watch: Watch
+    file: SourceFile, target: Path, *, client: "Client", downloads: DownloadRecord, watch: Watch
 ) -> Arrival:
     """Bring a file to `target`, from the first of its hosts that gives it whole.
 
@@ -89,8 +89,8 @@ def download(
     addresses = [find_address(place) for place in file.hosts]
     for address in addresses:
         try:
-            return _Attempts(file, target, client, ledger, watch).from_host(address)
-        except Refusal as refusal:
+            return _Attempts(file, target, client, downloads, watch).from_host(address)
+        except HostRefusal as refusal:
             failures.append(f"{address.host}: {refusal}")
         except OSError as error:
             raise CheckpointError(_describe_disk(target, error)) from None
@@ -98,7 +98,7 @@ def download(
 
 
 def describe_failure(file: SourceFile, addresses: list[Address], failures: list[str]) -> str:
-    """The sentences about a file that nobody gave, with the way by hand."""
+    """The message about a file that no host gave, with the way by hand."""
     return (
         f"{file.name} could not be downloaded. {'. '.join(failures)}. By hand: download it from "
         f"{' or '.join(address.page for address in addresses)} into a folder DIR, and run the same "
@@ -118,28 +118,28 @@ def hash_file(path: Path, watch: Watch) -> tuple[int, str]:
     return size, digest.hexdigest()
 
 
-def refuse_other_file(file: SourceFile, reply: Reply) -> None:
-    """Refuse at once what is not of the published size, or begins as no file of that name does.
+def refuse_other_file(file: SourceFile, reply: HostReply) -> None:
+    """Refuse at once a file of another size than published, or of another kind than its name says.
 
     Raises:
-        Refusal: it is of another size, empty, a text, or of another kind.
+        HostRefusal: it is of another size, empty, a text, or of another kind.
     """
     if reply.size is not None and reply.size != (file.size or reply.size):
-        raise Refusal(f"its file has {reply.size} bytes, and the published one {file.size}")
+        raise HostRefusal(f"its file has {reply.size} bytes, and the published one {file.size}")
     head = reply.head
     if reply.start:
         return
     if not head:
-        raise Refusal("its file is empty")
+        raise HostRefusal("its file is empty")
     # The last character may be cut.
     text = head.decode("utf-8", errors="ignore").strip()
     is_text = len(text.encode()) + 4 > len(head.strip()) and text.replace("\n", " ").isprintable()
     is_short = reply.size is not None and reply.size <= _LONGEST_NOTE_BYTES
     is_as_named = begins_as_named(file.name, head)
     if is_text and (not is_as_named or (is_short and not file.name.endswith(".json"))):
-        raise Refusal(f"it gave a text in place of the file ({text[:80]!r})")
+        raise HostRefusal(f"it gave a text in place of the file ({text[:80]!r})")
     if not is_as_named:
-        raise Refusal(
+        raise HostRefusal(
             f"its file begins with {head[:8].hex(' ')}, as no {Path(file.name).suffix} does"
         )
 
@@ -151,7 +151,7 @@ class _Attempts:
     file: SourceFile
     target: Path
     client: "Client"
-    ledger: Ledger
+    downloads: DownloadRecord
     watch: Watch
 
     @property
@@ -176,11 +176,11 @@ class _Attempts:
                     self._forget()
                 num_hiccups = 1 if _size_of(self.partial) > before else num_hiccups + 1
                 if num_hiccups == MAX_HICCUPS:
-                    raise Refusal(f"{hiccup}, {MAX_HICCUPS} times in a row") from None
+                    raise HostRefusal(f"{hiccup}, {MAX_HICCUPS} times in a row") from None
                 patience = FIRST_WAIT_SECONDS * 2 ** (num_hiccups - 1)
                 asked = patience if hiccup.wait_seconds is None else hiccup.wait_seconds
                 if asked > LONGEST_WAIT_SECONDS:
-                    raise Refusal(f"{hiccup}, and asks to wait {asked:.0f} seconds") from None
+                    raise HostRefusal(f"{hiccup}, and asks to wait {asked:.0f} seconds") from None
                 self.watch.say(
                     f"{self.file.name}, {address.host}: {hiccup}. Trying again in {asked:.0f} s."
                 )
@@ -189,10 +189,10 @@ class _Attempts:
     def _attempt(self, address: Address) -> Arrival:
         note, start = self._read_note(address), 0
         validator = note.get("validator")
-        expected = self.ledger.expected_sha256(self.file) or note.get("sha256")
+        expected = self.downloads.expected_sha256(self.file) or note.get("sha256")
         # Without a validator only a known digest tells whether old and new bytes belong together.
         if validator is not None or expected is not None:
-            # The last byte again: to ask for what is behind the end would be an error.
+            # The last byte again: a request for bytes behind the end would be an error.
             start = max(0, _size_of(self.partial) - 1)
         with open_reply(self.client, address, start=start, validator=validator) as reply:
             self._check(reply)
@@ -211,14 +211,14 @@ class _Attempts:
                     os.fsync(content.fileno())
             return self._finish(address, reply, digests)
 
-    def _check(self, reply: Reply) -> None:
+    def _check(self, reply: HostReply) -> None:
         """Refuse at once what cannot become the file."""
-        expected = self.ledger.expected_sha256(self.file)
+        expected = self.downloads.expected_sha256(self.file)
         if expected is not None and reply.sha256 is not None and reply.sha256 != expected:
-            raise Refusal(self._describe_other(reply.sha256))
+            raise HostRefusal(self._describe_other(reply.sha256))
         refuse_other_file(self.file, reply)
 
-    def _refuse_mixture(self, note: Mapping[str, Any], reply: Reply) -> None:
+    def _refuse_mixture(self, note: Mapping[str, Any], reply: HostReply) -> None:
         """Not every host heeds If-Range: some go on with another file."""
         for name in ("validator", "size") if reply.start else ():
             known, seen = note.get(name), getattr(reply, name)
@@ -227,7 +227,7 @@ class _Attempts:
                 raise Hiccup("its file is another one since the download began")
 
     def _read_start(self, content: BinaryIO, start: int, digests: _Digests) -> None:
-        """Digest what is here already, and forget what is behind it."""
+        """Digest the bytes that are here already, and cut off any after them."""
         left = start
         while left:
             self.watch.wait(0)
@@ -237,7 +237,7 @@ class _Attempts:
         content.truncate(start)
         self.watch.on_bytes(start)
 
-    def _write(self, content: BinaryIO, reply: Reply, digests: _Digests) -> None:
+    def _write(self, content: BinaryIO, reply: HostReply, digests: _Digests) -> None:
         num_bytes = reply.start
         try:
             for chunk in chain([reply.head], reply.chunks):
@@ -246,7 +246,9 @@ class _Attempts:
                 num_bytes += len(chunk)
                 self.watch.on_bytes(len(chunk))
                 if self.file.size is not None and num_bytes > self.file.size:
-                    raise Refusal(f"its file has more than the published {self.file.size} bytes")
+                    raise HostRefusal(
+                        f"its file has more than the published {self.file.size} bytes"
+                    )
                 self.watch.wait(0)
         except BaseException:
             self.watch.on_bytes(-num_bytes)
@@ -255,10 +257,10 @@ class _Attempts:
             self.watch.on_bytes(-num_bytes)
             raise Hiccup(f"{num_bytes} of {reply.size} bytes came")
 
-    def _finish(self, address: Address, reply: Reply, digests: _Digests) -> Arrival:
+    def _finish(self, address: Address, reply: HostReply, digests: _Digests) -> Arrival:
         self._refuse_damaged_json()
         size, sha256 = _size_of(self.partial), digests.sha256.hexdigest()
-        expected = self.ledger.expected_sha256(self.file) or reply.sha256
+        expected = self.downloads.expected_sha256(self.file) or reply.sha256
         is_damaged = reply.md5 not in (None, digests.md5.hexdigest())
         if is_damaged or sha256 != (expected or sha256) or size != (self.file.size or size):
             self._forget()
@@ -267,10 +269,10 @@ class _Attempts:
                 raise Hiccup("what came before and what came now are not one file")
             if is_damaged:
                 raise Hiccup("what came is not what it says of it (md5)")
-            raise Refusal(self._describe_other(sha256))
+            raise HostRefusal(self._describe_other(sha256))
         arrival = Arrival(address.host, size, sha256)
         # First: a file that nothing is known of would be downloaded again.
-        self.ledger.record(self.file, arrival)
+        self.downloads.record(self.file, arrival)
         self.partial.replace(self.target)
         self.note.unlink(missing_ok=True)
         return arrival
@@ -284,11 +286,11 @@ class _Attempts:
             num_bytes = _size_of(self.partial)
             self._forget()
             self.watch.on_bytes(-num_bytes)
-            raise Refusal(f"its file of {num_bytes} bytes is not valid JSON") from None
+            raise HostRefusal(f"its file of {num_bytes} bytes is not valid JSON") from None
 
     def _describe_other(self, sha256: str) -> str:
         """Another file than the one that was wanted: by whose word?"""
-        first = self.ledger.first_arrival(self.file)
+        first = self.downloads.first_arrival(self.file)
         if self.file.sha256 is not None:
             return f"its file has the sha256 {sha256}, and the published one {self.file.sha256}"
         if first is None:
@@ -296,18 +298,18 @@ class _Attempts:
         return (
             f"its file has the sha256 {sha256}, and the one that first came, from {first.host} on "
             f"{first.day}, had {first.sha256}: it was replaced, or is not what it seems. If you "
-            f"know that it was replaced, delete its entry in {self.ledger.path}"
+            f"know that it was replaced, delete its entry in {self.downloads.path}"
         )
 
     def _read_note(self, address: Address) -> dict[str, Any]:
-        """What is known of the bytes that are here, if they came from this very place."""
+        """The note about the bytes that are here, if they came from this address."""
         try:
             note: dict[str, Any] = json.loads(self.note.read_text(encoding="utf-8"))
             return note if note["url"] == address.url else {}
         except (OSError, ValueError, TypeError, KeyError):
             return {}
 
-    def _write_note(self, address: Address, reply: Reply) -> None:
+    def _write_note(self, address: Address, reply: HostReply) -> None:
         note = {"url": address.url} | {
             name: getattr(reply, name) for name in ("validator", "size", "sha256")
         }

@@ -1,6 +1,6 @@
-"""What a plan says, brought here and put together for a conversion.
+"""The files of a FetchPlan, downloaded and put together for a conversion.
 
-Owns   the lock on the cache, and what is done with files that were refused or are not needed now.
+Owns   the lock on the cache, and the deletion of files that were refused or are no longer needed.
 Takes  a FetchPlan; gives PublishedFiles.
 Never  converts, and never touches the files of --from.
 """
@@ -27,9 +27,9 @@ from minigpt4_runtime.convert.expected import check_language_sizes
 from minigpt4_runtime.errors import CheckpointError
 from minigpt4_runtime.hub.crew import run_jobs
 from minigpt4_runtime.hub.download import Watch, download, hash_file
+from minigpt4_runtime.hub.download_record import DownloadRecord
+from minigpt4_runtime.hub.fetch_plan import FetchPlan, PlannedFile
 from minigpt4_runtime.hub.hosts import open_client
-from minigpt4_runtime.hub.ledger import Ledger
-from minigpt4_runtime.hub.plan import FetchPlan, PlannedFile
 
 if TYPE_CHECKING:
     from httpx2 import Client
@@ -37,8 +37,8 @@ if TYPE_CHECKING:
 _LINKS_PREFIX = ".links-"
 
 
-class Progress(Protocol):
-    """Hears how far each file is. Called from several threads."""
+class FileProgress(Protocol):
+    """Is told how far each file is, from several threads."""
 
     def __call__(self, title: str, num_bytes: int, total_bytes: int | None) -> None:
         """`num_bytes` more of the `total_bytes` of this file are here."""
@@ -76,26 +76,26 @@ def cache_lock() -> Iterator[None]:
         lock.release()
 
 
-def bring_files(plan: FetchPlan, progress: Progress, say: Callable[[str], None]) -> None:
-    """Download what is missing, several files at once, and check what is here from before.
+def bring_files(plan: FetchPlan, progress: FileProgress, say: Callable[[str], None]) -> None:
+    """Download missing files, several at once, and check the files of earlier runs.
 
     `say` is told of each file that is here, and whenever a host has to be waited for.
 
     Raises:
-        CheckpointError: a file cannot be had; what came of the others is kept.
+        CheckpointError: no host gives a file; the other downloads are kept.
     """
-    ledger = Ledger(home_dir())
+    downloads = DownloadRecord(home_dir())
     if not plan.files:
         return
-    # Settings first: what is wrong with them should not be found after hours.
+    # Settings first: an error in them should not be found after hours.
     settings = [each for each in plan.files if each.file.name.endswith(".json")]
     others = [each for each in plan.files if not each.file.name.endswith(".json")]
     with open_client() as client:
 
         def bring(each: PlannedFile, stop: threading.Event) -> None:
-            watch = Watch(_bytes_of(each, progress), say, stop)
-            _bring_file(client, ledger, each, watch)
-            _refuse_other_model(plan.model, ledger, each)
+            watch = Watch(lambda size: progress(each.title, size, each.size), say, stop)
+            _bring_file(client, downloads, each, watch)
+            _refuse_other_model(plan.model, downloads, each)
             say(f"{each.title}: {show_bytes(each.target.stat().st_size)}, all is here.")
 
         for files in (settings, others):
@@ -103,27 +103,22 @@ def bring_files(plan: FetchPlan, progress: Progress, say: Callable[[str], None])
             run_jobs([partial(bring, each, stop) for each in files], stop=stop)
 
 
-def _bytes_of(each: PlannedFile, progress: Progress) -> Callable[[int], None]:
-    def show(num_bytes: int) -> None:
-        progress(each.title, num_bytes, each.size)
-
-    return show
-
-
-def _bring_file(client: "Client", ledger: Ledger, each: PlannedFile, watch: Watch) -> None:
+def _bring_file(
+    client: "Client", downloads: DownloadRecord, each: PlannedFile, watch: Watch
+) -> None:
     watch.on_bytes(0)
     each.target.parent.mkdir(parents=True, exist_ok=True)
     if each.target.is_file():
         size, sha256 = hash_file(each.target, watch)
-        if sha256 == ledger.expected_sha256(each.file):
+        if sha256 == downloads.expected_sha256(each.file):
             return
-        # It was whole when it got its name: the disk, or someone, has changed it since.
+        # It was complete when it got its name, and has been changed since.
         each.target.unlink()
         watch.on_bytes(-size)
-    download(each.file, each.target, client=client, ledger=ledger, watch=watch)
+    download(each.file, each.target, client=client, downloads=downloads, watch=watch)
 
 
-def _refuse_other_model(model: ModelSources, ledger: Ledger, each: PlannedFile) -> None:
+def _refuse_other_model(model: ModelSources, downloads: DownloadRecord, each: PlannedFile) -> None:
     """Another model shows in the language model's settings, long before its weights are here."""
     if model.preset is None or each.part.role != "language" or each.file.name != "config.json":
         return
@@ -131,7 +126,7 @@ def _refuse_other_model(model: ModelSources, ledger: Ledger, each: PlannedFile) 
     try:
         check_language_sizes(where, read_json(each.target), model.preset)
     except CheckpointError as error:
-        ledger.forget(each.file)
+        downloads.forget(each.file)
         each.target.unlink()
         raise CheckpointError(
             f"{error} Look at what HF_ENDPOINT and --sources name, or give the right files with "
@@ -189,10 +184,10 @@ def _forget_refused(plan: FetchPlan, message: str, links: Mapping[Path, Path]) -
     named = {path for link, path in links.items() if str(link) in message}
     if not named:
         named = {path for link, path in links.items() if str(link.parent) in message}
-    ledger = Ledger(home_dir())
+    downloads = DownloadRecord(home_dir())
     for each in plan.files:
         if each.target.resolve() in named:
-            ledger.forget(each.file)
+            downloads.forget(each.file)
 
 
 def _link(path: Path, link: Path) -> None:
@@ -217,7 +212,7 @@ def discard_sources(plan: FetchPlan) -> None:
 
 def name_strangers(plan: FetchPlan, records: Iterable[SourceRecord]) -> list[str]:
     """The files of --from that are others than the published ones, as far as a digest is known."""
-    ledger, found = Ledger(home_dir()), {record.sha256 for record in records}
+    downloads, found = DownloadRecord(home_dir()), {record.sha256 for record in records}
     return [
         f"{part.what}: {file.name}"
         for part, local in plan.local.items()
@@ -225,5 +220,5 @@ def name_strangers(plan: FetchPlan, records: Iterable[SourceRecord]) -> list[str
         # Of an index nothing is in the model.
         if local.files
         and not file.name.endswith(".index.json")
-        and (ledger.expected_sha256(file) or "") not in {"", *found}
+        and (downloads.expected_sha256(file) or "") not in {"", *found}
     ]

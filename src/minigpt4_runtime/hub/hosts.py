@@ -1,8 +1,8 @@
-"""One request for one published file, whoever serves it: the Hub, Drive, or a plain server.
+"""One request for one published file, to the Hub, to Drive or to a plain server.
 
-Owns   addresses, tokens, Drive's page about large files, and what each refusal means.
-Takes  a place as the table writes it, and from which byte on; gives a Reply to read.
-Never  writes a file, and never asks twice: whether it is worth it, a Hiccup or a Refusal says.
+Owns   addresses, tokens, Drive's page about large files, and the meaning of each refusal.
+Takes  a place as the table writes it, and the first byte to ask for; gives a HostReply to read.
+Never  writes a file, and never asks twice: a Hiccup is worth another try, a HostRefusal is not.
 """
 
 import base64
@@ -34,7 +34,7 @@ _DRIVE_CLASSES = ("uc-error-caption", "uc-error-subcaption")
 _TIMEOUT_SECONDS = 30.0
 
 
-class Refusal(Exception):
+class HostRefusal(Exception):
     """This host will not give the file; asking again is useless. Its text says what was seen."""
 
 
@@ -61,12 +61,12 @@ class Address:
 
     @property
     def host(self) -> str:
-        """The host's name, as people say it: a mirror's password is nobody's business."""
+        """The host's name for messages, without a mirror's password."""
         return urlsplit(self.url).netloc.rpartition("@")[2]
 
 
 @dataclass(frozen=True)
-class Reply:
+class HostReply:
     """What a host says before the bytes come, which begin at `start`.
 
     `validator` is an ETag to resume with; `sha256` and `md5` are in hex, where the host gives them.
@@ -128,7 +128,7 @@ def open_client() -> "Client":
     """An HTTP client that follows redirects and honours HTTP_PROXY, HTTPS_PROXY and NO_PROXY.
 
     Raises:
-        BackendUnavailableError: the extra is not installed, or the proxy needs what is not.
+        BackendUnavailableError: an extra that is needed, here or by the proxy, is not installed.
         ConfigError: a proxy's address is none.
     """
     httpx2 = require("httpx2", install=INSTALL)
@@ -152,23 +152,23 @@ def open_client() -> "Client":
 @contextmanager
 def open_reply(
     client: "Client", address: Address, *, start: int = 0, validator: str | None = None
-) -> Iterator[Reply]:
+) -> Iterator[HostReply]:
     """Ask for a file from byte `start` on, provided that it is still the one of `validator`.
 
     Raises:
         Hiccup: the host is busy, or the connection broke.
-        Refusal: the host has no such file for us, or gives something else.
+        HostRefusal: the host has no such file for us, or gives something else.
     """
     httpx2 = require("httpx2", install=INSTALL)
     try:
         with _open_response(client, address, start, validator) as response:
             yield _read_reply(address, response, start)
     except httpx2.UnsupportedProtocol as error:
-        raise Refusal(f"it cannot be asked ({error})") from None
+        raise HostRefusal(f"it cannot be asked ({error})") from None
     except httpx2.TransportError as error:
         raise Hiccup(f"the connection broke ({str(error) or type(error).__name__})") from None
     except (httpx2.HTTPError, httpx2.InvalidURL) as error:
-        raise Refusal(f"it cannot be asked ({error})") from None
+        raise HostRefusal(f"it cannot be asked ({error})") from None
 
 
 @contextmanager
@@ -195,9 +195,9 @@ def _open_response(
         yield response
 
 
-def _read_reply(address: Address, response: "Response", start: int) -> Reply:
+def _read_reply(address: Address, response: "Response", start: int) -> HostReply:
     if (packing := response.headers.get("Content-Encoding", "identity").lower()) != "identity":
-        raise Refusal(f"it packs the file on its way ({packing}), though it was asked not to")
+        raise HostRefusal(f"it packs the file on its way ({packing}), though it was asked not to")
     # As they come: gathered into larger pieces, a cut would lose what was gathered.
     chunks = response.iter_raw()
     head = b""
@@ -213,7 +213,7 @@ def _read_reply(address: Address, response: "Response", start: int) -> Reply:
     digests = [etag.removeprefix("W/").strip('"') for etag in etags] if address.gate else []
     linked = [each["X-Linked-Size"] for each in headers if "X-Linked-Size" in each]
     validator = response.headers.get("ETag")
-    return Reply(
+    return HostReply(
         start=start,
         size=_read_size(response, start, linked),
         validator=None if validator is None or validator.startswith("W/") else validator,
@@ -231,7 +231,7 @@ def _read_size(response: "Response", start: int, linked: list[str]) -> int | Non
             r"bytes (\d+)-\d+/(\d+)", response.headers.get("Content-Range", "").strip()
         )
         if found is None or int(found[1]) != start:
-            raise Refusal(
+            raise HostRefusal(
                 f"it was asked for the bytes from {start} on and answered with "
                 f"{response.headers.get('Content-Range', 'others')!r}"
             )
@@ -239,7 +239,7 @@ def _read_size(response: "Response", start: int, linked: list[str]) -> int | Non
     texts = (*linked, response.headers.get("Content-Length", ""))
     sizes = {int(text) for text in texts if text.isdecimal()}
     if len(sizes) > 1:
-        raise Refusal(f"it speaks of {' and of '.join(map(str, sorted(sizes)))} bytes at once")
+        raise HostRefusal(f"it speaks of {' and of '.join(map(str, sorted(sizes)))} bytes at once")
     return next(iter(sizes), None)
 
 
@@ -255,15 +255,15 @@ def _read_md5(response: "Response") -> str | None:
 
 def _refuse_stand_in(head: bytes) -> None:
     if is_web_page(head):
-        raise Refusal(f"it gave a web page in place of the file ({_read_page(head)})")
+        raise HostRefusal(f"it gave a web page in place of the file ({_read_page(head)})")
     if is_lfs_pointer(head):
-        raise Refusal("it gave a Git LFS pointer in place of the file")
+        raise HostRefusal("it gave a Git LFS pointer in place of the file")
 
 
 def _refuse_open_end(response: "Response") -> None:
     """Refuse what ends when the connection does: a cut would look like the end."""
     if not {"content-length", "transfer-encoding"} & set(response.headers):
-        raise Refusal("it does not say how long its file is, so that a cut could not be told")
+        raise HostRefusal("it does not say how long its file is, so that a cut could not be told")
 
 
 def _check_status(address: Address, response: "Response") -> None:
@@ -276,8 +276,8 @@ def _check_status(address: Address, response: "Response") -> None:
     if code == 416:
         raise TooFewBytes("it has fewer bytes than were here already")
     if code in (401, 403) and address.gate is not None:
-        raise Refusal(_describe_gate(address, response, reason))
-    raise Refusal(reason)
+        raise HostRefusal(_describe_gate(address, response, reason))
+    raise HostRefusal(reason)
 
 
 def _describe_gate(address: Address, response: "Response", reason: str) -> str:
@@ -327,7 +327,9 @@ def _confirm(response: "Response") -> "URL":
     try:
         url = gdown.get_url_from_gdrive_confirmation(content.decode("utf-8", errors="replace"))
     except Exception:  # noqa: BLE001 - A page of any kind, which gdown's parsers stumble over.
-        raise Refusal(f"it gave a web page in place of the file ({_read_page(content)})") from None
+        raise HostRefusal(
+            f"it gave a web page in place of the file ({_read_page(content)})"
+        ) from None
     return response.url.join(url)
 
 
@@ -354,7 +356,7 @@ class _PageParser(HTMLParser):
 
 def _read_page(content: bytes) -> str:
     parser = _PageParser()
-    # What Python's parser says of a malformed declaration; what came before it is kept.
+    # Python's parser raises it at a malformed declaration; texts before that are kept.
     with suppress(AssertionError):
         parser.feed(content.decode("utf-8", errors="replace"))
     return ". ".join(dict.fromkeys(parser.texts))[:200] or "without a title"

@@ -1,9 +1,9 @@
-"""What each published file was when it first came: trust on first use.
+"""The record of first downloads, which later ones must equal: trust on first use.
 
-Owns   downloads.json in the cache: place, size, sha256 and day of every file's first arrival.
-Takes  a source; gives the digest it must have, from the table or from the first time.
-Never  forgets by itself: a model that is deleted and fetched again is held to the same digests.
-       Only what turned out to be no file of this model is forgotten.
+Owns   downloads.json in the cache: host, size, sha256 and day of every file's first arrival.
+Takes  a source; gives its expected digest, from the table or from the first download.
+Never  forgets a deleted model: a second fetch must bring the same files. Only a file that a
+       conversion refused is forgotten.
 """
 
 import json
@@ -16,12 +16,12 @@ from minigpt4_runtime.checkpoint.file_kind import read_json
 from minigpt4_runtime.checkpoint.sources import SourceFile
 from minigpt4_runtime.errors import CheckpointError
 
-LEDGER_NAME = "downloads.json"
+RECORD_NAME = "downloads.json"
 
 
 @dataclass(frozen=True)
 class Arrival:
-    """A file that arrived whole: from where, and what it is."""
+    """A complete download: its host, size, digest and day."""
 
     host: str
     size: int
@@ -29,11 +29,11 @@ class Arrival:
     day: str = ""
 
 
-class Ledger:
+class DownloadRecord:
     """The arrivals, under each file's first place. Any number of threads may write to it."""
 
     def __init__(self, home: Path) -> None:
-        self.path = home / LEDGER_NAME
+        self.path = home / RECORD_NAME
         self._lock = threading.Lock()
         self._arrivals: dict[str, Arrival] = {}
         if self.path.exists():
@@ -51,12 +51,12 @@ class Ledger:
         return self._arrivals.get(file.hosts[0])
 
     def expected_sha256(self, file: SourceFile) -> str | None:
-        """What the file must be: the table's word, else what came the first time."""
+        """The digest that the file must have: the table's, or that of the first arrival."""
         first = self.first_arrival(file)
         return file.sha256 or (first.sha256 if first else None)
 
     def record(self, file: SourceFile, arrival: Arrival) -> None:
-        """Keep what came, if it is the first of its kind."""
+        """Record an arrival, if it is the first of this file."""
         with self._lock:
             if file.hosts[0] in self._arrivals:
                 return
@@ -65,7 +65,7 @@ class Ledger:
             self._write()
 
     def forget(self, file: SourceFile) -> None:
-        """Let the next arrival be the first: what came was not what it should be."""
+        """Drop a wrong file's record, so that the next arrival is the first."""
         with self._lock:
             if self._arrivals.pop(file.hosts[0], None) is not None:
                 self._write()

@@ -1,7 +1,7 @@
-"""What one model needs: looked for, asked for and weighed, before a byte of it is downloaded.
+"""The plan of a fetch: which files a model needs, from which hosts, and whether there is room.
 
-Owns   the FetchPlan, and the room that it needs on the disk and in memory.
-Takes  ModelSources and a user's wishes; gives a FetchPlan.
+Owns   the FetchPlan, and the checks of disk and memory.
+Takes  ModelSources and a user's options; gives a FetchPlan.
 Never  downloads a file, and never touches those of --from.
 """
 
@@ -24,8 +24,8 @@ from minigpt4_runtime.devices.registry import open_device
 from minigpt4_runtime.errors import BackendUnavailableError, CheckpointError, ConfigError
 from minigpt4_runtime.hub.crew import run_jobs
 from minigpt4_runtime.hub.download import PARTIAL_SUFFIX, describe_failure, refuse_other_file
-from minigpt4_runtime.hub.hosts import Hiccup, Refusal, find_address, open_client, open_reply
-from minigpt4_runtime.hub.ledger import Ledger
+from minigpt4_runtime.hub.download_record import DownloadRecord
+from minigpt4_runtime.hub.hosts import Hiccup, HostRefusal, find_address, open_client, open_reply
 
 if TYPE_CHECKING:
     from httpx2 import Client
@@ -46,18 +46,18 @@ class PlannedFile:
 
     @property
     def title(self) -> str:
-        """What a person sees of it: two files may have one name."""
+        """Its name on the screen, with the part: two files may have one name."""
         return f"{self.part.name}/{self.file.name}"
 
     @property
     def missing_bytes(self) -> int:
-        """What is left to download, as far as a size is known."""
+        """How many bytes are left to download, as far as a size is known."""
         return max(0, (self.size or 0) - self.kept_bytes)
 
 
 @dataclass(frozen=True)
 class FetchPlan:
-    """What comes from where. `local` has the files of --from, for the parts that it holds."""
+    """The file of each host. `local` has the files of --from, for the parts found there."""
 
     model: ModelSources
     local: Mapping[Part, Found]
@@ -72,7 +72,7 @@ class FetchPlan:
 
     @property
     def download_bytes(self) -> int:
-        """What is left to download."""
+        """How many bytes are left to download."""
         return sum(each.missing_bytes for each in self.files)
 
     @property
@@ -128,16 +128,18 @@ def make_plan(
     ]
     files: list[PlannedFile] = []
     if wanted:
-        ledger = Ledger(home_dir())
+        downloads = DownloadRecord(home_dir())
         with open_client() as client:
-            jobs = [partial(_plan_file, client, ledger, part, file) for part, file in wanted]
+            jobs = [partial(_plan_file, client, downloads, part, file) for part, file in wanted]
             files = run_jobs(jobs, stop=threading.Event())
     return FetchPlan(model, local, tuple(files), out_dir, dtype)
 
 
-def _plan_file(client: "Client", ledger: Ledger, part: Part, file: SourceFile) -> PlannedFile:
+def _plan_file(
+    client: "Client", downloads: DownloadRecord, part: Part, file: SourceFile
+) -> PlannedFile:
     target = downloads_dir() / part.name / file.name
-    first = ledger.first_arrival(file)
+    first = downloads.first_arrival(file)
     if target.is_file() and first is not None:
         size = target.stat().st_size
         return PlannedFile(part, file, target, first.host, size, size)
@@ -151,9 +153,9 @@ def _plan_file(client: "Client", ledger: Ledger, part: Part, file: SourceFile) -
                 known = file.size or reply.size
                 return PlannedFile(part, file, target, address.host, known, kept_bytes)
         except Hiccup:
-            # The download itself is patient; what it will bring is known then.
+            # The download itself tries again, and knows the size then.
             return PlannedFile(part, file, target, address.host, file.size, kept_bytes)
-        except Refusal as refusal:
+        except HostRefusal as refusal:
             failures.append(f"{address.host}: {refusal}")
     raise CheckpointError(describe_failure(file, addresses, failures))
 
