@@ -144,14 +144,14 @@ def new_lengths(setting: Setting, *, uses_cudnn: bool) -> dict[str, float]:
 
 
 def kernels(setting: Setting, results: Results) -> None:
-    """`pytest -m gpu` of what is closest to the card."""
-    run_tests("pytest -m gpu tests/backend", list(files_of_gpu_tests(setting, "backend")), results)
+    """`pytest -m gpu` of the attention kernels."""
+    run_tests("pytest -m gpu tests/kernels", list(files_of_gpu_tests(setting, "kernels")), results)
 
 
 def answers(setting: Setting, results: Results) -> None:
     """`pytest -m gpu` of all else; then the demo model's exact answers in half precision."""
-    backend = {*files_of_gpu_tests(setting, "backend")}
-    others = [path for path in files_of_gpu_tests(setting) if path not in backend]
+    kernel_tests = {*files_of_gpu_tests(setting, "kernels")}
+    others = [path for path in files_of_gpu_tests(setting) if path not in kernel_tests]
     run_tests("pytest -m gpu, all other tests", others, results)
     dtypes: list[DTypeName] = ["float32"] if setting.is_dry else ["float16", "bfloat16"]
     for dtype in dtypes:

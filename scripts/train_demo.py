@@ -63,6 +63,8 @@ PLANS = {
     "join": Plan(steps=1600, batch=16, rate=1e-3, turns=6, vision_share=0.05),
 }
 
+FITTED_BATCHES = 40  # Of 64 pictures each, on which the projection is fitted before stage 3.
+
 
 # --- stage 1: look ----------------------------------------------------------------------------
 
@@ -164,7 +166,7 @@ def fit_projection(run: "Run", looker: Looker, known: KnownRows, config: VisionC
     """Start the projection where it turns Q-Former rows into known rows, by least squares."""
     rng, plan = random.Random(7), Plan(steps=1, batch=64, rate=0)
     queries, wanted = [], []
-    for _ in range(40):
+    for _ in range(FITTED_BATCHES):
         pictures, cells, _, backgrounds = (
             part.to(run.device) for part in look_batch(plan, config, rng, crowded=0.3)
         )

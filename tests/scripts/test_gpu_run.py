@@ -56,7 +56,7 @@ def test_a_dry_run_executes_every_part(dry_run, scripts):
     }
     assert {key for key, each in results.items() if "unavailable" in each} == ONLY_ON_A_GPU
     assert not [each for each in results.values() if "error" in each]
-    assert results["kernels", "pytest -m gpu tests/backend"]["skipped"] > 100
+    assert results["kernels", "pytest -m gpu tests/kernels"]["skipped"] > 100
     assert results["language", "decode4, agreement"]["tokens"] == 6
     assert results["compiled", "torch.compile, 8 layers, 1"]["difference"] < 1e-3
     assert len(results["profile", "one picture"]["kernels"]) > 5

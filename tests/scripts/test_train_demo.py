@@ -21,6 +21,7 @@ def train_demo(monkeypatch):
         for stage, plan in train_demo.PLANS.items()
     }
     monkeypatch.setattr(train_demo, "PLANS", plans)
+    monkeypatch.setattr(train_demo, "FITTED_BATCHES", 2)
     return train_demo
 
 
