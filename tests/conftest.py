@@ -14,6 +14,11 @@ import pytest
 # Models here are tiny: a second thread costs more than it gives. Read when torch is first loaded.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+# Where there is no GPU, Triton runs kernels on the CPU if this is set before it is first imported,
+# as torch's flop counter does.
+if not Path("/dev/nvidiactl").exists():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 # A shell starts what runs in the background with Ctrl-C ignored, and so would be what is tested.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 

@@ -121,6 +121,8 @@ def same(choice, expected, *, is_exact):
     """Errors by their words; ids exactly; logprobs as exactly as the device computes them."""
     if isinstance(expected, RequestError):
         return isinstance(choice, RequestError) and str(choice) == str(expected)
+    if isinstance(expected, Token) and type(choice.token_id) is not int:
+        return False  # What looks up a token takes no 3.0.
     if is_exact or not isinstance(expected, Token) or expected.logprobs is None:
         return choice == expected
     given_, wanted = choice.logprobs, expected.logprobs

@@ -28,11 +28,6 @@ from minigpt4_runtime.kernels.registry import (
     bind_attention,
 )
 
-# Where there is no GPU, Triton runs kernels on the CPU if this is set before it is imported; and
-# no module imports it while tests are collected.
-if not torch.cuda.is_available():
-    os.environ.setdefault("TRITON_INTERPRET", "1")
-
 # How far from the float32 reference a kernel may be in each dtype.
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}
 

@@ -62,7 +62,7 @@ class Sampler:
             elif not is_finite[row]:
                 choices[each.id] = overflow_error()
             else:
-                choices[each.id] = found[each.id] if each.id in found else Token(best[row])
+                choices[each.id] = found[each.id] if each.id in found else Token(int(best[row]))
         return choices
 
     def _choose(self, logits: Tensor, wants: Many[Want]) -> list[Tensor]:
