@@ -1,13 +1,12 @@
 """The plots of each kind of report.
 
-Owns   what is drawn against what, and the captions.
+Owns   the axes and captions of the plots.
 Takes  a BenchReport; gives Charts.
-Never  computes a number that is not in the report.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -42,62 +41,48 @@ def _draw_vision(report: BenchReport) -> list[Chart]:
     cold = [point for point in points if point.start == "cold"]
     charts = [draw("A cold start: loading, and the first picture.", lambda axes: _cold(axes, cold))]
     if warm:
+        rates = partial(_by_runtime, points=warm, name="images_per_second", y="pictures a second")
         charts += [
-            draw("Where the time of a picture goes.", lambda axes: _stack_stages(axes, warm)),
-            draw("Pictures a second, by batch size.", lambda axes: _images_per_second(axes, warm)),
+            draw("Where the time of a picture goes.", lambda axes: _stages(axes, warm)),
+            draw("Pictures a second, by batch size.", rates),
         ]
     if warm and report.ceilings is not None:
+        caption = "Operations a second in tower and projection; the line is the best matrix product"
         ceiling = report.ceilings.gigaflops_per_second
-        charts.append(
-            draw(
-                "Operations a second in tower and projection; the line is the best matrix product "
-                "of this run.",
-                lambda axes: _gigaflops(axes, warm, ceiling),
-            )
-        )
+        rates = partial(_by_runtime, points=warm, name="gigaflops_per_second", y="GFLOP/s")
+        charts.append(draw(f"{caption} of this run.", partial(rates, ceiling=ceiling)))
     return charts
 
 
 def _cold(axes: Axes, points: Sequence[VisionPoint]) -> None:
-    labels, loads = [p.runtime for p in points], [p.load_ms or 0.0 for p in points]
-    axes.barh(labels, loads, label="loading")
-    axes.barh(labels, [p.latency_ms for p in points], left=loads, label="first picture")
-    axes.invert_yaxis()
-    axes.set_xlabel("ms")
-    axes.legend(ncols=2, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+    parts = {
+        "loading": [p.load_ms or 0.0 for p in points],
+        "first picture": [p.latency_ms for p in points],
+    }
+    _stack(axes, [p.runtime for p in points], parts, "ms")
 
 
-def _stack_stages(axes: Axes, points: Sequence[VisionPoint]) -> None:
+def _stages(axes: Axes, points: Sequence[VisionPoint]) -> None:
     labels = [f"{p.runtime}, batch {p.batch_size}" for p in points]
-    # What a compiled graph does as one is drawn as one.
-    stages: dict[str, list[float]] = {
+    # A compiled graph computes tower and projection as one.
+    parts = {
         "decode": [p.decode_ms for p in points],
         "preprocess": [p.preprocess_ms for p in points],
         "tower": [p.tower_ms or 0.0 for p in points],
         "projection": [p.projection_ms or 0.0 for p in points],
         "tower and projection": [p.encode_ms if p.tower_ms is None else 0.0 for p in points],
     }
-    left = [0.0] * len(points)
-    for name, widths in stages.items():
-        if any(widths):
-            axes.barh(labels, widths, left=left, label=name)
-            left = [a + b for a, b in zip(left, widths, strict=True)]
-    axes.invert_yaxis()
-    axes.set_xlabel("ms for one picture")
-    axes.legend(ncols=2, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+    _stack(axes, labels, parts, "ms for one picture")
 
 
-def _images_per_second(axes: Axes, points: Sequence[VisionPoint]) -> None:
-    for name, own in _grouped(points, lambda p: p.runtime).items():
-        _by_size(axes, own, "batch_size", "images_per_second", label=name)
-    _label(axes, "batch size", "pictures a second")
-
-
-def _gigaflops(axes: Axes, points: Sequence[VisionPoint], ceiling: float) -> None:
-    for name, own in _grouped(points, lambda p: p.runtime).items():
-        _by_size(axes, own, "batch_size", "gigaflops_per_second", label=name)
-    axes.axhline(ceiling, linestyle="--", color="grey", label="ceiling")
-    _label(axes, "batch size", "GFLOP/s")
+def _by_runtime(
+    axes: Axes, points: Sequence[VisionPoint], name: str, y: str, ceiling: float | None = None
+) -> None:
+    for runtime, own in _grouped(points, lambda p: p.runtime).items():
+        _by_size(axes, own, "batch_size", name, label=runtime)
+    if ceiling is not None:
+        axes.axhline(ceiling, linestyle="--", color="grey", label="ceiling")
+    _label(axes, "batch size", y)
 
 
 # --- language -------------------------------------------------------------------------------
@@ -108,7 +93,7 @@ def _draw_language(report: BenchReport) -> list[Chart]:
         each.point for each in report.measured if each.point.failure is None
     ]
     charts = [
-        draw(_search_caption(each), partial(_search, result=each))
+        draw(f"The search for the largest batch. {each.as_text()}", partial(_search, result=each))
         for each in report.searches
         if any(tried.verdict != "memory" for tried in each.found.tried.values())
     ]
@@ -128,23 +113,19 @@ def _draw_language(report: BenchReport) -> list[Chart]:
             )
         )
     if not report.searches and points:
-        charts.append(
-            draw("The time of a response.", lambda axes: _response(axes, points)),
-        )
+        charts.append(draw("The time of a response.", lambda axes: _response(axes, points)))
     return charts
-
-
-def _search_caption(result: BatchSearch) -> str:
-    return f"The search for the largest batch. {result.as_text()}"
 
 
 def _search(axes: Axes, result: BatchSearch) -> None:
     tried = sorted(result.found.tried.items())
     shown = [(size, t.point.per_token_ms, t.verdict) for size, t in tried if t.point.per_token_ms]
     axes.plot([s for s, _, _ in shown], [ms for _, ms, _ in shown], color="grey", linewidth=1)
-    for verdict, colour, marker in (("holds", "C2", "o"), ("latency", "C5", "X")):
+    for verdict, name, colour, marker in (
+        ("holds", "holds", "C2", "o"),
+        ("latency", "too slow", "C5", "X"),
+    ):
         own = [(size, ms) for size, ms, each in shown if each == verdict]
-        name = "holds" if verdict == "holds" else "too slow"
         if own:
             axes.plot(*zip(*own, strict=True), color=colour, marker=marker, ls="", label=name)
     for number, size in enumerate(size for size, t in tried if t.verdict == "memory"):
@@ -161,32 +142,33 @@ def _tokens_per_second(axes: Axes, points: Sequence[LanguagePoint]) -> None:
         _by_size(axes, own, "batch_size", "tokens_per_second", label=name, color=colour)
         if own[0].output_length > 1:
             decode = {"label": f"{name}, decode only", "color": colour, "linestyle": ":"}
-            # Hollow: a single batch size has no line that would tell the two apart.
+            # Hollow markers: with one batch size there is no line to tell the two apart.
             decode["markerfacecolor"] = "none"
             _by_size(axes, own, "batch_size", "decode_tokens_per_second", **decode)
     _label(axes, "batch size", "tokens a second")
 
 
 def _bandwidth(axes: Axes, points: Sequence[LanguagePoint]) -> None:
-    points = sorted(points, key=lambda p: (p.input_length, p.output_length, p.batch_size))
-    labels = [f"{p.batch_size} × {p.input_length} + {p.output_length}" for p in points]
-    axes.barh(labels, [100 * (p.bandwidth_share or 0.0) for p in points])
-    axes.invert_yaxis()
-    axes.set_xlabel("% of the measured bandwidth")
+    shares = [100 * (p.bandwidth_share or 0.0) for p in _ordered(points)]
+    _stack(axes, _works(points), {"": shares}, "% of the measured bandwidth")
     axes.set_ylabel("batch × input + output")
 
 
 def _response(axes: Axes, points: Sequence[LanguagePoint]) -> None:
-    points = sorted(points, key=lambda p: (p.input_length, p.output_length, p.batch_size))
-    labels = [f"{p.batch_size} × {p.input_length} + {p.output_length}" for p in points]
-    first = [p.first_token_ms or 0.0 for p in points]
-    rest = [(p.response_time_ms or 0.0) - ms for p, ms in zip(points, first, strict=True)]
-    axes.barh(labels, first, label="until the first token")
-    axes.barh(labels, rest, left=first, label="until the last")
-    axes.invert_yaxis()
-    axes.set_xlabel("ms")
+    first = [p.first_token_ms or 0.0 for p in _ordered(points)]
+    whole = [p.response_time_ms or 0.0 for p in _ordered(points)]
+    rest = [ms - until for ms, until in zip(whole, first, strict=True)]
+    parts = {"until the first token": first, "until the last": rest}
+    _stack(axes, _works(points), parts, "ms")
     axes.set_ylabel("batch × input + output")
-    axes.legend(ncols=2, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+
+
+def _ordered(points: Sequence[LanguagePoint]) -> list[LanguagePoint]:
+    return sorted(points, key=lambda p: (p.input_length, p.output_length, p.batch_size))
+
+
+def _works(points: Sequence[LanguagePoint]) -> list[str]:
+    return [f"{p.batch_size} × {p.input_length} + {p.output_length}" for p in _ordered(points)]
 
 
 # --- describe -------------------------------------------------------------------------------
@@ -196,25 +178,32 @@ def _draw_describe(report: BenchReport) -> list[Chart]:
     points: list[DescribePoint] = [
         each.point for each in report.measured if each.point.ms_per_image is not None
     ]
-    if not points:
-        return []
-    return [
-        draw("What one picture costs as the folder grows.", lambda axes: _cost(axes, points)),
-        draw("Tokens a second as the folder grows.", lambda axes: _folder_tokens(axes, points)),
-    ]
 
+    def paint(axes: Axes, name: str, y: str) -> None:
+        _by_size(axes, points, "num_images", name)
+        _label(axes, "pictures", y)
 
-def _cost(axes: Axes, points: Sequence[DescribePoint]) -> None:
-    _by_size(axes, points, "num_images", "ms_per_image")
-    _label(axes, "pictures", "ms for one picture")
-
-
-def _folder_tokens(axes: Axes, points: Sequence[DescribePoint]) -> None:
-    _by_size(axes, points, "num_images", "tokens_per_second")
-    _label(axes, "pictures", "tokens a second")
+    plots = {
+        "What one picture costs": partial(paint, name="ms_per_image", y="ms for one picture"),
+        "Tokens a second": partial(paint, name="tokens_per_second", y="tokens a second"),
+    }
+    return [draw(f"{what} as the folder grows.", plot) for what, plot in plots.items() if points]
 
 
 # --- shared ---------------------------------------------------------------------------------
+
+
+def _stack(axes: Axes, labels: Sequence[str], parts: Mapping[str, Sequence[float]], x: str) -> None:
+    """A bar for each label, its parts end to end. Parts that are 0 everywhere are left out."""
+    left = [0.0] * len(labels)
+    for name, widths in parts.items():
+        if any(widths):
+            axes.barh(labels, widths, left=left, label=name)
+            left = [a + b for a, b in zip(left, widths, strict=True)]
+    axes.invert_yaxis()
+    axes.set_xlabel(x)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(ncols=2, loc="lower center", bbox_to_anchor=(0.5, 1.0))
 
 
 def _grouped(points: Sequence[Any], key: Callable[[Any], str]) -> dict[str, list[Any]]:
@@ -233,7 +222,7 @@ def _by_size(axes: Axes, points: Sequence[Any], size: str, name: str, **style: A
 
 
 def _scale_sizes(axes: Axes, sizes: Sequence[int]) -> None:
-    """Doublings at equal distances, and a number at each."""
+    """A logarithmic axis with a tick at each power of two."""
     axes.set_xscale("log", base=2)
     powers = range(min(sizes).bit_length() - 1, max(sizes).bit_length())
     axes.set_xticks([2**power for power in powers])
@@ -241,7 +230,7 @@ def _scale_sizes(axes: Axes, sizes: Sequence[int]) -> None:
 
 
 def _label(axes: Axes, x: str, y: str) -> None:
-    """Name both axes; whatever is measured here begins at 0."""
+    """Name both axes, and let y begin at 0."""
     axes.set_ylim(bottom=0)
     axes.set_xlabel(x)
     axes.set_ylabel(y)

@@ -1,6 +1,6 @@
-"""Published shapes by name, whole or with fewer layers, to measure a speed without any weights.
+"""Published shapes by name, optionally with fewer layers, for measurements without weights.
 
-Owns   the look-up and the cut. Takes a name; gives a ModelConfig. Never makes a model.
+Owns   the look-up and the cut. Takes a name; gives a ModelConfig.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ def find_preset(name: str) -> ModelConfig:
     """Look a shape up.
 
     Raises:
-        ConfigError: there is none of that name.
+        ConfigError: no shape has that name.
     """
     try:
         return PRESETS[name]
@@ -28,7 +28,7 @@ def find_preset(name: str) -> ModelConfig:
 def cut_layers(
     config: ModelConfig, *, vision: int | None = None, language: int | None = None
 ) -> ModelConfig:
-    """The same widths with at most so many layers on each side; None leaves a side whole."""
+    """The same widths with at most that many layers on each side; None keeps all of a side."""
     return replace(
         config,
         vision=_cut(config.vision, vision),

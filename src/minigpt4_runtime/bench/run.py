@@ -1,8 +1,7 @@
-"""One run of a bench as it grows, and the report of it at any moment.
+"""A bench run in progress, which can be reported at any moment.
 
-Owns   the facts and notes that stand around the points.
-Takes  points, searches and notes as they come, and tells each in a line. Gives a BenchReport.
-Never  writes a file.
+Owns   the facts and notes of the run.
+Takes  points, searches and notes, and shows each point in a line. Gives a BenchReport.
 """
 
 from __future__ import annotations
@@ -23,8 +22,8 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class Run:
-    """What has been measured so far. `command` is what was typed; `tell` shows a line."""
+class BenchRun:
+    """The results so far. `command` is the command line; `tell` shows a line to the user."""
 
     kind: str
     command: str
@@ -36,7 +35,7 @@ class Run:
     _place: tuple[str, str] = field(default=("cpu", "float32"), init=False)
 
     def load(self, load: Callable[[], MiniGPT4], *, name: str) -> MiniGPT4:
-        """Load what is measured, and note what it is and on what it runs."""
+        """Load the model to measure, and note its sizes and its device."""
         model = load()
         vision, language = model.config.vision, model.config.language
         ranks = f", {model.tensor_parallel} ranks" if model.tensor_parallel > 1 else ""
@@ -50,19 +49,19 @@ class Run:
         return model
 
     def add(self, measured: Measured[Any]) -> None:
-        """Keep and tell one more point."""
+        """Keep and show one more point."""
         self.measured.append(measured)
         self.tell(measured.as_text())
 
     def report(self, old: OldReport | None = None) -> BenchReport:
-        """The report of what is there, beside an older one. There is at least one point."""
+        """The report of the results so far, of at least one point, compared with an older one."""
         failures = (getattr(each.point, "failure", None) for each in self.measured)
         comparison = compare(old, self.measured, self.facts) if old is not None else None
         return BenchReport(
             self.kind,
             self.command,
             self.facts,
-            # The whole job is bound by neither.
+            # Neither ceiling limits the whole job.
             None if self.kind == "bench describe" else measure_ceilings(*self._place),
             tuple(self.measured),
             searches=tuple(self.searches),

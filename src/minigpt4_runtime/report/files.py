@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from minigpt4_runtime.errors import ConfigError
+from minigpt4_runtime.optional import require
+from minigpt4_runtime.report.page import INSTALL
 
 if TYPE_CHECKING:
     from minigpt4_runtime.report.table import Table
@@ -54,7 +56,8 @@ class ReportFolder:
             path.mkdir(exist_ok=True)
         if not os.access(path, os.W_OK):
             raise ConfigError(f"--out is {path}, which may not be written. Check its permissions.")
-        from minigpt4_runtime.report import chart  # noqa: F401 - it asks for its packages.
+        require("jinja2", install=INSTALL)
+        from minigpt4_runtime.report import chart  # noqa: F401 - its packages are checked too.
 
         self._path = path
         self._kind = kind

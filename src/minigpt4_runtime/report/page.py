@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 INSTALL = "pip install 'minigpt4-runtime[eval]'"
-jinja2 = require("jinja2", install=INSTALL)
-
 _THUMBNAIL_SIDE = 360
 
 
@@ -102,6 +100,7 @@ def render(title: str, blocks: Sequence[Block]) -> str:
 
 @cache
 def _template() -> Any:
+    jinja2 = require("jinja2", install=INSTALL)
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("minigpt4_runtime.report", "."),
         autoescape=True,
