@@ -4,8 +4,6 @@ Owns   the measurement of memory bandwidth and of matrix products on this machin
 Takes  a device and a dtype by torch's names.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor

@@ -4,8 +4,6 @@ Owns   which points of two reports belong together, and when a change is more th
 Takes  an older report and the points of a new run. Only times are compared: less is better.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -5,8 +5,6 @@ Takes  a ModelConfig. A multiplication and an addition count as two operations.
 Never  counts norms, softmax or activations: nearly all the work is matrix products.
 """
 
-from __future__ import annotations
-
 from minigpt4_runtime.config import ModelConfig, QFormerConfig, VisionConfig
 
 

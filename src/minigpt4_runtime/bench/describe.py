@@ -4,20 +4,15 @@ Owns   how many of the images each point describes, and the cost of one image.
 Takes  a model and images; gives DescribePoints. Each try has an engine with empty caches.
 """
 
-from __future__ import annotations
-
 import statistics
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from minigpt4_runtime.api import MiniGPT4
 from minigpt4_runtime.bench.spread import Measured
 from minigpt4_runtime.config import SamplingParams
-
-if TYPE_CHECKING:
-    from minigpt4_runtime.api import MiniGPT4
 
 
 @dataclass(frozen=True, kw_only=True)

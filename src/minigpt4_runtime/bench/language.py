@@ -4,16 +4,17 @@ Owns   the prompts, which are random ids, first and later tokens, and the search
 Takes  a model and Works; gives a LanguagePoint for each. Nothing is cached between two tries.
 """
 
-from __future__ import annotations
-
 import random
 import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from itertools import chain, pairwise
+from math import inf
+from typing import Any
 
+from minigpt4_runtime.api import MiniGPT4
 from minigpt4_runtime.bench.ceilings import measure_ceilings
 from minigpt4_runtime.bench.costs import step_bytes
 from minigpt4_runtime.bench.machine import GIB, available_memory_bytes
@@ -22,9 +23,6 @@ from minigpt4_runtime.bench.spread import Measured, Spread
 from minigpt4_runtime.cache.key_value import token_bytes
 from minigpt4_runtime.config import EngineConfig, SamplingParams
 from minigpt4_runtime.errors import BackendUnavailableError, ConfigError, RequestError
-
-if TYPE_CHECKING:
-    from minigpt4_runtime.api import MiniGPT4
 
 DEFAULT_PAIRS = ((256, 64), (512, 128), (1024, 256), (3584, 512))
 _WARM_UP_TOKENS = 4
@@ -163,14 +161,8 @@ class BatchSearch:
 
     def as_mapping(self) -> dict[str, Any]:
         """As JSON can hold it; `tried` are the batch sizes in the order of the tries."""
-        return {
-            "input_length": self.input_length,
-            "output_length": self.output_length,
-            "max_token_latency_ms": self.max_token_latency_ms,
-            "batch_size": self.found.batch_size,
-            "limit": self.found.limit,
-            "tried": list(self.found.tried),
-        }
+        asked = {name: value for name, value in vars(self).items() if name != "found"}
+        return asked | {**vars(self.found), "tried": list(self.found.tried)}
 
     def as_text(self) -> str:
         """The result in one sentence."""
@@ -198,6 +190,11 @@ class LanguageBench:
         self._free_cache()
         self._ceilings = measure_ceilings(model.device, model.dtype)
 
+    @property
+    def context(self) -> int:
+        """How many tokens prompt and answer may have together."""
+        return self._model.config.language.max_position_embeddings
+
     def fitting(
         self, asked: Sequence[tuple[int, int]], notes: list[str]
     ) -> Sequence[tuple[int, int]]:
@@ -208,8 +205,7 @@ class LanguageBench:
         Raises:
             ConfigError: a pair that is asked for does not fit into the model's context, or none do.
         """
-        context = self._model.config.language.max_position_embeddings
-        pairs = asked or DEFAULT_PAIRS
+        context, pairs = self.context, asked or DEFAULT_PAIRS
         faults = [
             f"{prompt} + {answer} tokens do not fit into the model's context of {context}"
             for prompt, answer in pairs
@@ -244,7 +240,7 @@ class LanguageBench:
 
         return BatchSearch(*pair, max_token_latency_ms, find_largest_batch(attempt, *sizes))
 
-    def measure(self, work: Work, *, max_token_latency_ms: float | None = None) -> Tried:
+    def measure(self, work: Work, *, max_token_latency_ms: float = inf) -> Tried:
         """Measure a few times. Running out of memory gives a point with a failure, not an error."""
         try:
             self._make_room(work)
@@ -254,8 +250,7 @@ class LanguageBench:
         except OutOfMemoryError as error:
             return Tried(LanguagePoint(**asdict(work), failure=f"{work}: {error}."), {}, "memory")
         point = self._summarise(work, answered)
-        limit = max_token_latency_ms
-        is_slow = limit is not None and (point.per_token_ms or 0.0) > limit
+        is_slow = (point.per_token_ms or 0.0) > max_token_latency_ms
         tries = {
             "response_time_ms": [each.response_time_ms for each in answered],
             "first_token_ms": [each.first_token_ms for each in answered],
@@ -274,7 +269,9 @@ class LanguageBench:
             needed += self._model.tensor_parallel * step_bytes(
                 self._model.config, num_tokens=work.step_tokens, num_answers=work.batch_size
             )
-            available = self._available_bytes()
+            # A container may have less memory than its machine.
+            known = (available_memory_bytes(), self._model.probe.free_memory_bytes())
+            available = min((each for each in known if each is not None), default=None)
             if available is not None and needed > _SAFE_SHARE * available:
                 raise OutOfMemoryError(
                     f"out of memory: {needed / GIB:.1f} GiB for keys, values and a step, and "
@@ -284,11 +281,6 @@ class LanguageBench:
             self._model.probe.use_engine(work.engine_config())
         except BackendUnavailableError as error:
             raise OutOfMemoryError(f"out of memory: {error}") from None
-
-    def _available_bytes(self) -> int | None:
-        """Memory available without swapping; a container may have less than its machine."""
-        known = (available_memory_bytes(), self._model.probe.free_memory_bytes())
-        return min((each for each in known if each is not None), default=None)
 
     def _free_cache(self) -> None:
         """Reduce the cache to one block."""
@@ -302,15 +294,12 @@ class LanguageBench:
         started = time.perf_counter()
         # A token is on the CPU when it is reported: the device has finished its step.
         tickets = [
-            self._model.probe.submit_tokens(
-                prompt, sampling, on_token=lambda _, own=own: own.append(time.perf_counter())
-            )
+            self._model.probe.submit_tokens(prompt, sampling, on_token=partial(_note_time, own))
             for prompt, own in zip(prompts, times, strict=True)
         ]
         try:
-            for ticket in tickets:
-                for _ in ticket:
-                    pass
+            for _ in chain.from_iterable(tickets):
+                pass
         except RequestError:
             self._refuse_preempted()
             raise
@@ -354,3 +343,7 @@ class LanguageBench:
         cached = token_bytes(self._model.config.language, self._model.dtype)
         cached //= self._model.tensor_parallel
         return (weights["layers"] + weights["head"] + work.batch_size * context * cached) / 1e9
+
+
+def _note_time(times: list[float], _: int) -> None:
+    times.append(time.perf_counter())

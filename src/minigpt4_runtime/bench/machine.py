@@ -4,8 +4,6 @@ Owns   the names of processor and device, the versions, and the sizes of memory.
 Takes  what the system reports; facts that it does not report are left out.
 """
 
-from __future__ import annotations
-
 import os
 import platform
 import re
@@ -22,7 +20,8 @@ def machine_facts(device: str) -> dict[str, str]:
     """The facts that a reader needs before comparing two numbers."""
     facts = {"processor": processor_name()}
     if device != "cpu":
-        facts["device"] = f"{device}: {_device_name(device)}"
+        module = getattr(torch, torch.device(device).type)
+        facts["device"] = f"{device}: {module.get_device_name(torch.device(device))}"
     facts |= {
         "cores": f"{os.cpu_count()}, of which torch uses {torch.get_num_threads()}",
         "system": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
@@ -57,8 +56,3 @@ def _search(path: str, pattern: str) -> str | None:
     except OSError:
         return None
     return found[1] if found else None
-
-
-def _device_name(device: str) -> str:
-    module = getattr(torch, torch.device(device).type)
-    return str(module.get_device_name(torch.device(device)))

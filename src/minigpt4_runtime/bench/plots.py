@@ -21,40 +21,40 @@ if TYPE_CHECKING:
     from minigpt4_runtime.bench.vision import VisionPoint
     from minigpt4_runtime.report.page import Chart
 
+# A caption, what draws it, and the points to draw.
+Plot = tuple[str, Callable[[Sequence[Any], "Axes"], object], Sequence[Any]]
+
 
 def draw_plots(report: BenchReport) -> list[Chart]:
     """All plots that the report's points allow."""
-    painters = {
-        "bench vision": _draw_vision,
-        "bench language": _draw_language,
-        "bench describe": _draw_describe,
-    }
-    return painters[report.kind](report)
+    plots = {
+        "bench vision": _vision_plots,
+        "bench language": _language_plots,
+        "bench describe": _describe_plots,
+    }[report.kind](report)
+    return [draw(caption, partial(paint, points)) for caption, paint, points in plots if points]
 
 
 # --- vision ---------------------------------------------------------------------------------
 
 
-def _draw_vision(report: BenchReport) -> list[Chart]:
+def _vision_plots(report: BenchReport) -> list[Plot]:
     points: list[VisionPoint] = [each.point for each in report.measured]
     warm = [point for point in points if point.start == "warm"]
     cold = [point for point in points if point.start == "cold"]
-    charts = [draw("A cold start: loading, and the first picture.", lambda axes: _cold(axes, cold))]
-    if warm:
-        rates = partial(_by_runtime, points=warm, name="images_per_second", y="pictures a second")
-        charts += [
-            draw("Where the time of a picture goes.", lambda axes: _stages(axes, warm)),
-            draw("Pictures a second, by batch size.", rates),
-        ]
-    if warm and report.ceilings is not None:
-        caption = "Operations a second in tower and projection; the line is the best matrix product"
-        ceiling = report.ceilings.gigaflops_per_second
-        rates = partial(_by_runtime, points=warm, name="gigaflops_per_second", y="GFLOP/s")
-        charts.append(draw(f"{caption} of this run.", partial(rates, ceiling=ceiling)))
-    return charts
+    ceiling = report.ceilings.gigaflops_per_second if report.ceilings else None
+    rates = partial(_by_runtime, name="images_per_second", y="pictures a second")
+    flops = partial(_by_runtime, name="gigaflops_per_second", y="GFLOP/s", ceiling=ceiling)
+    caption = "Operations a second in tower and projection; the line is the best matrix product"
+    return [
+        ("A cold start: loading, and the first picture.", _cold, cold),
+        ("Where the time of a picture goes.", _stages, warm),
+        ("Pictures a second, by batch size.", rates, warm),
+        (f"{caption} of this run.", flops, warm),
+    ]
 
 
-def _cold(axes: Axes, points: Sequence[VisionPoint]) -> None:
+def _cold(points: Sequence[VisionPoint], axes: Axes) -> None:
     parts = {
         "loading": [p.load_ms or 0.0 for p in points],
         "first picture": [p.latency_ms for p in points],
@@ -62,7 +62,7 @@ def _cold(axes: Axes, points: Sequence[VisionPoint]) -> None:
     _stack(axes, [p.runtime for p in points], parts, "ms")
 
 
-def _stages(axes: Axes, points: Sequence[VisionPoint]) -> None:
+def _stages(points: Sequence[VisionPoint], axes: Axes) -> None:
     labels = [f"{p.runtime}, batch {p.batch_size}" for p in points]
     # A compiled graph computes tower and projection as one.
     parts = {
@@ -76,7 +76,7 @@ def _stages(axes: Axes, points: Sequence[VisionPoint]) -> None:
 
 
 def _by_runtime(
-    axes: Axes, points: Sequence[VisionPoint], name: str, y: str, ceiling: float | None = None
+    points: Sequence[VisionPoint], axes: Axes, *, name: str, y: str, ceiling: float | None = None
 ) -> None:
     for runtime, own in _grouped(points, lambda p: p.runtime).items():
         _by_size(axes, own, "batch_size", name, label=runtime)
@@ -88,36 +88,29 @@ def _by_runtime(
 # --- language -------------------------------------------------------------------------------
 
 
-def _draw_language(report: BenchReport) -> list[Chart]:
+def _language_plots(report: BenchReport) -> list[Plot]:
     points: list[LanguagePoint] = [
         each.point for each in report.measured if each.point.failure is None
     ]
-    charts = [
-        draw(f"The search for the largest batch. {each.as_text()}", partial(_search, result=each))
-        for each in report.searches
-        if any(tried.verdict != "memory" for tried in each.found.tried.values())
-    ]
-    if points:
-        charts.append(
-            draw(
-                "Tokens a second, by batch size: all of the time, and while all answers grow.",
-                lambda axes: _tokens_per_second(axes, points),
-            )
-        )
     fast = [point for point in points if point.bandwidth_share is not None]
-    if fast:
-        charts.append(
-            draw(
-                "How much of the measured memory bandwidth a later token uses.",
-                lambda axes: _bandwidth(axes, fast),
-            )
-        )
-    if not report.searches and points:
-        charts.append(draw("The time of a response.", lambda axes: _response(axes, points)))
-    return charts
+    return [
+        *(
+            (f"The search for the largest batch. {each.as_text()}", _search, [each])
+            for each in report.searches
+            if any(tried.verdict != "memory" for tried in each.found.tried.values())
+        ),
+        (
+            "Tokens a second, by batch size: all of the time, and while all answers grow.",
+            _tokens_per_second,
+            points,
+        ),
+        ("How much of the measured memory bandwidth a later token uses.", _bandwidth, fast),
+        ("The time of a response.", _response, [] if report.searches else points),
+    ]
 
 
-def _search(axes: Axes, result: BatchSearch) -> None:
+def _search(searches: Sequence[BatchSearch], axes: Axes) -> None:
+    (result,) = searches
     tried = sorted(result.found.tried.items())
     shown = [(size, t.point.per_token_ms, t.verdict) for size, t in tried if t.point.per_token_ms]
     axes.plot([s for s, _, _ in shown], [ms for _, ms, _ in shown], color="grey", linewidth=1)
@@ -135,7 +128,7 @@ def _search(axes: Axes, result: BatchSearch) -> None:
     _label(axes, "batch size", "ms for a later token (mean)")
 
 
-def _tokens_per_second(axes: Axes, points: Sequence[LanguagePoint]) -> None:
+def _tokens_per_second(points: Sequence[LanguagePoint], axes: Axes) -> None:
     lengths = _grouped(points, lambda p: f"{p.input_length} + {p.output_length}")
     for number, (name, own) in enumerate(lengths.items()):
         colour = f"C{number}"
@@ -148,13 +141,13 @@ def _tokens_per_second(axes: Axes, points: Sequence[LanguagePoint]) -> None:
     _label(axes, "batch size", "tokens a second")
 
 
-def _bandwidth(axes: Axes, points: Sequence[LanguagePoint]) -> None:
+def _bandwidth(points: Sequence[LanguagePoint], axes: Axes) -> None:
     shares = [100 * (p.bandwidth_share or 0.0) for p in _ordered(points)]
     _stack(axes, _works(points), {"": shares}, "% of the measured bandwidth")
     axes.set_ylabel("batch × input + output")
 
 
-def _response(axes: Axes, points: Sequence[LanguagePoint]) -> None:
+def _response(points: Sequence[LanguagePoint], axes: Axes) -> None:
     first = [p.first_token_ms or 0.0 for p in _ordered(points)]
     whole = [p.response_time_ms or 0.0 for p in _ordered(points)]
     rest = [ms - until for ms, until in zip(whole, first, strict=True)]
@@ -174,20 +167,19 @@ def _works(points: Sequence[LanguagePoint]) -> list[str]:
 # --- describe -------------------------------------------------------------------------------
 
 
-def _draw_describe(report: BenchReport) -> list[Chart]:
-    points: list[DescribePoint] = [
-        each.point for each in report.measured if each.point.ms_per_image is not None
+def _describe_plots(report: BenchReport) -> list[Plot]:
+    points = [each.point for each in report.measured if each.point.ms_per_image is not None]
+    cost = partial(_by_folder, name="ms_per_image", y="ms for one picture")
+    rate = partial(_by_folder, name="tokens_per_second", y="tokens a second")
+    return [
+        ("What one picture costs as the folder grows.", cost, points),
+        ("Tokens a second as the folder grows.", rate, points),
     ]
 
-    def paint(axes: Axes, name: str, y: str) -> None:
-        _by_size(axes, points, "num_images", name)
-        _label(axes, "pictures", y)
 
-    plots = {
-        "What one picture costs": partial(paint, name="ms_per_image", y="ms for one picture"),
-        "Tokens a second": partial(paint, name="tokens_per_second", y="tokens a second"),
-    }
-    return [draw(f"{what} as the folder grows.", plot) for what, plot in plots.items() if points]
+def _by_folder(points: Sequence[DescribePoint], axes: Axes, *, name: str, y: str) -> None:
+    _by_size(axes, points, "num_images", name)
+    _label(axes, "pictures", y)
 
 
 # --- shared ---------------------------------------------------------------------------------

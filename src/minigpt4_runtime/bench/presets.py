@@ -3,8 +3,6 @@
 Owns   the look-up and the cut. Takes a name; gives a ModelConfig.
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 from typing import Any
 
@@ -29,15 +27,15 @@ def cut_layers(
     config: ModelConfig, *, vision: int | None = None, language: int | None = None
 ) -> ModelConfig:
     """The same widths with at most that many layers on each side; None keeps all of a side."""
+
+    def cut(part: Any, most: int | None) -> Any:
+        if part is None or most is None:
+            return part
+        return replace(part, num_hidden_layers=min(most, part.num_hidden_layers))
+
     return replace(
         config,
-        vision=_cut(config.vision, vision),
-        qformer=_cut(config.qformer, vision) if config.qformer else None,
-        language=_cut(config.language, language),
+        vision=cut(config.vision, vision),
+        qformer=cut(config.qformer, vision),
+        language=cut(config.language, language),
     )
-
-
-def _cut(part: Any, num_layers: int | None) -> Any:
-    if num_layers is None:
-        return part
-    return replace(part, num_hidden_layers=min(num_layers, part.num_hidden_layers))

@@ -4,8 +4,6 @@ Owns   the order of the tries, and why a search ended.
 Takes  a function that tries a batch size; keeps its outcomes.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Generic, Literal, Protocol, TypeVar

@@ -4,23 +4,19 @@ Owns   the columns that the table shows, the JSON's layout, and the sentences ar
 Takes  measured points and facts; gives text, tables, mappings and a page.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from minigpt4_runtime.bench.ceilings import Ceilings
 from minigpt4_runtime.bench.comparison import Comparison
+from minigpt4_runtime.bench.language import BatchSearch
 from minigpt4_runtime.bench.machine import GIB
 from minigpt4_runtime.bench.spread import Measured
 from minigpt4_runtime.report.page import Block, Paragraph, render
 from minigpt4_runtime.report.table import Column, Table
-
-if TYPE_CHECKING:
-    from minigpt4_runtime.bench.ceilings import Ceilings
-    from minigpt4_runtime.bench.language import BatchSearch
 
 FORMAT_VERSION = 1
 _MEMORY = ("peak_memory_bytes", Column("peak GiB", ".2f"))
@@ -73,21 +69,21 @@ SHOWN: dict[str, tuple[tuple[str, Column], ...]] = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass
 class BenchReport:
     """All that one run measured. `facts` name model and machine; `notes` are further sentences."""
 
     kind: str
     command: str
-    facts: Mapping[str, str]
-    ceilings: Ceilings | None
-    measured: tuple[Measured[Any], ...]
-    searches: tuple[BatchSearch, ...] = ()
-    notes: tuple[str, ...] = ()
+    facts: Mapping[str, str] = field(default_factory=dict)
+    ceilings: Ceilings | None = None
+    measured: list[Measured[Any]] = field(default_factory=list)
+    searches: list[BatchSearch] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
     comparison: Comparison | None = None
     made_at: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
 
-    def remarks(self) -> tuple[str, ...]:
+    def remarks(self) -> list[str]:
         """The sentences below the table."""
         lines = [each.as_text() for each in self.searches]
         if self.ceilings is not None:
@@ -100,7 +96,7 @@ class BenchReport:
             lines += [f"Different then: {each}." for each in self.comparison.differences]
             if not self.comparison.changes:
                 lines.append(f"Nothing in {self.comparison.old.path} was measured here too.")
-        return tuple(lines)
+        return lines
 
     def as_text(self) -> str:
         """Facts, tables and remarks."""

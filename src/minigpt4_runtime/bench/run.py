@@ -1,37 +1,26 @@
 """A bench run in progress, which can be reported at any moment.
 
 Owns   the facts and notes of the run.
-Takes  points, searches and notes, and shows each point in a line. Gives a BenchReport.
+Takes  points, searches and notes, and shows each point in a line.
 """
 
-from __future__ import annotations
-
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from minigpt4_runtime.api import MiniGPT4
 from minigpt4_runtime.bench.ceilings import measure_ceilings
 from minigpt4_runtime.bench.comparison import OldReport, compare
 from minigpt4_runtime.bench.machine import machine_facts
 from minigpt4_runtime.bench.report import BenchReport
-
-if TYPE_CHECKING:
-    from minigpt4_runtime.api import MiniGPT4
-    from minigpt4_runtime.bench.language import BatchSearch
-    from minigpt4_runtime.bench.spread import Measured
+from minigpt4_runtime.bench.spread import Measured
 
 
-@dataclass
-class BenchRun:
-    """The results so far. `command` is the command line; `tell` shows a line to the user."""
+@dataclass(kw_only=True)
+class BenchRun(BenchReport):
+    """A report that grows. `tell` shows a line to the user."""
 
-    kind: str
-    command: str
     tell: Callable[[str], object]
-    measured: list[Measured[Any]] = field(default_factory=list)
-    searches: list[BatchSearch] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    facts: Mapping[str, str] = field(default_factory=dict)
     _place: tuple[str, str] = field(default=("cpu", "float32"), init=False)
 
     def load(self, load: Callable[[], MiniGPT4], *, name: str) -> MiniGPT4:
@@ -54,17 +43,12 @@ class BenchRun:
         self.tell(measured.as_text())
 
     def report(self, old: OldReport | None = None) -> BenchReport:
-        """The report of the results so far, of at least one point, compared with an older one."""
+        """Complete the report of at least one point, and compare it with an older one."""
         failures = (getattr(each.point, "failure", None) for each in self.measured)
-        comparison = compare(old, self.measured, self.facts) if old is not None else None
-        return BenchReport(
-            self.kind,
-            self.command,
-            self.facts,
-            # Neither ceiling limits the whole job.
-            None if self.kind == "bench describe" else measure_ceilings(*self._place),
-            tuple(self.measured),
-            searches=tuple(self.searches),
-            notes=tuple(dict.fromkeys([*filter(None, failures), *self.notes])),
-            comparison=comparison,
-        )
+        self.notes = list(dict.fromkeys([*filter(None, failures), *self.notes]))
+        # Neither ceiling limits the whole job.
+        if self.kind != "bench describe":
+            self.ceilings = measure_ceilings(*self._place)
+        if old is not None:
+            self.comparison = compare(old, self.measured, self.facts)
+        return self

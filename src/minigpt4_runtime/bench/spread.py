@@ -4,13 +4,11 @@ Owns   the definitions of mean, percentiles and noise.
 Takes  plain numbers.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Self, TypeVar
 
 import numpy
 
@@ -43,7 +41,7 @@ class Spread:
     p99: float
 
     @classmethod
-    def of(cls, values: Sequence[float]) -> Spread:
+    def of(cls, values: Sequence[float]) -> Self:
         """Take the mean and three percentiles."""
         mean = statistics.fmean(values)
         return cls(mean, *(percentile(values, share) for share in (0.5, 0.9, 0.99)))

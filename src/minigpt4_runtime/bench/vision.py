@@ -5,8 +5,6 @@ Takes  a function for each runtime that loads a model; gives VisionPoints, one r
 Never  holds two models at once: each one's peak of memory is measured alone.
 """
 
-from __future__ import annotations
-
 import gc
 import io
 import statistics
@@ -15,21 +13,18 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Literal
+from pathlib import Path
+from typing import Literal
 
 import numpy
 
+from minigpt4_runtime.api import MiniGPT4
 from minigpt4_runtime.bench.ceilings import measure_ceilings
 from minigpt4_runtime.bench.costs import vision_gigaflops
+from minigpt4_runtime.bench.run import BenchRun
 from minigpt4_runtime.bench.spread import Measured, Spread
 from minigpt4_runtime.config import EngineConfig
 from minigpt4_runtime.errors import BackendUnavailableError
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from minigpt4_runtime.api import MiniGPT4
-    from minigpt4_runtime.bench.run import BenchRun
 
 
 @dataclass(frozen=True, kw_only=True)
