@@ -31,8 +31,8 @@ from typing import Any
 import torch
 from rivals import (
     SETTINGS,
-    Answered,
     Ours,
+    TimedAnswers,
     Transformers,
     in_own_thread,
     library_version,
@@ -62,7 +62,7 @@ class Work:
     name: str
     lengths: list[int]
     counts: list[int]
-    rate: Callable[[Answered, Work], float]  # In tokens per second.
+    rate: Callable[[TimedAnswers, Work], float]  # In tokens per second.
     batch_size: int = BATCH
 
     @property
@@ -81,19 +81,19 @@ class Work:
         return [[rng.randrange(3, vocab_size) for _ in range(length)] for length in self.lengths]
 
 
-def decode_rate(answered: Answered, _: Work) -> float:
+def decode_rate(answered: TimedAnswers, _: Work) -> float:
     """Tokens per second from the latest first token to the earliest last token."""
     start = max(times[0] for times in answered.times)
     end = min(times[-1] for times in answered.times)
     return sum(start < at <= end for times in answered.times for at in times) / (end - start)
 
 
-def prefill_rate(answered: Answered, work: Work) -> float:
+def prefill_rate(answered: TimedAnswers, work: Work) -> float:
     """Prompt tokens per second until the first new token."""
     return sum(work.lengths) / (answered.times[0][0] - answered.started)
 
 
-def whole_rate(answered: Answered, work: Work) -> float:
+def whole_rate(answered: TimedAnswers, work: Work) -> float:
     """Requested tokens per second until the last token."""
     return sum(work.counts) / (max(times[-1] for times in answered.times) - answered.started)
 
@@ -151,7 +151,7 @@ class Result:
     equal_tokens: float
 
 
-def equal_share(ours: Answered, theirs: Answered) -> float:
+def equal_share(ours: TimedAnswers, theirs: TimedAnswers) -> float:
     """The share of tokens that are equal at the same position."""
     pairs = [
         (one, other)
@@ -179,7 +179,7 @@ def measure(
         mine = ours.generate(prompts, work.counts)
         ours.rest()
 
-        def answer() -> Answered:
+        def answer() -> TimedAnswers:
             theirs.generate(others, few, batch_size=work.batch_size)  # noqa: B023
             return theirs.generate(prompts, work.counts, batch_size=work.batch_size)  # noqa: B023
 

@@ -17,10 +17,9 @@ def find_preset(name: str) -> ModelConfig:
     Raises:
         ConfigError: no shape has that name.
     """
-    try:
-        return PRESETS[name]
-    except KeyError:
-        raise ConfigError(f"--preset is {name!r}; known are {', '.join(PRESETS)}.") from None
+    if name not in PRESETS:
+        raise ConfigError(f"--preset is {name!r}; known are {', '.join(PRESETS)}.")
+    return PRESETS[name]
 
 
 def cut_layers(

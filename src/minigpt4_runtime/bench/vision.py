@@ -172,14 +172,14 @@ def _summarise(
     return Measured(point, {"latency_ms": latencies, "encode_ms": encodings})
 
 
-def made_up_photo(width: int = 640, height: int = 480) -> bytes:
+def made_up_photo() -> bytes:
     """A JPEG about as costly to decode as a photo: soft colours and some noise."""
     from PIL import Image
 
     random = numpy.random.default_rng(0)
     coarse = random.integers(0, 256, (12, 16, 3), dtype=numpy.uint8)
-    soft = Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
-    grain = random.normal(0, 8, (height, width, 3))
+    soft = Image.fromarray(coarse).resize((640, 480), Image.Resampling.BICUBIC)
+    grain = random.normal(0, 8, (480, 640, 3))
     levels = numpy.clip(numpy.asarray(soft) + grain, 0, 255).astype(numpy.uint8)
     file = io.BytesIO()
     Image.fromarray(levels).save(file, "JPEG", quality=90)

@@ -125,8 +125,8 @@ def _score_some(images: Mapping[Case, Image], judge: Judge, ledger: Ledger) -> l
     ]  # fmt: skip
 
 
-def _digest(picture: Image) -> str:
-    return hashlib.sha256(f"{picture.size}".encode() + picture.tobytes()).hexdigest()
+def _digest(rgb: Image) -> str:
+    return hashlib.sha256(f"{rgb.size}".encode() + rgb.tobytes()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -175,7 +175,10 @@ class ClipReport:
         """Means, then comparisons."""
         cut = f"over {self.max_tokens} tokens"
         columns = Column("run"), Column("mean", ".4f"), Column("pictures"), Column(cut)
-        means = tuple((run, *each.values()) for run, each in self._summaries().items())
+        means = tuple(
+            (run, each["mean"], each["pictures"], each["cut"])
+            for run, each in self._summaries().items()
+        )
         return [Table(columns, means), *([self._comparison_table()] if self.comparisons else [])]
 
     def _summaries(self) -> dict[str, dict[str, float]]:

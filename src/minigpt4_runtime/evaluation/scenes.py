@@ -89,10 +89,10 @@ class Question:
     kind: str
 
 
-def random_scene(rng: random.Random, *, held_out: bool, most: int = MAX_SHAPES) -> Scene:
-    """A random scene of one to `most` shapes, held out or not."""
+def random_scene(rng: random.Random, *, held_out: bool) -> Scene:
+    """A random scene of one to four shapes, held out or not."""
     while True:
-        count = rng.randint(1, most)
+        count = rng.randint(1, MAX_SHAPES)
         shapes = tuple(
             Shape(rng.choice(KINDS), rng.choice(tuple(COLOURS)), rng.choice(tuple(SIZES)), cell)
             for cell in sorted(rng.sample(range(len(PLACES)), count))

@@ -75,11 +75,11 @@ def export_onnx(
     model_dir: Path,
     out_dir: Path,
     *,
-    pictures: Sequence[ImageSource],
+    images: Sequence[ImageSource],
     plan: GraphPlan | None = None,
     force: bool = False,
 ) -> GraphRecord:
-    """Make `out_dir` with the graph, and compare it with torch on `pictures` and on noise.
+    """Make `out_dir` with the graph, and compare it with torch on `images` and on noise.
 
     Raises:
         CheckpointError: the model is incomplete, `out_dir` cannot be written, or the graph's rows
@@ -92,7 +92,7 @@ def export_onnx(
     check_target(out_dir, force=force, kind=GRAPH_FOLDER)
     config = load_config(model_dir)
     vision = load_vision(model_dir, dtype=torch.float32)
-    sample = make_sample(vision, config.vision, pictures)
+    sample = make_sample(vision, config.vision, images)
     num_bytes = sum(weight.numel() for weight in vision.parameters()) * DTYPE_BYTES[plan.dtype]
     if plan.dtype == "float16":
         del vision  # The weights are read again in float16: both do not have to fit into memory.

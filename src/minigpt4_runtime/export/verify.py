@@ -39,13 +39,11 @@ class Sample:
 
 
 @torch.inference_mode()
-def make_sample(
-    vision: VisionPart, config: VisionConfig, pictures: Sequence[ImageSource]
-) -> Sample:
-    """Compute the rows of `pictures`, and of noise with the spread of normalised pixels."""
+def make_sample(vision: VisionPart, config: VisionConfig, images: Sequence[ImageSource]) -> Sample:
+    """Compute the rows of `images`, and of noise with the spread of normalised pixels."""
     shape = (_NUM_RANDOM, 3, config.image_size, config.image_size)
     noise = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    real = [load_image(picture, config).values for picture in pictures]
+    real = [load_image(each, config).values for each in images]
     pixels = numpy.concatenate([numpy.stack(real), noise.numpy()]) if real else noise.numpy()
     # One by one, to save memory for the rows between the tower's layers.
     rows = [vision(torch.from_numpy(each[None]).float())[0].numpy() for each in pixels]
