@@ -1,11 +1,10 @@
-"""How much memory `minigpt4 convert` takes, on made-up published files of several GB.
+"""The memory that `minigpt4 convert` takes, on synthetic published files of several GB.
 
 python benchmarks/convert_memory.py --work-dir /tmp/convert_memory
 
 Promise: no more than the largest published file and 1 GiB. The files have the published layout and
 widths (7B's and EVA-ViT-g's), the language model with fewer layers; they are deleted at the end.
-Memory is the peak of resident pages, those of mapped files included, of a process that does nothing
-else.
+Memory is the peak of resident pages, including mapped files, of a process that only converts.
 """
 
 import argparse
@@ -33,7 +32,7 @@ QUERY_WIDTH, QUERIES = 768, 32
 
 
 def made(*shape: int, dtype: torch.dtype = torch.float16) -> Tensor:
-    """Numbers that look like weights, quickly."""
+    """Fast pseudo-random weights."""
     pattern = torch.randn(2**20, generator=torch.Generator().manual_seed(1)) * 0.02
     size = torch.Size(shape).numel()
     return pattern.to(dtype).repeat(-(-size // len(pattern)))[:size].view(shape).clone()
@@ -72,7 +71,7 @@ def llama_layer(layer: int) -> dict[str, Tensor]:
 
 
 def llama_shards(num_layers: int, num_shards: int) -> Iterator[dict[str, Tensor]]:
-    """The language model, cut as published: the embedding table first, the head last."""
+    """The language model's shards: the embedding table is in the first, the head in the last."""
     per_shard = -(-num_layers // num_shards)
     for shard in range(num_shards):
         tensors = {"model.embed_tokens.weight": made(VOCABULARY, HIDDEN)} if shard == 0 else {}
@@ -85,7 +84,7 @@ def llama_shards(num_layers: int, num_shards: int) -> Iterator[dict[str, Tensor]
 
 
 def eva_vit() -> dict[str, Tensor]:
-    """An image tower with one block more than is used."""
+    """An image tower with the published file's unused last block."""
     half = torch.float16
     tensors = linear("patch_embed.proj", WIDTH, 3 * 14 * 14, half)
     tensors["patch_embed.proj.weight"] = tensors["patch_embed.proj.weight"].view(WIDTH, 3, 14, 14)
@@ -103,7 +102,7 @@ def eva_vit() -> dict[str, Tensor]:
 
 
 def qformer(num_layers: int) -> dict[str, Tensor]:
-    """BLIP-2's file, in float32, without what the model does not use."""
+    """BLIP-2's file in float32, without the weights that the model does not use."""
     full = torch.float32
     tensors = {"query_tokens": made(1, QUERIES, QUERY_WIDTH, dtype=full)}
     tensors |= norm("ln_vision", WIDTH, full)
@@ -161,7 +160,7 @@ def write_published(folder: Path, args: argparse.Namespace) -> None:
 def peak_bytes() -> int:
     """The most memory that this process has had, mapped files included."""
     status = Path("/proc/self/status")
-    if status.exists():  # ru_maxrss would count what the parent had when it made this process.
+    if status.exists():  # ru_maxrss would include the parent's memory at the fork.
         line = next(ln for ln in status.read_text("utf-8").splitlines() if ln.startswith("VmHWM"))
         return int(line.split()[1]) * 1024
     import resource
@@ -171,7 +170,7 @@ def peak_bytes() -> int:
 
 
 def measure(folder: Path, args: argparse.Namespace) -> None:
-    """Convert, in a process of its own, and print what it took."""
+    """Convert in this process, and print time and memory."""
     files = PublishedFiles(
         language_dir=folder / "llama",
         vision=folder / "eva_vit_g.pth",

@@ -1,18 +1,17 @@
-"""Our engine beside transformers' `generate`: one process, the same weights, threads and dtype.
+"""The engine compared with transformers' `generate`: same process, weights, threads and dtype.
 
 python benchmarks/engine.py --model demo
 python benchmarks/engine.py --model wide --layers 8 --json wide.json
 
 wide is a Llama of 7B's widths with random weights, demo the bundled model. Prompts are random ids,
-new ones in each repeat, and nothing is kept between them. The two take turns.
-decode1, decode8   new tokens of 1 or 8 answers a second, while all of them grow
+new ones in each repeat, and nothing is cached between them. The two sides take turns.
+decode1, decode8   new tokens per second of 1 or 8 answers, while all of them are growing
 prefill            prompt tokens a second until the first new token
-mixed              wanted tokens a second, prompts of 16 to 128 tokens and answers of 8 to 256 asked
-                   all at once; transformers answers them in padded batches of 8
+mixed              requested tokens per second; prompts of 16 to 128 tokens and answers of 8 to 256
+                   are submitted at once; transformers answers them in padded batches of 8
 
-Beside them stand what the weights, keys and values read (decode) and the work that had to be done
-(prefill, mixed) come to, as a share of what this machine reads and multiplies at best, measured in
-the same run.
+The table also shows the bytes read (decode) or the operations done (prefill, mixed) as a share of
+the machine's best rate, measured in the same run.
 """
 
 from __future__ import annotations
@@ -32,8 +31,8 @@ from typing import Any
 import torch
 from rivals import (
     SETTINGS,
-    Answered,
     Ours,
+    TimedAnswers,
     Transformers,
     in_own_thread,
     library_version,
@@ -55,7 +54,7 @@ BATCH = 8
 
 @dataclass(frozen=True)
 class Work:
-    """What is asked: tokens of each prompt and of each answer, and what of it is timed.
+    """The tokens of each prompt and of each answer, and the rate that is measured.
 
     transformers answers it in batches of `batch_size`.
     """
@@ -63,17 +62,17 @@ class Work:
     name: str
     lengths: list[int]
     counts: list[int]
-    rate: Callable[[Answered, Work], float]  # In tokens per second.
+    rate: Callable[[TimedAnswers, Work], float]  # In tokens per second.
     batch_size: int = BATCH
 
     @property
     def unit(self) -> str:
-        """What a token costs the most of."""
+        """The unit of a token's cost."""
         return "GB/s" if self.is_decode else "GFLOP/s"
 
     @property
     def is_decode(self) -> bool:
-        """Whether it is bound by how fast weights are read."""
+        """Whether the speed is limited by reading weights."""
         return self.name.startswith("decode")
 
     def prompts(self, vocab_size: int, repeat: int) -> list[list[int]]:
@@ -82,25 +81,25 @@ class Work:
         return [[rng.randrange(3, vocab_size) for _ in range(length)] for length in self.lengths]
 
 
-def decode_rate(answered: Answered, _: Work) -> float:
-    """While all answers grow: from the last one's first token to the first one's last token."""
+def decode_rate(answered: TimedAnswers, _: Work) -> float:
+    """Tokens per second from the latest first token to the earliest last token."""
     start = max(times[0] for times in answered.times)
     end = min(times[-1] for times in answered.times)
     return sum(start < at <= end for times in answered.times for at in times) / (end - start)
 
 
-def prefill_rate(answered: Answered, work: Work) -> float:
-    """Prompt tokens until the first new one."""
+def prefill_rate(answered: TimedAnswers, work: Work) -> float:
+    """Prompt tokens per second until the first new token."""
     return sum(work.lengths) / (answered.times[0][0] - answered.started)
 
 
-def whole_rate(answered: Answered, work: Work) -> float:
-    """Wanted tokens from the asking to the last of them."""
+def whole_rate(answered: TimedAnswers, work: Work) -> float:
+    """Requested tokens per second until the last token."""
     return sum(work.counts) / (max(times[-1] for times in answered.times) - answered.started)
 
 
 def works(num_new: int, num_requests: int) -> list[Work]:
-    """All that is measured, with decoded answers of `num_new` tokens."""
+    """All Works, with decoded answers of `num_new` tokens."""
     rng = random.Random(0)
     return [
         Work("decode1", [128], [num_new], decode_rate),
@@ -116,7 +115,7 @@ def works(num_new: int, num_requests: int) -> list[Work]:
 
 
 def cost(work: Work, language: Llama) -> float:
-    """What one of a work's tokens costs at the least: GB read, or GFLOP."""
+    """The least cost of one of a work's tokens: GB read, or GFLOP."""
     config, layers, head = language.config, language.layers.parameters(), language.head.weight
     layer_bytes = layer_numbers = 0
     for weight in layers:
@@ -152,8 +151,8 @@ class Result:
     equal_tokens: float
 
 
-def equal_share(ours: Answered, theirs: Answered) -> float:
-    """How many of the tokens are the same at the same place."""
+def equal_share(ours: TimedAnswers, theirs: TimedAnswers) -> float:
+    """The share of tokens that are equal at the same position."""
     pairs = [
         (one, other)
         for mine, yours in zip(ours.token_ids, theirs.token_ids, strict=True)
@@ -165,9 +164,9 @@ def equal_share(ours: Answered, theirs: Answered) -> float:
 def measure(
     work: Work, ours: Ours, theirs: Transformers, *, repeats: int
 ) -> tuple[list[float], list[float], float]:
-    """Rates of both sides, in turns, and the share of equal tokens.
+    """Rates of both sides, measured in turns, and the share of equal tokens.
 
-    Other prompts of the same lengths, with a few tokens each, warm each side up.
+    Other prompts of the same lengths, with short answers, warm up each side.
     """
     vocab_size = ours.language.config.vocab_size
     rates: tuple[list[float], list[float]] = ([], [])
@@ -180,7 +179,7 @@ def measure(
         mine = ours.generate(prompts, work.counts)
         ours.rest()
 
-        def answer() -> Answered:
+        def answer() -> TimedAnswers:
             theirs.generate(others, few, batch_size=work.batch_size)  # noqa: B023
             return theirs.generate(prompts, work.counts, batch_size=work.batch_size)  # noqa: B023
 
@@ -214,7 +213,7 @@ def measure_model(name: str, args: argparse.Namespace, ceilings: Ceilings) -> li
 
 
 def machine_line(args: argparse.Namespace) -> str:
-    """On what and with what it was measured."""
+    """The machine and the versions."""
     device = processor_name()
     if args.device != "cpu":
         device = f"{torch.cuda.get_device_name()}, {device}"

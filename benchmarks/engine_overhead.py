@@ -1,13 +1,12 @@
-"""What a step of the engine costs beside the model: scheduling, buffers, kernels' preparation.
+"""The cost of an engine step without the model: scheduling, buffers, kernel preparation.
 
 python benchmarks/engine_overhead.py
 python benchmarks/engine_overhead.py --contexts 100,4000 --sequences 1,256 --json overhead.json
 
-A model of 7B's depth stands in that computes nothing: it gives the embeddings back, and its logits
-are always the same. So what is timed is the engine's own work for a step in which every sequence
-decodes one token, from the plan to the events in the tickets. Each number is the median of several
-stretches of steps, given as a multiple of the step with the first context and the first number of
-sequences.
+The model has 7B's depth and computes nothing: it returns the embeddings, and constant logits. This
+times the engine's own work for a step in which every sequence decodes one token, from the plan to
+the events in the tickets. Each number is the median over several series of steps, as a multiple of
+the step with the first context and the first number of sequences.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ STEPS_PER_STRETCH = 40
 
 
 class IdleLlama:
-    """Has a Llama's shape and computes nothing."""
+    """A model with a Llama's shape that computes nothing."""
 
     def __init__(self, config: LanguageConfig) -> None:
         self.config = config
@@ -62,13 +61,13 @@ class IdleLlama:
 
 
 class StepClock(NoWatch):
-    """Hears one sequence's tokens, of which each is a step."""
+    """Notes the time of each step, as one sequence's tokens arrive."""
 
     def __init__(self) -> None:
         self.times: list[float] = []
 
     def feed(self, token_id: int, *, is_last: bool) -> Heard:
-        """Note the engine thread's time on the processor. No answer ends here."""
+        """Note the engine thread's processor time. No answer ends here."""
         self.times.append(time.thread_time())
         return super().feed(token_id, is_last=is_last)
 
@@ -100,7 +99,7 @@ def step_seconds(context: int, num_sequences: int) -> float:
         )
         for last in [False] * (num_sequences - 1) + [True]
     ]
-    # The last to come has all others decoding beside it.
+    # When the last sequence decodes, all others do too.
     while len(clock.times) < num_steps + 10:
         time.sleep(0.01)
     engine.close()

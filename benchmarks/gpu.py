@@ -1,8 +1,8 @@
-"""All that a GPU can tell about this project, in eight minutes and without a network.
+"""All GPU checks and measurements of this project, in eight minutes and without a network.
 
 python benchmarks/gpu.py --out DIR
 python benchmarks/gpu.py --out DIR --only kernels,profile
-python benchmarks/gpu.py --out DIR --dry-run      # tiny shapes on a CPU: is the script sound?
+python benchmarks/gpu.py --out DIR --dry-run      # tiny shapes on a CPU, to test the script
 python scripts/gpu_report.py DIR                  # the results as tables
 
 It needs Linux, this checkout, Python and a CUDA build of torch. Other packages that the machine
@@ -25,10 +25,10 @@ profile      30 s  one decode step of 1 and of 64 answers, and one picture: kern
                    in which the GPU waits for the next launch
 compiled     45 s  the decode step as it stands, as a CUDA graph, and under torch.compile
 
-Every part is a process with a time limit of its own, to which comes what earlier parts have left of
-theirs. It writes each result to DIR/PART.json at once, and its output to DIR/PART.log. A part that
-fails or is stopped hides no later one. The run ends after --minutes, whatever is left to do. The
-summary begins with the tests that failed.
+Every part is a process with its own time limit, extended by the time that earlier parts did not
+use. It writes each result to DIR/PART.json at once, and its output to DIR/PART.log. Later parts run
+even if a part fails or is stopped. The run ends after --minutes. The summary begins with the tests
+that failed.
 """
 
 from __future__ import annotations
@@ -53,9 +53,9 @@ from typing import Any
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 LAST_LINES = 15
-# In a dry run nothing is measured, and a CPU that does other work too must not end it.
+# A dry run measures nothing, and must not time out on a busy CPU.
 _DRY_PATIENCE = 20
-# What the parts import, by the name that pip knows: a reader must know which of them were there.
+# The packages that the parts import, by pip's names; the record lists the installed ones.
 PACKAGES = (
     "torch", "triton", "numpy", "pillow", "sentencepiece", "typer", "rich", "transformers", "onnx",
     "onnxscript", "onnxruntime", "fastapi", "uvicorn", "h11", "prometheus-client", "httpx",
@@ -65,11 +65,11 @@ PACKAGES = (
 
 @dataclass(frozen=True)
 class Part:
-    """A part of the plan. Its start and its imports count too."""
+    """A part of the plan. Its time limit includes start and imports."""
 
     name: str
     limit_seconds: float
-    command: tuple[str, ...] = ()  # Without one, a part is one of gpu_parts.py.
+    command: tuple[str, ...] = ()  # Without a command, a part is one of gpu_parts.py.
 
 
 PLAN = (
@@ -100,14 +100,14 @@ def find_version(package: str) -> str | None:
 
 
 def find_packages() -> dict[str, str]:
-    """Those of PACKAGES that are here, with their versions."""
+    """The installed ones of PACKAGES, with their versions."""
     return {name: version for name in PACKAGES if (version := find_version(name)) is not None}
 
 
 def install(wheels_dir: Path, site_dir: Path) -> list[str]:
-    """Install what is lacking, and the project itself, from a folder of wheels → their names.
+    """Install missing packages and the project from a folder of wheels; return their names.
 
-    The project's wheel is passed over where it is not made from this checkout's source.
+    The project's wheel is skipped if it was not made from this checkout's source.
     """
     chosen = []
     for wheel in sorted(wheels_dir.glob("*.whl")):
@@ -126,7 +126,7 @@ def install(wheels_dir: Path, site_dir: Path) -> list[str]:
 
 
 def holds_this_source(wheel: Path) -> bool:
-    """Whether a wheel of the project has the very Python files of this checkout."""
+    """Whether a wheel of the project has the same Python files as this checkout."""
     with zipfile.ZipFile(wheel) as archive:
         packed = {n: archive.read(n) for n in archive.namelist() if n.endswith(".py")}
     source = CHECKOUT / "src"
@@ -137,7 +137,7 @@ def holds_this_source(wheel: Path) -> bool:
 
 
 def find_commit(wheels_dir: Path | None) -> str:
-    """What is measured: git's word, or without git what the project's wheel was made from."""
+    """The measured commit, from git or else from the project's wheel."""
     command = ["git", "describe", "--always", "--dirty", "--exclude=*"]
     with contextlib.suppress(OSError):
         done = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, check=False)
@@ -153,7 +153,7 @@ def find_commit(wheels_dir: Path | None) -> str:
 
 
 def run_part(part: Part, out_dir: Path, limit_seconds: float, env: Mapping[str, str]) -> Outcome:
-    """Run a part to its end or to its limit; all of its processes are gone afterwards."""
+    """Run a part to its end or to its limit, and end all of its processes."""
     log_path, started = out_dir / f"{part.name}.log", time.monotonic()
     with log_path.open("wb") as log, process_group(part.command, log, env) as process:
         try:
@@ -169,7 +169,7 @@ def run_part(part: Part, out_dir: Path, limit_seconds: float, env: Mapping[str, 
 def process_group(
     command: Sequence[str], log: Any, env: Mapping[str, str]
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """A process in a group of its own, which is killed on the way out."""
+    """A process in its own group, which is killed at the end."""
     process = subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=dict(env),
         start_new_session=True,
@@ -186,7 +186,7 @@ def run_plan(
     plan: Sequence[Part], out_dir: Path, record: dict[str, Any], env: Mapping[str, str]
 ) -> None:
     """Run all parts in order, and keep in run.json how each ended."""
-    due = time.monotonic()  # By when a part must be done, for later ones to have all their time.
+    due = time.monotonic()  # The latest end of each part that leaves later parts all their time.
     deadline = due + 60 * record["minutes"]
     outcomes = record["parts"] = {
         part.name: asdict(Outcome("not started", 0.0, part.limit_seconds)) for part in plan
@@ -206,17 +206,17 @@ def run_plan(
 
 
 def write_record(out_dir: Path, record: Mapping[str, Any]) -> None:
-    """Keep what was run, on what, and how far it got."""
+    """Write the machine, the commit and the outcomes so far."""
     (out_dir / "run.json").write_text(json.dumps(record, indent=1) + "\n", "utf-8")
 
 
 def read_results(path: Path) -> list[dict[str, Any]]:
-    """What a part has found so far."""
+    """A part's results so far."""
     return json.loads(path.read_text("utf-8")) if path.exists() else []
 
 
 def print_summary(out_dir: Path, record: Mapping[str, Any]) -> None:
-    """Failed tests first, then what else failed, then how each part ended."""
+    """Print failed tests, then other failures, then the outcome of each part."""
     for name in record["parts"]:
         for result in read_results(out_dir / f"{name}.json"):
             for failure in result.get("failures", ()):
@@ -235,7 +235,7 @@ def print_summary(out_dir: Path, record: Mapping[str, Any]) -> None:
 
 
 def pack(out_dir: Path) -> Path:
-    """Everything that was written, as one file to be sent."""
+    """Pack all results into one file."""
     packed_path = out_dir / "results.tar.gz"
     with tarfile.open(packed_path, "w:gz") as archive:
         for path in sorted({*out_dir.glob("*.json"), *out_dir.glob("*.log")}):
@@ -265,7 +265,7 @@ def read_arguments() -> argparse.Namespace:
 
 
 def part_commands(args: argparse.Namespace) -> list[Part]:
-    """The parts that are wanted, as commands."""
+    """The commands of the selected parts."""
     dry = ("--dry-run",) if args.dry_run else ()
     script = str(CHECKOUT / "benchmarks" / "gpu_parts.py")
     return [
@@ -278,7 +278,7 @@ def part_commands(args: argparse.Namespace) -> list[Part]:
 def main() -> None:
     """Install, run all parts, and print the summary."""
     args = read_arguments()
-    # The running part is in a group of its own: it must be ended on the way out.
+    # The running part is in its own process group: it must be killed at the end.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     args.out.mkdir(parents=True, exist_ok=True)
     found = find_packages()

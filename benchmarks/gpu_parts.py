@@ -2,8 +2,8 @@
 
 python benchmarks/gpu_parts.py PART --out DIR [--dry-run]
 
-Owns   the parts that ask what there is and whether it is right: facts, kernels, answers, server.
-       gpu_speed.py has those that ask how fast it is.
+Owns   the parts for facts and for correctness: facts, kernels, answers, server. gpu_speed.py has
+       the parts for speed.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ PARTS = (*HERE, "language", "vision", "profile", "compiled")
 
 
 def find_part(name: str) -> Callable[[Setting, Results], None]:
-    """A part's code. What the others import is not loaded for it."""
+    """A part's code, loaded without the other parts' imports."""
     module = sys.modules[__name__] if name in HERE else importlib.import_module("gpu_speed")
     return getattr(module, name)  # type: ignore[no-any-return]
 
@@ -43,7 +43,7 @@ def find_part(name: str) -> Callable[[Setting, Results], None]:
 
 
 def facts(setting: Setting, results: Results) -> None:
-    """The card, and the two ceilings that all rates are held against."""
+    """The card, and the two ceilings that all rates are compared with."""
     results.attempt("machine", partial(machine, setting.device))
     results.attempt("copy", partial(copy_rate, setting))
     for dtype in ("float32", "bfloat16", "float16", "int8", "float8_e4m3fn"):
@@ -54,7 +54,7 @@ def facts(setting: Setting, results: Results) -> None:
 
 
 def machine(device: torch.device) -> dict[str, Any]:
-    """What a reader must know before comparing two numbers."""
+    """The facts that a reader needs before comparing two numbers."""
     from minigpt4_runtime.bench.machine import machine_facts
     from minigpt4_runtime.devices.registry import open_device
 
@@ -72,7 +72,7 @@ def machine(device: torch.device) -> dict[str, Any]:
 
 
 def driver_version() -> str:
-    """What nvidia-smi says."""
+    """The driver's version from nvidia-smi."""
     command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=20)
@@ -122,7 +122,7 @@ def _multiplier(
 
 
 def new_lengths(setting: Setting, *, uses_cudnn: bool) -> dict[str, float]:
-    """What the host does for each context of a length that it has not had before."""
+    """The host's work for each context length that is new."""
     attend = torch.nn.functional.scaled_dot_product_attention
     dtype = torch.float32 if setting.is_dry else torch.float16
     q, k = (torch.randn(1, 32, n, 128, device=setting.device).to(dtype) for n in (1, 400))
@@ -159,17 +159,17 @@ def answers(setting: Setting, results: Results) -> None:
 
 
 def files_of_gpu_tests(setting: Setting, *below: str) -> Iterator[Path]:
-    """The test files that have tests for a GPU: all others may need packages that are not here."""
+    """The test files with GPU tests: others may need packages that are not installed."""
     for path in sorted((setting.checkout / "tests").joinpath(*below).rglob("test_*.py")):
         if "mark.gpu" in path.read_text("utf-8"):
             yield path
 
 
 def run_tests(name: str, paths: Sequence[Path], results: Results, *more: str) -> None:
-    """Run tests in this process, over several workers where pytest-xdist is here."""
+    """Run tests in this process, with several workers if pytest-xdist is installed."""
     import pytest
 
-    # An old torch's warnings are no failures; what pytest prints about them is in the log.
+    # Warnings of an old torch are not failures; pytest prints them into the log.
     options = ["-m", "gpu", "-W", "default", "-q", "--tb=short", "-p", "no:cacheprovider", *more]
     if importlib.util.find_spec("xdist") and torch.cuda.is_available():
         options += ["-n", str(min(MOST_WORKERS, os.cpu_count() or 1))]
@@ -182,7 +182,7 @@ def run_tests(name: str, paths: Sequence[Path], results: Results, *more: str) ->
 
 
 class TestRecorder:
-    """A pytest plugin that keeps the counts, and each failure as soon as there is one."""
+    """A pytest plugin that writes the counts and each failure at once."""
 
     __test__ = False
 
@@ -192,7 +192,7 @@ class TestRecorder:
         self._failures: list[dict[str, str]] = []
 
     def pytest_runtest_logreport(self, report: Any) -> None:
-        """Count a test once: by its call, or by what came of it before or after."""
+        """Count a test once: by its call, or by a failed or skipped setup or teardown."""
         if report.when == "call" or report.outcome != "passed":
             self._counts[report.outcome] += 1
             if report.failed:
@@ -213,12 +213,12 @@ class TestRecorder:
         self.keep()
 
     def keep(self, **values: object) -> None:
-        """Write down where the run stands."""
+        """Write the results so far."""
         self._results.add(self._name, **self._counts, failures=self._failures, **values)
 
 
 def demo_answers(setting: Setting, dtype: DTypeName) -> dict[str, Any]:
-    """What `minigpt4 evaluate demo` counts, of several seeds at once."""
+    """The counts of `minigpt4 evaluate demo` over several seeds."""
     from minigpt4_runtime import MiniGPT4
     from minigpt4_runtime.evaluation.demo_check import check
 
@@ -274,7 +274,7 @@ def percentiles(seconds: Sequence[float]) -> dict[str, float]:
 
 
 def main() -> None:
-    """Run one part; the exit status tells whether all of it went well."""
+    """Run one part; the exit status is 0 if all of it succeeded."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )

@@ -1,6 +1,6 @@
-"""What every part of benchmarks/gpu.py shares: results that are kept at once, and a clock.
+"""Results and timing, shared by all parts of benchmarks/gpu.py.
 
-Owns   a part's JSON file, what becomes of a measurement that fails, and how device work is timed.
+Owns   a part's JSON file, the handling of failed measurements, and the timing of device work.
 Takes  a part's name and measurements as functions.
 """
 
@@ -22,12 +22,12 @@ from minigpt4_runtime.report.files import write_whole
 
 
 class UnavailableError(Exception):
-    """This machine lacks what a measurement needs. That is an outcome, not a failure."""
+    """This machine cannot do a measurement. That is an outcome, not a failure."""
 
 
 @dataclass(frozen=True)
 class Setting:
-    """Where the parts run. A dry run takes tiny shapes and the CPU, and executes the same code."""
+    """The device and the shapes. A dry run has tiny shapes on a CPU, and runs the same code."""
 
     is_dry: bool
     checkout: Path = Path(__file__).parents[1]
@@ -38,13 +38,13 @@ class Setting:
         return torch.device("cpu") if self.is_dry else torch.device("cuda", 0)
 
     def synchronize(self) -> None:
-        """Wait until the device has done all that it was given."""
+        """Wait until the device has finished."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
 
 class Results:
-    """The results of one part; the file is whole after each of them."""
+    """The results of one part; the file is complete after each result."""
 
     def __init__(self, path: Path) -> None:
         self.folder = path.parent
@@ -53,19 +53,19 @@ class Results:
         self._found: list[dict[str, Any]] = []
 
     def add(self, name: str, **values: object) -> None:
-        """Keep a result. One with the same name takes the place of the former."""
+        """Keep a result, which replaces one of the same name."""
         self._found = [each for each in self._found if each["name"] != name]
         self._found.append({"name": name, **values})
         write_whole(self._path, json.dumps(self._found, indent=1) + "\n")
         print(f"{name}: {json.dumps(values)[:300]}", flush=True)
 
     def attempt(self, name: str, measure: Callable[[], Mapping[str, object]]) -> None:
-        """Keep what `measure` returns, or the error that it ends with."""
+        """Keep the result of `measure`, or its error."""
         try:
             values = measure()
         except UnavailableError as reason:
             values = {"unavailable": str(reason)}
-        except Exception as error:  # noqa: BLE001 - later measurements must not be lost with it.
+        except Exception as error:  # noqa: BLE001 - later measurements must still run.
             traceback.print_exc()
             self.num_errors += 1
             values = {"error": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"}

@@ -1,6 +1,6 @@
-"""The parts of benchmarks/gpu.py that ask how fast it is: language, vision, profile, compiled.
+"""The parts of benchmarks/gpu.py that measure speed: language, vision, profile, compiled.
 
-Owns   the shapes that are measured, and one decode step that can be timed, profiled and captured.
+Owns   the measured shapes, and one decode step that can be timed, profiled and captured.
 Takes  a Setting. In a dry run the shapes are the demo model's or smaller.
 """
 
@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from engine import Work, cost, decode_rate, prefill_rate
 from gpu_results import Results, Setting, UnavailableError, median_seconds
-from rivals import Answered, Ours, Transformers, wide_config
+from rivals import Ours, TimedAnswers, Transformers, wide_config
 from torch import Tensor
 
 from minigpt4_runtime.api import DEMO_MODEL_DIR
@@ -51,14 +51,14 @@ _CLOSE = 0.02  # Largest difference of logits, as a share of the largest, betwee
 
 # --- language -------------------------------------------------------------------------------------
 
-Generate = Callable[[Sequence[Sequence[int]], Sequence[int]], Answered]
+Generate = Callable[[Sequence[Sequence[int]], Sequence[int]], TimedAnswers]
 
 
 def language(setting: Setting, results: Results) -> None:
-    """Ours and transformers on the same weights: tokens per second of each repeat."""
+    """The engine and transformers on the same weights: tokens per second of each repeat."""
     config = None if setting.is_dry else wide_config(32)
     dtype: DTypeName = "float32" if setting.is_dry else "float16"
-    # So much memory is left for transformers' own cache.
+    # The rest of the memory is for transformers' own cache.
     num_blocks = 64 if setting.is_dry else 64 * 256 // BLOCK_SIZE
     ours = Ours(config, device=str(setting.device), dtype=dtype, num_blocks=num_blocks)
     theirs: list[Transformers] = []
@@ -78,8 +78,8 @@ def language(setting: Setting, results: Results) -> None:
 def compare(
     work: Work, ours: Ours, theirs: Transformers | None, setting: Setting, results: Results
 ) -> None:
-    """One side after the other, so that an error of one does not lose the other's rate."""
-    said: list[Answered] = []
+    """Measure one side after the other: an error of one does not lose the other's rate."""
+    said: list[TimedAnswers] = []
     ask_ours = partial(rates, work, ours.generate, ours, setting, said)
     results.attempt(work.name, ask_ours)
     if theirs is not None:
@@ -92,9 +92,9 @@ def compare(
 
 def rates(
     work: Work, generate: Generate, ours: Ours, setting: Setting,
-    said: list[Answered] | None = None,
+    said: list[TimedAnswers] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """Rates, and what a token costs at the least in GB read or in GFLOP."""
+    """Rates, and the least cost of a token in GB read or in GFLOP."""
     found = []
     for repeat in range(-1, 1 if setting.is_dry else 3):  # The first one warms up.
         prompts = work.prompts(ours.language.config.vocab_size, repeat)
@@ -105,8 +105,8 @@ def rates(
     return {"rates": found[1:], "cost": cost(work, ours.language), "unit": work.unit}
 
 
-def common_beginning(ours: Answered, theirs: Answered) -> float:
-    """How many tokens of an answer are the same on both sides before the first other one."""
+def common_beginning(ours: TimedAnswers, theirs: TimedAnswers) -> float:
+    """How many tokens of an answer are equal on both sides before the first difference."""
     return statistics.median(
         next((i for i, (a, b) in enumerate(zip(mine, yours, strict=True)) if a != b), len(mine))
         for mine, yours in zip(ours.token_ids, theirs.token_ids, strict=True)
@@ -150,7 +150,7 @@ def vision(setting: Setting, results: Results) -> None:
 
 
 def time_encoder(name: str, encoder: VisionEncoder, setting: Setting, results: Results) -> None:
-    """One picture, and many at once."""
+    """Time one image, and many at once."""
     for count in (1, 2) if setting.is_dry else (1, 16):
         results.attempt(f"{name}, {count}", partial(time_pictures, encoder, count, setting))
 
@@ -162,7 +162,9 @@ def picture_config(setting: Setting) -> ModelConfig:
 
 def random_encoder(config: ModelConfig, device: torch.device, dtype: DTypeName) -> VisionEncoder:
     """The image side in torch, with random weights."""
-    device = open_device(str(device)).device  # What opening a GPU sets holds here too.
+    device = open_device(
+        str(device)
+    ).device  # The settings that are made when a GPU is opened apply here too.
     fill_at_random(part := blank_model(config).vision, device=device, dtype=getattr(torch, dtype))
     return vision_encoder("torch")(part)
 
@@ -196,7 +198,7 @@ def compiled_encoder(setting: Setting) -> Iterator[VisionEncoder]:
     with tempfile.TemporaryDirectory() as work_dir:
         model_dir = DEMO_MODEL_DIR if setting.is_dry else write_full_model(Path(work_dir, "model"))
         graph_dir = Path(work_dir, "graph")
-        export_onnx(model_dir, graph_dir, pictures=[], plan=GraphPlan(batch_sizes=None))
+        export_onnx(model_dir, graph_dir, images=[], plan=GraphPlan(batch_sizes=None))
         yield vision_encoder("onnx")(
             graph_dir / "vision.onnx", None, device=setting.device, dtype=torch.float32,
             provider=provider,
@@ -204,7 +206,7 @@ def compiled_encoder(setting: Setting) -> Iterator[VisionEncoder]:
 
 
 def write_full_model(model_dir: Path) -> Path:
-    """A model folder with the published image side and hardly any language model."""
+    """A model folder with the published image side and a tiny language model."""
     from load_memory import TOKENIZER
     from vision_export import RandomWeights, full_config
 
@@ -219,7 +221,7 @@ def write_full_model(model_dir: Path) -> Path:
 
 
 class DecodeStep:
-    """The next token of so many answers at CONTEXT tokens, on random keys and values."""
+    """A decode step of a number of answers at CONTEXT tokens, with random keys and values."""
 
     def __init__(self, language: Llama, setting: Setting, *, batch: int) -> None:
         backend = open_device(str(setting.device))
@@ -256,14 +258,14 @@ class DecodeStep:
         self._positions = torch.full((batch,), CONTEXT - 1, device=setting.device)
 
     def run(self) -> list[int]:
-        """All of a step that the engine's thread does between two plans, the choice included."""
+        """The whole step of the engine's thread between two plans, including sampling."""
         logits = self._runner.execute(self._plan, {})
         chosen: list[int] = logits.argmax(-1).tolist()
         return chosen
 
     @torch.no_grad()  # torch.compile takes no views of tensors in inference mode.
     def compute(self) -> Tensor:
-        """The model alone: rows → logits. Nothing here asks the device for anything."""
+        """The model alone: rows → logits, without waiting for the device."""
         return self._language.logits(self._language(self._rows, self._positions, self._attend))
 
 
@@ -303,13 +305,13 @@ def profile_picture(setting: Setting, results: Results) -> None:
 
 
 def profiled(name: str, compute: Callable[[], object], setting: Setting, results: Results) -> None:
-    """Keep what the device does in one run of it."""
+    """Profile one run, and keep the device's events."""
     trace_path = results.folder / f"trace-{name.replace(' ', '-')}.json.gz"
     results.attempt(name, lambda: look_at(compute, setting, trace_path))
 
 
 def look_at(compute: Callable[[], object], setting: Setting, trace_path: Path) -> dict[str, Any]:
-    """Time it without the profiler, and then run it once under it."""
+    """Time `work` without the profiler, then run it once with the profiler."""
     repeats = 2 if setting.is_dry else 10
     seconds = median_seconds(compute, setting.device, repeats=repeats)
     activities = [torch.profiler.ProfilerActivity.CPU]
@@ -333,9 +335,9 @@ Span = tuple[float, float, str]  # Start and end in microseconds, and a name.
 
 
 def busy_time(spans: Sequence[Span]) -> dict[str, float]:
-    """How long something ran on the device, and the longest gap, in which it waited for a launch.
+    """The device's busy time, and its longest gap, in which it waited for a launch.
 
-    Gaps are longer under the profiler than without it.
+    The profiler makes gaps longer.
     """
     if not spans:
         raise RuntimeError("the profiler has seen nothing on the device")
@@ -354,7 +356,7 @@ def busy_time(spans: Sequence[Span]) -> dict[str, float]:
 
 
 def longest(spans: Sequence[Span]) -> list[dict[str, object]]:
-    """The kernels that take the most time in all."""
+    """The kernels with the largest total time."""
     times: dict[str, list[float]] = {}
     for start, end, name in spans:
         times.setdefault(name, []).append(end - start)
@@ -366,7 +368,7 @@ def longest(spans: Sequence[Span]) -> list[dict[str, object]]:
 
 
 def keep_trace(profiler: torch.profiler.profile, path: Path) -> None:
-    """For chrome://tracing or ui.perfetto.dev."""
+    """Write a trace for chrome://tracing or ui.perfetto.dev."""
     with tempfile.NamedTemporaryFile(suffix=".json") as plain:
         profiler.export_chrome_trace(plain.name)
         with Path(plain.name).open("rb") as source, gzip.open(path, "wb") as target:
@@ -377,7 +379,7 @@ def keep_trace(profiler: torch.profiler.profile, path: Path) -> None:
 
 
 def compiled(setting: Setting, results: Results) -> None:
-    """A first number: the step as the engine runs it, the model alone, a graph, torch.compile."""
+    """Times of the engine's step, the model alone, a CUDA graph, and torch.compile."""
     compare_ways(random_language(setting, 32), 32, setting, results)
     model = random_language(setting, COMPILED_LAYERS)
     compare_ways(model, COMPILED_LAYERS, setting, results)
@@ -388,7 +390,7 @@ def compiled(setting: Setting, results: Results) -> None:
 
 
 def compare_ways(model: Llama, num_layers: int, setting: Setting, results: Results) -> None:
-    """The ways to run one step of a model."""
+    """Compare the ways to run one step of a model."""
     for batch in (1,) if setting.is_dry else (1, 8, 64):
         step = DecodeStep(model, setting, batch=batch)
         ways: dict[str, Callable[[], Mapping[str, object]]] = {
@@ -411,7 +413,7 @@ def captured(step: DecodeStep, setting: Setting) -> dict[str, Any]:
         raise UnavailableError("CUDA graphs need a GPU")
     expected = step.compute().clone()
     side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-    side.wait_stream(torch.cuda.current_stream())  # What must be warm before a capture.
+    side.wait_stream(torch.cuda.current_stream())  # Warm-up that a capture needs.
     with torch.cuda.stream(side):
         step.compute()
     torch.cuda.current_stream().wait_stream(side)
@@ -423,10 +425,10 @@ def captured(step: DecodeStep, setting: Setting) -> dict[str, Any]:
 
 
 def torch_compiled(step: DecodeStep, setting: Setting) -> dict[str, Any]:
-    """The step's model under torch.compile, as it stands."""
+    """The step's model under torch.compile, unchanged."""
     expected = step.compute().clone()
-    torch._dynamo.reset()  # noqa: SLF001 - what another batch has compiled counts against a limit.
-    # On a CPU its code generator takes a minute, for code that is not looked at.
+    torch._dynamo.reset()  # noqa: SLF001 - compilations for other batches count against a limit.
+    # On a CPU its code generator takes a minute, which a dry run does not need.
     backend = "eager" if setting.is_dry else "inductor"
     compute = torch.compile(step.compute, dynamic=False, backend=backend)
     first = median_seconds(compute, setting.device, repeats=1, warm_up=0)
@@ -439,7 +441,7 @@ def torch_compiled(step: DecodeStep, setting: Setting) -> dict[str, Any]:
 
 
 def check_close(logits: Tensor, expected: Tensor) -> float:
-    """The largest difference, as a share of the largest value; too large a one is an error."""
+    """The largest difference as a share of the largest value; an error if it is too large."""
     share = float((logits - expected).abs().max() / expected.abs().max())
     if not share <= _CLOSE:
         raise RuntimeError(f"the logits differ by {share:.3f} of the largest")

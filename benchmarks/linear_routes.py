@@ -1,7 +1,7 @@
-"""From how many rows on is it worth widening a half-precision weight before a CPU product?
+"""The number of rows from which widening a half-precision weight makes a CPU product faster.
 
-Prints, for each dtype and number of rows, the time of the direct product and of the widened one as
-multiples of the float32 product in the same run. The answer differs between CPUs: see docs/log.md.
+Prints, for each dtype and number of rows, the time of the direct and of the widened product as
+multiples of the float32 product in the same run. Results differ between CPUs: see docs/log.md.
 """
 
 import argparse
@@ -26,7 +26,7 @@ def seconds(work: Callable[[], object], repeats: int) -> float:
 
 
 def product_seconds(inputs: Tensor, weight: Tensor, repeats: int, *, widen: bool = False) -> float:
-    """Time of one product, widening both sides first if asked."""
+    """Time of one product, optionally with both sides widened first."""
     if widen:
         return seconds(lambda: functional.linear(inputs.float(), weight.float()), repeats)
     return seconds(lambda: functional.linear(inputs, weight), repeats)

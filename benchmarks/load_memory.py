@@ -1,11 +1,11 @@
-"""How much memory loading a model folder takes: as it lies, cast, and in parts; a made-up model.
+"""The memory that loading a synthetic model folder takes: unchanged, cast, and divided.
 
 python benchmarks/load_memory.py --work-dir /tmp/load_memory
 
-Promise: no more than 1.15 times the weights in the dtype that they are loaded in, and of several
-ranks, 1.15 times a rank's share. Every page of every weight is touched, so that a mapped file
-counts in full. Memory is the peak of resident pages of a process that does nothing else. Its
-imports are counted too, but not for a rank, whose share of this small model they would hide.
+Promise: no more than 1.15 times the weights in their dtype in memory, and with several ranks, 1.15
+times a rank's share. Every page of every weight is touched, so that a mapped file counts in full.
+Memory is the peak of resident pages of a process that only loads. Its imports are included, except
+for a rank, whose share of this small model is smaller than the imports.
 """
 
 import argparse
@@ -35,7 +35,7 @@ PROMISE = 1.15
 
 
 class MadeWeights(Mapping[str, Tensor]):
-    """Weights that exist only while they are asked for."""
+    """Weights that are generated on request and not kept."""
 
     def __init__(self, shapes: Mapping[str, Shape]) -> None:
         self._shapes = shapes
@@ -67,7 +67,7 @@ def made_config(num_layers: int) -> ModelConfig:
 def peak_bytes() -> int:
     """The most memory that this process has had, mapped files included."""
     status = Path("/proc/self/status")
-    if status.exists():  # ru_maxrss would count what the parent had when it made this process.
+    if status.exists():  # ru_maxrss would include the parent's memory at the fork.
         line = next(ln for ln in status.read_text("utf-8").splitlines() if ln.startswith("VmHWM"))
         return int(line.split()[1]) * 1024
     import resource
@@ -77,7 +77,7 @@ def peak_bytes() -> int:
 
 
 class OneOf(Solo):
-    """A rank that knows its place and meets no other."""
+    """A rank that does not communicate."""
 
     def __init__(self, rank: int, size: int) -> None:
         self.rank = rank
@@ -85,7 +85,7 @@ class OneOf(Solo):
 
 
 def measure(folder: Path, dtype: str, size: int) -> None:
-    """Load, in a process of its own, touch every page, and print what it took."""
+    """Load in this process, touch every page, and print time and memory."""
     before, started = peak_bytes(), time.perf_counter()
     cpu, torch_dtype = torch.device("cpu"), getattr(torch, dtype)
     model: nn.Module
@@ -131,7 +131,7 @@ def main() -> None:
 
 @dataclass(frozen=True)
 class Loaded:
-    """What a process took that loaded all of a model, or its part as rank 1 of `num_ranks`."""
+    """The time and memory to load all of a model, or its part for rank 1 of `num_ranks`."""
 
     dtype: str
     num_ranks: int

@@ -1,8 +1,8 @@
 """The two sides that benchmarks/engine.py compares: our engine, and transformers' `generate`.
 
-Owns   how each is built and asked, the clock in each, and the one import of transformers.
-Takes  prompts as ids and how many new ones are wanted; gives an Answered.
-Never  copies a weight: transformers' model is given our tensors, for a 7B model may not fit twice.
+Owns   the construction and timing of both sides, and the one import of transformers.
+Takes  prompts as ids and the numbers of new tokens; gives TimedAnswers.
+Never  copies a weight: transformers' model uses our tensors, since a 7B model may not fit twice.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ SETTINGS = ("dynamic", "static", "compiled")
 
 
 @dataclass(frozen=True)
-class Answered:
-    """Each prompt's new ids, and when each of them came, on perf_counter's clock."""
+class TimedAnswers:
+    """Each prompt's new ids, and the time of each on perf_counter's clock."""
 
     started: float
     token_ids: list[list[int]]
@@ -40,9 +40,9 @@ class Answered:
 
 
 def in_own_thread(compute: Callable[[], T]) -> T:
-    """Compute in a thread that ends with it.
+    """Compute in a thread that ends afterwards.
 
-    Every thread that computes keeps OpenMP threads of its own, which get in each other's way.
+    Every thread that computes keeps its own OpenMP threads, which slow each other down.
     """
     with ThreadPoolExecutor(1) as pool:
         return pool.submit(compute).result()
@@ -52,13 +52,13 @@ def in_own_thread(compute: Callable[[], T]) -> T:
 
 
 class Ours:
-    """The engine as users have it, without a prefix cache."""
+    """The engine with its defaults, without a prefix cache."""
 
     def __init__(
         self, config: ModelConfig | None, *, device: str, dtype: DTypeName,
         num_blocks: int | None = None,
     ) -> None:  # fmt: skip
-        """Random weights in that shape, or without one the demo model."""
+        """Random weights in a shape, or without a shape the demo model."""
         settings: Any = {"device": device, "dtype": dtype}
         settings["engine"] = EngineConfig(prefix_cache=False, num_blocks=num_blocks)
         if config is None:
@@ -67,8 +67,8 @@ class Ours:
             self._model = MiniGPT4.with_random_weights(config, **settings)
         self.language: Llama = self._model._loaded.sides.language  # noqa: SLF001 - for transformers.
 
-    def generate(self, prompts: Sequence[Sequence[int]], counts: Sequence[int]) -> Answered:
-        """Ask all at once, and read the answers one after the other."""
+    def generate(self, prompts: Sequence[Sequence[int]], counts: Sequence[int]) -> TimedAnswers:
+        """Submit all prompts at once, and read the answers in order."""
         times: list[list[float]] = [[] for _ in prompts]
         started = time.perf_counter()
         tickets = [
@@ -79,14 +79,14 @@ class Ours:
             )
             for prompt, count, own in zip(prompts, counts, times, strict=True)
         ]
-        return Answered(started, [list(ticket) for ticket in tickets], times)
+        return TimedAnswers(started, [list(ticket) for ticket in tickets], times)
 
     def use_engine(self, **settings: Any) -> None:
-        """Go on with other settings of the engine."""
+        """Change the engine's settings."""
         self._model.probe.use_engine({**asdict(self._model.engine_config), **settings})
 
     def rest(self) -> None:
-        """Wait until the engine's thread is gone, which takes a second without work."""
+        """Wait for the end of the engine's thread, after a second without work."""
         for thread in threading.enumerate():
             if thread.name == "engine":
                 thread.join()
@@ -97,7 +97,7 @@ def _note_time(times: list[float], _: int) -> None:
 
 
 def wide_config(num_layers: int) -> ModelConfig:
-    """7B's widths with fewer layers, and an image side of no size."""
+    """7B's widths with fewer layers, and a tiny image side."""
     vision = VisionConfig(
         image_size=28, patch_size=14, hidden_size=32, num_hidden_layers=1, num_attention_heads=2,
         intermediate_size=32,
@@ -117,7 +117,7 @@ def _library() -> Any:
 
 
 def library_version() -> str:
-    """Which transformers this is.
+    """The version of transformers.
 
     Raises:
         BackendUnavailableError: it is not installed.
@@ -127,7 +127,7 @@ def library_version() -> str:
 
 
 class _Clock:
-    """A streamer, of which transformers wants no more than these two methods."""
+    """A streamer, with the two methods that transformers calls."""
 
     def __init__(self) -> None:
         self.times: list[float] = []
@@ -137,14 +137,14 @@ class _Clock:
         self.times.append(time.perf_counter())
 
     def end(self) -> None:
-        """Nothing is left to note."""
+        """Nothing to do."""
 
 
 class Transformers:
-    """A LlamaForCausalLM that is greedy and never ends an answer by itself.
+    """A LlamaForCausalLM that decodes greedily and ignores the end-of-text token.
 
-    `setting` is how it keeps keys and values: in a cache that grows (dynamic), in one of full size
-    (static), or in one of full size with its forward pass compiled.
+    `setting` is its cache: growing (dynamic), of full size (static), or of full size with a
+    compiled forward pass.
     """
 
     def __init__(self, language: Llama, setting: str = "dynamic") -> None:
@@ -167,7 +167,7 @@ class Transformers:
             for name, origin in origins.items()
         }
         model.load_state_dict(weights, strict=True, assign=True)
-        # Its frequencies are in no checkpoint, and so still on the meta device.
+        # The frequencies are not in a checkpoint, so they are still on the meta device.
         model.model.rotary_emb = type(model.model.rotary_emb)(model.config).to(self._device)
         return model.requires_grad_(False).eval()
 
@@ -179,16 +179,16 @@ class Transformers:
         )  # fmt: skip
         if setting == "compiled":
             config.compile_config = self._library.CompileConfig(fullgraph=False, mode=None)
-            # Without it, only a GPU's forward pass is compiled.
+            # By default only a GPU's forward pass is compiled.
             config.compile_config._compile_all_devices = True  # noqa: SLF001
         return config
 
     def generate(
         self, prompts: Sequence[Sequence[int]], counts: Sequence[int], *, batch_size: int
-    ) -> Answered:
+    ) -> TimedAnswers:
         """Answer in batches in the order given; each runs until its longest answer is done.
 
-        `counts` are the new tokens wanted for each prompt; what a batch computes beyond is dropped.
+        `counts` are the new tokens for each prompt; further tokens of a batch are dropped.
         """
         started = time.perf_counter()
         token_ids: list[list[int]] = []
@@ -199,7 +199,7 @@ class Transformers:
             new = self._generate_batch(prompts[first : first + batch_size], max(wanted), clock)
             token_ids += [ids[:count] for ids, count in zip(new, wanted, strict=True)]
             times += [clock.times[1 : 1 + count] for count in wanted]
-        return Answered(started, token_ids, times)
+        return TimedAnswers(started, token_ids, times)
 
     @torch.inference_mode()
     def _generate_batch(

@@ -1,10 +1,10 @@
-"""How much of the reference's time does the sampler of a whole step take?
+"""The speed of the batched sampler, compared with the reference.
 
-Run    python benchmarks/sampling.py [--device cuda], on a machine that does nothing else.
-Gives  for each number of rows and each kind of request, the reference's median time for a step's
-       tokens, the sampler's, and how many times faster that is.
+Run    python benchmarks/sampling.py [--device cuda], on an idle machine.
+Gives  for each number of rows and each kind of request, the median times of the reference and of
+       the sampler for a step's tokens, and their ratio.
 
-The two run in turns on the same logits. On a GPU, the logits are there before the clock starts.
+The two run in turns on the same logits, which are on the device before the clock starts.
 """
 
 import argparse
@@ -32,7 +32,7 @@ KINDS = {
 
 
 def answers(params: SamplingParams, count: int, *, length: int, vocab_size: int) -> list[Answer]:
-    """So many answers in progress, each with a seed and words of its own."""
+    """A number of answers in progress, each with its own seed and tokens."""
     words = torch.randint(
         vocab_size, (count, length), generator=torch.Generator().manual_seed(count)
     )
@@ -45,7 +45,7 @@ def answers(params: SamplingParams, count: int, *, length: int, vocab_size: int)
 
 
 def median_seconds(works: Sequence[Callable[[], object]], repeats: int) -> list[float]:
-    """Each one's median time, run in turns after one warm-up."""
+    """The median time of each function, run in turns after one warm-up."""
     times: list[list[float]] = [[] for _ in works]
     for turn in range(repeats + 1):
         for work, seconds in zip(works, times, strict=True):

@@ -1,13 +1,13 @@
-"""What hostile clients cost a server of the demo model: bodies made to be slow, streams dropped.
+"""The cost of hostile clients to a server of the demo model: slow bodies, and dropped streams.
 
 python benchmarks/serve_attack.py bodies
 python benchmarks/serve_attack.py streams --requests 10000 --clients 16
 
-Starts `minigpt4 serve` as a process of its own on this machine. `bodies` sends each of a list of
-bodies within the limit on bytes, while another process asks for /health every 5 ms: the longest
-answer is told, and how much memory the server came to hold above what it held before, as a multiple
-of the body. Exits with 1 where that is more than is promised. `streams` asks about pictures and
-leaves after the first text, over and over, and tells what the server holds by tenths.
+Starts `minigpt4 serve` as a process on this machine. `bodies` sends a list of bodies within the
+limit on bytes, while another process requests /health every 5 ms. It prints the longest response
+time, and the server's additional memory as a multiple of the body; it exits with 1 if either is
+more than promised. `streams` asks about pictures over and over, disconnects after the first text,
+and prints the server's memory after each tenth of the requests.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ BODY_BYTES = 31 * MIB
 PATH = "/v1/chat/completions"
 MOST_STALLED_SECONDS = 0.1
 MOST_TIMES_ITS_SIZE = 5
-# Bodies far smaller than this are measured by what the whole process moves anyway.
+# Smaller bodies vanish in the usual changes of the process's memory.
 SMALL = 8 * MIB
 
 
 @contextmanager
 def serving(*options: str) -> Iterator[tuple[str, int]]:
-    """A server that answers; gives its URL and process id."""
+    """A running server: its URL and process id."""
     command = [sys.executable, "-m", "minigpt4_runtime.cli.main", "serve", "--port", "0", *options]
     server = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, encoding="utf-8"
@@ -57,7 +57,7 @@ def serving(*options: str) -> Iterator[tuple[str, int]]:
 
 
 def hostile_bodies() -> dict[str, bytes]:
-    """Bodies within the limit on bytes, each to keep one part of the way busy."""
+    """Bodies within the limit on bytes, each of which is slow for one step of the server."""
     key, message = b'"%d":1', b'{"model":"minigpt4-demo","messages":[%s]}'
     keys = b"{" + b",".join(key % number for number in range(2_600_000)) + b"}"
     some_keys = b"{" + b",".join(key % number for number in range(6_600)) + b"}"
@@ -91,7 +91,7 @@ def hostile_bodies() -> dict[str, bytes]:
 
 
 def watch_health(url: str, told: Connection) -> None:
-    """Ask for /health over and over; on request tell the longest that it took since."""
+    """Request /health over and over; on request report the longest time since the last report."""
     longest = 0.0
     with httpx.Client(base_url=url, timeout=120) as client:
         client.get("/health")
@@ -109,19 +109,19 @@ def watch_health(url: str, told: Connection) -> None:
 
 
 def peak_bytes(pid: int) -> int:
-    """The most memory that a process held since `forget_peak` (Linux)."""
+    """A process's peak memory since `forget_peak` (Linux)."""
     found = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text("ascii"))
     assert found, "Linux gives VmHWM"
     return int(found[1]) * 1024
 
 
 def forget_peak(pid: int) -> None:
-    """Let the peak begin anew from what is held now."""
+    """Reset the peak to the present memory."""
     Path(f"/proc/{pid}/clear_refs").write_text("5", "ascii")
 
 
 def measure_bodies() -> bool:
-    """Send every body three times and print the worst of it; gives whether all is as promised."""
+    """Send every body three times and print the worst values; return whether promises are kept."""
     is_well = True
     with serving() as (url, pid), httpx.Client(base_url=url, timeout=120) as client:
         ours, theirs = multiprocessing.Pipe()
@@ -182,7 +182,7 @@ async def drop_many(url: str, number: int, num_clients: int, seed: str) -> None:
 
 
 def measure_streams(num_requests: int, num_clients: int) -> bool:
-    """Print what the server holds, by tenths of the requests."""
+    """Print the server's memory after each tenth of the requests."""
     with serving() as (url, pid):
         asyncio.run(drop_many(url, 16, 2, "warm-up"))
         held = [resident_bytes(pid)]

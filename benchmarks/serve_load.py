@@ -3,11 +3,11 @@
 python benchmarks/serve_load.py
 python benchmarks/serve_load.py --clients 1,8,64 --requests 128 --json load.json
 
-Starts `minigpt4 serve` as a process of its own on this machine and asks it over loopback. Clients
-share this machine's cores with the server. Each client asks again as soon as it is answered, until
-all requests of its round are done. Every round has pictures of its own, every other request of it
-asks about one that was asked about before. first is the time to the first text, token the time
-between an answer's tokens after that; memory is what the server process holds after the round.
+Starts `minigpt4 serve` as a process on this machine and connects over loopback; clients and server
+share the cores. Each client sends its next request as soon as it is answered, until all requests of
+the round are done. Every round has new pictures, and every second request repeats a picture. first
+is the time to the first text, token the time between an answer's tokens after that; memory is the
+server's memory after the round.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ MIB = 2**20
 
 @dataclass
 class Round:
-    """What was measured with one number of clients. Times are in seconds."""
+    """The results for one number of clients. Times are in seconds."""
 
     clients: int
     requests: int
@@ -70,7 +70,7 @@ def _milliseconds(times: list[float]) -> tuple[str, str]:
 
 
 def bodies(number: int, seed: str) -> list[dict[str, Any]]:
-    """So many questions; two in a row are about one picture."""
+    """A number of questions, two in a row about the same image."""
     rng, asked = random.Random(seed), []
     for index in range(number):
         if index % 2 == 0:
@@ -141,7 +141,7 @@ async def run_round(url: str, num_clients: int, num_requests: int) -> Round:
 
 
 def resident_bytes(pid: int) -> int:
-    """How much memory a process holds now (Linux)."""
+    """A process's memory now (Linux)."""
     status = Path(f"/proc/{pid}/status").read_text("ascii")
     found = re.search(r"VmRSS:\s+(\d+) kB", status)
     assert found, "Linux gives VmRSS"
@@ -150,10 +150,10 @@ def resident_bytes(pid: int) -> int:
 
 @contextmanager
 def serving(*options: str, log: int | None = subprocess.DEVNULL) -> Iterator[tuple[str, int]]:
-    """A server of the demo model as a process of its own: its address and its process id.
+    """A server of the demo model as a process: its address and its process id.
 
-    It is asked to end, and its exit status checked, when the block is left in order. `log` None is
-    this process's stderr.
+    After the block it is terminated, and its exit status is checked unless the block failed. `log`
+    None is this process's stderr.
     """
     command = [sys.executable, "-m", "minigpt4_runtime", "serve", "--port", "0",
                "--max-requests", "512", *options]  # fmt: skip

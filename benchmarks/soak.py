@@ -1,12 +1,11 @@
-"""A long random load: does anything leak, hang or change an answer?
+"""A long random load that looks for leaks, hangs and changed answers.
 
 python benchmarks/soak.py --requests 5000
 
-Readers in many threads ask the demo model for whatever can be asked: pictures, dialogues, beams,
-sampling; they cancel answers, drop them unread, and send prompts that are too long and pictures
-that are none. The cache is made too small for all of them, so that answers are preempted. Exits
-with 1 unless every request ends as it must, no block stays held, memory is flat, and answers asked
-again alone are the same.
+Many threads send all kinds of requests to the demo model: pictures, dialogues, beams, sampling.
+They cancel answers, drop them unread, and send prompts that are too long and invalid pictures. The
+cache is too small for all of them, so that answers are preempted. Exits with 1 unless every request
+ends as expected, all blocks are free, memory is flat, and repeated requests give the same answers.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ from minigpt4_runtime.evaluation.scenes import draw, random_scene
 NUM_READERS = 48
 NUM_SCENES = 40
 SECONDS_UNTIL_STUCK = 120
-# What the last tenth of the requests may hold more than the second, which is past the warm-up.
+# How much more memory is allowed after the last tenth than after the second, which ends warm-up.
 ALLOWED_GROWTH = 1.05
 ASKED_AGAIN = 0.04
 M_ARENA_MAX = -8  # From glibc's malloc.h.
@@ -59,7 +58,7 @@ NO_PICTURE = (b"", b"GIF89a", b"<html>not found</html>", b"\x89PNG\r\n\x1a\n" + 
 
 @dataclass(frozen=True)
 class Ask:
-    """One request: what it is called in the table, and after how many pieces its reader leaves."""
+    """A request, its name in the table, and after how many pieces its reader stops."""
 
     kind: str
     messages: tuple[Message, ...]
@@ -73,7 +72,7 @@ class Ended:
 
     kind: str
     how: str
-    # Kept of a few only, which are asked again: a list of all would look like a leak.
+    # Kept only for a few requests, which are repeated: a list of all would look like a leak.
     ask: Ask | None = None
     token_ids: tuple[int, ...] = ()
 
@@ -181,7 +180,7 @@ ANSWERED = {"stop", "length"}
 
 
 def serve(model: MiniGPT4, ask: Ask) -> Ended:
-    """Ask, and read the answer as far as the reader cares."""
+    """Submit a request, and read its answer until the reader stops."""
     try:
         ticket = model.submit(ask.messages, ask.sampling)
         for number, delta in enumerate(ticket):
@@ -190,31 +189,31 @@ def serve(model: MiniGPT4, ask: Ask) -> Ended:
             if number == ask.leaves_after:
                 break
         if ask.leaves_after and ask.leaves_after % 2:
-            ticket.cancel()  # The others are dropped, which comes to the same.
+            ticket.cancel()  # The others are dropped, with the same effect.
     except RequestError:
         return Ended(ask.kind, "refused")
-    except Exception as error:  # noqa: BLE001 - whatever it is, the table must show it.
+    except Exception as error:  # noqa: BLE001 - the table must show every error.
         return Ended(ask.kind, f"{type(error).__name__}: {error}")
     return Ended(ask.kind, "left")
 
 
 @dataclass
 class Load:
-    """What came of the requests so far; `memory` is taken once a tenth of them has ended."""
+    """The outcomes so far; `memory` is measured after each tenth of the requests."""
 
     ended: list[Ended]
     memory: list[int]
     num_stuck: int = 0
 
     def broken_ends(self) -> list[Ended]:
-        """The requests that did not end as they must."""
+        """The requests that did not end as expected."""
         return [each for each in self.ended if each.how not in ENDS.get(each.kind, ANSWERED)]
 
 
 def run_load(
     model: MiniGPT4, asks: Iterable[Ask], total: int, rng: random.Random, console: Console
 ) -> Load:
-    """Keep all readers busy until every request has ended, or none ends for a long time."""
+    """Run all requests, until they have ended or none ends for a long time."""
     load, remaining = Load([], []), iter(asks)
     pool = ThreadPoolExecutor(NUM_READERS)
     open_asks: set[Future[Ended]] = set()
@@ -239,29 +238,29 @@ def run_load(
 
 
 def use_one_arena() -> None:
-    """Let all threads allocate from one place.
+    """Let all threads allocate from one heap.
 
-    glibc gives threads heaps of their own and keeps what each frees; with dozens of readers that
-    swings by more than the leak this looks for.
+    glibc gives each thread a heap and keeps its freed memory; with dozens of readers that varies by
+    more than the leaks to be found.
     """
     if platform.libc_ver()[0] == "glibc":
         ctypes.CDLL(None).mallopt(M_ARENA_MAX, 1)
 
 
 def resident_bytes() -> int:
-    """How much memory this process holds now (Linux)."""
+    """This process's memory now (Linux)."""
     pages = int(Path("/proc/self/statm").read_text("ascii").split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def ask_again(model: MiniGPT4, ended: list[Ended]) -> tuple[int, int]:
-    """Ask what was kept again, one at a time → how many, and how many differ."""
+    """Repeat the kept requests one at a time; return their number, and how many answers differ."""
     kept = [(each.ask, each.token_ids) for each in ended if each.ask]
     return len(kept), sum(serve(model, ask).token_ids != ids for ask, ids in kept)
 
 
 def rest() -> None:
-    """Wait until the engine has forgotten what was left unread, and its thread has ended."""
+    """Wait until the engine has dropped unread answers, and its thread has ended."""
     deadline = time.monotonic() + SECONDS_UNTIL_STUCK
     while time.monotonic() < deadline:
         if all(thread.name != "engine" for thread in threading.enumerate()):
@@ -286,7 +285,7 @@ def ends_table(load: Load) -> Table:
 
 
 def verdicts(model: MiniGPT4, load: Load, again: tuple[int, int], wanted: int) -> Table:
-    """What was promised, what was seen, and whether that is well; the last column decides."""
+    """Rows of a promise, the observed value, and whether the promise is kept."""
     stats = model.stats()
     held = stats.num_blocks - stats.num_free_blocks
     left_over = stats.num_running + stats.num_waiting

@@ -1,10 +1,10 @@
-"""How long a user waits before anything happens: the import, and `minigpt4 --help`.
+"""The start-up time of the import and of `minigpt4 --help`.
 
-Run    python benchmarks/startup.py [--runs 20], on a machine that does nothing else.
-Gives  median and fastest over fresh processes, beside the promise. Exit code 1: one is broken.
+Run    python benchmarks/startup.py [--runs 20], on an idle machine.
+Gives  median and fastest time over fresh processes, and the promise. Exits with 1 if it is broken.
 
-The import is `python -c "import minigpt4_runtime"` less `python -c pass`, the two run in turns;
---help is the whole of it, as a user waits for it.
+The import is `python -c "import minigpt4_runtime"` less `python -c pass`, run in turns; --help is
+the whole time.
 """
 
 import argparse
@@ -25,13 +25,13 @@ HELP_PROMISE_MS = 400.0
 
 @dataclass(frozen=True)
 class Timing:
-    """Wall time over all runs of one thing."""
+    """Wall times of all runs of one command."""
 
     median_ms: float
     fastest_ms: float
 
     def less(self, other: "Timing") -> "Timing":
-        """What this takes beyond `other`."""
+        """The time beyond that of `other`."""
         return Timing(self.median_ms - other.median_ms, self.fastest_ms - other.fastest_ms)
 
 

@@ -1,12 +1,12 @@
-"""What dividing a model costs and gains: 1, 2 and 4 ranks, each with one thread.
+"""The cost and gain of tensor parallelism: 1, 2 and 4 ranks, each with one thread.
 
 python benchmarks/tensor_parallel.py --work-dir /tmp/tensor_parallel
 
-wide is a made-up Llama of 7B's widths with a few layers, demo the bundled model. One answer and
-eight at once are decoded, from a prompt of a few words, which is counted too. A token's time is
-the whole divided by all tokens, and its bytes are what one rank hands to its collectives. Waiting
-for slower ranks counts as time in collectives: with more ranks than cores, most of it is that. On a
-GPU the wait is the device's own, and the last column says nothing.
+wide is a random Llama of 7B's widths with a few layers, demo the bundled model. One answer and
+eight at once are decoded from a short prompt, whose time is included. A token's time is the whole
+time divided by all tokens, and its bytes are those that one rank passes to collectives. The time in
+collectives includes waiting for slower ranks, which dominates with more ranks than cores. On a GPU
+the device waits instead, and the last column has no meaning.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ QUESTION = [Message("user", ("What is in this picture?",))]
 
 @dataclass(frozen=True)
 class Result:
-    """One model over one number of ranks, answering so many at once."""
+    """One model with one number of ranks and one number of answers at once."""
 
     model: str
     num_ranks: int
@@ -44,7 +44,7 @@ class Result:
 
 
 def decode(model: MiniGPT4, name: str, num_answers: int, num_tokens: int) -> Result:
-    """Let answers grow together, and look at what passes meanwhile."""
+    """Decode answers together, and measure time and traffic."""
     sampling = SamplingParams(ignore_eos=True, stop=(), max_new_tokens=num_tokens)
     earlier = model.probe.traffic()
     started = time.perf_counter()
@@ -67,7 +67,7 @@ def decode(model: MiniGPT4, name: str, num_answers: int, num_tokens: int) -> Res
 
 
 def measure(folder: Path | None, name: str, args: argparse.Namespace) -> list[Result]:
-    """One model over every number of ranks."""
+    """Measure one model with each number of ranks."""
     results = []
     num_tokens = args.tokens if folder else 4 * args.tokens
     for num_ranks in args.ranks:

@@ -1,13 +1,13 @@
-"""The image side in torch, in ONNX Runtime and in transformers: one process, weights and threads.
+"""The image side in torch, ONNX Runtime and transformers: same process, weights and threads.
 
 python benchmarks/vision_export.py --work-dir DIR --keep
 python benchmarks/vision.py --model DIR/model --graph DIR/graph [--batch 1 4] [--json vision.json]
 
-Each encodes the same random pictures, in turns and float32. transformers is Blip2VisionModel,
-Blip2QFormerModel and our projection, on the very tensors of the torch side; where it is not
-installed, it is left out. Before anything is timed, all must give the same rows. Beside the
-latencies stand ratios of medians, above 1 where that side is faster than transformers, and what the
-tower's products come to, as a share of what this machine multiplies at best in the same run.
+Each side encodes the same random images, in turns and in float32. transformers is Blip2VisionModel,
+Blip2QFormerModel and our projection, on the same tensors as the torch side; it is left out if it is
+not installed. All sides must give the same rows before they are timed. The table has latencies,
+ratios of medians (above 1 if a side is faster than transformers), and the speed of the tower's
+products as a share of the machine's best, measured in the same run.
 """
 
 from __future__ import annotations
@@ -139,7 +139,7 @@ def _their_qformer(ours: VisionPart, config: QFormerConfig, width: int) -> nn.Mo
 
 
 def open_sides(args: argparse.Namespace) -> dict[str, Encode]:
-    """All that can encode here, by name."""
+    """All sides that are available here, by name."""
     cpu, config = torch.device("cpu"), load_config(args.model)
     vision = load_vision(args.model, dtype=torch.float32)
     graph = find_graph(args.graph, args.model, runtime="onnx")
@@ -170,7 +170,7 @@ class Line:
 
 
 def measure(sides: dict[str, Encode], pixels: Tensor, repeats: int, gflop: float) -> list[Line]:
-    """Time the sides in turns; a call before warms each, and shows that all give the same rows."""
+    """Time the sides in turns, after a warm-up that checks that all give the same rows."""
     rows = {name: encode(pixels) for name, encode in sides.items()}
     for name, each in rows.items():
         share = float((each - rows["torch"]).abs().max() / rows["torch"].abs().max())
@@ -185,14 +185,14 @@ def measure(sides: dict[str, Encode], pixels: Tensor, repeats: int, gflop: float
 
 
 def count_gflop(vision: VisionConfig) -> float:
-    """The tower's products for one picture; what follows is a fiftieth of them."""
+    """The tower's products for one image; all later products are a fiftieth of them."""
     rows, width = vision.num_patches + 1, vision.hidden_size
     layer = 2 * rows * width * (4 * width + 2 * vision.intermediate_size) + 4 * rows**2 * width
     return vision.num_hidden_layers * layer / 1e9
 
 
 def best_gflops() -> float:
-    """What this machine multiplies at best: GFLOP/s of a large product."""
+    """The machine's best rate: GFLOP/s of a large product."""
     a, b = torch.randn(2, PRODUCT_SIDE, PRODUCT_SIDE)
     best = 0.0
     for _ in range(5):

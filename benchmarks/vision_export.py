@@ -1,11 +1,11 @@
-"""What exporting the image side at its published size takes: memory, time, and bytes of the graph.
+"""The memory and time to export the image side at its published size, and the graph's size.
 
 python benchmarks/vision_export.py --work-dir /tmp/vision_export [--dtype float16] [--keep]
 
-The model folder is made up: EVA-ViT-g (1408 wide, 39 layers), a Q-Former of 12 layers and random
-weights in float32, with a language model of one layer that the export never reads. The peak is that
-of the process that exports, mapped files and the comparison with torch included. --keep leaves
-DIR/model and DIR/graph for benchmarks/vision.py.
+The model is synthetic: EVA-ViT-g (1408 wide, 39 layers), a Q-Former of 12 layers and random weights
+in float32, with a language model of one layer that the export does not read. The peak is that of
+the exporting process, including mapped files and the comparison with torch. --keep keeps DIR/model
+and DIR/graph for benchmarks/vision.py.
 """
 
 import argparse
@@ -35,7 +35,7 @@ PICTURES = Path(__file__).parents[1] / "examples" / "images"
 
 
 class RandomWeights(Mapping[str, Tensor]):
-    """Weights as they are drawn before training; each is made anew, and alike, when asked for."""
+    """Untrained weights, generated on request from a fixed seed."""
 
     def __init__(self, shapes: Mapping[str, Shape]) -> None:
         self._shapes = shapes
@@ -72,10 +72,10 @@ def full_config(num_layers: int) -> ModelConfig:
 
 
 def export(model_dir: Path, graph_dir: Path, plan: GraphPlan) -> None:
-    """Export, in a process of its own, and print what it took."""
+    """Export in this process, and print time and memory."""
     before, started = peak_bytes(), time.perf_counter()
-    pictures = [image(path) for path in sorted(PICTURES.iterdir())]
-    record = export_onnx(model_dir, graph_dir, pictures=pictures, plan=plan, force=True)
+    images = [image(path) for path in sorted(PICTURES.iterdir())]
+    record = export_onnx(model_dir, graph_dir, images=images, plan=plan, force=True)
     seconds = time.perf_counter() - started
     print(json.dumps([before, peak_bytes(), seconds, sum(record.files.values()),
                       record.check.largest_relative, record.check.bound]))  # fmt: skip

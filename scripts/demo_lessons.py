@@ -1,7 +1,7 @@
-"""What the demo model is taught: pictures with labels, and dialogues about them.
+"""The demo model's training data: images with labels, and dialogues about them.
 
-Owns   the demo model's tokenizer, and the scenes as numbers: pictures, labels, token ids.
-Takes  a random.Random; the same one gives the same lesson.
+Owns   the demo model's tokenizer, and the scenes as numbers: images, labels, token ids.
+Takes  a random.Random; the same state gives the same data.
 """
 
 import io
@@ -32,7 +32,7 @@ TEMPLATE = TEMPLATES["vicuna"]
 
 
 def train_tokenizer(path: Path) -> None:
-    """Whole words of the scenes' language, and bytes for everything else a user may type."""
+    """A tokenizer with the words of the scenes, and bytes for all other text."""
     rng = random.Random(0)
     lines = [TEMPLATE.system, TEMPLATE.separator, TEMPLATE.user, TEMPLATE.assistant] * 500
     lines += ["<Img>", "</Img> "] * 500
@@ -55,7 +55,7 @@ def train_tokenizer(path: Path) -> None:
 
 
 def crowded_scene(rng: random.Random) -> Scene:
-    """Five to nine shapes: more to see at the price of one picture, and never a held-out scene."""
+    """Five to nine shapes: more labels in one image, and never a held-out scene."""
     cells = sorted(rng.sample(range(NUM_CELLS), rng.randint(5, NUM_CELLS)))
     shapes = tuple(
         Shape(rng.choice(scenes.KINDS), rng.choice(COLOURS), rng.choice(SIZES), cell)
@@ -90,13 +90,13 @@ def label(shape: Shape | None) -> tuple[int, int, int]:
 
 
 def cell_labels(scene: Scene) -> list[tuple[int, int, int]]:
-    """What stands in each of the nine cells."""
+    """The labels of the nine cells."""
     there = {shape.cell: shape for shape in scene.shapes}
     return [label(there.get(cell)) for cell in range(NUM_CELLS)]
 
 
 def patch_labels(scene: Scene, outlines: tuple[Outline, ...], side: int) -> np.ndarray:
-    """What lies under the middle of each of side × side patches: (side², 3)."""
+    """The labels under the centre of each of side × side patches: (side², 3)."""
     middle = (np.arange(side) + 0.5) / side
     labels = np.zeros((side, side, 3), dtype=np.int64)
     for shape, outline in zip(scene.shapes, outlines, strict=True):
@@ -106,7 +106,7 @@ def patch_labels(scene: Scene, outlines: tuple[Outline, ...], side: int) -> np.n
 
 
 class Dialogues:
-    """Scenes → token ids with the places that are to be learnt."""
+    """Scenes → token ids, and the weight of each in the loss."""
 
     def __init__(
         self,
@@ -116,7 +116,7 @@ class Dialogues:
         length_discount: float,
         place_share: float = 0.0,
     ) -> None:
-        """What the dialogues are about, and how much less the ids of a long answer count.
+        """Set the topics of dialogues, and the weight of ids in long answers.
 
         `describe_share` of them begin with a description, and `place_share` of the questions are
         drawn again until they ask about places. A discount of 1 lets every answer count the same,
@@ -136,7 +136,7 @@ class Dialogues:
         return [self.before[0], *self.encode(f"{TEMPLATE.user}<Img>")]
 
     def write(self, scene: Scene, turns: int, rng: random.Random) -> tuple[list[int], list[float]]:
-        """The ids after the image, and how much each counts; what the user says counts nothing."""
+        """The ids after the image, and the weight of each; the user's ids weigh nothing."""
         ids, weights = list(self.after), [0.0] * len(self.after)
 
         def add(text: str, *, spoken: bool) -> None:

@@ -1,6 +1,6 @@
-"""What the demo model is made of, and the parts that only its training needs.
+"""The demo model's configuration, and the modules that only its training needs.
 
-Owns   its sizes, how its weights start, and the probes and known rows that are thrown away later.
+Owns   its sizes and initial weights, and the probes and known rows, which are dropped afterwards.
 """
 
 import math
@@ -17,7 +17,7 @@ from minigpt4_runtime.model.minigpt4 import MiniGPT4Model
 
 
 def demo_config(vocab_size: int) -> ModelConfig:
-    """Small enough for git, and of the same make as the published Vicuna variant."""
+    """The published Vicuna variant's architecture, small enough for git."""
     return ModelConfig(
         vision=VisionConfig(
             image_size=96, patch_size=12, hidden_size=160, num_hidden_layers=5,
@@ -60,14 +60,14 @@ def initialise(model: MiniGPT4Model) -> None:
 
 
 class Probe(nn.Module):
-    """Reads kind, colour and size off a row. Used in training only."""
+    """Predicts kind, colour and size from a row. Used only in training."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.heads = nn.ModuleList(nn.Linear(width, 1 + len(v)) for v in ATTRIBUTES.values())
 
     def loss(self, rows: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """(N, P, C) rows, (N, P, 3) labels → the loss, and whether each row is all right."""
+        """(N, P, C) rows, (N, P, 3) labels → the loss, and whether each row is entirely right."""
         loss, right = torch.zeros((), device=rows.device), torch.ones_like(labels[..., 0]).bool()
         for index, head in enumerate(self.heads):
             logits = head(rows)
@@ -79,7 +79,7 @@ class Probe(nn.Module):
 
 
 class Looker(nn.Module):
-    """The tower and the Q-Former with their probes: query i learns to report cell i."""
+    """The tower and the Q-Former with their probes: query i learns to predict cell i."""
 
     def __init__(self, model: MiniGPT4Model) -> None:
         super().__init__()
@@ -98,7 +98,7 @@ class Looker(nn.Module):
     def cell_loss(
         self, queries: Tensor, cells: Tensor, backgrounds: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """How well the queries report cells and background, and which pictures are all right."""
+        """The queries' loss on cells and background, and which images are entirely right."""
         loss, right = self.cell_probe.loss(queries[:, :NUM_CELLS], cells)
         logits = self.background(queries[:, NUM_CELLS])
         loss = loss + functional.cross_entropy(logits, backgrounds)
@@ -106,7 +106,7 @@ class Looker(nn.Module):
 
 
 class KnownRows(nn.Module):
-    """Rows that state a scene outright, in place of what a picture would give."""
+    """Rows that encode a scene directly, in place of an image's rows."""
 
     def __init__(self, hidden_size: int) -> None:
         super().__init__()
@@ -123,10 +123,10 @@ class KnownRows(nn.Module):
 
 
 class WordVectors:
-    """Where the meaning of words starts: all forms of a word near each other, rows near words.
+    """Initial embeddings: all forms of a word near each other, and rows near their words.
 
-    "star", "star " and "stars" are pieces that have nothing in common; that they are one word would
-    have to be found out for every word anew. The same holds for rows and what they state.
+    "star", "star " and "stars" are unrelated pieces; without this, training would have to find for
+    every word that they are one word. The same holds for rows and the words for them.
     """
 
     def __init__(self, hidden_size: int) -> None:

@@ -1,8 +1,8 @@
-"""What benchmarks/gpu.py found, as the tables of docs/performance.md.
+"""The results of benchmarks/gpu.py, as the tables of docs/performance.md.
 
 python scripts/gpu_report.py DIR > tables.md
 
-Takes  the folder that a run wrote. Needs nothing but Python.
+Takes  the folder that a run wrote. Needs only Python.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ Result = Mapping[str, Any]
 Cell = str | float | None
 
 
-class Run:
-    """A run's record and results. A result that failed, or could not be had, has no numbers."""
+class GpuRun:
+    """A run's record and results. A failed or unavailable result has no numbers."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -32,12 +32,12 @@ class Run:
         return json.loads((self._folder / name).read_text("utf-8"))
 
     def results(self, part: str) -> list[dict[str, Any]]:
-        """Everything a part has found."""
+        """All results of a part."""
         path = self._folder / f"{part}.json"
         return self._read(path.name) if part in self.parts and path.exists() else []
 
     def numbers(self, part: str) -> dict[str, dict[str, Any]]:
-        """Of those, what was measured."""
+        """The results of a part that have numbers."""
         return {
             each["name"]: each
             for each in self.results(part)
@@ -56,8 +56,8 @@ class Run:
         return found["teraflops_per_second"] if found else None
 
 
-def as_markdown(run: Run) -> str:
-    """All tables, with what is missing from them."""
+def as_markdown(run: GpuRun) -> str:
+    """All tables, and a list of missing results."""
     blocks = [heading(run)]
     for title, table in TABLES.items():
         lines = list(table(run))
@@ -69,8 +69,8 @@ def as_markdown(run: Run) -> str:
     return "\n\n".join(blocks) + "\n"
 
 
-def heading(run: Run) -> str:
-    """On what it was measured, and of what."""
+def heading(run: GpuRun) -> str:
+    """The machine and the commit."""
     facts, packages = run.numbers("facts").get("machine", {}), run.record["packages"]
     card = facts.get("card", "no GPU")
     versions = ", ".join(
@@ -102,7 +102,7 @@ def table_lines(head: Sequence[str], rows: Iterable[Sequence[Cell]]) -> Iterator
 
 
 def show(cell: Cell) -> str:
-    """Three digits; what is not known is a dash."""
+    """Three digits; None is a dash."""
     if cell is None:
         return "–"
     if isinstance(cell, str):
@@ -111,12 +111,12 @@ def show(cell: Cell) -> str:
 
 
 def share(part: float, ceiling: float | None) -> str | None:
-    """Of a ceiling that may not have been measured."""
+    """A share of a ceiling, if the ceiling was measured."""
     return f"{part / ceiling:.0%}" if ceiling else None
 
 
-def ceilings(run: Run) -> Iterator[str]:
-    """What everything else is held against."""
+def ceilings(run: GpuRun) -> Iterator[str]:
+    """The ceilings that everything else is compared with."""
     found = run.numbers("facts")
     rows: list[Sequence[Cell]] = []
     if run.copied:
@@ -133,7 +133,7 @@ def ceilings(run: Run) -> Iterator[str]:
     return table_lines(("ceiling", "measured", ""), rows)
 
 
-def tests(run: Run) -> Iterator[str]:
+def tests(run: GpuRun) -> Iterator[str]:
     """Counts, and each failure."""
     rows = [
         (each["name"], each["passed"], each["failed"], each["skipped"],
@@ -147,7 +147,7 @@ def tests(run: Run) -> Iterator[str]:
                 yield f"- `{failure['test']}`: {failure['why']}"
 
 
-def demo_answers(run: Run) -> Iterator[str]:
+def demo_answers(run: GpuRun) -> Iterator[str]:
     """Exact answers of the demo model."""
     rows = [
         (name.removeprefix("demo "), group, f"{right} of {asked}", share(right, asked))
@@ -157,8 +157,8 @@ def demo_answers(run: Run) -> Iterator[str]:
     return table_lines(("demo model in", "what", "exactly right", ""), rows)
 
 
-def language(run: Run) -> Iterator[str]:
-    """Rates beside transformers, and what they come to of the ceilings."""
+def language(run: GpuRun) -> Iterator[str]:
+    """Rates compared with transformers, and as shares of the ceilings."""
     found = run.numbers("language")
     rows: list[Sequence[Cell]] = []
     for name, each in found.items():
@@ -189,7 +189,7 @@ def language(run: Run) -> Iterator[str]:
         )
 
 
-def vision(run: Run) -> Iterator[str]:
+def vision(run: GpuRun) -> Iterator[str]:
     """Pictures."""
     rows = [
         (name.rpartition(", ")[0], each["pictures"], each["milliseconds"],
@@ -199,7 +199,7 @@ def vision(run: Run) -> Iterator[str]:
     return table_lines(("image side", "pictures at once", "ms", "share of the product"), rows)
 
 
-def server(run: Run) -> Iterator[str]:
+def server(run: GpuRun) -> Iterator[str]:
     """The demo model under load."""
     rows = [
         (each["clients"], each["requests"] / each["seconds"], each["tokens_per_second"],
@@ -211,8 +211,8 @@ def server(run: Run) -> Iterator[str]:
     return table_lines(head, rows)
 
 
-def profile(run: Run) -> Iterator[str]:
-    """Where the time goes, and for how long the GPU has nothing to do."""
+def profile(run: GpuRun) -> Iterator[str]:
+    """The time by kernel, and the GPU's idle time."""
     found = run.numbers("profile")
     rows = [
         (name, each["milliseconds"], each["operations"], each["busy_ms"],
@@ -230,7 +230,7 @@ def profile(run: Run) -> Iterator[str]:
             yield f"  - {show(kernel['ms'])} ms in {kernel['calls']} × `{kernel['kernel'][:80]}`"
 
 
-def compiled(run: Run) -> Iterator[str]:
+def compiled(run: GpuRun) -> Iterator[str]:
     """The decode step in several ways."""
     cells: dict[str, dict[str, float]] = {}
     for name, each in run.numbers("compiled").items():
@@ -241,7 +241,7 @@ def compiled(run: Run) -> Iterator[str]:
     return table_lines(("decode step, ms", *ways), rows)
 
 
-TABLES: dict[str, Callable[[Run], Iterator[str]]] = {
+TABLES: dict[str, Callable[[GpuRun], Iterator[str]]] = {
     "Ceilings": ceilings,
     "Tests": tests,
     "Exact answers": demo_answers,
@@ -253,8 +253,8 @@ TABLES: dict[str, Callable[[Run], Iterator[str]]] = {
 }
 
 
-def what_is_missing(run: Run) -> Iterator[str]:
-    """Parts that did not end well, and results without a number."""
+def what_is_missing(run: GpuRun) -> Iterator[str]:
+    """Parts that failed, and results without a number."""
     for part, outcome in run.parts.items():
         if outcome["status"] != "done":
             yield f"- {part}: {outcome['status']} after {outcome['seconds']:.0f} s"
@@ -271,7 +271,7 @@ def main() -> None:
     parser.add_argument("folder", metavar="DIR", type=Path, help="what benchmarks/gpu.py wrote")
     folder = parser.parse_args().folder
     try:
-        print(as_markdown(Run(folder)), end="")
+        print(as_markdown(GpuRun(folder)), end="")
     except (OSError, ValueError, KeyError) as error:
         sys.exit(f"{folder} holds no whole run of benchmarks/gpu.py ({error!r}).")
 

@@ -2,11 +2,11 @@
 
 python scripts/gpu_wheels.py --out wheels [--python 3.12]
 
-Owns   what is carried along: the project itself, and what its server and tokenizer need, in the
-       versions of this environment. torch, numpy, pillow, typer and rich must be there; without
-       transformers, Triton or pytest less is measured.
-Takes  the version of that machine's Python (Linux, x86-64). With this checkout, these wheels are
-       all that travels; more than MOST_BYTES together is refused.
+Owns   the list of wheels: the project, and the needs of its server and tokenizer, in the versions
+       of this environment. The machine must have torch, numpy, pillow, typer and rich; without
+       transformers, Triton or pytest fewer things are measured.
+Takes  the version of that machine's Python (Linux, x86-64). Checkout and wheels together may not
+       exceed MOST_BYTES.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from packaging.utils import canonicalize_name
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 MOST_BYTES = 50 * 10**6
-# What the parts of benchmarks/gpu.py import that is seldom there.
+# Imports of benchmarks/gpu.py's parts that are seldom installed.
 CARRIED = ("fastapi", "httpx", "prometheus_client", "sentencepiece", "uvicorn")
 PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_27_x86_64", "manylinux_2_17_x86_64",
              "manylinux2014_x86_64")  # fmt: skip
 
 
 def with_needs(names: tuple[str, ...]) -> list[str]:
-    """Packages and all that these need, as NAME==VERSION of what is installed here."""
+    """Packages and all their requirements, as NAME==VERSION of the installed versions."""
     versions: dict[str, str] = {}
     left = [*map(canonicalize_name, names)]
     while left:
@@ -52,7 +52,7 @@ def run_pip(*arguments: str) -> None:
 
 
 def travelling_bytes(wheels_dir: Path) -> int:
-    """What is carried: every file that git tracks, and the wheels."""
+    """The size of all files that git tracks, and of the wheels."""
     done = subprocess.run(
         ["git", "ls-files", "-z"], cwd=CHECKOUT, check=True, capture_output=True, text=True
     )
@@ -61,7 +61,7 @@ def travelling_bytes(wheels_dir: Path) -> int:
 
 
 def main() -> None:
-    """Build, download, and say what it comes to."""
+    """Build, download, and print the total size."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )

@@ -1,13 +1,13 @@
-"""Train the demo model from nothing and write its folder (see docs/demo-model.md).
+"""Train the demo model from scratch and write its folder (see docs/demo-model.md).
 
 python scripts/train_demo.py                # all stages, one after the other
-python scripts/train_demo.py --stage look   # the image tower learns what lies where
-python scripts/train_demo.py --stage talk   # the language model learns to speak of known scenes
-python scripts/train_demo.py --stage join   # both together, end to end, on dialogues
+python scripts/train_demo.py --stage look   # train the image tower on the positions of shapes
+python scripts/train_demo.py --stage talk   # train the language model on known scenes
+python scripts/train_demo.py --stage join   # train both together, end to end, on dialogues
 python scripts/train_demo.py --stage write  # float16 weights into --out
 
-"look" and "talk" do not need each other and may run side by side. Every stage saves its state in
---work-dir and goes on from there when it is started again.
+"look" and "talk" are independent and may run at the same time. Every stage saves its state in
+--work-dir and continues from there when it is started again.
 """
 
 import argparse
@@ -47,13 +47,13 @@ StepLoss = Callable[[random.Random], tuple[Tensor, dict[str, float]]]
 
 @dataclass(frozen=True)
 class Plan:
-    """How long and how fast one stage learns."""
+    """The length and the learning rate of one stage."""
 
     steps: int
     batch: int
     rate: float
     turns: int = 0
-    vision_share: float = 1.0  # What part of `rate` the image side gets.
+    vision_share: float = 1.0  # The image side's share of `rate`.
 
 
 STAGES = ("look", "talk", "join", "write")
@@ -72,7 +72,7 @@ FITTED_BATCHES = 40  # Of 64 pictures each, on which the projection is fitted be
 def look_batch(
     plan: Plan, config: VisionConfig, rng: random.Random, *, crowded: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Pictures, and what is to be seen in their cells, under their patches and behind it all."""
+    """Images, and the labels of their cells, patches and backgrounds."""
     pictures, cells, patches, backgrounds = [], [], [], []
     for _ in range(plan.batch):
         is_crowded = rng.random() < crowded
@@ -88,8 +88,8 @@ def look_batch(
     )  # fmt: skip
 
 
-def look(run: "Run", model: MiniGPT4Model) -> None:
-    """Pre-train the image side on what lies under each patch and in each cell."""
+def look(run: "StageRun", model: MiniGPT4Model) -> None:
+    """Pre-train the image side on the labels of each patch and cell."""
     looker = Looker(model).to(run.device)
     plan, config = PLANS["look"], model.config.vision
 
@@ -117,7 +117,7 @@ def dialogue_loss(
     before: list[int],
     rows: Tensor,
 ) -> tuple[Tensor, dict[str, float]]:
-    """Next-token loss on what the model says, `rows` being the image rows of each dialogue."""
+    """Next-token loss on the model's turns; `rows` are the image rows of each dialogue."""
     longest, device = max(len(ids) for ids, _ in dialogues), rows.device
     tail = torch.zeros(len(rows), longest, dtype=torch.long)
     weights = torch.zeros(len(rows), longest)
@@ -139,8 +139,8 @@ def dialogue_loss(
     return (losses * share).sum(), {"tokens": float((right * share).sum())}
 
 
-def talk(run: "Run", model: MiniGPT4Model, tokenizer: Tokenizer) -> None:
-    """Train the language model on scenes that are stated outright."""
+def talk(run: "StageRun", model: MiniGPT4Model, tokenizer: Tokenizer) -> None:
+    """Train the language model on rows that encode scenes directly."""
     plan = PLANS["talk"]
     dialogues = Dialogues(tokenizer, describe_share=0.25, length_discount=0.7, place_share=0.35)
     known = KnownRows(model.config.language.hidden_size)
@@ -162,8 +162,8 @@ def talk(run: "Run", model: MiniGPT4Model, tokenizer: Tokenizer) -> None:
 
 
 @torch.no_grad()
-def fit_projection(run: "Run", looker: Looker, known: KnownRows, config: VisionConfig) -> None:
-    """Start the projection where it turns Q-Former rows into known rows, by least squares."""
+def fit_projection(run: "StageRun", looker: Looker, known: KnownRows, config: VisionConfig) -> None:
+    """Initialise the projection from Q-Former rows to known rows by least squares."""
     rng, plan = random.Random(7), Plan(steps=1, batch=64, rate=0)
     queries, wanted = [], []
     for _ in range(FITTED_BATCHES):
@@ -184,12 +184,12 @@ def fit_projection(run: "Run", looker: Looker, known: KnownRows, config: VisionC
     projection.bias.copy_(solution[-1].float())
 
 
-def join(run: "Run", model: MiniGPT4Model, tokenizer: Tokenizer) -> None:
-    """Train the whole model end to end on text; the cells are still asked, at a low weight."""
+def join(run: "StageRun", model: MiniGPT4Model, tokenizer: Tokenizer) -> None:
+    """Train the whole model end to end on text, and on cells with a low weight."""
     plan, config = PLANS["join"], model.config.vision
     dialogues = Dialogues(tokenizer, describe_share=0.7, length_discount=0.5, place_share=0.4)
     looker, known = Looker(model), KnownRows(model.config.language.hidden_size)
-    # What "look" did not train, the projection, is fitted below.
+    # The projection, which "look" did not train, is fitted below.
     looked = {k: v for k, v in run.saved_weights("look").items() if "projection" not in k}
     looker.load_state_dict(looked, strict=False)
     nn.ModuleDict({"language": model.language, "known": known}).load_state_dict(
@@ -216,8 +216,8 @@ def join(run: "Run", model: MiniGPT4Model, tokenizer: Tokenizer) -> None:
     run.train("join", whole, step)
 
 
-def write(run: "Run", model: MiniGPT4Model, tokenizer_path: Path, out_dir: Path) -> None:
-    """Write what "join" has made as a model folder, in float16."""
+def write(run: "StageRun", model: MiniGPT4Model, tokenizer_path: Path, out_dir: Path) -> None:
+    """Write the result of "join" as a model folder, in float16."""
     prefix = "model."
     weights = {
         name.removeprefix(prefix): weight
@@ -231,26 +231,26 @@ def write(run: "Run", model: MiniGPT4Model, tokenizer_path: Path, out_dir: Path)
 
 
 @dataclass(frozen=True)
-class Run:
-    """Where a stage works and what it goes on from."""
+class StageRun:
+    """A stage's folder, and the state that it continues from."""
 
     work_dir: Path
     device: torch.device
     seed: int
 
     def saved_weights(self, stage: str) -> dict[str, Tensor]:
-        """The weights that a stage has ended with."""
+        """A stage's final weights."""
         path = self.work_dir / f"{stage}.pt"
         if not path.exists():
-            raise SystemExit(f"error: {path} does not exist. Run --stage {stage} first.")
+            raise SystemExit(f"error: {path} does not exist. StageRun --stage {stage} first.")
         saved = torch.load(path, map_location="cpu", weights_only=True)
         if saved["step"] < PLANS[stage].steps:
-            raise SystemExit(f"error: {path} is unfinished. Run --stage {stage} to its end.")
+            raise SystemExit(f"error: {path} is unfinished. StageRun --stage {stage} to its end.")
         weights: dict[str, Tensor] = saved["weights"]
         return weights
 
     def train(self, stage: str, module: nn.Module, step_loss: StepLoss) -> None:
-        """Warm-up and a cosine, gradient clipping, and a saved state to go on from."""
+        """Train with warm-up, a cosine and gradient clipping, and save the state."""
         plan, path = PLANS[stage], self.work_dir / f"{stage}.pt"
         optimisers = make_optimisers(module, plan)
         first = 0
@@ -291,9 +291,9 @@ class Run:
 
 
 def make_optimisers(module: nn.Module, plan: Plan) -> list[torch.optim.Optimizer]:
-    """Muon (Jordan et al., 2024) for the language model's matrices, AdamW for all else.
+    """Muon (Jordan et al., 2024) for the language model's matrices, AdamW for all others.
 
-    With AdamW alone the language model took longer to learn to look things up (docs/log.md).
+    With AdamW alone the language model took longer to learn look-ups (docs/log.md).
     """
     matrices, seeing, others = [], [], []
     for name, weight in module.named_parameters():
@@ -315,7 +315,7 @@ def make_optimisers(module: nn.Module, plan: Plan) -> list[torch.optim.Optimizer
     return optimisers
 
 
-def run_stage(stage: str, run: "Run", tokenizer_path: Path, out_dir: Path) -> None:
+def run_stage(stage: str, run: "StageRun", tokenizer_path: Path, out_dir: Path) -> None:
     """Run one stage on a model that starts from the seed."""
     tokenizer = Tokenizer(tokenizer_path)
     torch.manual_seed(run.seed)
@@ -332,7 +332,7 @@ def run_stage(stage: str, run: "Run", tokenizer_path: Path, out_dir: Path) -> No
 
 
 def main() -> None:
-    """Run the stages that are asked for."""
+    """Run the selected stages."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
@@ -349,7 +349,7 @@ def main() -> None:
     tokenizer_path = args.work_dir / "tokenizer.model"
     if not tokenizer_path.exists():
         train_tokenizer(tokenizer_path)
-    run = Run(args.work_dir, torch.device(args.device), args.seed)
+    run = StageRun(args.work_dir, torch.device(args.device), args.seed)
     for stage in STAGES if args.stage == "all" else [args.stage]:
         run_stage(stage, run, tokenizer_path, args.out)
 

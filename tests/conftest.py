@@ -123,7 +123,7 @@ def graph_dir(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     def export(model_dir: Path | None = None) -> Path:
         model_dir = model_dir or DEMO_MODEL_DIR
         plan = GraphPlan(batch_sizes=None, om_batch_sizes=(1, 2, 4))
-        export_onnx(model_dir, out_dir / model_dir.name, pictures=[], plan=plan)
+        export_onnx(model_dir, out_dir / model_dir.name, images=[], plan=plan)
         return out_dir / model_dir.name
 
     return export

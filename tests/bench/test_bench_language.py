@@ -7,26 +7,26 @@ from hypothesis import strategies as st
 
 from minigpt4_runtime.bench import language
 from minigpt4_runtime.bench.ceilings import measure_ceilings
-from minigpt4_runtime.bench.language import Answered, LanguageBench, Work
+from minigpt4_runtime.bench.language import AnswerTimes, LanguageBench, Work
 from minigpt4_runtime.devices import cpu
 from minigpt4_runtime.engine.runner import Runner
 
 
 def test_the_clock_of_two_answers():
     # The second answer's prompt is read between the first one's tokens.
-    answered = Answered(10.0, [[11.0, 12.5, 13.0, 13.5], [12.6, 13.1, 13.6, 14.1]])
+    answered = AnswerTimes(10.0, [[11.0, 12.5, 13.0, 13.5], [12.6, 13.1, 13.6, 14.1]])
     assert answered.response_time_ms == pytest.approx(4100)
     assert answered.first_token_ms == pytest.approx(1800)
     assert answered.later_tokens_ms == pytest.approx([500, 500, 500, 500])
 
 
 def test_answers_that_never_grow_together_count_whole():
-    answered = Answered(0.0, [[1.0, 1.5], [2.0, 2.25]])
+    answered = AnswerTimes(0.0, [[1.0, 1.5], [2.0, 2.25]])
     assert answered.later_tokens_ms == pytest.approx([500, 250])
 
 
 def test_a_single_token_has_none_after_it():
-    assert Answered(0.0, [[1.0], [1.0]]).later_tokens_ms == []
+    assert AnswerTimes(0.0, [[1.0], [1.0]]).later_tokens_ms == []
 
 
 @given(st.integers(1, 256), st.integers(1, 4000), st.integers(1, 600))

@@ -10,7 +10,7 @@ from minigpt4_runtime import ConfigError
 from minigpt4_runtime.bench import plots
 from minigpt4_runtime.bench.ceilings import Ceilings
 from minigpt4_runtime.bench.comparison import Change, compare, read_report
-from minigpt4_runtime.bench.describe import Described, DescribePoint
+from minigpt4_runtime.bench.describe import DescribedFolder, DescribePoint
 from minigpt4_runtime.bench.language import BatchSearch, LanguagePoint, Tried
 from minigpt4_runtime.bench.ramp_up import RampUp
 from minigpt4_runtime.bench.report import BenchReport
@@ -129,7 +129,7 @@ def test_a_search_ends_in_a_sentence(found, sentence):
         ),
         (
             "bench describe",
-            [Described(describe_point(n), {"seconds": [2.0]}) for n in (1, 2)],
+            [DescribedFolder(describe_point(n), {"seconds": [2.0]}) for n in (1, 2)],
             (),
             2,
         ),

@@ -24,7 +24,7 @@ class StandInJudge:
         assert device in {"auto", "cpu"}
         return cls()
 
-    def embed_pictures(self, pictures):
+    def embed_images(self, pictures):
         import torch
 
         return torch.tensor(
@@ -81,7 +81,7 @@ def test_clip_compares_files_named_after_one_option(minigpt4, judge, results):
 def test_clip_goes_on_where_it_was(minigpt4, judge, results, monkeypatch):
     first = minigpt4(*CLIP, *BOTH, "--out", "report")
     before = (results / "report" / "clip.jsonl").read_bytes()
-    monkeypatch.setattr(StandInJudge, "embed_pictures", None)
+    monkeypatch.setattr(StandInJudge, "embed_images", None)
     again = minigpt4(*CLIP, *BOTH, "--out", "report")
     assert again == first
     assert (results / "report" / "clip.jsonl").read_bytes() == before
@@ -259,7 +259,7 @@ def test_pope_names_answers_and_questions_without_each_other(minigpt4, questions
     assert shown.status == 1
     assert shown.err == (
         "error: given.jsonl has no answer to 2 questions (2, 3).\n"
-        "error: 1 answer of given.jsonl belongs to no question (99).\n"
+        "error: given.jsonl has 1 answer (99) to no question.\n"
     )
     assert shown.out.splitlines()[1].split()[-3:] == ["1", "2", "0"]
 

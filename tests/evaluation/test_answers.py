@@ -8,12 +8,12 @@ from minigpt4_runtime import ConfigError
 from minigpt4_runtime.batch.results import Record, open_results
 from minigpt4_runtime.evaluation.answers import (
     Answer,
-    find_picture,
     line_up,
     line_up_by_name,
     read_runs,
     sampled,
 )
+from minigpt4_runtime.evaluation.images import find_image
 
 
 @pytest.fixture
@@ -115,7 +115,7 @@ class TestLiningUp:
         ],
     )
     def test_a_name_leads_to_a_picture(self, images, name, place):
-        assert find_picture(images, name) == place
+        assert find_image(images, name) == place
 
     def test_runs_over_other_folders_are_lined_up(self, images, write):
         runs = read_runs([

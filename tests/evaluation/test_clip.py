@@ -42,7 +42,7 @@ def test_every_score_is_the_cosine(lined_up, judge, images):
     report = score(lined_up, judge, images)
     assert [case.name for case in report.cases] == [f"{number}.png" for number in range(10)]
     for case in report.cases:
-        picture = judge.embed_pictures([Image.open(images / case.name).convert("RGB")])[0]
+        picture = judge.embed_images([Image.open(images / case.name).convert("RGB")])[0]
         for answer in case.answers:
             (text,) = judge.embed_texts([answer.text])
             assert answer.score == pytest.approx(float(picture @ text), abs=2e-6)
@@ -86,11 +86,11 @@ class Counting:
     def __getattr__(self, name):
         return getattr(self._judge, name)
 
-    def embed_pictures(self, pictures):
+    def embed_images(self, pictures):
         if self.num_pictures >= self._breaks_after:
             raise KeyboardInterrupt
         self.num_pictures += len(pictures)
-        return self._judge.embed_pictures(pictures)
+        return self._judge.embed_images(pictures)
 
 
 def test_what_was_scored_is_not_scored_again(lined_up, judge, images, tmp_path):
@@ -115,7 +115,7 @@ def test_progress_counts_every_picture(lined_up, judge, images):
     done = []
     clip.score(
         lined_up, judge, Ledger(None, keys=clip.LEDGER_KEYS), images_dir=images,
-        on_picture=lambda: done.append(1),
+        on_image=lambda: done.append(1),
     )  # fmt: skip
     assert len(done) == 10
 

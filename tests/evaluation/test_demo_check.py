@@ -121,7 +121,9 @@ def test_scenes_are_held_out(oracle, monkeypatch):
 
 
 def test_a_nearly_right_answer_is_wrong():
-    verdict = demo_check.Verdict("descriptions", "description", "?", "Two shapes.", "Two shapes")
+    verdict = demo_check.SceneAnswer(
+        "descriptions", "description", "?", "Two shapes.", "Two shapes"
+    )
     assert not verdict.is_right
     assert replace(verdict, given="Two shapes.").is_right
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from minigpt4_runtime import ConfigError
-from minigpt4_runtime.evaluation.demo_check import Report, draw_cases
+from minigpt4_runtime.evaluation.demo_check import DemoCheck, draw_cases
 from minigpt4_runtime.evaluation.demo_report import DemoReport, read_earlier
 
 
@@ -17,7 +17,7 @@ def make_report(num_wrong=0, **settings):
         replace(verdict, given="<no>" if number < num_wrong else verdict.expected)
         for number, verdict in enumerate(asked)
     )
-    return DemoReport(Report(5, 3, verdicts), "model demo, dtype float32", **settings)
+    return DemoReport(DemoCheck(5, 3, verdicts), "model demo, dtype float32", **settings)
 
 
 def test_a_row_for_each_group_and_kind():

@@ -35,7 +35,7 @@ def test_scores_are_those_of_transformers(judge, reference, pictures):
     with torch.inference_mode():
         output = model(**words, pixel_values=pixels)
     expected = output.logits_per_image / model.logit_scale.detach().exp()
-    found = judge.embed_pictures(pictures) @ judge.embed_texts(TEXTS).T
+    found = judge.embed_images(pictures) @ judge.embed_texts(TEXTS).T
     assert found.shape == (4, len(TEXTS))
     torch.testing.assert_close(found, expected, atol=2e-6, rtol=0)
     assert found.std() > 0.02, "a score that never changes would agree with anything"
@@ -53,8 +53,8 @@ def preprocess(picture):
 
 
 def test_one_at_a_time_or_many_is_the_same(judge, pictures):
-    alone = torch.cat([judge.embed_pictures([picture]) for picture in pictures])
-    torch.testing.assert_close(judge.embed_pictures(pictures), alone, atol=2e-6, rtol=0)
+    alone = torch.cat([judge.embed_images([picture]) for picture in pictures])
+    torch.testing.assert_close(judge.embed_images(pictures), alone, atol=2e-6, rtol=0)
     alone = torch.cat([judge.embed_texts([text]) for text in TEXTS])
     torch.testing.assert_close(judge.embed_texts(TEXTS), alone, atol=2e-6, rtol=0)
 
@@ -75,7 +75,7 @@ def test_half_a_character_is_read_as_a_question_mark(judge):
 @pytest.mark.parametrize("name", ["", "open_clip_pytorch_model.bin"])
 def test_open_clip_s_layout_gives_the_same_scores(judge, open_clip_dir, pictures, name):
     other = Judge.load(open_clip_dir / name, device="cpu")
-    torch.testing.assert_close(other.embed_pictures(pictures), judge.embed_pictures(pictures))
+    torch.testing.assert_close(other.embed_images(pictures), judge.embed_images(pictures))
     torch.testing.assert_close(other.embed_texts(TEXTS), judge.embed_texts(TEXTS))
     assert other.max_tokens == 77
 

@@ -9,10 +9,10 @@ import pytest
 from minigpt4_runtime import ConfigError, SamplingParams
 from minigpt4_runtime.errors import RequestError
 from minigpt4_runtime.evaluation import pope
-from minigpt4_runtime.evaluation.pope import Question
+from minigpt4_runtime.evaluation.pope import PopeQuestion
 from minigpt4_runtime.evaluation.pope_report import (
     PopeReport,
-    Verdict,
+    PopeVerdict,
     is_unclear,
     judge,
     read_answer,
@@ -97,7 +97,9 @@ def test_rates_agree_with_counting_by_sets(images):
     """Precision and recall as shares of sets, F1 as their harmonic mean, on random answers."""
     draws = random.Random(0)
     verdicts = tuple(
-        Verdict(Question(n, "1.png", "?", draws.choice(["yes", "no"])), draws.choice(["Yes", "No"]))
+        PopeVerdict(
+            PopeQuestion(n, "1.png", "?", draws.choice(["yes", "no"])), draws.choice(["Yes", "No"])
+        )
         for n in range(300)
     )
     report = PopeReport(verdicts, 0, (), images)
@@ -114,7 +116,7 @@ def test_rates_agree_with_counting_by_sets(images):
 
 
 def test_nothing_is_divided_by_nothing(images):
-    verdicts = (Verdict(Question(1, "1.png", "?", "no"), "No"),)
+    verdicts = (PopeVerdict(PopeQuestion(1, "1.png", "?", "no"), "No"),)
     rates = PopeReport(verdicts, 0, (), images).rates
     assert rates == {"accuracy": 1, "precision": None, "recall": None, "f1": None, "yes_ratio": 0}
     assert "–" in PopeReport(verdicts, 0, (), images).as_text()
@@ -131,11 +133,11 @@ def test_what_has_no_counterpart_is_named(tmp_path, questions):
     assert pope.name_strays(path, dict.fromkeys(range(1, 6), "Yes"), questions) == ()
     assert pope.name_strays(path, {1: "Yes", 2: "No", 5: "No", 99: "No"}, questions) == (
         f"{path} has no answer to 2 questions (3, 4).",
-        f"1 answer of {path} belongs to no question (99).",
+        f"{path} has 1 answer (99) to no question.",
     )
     many = dict.fromkeys(range(1, 13), "No")
     assert pope.name_strays(path, many, questions) == (
-        f"7 answers of {path} belong to no question (6, 7, 8, 9, 10 …).",
+        f"{path} has 7 answers (6, 7, 8, 9, 10, …) to no question.",
     )
 
 

@@ -28,7 +28,7 @@ def cheap_export(graph_dir, monkeypatch):
     any_number = GraphPlan(batch_sizes=None)
 
     def export(out_dir, **options):
-        return export_onnx(DEMO_MODEL_DIR, out_dir, pictures=[], plan=any_number, **options)
+        return export_onnx(DEMO_MODEL_DIR, out_dir, images=[], plan=any_number, **options)
 
     return export
 
@@ -73,7 +73,7 @@ def half(tmp_path_factory):
     plan = GraphPlan(dtype="float16", batch_sizes=(1,))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(_onnx_program, "_LARGE_MODEL_THRESHOLD", 0)
-        export_onnx(DEMO_MODEL_DIR, out_dir, pictures=pictures(2), plan=plan)
+        export_onnx(DEMO_MODEL_DIR, out_dir, images=pictures(2), plan=plan)
     return out_dir
 
 
@@ -144,7 +144,7 @@ def test_only_a_graph_folder_is_replaced_and_only_when_asked(cheap_export, tmp_p
 def test_absent_packages_are_said_before_any_work(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     with pytest.raises(BackendUnavailableError, match=r"onnxscript is not .*minigpt4-runtime\[onn"):
-        export_onnx(tmp_path / "no model", tmp_path / "graph", pictures=[])
+        export_onnx(tmp_path / "no model", tmp_path / "graph", images=[])
 
 
 @pytest.mark.parametrize(

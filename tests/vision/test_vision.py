@@ -30,7 +30,7 @@ CASES = ["torch", "onnx", "onnx-single", "om", "om-single"]
 def single_graph_dir(tmp_path_factory):
     out_dir = tmp_path_factory.mktemp("single") / "graph"
     plan = GraphPlan(batch_sizes=(1,), om_batch_sizes=(1,))
-    export_onnx(DEMO_MODEL_DIR, out_dir, pictures=[], plan=plan)
+    export_onnx(DEMO_MODEL_DIR, out_dir, images=[], plan=plan)
     return out_dir
 
 

@@ -1,11 +1,8 @@
-"""The most that a machine gives, to hold all else against.
+"""The machine's limits, which every other speed is compared with.
 
-Owns   how fast memory is read and large matrices are multiplied here, measured at once.
-Takes  a device and a dtype as torch names them.
-Never  measures a model.
+Owns   the measurement of memory bandwidth and of matrix products on this machine.
+Takes  a device and a dtype by torch's names.
 """
-
-from __future__ import annotations
 
 import time
 from collections.abc import Callable
@@ -20,7 +17,7 @@ PRODUCT_SIDE = 4096
 SUMMED_BYTES = 2**30
 _MOST_TRIES = 6
 _ENOUGH_SECONDS = 4.0  # Some CPUs take ten for a product in half precision.
-# An accelerator is done with one in less time than it takes to ask for it and to read a number.
+# On an accelerator, launching a product and reading its result takes longer than the product.
 _IN_A_ROW = 20
 
 
@@ -36,11 +33,10 @@ class Ceilings:
 def measure_ceilings(device: str, dtype: str) -> Ceilings:
     """Sum a buffer far larger than the caches, and multiply matrices in float32 and in `dtype`.
 
-    The product counts in the faster of the two dtypes: a CPU may widen weights where that pays.
-    A second call gives what the first has found.
+    The faster of the two products counts, because a CPU may widen weights. Results are cached.
     """
-    # In a thread that ends with it: each that computes keeps OpenMP threads of its own, which
-    # would get in the way of those that are measured next.
+    # A thread that computes keeps its own OpenMP threads, which would slow later measurements:
+    # this one ends with the measurement.
     with ThreadPoolExecutor(1) as pool:
         return pool.submit(_measure, torch.device(device), getattr(torch, dtype)).result()
 
@@ -55,12 +51,12 @@ def _measure(device: torch.device, dtype: torch.dtype) -> Ceilings:
 
 def _product_seconds(device: torch.device, dtype: torch.dtype) -> float:
     left, right = torch.randn(2, PRODUCT_SIDE, PRODUCT_SIDE, device=device).to(dtype)
-    # Transposed, as the weight of a Linear stands in its product.
+    # Transposed, as a Linear multiplies by its weight.
     return _best_seconds(lambda: left @ right.T, device)
 
 
 def _best_seconds(compute: Callable[[], Tensor], device: torch.device) -> float:
-    """The shortest time of a computation whose first number is then read, which waits for it."""
+    """The shortest time of a computation, including the read of its first number."""
     times: list[float] = []
     in_a_row = 1 if device.type == "cpu" else _IN_A_ROW
     while len(times) < _MOST_TRIES and sum(times) < _ENOUGH_SECONDS:

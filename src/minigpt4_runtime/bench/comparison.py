@@ -1,17 +1,14 @@
-"""What changed since an older report, beside what changes by itself.
+"""The change since an older report, compared with the noise of both runs.
 
 Owns   which points of two reports belong together, and when a change is more than noise.
-Takes  an older report and the points of a new run. Times alone are compared: less is better.
-Never  measures again.
+Takes  an older report and the points of a new run. Only times are compared: less is better.
 """
 
-from __future__ import annotations
-
 import json
-import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from minigpt4_runtime.bench.spread import Measured, noise
@@ -23,14 +20,12 @@ KEYS = {
     "bench language": ("batch_size", "input_length", "output_length"),
     "bench describe": ("num_images",),
 }
-
-
 Tries = Mapping[str, Sequence[float]]
 
 
 @dataclass(frozen=True)
 class OldReport:
-    """What a report that was written before is compared by: the tries of each point."""
+    """An older report: the tries of each of its points, and the facts of its run."""
 
     path: Path
     kind: str
@@ -40,7 +35,7 @@ class OldReport:
 
 @dataclass(frozen=True)
 class Change:
-    """One time of one point, then and now: medians of the tries, in the unit its name ends with."""
+    """One time of one point in both reports: medians of the tries, in the unit of its name."""
 
     about: tuple[str, ...]
     name: str
@@ -51,12 +46,12 @@ class Change:
 
     @property
     def change(self) -> float:
-        """As a share of the old time: -0.1 is a tenth less."""
+        """The change as a share of the old time: -0.1 is a tenth less."""
         return self.new / self.old - 1
 
     @property
     def verdict(self) -> str:
-        """Whether it is more than both runs' noise together."""
+        """Whether the change is more than the sum of both runs' noise."""
         if self.old_noise is None or self.new_noise is None:
             return "one try: noise unknown"
         if abs(self.change) <= self.old_noise + self.new_noise:
@@ -66,17 +61,16 @@ class Change:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Every time that two reports share, and what was different when they were made."""
+    """The times that are in both reports, and the facts that differ between the two runs."""
 
-    path: Path
-    kind: str
+    old: OldReport
     changes: tuple[Change, ...]
     differences: tuple[str, ...]
 
     def as_table(self) -> Table:
-        """For people to read."""
+        """The changes, one a row."""
         columns = (
-            *(Column(key.replace("_", " ")) for key in KEYS[self.kind]),
+            *(Column(key.replace("_", " ")) for key in KEYS[self.old.kind]),
             Column("time"), Column("old", ".2f"), Column("new", ".2f"), Column("change", "+.1%"),
             Column("old noise ±", ".1%"), Column("new noise ±", ".1%"), Column("verdict"),
         )  # fmt: skip
@@ -85,14 +79,14 @@ class Comparison:
              each.new_noise, each.verdict)
             for each in self.changes
         )  # fmt: skip
-        return Table(columns, rows, caption=f"Beside {self.path}")
+        return Table(columns, rows, caption=f"Beside {self.old.path}")
 
 
 def read_report(path: Path, kind: str) -> OldReport:
     """Read an older report of the same command.
 
     Raises:
-        ConfigError: it cannot be read, or is something else.
+        ConfigError: it cannot be read, or is not a report of this command.
     """
     try:
         report = json.loads(path.read_text(encoding="utf-8"))
@@ -116,28 +110,20 @@ def read_report(path: Path, kind: str) -> OldReport:
 def compare(
     old: OldReport, measured: Sequence[Measured[Any]], facts: Mapping[str, str]
 ) -> Comparison:
-    """Pair what was measured both times, and name every fact that differs."""
+    """Pair the times that are in both reports, and name every fact that differs."""
     changes = [
-        _change(about, name, old.tries[about][name], tries)
+        Change(about, name, median(then), median(now), noise(then), noise(now))
         for each in measured
         if (about := _about(old.kind, each.as_mapping())) in old.tries
-        for name, tries in each.tries.items()
-        if name in old.tries[about]
+        for name, now in each.tries.items()
+        if (then := old.tries[about].get(name))
     ]
     differences = [
         f"{name}: {old.facts.get(name, 'unknown')} then, {fact} now"
         for name, fact in facts.items()
         if old.facts.get(name) != fact
     ]
-    return Comparison(old.path, old.kind, tuple(changes), tuple(differences))
-
-
-def _change(
-    about: tuple[str, ...], name: str, then: Sequence[float], now: Sequence[float]
-) -> Change:
-    return Change(
-        about, name, statistics.median(then), statistics.median(now), noise(then), noise(now)
-    )
+    return Comparison(old, tuple(changes), tuple(differences))
 
 
 def _about(kind: str, point: Mapping[str, Any]) -> tuple[str, ...]:
@@ -145,8 +131,8 @@ def _about(kind: str, point: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _read_tries(tries: Mapping[str, Sequence[Any]]) -> Tries:
-    """Plain times, of which each has at least one."""
+    """Check that each time has at least one value, and that all values are positive."""
     read = {name: [float(value) for value in values] for name, values in tries.items()}
     if not all(values and min(values) > 0 for values in read.values()):
-        raise ValueError("a time that is none")
+        raise ValueError("a time must be above 0")
     return read

@@ -1,17 +1,15 @@
-"""What a model must compute and read at the least, from its shape alone.
+"""The least that a model must compute and read, derived from its shape.
 
-Owns   the counts of operations and of bytes that shares of a ceiling rest on.
+Owns   the counts of operations and bytes that are compared with the machine's ceilings.
 Takes  a ModelConfig. A multiplication and an addition count as two operations.
-Never  measures, and counts no norm, softmax or activation: products are nearly all there is.
+Never  counts norms, softmax or activations: nearly all the work is matrix products.
 """
-
-from __future__ import annotations
 
 from minigpt4_runtime.config import ModelConfig, QFormerConfig, VisionConfig
 
 
 def vision_gigaflops(config: ModelConfig) -> float:
-    """What one picture takes: tower, Q-Former and projection."""
+    """The operations for one image: tower, Q-Former and projection."""
     rows = config.vision.num_patches + 1
     flops = _tower_flops(config.vision, rows)
     if config.qformer is not None:
@@ -42,9 +40,9 @@ def _attention_flops(queries: int, keys: int, width: int) -> int:
 
 
 def step_bytes(config: ModelConfig, *, num_tokens: int, num_answers: int) -> int:
-    """About what a step of so many tokens takes beside weights and cache, at the most.
+    """An upper estimate of a step's memory beside weights and cache.
 
-    The widest rows of a layer, in float32, and the logits of the answers that choose.
+    It counts a layer's widest rows in float32, and the logits of the answers that are sampled.
     """
     language = config.language
     rows = num_tokens * (6 * language.hidden_size + 3 * language.intermediate_size)

@@ -1,11 +1,8 @@
-"""On what a number was measured.
+"""The machine that a number was measured on.
 
-Owns   the names of processor and device, the versions, and how much memory is there.
-Takes  nothing but what the system tells; what it does not tell is left out.
-Never  measures.
+Owns   the names of processor and device, the versions, and the sizes of memory.
+Takes  what the system reports; facts that it does not report are left out.
 """
-
-from __future__ import annotations
 
 import os
 import platform
@@ -20,10 +17,11 @@ GIB = 2**30
 
 
 def machine_facts(device: str) -> dict[str, str]:
-    """What a reader must know before comparing two numbers."""
+    """The facts that a reader needs before comparing two numbers."""
     facts = {"processor": processor_name()}
     if device != "cpu":
-        facts["device"] = f"{device}: {_device_name(device)}"
+        module = getattr(torch, torch.device(device).type)
+        facts["device"] = f"{device}: {module.get_device_name(torch.device(device))}"
     facts |= {
         "cores": f"{os.cpu_count()}, of which torch uses {torch.get_num_threads()}",
         "system": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
@@ -35,30 +33,26 @@ def machine_facts(device: str) -> dict[str, str]:
 
 
 def processor_name() -> str:
-    """The CPU's name, as far as this system tells it."""
-    lines = Path("/proc/cpuinfo")
-    if lines.exists():
-        for line in lines.read_text("utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+    """The CPU's name, or its architecture where the system does not report a name."""
+    name = _search("/proc/cpuinfo", r"^model name\s*:\s*(.+)$")
+    return name or platform.processor() or platform.machine()
 
 
 def available_memory_bytes() -> int | None:
-    """What this machine can give before it swaps; None where it does not say."""
+    """Memory available without swapping; None where the system does not report it."""
     return _meminfo("MemAvailable")
 
 
 def _meminfo(name: str) -> int | None:
-    """A number of /proc/meminfo, which only Linux has, in bytes."""
+    """A number of /proc/meminfo in bytes."""
+    found = _search("/proc/meminfo", rf"^{name}:\s*(\d+) kB$")
+    return int(found) * 1024 if found else None
+
+
+def _search(path: str, pattern: str) -> str | None:
+    """The pattern's group in a file that only Linux has."""
     try:
-        text = Path("/proc/meminfo").read_text(encoding="ascii")
+        found = re.search(pattern, Path(path).read_text(encoding="utf-8"), flags=re.MULTILINE)
     except OSError:
         return None
-    found = re.search(rf"^{name}:\s*(\d+) kB$", text, flags=re.MULTILINE)
-    return int(found[1]) * 1024 if found else None
-
-
-def _device_name(device: str) -> str:
-    module = getattr(torch, torch.device(device).type)
-    return str(module.get_device_name(torch.device(device)))
+    return found[1] if found else None

@@ -1,9 +1,7 @@
-"""Published shapes by name, whole or with fewer layers, to measure a speed without any weights.
+"""Published shapes by name, optionally with fewer layers, for measurements without weights.
 
-Owns   the look-up and the cut. Takes a name; gives a ModelConfig. Never makes a model.
+Owns   the look-up and the cut. Takes a name; gives a ModelConfig.
 """
-
-from __future__ import annotations
 
 from dataclasses import replace
 from typing import Any
@@ -17,27 +15,26 @@ def find_preset(name: str) -> ModelConfig:
     """Look a shape up.
 
     Raises:
-        ConfigError: there is none of that name.
+        ConfigError: no shape has that name.
     """
-    try:
-        return PRESETS[name]
-    except KeyError:
-        raise ConfigError(f"--preset is {name!r}; known are {', '.join(PRESETS)}.") from None
+    if name not in PRESETS:
+        raise ConfigError(f"--preset is {name!r}; known are {', '.join(PRESETS)}.")
+    return PRESETS[name]
 
 
 def cut_layers(
     config: ModelConfig, *, vision: int | None = None, language: int | None = None
 ) -> ModelConfig:
-    """The same widths with at most so many layers on each side; None leaves a side whole."""
+    """The same widths with at most that many layers on each side; None keeps all of a side."""
+
+    def cut(part: Any, most: int | None) -> Any:
+        if part is None or most is None:
+            return part
+        return replace(part, num_hidden_layers=min(most, part.num_hidden_layers))
+
     return replace(
         config,
-        vision=_cut(config.vision, vision),
-        qformer=_cut(config.qformer, vision) if config.qformer else None,
-        language=_cut(config.language, language),
+        vision=cut(config.vision, vision),
+        qformer=cut(config.qformer, vision),
+        language=cut(config.language, language),
     )
-
-
-def _cut(part: Any, num_layers: int | None) -> Any:
-    if num_layers is None:
-        return part
-    return replace(part, num_hidden_layers=min(num_layers, part.num_hidden_layers))

@@ -1,26 +1,22 @@
-"""What a run came to, for each kind of reader: terminal, spreadsheet, script, browser.
+"""The report of a run: text for a terminal, CSV, JSON and a page.
 
-Owns   which columns people see, what the JSON file holds, and the words around the numbers.
-Takes  measured points and facts. Gives text, tables, mappings and a page.
-Never  measures.
+Owns   the columns that the table shows, the JSON's layout, and the sentences around the numbers.
+Takes  measured points and facts; gives text, tables, mappings and a page.
 """
-
-from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from minigpt4_runtime.bench.ceilings import Ceilings
 from minigpt4_runtime.bench.comparison import Comparison
+from minigpt4_runtime.bench.language import BatchSearch
 from minigpt4_runtime.bench.machine import GIB
 from minigpt4_runtime.bench.spread import Measured
+from minigpt4_runtime.report.page import Block, Paragraph, render
 from minigpt4_runtime.report.table import Column, Table
-
-if TYPE_CHECKING:
-    from minigpt4_runtime.bench.ceilings import Ceilings
-    from minigpt4_runtime.bench.language import BatchSearch
 
 FORMAT_VERSION = 1
 _MEMORY = ("peak_memory_bytes", Column("peak GiB", ".2f"))
@@ -73,27 +69,22 @@ SHOWN: dict[str, tuple[tuple[str, Column], ...]] = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass
 class BenchReport:
-    """All that one run measured. `facts` say on what, `notes` what else a reader must know."""
+    """All that one run measured. `facts` name model and machine; `notes` are further sentences."""
 
     kind: str
     command: str
-    facts: Mapping[str, str]
-    ceilings: Ceilings | None
-    measured: tuple[Measured[Any], ...]
-    searches: tuple[BatchSearch, ...] = ()
-    notes: tuple[str, ...] = ()
+    facts: Mapping[str, str] = field(default_factory=dict)
+    ceilings: Ceilings | None = None
+    measured: list[Measured[Any]] = field(default_factory=list)
+    searches: list[BatchSearch] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
     comparison: Comparison | None = None
     made_at: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
 
-    @property
-    def title(self) -> str:
-        """Example: "minigpt4 bench vision"."""
-        return f"minigpt4 {self.kind}"
-
-    def remarks(self) -> tuple[str, ...]:
-        """What stands below the table, a sentence each."""
+    def remarks(self) -> list[str]:
+        """The sentences below the table."""
         lines = [each.as_text() for each in self.searches]
         if self.ceilings is not None:
             lines.append(
@@ -104,11 +95,11 @@ class BenchReport:
         if self.comparison is not None:
             lines += [f"Different then: {each}." for each in self.comparison.differences]
             if not self.comparison.changes:
-                lines.append(f"Nothing in {self.comparison.path} was measured here too.")
-        return tuple(lines)
+                lines.append(f"Nothing in {self.comparison.old.path} was measured here too.")
+        return lines
 
     def as_text(self) -> str:
-        """For the terminal."""
+        """Facts, tables and remarks."""
         blocks = [
             "\n".join(f"{name}: {fact}" for name, fact in self.facts.items()),
             self.shown().as_text(),
@@ -119,24 +110,24 @@ class BenchReport:
         return "\n\n".join(block for block in blocks if block)
 
     def shown(self) -> Table:
-        """The columns that people compare."""
+        """The most important fields, with readable headings."""
         names = SHOWN[self.kind]
         rows = []
         for each in self.measured:
-            values = {**dataclasses.asdict(each.point)}
+            values = dataclasses.asdict(each.point)
             if values["peak_memory_bytes"] is not None:
                 values["peak_memory_bytes"] /= GIB
             rows.append(tuple(values[name] for name, _ in names))
         return Table(tuple(column for _, column in names), tuple(rows))
 
     def as_rows(self) -> Table:
-        """Every field of every point; the headings are the fields' names."""
+        """Every field of every point; the headings are the field names."""
         names = [each.name for each in dataclasses.fields(self.measured[0].point)]
         rows = tuple(tuple(getattr(each.point, n) for n in names) for each in self.measured)
         return Table(tuple(map(Column, names)), rows)
 
     def as_mapping(self) -> dict[str, Any]:
-        """Everything, as JSON can hold it; `--compare` reads it back."""
+        """Everything, as JSON; `--compare` reads it back."""
         return {
             "report": self.kind,
             "format_version": FORMAT_VERSION,
@@ -150,9 +141,8 @@ class BenchReport:
         }
 
     def as_page(self) -> str:
-        """The same with plots, as one page that is complete in itself."""
+        """The same with plots, as a self-contained HTML page."""
         from minigpt4_runtime.bench.plots import draw_plots
-        from minigpt4_runtime.report.page import Block, Paragraph, render
 
         facts = Table((Column(""), Column("")), (("command", self.command), *self.facts.items()))
         blocks: list[Block] = [
@@ -163,4 +153,4 @@ class BenchReport:
         ]
         if self.comparison is not None and self.comparison.changes:
             blocks.append(self.comparison.as_table())
-        return render(self.title, blocks)
+        return render(f"minigpt4 {self.kind}", blocks)

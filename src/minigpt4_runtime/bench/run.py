@@ -1,42 +1,30 @@
-"""One run of a bench as it grows, and the report of it at any moment.
+"""A bench run in progress, which can be reported at any moment.
 
-Owns   the facts and notes that stand around the points.
-Takes  points, searches and notes as they come, and tells each in a line. Gives a BenchReport.
-Never  writes a file.
+Owns   the facts and notes of the run.
+Takes  points, searches and notes, and shows each point in a line.
 """
 
-from __future__ import annotations
-
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from minigpt4_runtime.api import MiniGPT4
 from minigpt4_runtime.bench.ceilings import measure_ceilings
 from minigpt4_runtime.bench.comparison import OldReport, compare
 from minigpt4_runtime.bench.machine import machine_facts
 from minigpt4_runtime.bench.report import BenchReport
-
-if TYPE_CHECKING:
-    from minigpt4_runtime.api import MiniGPT4
-    from minigpt4_runtime.bench.language import BatchSearch
-    from minigpt4_runtime.bench.spread import Measured
+from minigpt4_runtime.bench.spread import Measured
 
 
-@dataclass
-class Run:
-    """What has been measured so far. `command` is what was typed; `tell` shows a line."""
+@dataclass(kw_only=True)
+class BenchRun(BenchReport):
+    """A report that grows. `tell` shows a line to the user."""
 
-    kind: str
-    command: str
     tell: Callable[[str], object]
-    measured: list[Measured[Any]] = field(default_factory=list)
-    searches: list[BatchSearch] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    facts: Mapping[str, str] = field(default_factory=dict)
     _place: tuple[str, str] = field(default=("cpu", "float32"), init=False)
 
     def load(self, load: Callable[[], MiniGPT4], *, name: str) -> MiniGPT4:
-        """Load what is measured, and note what it is and on what it runs."""
+        """Load the model to measure, and note its sizes and its device."""
         model = load()
         vision, language = model.config.vision, model.config.language
         ranks = f", {model.tensor_parallel} ranks" if model.tensor_parallel > 1 else ""
@@ -50,22 +38,17 @@ class Run:
         return model
 
     def add(self, measured: Measured[Any]) -> None:
-        """Keep and tell one more point."""
+        """Keep and show one more point."""
         self.measured.append(measured)
         self.tell(measured.as_text())
 
     def report(self, old: OldReport | None = None) -> BenchReport:
-        """The report of what is there, beside an older one. There is at least one point."""
+        """Complete the report of at least one point, and compare it with an older one."""
         failures = (getattr(each.point, "failure", None) for each in self.measured)
-        comparison = compare(old, self.measured, self.facts) if old is not None else None
-        return BenchReport(
-            self.kind,
-            self.command,
-            self.facts,
-            # The whole job is bound by neither.
-            None if self.kind == "bench describe" else measure_ceilings(*self._place),
-            tuple(self.measured),
-            searches=tuple(self.searches),
-            notes=tuple(dict.fromkeys([*filter(None, failures), *self.notes])),
-            comparison=comparison,
-        )
+        self.notes = list(dict.fromkeys([*filter(None, failures), *self.notes]))
+        # Neither ceiling limits the whole job.
+        if self.kind != "bench describe":
+            self.ceilings = measure_ceilings(*self._place)
+        if old is not None:
+            self.comparison = compare(old, self.measured, self.facts)
+        return self

@@ -1,23 +1,23 @@
-"""Many measurements of one thing → the few numbers that people compare.
+"""Repeated measurements, summarised.
 
-Owns   mean, percentiles and noise, and what each of them means.
-Takes  plain numbers. Never reads a clock.
+Owns   the definitions of mean, percentiles and noise.
+Takes  plain numbers.
 """
-
-from __future__ import annotations
 
 import dataclasses
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Self, TypeVar
+
+import numpy
 
 P = TypeVar("P", covariant=True)
 
 
 @dataclass(frozen=True)
 class Measured(Generic[P]):
-    """A point of a report, and for what is compared between reports each try's own number."""
+    """A point of a report, and each try's value of the times that reports compare."""
 
     point: P
     tries: Mapping[str, Sequence[float]]
@@ -33,7 +33,7 @@ class Measured(Generic[P]):
 
 @dataclass(frozen=True)
 class Spread:
-    """Of at least one value."""
+    """Mean and percentiles of at least one value."""
 
     mean: float
     p50: float
@@ -41,29 +41,22 @@ class Spread:
     p99: float
 
     @classmethod
-    def of(cls, values: Sequence[float]) -> Spread:
+    def of(cls, values: Sequence[float]) -> Self:
         """Take the mean and three percentiles."""
         mean = statistics.fmean(values)
         return cls(mean, *(percentile(values, share) for share in (0.5, 0.9, 0.99)))
 
 
 def percentile(values: Sequence[float], share: float) -> float:
-    """The value below which `share` of all lie; between two of them on the straight line.
+    """The value below which `share` of all values lie, by linear interpolation.
 
-    Example: the median of 1, 2, 10 is 2, and 0.9 of them lie below 8.4.
+    Example: of 1, 2, 10 the median is 2, and the percentile of 0.9 is 8.4.
     """
-    ordered = sorted(values)
-    place = share * (len(ordered) - 1)
-    index = min(int(place), max(0, len(ordered) - 2))
-    low, high = ordered[index], ordered[min(index + 1, len(ordered) - 1)]
-    return low + (high - low) * (place - index)
+    return float(numpy.quantile(values, share))
 
 
 def noise(values: Sequence[float]) -> float | None:
-    """Half the distance from lowest to highest, as a share of the median: 0.02 is ± 2 %.
-
-    None where a single value cannot tell.
-    """
+    """Half the range as a share of the median (0.02 is ± 2 %); None for a single value."""
     middle = statistics.median(values)
     if len(values) < 2 or not middle:
         return None

@@ -1,11 +1,9 @@
-"""How fast pictures become rows: each stage, cold and warm, in batches.
+"""The speed of the image side: each stage, cold and warm, in batches.
 
-Owns   the clock that each stage is read from, and what counts as cold.
-Takes  ways to load a model, one for each runtime; gives VisionPoints, one runtime after the other.
-Never  holds two models at once: what one takes in memory would be counted with the next.
+Owns   the clock that times each stage, and what counts as cold.
+Takes  a function for each runtime that loads a model; gives VisionPoints, one runtime at a time.
+Never  holds two models at once: each one's peak of memory is measured alone.
 """
-
-from __future__ import annotations
 
 import gc
 import io
@@ -15,31 +13,26 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Literal
+from pathlib import Path
+from typing import Literal
 
 import numpy
 
+from minigpt4_runtime.api import MiniGPT4
 from minigpt4_runtime.bench.ceilings import measure_ceilings
 from minigpt4_runtime.bench.costs import vision_gigaflops
+from minigpt4_runtime.bench.run import BenchRun
 from minigpt4_runtime.bench.spread import Measured, Spread
 from minigpt4_runtime.config import EngineConfig
 from minigpt4_runtime.errors import BackendUnavailableError
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from minigpt4_runtime.api import MiniGPT4
-    from minigpt4_runtime.bench.run import Run
-
-STAGES = ("decode", "preprocess", "tower", "projection")
-
 
 @dataclass(frozen=True, kw_only=True)
 class VisionPoint:
-    """One runtime and batch size. All times are for one picture; stages are means.
+    """One runtime and batch size. All times are for one image; stages are means.
 
-    Cold is the first picture after loading, which `load_ms` took. A compiled graph does tower and
-    projection as one: `encode_ms` is both together, everywhere.
+    A cold point is the first image after loading, which took `load_ms`. `encode_ms` is tower and
+    projection together, which a compiled graph does as one.
     """
 
     runtime: str
@@ -66,14 +59,14 @@ class VisionPoint:
 
 
 class StageClock:
-    """Adds up how long each stage took. Hears of each as it ends."""
+    """Adds up the time of each stage. It is called as each stage ends."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = defaultdict(float)
         self._last = time.perf_counter()
 
     def __call__(self, stage: str) -> None:
-        """A stage has just ended."""
+        """Count the time since the last call for `stage`."""
         now = time.perf_counter()
         self.seconds[stage] += now - self._last
         self._last = now
@@ -82,43 +75,43 @@ class StageClock:
 def measure_vision(
     runtime: str,
     load: Callable[[], MiniGPT4],
-    pictures: Sequence[bytes | Path],
+    images: Sequence[bytes | Path],
     *,
     batch_sizes: Sequence[int],
     repeats: int,
 ) -> Iterator[Measured[VisionPoint]]:
-    """One runtime: cold with one picture, then warm with each batch size."""
+    """Measure one runtime: cold with one image, then warm with each batch size."""
     gc.collect()
     started = time.perf_counter()
     model = load()
     model.probe.synchronize()
     load_ms = 1e3 * (time.perf_counter() - started)
-    model.probe.use_engine(EngineConfig(num_blocks=1))  # Keys and values are no part of this.
+    model.probe.use_engine(EngineConfig(num_blocks=1))  # No cache is needed.
     model.probe.reset_peak_memory()
-    cold = [_encode(model, pictures[:1])]
+    cold = [_encode(model, images[:1])]
     yield _summarise(model, runtime, 1, cold, load_ms)
     for batch_size in batch_sizes:
-        _encode(model, _batch(pictures, batch_size, 0))
+        _encode(model, _batch(images, batch_size, 0))
         model.probe.reset_peak_memory()
-        warm = [_encode(model, _batch(pictures, batch_size, repeat)) for repeat in range(repeats)]
+        warm = [_encode(model, _batch(images, batch_size, repeat)) for repeat in range(repeats)]
         yield _summarise(model, runtime, batch_size, warm, None)
 
 
 def measure_runtimes(
-    run: Run,
+    run: BenchRun,
     runtimes: Mapping[str, Callable[[], MiniGPT4]],
-    pictures: Sequence[bytes | Path],
+    images: Sequence[bytes | Path],
     *,
     name: str,
     batch_sizes: Sequence[int],
     repeats: int,
 ) -> None:
-    """All runtimes in turn. Of several, one that is not on this machine is left out and noted."""
+    """Measure all runtimes in turn. If there are several, a missing one is left out and noted."""
     for runtime, load in runtimes.items():
         load_noted = partial(run.load, load, name=name)
         try:
             for measured in measure_vision(
-                runtime, load_noted, pictures, batch_sizes=batch_sizes, repeats=repeats
+                runtime, load_noted, images, batch_sizes=batch_sizes, repeats=repeats
             ):
                 run.add(measured)
         except BackendUnavailableError as error:
@@ -127,14 +120,14 @@ def measure_runtimes(
             run.notes.append(f"Left out: {runtime}. {error}")
 
 
-def _batch(pictures: Sequence[bytes | Path], batch_size: int, repeat: int) -> list[bytes | Path]:
-    """Each repeat goes on where the one before ended, and from the last picture to the first."""
+def _batch(images: Sequence[bytes | Path], batch_size: int, repeat: int) -> list[bytes | Path]:
+    """The next images for each repeat; after the last image comes the first again."""
     first = repeat * batch_size
-    return [pictures[index % len(pictures)] for index in range(first, first + batch_size)]
+    return [images[index % len(images)] for index in range(first, first + batch_size)]
 
 
 def _encode(model: MiniGPT4, batch: Sequence[bytes | Path]) -> dict[str, float]:
-    """Seconds that each stage of a batch took."""
+    """The seconds of each stage of a batch."""
     model.probe.synchronize()
     clock = StageClock()
     model.probe.embed_images(batch, at_once=len(batch), on_stage=clock)
@@ -148,14 +141,13 @@ def _summarise(
     tries: Sequence[dict[str, float]],
     load_ms: float | None,
 ) -> Measured[VisionPoint]:
+    # Read before the ceilings are measured, which takes memory too.
     peak_memory_bytes = model.probe.peak_memory_bytes()
     ceiling = measure_ceilings(model.device, model.dtype).gigaflops_per_second
-    latencies = [1e3 * sum(each.values()) / batch_size for each in tries]
-    stages = {
-        stage: 1e3 * statistics.fmean(each[stage] for each in tries) / batch_size
-        for stage in tries[0]
-    }
-    encodings = [1e3 * (each.get("tower", 0.0) + each["projection"]) / batch_size for each in tries]
+    times = [{stage: 1e3 * s / batch_size for stage, s in each.items()} for each in tries]
+    latencies = [sum(each.values()) for each in times]
+    stages = {stage: statistics.fmean(each[stage] for each in times) for stage in times[0]}
+    encodings = [each.get("tower", 0.0) + each["projection"] for each in times]
     spread, encode_ms = Spread.of(latencies), statistics.fmean(encodings)
     gigaflops = vision_gigaflops(model.config) / encode_ms * 1e3
     point = VisionPoint(
@@ -180,14 +172,14 @@ def _summarise(
     return Measured(point, {"latency_ms": latencies, "encode_ms": encodings})
 
 
-def made_up_photo(width: int = 640, height: int = 480) -> bytes:
-    """A JPEG that is about as hard to decode as a photo: soft colours and some noise."""
+def made_up_photo() -> bytes:
+    """A JPEG about as costly to decode as a photo: soft colours and some noise."""
     from PIL import Image
 
     random = numpy.random.default_rng(0)
     coarse = random.integers(0, 256, (12, 16, 3), dtype=numpy.uint8)
-    soft = Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
-    grain = random.normal(0, 8, (height, width, 3))
+    soft = Image.fromarray(coarse).resize((640, 480), Image.Resampling.BICUBIC)
+    grain = random.normal(0, 8, (480, 640, 3))
     levels = numpy.clip(numpy.asarray(soft) + grain, 0, 255).astype(numpy.uint8)
     file = io.BytesIO()
     Image.fromarray(levels).save(file, "JPEG", quality=90)

@@ -29,7 +29,7 @@ from minigpt4_runtime.text.prompt import DESCRIBE_PROMPT
 
 if TYPE_CHECKING:
     from minigpt4_runtime.api import MiniGPT4
-    from minigpt4_runtime.bench.run import Run
+    from minigpt4_runtime.bench.run import BenchRun
 
 DEFAULT_LATENCY_MS = 50.0
 
@@ -273,10 +273,10 @@ def describe(
 
 
 @contextmanager
-def _reported(kind: str, options: ReportOptions) -> Iterator[Run]:
+def _reported(kind: str, options: ReportOptions) -> Iterator[BenchRun]:
     """Check what the report needs, and report whatever was measured however this ends."""
     from minigpt4_runtime.bench.comparison import read_report
-    from minigpt4_runtime.bench.run import Run
+    from minigpt4_runtime.bench.run import BenchRun
     from minigpt4_runtime.report.files import ReportFolder
 
     old = read_report(options.compare, kind) if options.compare is not None else None
@@ -286,7 +286,7 @@ def _reported(kind: str, options: ReportOptions) -> Iterator[Run]:
 
         torch.set_num_threads(options.threads)
         os.environ[THREADS_VARIABLE] = str(options.threads)  # It is a choice, as it is there.
-    run = Run(kind, command=shlex.join(["minigpt4", *sys.argv[1:]]), tell=note)
+    run = BenchRun(kind, command=shlex.join(["minigpt4", *sys.argv[1:]]), tell=note)
     try:
         yield run
     except BaseException:

@@ -81,9 +81,9 @@ def _show_one(where: ModelOptions, seed: int | None, save: Path | None) -> None:
     from minigpt4_runtime.evaluation import demo_check
 
     seed = random.randrange(10**6) if seed is None else seed
-    case = demo_check.Case.draw(random.Random(seed))
+    case = demo_check.SceneCase.draw(random.Random(seed))
     if save is not None:
-        _save(case.picture, save)
+        _save(case.image, save)
     note(f"A scene nobody trained on; --seed {seed} draws it again.")
     for verdict in demo_check.talk(where.load(announce_demo=False), case):
         print(f"> {verdict.question}\n{verdict.given}", flush=True)

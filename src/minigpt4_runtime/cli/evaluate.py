@@ -96,7 +96,7 @@ def clip(
     folder = ReportFolder.open(out, "clip")
     loaded = _load_judge(judge, device)
     with _at_work(folder, clip_judge.LEDGER_KEYS, len(those.cases)) as (ledger, bar):
-        report = clip_judge.score(those, loaded, ledger, images_dir=images, on_picture=bar.advance)
+        report = clip_judge.score(those, loaded, ledger, images_dir=images, on_image=bar.advance)
     _show(report, folder, report.left_out)
 
 
@@ -126,13 +126,14 @@ def parity(
     """
     from minigpt4_runtime.evaluation import answers
     from minigpt4_runtime.evaluation import parity as parity_judge
+    from minigpt4_runtime.evaluation.images import check_folder
 
     runs = answers.read_runs([reference, candidate])
     if len(runs) != 2:
         names = ", ".join(run.name for run in runs)
         raise ConfigError(f"The two files hold {len(runs)} runs ({names}). Give one in each.")
     if images is not None:
-        answers.check_folder(images)
+        check_folder(images)
     those = answers.line_up_by_name(runs)
     folder = ReportFolder.open(out, "parity")
     loaded = _load_judge(judge, device) if judge else None
@@ -178,13 +179,13 @@ def pope(
     The published test of object hallucination by yes-or-no questions, with its rule: an answer is
     no if its first sentence has the word No, no or not, and yes otherwise.
     """
-    from minigpt4_runtime.evaluation import answers
     from minigpt4_runtime.evaluation import pope as pope_judge
+    from minigpt4_runtime.evaluation.images import check_folder
     from minigpt4_runtime.evaluation.pope_report import judge
 
     if "{question}" not in prompt:
         raise ConfigError(f"--prompt is {prompt!r}, without {{question}}. Say where it stands.")
-    answers.check_folder(images)
+    check_folder(images)
     asked = pope_judge.read_questions(questions)
     folder = ReportFolder.open(out, "pope")
     if results is not None:

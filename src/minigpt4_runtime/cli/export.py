@@ -141,7 +141,7 @@ def vision(
     )
     note("Exporting: this takes some seconds, and minutes for the published models.")
     try:
-        record = export_onnx(model_dir, out, pictures=sources, plan=plan, force=force)
+        record = export_onnx(model_dir, out, images=sources, plan=plan, force=force)
     except KeyboardInterrupt:
         note("Stopped. No half graph was left behind.")
         raise

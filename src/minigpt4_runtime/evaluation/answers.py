@@ -1,22 +1,21 @@
-"""Files of answers → runs, and runs lined up picture by picture.
+"""Files of answers, read as runs that are lined up image by image.
 
-Owns   the layouts that are read: what `minigpt4 describe --out` writes, and one file of several
-       runs; how a name in them leads to a picture, and which pictures are compared.
-Takes  paths; gives Runs and a LineUp that names whatever does not fit.
-Never  opens a picture.
+Owns   the layouts that are read: files of `minigpt4 describe --out`, and files with several runs;
+       and which images are compared.
+Takes  paths; gives Runs, and a LineUp that names everything it leaves out. Opens no image.
 """
-
-from __future__ import annotations
 
 import json
 import re
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 from minigpt4_runtime.errors import ConfigError
+from minigpt4_runtime.evaluation.images import check_folder, find_image
 from minigpt4_runtime.evaluation.statistics import draw_sample
 
 _SHOWN_NAMES = 5
@@ -24,7 +23,7 @@ _SHOWN_NAMES = 5
 
 @dataclass(frozen=True)
 class Answer:
-    """What was said of one picture. `token_ids` are there if the file has them."""
+    """The answer about one image. `token_ids` are None if the file has none."""
 
     text: str
     token_ids: tuple[int, ...] | None = None
@@ -32,7 +31,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Run:
-    """The answers of one model in one setting, by the picture's name; None where it failed."""
+    """The answers of one model in one setting, by the image's name; None where it failed."""
 
     name: str
     answers: Mapping[str, Answer | None]
@@ -40,7 +39,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Case:
-    """A picture, by its path within the folder of pictures, and what each run said of it."""
+    """An image, by its path within the folder of images, and each run's answer about it."""
 
     name: str
     answers: tuple[Answer, ...]
@@ -48,7 +47,7 @@ class Case:
 
 @dataclass(frozen=True)
 class LineUp:
-    """The pictures that every run has answered. `left_out` says in sentences what is not here."""
+    """The images that every run has answered. `left_out` are sentences about all others."""
 
     runs: tuple[str, ...]
     cases: tuple[Case, ...]
@@ -56,10 +55,10 @@ class LineUp:
 
 
 def read_runs(paths: Sequence[Path]) -> tuple[Run, ...]:
-    """Read files of answers, each of one run or of several, and give every run a name of its own.
+    """Read files of answers, each of one or several runs, and give every run a unique name.
 
     Raises:
-        ConfigError: a file cannot be read or has another layout, or is named twice.
+        ConfigError: a file cannot be read, has another layout, or is named twice.
     """
     for path, count in Counter(path.absolute() for path in paths).items():
         if count > 1:
@@ -73,29 +72,37 @@ def read_runs(paths: Sequence[Path]) -> tuple[Run, ...]:
 
 
 def line_up(runs: Sequence[Run], images_dir: Path) -> LineUp:
-    """Find each answer's picture in a folder, and keep those that every run has answered.
+    """Find each answer's image in a folder, and keep those that every run has answered.
 
     Raises:
-        ConfigError: there is no such folder or no such picture, or two names lead to one picture.
+        ConfigError: the folder or all images are missing, or two names lead to one image.
     """
     check_folder(images_dir)
     missing: dict[str, None] = {}
     found: list[Run] = []
     for run in runs:
-        places = {image: find_picture(images_dir, image) for image in run.answers}
-        missing.update(dict.fromkeys(image for image, name in places.items() if name is None))
-        found.append(Run(run.name, _rename(run, places, images_dir)))
+        paths: dict[str, str] = {}
+        for path in run.answers:
+            name = find_image(images_dir, path)
+            if name is None:
+                missing[path] = None
+            elif paths.setdefault(name, path) != path:
+                raise ConfigError(
+                    f"{run.name}: {paths[name]} and {path} both lead to {images_dir / name}. Name "
+                    "the folder above, in which they are two pictures."
+                )
+        found.append(Run(run.name, {name: run.answers[path] for name, path in paths.items()}))
     left_out = [f"The folder {images_dir} lacks {name_some(missing)}."] if missing else []
     return _keep_common(found, left_out)
 
 
 def line_up_by_name(runs: Sequence[Run]) -> LineUp:
-    """Match answers by their pictures' names alone.
+    """Match answers by their images' names alone.
 
-    Where no name is in all runs, what all names of a run begin with, up to a folder, is dropped.
+    If no name is in all runs, the folder that all names of a run share is dropped.
 
     Raises:
-        ConfigError: still no picture has an answer from every run.
+        ConfigError: even then no image has an answer from every run.
     """
     if not set.intersection(*(set(run.answers) for run in runs)):
         runs = [Run(run.name, _without_common_folder(run.answers)) for run in runs]
@@ -103,62 +110,23 @@ def line_up_by_name(runs: Sequence[Run]) -> LineUp:
 
 
 def sampled(those: LineUp, size: int, *, seed: int) -> LineUp:
-    """The same, with only so many pictures drawn by lot. A seed draws the same ones everywhere."""
+    """A random sample of the images. A seed draws the same ones everywhere."""
     drawn = set(draw_sample([case.name for case in those.cases], size, seed=seed))
     return replace(those, cases=tuple(case for case in those.cases if case.name in drawn))
 
 
-def check_folder(images_dir: Path) -> None:
-    """Refuse what is no folder of pictures, before anything is computed.
-
-    Raises:
-        ConfigError: there is no such folder.
-    """
-    if not images_dir.is_dir():
-        raise ConfigError(f"--images is {images_dir}, and there is no such folder.")
-
-
-def find_picture(images_dir: Path, image: str) -> str | None:
-    """Where a picture lies within a folder, named by its path elsewhere: by its longest tail.
-
-    Example: /data/coco/val/7.jpg is val/7.jpg in a folder that has that, or else 7.jpg.
-    """
-    parts = [part for part in re.split(r"[\\/]", image) if part not in ("", ".", "..")]
-    for first in range(len(parts)):
-        name = "/".join(parts[first:])
-        if (images_dir / name).is_file():
-            return name
-    return None
-
-
-def name_some(names: Collection[str]) -> str:
-    """Pictures in a sentence; of many, only the first are told: "2 pictures (a.jpg, b.jpg)"."""
-    shown = ", ".join(list(names)[:_SHOWN_NAMES])
+def name_some(names: Collection[object], noun: str = "picture") -> str:
+    """A number and the first names. Example: "2 pictures (a.jpg, b.jpg)"."""
+    shown = ", ".join(map(str, list(names)[:_SHOWN_NAMES]))
     shown += ", …" if len(names) > _SHOWN_NAMES else ""
-    return f"{len(names)} picture{'s' if len(names) > 1 else ''} ({shown})"
-
-
-def _rename(
-    run: Run, places: Mapping[str, str | None], images_dir: Path
-) -> dict[str, Answer | None]:
-    images: dict[str, str] = {}
-    for image, name in places.items():
-        if name is not None and images.setdefault(name, image) != image:
-            raise ConfigError(
-                f"{run.name}: {images[name]} and {image} both lead to {images_dir / name}. Name "
-                "the folder above, in which they are two pictures."
-            )
-    return {name: run.answers[image] for name, image in images.items()}
+    return f"{len(names)} {noun}{'s' if len(names) > 1 else ''} ({shown})"
 
 
 def _without_common_folder(answers: Mapping[str, Answer | None]) -> dict[str, Answer | None]:
     split = {image: re.split(r"[\\/]", image) for image in answers}
     folders = [parts[:-1] for parts in split.values()]
-    common = 0
-    for level in zip(*folders, strict=False):
-        if len(set(level)) > 1:
-            break
-        common += 1
+    levels = takewhile(lambda level: len(set(level)) == 1, zip(*folders, strict=False))
+    common = len(list(levels))
     return {"/".join(split[image][common:]): answer for image, answer in answers.items()}
 
 
@@ -168,11 +136,8 @@ def _keep_common(runs: Sequence[Run], left_out: list[str]) -> LineUp:
         lacking = [name for name in everything if run.answers.get(name) is None]
         if lacking:
             left_out.append(f"{run.name} has no answer to {name_some(lacking)}.")
-    cases = []
-    for name in everything:
-        answers = [answer for run in runs if (answer := run.answers.get(name)) is not None]
-        if len(answers) == len(runs):
-            cases.append(Case(name, tuple(answers)))
+    lined_up = ((name, [run.answers.get(name) for run in runs]) for name in everything)
+    cases = [Case(name, tuple(filter(None, own))) for name, own in lined_up if all(own)]
     if not cases:
         raise ConfigError(" ".join(["No picture has an answer from every run.", *left_out]))
     return LineUp(tuple(run.name for run in runs), tuple(cases), tuple(left_out))
@@ -195,19 +160,21 @@ def read_text(path: Path) -> str:
 def read_json_lines(
     path: Path, what: str, *, may_be_cut: bool = False
 ) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Numbered records of a file with one a line; a last one cut short is left out if it may be.
+    """Line numbers and records of a file with a record a line. `what` names a record in errors.
+
+    If it `may_be_cut`, an incomplete last line is left out.
 
     Raises:
-        ConfigError: a line is something else; the message calls a right one `what`.
+        ConfigError: a line is not a record.
     """
-    *lines, tail = read_text(path).split("\n")
-    for number, line in enumerate([*lines, tail], start=1):
+    lines = read_text(path).split("\n")
+    for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:
             record = json.loads(line)
         except ValueError:
-            if may_be_cut and number > len(lines) > 0:
+            if may_be_cut and 1 < number == len(lines):
                 continue
             record = None
         if not isinstance(record, dict):
@@ -222,20 +189,18 @@ def _read_file(path: Path) -> list[Run]:
         content = None
     if not isinstance(content, dict) or _is_record(content):
         return [Run(path.stem, _read_records(path))]
-    several = [value for value in content.values() if isinstance(value, dict)]
-    if not several:
-        return [Run(path.stem, {image: _answer(path, image, value)
-                                for image, value in content.items()})]  # fmt: skip
-    if len(several) < len(content):
-        odd = next(image for image, value in content.items() if not isinstance(value, dict))
-        raise ConfigError(f"{path} has several runs for some pictures, and one for {odd}.")
-    names = dict.fromkeys(name for value in several for name in value)
+    single = [image for image, value in content.items() if not isinstance(value, dict)]
+    if len(single) == len(content):
+        content = {image: {path.stem: value} for image, value in content.items()}
+    elif single:
+        raise ConfigError(f"{path} has several runs for some pictures, and one for {single[0]}.")
+    names = dict.fromkeys(name for value in content.values() for name in value) or [path.stem]
     return [Run(name, {image: _answer(path, image, value.get(name))
                        for image, value in content.items()}) for name in names]  # fmt: skip
 
 
 def _read_records(path: Path) -> dict[str, Answer | None]:
-    """An answer counts more than a failure, and a later one more than an earlier one."""
+    """An answer replaces a failure, and a later answer replaces an earlier one."""
     answers: dict[str, Answer | None] = {}
     for number, record in read_json_lines(path, "answer to a picture", may_be_cut=True):
         if not _is_record(record):

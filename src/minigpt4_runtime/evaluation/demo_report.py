@@ -1,7 +1,7 @@
-"""The demo model's check as a report, beside an earlier one: what a change costs in answers.
+"""The report of the demo model's check, with the change since an earlier report.
 
-Owns   the tables and the page. Takes what demo_check came to, and an earlier demo.json.
-Never  asks anything.
+Owns   the tables and the page.
+Takes  a DemoCheck, and an earlier demo.json.
 """
 
 from __future__ import annotations
@@ -15,13 +15,19 @@ from typing import TYPE_CHECKING, Any
 
 from minigpt4_runtime.errors import ConfigError
 from minigpt4_runtime.evaluation.answers import read_text
-from minigpt4_runtime.evaluation.demo_check import Case, Report, Score, Verdict, draw_cases
+from minigpt4_runtime.evaluation.demo_check import (
+    DemoCheck,
+    SceneAnswer,
+    SceneCase,
+    Score,
+    draw_cases,
+)
+from minigpt4_runtime.evaluation.pages import judged_page, question_card, show_cards
+from minigpt4_runtime.report.page import Card, thumbnail
 from minigpt4_runtime.report.table import Column, Table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-    from minigpt4_runtime.report.page import Card
 
 _SHOWN_CASES = 50
 Rates = Mapping[str, float]
@@ -31,10 +37,10 @@ Rates = Mapping[str, float]
 class DemoReport:
     """Exact answers by kind of question; `before` are an earlier report's rates by the same names.
 
-    `asked_of` says what answered.
+    `asked_of` names the model.
     """
 
-    check: Report
+    check: DemoCheck
     asked_of: str
     before: Rates | None = None
 
@@ -66,40 +72,32 @@ class DemoReport:
         return self.table().as_text()
 
     def as_mapping(self) -> dict[str, Any]:
-        """Everything that was wrong, and all rates."""
+        """All wrong answers, and all rates."""
         return {"asked_of": self.asked_of, **self.check.as_mapping()}
 
     def as_rows(self) -> Table:
         """One row for each question."""
         names = ("group", "kind", "is_right", "question", "expected", "given")
-        return Table(
-            tuple(Column(name) for name in names),
-            tuple((v.group, v.kind, int(v.is_right), v.question, v.expected, v.given)
-                  for v in self.check.verdicts),
-        )  # fmt: skip
+        rows = (
+            (v.group, v.kind, int(v.is_right), v.question, v.expected, v.given)
+            for v in self.check.verdicts
+        )
+        return Table(tuple(map(Column, names)), tuple(rows))
 
     def as_page(self) -> str:
-        """The table, a plot, and what was wrong, with the scenes."""
+        """The table, a plot, and the wrong answers with their scenes."""
         from minigpt4_runtime.report.chart import draw
-        from minigpt4_runtime.report.page import Gallery, Paragraph, render
 
         num_wrong = sum(not verdict.is_right for verdict in self.check.verdicts)
-        cards = tuple(_card(*mistake) for mistake in islice(self._mistakes(), _SHOWN_CASES))
+        mistakes = islice(self._mistakes(), _SHOWN_CASES)
         caption = "Share of answers that are right in every character."
-        return render(
+        return judged_page(
             "The demo model's answers",
-            [
-                Paragraph(
-                    "The model is asked about drawn scenes that it was not trained on, and an "
-                    "answer counts if every character is as it should be. Asked was: "
-                    f"{self.asked_of}."
-                ),
-                self.table(),
-                draw(f"{caption} Dots: before." if self.before else caption, self._paint),
-                Gallery(f"What was wrong ({len(cards)} of {num_wrong})", cards)
-                if cards
-                else Paragraph("All answers are right."),
-            ],
+            "The model is asked about drawn scenes that it was not trained on, and an answer "
+            f"counts if every character is as it should be. Asked was: {self.asked_of}.",
+            tables=[self.table()],
+            charts=[draw(f"{caption} Dots: before." if self.before else caption, self._paint)],
+            cards=show_cards(mistakes, _card, "What was wrong", f"{num_wrong}"),
         )
 
     def _paint(self, axes: Axes) -> None:
@@ -110,8 +108,8 @@ class DemoReport:
         axes.invert_yaxis()
         axes.set(xlim=(0, 1.03), xlabel="rate")
 
-    def _mistakes(self) -> Iterator[tuple[Case, Verdict]]:
-        """Each mistake with its case, which the seed draws again."""
+    def _mistakes(self) -> Iterator[tuple[SceneCase, SceneAnswer]]:
+        """Each mistake with its case, which is drawn again from the seed."""
         verdicts = iter(self.check.verdicts)
         for case in draw_cases(self.check.num_scenes, self.check.seed):
             for verdict in islice(verdicts, len(case.asked)):
@@ -123,7 +121,7 @@ def read_earlier(path: Path, *, num_scenes: int, seed: int) -> Rates:
     """The rates of an earlier report.
 
     Raises:
-        ConfigError: the file is another, or is about other scenes.
+        ConfigError: the file is no such report, or is about other scenes.
     """
     try:
         report = json.loads(read_text(path))
@@ -142,11 +140,8 @@ def read_earlier(path: Path, *, num_scenes: int, seed: int) -> Rates:
     return rates
 
 
-def _card(case: Case, verdict: Verdict) -> Card:
-    from minigpt4_runtime.report.page import Card, Entry, plain, thumbnail
-
-    entries = (
-        Entry(verdict.question, plain(verdict.given)),
-        Entry("Right would be", plain(verdict.expected), is_best=True),
-    )
-    return Card(f"{verdict.group} · {verdict.kind}", entries, thumbnail(case.picture))
+def _card(mistake: tuple[SceneCase, SceneAnswer]) -> Card:
+    case, answer = mistake
+    title = f"{answer.group} · {answer.kind}"
+    shown = thumbnail(case.image)
+    return question_card(title, answer.question, answer.given, answer.expected, shown)

@@ -1,16 +1,14 @@
-"""The judge: a CLIP model, which puts pictures and texts into one space.
+"""The judge: a CLIP model, which embeds images and texts in one space.
 
-Owns   how a judge is loaded, from Hugging Face's layout or open_clip's, and what it is shown.
-Takes  RGB pictures and texts; gives unit rows, whose products are cosines.
-Never  reaches a network, and knows nothing of the model that is judged.
+Owns   the loading of a judge, in Hugging Face's or open_clip's layout, and its preprocessing.
+Takes  RGB images and texts; gives rows of length 1, whose products are cosines.
+Never  reaches a network.
 """
-
-from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from PIL.Image import Image
@@ -27,7 +25,7 @@ transformers = require("transformers", install=INSTALL)
 
 
 class Judge:
-    """A loaded CLIP. `digest` names its weights and what it does to pictures."""
+    """A loaded CLIP. `digest` identifies its weights and its preprocessing."""
 
     def __init__(self, model: Any, tokenizer: Any, pixels: Any, device: torch.device) -> None:
         self._model = model.to(device).eval()
@@ -38,11 +36,11 @@ class Judge:
         self.digest = _digest(model, pixels)
 
     @classmethod
-    def load(cls, path: Path, *, device: str = "auto") -> Judge:
-        """Load a folder in Hugging Face layout, or one of open_clip, or the latter's .bin.
+    def load(cls, path: Path, *, device: str = "auto") -> Self:
+        """Load a folder in Hugging Face's or open_clip's layout, or open_clip's .bin.
 
         Raises:
-            CheckpointError: there is no whole CLIP model.
+            CheckpointError: the CLIP model is missing, incomplete or damaged.
             BackendUnavailableError: the device or a package is not on this machine.
         """
         where, source = _find_device(device), _find_source(path)
@@ -53,12 +51,16 @@ class Judge:
         if source.is_dir():
             model = _build(source, pretrained_model_name_or_path=source, local_files_only=True)
         else:
-            model = _build_open_clip(source)
+            given, weights = open_clip.read(source)
+            config = transformers.CLIPConfig(**given)
+            model = _build(
+                source, pretrained_model_name_or_path=None, config=config, state_dict=weights
+            )
         return cls(model, tokenizer, _load_preprocessing(folder, model), where)
 
-    def embed_pictures(self, pictures: Sequence[Image]) -> Tensor:
-        """N RGB pictures → (N, width) float32 on the CPU, each row of length 1."""
-        pixels = self._pixels(list(pictures), return_tensors="pt")["pixel_values"]
+    def embed_images(self, images: Sequence[Image]) -> Tensor:
+        """N RGB images → (N, width) float32 on the CPU, each row of length 1."""
+        pixels = self._pixels(list(images), return_tensors="pt")["pixel_values"]
         with torch.inference_mode():
             rows = self._model.get_image_features(pixel_values=pixels.to(self._device))
         return _unit(rows.pooler_output)
@@ -68,19 +70,19 @@ class Judge:
         end = self._tokenizer.eos_token_id
         ids = [row[: self.max_tokens] for row in self._encode(texts)]
         for row in ids:
-            row[-1] = end  # As in training: a text that was cut ends all the same.
-        # What stands behind the end is seen by nothing before it: no mask is needed.
+            row[-1] = end  # As in training: a cut text has an end too.
+        # Attention is causal: no mask is needed for the padding behind the end.
         padded = pad_sequence([torch.tensor(row) for row in ids], True, end)
         with torch.inference_mode():
             rows = self._model.get_text_features(input_ids=padded.to(self._device))
         return _unit(rows.pooler_output)
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
-        """How long each text is, begin and end included; `max_tokens` of them are read."""
+        """Each text's length in tokens, including begin and end; `max_tokens` are read."""
         return [len(row) for row in self._encode(texts)]
 
     def _encode(self, texts: Sequence[str]) -> list[list[int]]:
-        # Half a character, which no tokenizer takes, becomes a question mark.
+        # Tokenizers refuse a lone surrogate: it becomes a question mark.
         whole = [text.encode("utf-8", "replace").decode() for text in texts]
         return list(self._tokenizer(whole, verbose=False)["input_ids"])
 
@@ -90,7 +92,7 @@ def _unit(rows: Tensor) -> Tensor:
 
 
 def _find_source(path: Path) -> Path:
-    """A folder in Hugging Face layout as it is, or else open_clip's file."""
+    """A folder in Hugging Face's layout, or else open_clip's file."""
     if not path.exists():
         raise CheckpointError(
             f"There is no judge at {path}. Download one and name its folder, for example "
@@ -111,7 +113,7 @@ def _find_source(path: Path) -> Path:
 
 
 def _build(source: Path, **arguments: Any) -> Any:
-    """Make a CLIPModel, and refuse one with weights that are missing or were drawn by lot."""
+    """Make a CLIPModel, and refuse one with missing or randomly initialised weights."""
     try:
         model, info = transformers.CLIPModel.from_pretrained(
             dtype=torch.float32, output_loading_info=True, **arguments
@@ -132,18 +134,8 @@ def _build(source: Path, **arguments: Any) -> Any:
     return model
 
 
-def _build_open_clip(path: Path) -> Any:
-    config, weights = open_clip.read(path)
-    return _build(
-        path,
-        pretrained_model_name_or_path=None,
-        config=transformers.CLIPConfig(**config),
-        state_dict=weights,
-    )
-
-
 def _load_tokenizer(folder: Path) -> Any:
-    # Without its files transformers would make a tokenizer that knows no word.
+    # Without these files transformers would make a tokenizer without a vocabulary.
     if not ((folder / "tokenizer.json").exists() or (folder / "merges.txt").exists()):
         raise CheckpointError(
             f"{folder} has no tokenizer. Put tokenizer.json, or vocab.json and merges.txt, from "
@@ -156,13 +148,12 @@ def _load_tokenizer(folder: Path) -> Any:
 
 
 def _load_preprocessing(folder: Path, model: Any) -> Any:
-    """The judge's own resizing, cutting and normalising, by Pillow and numpy."""
+    """The judge's own resizing, cropping and normalising, by Pillow and numpy."""
     processor = transformers.CLIPImageProcessorPil
     if (folder / "preprocessor_config.json").exists():
         return processor.from_pretrained(folder, local_files_only=True)
     side = model.config.vision_config.image_size
-    given = open_clip.read_preprocessing(folder)
-    means = {f"image_{name}": given[name] for name in ("mean", "std") if name in given}
+    means = {f"image_{name}": each for name, each in open_clip.read_preprocessing(folder).items()}
     return processor(
         size={"shortest_edge": side}, crop_size={"height": side, "width": side}, **means
     )

@@ -1,11 +1,9 @@
-"""A CLIP model in open_clip's layout → the same model as transformers names and splits it.
+"""A CLIP model in open_clip's layout, converted to transformers' names and shapes.
 
-Owns   the key map, and what open_clip's weights do not say: how wide heads are and which GELU.
+Owns   the key map, and facts that open_clip's weights lack: the width of heads and the GELU.
 Takes  open_clip_pytorch_model.bin, with open_clip_config.json beside it or without.
-Never  runs what is in a pickle.
+Never  runs code from a pickle.
 """
-
-from __future__ import annotations
 
 import json
 import math
@@ -24,7 +22,7 @@ FILE_NAME = "open_clip_pytorch_model.bin"
 CONFIG_NAME = "open_clip_config.json"
 Weights = dict[str, Tensor]
 
-# The published towers by their width; their texts' heads are 64 wide. From open_clip's
+# The heads of published image towers by width; text heads are 64 wide. From open_clip's
 # model_configs: ViT-B, ViT-L, ViT-H-14, ViT-g-14, ViT-bigG-14.
 _VISION_HEADS = {768: 12, 1024: 16, 1280: 16, 1408: 16, 1664: 16}
 _TEXT_HEAD_WIDTH = 64
@@ -54,7 +52,7 @@ _IN_LAYERS = {
     "mlp.c_fc": "mlp.fc1",
     "mlp.c_proj": "mlp.fc2",
 }
-_FUSED = "attn.in_proj"  # Query, key and value below each other.
+_FUSED = "attn.in_proj"  # Query, key and value stacked.
 _LAYER = re.compile(
     r"(visual\.)?transformer\.resblocks\.(\d+)\."
     rf"({'|'.join(map(re.escape, (*_IN_LAYERS, _FUSED)))})[._](weight|bias)"
@@ -79,7 +77,7 @@ def read(path: Path) -> tuple[dict[str, Any], Weights]:
 
 
 def read_preprocessing(folder: Path) -> dict[str, Any]:
-    """What open_clip_config.json says about pictures: `mean` and `std`, if it is there."""
+    """`mean` and `std` of images from open_clip_config.json, if it has them."""
     given = _read_config(folder).get("preprocess_cfg", {})
     means = {name: given[name] for name in ("mean", "std") if name in given}
     for name, levels in means.items():
@@ -92,7 +90,7 @@ def _load(path: Path) -> Weights:
     try:
         weights = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
-        # Torch's own words advise to run what is in the file.
+        # Torch's own message advises to run the code in the file.
         raise CheckpointError(
             f"{path} is no file of weights alone, and what else it holds is not run. Download it "
             "again."
@@ -105,7 +103,7 @@ def _load(path: Path) -> Weights:
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
-    """What open_clip_config.json says, its parts and counts made sure to be such."""
+    """The content of open_clip_config.json, with its parts and counts checked."""
     path = folder / CONFIG_NAME
     if not path.exists():
         return {}
@@ -187,7 +185,7 @@ def _text_config(weights: Weights, text: Mapping[str, Any], activation: str) -> 
         "num_attention_heads": text.get("heads", width // _TEXT_HEAD_WIDTH),
         "max_position_embeddings": weights["positional_embedding"].shape[0],
         "hidden_act": activation,
-        # open_clip reads a text at its highest id, which is the end of the text.
+        # open_clip reads a text's row at its highest id, which is the end of the text.
         "eos_token_id": vocab_size - 1,
     }
 

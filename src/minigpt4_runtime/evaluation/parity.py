@@ -1,8 +1,8 @@
-"""Did a change to how a model runs change what it says?
+"""Whether another way to run a model changes its answers.
 
-Owns   how two answers are compared (equal or not, where they part, how alike they still are), and
-       the report of it.
-Takes  a LineUp of two runs, and a Judge if embeddings shall be compared too.
+Owns   the comparison of two answers (equal or not, where they part, how similar they are), and its
+       report.
+Takes  a LineUp of two runs, and a Judge to compare embeddings too.
 Never  says which of two answers is better.
 """
 
@@ -11,26 +11,24 @@ from __future__ import annotations
 import difflib
 import re
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
-from minigpt4_runtime.errors import ImageError
-from minigpt4_runtime.evaluation.answers import find_picture
-from minigpt4_runtime.images.pixels import open_rgb
-from minigpt4_runtime.messages import image
+from minigpt4_runtime.evaluation.answers import Case, LineUp
+from minigpt4_runtime.evaluation.images import find_thumbnail
+from minigpt4_runtime.evaluation.pages import judged_page, show_cards
 from minigpt4_runtime.optional import require
+from minigpt4_runtime.report.ledger import Ledger
+from minigpt4_runtime.report.page import Card, Chart, Entry, Span
 from minigpt4_runtime.report.table import Column, Table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from minigpt4_runtime.evaluation.answers import Answer, Case, LineUp
     from minigpt4_runtime.evaluation.judge import Judge
-    from minigpt4_runtime.report.ledger import Ledger
-    from minigpt4_runtime.report.page import Card, Chart, Span
 
 INSTALL = "pip install 'minigpt4-runtime[eval]'"
 distance = require("rapidfuzz.distance", install=INSTALL)
@@ -44,10 +42,10 @@ _WORD_OR_SPACE = re.compile(r"\w+|\s+|[^\w\s]")
 
 @dataclass(frozen=True)
 class Pair:
-    """Two answers about one picture.
+    """Two answers about one image.
 
-    They part after `num_equal` tokens (or words); None where the texts are equal. `edit_ratio` is
-    1 less the share of characters to edit, `cosine` what a judge holds of their likeness.
+    They part after `num_equal` tokens or words; None if the texts are equal. `edit_ratio` is 1 less
+    the share of characters to edit, `cosine` the similarity of the texts' embeddings.
     """
 
     name: str
@@ -66,7 +64,7 @@ def compare(
     images_dir: Path | None = None,
     on_pair: Callable[[], None] = lambda: None,
 ) -> ParityReport:
-    """Compare a reference and a candidate, picture by picture."""
+    """Compare a reference and a candidate, image by image."""
     has_ids = all(answer.token_ids for case in those.cases for answer in case.answers)
     pairs = []
     for case in those.cases:
@@ -82,18 +80,13 @@ def compare(
 
 
 def _count_equal(case: Case, *, has_ids: bool) -> int | None:
-    """How many tokens or words both answers begin with; None where the texts are equal."""
-    reference, candidate = case.answers
-    if reference.text == candidate.text:
+    """How many tokens or words both answers begin with; None if the texts are equal."""
+    if case.answers[0].text == case.answers[1].text:
         return None
-    steps, others = (_steps(answer, has_ids=has_ids) for answer in (reference, candidate))
-    together = zip(steps, others, strict=False)
-    return next((n for n, (one, other) in enumerate(together) if one != other),
-                min(len(steps), len(others)))  # fmt: skip
-
-
-def _steps(answer: Answer, *, has_ids: bool) -> Sequence[Any]:
-    return (answer.token_ids or ()) if has_ids else _WORD.findall(answer.text)
+    reference, candidate = (
+        answer.token_ids if has_ids else _WORD.findall(answer.text) for answer in case.answers
+    )
+    return int(distance.Prefix.similarity(reference, candidate))
 
 
 def _cosine(reference: str, candidate: str, judge: Judge, ledger: Ledger) -> float:
@@ -112,7 +105,7 @@ def _cosine(reference: str, candidate: str, judge: Judge, ledger: Ledger) -> flo
 
 @dataclass(frozen=True)
 class ParityReport:
-    """What came of a comparison. `unit` says in what `num_equal` counts."""
+    """The comparison. `unit` is the unit of `num_equal`: tokens or words."""
 
     runs: tuple[str, ...]
     pairs: tuple[Pair, ...]
@@ -122,33 +115,33 @@ class ParityReport:
 
     @property
     def worst_first(self) -> list[Pair]:
-        """Those that differ, the least alike first."""
+        """The pairs that differ, the least similar first."""
         changed = [pair for pair in self.pairs if pair.num_equal is not None]
         return sorted(changed, key=lambda pair: pair.edit_ratio)
 
     @property
     def exact_rate(self) -> float:
-        """The share of pictures with the same answer, from 0 to 1."""
+        """The share of images with the same answer, from 0 to 1."""
         return 1 - len(self.worst_first) / len(self.pairs)
 
     @property
     def first_parting(self) -> list[int]:
-        """After how many tokens or words those part that differ."""
+        """For each pair that differs, after how many tokens or words."""
         return [pair.num_equal for pair in self.pairs if pair.num_equal is not None]
 
     @property
     def mean_edit_ratio(self) -> float:
-        """Over all pictures, from 0 to 1."""
+        """Over all images, from 0 to 1."""
         return statistics.fmean(pair.edit_ratio for pair in self.pairs)
 
     @property
     def mean_cosine(self) -> float | None:
-        """Over all pictures; None without a judge."""
+        """Over all images; None without a judge."""
         cosines = [pair.cosine for pair in self.pairs if pair.cosine is not None]
         return statistics.fmean(cosines) if cosines else None
 
     def table(self) -> Table:
-        """All that one number can say."""
+        """One row with all totals."""
         parting = self.first_parting
         return Table(
             (
@@ -164,7 +157,7 @@ class ParityReport:
         )  # fmt: skip
 
     def as_text(self) -> str:
-        """The table, and how the least alike answers go on where they part."""
+        """The table, and the ends of the least similar answers from where they part."""
         lines = [f"{self.runs[1]} against {self.runs[0]}", self.table().as_text()]
         for pair in self.worst_first[:_SHOWN_IN_TEXT]:
             one, other = (
@@ -193,46 +186,39 @@ class ParityReport:
         }
 
     def as_rows(self) -> Table:
-        """One row for each picture."""
+        """One row for each image."""
         names = ("image", "num_equal", "edit_ratio", "cosine", "reference", "candidate")
-        return Table(
-            tuple(Column(name) for name in names),
-            tuple(
-                (p.name, p.num_equal, p.edit_ratio, p.cosine, p.reference, p.candidate)
-                for p in self.pairs
-            ),
+        rows = (
+            (p.name, p.num_equal, p.edit_ratio, p.cosine, p.reference, p.candidate)
+            for p in self.pairs
         )
+        return Table(tuple(map(Column, names)), tuple(rows))
 
     def as_page(self) -> str:
         """The table, where answers part, and the answers that changed most."""
-        from minigpt4_runtime.report.page import Gallery, Paragraph, render
-
         worst = self.worst_first
-        shown = worst[:_SHOWN_CASES]
-        cards = Gallery(
-            f"The least alike first ({len(shown)} of {len(worst)} that differ)",
-            tuple(self._card(pair) for pair in shown),
-        )
-        return render(
+        return judged_page(
             f"Does {self.runs[1]} say what {self.runs[0]} says?",
-            [
-                Paragraph(
-                    "Same answer: equal in every character. Edit ratio: 1 less the number of "
-                    "characters to put in, take out or replace, as a share of the longer answer."
-                ),
-                self.table(),
-                *(Paragraph(f"Left out: {sentence}") for sentence in self.left_out),
-                *self._charts(),
-                cards if shown else Paragraph("All answers are the same."),
-            ],
+            "Same answer: equal in every character. Edit ratio: 1 less the number of characters "
+            "to put in, take out or replace, as a share of the longer answer.",
+            tables=[self.table()],
+            left_out=self.left_out,
+            charts=self._charts(),
+            cards=show_cards(
+                worst[:_SHOWN_CASES],
+                self._card,
+                "The least alike first",
+                f"{len(worst)} that differ",
+                empty="All answers are the same.",
+            ),
         )
 
     def _charts(self) -> Iterator[Chart]:
         if self.first_parting:
             from minigpt4_runtime.report.chart import draw
 
-            yield draw(f"Share of answers that are still the same after so many {self.unit}.",
-                       self._paint_parting)  # fmt: skip
+            caption = f"Share of answers that are still the same after so many {self.unit}."
+            yield draw(caption, self._paint_parting)
 
     def _paint_parting(self, axes: Axes) -> None:
         parting = sorted(self.first_parting)
@@ -242,38 +228,23 @@ class ParityReport:
         axes.set(xlabel=self.unit, ylabel="still the same", ylim=(0, 1.03), xlim=(0, end))
 
     def _card(self, pair: Pair) -> Card:
-        from minigpt4_runtime.report.page import Card, Entry
-
         removed, added = mark_changes(pair.reference, pair.candidate)
         title = f"{pair.name} · edit ratio {pair.edit_ratio:.4f}"
         title += f" · cosine {pair.cosine:.4f}" if pair.cosine is not None else ""
         title += f" · they part after {pair.num_equal} {self.unit}"
         entries = Entry(self.runs[0], removed), Entry(self.runs[1], added)
-        return Card(title, entries, self._thumbnail(pair.name))
-
-    def _thumbnail(self, name: str) -> str | None:
-        from minigpt4_runtime.report.page import thumbnail
-
-        found = self.images_dir and find_picture(self.images_dir, name)
-        if not (self.images_dir and found):
-            return None
-        try:
-            return thumbnail(open_rgb(image(self.images_dir / found)))
-        except ImageError:
-            return None  # The comparison is of texts: it stands without the picture.
+        return Card(title, entries, find_thumbnail(self.images_dir, pair.name))
 
 
 def _endings(pair: Pair) -> tuple[str, str]:
-    """Both texts from the word on in which they differ."""
+    """Both texts, from the first word that differs."""
     start = distance.Prefix.similarity(pair.reference, pair.candidate)
     start -= len(re.split(r"\s", pair.reference[:start])[-1])
     return pair.reference[start:], pair.candidate[start:]
 
 
 def mark_changes(reference: str, candidate: str) -> tuple[tuple[Span, ...], tuple[Span, ...]]:
-    """Both texts, cut into what they share and what is in one only."""
-    from minigpt4_runtime.report.page import Span
-
+    """Both texts, divided into spans that are in both or in one only."""
     old, new = _WORD_OR_SPACE.findall(reference), _WORD_OR_SPACE.findall(candidate)
     removed, added = [], []
     matcher = difflib.SequenceMatcher(None, old, new, autojunk=False)
@@ -281,8 +252,5 @@ def mark_changes(reference: str, candidate: str) -> tuple[tuple[Span, ...], tupl
         gone, come = "".join(old[first:last]), "".join(new[new_first:new_last])
         removed.append(Span(gone, "same" if what == "equal" else "removed"))
         added.append(Span(come, "same" if what == "equal" else "added"))
-    return tuple(filter(_has_text, removed)), tuple(filter(_has_text, added))
-
-
-def _has_text(span: Span) -> bool:
-    return bool(span.text)
+    old_spans, new_spans = (tuple(s for s in spans if s.text) for spans in (removed, added))
+    return old_spans, new_spans

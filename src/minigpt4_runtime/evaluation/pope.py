@@ -1,10 +1,9 @@
-"""POPE: does the model see things that are not there?
+"""POPE: whether the model sees things that are not in the image.
 
 By Li et al., "Evaluating Object Hallucination in Large Vision-Language Models", arXiv:2305.10355.
 
 Owns   the published layout of questions and answers, and how a model is asked.
-Takes  files of questions and answers, and a model; gives Questions, and answers by their ids.
-Never  chooses the questions, and never counts.
+Takes  files of questions and answers, and a model; gives PopeQuestions, and answers by their ids.
 """
 
 from __future__ import annotations
@@ -18,27 +17,27 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 
+from minigpt4_runtime.config import SamplingParams
 from minigpt4_runtime.errors import ConfigError, ImageError, RequestError
-from minigpt4_runtime.evaluation.answers import find_picture, read_json_lines
+from minigpt4_runtime.evaluation.answers import name_some, read_json_lines
+from minigpt4_runtime.evaluation.images import find_image
 from minigpt4_runtime.messages import Message, TextDelta, image
+from minigpt4_runtime.report.ledger import Ledger
 
 if TYPE_CHECKING:
     from minigpt4_runtime.api import MiniGPT4
-    from minigpt4_runtime.config import SamplingParams
-    from minigpt4_runtime.report.ledger import Ledger
 
 LEDGER_KEYS = ("asked_of", "max_new_tokens", "question_id", "image", "picture", "question")
 _AT_ONCE = 32
-_SHOWN_IDS = 5
 
 Label = Literal["yes", "no"]
 Item = TypeVar("Item")
-# A question on its way: its deltas, its answer known before, or why it cannot be asked.
-_Asked: TypeAlias = "Iterable[TextDelta] | str | RequestError"
+# A running answer, a known answer, or the reason why the question cannot be asked.
+_Pending: TypeAlias = "Iterable[TextDelta] | str | RequestError"
 
 
 @dataclass(frozen=True)
-class Question:
+class PopeQuestion:
     """One line of a file of questions."""
 
     question_id: int | str
@@ -47,13 +46,13 @@ class Question:
     label: Label
 
 
-def read_questions(path: Path) -> tuple[Question, ...]:
+def read_questions(path: Path) -> tuple[PopeQuestion, ...]:
     """Read a file such as coco_pope_random.json.
 
     Raises:
-        ConfigError: a line is something else, a number comes twice, or there is no line at all.
+        ConfigError: a line is not a question, an id occurs twice, or the file is empty.
     """
-    questions: dict[int | str, Question] = {}
+    questions: dict[int | str, PopeQuestion] = {}
     for number, record in read_json_lines(path, "POPE question"):
         try:
             question_id = _read_id(record, number, path)
@@ -67,7 +66,7 @@ def read_questions(path: Path) -> tuple[Question, ...]:
             raise ConfigError(f"Line {number} of {path}: label is {label!r}; it must be yes or no.")
         if question_id in questions:
             raise ConfigError(f"Line {number} of {path}: question {question_id} comes twice.")
-        questions[question_id] = Question(question_id, str(name), str(text), label)
+        questions[question_id] = PopeQuestion(question_id, str(name), str(text), label)
     if not questions:
         raise ConfigError(f"{path} holds no question.")
     return tuple(questions.values())
@@ -83,24 +82,22 @@ def _read_id(record: Mapping[str, Any], number: int, path: Path) -> int | str:
     return question_id
 
 
-def read_answers(path: Path, questions: Sequence[Question]) -> dict[int | str, str]:
-    """Read collected answers: by question_id, or else, as POPE has it, in the questions' order.
+def read_answers(path: Path, questions: Sequence[PopeQuestion]) -> dict[int | str, str]:
+    """Read answers: by question_id, or without ids in the questions' order, as POPE publishes them.
 
     The answer is `answer`, or `text` as LLaVA's scripts write it.
 
     Raises:
-        ConfigError: a line is something else, or the answers do not belong to the questions.
+        ConfigError: a line is not an answer, or the answers do not belong to the questions.
     """
     lines = list(read_json_lines(path, "answer to a POPE question"))
     if all("question_id" in record for _, record in lines):
         records = [(_read_id(record, number, path), record) for number, record in lines]
     elif len(lines) == len(questions):
         records = [
-            (question.question_id, record)
+            (_same_id(question, record, path), record)
             for question, (_, record) in zip(questions, lines, strict=True)
         ]
-        for question, (_, record) in zip(questions, lines, strict=True):
-            _check_same_question(question, record, path)
     else:
         raise ConfigError(
             f"{path} has {len(lines)} answers without question_id to {len(questions)} "
@@ -121,48 +118,34 @@ def read_answers(path: Path, questions: Sequence[Question]) -> dict[int | str, s
     return answers
 
 
-def name_strays(
-    path: Path, answers: Mapping[int | str, str], questions: Sequence[Question]
-) -> tuple[str, ...]:
-    """Sentences about the questions that a file of answers lacks, and the answers it has beside."""
-    asked = [question.question_id for question in questions]
-    known = set(asked)
-    missing = [question_id for question_id in asked if question_id not in answers]
-    strays = [question_id for question_id in answers if question_id not in known]
-    sentences = []
-    if missing:
-        sentences.append(
-            f"{path} has no answer to {_count(missing, 'question')} ({_show(missing)})."
-        )
-    if strays:
-        verb = "belongs" if len(strays) == 1 else "belong"
-        sentences.append(
-            f"{_count(strays, 'answer')} of {path} {verb} to no question ({_show(strays)})."
-        )
-    return tuple(sentences)
-
-
-def _count(ids: Sequence[int | str], noun: str) -> str:
-    return f"{len(ids)} {noun}{'s' if len(ids) > 1 else ''}"
-
-
-def _show(ids: Sequence[int | str]) -> str:
-    shown = ", ".join(map(str, ids[:_SHOWN_IDS]))
-    return f"{shown} …" if len(ids) > _SHOWN_IDS else shown
-
-
-def _check_same_question(question: Question, record: Mapping[str, Any], path: Path) -> None:
+def _same_id(question: PopeQuestion, record: Mapping[str, Any], path: Path) -> int | str:
+    """The question's id, once the record is known to repeat the question."""
     asked = str(record.get("question", question.text))
     if asked.casefold() != question.text.casefold():
         raise ConfigError(
             f"{path} answers {asked!r} where the question is {question.text!r}. The answers must "
             "stand in the questions' order."
         )
+    return question.question_id
+
+
+def name_strays(
+    path: Path, answers: Mapping[int | str, str], questions: Sequence[PopeQuestion]
+) -> tuple[str, ...]:
+    """Sentences about the questions without an answer in a file, and the answers to no question."""
+    asked = dict.fromkeys(question.question_id for question in questions)
+    missing = [question_id for question_id in asked if question_id not in answers]
+    strays = [question_id for question_id in answers if question_id not in asked]
+    sentences = {
+        f"{path} has no answer to {name_some(missing, 'question')}.": missing,
+        f"{path} has {name_some(strays, 'answer')} to no question.": strays,
+    }
+    return tuple(sentence for sentence, found in sentences.items() if found)
 
 
 def ask(
     model: MiniGPT4,
-    questions: Sequence[Question],
+    questions: Sequence[PopeQuestion],
     *,
     images_dir: Path,
     prompt: str,
@@ -171,34 +154,35 @@ def ask(
     asked_of: str,
     on_question: Callable[[], None] = lambda: None,
 ) -> tuple[dict[int | str, str], tuple[str, ...]]:
-    """Ask what the ledger does not know yet, many at once: answers by question, and what failed.
+    """Ask the questions that are not in the ledger, many at once; give answers and failures.
 
     In `prompt`, {question} stands for the question. `asked_of` names the model in the ledger.
     """
     answers: dict[int | str, str] = {}
-    faults: dict[str, None] = {}  # A picture has several questions: it is told once.
-    locate = functools.cache(partial(_locate, images_dir))  # And it is read once.
+    faults: dict[str, None] = {}  # An image has several questions, and is named once.
+    locate = functools.cache(partial(_locate, images_dir))  # Each image is read once.
 
-    def begin(question: Question) -> tuple[Question, dict[str, Any], _Asked]:
+    def begin(question: PopeQuestion) -> tuple[PopeQuestion, dict[str, Any], _Pending]:
         try:
             path, digest = locate(question.image)
-        except ImageError as error:
+            text = prompt.replace("{question}", question.text)
+            about = {
+                "asked_of": asked_of,
+                "max_new_tokens": sampling.max_new_tokens,
+                "question_id": question.question_id,
+                "image": question.image,
+                "picture": digest,
+                "question": text,
+            }
+            if (known := ledger.find(**about)) is not None:
+                return question, about, known["answer"]
+            message = Message("user", (image(path), text))
+            return question, about, model.submit([message], sampling)
+        except RequestError as error:
             return question, {}, error
-        text = prompt.replace("{question}", question.text)
-        about = {
-            "asked_of": asked_of,
-            "max_new_tokens": sampling.max_new_tokens,
-            "question_id": question.question_id,
-            "image": question.image,
-            "picture": digest,
-            "question": text,
-        }
-        known = ledger.find(**about)
-        submitted = known["answer"] if known else _submit(model, path, text, sampling)
-        return question, about, submitted
 
-    for question, about, asked in _ahead(map(begin, questions), _AT_ONCE):
-        answer = _finish(asked)
+    for question, about, pending in _ahead(map(begin, questions), _AT_ONCE):
+        answer = _finish(pending)
         if isinstance(answer, RequestError):
             faults[str(answer)] = None
         else:
@@ -210,7 +194,7 @@ def ask(
 
 
 def _ahead(items: Iterable[Item], count: int) -> Iterator[Item]:
-    """The same items, each begun so many steps before it is given: answers grow meanwhile."""
+    """The same items, of which the next `count` have begun, so that their answers run together."""
     waiting: deque[Item] = deque()
     for item in items:
         waiting.append(item)
@@ -220,29 +204,21 @@ def _ahead(items: Iterable[Item], count: int) -> Iterator[Item]:
 
 
 def _locate(images_dir: Path, name: str) -> tuple[Path, str]:
-    """Where a question's picture lies, and the digest of its bytes: names come twice."""
-    found = find_picture(images_dir, name)
-    if found is None:
+    """The path of a question's image, and the digest of its bytes, since names are not unique."""
+    path = images_dir / (find_image(images_dir, name) or "")
+    if path == images_dir:
         raise ImageError(f"The folder {images_dir} lacks {name}.")
-    path = images_dir / found
     try:
         return path, hashlib.sha256(path.read_bytes()).hexdigest()
     except OSError as error:
         raise ImageError(f"{path} cannot be read ({error.strerror}).") from None
 
 
-def _submit(model: MiniGPT4, path: Path, text: str, sampling: SamplingParams) -> _Asked:
+def _finish(pending: _Pending) -> str | RequestError:
+    if isinstance(pending, (str, RequestError)):
+        return pending
     try:
-        return model.submit([Message("user", (image(path), text))], sampling)
-    except RequestError as error:
-        return error
-
-
-def _finish(asked: _Asked) -> str | RequestError:
-    if isinstance(asked, (str, RequestError)):
-        return asked
-    try:
-        *_, last = asked
+        *_, last = pending
     except RequestError as error:
         return error
     assert last.reply is not None, "a stream ends with its reply"

@@ -1,8 +1,7 @@
-"""What answers to POPE's questions come to: counts, rates, a page.
+"""The results of POPE: counts, rates and a page.
 
 Owns   how an answer is read as yes or no, and the counts.
 Takes  questions and their answers; gives a PopeReport.
-Never  asks a model.
 """
 
 from __future__ import annotations
@@ -13,67 +12,65 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from minigpt4_runtime.errors import ConfigError, ImageError
-from minigpt4_runtime.evaluation.answers import find_picture
-from minigpt4_runtime.evaluation.pope import Label, Question
-from minigpt4_runtime.images.pixels import open_rgb
-from minigpt4_runtime.messages import image
+from minigpt4_runtime.errors import ConfigError
+from minigpt4_runtime.evaluation.images import find_thumbnail
+from minigpt4_runtime.evaluation.pages import judged_page, question_card, show_cards
+from minigpt4_runtime.evaluation.pope import Label, PopeQuestion
+from minigpt4_runtime.report.page import Card
 from minigpt4_runtime.report.table import Column, Table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from minigpt4_runtime.report.page import Card
-
 _SHOWN_CASES = 50
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """A question and what was answered."""
+class PopeVerdict:
+    """A question and its answer."""
 
-    question: Question
+    question: PopeQuestion
     answer: str
 
     @property
     def read_as(self) -> Label:
-        """What the answer counts as."""
+        """The label that the answer counts as."""
         return read_answer(self.answer)
 
     @property
     def is_right(self) -> bool:
-        """Whether that is the label."""
+        """Whether that is the question's label."""
         return self.read_as == self.question.label
 
 
 def read_answer(answer: str) -> Label:
     """Read an answer as POPE's own script does, so that published numbers compare.
 
-    It is no if its first sentence has the word No, no or not, and yes otherwise.
+    It is "no" if its first sentence has the word No, no or not, and "yes" otherwise.
     """
     words = answer.split(".")[0].replace(",", "").split(" ")
     return "no" if {"No", "no", "not"} & set(words) else "yes"
 
 
 def is_unclear(answer: str) -> bool:
-    """Whether the first sentence says neither yes nor no, so that it counted as yes unsaid."""
+    """Whether the first sentence says neither yes nor no; such an answer counts as yes."""
     return not re.search(r"\b(yes|no|not)\b", answer.split(".")[0], re.IGNORECASE)
 
 
 def judge(
-    questions: Sequence[Question],
+    questions: Sequence[PopeQuestion],
     answers: Mapping[int | str, str],
     *,
     images_dir: Path,
     faults: Sequence[str] = (),
 ) -> PopeReport:
-    """Count what the answers say.
+    """Count the answers.
 
     Raises:
         ConfigError: no question has an answer.
     """
     verdicts = tuple(
-        Verdict(question, answers[question.question_id])
+        PopeVerdict(question, answers[question.question_id])
         for question in questions
         if question.question_id in answers
     )
@@ -84,15 +81,15 @@ def judge(
 
 @dataclass(frozen=True)
 class PopeReport:
-    """Counts over the questions that have an answer; "yes" is what is looked for."""
+    """Counts over the questions that have an answer; "yes" is the positive label."""
 
-    verdicts: tuple[Verdict, ...]
+    verdicts: tuple[PopeVerdict, ...]
     num_unanswered: int
     left_out: tuple[str, ...]
     images_dir: Path
 
     def count(self, label: Label, read_as: Label) -> int:
-        """How many questions with that label were read so."""
+        """How many questions with that label have answers that were read as `read_as`."""
         return sum(v.question.label == label and v.read_as == read_as for v in self.verdicts)
 
     @property
@@ -102,7 +99,7 @@ class PopeReport:
 
     @property
     def rates(self) -> dict[str, float | None]:
-        """The five published numbers, from 0 to 1; None where nothing can be divided."""
+        """The five published numbers, from 0 to 1; None where the divisor is 0."""
         true_yes, false_yes = self.count("yes", "yes"), self.count("no", "yes")
         true_no, false_no = self.count("no", "no"), self.count("yes", "no")
         return {
@@ -114,7 +111,7 @@ class PopeReport:
         }
 
     def tables(self) -> list[Table]:
-        """The rates, and what was answered to what."""
+        """The rates, and the answers by label."""
         rates = Table(
             (*(Column(name.replace("_", " "), ".1%") for name in self.rates),
              Column("questions"), Column("unanswered"), Column("unclear")),
@@ -152,43 +149,28 @@ class PopeReport:
     def as_rows(self) -> Table:
         """One row for each question."""
         names = ("question_id", "image", "question", "label", "read_as", "is_right", "answer")
-        return Table(
-            tuple(Column(name) for name in names),
-            tuple(
-                (v.question.question_id, v.question.image, v.question.text, v.question.label,
-                 v.read_as, int(v.is_right), v.answer)
-                for v in self.verdicts
-            ),
-        )  # fmt: skip
+        rows = (
+            (*vars(v.question).values(), v.read_as, int(v.is_right), v.answer)
+            for v in self.verdicts
+        )
+        return Table(tuple(map(Column, names)), tuple(rows))
 
     def as_page(self) -> str:
-        """The rates, and the wrong answers: first the things that are not there."""
+        """The rates, and the wrong answers, beginning with things that are not in the image."""
         from minigpt4_runtime.report.chart import draw
-        from minigpt4_runtime.report.page import Gallery, Paragraph, render
 
         wrong = [verdict for verdict in self.verdicts if not verdict.is_right]
         wrong.sort(key=lambda verdict: verdict.question.label)
-        shown = wrong[:_SHOWN_CASES]
-        return render(
+        return judged_page(
             "Does it see things that are not there?",
-            [
-                Paragraph(
-                    "POPE asks whether a thing is in the picture; half of the things are not. "
-                    "Precision falls with every thing that is seen and not there, recall with "
-                    "every thing that is overlooked. An answer counts as no if its first "
-                    "sentence has the word no or not, and as yes otherwise; unclear ones have "
-                    "neither yes nor no."
-                ),
-                *self.tables(),
-                *(Paragraph(f"Left out: {sentence}") for sentence in self.left_out),
-                draw("The five rates of POPE.", self._paint_rates),
-                Gallery(
-                    f"Wrong answers ({len(shown)} of {len(wrong)})",
-                    tuple(self._card(verdict) for verdict in shown),
-                )
-                if shown
-                else Paragraph("All answers are right."),
-            ],
+            "POPE asks whether a thing is in the picture; half of the things are not. Precision "
+            "falls with every thing that is seen and not there, recall with every thing that is "
+            "overlooked. An answer counts as no if its first sentence has the word no or not, and "
+            "as yes otherwise; unclear ones have neither yes nor no.",
+            tables=self.tables(),
+            left_out=self.left_out,
+            charts=[draw("The five rates of POPE.", self._paint_rates)],
+            cards=show_cards(wrong[:_SHOWN_CASES], self._card, "Wrong answers", f"{len(wrong)}"),
         )
 
     def _paint_rates(self, axes: Axes) -> None:
@@ -197,20 +179,11 @@ class PopeReport:
         axes.invert_yaxis()
         axes.set(xlim=(0, 1), xlabel="rate")
 
-    def _card(self, verdict: Verdict) -> Card:
-        from minigpt4_runtime.report.page import Card, Entry, plain, thumbnail
-
+    def _card(self, verdict: PopeVerdict) -> Card:
         question = verdict.question
-        entries = (
-            Entry(question.text, plain(verdict.answer)),
-            Entry("Right would be", plain(question.label), is_best=True),
-        )
-        found = find_picture(self.images_dir, question.image)
-        try:
-            picture = thumbnail(open_rgb(image(self.images_dir / found))) if found else None
-        except ImageError:
-            picture = None  # Answers collected elsewhere stand without their pictures.
-        return Card(f"{question.image} · question {question.question_id}", entries, picture)
+        title = f"{question.image} · question {question.question_id}"
+        shown = find_thumbnail(self.images_dir, question.image)
+        return question_card(title, question.text, verdict.answer, question.label, shown)
 
 
 def _share(part: int, whole: int) -> float | None:

@@ -1,15 +1,14 @@
-"""Drawn scenes: what the demo model was taught, and what it is judged by.
+"""Drawn scenes, which the demo model is trained on and judged by.
 
-Owns   the world of the demo model: one to four shapes on a 3 × 3 grid, how they are drawn, what is
-       said about them, and which questions can be asked.
-Takes  a random.Random; the same one gives the same scene, picture and questions.
-Never  touches a model.
+Owns   the scenes of one to four shapes on a 3 × 3 grid, their drawing, their descriptions, and the
+       questions about them.
+Takes  a random.Random; the same state gives the same scene, image and questions.
 """
 
 import math
 import random
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from PIL import Image, ImageDraw
@@ -74,7 +73,7 @@ class Scene:
 
     @property
     def is_held_out(self) -> bool:
-        """Whether this scene is kept for judging: decided by what it shows, not by chance."""
+        """Whether this scene is kept for judging, decided by a checksum of its description."""
         return zlib.crc32(describe(self).encode()) % _HELD_OUT_OF == 0
 
 
@@ -82,7 +81,7 @@ class Scene:
 class Question:
     """A question about a scene with the one answer that counts as right.
 
-    `kind` says which sort of question it is, for example "where".
+    `kind` is the sort of question, for example "where".
     """
 
     text: str
@@ -90,10 +89,10 @@ class Question:
     kind: str
 
 
-def random_scene(rng: random.Random, *, held_out: bool, most: int = MAX_SHAPES) -> Scene:
-    """Draw lots for a scene of one to `most` shapes, from one side of the held-out line."""
+def random_scene(rng: random.Random, *, held_out: bool) -> Scene:
+    """A random scene of one to four shapes, held out or not."""
     while True:
-        count = rng.randint(1, most)
+        count = rng.randint(1, MAX_SHAPES)
         shapes = tuple(
             Shape(rng.choice(KINDS), rng.choice(tuple(COLOURS)), rng.choice(tuple(SIZES)), cell)
             for cell in sorted(rng.sample(range(len(PLACES)), count))
@@ -103,12 +102,12 @@ def random_scene(rng: random.Random, *, held_out: bool, most: int = MAX_SHAPES) 
             return scene
 
 
-# --- the picture ------------------------------------------------------------------------------
+# --- the image --------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Outline:
-    """Where a shape was drawn, in shares of the picture's side."""
+    """The position of a drawn shape, in shares of the image's side."""
 
     x: float
     y: float
@@ -130,10 +129,10 @@ def place_shapes(scene: Scene, rng: random.Random) -> tuple[Outline, ...]:
 def draw(
     scene: Scene, rng: random.Random, *, side: int = 384, outlines: Sequence[Outline] | None = None
 ) -> Image.Image:
-    """Draw a scene as a square RGB picture. Colours vary a little, as the places do."""
+    """Draw a scene as a square RGB image. Colours and places vary a little."""
     background = _shade(BACKGROUNDS[scene.background], rng)
-    picture = Image.new("RGB", (side, side), background)
-    canvas = ImageDraw.Draw(picture)
+    drawn = Image.new("RGB", (side, side), background)
+    canvas = ImageDraw.Draw(drawn)
     for shape, outline in zip(scene.shapes, outlines or place_shapes(scene, rng), strict=True):
         x, y, radius = outline.x * side, outline.y * side, outline.radius * side
         colour = _shade(COLOURS[shape.colour], rng)
@@ -147,7 +146,7 @@ def draw(
         if shape.kind == "ring":
             hole = 0.55 * radius
             canvas.ellipse((x - hole, y - hole, x + hole, y + hole), fill=background)
-    return picture
+    return drawn
 
 
 def _shade(colour: tuple[int, int, int], rng: random.Random) -> tuple[int, int, int]:
@@ -223,7 +222,7 @@ def _count(count: int, noun: str) -> str:
 
 
 def _some_noun(scene: Scene, rng: random.Random) -> str:
-    """A kind, or colour and kind; more often one that the scene has than one it lacks."""
+    """A kind, or colour and kind, that the scene has more often than not."""
     if rng.random() < 0.75:
         shape = rng.choice(scene.shapes)
         kind, colour = shape.kind, shape.colour
@@ -236,14 +235,12 @@ def _matching(scene: Scene, noun: str) -> list[Shape]:
     return [s for s in scene.shapes if noun in (s.kind, f"{s.colour} {s.kind}")]
 
 
-def _about_one(scene: Scene, noun: str) -> Shape | str:
-    """The shape that `noun` names, or what to say when there is none or several."""
+def _about_one(scene: Scene, noun: str, fact: Callable[[Shape], str]) -> str:
+    """The fact about the shape that `noun` names, or their number if there is not just one."""
     found = _matching(scene, noun)
     if len(found) == 1:
-        return found[0]
-    if not found:
-        return f"There is no {noun}."
-    return f"There {_count(len(found), noun)}."
+        return f"The {noun} is {fact(found[0])}."
+    return f"There {_count(len(found), noun)}." if found else f"There is no {noun}."
 
 
 def _how_many_shapes(scene: Scene, rng: random.Random) -> Question:
@@ -266,23 +263,20 @@ def _how_many_of(scene: Scene, rng: random.Random) -> Question:
 
 def _what_colour(scene: Scene, rng: random.Random) -> Question:
     kind = rng.choice(scene.shapes).kind if rng.random() < 0.8 else rng.choice(KINDS)
-    found = _about_one(scene, kind)
-    answer = found if isinstance(found, str) else f"The {kind} is {found.colour}."
+    answer = _about_one(scene, kind, lambda shape: shape.colour)
     text = rng.choice(("What colour is the {}?", "What color is the {}?"))
     return Question(text.format(kind), answer, kind="what colour")
 
 
 def _where(scene: Scene, rng: random.Random) -> Question:
     noun = _some_noun(scene, rng)
-    found = _about_one(scene, noun)
-    answer = found if isinstance(found, str) else f"The {noun} is {PLACES[found.cell]}."
+    answer = _about_one(scene, noun, lambda shape: PLACES[shape.cell])
     return Question(f"Where is the {noun}?", answer, kind="where")
 
 
 def _how_big(scene: Scene, rng: random.Random) -> Question:
     noun = _some_noun(scene, rng)
-    found = _about_one(scene, noun)
-    answer = found if isinstance(found, str) else f"The {noun} is {found.size}."
+    answer = _about_one(scene, noun, lambda shape: shape.size)
     text = rng.choice(("How big is the {}?", "Is the {} large or small?", "What size is the {}?"))
     return Question(text.format(noun), answer, kind="how big")
 
@@ -304,16 +298,14 @@ def _which_is(scene: Scene, rng: random.Random) -> Question:
 
 
 def _what_is_beside(scene: Scene, rng: random.Random) -> Question:
-    """The answer first says where the one asked about is: what is beside it follows from that."""
-    noun = _some_noun(scene, rng)
-    found = _about_one(scene, noun)
-    side = rng.choice(tuple(_BESIDE))
-    if isinstance(found, str):
-        answer = found
-    else:
-        there = [s for s in scene.shapes if _stands(s, side, found)]
-        things = _list([s.phrase_with_place for s in there]) if there else "nothing"
-        answer = f"The {noun} is {PLACES[found.cell]}. {_BESIDE[side]}: {things}."
+    """The answer begins with the place of the shape, since the rest follows from it."""
+    noun, side = _some_noun(scene, rng), rng.choice(tuple(_BESIDE))
+
+    def neighbours(shape: Shape) -> str:
+        there = [s.phrase_with_place for s in scene.shapes if _stands(s, side, shape)]
+        return f"{PLACES[shape.cell]}. {_BESIDE[side]}: {_list(there) if there else 'nothing'}"
+
+    answer = _about_one(scene, noun, neighbours)
     wording = f"to the {side}" if side.endswith("of") and rng.random() < 0.5 else side
     return Question(f"What is {wording} the {noun}?", answer, kind="what is beside")
 

@@ -1,15 +1,14 @@
-"""Counting that reports share: means of pairs and how sure they are, rates, and samples.
+"""Statistics that reports share: paired comparisons and random samples.
 
-Owns   what wins, ties and losses are, the interval around a mean, and which pictures a seed draws.
+Owns   the definition of wins, ties and losses, the interval around a mean, and the drawing of
+       samples.
 Takes  numbers and names; gives numbers and names.
-Never  reads a file or knows a model.
 """
 
-from __future__ import annotations
-
-import hashlib
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
+from typing import Self
 
 import numpy
 
@@ -19,7 +18,7 @@ _MAX_DRAWN = 2**22  # Numbers held at once while resampling.
 
 @dataclass(frozen=True)
 class PairedComparison:
-    """How much higher one side scores than the other on the same things.
+    """The difference between two sides' scores on the same items.
 
     `low` and `high` bound the mean difference with 95 % confidence.
     """
@@ -32,11 +31,11 @@ class PairedComparison:
     high: float
 
     @classmethod
-    def of(cls, differences: Sequence[float], *, seed: int = 0) -> PairedComparison:
+    def of(cls, differences: Sequence[float]) -> Self:
         """Compare by the differences of at least one pair."""
         wins = sum(difference > 0 for difference in differences)
         losses = sum(difference < 0 for difference in differences)
-        low, high = bootstrap_interval(differences, seed=seed)
+        low, high = bootstrap_interval(differences)
         mean = float(numpy.mean(differences))
         return cls(wins, len(differences) - wins - losses, losses, mean, low, high)
 
@@ -48,13 +47,13 @@ def bootstrap_interval(
     confidence: float = 0.95,
     seed: int = 0,
 ) -> tuple[float, float]:
-    """Bound the mean of what `values` are a sample of, by the percentile bootstrap (Efron, 1979).
+    """Bound the mean of the population of `values` by the percentile bootstrap (Efron, 1979).
 
-    So many times as many values are drawn with replacement; the bounds cut off equal shares of
-    their means. The same seed gives the same bounds on every machine.
+    Resamples of the same size are drawn with replacement, and the bounds are quantiles of their
+    means. The same seed gives the same bounds on every machine.
     """
     sample = numpy.asarray(values, dtype=numpy.float64)
-    # Unlike its successors, RandomState promises that its stream never changes.
+    # Unlike newer generators, RandomState guarantees that its stream never changes.
     random = numpy.random.RandomState(seed)
     at_once = max(1, _MAX_DRAWN // len(sample))
     means = [
@@ -68,19 +67,15 @@ def bootstrap_interval(
 
 
 def draw_sample(names: Collection[str], size: int, *, seed: int) -> list[str]:
-    """Draw that many names by lot, or all if there are fewer, in sorted order.
+    """Draw `size` names at random, or all if there are fewer, in sorted order.
 
-    A name's lot is a digest of seed and file name: the same everywhere, whatever else is in the
-    hat. Folders count only among files of one name, from the last folder on.
+    Names are ordered by a digest of seed and file name, which does not depend on the other names.
+    Among equal file names the folders decide, from the last one on.
     """
-    lots = sorted(names, key=lambda name: (_lots(name, seed), name))
-    return sorted(lots[:size])
 
+    def lots(name: str) -> list[bytes]:
+        parts = name.split("/")
+        ends = ["/".join(parts[first:]) for first in reversed(range(len(parts)))]
+        return [sha256(f"{seed}:{end}".encode("utf-8", "surrogatepass")).digest() for end in ends]
 
-def _lots(name: str, seed: int) -> list[bytes]:
-    parts = name.split("/")
-    return [_lot("/".join(parts[first:]), seed) for first in reversed(range(len(parts)))]
-
-
-def _lot(name: str, seed: int) -> bytes:
-    return hashlib.sha256(f"{seed}:{name}".encode("utf-8", "surrogatepass")).digest()
+    return sorted(sorted(names, key=lambda name: (lots(name), name))[:size])

@@ -1,5 +1,5 @@
-"""Leaving home: the image side as files that other runtimes run.
+"""The image side, exported as graphs for other runtimes.
 
-Owns   the making of graphs. Takes a model folder; gives a folder with graphs and export.json.
-Never  knows the engine, and loads no language model.
+Owns   the export. Takes a model folder; gives a folder with graphs and export.json.
+Never  loads a language model.
 """

@@ -1,8 +1,8 @@
-"""The ONNX graph for Ascend NPUs: handed to Ascend's own compiler, atc.
+"""The ONNX graph, compiled for Ascend NPUs by Ascend's compiler, atc.
 
-Owns   atc's arguments, its run, and the script for a host that has it where this one has not.
-Takes  a folder that `export_onnx` made; puts vision.om into it, or atc.sh.
-Never  takes the ONNX file away: what was made stays, whatever becomes of the rest.
+Owns   atc's arguments, its run, and a script for another host with atc.
+Takes  a folder that `export_onnx` made; puts atc.sh into it, and vision.om if atc is installed.
+Never  removes the ONNX file, even if atc fails.
 """
 
 import re
@@ -30,10 +30,10 @@ cd "$(dirname "$0")" && exec {command}
 def atc_command(
     config: VisionConfig, *, soc_version: str, batch_sizes: Sequence[int], output: str = "vision"
 ) -> list[str]:
-    """What makes `output`.om, in a folder with vision.onnx.
+    """The command that makes `output`.om, run in a folder with vision.onnx.
 
     Raises:
-        ConfigError: `soc_version` is no name of a chip.
+        ConfigError: `soc_version` is not a chip's name.
     """
     if not re.fullmatch(r"Ascend\w+", soc_version):
         raise ConfigError(
@@ -57,7 +57,7 @@ def atc_command(
 
 
 def compile_om(graph_dir: Path, command: Sequence[str]) -> bool:
-    """Write the command as a script, and run it if atc is on the PATH. Gives whether it ran.
+    """Write the command as a script, and run it if atc is on the PATH; return whether it ran.
 
     Raises:
         CheckpointError: atc failed; the ONNX graph and the script are still there.
@@ -66,7 +66,7 @@ def compile_om(graph_dir: Path, command: Sequence[str]) -> bool:
     write_text(graph_dir / ATC_NAME, script)
     if shutil.which("atc") is None:
         return False
-    # atc leaves folders of its own where it runs.
+    # atc writes temporary folders into its working directory.
     with tempfile.TemporaryDirectory(dir=graph_dir, prefix=".atc-") as name:
         work_dir = Path(name)
         for path in graph_dir.glob(f"{ONNX_NAME}*"):

@@ -1,8 +1,8 @@
 """The image side as one ONNX graph: ViT, ln_vision, Q-Former or grouping, and projection.
 
-Owns   the export through torch.onnx, and the folder that appears whole or not at all.
-Takes  a model folder and pictures; gives a folder with vision.onnx and export.json.
-Never  loads the language model, and never gives a graph that was not run beside torch.
+Owns   the export through torch.onnx, and the folder, which is written atomically.
+Takes  a model folder and images; gives a folder with vision.onnx and export.json.
+Never  gives a graph that was not compared with torch.
 """
 
 import gc
@@ -36,9 +36,9 @@ from minigpt4_runtime.model.minigpt4 import VisionPart
 from minigpt4_runtime.optional import require
 
 INPUT_NAME, OUTPUT_NAME = "pixels", "rows"
-# The first with GELU as one operator: in parts, ONNX Runtime takes some 5 % longer on a CPU.
+# The first with GELU as one operator, which makes ONNX Runtime some 5 % faster on a CPU.
 _OPSET = 20
-# Compilers for hardware lag behind, and what the towers cannot do without came with 17.
+# Hardware compilers support older versions; the towers need at least 17.
 _OM_OPSET = 18
 GRAPH_FOLDER = FolderKind("graph", RECORD_NAME, read_record)
 _PACKAGES = ("torch", "onnx", "onnxscript", "onnxruntime")
@@ -46,9 +46,9 @@ _PACKAGES = ("torch", "onnx", "onnxscript", "onnxruntime")
 
 @dataclass(frozen=True, kw_only=True)
 class GraphPlan:
-    """What to make. Of `batch_sizes` there is one, or None for any number of pictures at once.
+    """The graph to make. `batch_sizes` has one size, or is None for any number of images.
 
-    `om_batch_sizes` are what an .om made of it will take.
+    `om_batch_sizes` are the sizes of an .om that is compiled from the graph.
     """
 
     dtype: DTypeName = "float32"
@@ -56,7 +56,7 @@ class GraphPlan:
     om_batch_sizes: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
-        """Only what both runtimes can run."""
+        """Check that the runtimes support the dtype and the sizes."""
         if self.dtype not in ("float32", "float16"):
             raise ConfigError(f"dtype is {self.dtype!r}; a graph can be float32 or float16.")
         for sizes in (self.batch_sizes, self.om_batch_sizes):
@@ -67,7 +67,7 @@ class GraphPlan:
 
     @property
     def opset(self) -> int:
-        """Which version of ONNX's operators to use."""
+        """The version of ONNX's operators."""
         return _OPSET if self.om_batch_sizes is None else _OM_OPSET
 
 
@@ -75,15 +75,15 @@ def export_onnx(
     model_dir: Path,
     out_dir: Path,
     *,
-    pictures: Sequence[ImageSource],
+    images: Sequence[ImageSource],
     plan: GraphPlan | None = None,
     force: bool = False,
 ) -> GraphRecord:
-    """Make `out_dir` with the graph, and run it on `pictures` and on random ones beside torch.
+    """Make `out_dir` with the graph, and compare it with torch on `images` and on noise.
 
     Raises:
-        CheckpointError: the model is not whole, `out_dir` may not be written, or the graph's rows
-            differ too much; nothing is left then.
+        CheckpointError: the model is incomplete, `out_dir` cannot be written, or the graph's rows
+            differ too much. No folder is left then.
         BackendUnavailableError: a package of the extra [onnx] is not installed.
     """
     for name in _PACKAGES[1:]:
@@ -92,22 +92,22 @@ def export_onnx(
     check_target(out_dir, force=force, kind=GRAPH_FOLDER)
     config = load_config(model_dir)
     vision = load_vision(model_dir, dtype=torch.float32)
-    sample = make_sample(vision, config.vision, pictures)
+    sample = make_sample(vision, config.vision, images)
     num_bytes = sum(weight.numel() for weight in vision.parameters()) * DTYPE_BYTES[plan.dtype]
     if plan.dtype == "float16":
-        del vision  # Not twice in memory: half as wide it is read anew.
+        del vision  # The weights are read again in float16: both do not have to fit into memory.
         vision = load_vision(model_dir, dtype=torch.float16)
     with staged_folder(out_dir, needed_bytes=num_bytes, force=force, kind=GRAPH_FOLDER) as folder:
         _write_graph(vision, config.vision, plan, folder / ONNX_NAME)
         del vision
-        gc.collect()  # The exporter leaves circles, and in them all weights.
+        gc.collect()  # The exporter leaves reference cycles that hold all weights.
         record = _describe(folder, model_dir, plan, sample)
         write_text(folder / RECORD_NAME, record.encode())
     return record
 
 
 class _Graph(nn.Module):
-    """Pixels are float32 whatever the weights are, so that callers need not know."""
+    """The image side for float32 pixels, whatever the dtype of the weights."""
 
     def __init__(self, vision: VisionPart) -> None:
         super().__init__()
@@ -120,9 +120,9 @@ class _Graph(nn.Module):
 
 def _write_graph(vision: VisionPart, config: VisionConfig, plan: GraphPlan, path: Path) -> None:
     is_any = plan.batch_sizes is None
-    # Traced with one picture, a number of pictures would be taken for a constant.
-    num_pictures = 2 if plan.batch_sizes is None else plan.batch_sizes[0]
-    pixels = torch.zeros(num_pictures, 3, config.image_size, config.image_size)
+    # Traced with one image, a variable number of images would become a constant.
+    num_images = 2 if plan.batch_sizes is None else plan.batch_sizes[0]
+    pixels = torch.zeros(num_images, 3, config.image_size, config.image_size)
     with _quiet(), torch.no_grad():
         program = torch.onnx.export(
             _Graph(vision).eval(),
@@ -135,7 +135,7 @@ def _write_graph(vision: VisionPart, config: VisionConfig, plan: GraphPlan, path
             verbose=False,
         )
         assert program is not None
-        program.save(path)  # Above 2 GB, which is all that one file may have, weights lie beside.
+        program.save(path)  # Weights above 2 GB go into a second file.
 
 
 def _describe(folder: Path, model_dir: Path, plan: GraphPlan, sample: Sample) -> GraphRecord:
@@ -155,7 +155,7 @@ def _describe(folder: Path, model_dir: Path, plan: GraphPlan, sample: Sample) ->
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """The exporter speaks of packages that nobody needs and of folding that it leaves out."""
+    """Silence the exporter's warnings about optional packages and skipped optimisations."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:

@@ -1,8 +1,8 @@
-"""Does the graph give the rows that torch gives? Asked before it gets its name.
+"""The comparison of a graph's rows with torch's, before the graph is published.
 
-Owns   the pictures to compare on, torch's rows of them in float32, and the bounds.
-Takes  the image side before it is exported, and the graph after; gives a GraphCheck, or an error.
-Never  needs both in memory: the rows of the one are kept, and it may go.
+Owns   the images to compare on, torch's rows of them in float32, and the bounds.
+Takes  the image side before the export and the graph after it; gives a GraphCheck, or an error.
+       Only torch's rows are kept, so that both need not be in memory.
 """
 
 from collections.abc import Sequence
@@ -24,14 +24,14 @@ from minigpt4_runtime.optional import require
 Array = numpy.ndarray[Any, Any]
 
 INSTALL = "pip install 'minigpt4-runtime[onnx]'"
-# Parts of a picture's largest value. In float32 only the order of sums differs.
+# Shares of an image's largest value. In float32 only the order of sums differs.
 BOUNDS: dict[str, float] = {"float32": 1e-4, "float16": 2e-2}
 _NUM_RANDOM = 2
 
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """Pixels (N, 3, S, S) and what torch makes of them, (N, R, hidden). Random ones come last."""
+    """Pixels (N, 3, S, S) and torch's rows for them, (N, R, hidden). Random images come last."""
 
     pixels: Array
     rows: Array
@@ -39,15 +39,13 @@ class Sample:
 
 
 @torch.inference_mode()
-def make_sample(
-    vision: VisionPart, config: VisionConfig, pictures: Sequence[ImageSource]
-) -> Sample:
-    """Compute the rows of `pictures`, and of noise as wide as normalised pixels are."""
+def make_sample(vision: VisionPart, config: VisionConfig, images: Sequence[ImageSource]) -> Sample:
+    """Compute the rows of `images`, and of noise with the spread of normalised pixels."""
     shape = (_NUM_RANDOM, 3, config.image_size, config.image_size)
     noise = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    real = [load_image(picture, config).values for picture in pictures]
+    real = [load_image(each, config).values for each in images]
     pixels = numpy.concatenate([numpy.stack(real), noise.numpy()]) if real else noise.numpy()
-    # One by one: a full tower's rows between its layers take their share of memory.
+    # One by one, to save memory for the rows between the tower's layers.
     rows = [vision(torch.from_numpy(each[None]).float())[0].numpy() for each in pixels]
     return Sample(pixels, numpy.stack(rows), _NUM_RANDOM)
 
@@ -55,7 +53,7 @@ def make_sample(
 def check_graph(
     path: Path, sample: Sample, dtype: DTypeName, batch_sizes: tuple[int, ...] | None
 ) -> GraphCheck:
-    """Run the graph on a CPU over the sample, all at once where it can.
+    """Run the graph on a CPU over the sample, in one batch if the graph allows.
 
     Raises:
         CheckpointError: its rows are further from torch's than the bound.
@@ -71,7 +69,7 @@ def check_graph(
         largest_relative=float(relative.max()),
         bound=bound,
     )
-    # Not "above the bound": what is no number is above nothing.
+    # Written so that NaN fails: NaN is not above any bound.
     if not check.largest_relative <= bound:
         wider = " Export with --dtype float32." if dtype == "float16" else ""
         raise CheckpointError(
@@ -84,7 +82,7 @@ def check_graph(
 def _run(path: Path, pixels: Array, batch_size: int) -> Array:
     onnxruntime = require("onnxruntime", install=INSTALL)
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3  # Errors alone: it warns of constants that it cannot fold.
+    options.log_severity_level = 3  # Only errors: it warns about constants that it cannot fold.
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     name = session.get_inputs()[0].name
     missing = -len(pixels) % batch_size

@@ -1,1 +1,1 @@
-"""What judges show: tables, pages and files, for bench and evaluation alike."""
+"""Tables, pages and files of reports, shared by bench and evaluation."""

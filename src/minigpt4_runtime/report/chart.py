@@ -1,8 +1,8 @@
-"""Plots: what `paint` draws, as one SVG for a light page and one for a dark one.
+"""Plots as SVG, one for a light page and one for a dark page.
 
-Owns   the size, the colours and the letters of plots.
-Takes  a function that draws on axes; gives a Chart that a page can hold.
-Never  touches pyplot, whose figures belong to the whole process.
+Owns   the size, the colours and the fonts of plots.
+Takes  a function that draws on axes; gives a Chart for a page.
+Never  uses pyplot, whose state is global.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ matplotlib = require("matplotlib", install=INSTALL)
 figure = require("matplotlib.figure", install=INSTALL)
 cycler = require("cycler", install=INSTALL)
 
-# Okabe and Ito's colours, which colour-blind people can tell apart.
+# Okabe and Ito's colours, which are distinct for colour-blind people.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
 _STYLE: dict[str, Any] = {
     "font.size": 10,
@@ -40,7 +40,7 @@ _INCHES = (5.2, 3.1)  # Narrow, so that letters stay readable on a phone.
 
 
 def draw(caption: str, paint: Callable[[Axes], object]) -> Chart:
-    """Draw twice, for light and dark pages. The caption is also what a screen reader says."""
+    """Draw for light and for dark pages. The caption is also the text for screen readers."""
     return Chart(caption, light=_svg_url(paint, _LIGHT), dark=_svg_url(paint, _DARK))
 
 
@@ -48,7 +48,7 @@ def _svg_url(paint: Callable[[Axes], object], ink: str) -> str:
     inks = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color")
     file = io.BytesIO()
     with matplotlib.rc_context({**_STYLE, **dict.fromkeys(inks, ink)}), warnings.catch_warnings():
-        # Whoever reads the page has the letters that matplotlib's own font lacks.
+        # A browser has fonts for the letters that matplotlib's own font lacks.
         warnings.filterwarnings("ignore", "Glyph .* missing from font")
         canvas = figure.Figure(figsize=_INCHES, layout="constrained")
         paint(canvas.add_subplot())

@@ -1,49 +1,46 @@
-"""Files that appear whole or not at all, and the folder of a report.
+"""Atomic writes of files, and the folder of a report.
 
-Owns   the names of a report's files, and that no older file is half replaced.
+Owns   the names of a report's files, and their atomic replacement.
 Takes  a Report of some kind, "clip" for example; gives clip.html, clip.json and clip.csv.
-Never  draws or computes anything.
 """
-
-from __future__ import annotations
 
 import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from typing import Any, Protocol, Self
 
 from minigpt4_runtime.errors import ConfigError
-
-if TYPE_CHECKING:
-    from minigpt4_runtime.report.table import Table
+from minigpt4_runtime.optional import require
+from minigpt4_runtime.report.page import INSTALL
+from minigpt4_runtime.report.table import Table
 
 
 class Report(Protocol):
-    """What a judge comes to. All four say the same, each to another reader."""
+    """The result of a judge or a bench, in four formats."""
 
     def as_text(self) -> str:
         """A summary for the terminal."""
 
     def as_mapping(self) -> dict[str, Any]:
-        """Everything, as JSON can hold it."""
+        """Everything, as JSON."""
 
     def as_rows(self) -> Table:
-        """One row for each thing that was judged."""
+        """One row for each item."""
 
     def as_page(self) -> str:
-        """HTML with plots, pictures and captions, complete in itself."""
+        """A self-contained HTML page with plots and images."""
 
 
 class ReportFolder:
-    """The folder that --out names; made if it is not there. Several kinds of report fit in one."""
+    """The folder of --out, which is made if needed. It can hold several kinds of report."""
 
     def __init__(self, path: Path, kind: str) -> None:
-        """Check everything that writing needs before anything is computed.
+        """Check that reports can be written, before anything is computed.
 
         Raises:
-            ConfigError: there can be no such folder.
+            ConfigError: the folder cannot be made or written to.
             BackendUnavailableError: a package for the page is not installed.
         """
         if path.exists() and not path.is_dir():
@@ -54,22 +51,23 @@ class ReportFolder:
             path.mkdir(exist_ok=True)
         if not os.access(path, os.W_OK):
             raise ConfigError(f"--out is {path}, which may not be written. Check its permissions.")
-        from minigpt4_runtime.report import chart  # noqa: F401 - it asks for its packages.
+        require("jinja2", install=INSTALL)
+        from minigpt4_runtime.report import chart  # noqa: F401 - its packages are checked too.
 
         self._path = path
         self._kind = kind
 
     @classmethod
     def open(cls, path: Path | None, kind: str) -> Self | None:
-        """The folder at `path`; None where none is asked for."""
+        """The folder at `path`; None without a path."""
         return None if path is None else cls(path, kind)
 
     def file(self, suffix: str) -> Path:
-        """Where a file of this report lies, such as its ledger: `.jsonl`."""
+        """The path of this report's file with that suffix, such as `.jsonl` for its ledger."""
         return self._path / f"{self._kind}{suffix}"
 
     def write(self, report: Report) -> Path:
-        """Write or replace the three files, and give the page's path."""
+        """Write or replace the three files; return the page's path."""
         mapping = json.dumps(report.as_mapping(), ensure_ascii=False, indent=2)
         write_whole(self.file(".json"), mapping + "\n")
         write_whole(self.file(".csv"), report.as_rows().as_csv())
@@ -78,13 +76,13 @@ class ReportFolder:
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
-    """Write a file so that at every moment there is either the old one or the new one, whole.
+    """Replace a file atomically: at every moment it has either the old or the new content.
 
     Raises:
         ConfigError: it cannot be written.
     """
     if isinstance(content, str):
-        # The odd bytes of a file's name become JSON's own \udc80: still valid, and read back alike.
+        # Undecodable bytes of file names become JSON escapes such as \udc80, which read back alike.
         content = content.encode("utf-8", "backslashreplace")
     target = path.resolve()
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
@@ -102,7 +100,7 @@ def write_whole(path: Path, content: str | bytes) -> None:
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turn what the system says into a ConfigError that names the file."""
+    """Turn an OSError into a ConfigError that names the file."""
     try:
         yield
     except OSError as error:

@@ -1,15 +1,11 @@
-"""What has been judged already, one record a line, so that nothing is done twice.
+"""Records of finished work, so that a stopped run can continue without repeating it.
 
-Owns   a .jsonl file that only grows: a record is in it as soon as it is added.
-Takes  records as JSON can hold them; some of their keys together say what a record is about.
-Never  judges anything.
+Owns   a .jsonl file that only grows: a record is written as soon as it is added.
+Takes  JSON records; some of their keys together identify a record.
 """
-
-from __future__ import annotations
 
 import json
 from pathlib import Path
-from types import TracebackType
 from typing import IO, Any, Self
 
 from minigpt4_runtime.errors import ConfigError
@@ -19,16 +15,16 @@ Record = dict[str, Any]
 
 
 class Ledger:
-    """Records found again by `keys`. Without a path they are kept in memory alone.
+    """Records that are identified by `keys`. Without a path they are kept only in memory.
 
     Example: scores by ("judge", "picture", "answer").
     """
 
     def __init__(self, path: Path | None, *, keys: tuple[str, ...]) -> None:
-        """Read what is there; a last line that was cut short is dropped.
+        """Read the existing records; an incomplete last line is dropped.
 
         Raises:
-            ConfigError: the file cannot be read, or holds something else.
+            ConfigError: the file cannot be read, or has other content.
         """
         self._path = path
         self._keys = keys
@@ -56,18 +52,16 @@ class Ledger:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, _: type[BaseException] | None, __: BaseException | None, ___: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._file is not None:
             self._file.close()
 
     def find(self, **about: Any) -> Record | None:
-        """The record about this, if there is one."""
+        """The record with these values of the keys, if there is one."""
         return self._records.get(self._key(about))
 
     def add(self, record: Record) -> None:
-        """Keep one more record, on the disk at once."""
+        """Keep one more record, and write it to the disk at once."""
         self._records[self._key(record)] = record
         if self._path is None:
             return

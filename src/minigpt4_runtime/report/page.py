@@ -1,9 +1,7 @@
-"""One HTML page that is complete in itself: no script, no font, no picture from elsewhere.
+"""A self-contained HTML page, without scripts or files from other sites.
 
-Owns   the parts a page is made of, and how they look (page.html.jinja): on a phone, on paper, in
-       the dark.
-Takes  plain text, tables, charts and pictures; every text is escaped here and nowhere else.
-Never  knows what the numbers mean.
+Owns   the parts of a page and their look on phones, on paper and in dark mode (page.html.jinja).
+Takes  plain text, tables, charts and images. All text is escaped here.
 """
 
 from __future__ import annotations
@@ -22,8 +20,6 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 INSTALL = "pip install 'minigpt4-runtime[eval]'"
-jinja2 = require("jinja2", install=INSTALL)
-
 _THUMBNAIL_SIDE = 360
 
 
@@ -45,7 +41,7 @@ class Chart:
 
 @dataclass(frozen=True)
 class Span:
-    """A stretch of text: as it was, or left out, or put in."""
+    """A piece of text that is unchanged, removed or added."""
 
     text: str
     kind: Literal["same", "removed", "added"] = "same"
@@ -53,7 +49,7 @@ class Span:
 
 @dataclass(frozen=True)
 class Entry:
-    """One labelled text of a card. Example: a run's name and score, and its answer."""
+    """A labelled text of a card. Example: a run's name and score, and its answer."""
 
     label: str
     spans: tuple[Span, ...]
@@ -62,11 +58,11 @@ class Entry:
 
 @dataclass(frozen=True)
 class Card:
-    """One case: a title, what was said, and a picture as a data URL, if there is one."""
+    """A title, labelled texts, and optionally an image as a data URL."""
 
     title: str
     entries: tuple[Entry, ...]
-    picture: str | None = None
+    image: str | None = None
 
 
 @dataclass(frozen=True)
@@ -81,13 +77,13 @@ Block = Paragraph | Table | Chart | Gallery
 
 
 def plain(text: str) -> tuple[Span, ...]:
-    """Text without marks."""
+    """Unchanged text."""
     return (Span(text),)
 
 
-def thumbnail(picture: Image) -> str:
-    """A small copy of an RGB picture as a data URL."""
-    small = picture.copy()
+def thumbnail(image: Image) -> str:
+    """A small copy of an RGB image as a data URL."""
+    small = image.copy()
     small.thumbnail((_THUMBNAIL_SIDE, _THUMBNAIL_SIDE))
     file = io.BytesIO()
     small.save(file, "JPEG", quality=80)
@@ -102,6 +98,7 @@ def render(title: str, blocks: Sequence[Block]) -> str:
 
 @cache
 def _template() -> Any:
+    jinja2 = require("jinja2", install=INSTALL)
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("minigpt4_runtime.report", "."),
         autoescape=True,

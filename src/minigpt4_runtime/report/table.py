@@ -1,11 +1,8 @@
-"""Rows of names and numbers → aligned text, CSV, and cells for a page.
+"""Tables as aligned text, CSV, and cells for a page.
 
-Owns   how a value is shown, and on which side of its column.
-Takes  columns and rows; a number stays a number until it is shown, so that CSV has all its digits.
-Never  computes what stands in a cell.
+Owns   the formatting and alignment of values.
+Takes  columns and rows. Numbers are formatted only for display, so that CSV has all digits.
 """
-
-from __future__ import annotations
 
 import csv
 import io
@@ -18,13 +15,13 @@ Cell = str | int | float | None
 
 @dataclass(frozen=True)
 class Column:
-    """A heading, and how its cells are written: `spec` as in f"{cell:spec}"."""
+    """A heading and the format of its cells: `spec` as in f"{cell:spec}"."""
 
     name: str
     spec: str = ""
 
     def shown(self, cell: Cell) -> str:
-        """A cell as people read it; what is not known is a dash."""
+        """A formatted cell; None is a dash."""
         if cell is None:
             return "–"
         return cell if isinstance(cell, str) else format(cell, self.spec)
@@ -39,12 +36,12 @@ class Table:
     caption: str = ""
 
     def __post_init__(self) -> None:
-        """A row of another length is a mistake of ours."""
+        """Check the length of the rows."""
         assert all(len(row) == len(self.columns) for row in self.rows), "a cell for each column"
 
     @property
     def shown_rows(self) -> tuple[tuple[str, ...], ...]:
-        """All cells as people read them."""
+        """All cells, formatted."""
         return tuple(
             tuple(column.shown(cell) for column, cell in zip(self.columns, row, strict=True))
             for row in self.rows
@@ -52,14 +49,14 @@ class Table:
 
     @property
     def are_numbers(self) -> tuple[bool, ...]:
-        """For each column, whether it holds numbers: they stand on the right."""
+        """For each column, whether it holds numbers, which are aligned to the right."""
         return tuple(
             bool(column.spec) or any(isinstance(row[index], (int, float)) for row in self.rows)
             for index, column in enumerate(self.columns)
         )
 
     def as_text(self) -> str:
-        """For a terminal: columns two spaces apart."""
+        """Aligned columns for a terminal, two spaces apart."""
         lines = [tuple(column.name for column in self.columns), *self.shown_rows]
         widths = [max(map(cell_len, cells)) for cells in zip(*lines, strict=True)]
         text = "\n".join(
@@ -68,7 +65,7 @@ class Table:
         return f"{self.caption}\n{text}" if self.caption else text
 
     def as_csv(self) -> str:
-        """For spreadsheets and scripts: a line of headings, then every row with all its digits."""
+        """A line of headings, then every row with all digits."""
         file = io.StringIO()
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(column.name for column in self.columns)
@@ -77,6 +74,6 @@ class Table:
 
 
 def _pad(text: str, width: int, is_number: bool) -> str:
-    # A Chinese character takes two cells of a terminal.
+    # A Chinese character is two terminal cells wide.
     space = " " * (width - cell_len(text))
     return space + text if is_number else text + space
