@@ -12,18 +12,18 @@ import asyncio
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from minigpt4_runtime.server.failures import BROKEN, Refusal
+from minigpt4_runtime.server.failures import BROKEN, Failure
 
 _RETRY_SECONDS = "1"
 
 
-def _closed(message: str) -> Refusal:
+def _closed(message: str) -> Failure:
     headers = {"Retry-After": _RETRY_SECONDS}
-    return Refusal(503, message, kind=BROKEN, code="shutting_down", headers=headers)
+    return Failure(503, message, kind=BROKEN, code="shutting_down", headers=headers)
 
 
-def _full(what: str, size: int) -> Refusal:
-    return Refusal(
+def _full(what: str, size: int) -> Failure:
+    return Failure(
         429,
         f"{what} and has no room for {size} more. Try again later.",
         kind="rate_limit_error",
@@ -46,7 +46,7 @@ class Place:
         """Take room for `size` answers in all.
 
         Raises:
-            Refusal: there is not enough.
+            Failure: there is not enough.
         """
         self._admission.check_room(size - self.size, self.client)
         self.size = size
@@ -81,7 +81,7 @@ class Admission:
         """Come in for as long as the request lasts; `client` is None for one that is not counted.
 
         Raises:
-            Refusal: the server is full or drains.
+            Failure: the server is full or drains.
         """
         self.check_room(1, client)
         place = Place(self, client)
@@ -95,7 +95,7 @@ class Admission:
         """Refuse what would be too many.
 
         Raises:
-            Refusal: 429, with the time after which to try again; 503 for what is new in a drain.
+            Failure: 429, with the time after which to try again; 503 for what is new in a drain.
         """
         if self._reason:
             raise self._reason

@@ -22,7 +22,7 @@ from starlette.types import Scope
 
 from minigpt4_runtime import __version__
 from minigpt4_runtime.errors import MiniGPT4Error
-from minigpt4_runtime.server.absent import Asked
+from minigpt4_runtime.server.absent import RequestPart
 from minigpt4_runtime.server.admission import Admission, Place
 from minigpt4_runtime.server.answered import (
     ChatCompletion,
@@ -36,10 +36,10 @@ from minigpt4_runtime.server.auth import KeyGuard, NameGuard
 from minigpt4_runtime.server.chat import Chat, Endpoint
 from minigpt4_runtime.server.completions import (
     CompletionRequest,
-    CompletionWriter,
     TextCompletion,
+    TextWriter,
 )
-from minigpt4_runtime.server.failures import Refusal, error_response, failure_of, no_such_model
+from minigpt4_runtime.server.failures import Failure, error_response, failure_of, no_such_model
 from minigpt4_runtime.server.journal import Journal
 from minigpt4_runtime.server.logs import log_failure
 from minigpt4_runtime.server.metrics import Metrics
@@ -80,7 +80,7 @@ ENDPOINTS = (
     Endpoint(
         "/v1/completions",
         "Go on from a text as it is, whole or as server-sent events.",
-        CompletionRequest, TextCompletion, CompletionWriter,
+        CompletionRequest, TextCompletion, TextWriter,
     ),
     Endpoint(
         "/v1/responses",
@@ -88,7 +88,7 @@ ENDPOINTS = (
         ResponseRequest, ResponseAnswer, ResponseWriter,
     ),
 )  # fmt: skip
-_ASKED: list[type[Asked]] = [*(endpoint.asked for endpoint in ENDPOINTS), TokenizeRequest]
+_ASKED: list[type[RequestPart]] = [*(endpoint.asked for endpoint in ENDPOINTS), TokenizeRequest]
 
 # What belongs to the API whether there is such a route or not.
 _OWN_PATHS = ("/v1", "/v1/{rest:path}")
@@ -144,7 +144,7 @@ def create_app(model: "MiniGPT4", config: ServerConfig, *, asks_browsers: bool =
         redirect_slashes=False,
     )
     app.state.parts = parts
-    for kind in (Refusal, MiniGPT4Error, HTTPException):
+    for kind in (Failure, MiniGPT4Error, HTTPException):
         app.add_exception_handler(kind, _answer_error)
     _add_asking_routes(app, parts)
     _add_other_routes(app, parts)
@@ -201,7 +201,7 @@ def _add_endpoint(
     )(answer)
 
 
-def _body_of(kind: type[Asked]) -> dict[str, Any]:
+def _body_of(kind: type[RequestPart]) -> dict[str, Any]:
     """The body is read by hand, within limits; the document says what is in it all the same."""
     schema = {"$ref": f"#/components/schemas/{kind.__name__}"}
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
