@@ -16,7 +16,7 @@ from collections import Counter
 from starlette.requests import Request
 
 from minigpt4_runtime.errors import ImageError
-from minigpt4_runtime.server.failures import Failure
+from minigpt4_runtime.server.failures import Failure, queue_full
 
 # A parser, and the decoder of base64, hold Python's one lock until they have finished, in whatever
 # thread they run: what they are given must be done in some 50 ms.
@@ -171,10 +171,7 @@ class BodyReader:
         if num_bytes > self._max_bytes:
             raise self._too_large()
         if self._num_arriving > self._max_arriving_bytes:
-            raise Failure(
-                429, "Too much is being sent to this server at once. Try again later.",
-                kind="rate_limit_error", code="queue_full", headers={"Retry-After": "1"},
-            )  # fmt: skip
+            raise queue_full("Too much is being sent to this server at once.")
 
     def _too_large(self) -> Failure:
         message = f"The body has more than {self._max_bytes:,} bytes. Send less."

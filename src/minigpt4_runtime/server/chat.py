@@ -37,8 +37,8 @@ from minigpt4_runtime.server.metrics import Metrics
 from minigpt4_runtime.server.protocol import (
     ChatMessage,
     ImagePart,
-    Settings,
     TextPart,
+    TextRequest,
     read_request,
 )
 from minigpt4_runtime.server.settings import ServerConfig
@@ -63,7 +63,7 @@ class Endpoint:
 
     path: str
     summary: str
-    asked: type[Settings]
+    asked: type[TextRequest]
     answered: type[BaseModel]
     writer: Callable[[Any, str, Callable[[int], bytes]], Writer]
 
@@ -147,8 +147,8 @@ class Chat:
         return body
 
     async def _begin(
-        self, body: Body, place: Place, kind: type[Settings]
-    ) -> tuple[Settings, Answers]:
+        self, body: Body, place: Place, kind: type[TextRequest]
+    ) -> tuple[TextRequest, Answers]:
         asked = await self._in_thread(read_request, body.content, kind)
         self._check(asked)
         place.grow(asked.num_choices)
@@ -163,7 +163,7 @@ class Chat:
             raise failure_about(error, asked.subject) from error
 
     async def _submit(
-        self, asked: Settings, samplings: Sequence[SamplingParams], body: Body
+        self, asked: TextRequest, samplings: Sequence[SamplingParams], body: Body
     ) -> list[AsyncIterator[TextDelta]]:
         await self._prepare(asked, samplings[0])
         messages = [await self._open(message, body) for message in asked.dialogue]
@@ -179,7 +179,7 @@ class Chat:
             for prompt, each in zip(prompts, samplings, strict=True)
         ]
 
-    async def _prepare(self, asked: Settings, sampling: SamplingParams) -> None:
+    async def _prepare(self, asked: TextRequest, sampling: SamplingParams) -> None:
         if sampling.grammar is None:
             return
         try:
@@ -192,7 +192,7 @@ class Chat:
     async def _in_thread(self, work: Callable[..., T], *arguments: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, work, *arguments)
 
-    def _check(self, asked: Settings) -> None:
+    def _check(self, asked: TextRequest) -> None:
         self._check_model(asked.model)
         most = min(self._config.max_choices, self._config.max_requests)
         _check_number("n", asked.num_choices, most)
@@ -255,7 +255,7 @@ class _Turn:
         self._replies: dict[int, Reply] = {}
         self._first_texts: dict[int, float] = {}
 
-    def begin(self, asked: Settings, answers: Answers, writer: Writer) -> None:
+    def begin(self, asked: TextRequest, answers: Answers, writer: Writer) -> None:
         """Note that the request is being answered."""
         self.writer, self._answers = writer, answers
         self._state["told"] = {"choices": asked.num_choices, "stream": bool(asked.stream)}

@@ -14,7 +14,7 @@ from pydantic import BaseModel, Field, field_validator
 
 from minigpt4_runtime.messages import FinishReason, Reply, TextDelta, TokenLogprobs
 from minigpt4_runtime.server.answered import UsageCount
-from minigpt4_runtime.server.protocol import Settings, within
+from minigpt4_runtime.server.protocol import TextRequest, within
 from minigpt4_runtime.server.streaming import DONE, CompletionWriter, as_event, finite
 
 _TokenIds = Annotated[list[int], Field(min_length=1)]
@@ -22,7 +22,7 @@ _Texts = Annotated[list[str], Field(min_length=1, max_length=256)]
 _ManyTokenIds = Annotated[list[_TokenIds], Field(min_length=1, max_length=256)]
 
 
-class CompletionRequest(Settings):
+class CompletionRequest(TextRequest):
     """The body of POST /v1/completions. `prompt` is a text or its ids, or a list of either."""
 
     subject: ClassVar[str] = "prompt"

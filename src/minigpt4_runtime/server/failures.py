@@ -27,6 +27,7 @@ from minigpt4_runtime.errors import (
 
 INVALID = "invalid_request_error"
 BROKEN = "server_error"
+RETRY_SOON = {"Retry-After": "1"}
 
 # An error with status 500 may quote the message of an unexpected one.
 _SILENT = "The server failed on this request. Its log has more under the request id."
@@ -72,6 +73,12 @@ def brief(message: str) -> str:
     """A message without what it quotes at length: a picture that was sent, or any long value."""
     told = _IMAGE.sub("data:…", message[: 4 * _MOST_CHARACTERS])
     return told if len(told) <= _MOST_CHARACTERS else told[:_MOST_CHARACTERS] + "…"
+
+
+def queue_full(message: str) -> Failure:
+    """The server has no room at the moment."""
+    told = f"{message} Try again later."
+    return Failure(429, told, "rate_limit_error", code="queue_full", headers=RETRY_SOON)
 
 
 def no_such_model(asked: str, own: str) -> Failure:

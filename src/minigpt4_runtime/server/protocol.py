@@ -94,7 +94,7 @@ class StreamOptions(RequestPart):
     continuous_usage_stats: bool | None = None
 
 
-class Settings(RequestPart):
+class TextRequest(RequestPart):
     """What every request for a text may set. Those from `top_k` on are extensions.
 
     Answers are greedy unless a temperature is given.
@@ -248,7 +248,7 @@ class Settings(RequestPart):
         return None
 
 
-class ChatRequest(Settings):
+class ChatRequest(TextRequest):
     """The body of POST /v1/chat/completions."""
 
     messages: list[ChatMessage] = Field(min_length=1, max_length=1024)
@@ -283,7 +283,7 @@ def read_request(body: bytes | bytearray, kind: type[A]) -> A:
         asked = kind.model_validate_json(body, context=set())
     except ValidationError as error:
         raise _refusal_of(error) from None
-    if isinstance(asked, Settings) and asked.wants_usage and not asked.stream:
+    if isinstance(asked, TextRequest) and asked.wants_usage and not asked.stream:
         raise Failure(400, "stream_options needs stream to be true.", param="stream_options")
     return asked
 

@@ -22,8 +22,8 @@ from minigpt4_runtime.server.protocol import (
     ChatMessage,
     ImagePart,
     ImageURL,
-    Settings,
     TextPart,
+    TextRequest,
     within,
 )  # fmt: skip
 
@@ -77,7 +77,7 @@ class TextOptions(RequestPart):
     format: TextFormat | None = None
 
 
-class ResponseRequest(Settings):
+class ResponseRequest(TextRequest):
     """The body of POST /v1/responses. Nothing is stored, whatever `store` says."""
 
     subject: ClassVar[str] = "input"

@@ -30,7 +30,7 @@ from minigpt4_runtime.server.answered import (
     UsageCount,
 )
 from minigpt4_runtime.server.failures import Failure
-from minigpt4_runtime.server.protocol import Settings
+from minigpt4_runtime.server.protocol import TextRequest
 
 DONE = b"data: [DONE]\n\n"
 
@@ -110,7 +110,9 @@ class CompletionWriter:
 
     prefix: ClassVar[str]
 
-    def __init__(self, asked: Settings, model_name: str, bytes_of: Callable[[int], bytes]) -> None:
+    def __init__(
+        self, asked: TextRequest, model_name: str, bytes_of: Callable[[int], bytes]
+    ) -> None:
         # Not the request itself, which may hold images.
         self._num_choices = asked.num_choices
         self._num_prompts = max(1, len(asked.prompts))
