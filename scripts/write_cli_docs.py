@@ -72,7 +72,7 @@ def _metavar(parameter: Any) -> str:
     if parameter.metavar:
         return str(parameter.metavar)
     choices = parameter.type_descriptor.choices or ()
-    return "\\|".join(choice.value for choice in choices)
+    return "\\|".join(choices)
 
 
 def _usage(argument: Any) -> str:
@@ -90,7 +90,7 @@ def _default(option: Any) -> str:
         return "required"
     if option.is_flag or option.default is None:
         return ""
-    return f"`{getattr(option.default, 'value', option.default)}`"
+    return f"`{option.default}`"
 
 
 def _escape(text: str) -> str:

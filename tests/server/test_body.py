@@ -10,7 +10,7 @@ from PIL import Image
 from running import IMAGES, NAME, data_url, picture, user
 
 from minigpt4_runtime.server import body as bodies
-from minigpt4_runtime.server.failures import Refusal
+from minigpt4_runtime.server.failures import Failure
 from minigpt4_runtime.server.protocol import ChatRequest, read_request
 
 KEYS = ",".join(f'"{number}":1' for number in range(bodies.MAX_SIGNS // 3 + 1))
@@ -22,7 +22,7 @@ def refusal(body):
     """What is said of a body; None where it is left to a parser."""
     try:
         bodies.Body(bytearray(body.encode()))
-    except Refusal as error:
+    except Failure as error:
         return str(error)
     return None
 
@@ -71,9 +71,9 @@ def test_a_large_picture_is_taken_out_whole(num_bytes, escape, is_padded):
     url = b"data:image/png;base64," + (base64 if is_padded else base64.rstrip(b"="))
     body = bodies.Body(bytearray(b'{"a":["' + url + b'","' + url[:100] + b'"]}'))
     first, second = json.loads(body.content)["a"]
-    assert body.picture(first) == picture
+    assert body.image(first) == picture
     assert len(body.content) < 300
-    assert body.picture(second) is None
+    assert body.image(second) is None
     assert second.encode() == url[:100].replace(b"\\/", b"/")
 
 
@@ -94,7 +94,7 @@ def test_a_large_picture_is_answered_like_the_same_in_a_file(server):
     content = io.BytesIO()
     large = Image.open(IMAGES / "three.png").convert("RGB")
     large.resize((400, 400)).save(content, "BMP")
-    assert content.tell() > bodies.LARGE_PICTURE_BYTES
+    assert content.tell() > bodies.LARGE_IMAGE_BYTES
     url = "data:image/bmp;base64," + b64encode(content.getvalue()).decode()
     question = {"type": "text", "text": "How many shapes are there?"}
     asked = [user([picture(url), question])]
@@ -114,7 +114,7 @@ def test_a_question_far_larger_than_any_model_takes_is_within_the_limits():
 def test_the_worst_that_is_parsed_has_no_more_faults_than_signs():
     """Each fault costs a parser more than the bytes that made it."""
     for values in ("{" + KEYS[:-40] + "}", '{"messages":[{"role":"user","content":[1,1]}]}'):
-        with pytest.raises(Refusal) as caught:
+        with pytest.raises(Failure) as caught:
             read_request(values.encode(), ChatRequest)
         assert refusal(values) is None
         assert len(str(caught.value)) < 300

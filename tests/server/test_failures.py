@@ -5,7 +5,7 @@ import inspect
 import pytest
 
 from minigpt4_runtime import errors
-from minigpt4_runtime.server.failures import STATUSES, Refusal, failure_of
+from minigpt4_runtime.server.failures import STATUSES, Failure, failure_of
 
 ALL = [
     cls
@@ -50,4 +50,4 @@ def test_what_nobody_raised_on_purpose_is_not_quoted():
 
 
 def test_a_refusal_is_its_own_failure():
-    assert failure_of(Refusal(418, "No.", param="x")).as_body()["error"]["param"] == "x"
+    assert failure_of(Failure(418, "No.", param="x")).as_body()["error"]["param"] == "x"

@@ -12,7 +12,7 @@ import pytest
 from running import IMAGES, NAME, connect, long_answer, picture, post, read_answer, user, wait_for
 
 from minigpt4_runtime.server import listen
-from minigpt4_runtime.server.failures import Refusal
+from minigpt4_runtime.server.failures import Failure
 
 BODY = json.dumps({"model": NAME, "messages": [user("hi")], "max_tokens": 4}).encode()
 
@@ -306,7 +306,7 @@ def test_cancelling_takes_one_step_from_where_the_server_knows(server, model):
     server.wait_until_idle()
     with streaming(server) as pieces:
         (place,) = server.parts.admission._places
-        place.abort(Refusal(503, "Enough."))
+        place.abort(Failure(503, "Enough."))
         *_, last = pieces
         assert b"Enough." in last
         # The event goes out after the ticket was cancelled.

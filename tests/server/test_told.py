@@ -90,8 +90,8 @@ def test_a_request_s_line_has_no_content(server, caplog, is_stream):
         )  # fmt: skip
         client.post("/v1/chat/completions", json={"model": secret, "messages": [user(secret)]})
     wait_for(lambda: len(caplog.records) >= 2)
-    lines = [logs.JsonLines().format(record) for record in caplog.records]
-    lines += [logs.PlainLines().format(record) for record in caplog.records]
+    lines = [logs.JsonFormatter().format(record) for record in caplog.records]
+    lines += [logs.PlainFormatter().format(record) for record in caplog.records]
     assert lines
     assert not any("XYZZY" in line or "base64" in line for line in lines)
     told = [json.loads(line) for line in lines if line.startswith("{")]
@@ -115,9 +115,9 @@ def test_content_is_logged_when_asked(start, caplog):
 
 def test_a_log_line_stays_a_line():
     record = logging.makeLogRecord({"msg": "request", "fields": {"path": "a\nb\u2028c", "n": 1}})
-    for form in (logs.PlainLines(), logs.JsonLines()):
+    for form in (logs.PlainFormatter(), logs.JsonFormatter()):
         assert len(form.format(record).splitlines()) == 1
-    assert json.loads(logs.JsonLines().format(record))["path"] == "a\nb\u2028c"
+    assert json.loads(logs.JsonFormatter().format(record))["path"] == "a\nb\u2028c"
 
 
 @pytest.mark.parametrize("form", ["json", "plain"])
@@ -143,7 +143,7 @@ logs.log("ours", number=1)
         assert all(re.match(r"20\d\d-\S+ (info|warning) +\S", line) for line in lines)
 
 
-@pytest.mark.parametrize("form", [logs.PlainLines(), logs.JsonLines()])
+@pytest.mark.parametrize("form", [logs.PlainFormatter(), logs.JsonFormatter()])
 def test_an_error_that_nobody_awaits_is_not_quoted(caplog, form):
     async def fail():
         raise ValueError("XYZZY prompt")
@@ -170,7 +170,7 @@ def test_an_unexpected_error_is_a_500_that_quotes_nothing(start, caplog, monkeyp
     answer = server.ask()
     assert answer.status_code == 500
     assert answer.json()["error"]["type"] == "server_error"
-    lines = [logs.PlainLines().format(record) for record in caplog.records]
+    lines = [logs.PlainFormatter().format(record) for record in caplog.records]
     assert not any("XYZZY" in text for text in (answer.text, *lines))
     assert any("ValueError" in line and "test_told.py" in line for line in lines)
 

@@ -4,13 +4,13 @@ import asyncio
 
 import pytest
 
-from minigpt4_runtime.web.dialogue import DialogueError, Server, Settings, Turn
+from minigpt4_runtime.web.dialogue import AnswerSettings, DialogueError, Server, Turn
 
 pytestmark = pytest.mark.filterwarnings("default")
 
 
 async def answer(url, turns):
-    return [text async for text in Server(url).answer(turns, Settings())]
+    return [text async for text in Server(url).answer(turns, AnswerSettings())]
 
 
 def test_a_picture_that_is_gone_is_said_to_be(tmp_path):

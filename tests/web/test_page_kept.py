@@ -171,7 +171,7 @@ def test_turns_come_back_as_they_were_kept(tmp_path):
     kept = write_kept(turns)
     assert read_kept(kept, lambda name: tmp_path / name) == (turns, 0)
     found, num_missing = read_kept(kept, lambda name: None)
-    assert (num_missing, [turn.pictures for turn in found]) == (2, [(), ()])
+    assert (num_missing, [turn.images for turn in found]) == (2, [(), ()])
     assert write_kept(()) == ""
 
 

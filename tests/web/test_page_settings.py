@@ -15,7 +15,7 @@ from page_steps import (
 )
 
 from minigpt4_runtime.web.controls import read_controls
-from minigpt4_runtime.web.dialogue import DialogueError, Settings
+from minigpt4_runtime.web.dialogue import AnswerSettings, DialogueError
 
 # Gradio and what it stands on warn of their own.
 pytestmark = pytest.mark.filterwarnings("default")
@@ -92,9 +92,9 @@ def test_a_setting_that_cannot_be_is_said_and_the_question_comes_back(page):
 
 
 def test_settings_ask_only_for_what_is_not_usual():
-    fields = Settings().as_fields()
+    fields = AnswerSettings().as_fields()
     assert fields == {"temperature": 0.0, "top_p": 1.0, "max_tokens": 300, "extra_body": {}}
-    fields = Settings(seed=0, top_k=3).as_fields()
+    fields = AnswerSettings(seed=0, top_k=3).as_fields()
     assert (fields["seed"], fields["extra_body"]) == (0, {"top_k": 3})
 
 
@@ -102,7 +102,7 @@ def test_settings_ask_only_for_what_is_not_usual():
     ("text", "seed"), [("", None), (" ", None), ("0", 0), (" 12 ", 12), (str(2**63 - 1), 2**63 - 1)]
 )
 def test_a_seed_is_a_number_or_none(text, seed):
-    assert read_controls("", 0, 1, 0, 1, 1, 20, text) == Settings(max_tokens=20, seed=seed)
+    assert read_controls("", 0, 1, 0, 1, 1, 20, text) == AnswerSettings(max_tokens=20, seed=seed)
 
 
 @pytest.mark.parametrize("text", ["-1", "1.5", "a", "²", str(2**63), "9" * 5000])

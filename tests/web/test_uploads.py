@@ -17,7 +17,7 @@ from page_server import PICTURES
 from minigpt4_runtime.cli.web import chat_page
 from minigpt4_runtime.web import guard
 from minigpt4_runtime.web.upload_room import UploadRoom
-from minigpt4_runtime.web.uploads import Asked, Uploads
+from minigpt4_runtime.web.uploads import QuestionBox, Uploads
 
 # Gradio and what it stands on warn of their own.
 pytestmark = pytest.mark.filterwarnings("default")
@@ -67,7 +67,7 @@ def test_what_was_not_uploaded_is_not_found(tmp_path, name):
         uploads.find(str(folder / name))
     with pytest.raises(gradio.Error, match="Upload it again"):
         uploads.read({"text": "What?", "files": [str(folder / name)]})
-    assert uploads.read(None) == Asked()
+    assert uploads.read(None) == QuestionBox()
 
 
 # --- what is sent and not kept ------------------------------------------------------------------

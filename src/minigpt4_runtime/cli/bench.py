@@ -20,6 +20,7 @@ from minigpt4_runtime.cli.options import (
     THREADS_VARIABLE,
     ModelOptions,
     SamplingOptions,
+    flag,
     option,
     spread_options,
 )
@@ -57,7 +58,7 @@ class PresetOptions:
         ),
     ] = None
     random_weights: Annotated[
-        bool, typer.Option("--random-weights", help="With --preset: make its weights up in memory.")
+        bool, flag("With --preset: make its weights up in memory.", "--random-weights")
     ] = False
     layers: Annotated[
         int | None,
@@ -117,9 +118,9 @@ class SearchOptions:
 
     ramp_up: Annotated[
         bool,
-        typer.Option(
+        flag(
+            "Find the largest batch whose later tokens come fast enough, for each pair.",
             "--ramp-up",
-            help="Find the largest batch whose later tokens come fast enough, for each pair.",
         ),
     ] = False
     batch_range: Annotated[

@@ -5,82 +5,64 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from minigpt4_runtime.cli.options import option
+from minigpt4_runtime.cli.options import flag, option
 from minigpt4_runtime.cli.terminal import note
+from minigpt4_runtime.config import DTypeName
 
 if TYPE_CHECKING:
     from minigpt4_runtime.convert.convert import Conversion, Progress
 
-
-class DTypeChoice(StrEnum):
-    """What --dtype may be: config.DTypeName, as Typer reads it."""
-
-    FLOAT16 = "float16"
-    BFLOAT16 = "bfloat16"
-    FLOAT32 = "float32"
-
-
-LanguageDir = Annotated[Path, option("DIR", "The published language model's folder.")]
-VisionFile = Annotated[Path, option("FILE", "eva_vit_g.pth")]
-ProjectionFile = Annotated[
-    Path,
-    option("FILE", "MiniGPT-4's own file: pretrained_minigpt4*.pth"),
-]
-OutDir = Annotated[Path, option("DIR", "The model folder to make.")]
-QFormerFile = Annotated[
-    Path | None,
-    option("FILE", "blip2_pretrained_flant5xxl.pth; for the Vicuna variant only."),
-]
-BertDir = Annotated[
-    Path | None,
-    option("DIR", "A folder with bert-base-uncased's config.json; goes with --qformer."),
-]
-BaseDir = Annotated[
-    Path | None,
-    option(
-        "DIR", "The LLaMA that --language is added to, where that is a delta (vicuna-7b-delta-v0)."
-    ),
-]
 DType = Annotated[
-    DTypeChoice | None,
+    DTypeName | None,
     typer.Option(
         help="Store all weights in this dtype; without it every weight keeps the dtype it was "
         "published in."
     ),
 ]
-ImageSize = Annotated[
-    int | None,
-    option("PIXELS", "Stretch the image tower to another picture size.", min=1),
-]
-Verify = Annotated[
-    bool,
-    typer.Option(
-        "--verify",
-        help="Compare every weight with the files, and compute an image and a prompt from both.",
-    ),
-]
-Force = Annotated[bool, typer.Option("--force", help="Replace the model folder that --out names.")]
 
 
 def convert(
     *,
-    language: LanguageDir,
-    vision: VisionFile,
-    projection: ProjectionFile,
-    out: OutDir,
-    qformer: QFormerFile = None,
-    bert: BertDir = None,
-    base: BaseDir = None,
+    language: Annotated[Path, option("DIR", "The published language model's folder.")],
+    vision: Annotated[Path, option("FILE", "eva_vit_g.pth")],
+    projection: Annotated[
+        Path,
+        option("FILE", "MiniGPT-4's own file: pretrained_minigpt4*.pth"),
+    ],
+    out: Annotated[Path, option("DIR", "The model folder to make.")],
+    qformer: Annotated[
+        Path | None,
+        option("FILE", "blip2_pretrained_flant5xxl.pth; for the Vicuna variant only."),
+    ] = None,
+    bert: Annotated[
+        Path | None,
+        option("DIR", "A folder with bert-base-uncased's config.json; goes with --qformer."),
+    ] = None,
+    base: Annotated[
+        Path | None,
+        option(
+            "DIR",
+            "The LLaMA that --language is added to, where that is a delta (vicuna-7b-delta-v0).",
+        ),
+    ] = None,
     dtype: DType = None,
-    image_size: ImageSize = None,
-    verify: Verify = False,
-    force: Force = False,
+    image_size: Annotated[
+        int | None,
+        option("PIXELS", "Stretch the image tower to another picture size.", min=1),
+    ] = None,
+    verify: Annotated[
+        bool,
+        flag(
+            "Compare every weight with the files, and compute an image and a prompt from both.",
+            "--verify",
+        ),
+    ] = False,
+    force: Annotated[bool, flag("Replace the model folder that --out names.", "--force")] = False,
 ) -> None:
     """Make a model folder from the published files.
 
@@ -103,7 +85,7 @@ def convert(
             conversion = convert_files(
                 files,
                 out,
-                dtype=None if dtype is None else dtype.value,
+                dtype=dtype,
                 image_size=image_size,
                 force=force,
                 verify=verify,
@@ -129,13 +111,13 @@ def _hold_cache(out: Path) -> AbstractContextManager[None]:
     return cache_lock()
 
 
-def _report(conversion: Conversion, dtype: DTypeChoice | None) -> None:
+def _report(conversion: Conversion, dtype: DTypeName | None) -> None:
     from minigpt4_runtime.checkpoint.weights import show_bytes
 
     size = show_bytes(conversion.num_bytes)
     dtypes = " and ".join(conversion.manifest.dtypes)
     note(f"The {conversion.variant} variant, {size} of {dtypes} weights.")
-    rounded = "" if dtype is None else f" in {dtype.value}"
+    rounded = "" if dtype is None else f" in {dtype}"
     if (found := conversion.verification) is not None:
         note(
             f"Verified: all {found.num_weights} weights are the published ones{rounded}. Computed "

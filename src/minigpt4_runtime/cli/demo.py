@@ -7,9 +7,7 @@ import random
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
-from minigpt4_runtime.cli.options import ModelOptions, option, spread_options
+from minigpt4_runtime.cli.options import ModelOptions, flag, option, spread_options
 from minigpt4_runtime.cli.terminal import note, progress_bar
 from minigpt4_runtime.errors import ConfigError
 
@@ -26,16 +24,16 @@ def demo(
     *,
     check: Annotated[
         bool,
-        typer.Option(
+        flag(
+            "Draw many scenes nobody trained on and print how many answers are exactly right.",
             "--check",
-            help="Draw many scenes nobody trained on and print how many answers are exactly right.",
         ),
     ] = False,
     num_scenes: Annotated[
         int, option("COUNT", "With --check: how many.", "--scenes", min=1)
     ] = DEFAULT_SCENES,
     as_json: Annotated[
-        bool, typer.Option("--json", help="With --check: print JSON, with every mistake.")
+        bool, flag("With --check: print JSON, with every mistake.", "--json")
     ] = False,
     seed: Annotated[
         int | None,

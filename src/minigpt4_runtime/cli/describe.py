@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Self
 
@@ -23,51 +22,45 @@ from minigpt4_runtime.cli.options import (
     AllowLocalUrls,
     ModelOptions,
     SamplingOptions,
+    flag,
     option,
     spread_options,
 )
 from minigpt4_runtime.cli.terminal import ProgressBar, note, progress_bar, report
-from minigpt4_runtime.config import SamplingParams
-from minigpt4_runtime.messages import Described
+from minigpt4_runtime.messages import Described, ImageSource
 from minigpt4_runtime.text.prompt import DESCRIBE_PROMPT
-
-Paths = Annotated[
-    list[str],
-    typer.Argument(
-        metavar="PATH",
-        help="Pictures, folders of pictures, addresses (https://…), or - for one on stdin.",
-    ),
-]
-Recursive = Annotated[
-    bool, typer.Option("--recursive", "-r", help="Look into the folders' subfolders too.")
-]
-PromptText = Annotated[str, option("TEXT", "What to ask about each picture.")]
-OutPath = Annotated[
-    Path | None,
-    option(
-        "FILE",
-        "Write the results too: FILE.json gets one object, picture to answer (null where it "
-        "failed), when all is done; FILE.jsonl gets one record a line, as it comes.",
-    ),
-]
-Resume = Annotated[
-    bool,
-    typer.Option(
-        "--resume",
-        help="Continue an existing .jsonl: skip the pictures that have an answer in it, "
-        "and try those again that failed. Keep the prompt and the model: a record names neither.",
-    ),
-]
 
 
 @spread_options
 def describe(
-    paths: Paths,
+    paths: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="PATH",
+            help="Pictures, folders of pictures, addresses (https://…), or - for one on stdin.",
+        ),
+    ],
     *,
-    recursive: Recursive = False,
-    prompt: PromptText = DESCRIBE_PROMPT,
-    out: OutPath = None,
-    resume: Resume = False,
+    recursive: Annotated[
+        bool, flag("Look into the folders' subfolders too.", "--recursive", "-r")
+    ] = False,
+    prompt: Annotated[str, option("TEXT", "What to ask about each picture.")] = DESCRIBE_PROMPT,
+    out: Annotated[
+        Path | None,
+        option(
+            "FILE",
+            "Write the results too: FILE.json gets one object, picture to answer (null where it "
+            "failed), when all is done; FILE.jsonl gets one record a line, as it comes.",
+        ),
+    ] = None,
+    resume: Annotated[
+        bool,
+        flag(
+            "Continue an existing .jsonl: skip the pictures that have an answer in it, and try "
+            "those again that failed. Keep the prompt and the model: a record names neither.",
+            "--resume",
+        ),
+    ] = False,
     allow_local_urls: AllowLocalUrls = False,
     where: ModelOptions,
     sampling: SamplingOptions,
@@ -87,69 +80,64 @@ def describe(
     """
     params = sampling.params()
     places = [read_place(path) for path in paths]
-    pictures = find_images(places, recursive=recursive, with_unreadable=True)
-    names = [str(picture) for picture in pictures]
-    results = open_results(out, resume=resume, images=names, note=note)
-    todo = [picture for picture in pictures if str(picture) not in results.done]
-    shows_names = len(pictures) > 1 or any(
+    images = find_images(places, recursive=recursive, with_unreadable=True)
+    results = open_results(out, resume=resume, images=list(map(str, images)), note=note)
+    todo = [image for image in images if str(image) not in results.done]
+    shows_names = len(images) > 1 or any(
         isinstance(place, Path) and is_folder(place) for place in places
     )
-    tally = Counter(done=len(pictures) - len(todo))
+    tally = Counter(done=len(images) - len(todo))
     try:
         with (
             results,
             progress_bar(len(todo)) as bar,
             _Screen(bar, shows_names=shows_names) as screen,
         ):
-            asked = _Question(where, prompt, params, allow_local_urls)
-            for index, record in _describe_all(todo, asked, bar):
+
+            def ask(sources: list[ImageSource]) -> Iterator[Described]:
+                with bar.aside():
+                    model = where.load()
+                return model.describe_all(sources, prompt, params)
+
+            for index, record in _describe_all(todo, ask, allows_local=allow_local_urls):
                 results.add(record)
                 tally["failed" if record.answer is None else "described"] += 1
                 screen.add(index, record)
                 bar.advance()
     finally:
-        if tally.total() and (len(pictures) > 1 or tally["done"]):
-            _sum_up(tally)
+        if tally.total() and (len(images) > 1 or tally["done"]):
+            before = f", {tally['done']} done before" if tally["done"] else ""
+            note(f"{tally['described']} described, {tally['failed']} failed{before}")
     if tally["failed"]:
         raise typer.Exit(1)
 
 
-@dataclass(frozen=True)
-class _Question:
-    """What is asked about each picture, and of whom."""
-
-    where: ModelOptions
-    prompt: str
-    params: SamplingParams
-    allows_local: bool
-
-
 def _describe_all(
-    pictures: list[Place], asked: _Question, bar: ProgressBar
+    images: list[Place],
+    ask: Callable[[list[ImageSource]], Iterator[Described]],
+    *,
+    allows_local: bool,
 ) -> Iterator[tuple[int, Record]]:
-    """Results with their places in the list. What is not there comes first: that takes no model."""
-    there = []
-    for index, picture in enumerate(pictures):
-        if isinstance(picture, Path) and is_missing(picture):
-            missing = f"{picture} does not exist."
-            yield index, Record(image=str(picture), seconds=0.0, error=missing)
+    """Records with their indices in the list: missing files first, as they need no model."""
+    present = []
+    for index, image in enumerate(images):
+        if isinstance(image, Path) and is_missing(image):
+            missing = f"{image} does not exist."
+            yield index, Record(image=str(image), seconds=0.0, error=missing)
         else:
-            there.append((index, picture, source_of(picture, allows_local=asked.allows_local)))
-    if there:
-        with bar.aside():
-            model = asked.where.load()
-        sources = [source for _, _, source in there]
-        for described in model.describe_all(sources, asked.prompt, asked.params):
-            index, picture, _ = there[described.index]
-            yield index, _record(picture, described)
+            present.append((index, image, source_of(image, allows_local=allows_local)))
+    if present:
+        for described in ask([source for _, _, source in present]):
+            index, image, _ = present[described.index]
+            yield index, _record(str(image), described)
 
 
-def _record(picture: Place, described: Described) -> Record:
+def _record(image: str, described: Described) -> Record:
     seconds, reply = round(described.seconds, 3), described.reply
     if reply is None:
-        return Record(image=str(picture), seconds=seconds, error=str(described.error))
+        return Record(image=image, seconds=seconds, error=str(described.error))
     return Record(
-        image=str(picture),
+        image=image,
         answer=reply.text,
         finish_reason=reply.finish_reason,
         prompt_tokens=reply.usage.prompt_tokens,
@@ -160,7 +148,7 @@ def _record(picture: Place, described: Described) -> Record:
 
 
 class _Screen:
-    """Shows records in the order of their pictures, whatever the order in which they come."""
+    """Shows records in the order of their images, in whatever order they arrive."""
 
     def __init__(self, bar: ProgressBar, *, shows_names: bool) -> None:
         self._bar = bar
@@ -172,11 +160,11 @@ class _Screen:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Show what still waits for others that will not come."""
+        """Show the records that still wait for earlier ones: those will not arrive any more."""
         self._show([self._waiting.pop(index) for index in sorted(self._waiting)])
 
     def add(self, index: int, record: Record) -> None:
-        """Take one more, and show all that none is missing before."""
+        """Take one record, and show all records up to the first missing one."""
         self._waiting[index] = record
         ready = []
         while self._next in self._waiting:
@@ -195,13 +183,8 @@ def _show(record: Record, *, shows_names: bool) -> None:
     if record.answer is None:
         report(record.error, about=record.image)
     elif shows_names:
-        # As grep does it: every line says where it is from.
+        # As in grep, every line begins with its file.
         for line in record.answer.splitlines() or [""]:
             print(f"{record.image}: {line}".rstrip(), flush=True)
     else:
         print(record.answer, flush=True)
-
-
-def _sum_up(tally: Counter[str]) -> None:
-    before = f", {tally['done']} done before" if tally["done"] else ""
-    note(f"{tally['described']} described, {tally['failed']} failed{before}")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from minigpt4_runtime.cli.fetch import EXAMPLE_PATH
+from minigpt4_runtime.cli.options import flag
 
 if TYPE_CHECKING:
     from minigpt4_runtime.hub.diagnosis import Diagnosis, Fit
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 def doctor(
     *,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of lines.")] = False,
+    as_json: Annotated[bool, flag("Print JSON instead of lines.", "--json")] = False,
 ) -> None:
     """Say what this machine can run, and what to install for the rest.
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import random
 import shlex
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from minigpt4_runtime.batch.finding import find_images
-from minigpt4_runtime.cli.options import option
+from minigpt4_runtime.cli.options import flag, option
 from minigpt4_runtime.cli.terminal import note
 from minigpt4_runtime.errors import ConfigError
 from minigpt4_runtime.messages import ImageSource, image
@@ -26,73 +25,8 @@ _NUM_SCENES = 4
 export = typer.Typer(name="export", no_args_is_help=True, rich_markup_mode=None)
 
 
-class GraphFormat(StrEnum):
-    """What --format may be."""
-
-    ONNX = "onnx"
-    OM = "om"
-
-
-class GraphDType(StrEnum):
-    """What --dtype may be."""
-
-    FLOAT32 = "float32"
-    FLOAT16 = "float16"
-
-
-class BatchChoice(StrEnum):
-    """What --batch may be."""
-
-    ONE = "1"
-    DYNAMIC = "dynamic"
-
-
-ModelDir = Annotated[
-    Path | None,
-    option(
-        "DIR",
-        "A folder made by `minigpt4 convert`, or the name of a fetched model. Without it, the "
-        "bundled demo model's.",
-    ),
-]
-OutDir = Annotated[Path, option("DIR", "The folder to make, with graph and record.", "--out")]
-Format = Annotated[
-    GraphFormat,
-    typer.Option(
-        "--format",
-        help="onnx for ONNX Runtime; om for Ascend NPUs, which makes the ONNX file too and hands "
-        "it to Ascend's compiler, atc.",
-    ),
-]
-DType = Annotated[
-    GraphDType,
-    typer.Option("--dtype", help="What it computes in. Pixels are float32 in both; rows are this."),
-]
-Batch = Annotated[
-    BatchChoice | None,
-    typer.Option(
-        "--batch",
-        help="With onnx: one picture at a time, which is the default, or any number.",
-        show_default=False,
-    ),
-]
-SocVersion = Annotated[str | None, option("CHIP", "With om: the chip, as in Ascend910B3.")]
-BatchSizes = Annotated[
-    str | None,
-    option(
-        "SIZES",
-        "With om: how many pictures the graph can take at once, as in 1,2,4,8. Without it, 1.",
-    ),
-]
-Pictures = Annotated[
-    list[Path] | None,
-    option(
-        "PATH",
-        "Pictures or folders of them to compare the graph with torch on, beside random ones. "
-        "Without it, four drawn scenes.",
-    ),
-]
-Force = Annotated[bool, typer.Option("--force", help="Replace the graph folder that --out names.")]
+GraphFormat = Literal["onnx", "om"]
+Batch = Literal["1", "dynamic"]
 
 
 @export.callback()
@@ -103,15 +37,53 @@ def export_group() -> None:
 @export.command()
 def vision(
     *,
-    out: OutDir,
-    model: ModelDir = None,
-    graph_format: Format = GraphFormat.ONNX,
-    dtype: DType = GraphDType.FLOAT32,
-    batch: Batch = None,
-    soc_version: SocVersion = None,
-    batch_sizes: BatchSizes = None,
-    pictures: Pictures = None,
-    force: Force = False,
+    out: Annotated[Path, option("DIR", "The folder to make, with graph and record.")],
+    model: Annotated[
+        Path | None,
+        option(
+            "DIR",
+            "A folder made by `minigpt4 convert`, or the name of a fetched model. Without it, the "
+            "bundled demo model's.",
+        ),
+    ] = None,
+    graph_format: Annotated[
+        GraphFormat,
+        typer.Option(
+            "--format",
+            help="onnx for ONNX Runtime; om for Ascend NPUs, which makes the ONNX file too and "
+            "hands it to Ascend's compiler, atc.",
+        ),
+    ] = "onnx",
+    dtype: Annotated[
+        Literal["float32", "float16"],
+        typer.Option(help="What it computes in. Pixels are float32 in both; rows are this."),
+    ] = "float32",
+    batch: Annotated[
+        Batch | None,
+        typer.Option(
+            help="With onnx: one picture at a time, which is the default, or any number.",
+            show_default=False,
+        ),
+    ] = None,
+    soc_version: Annotated[
+        str | None, option("CHIP", "With om: the chip, as in Ascend910B3.")
+    ] = None,
+    batch_sizes: Annotated[
+        str | None,
+        option(
+            "SIZES",
+            "With om: how many pictures the graph can take at once, as in 1,2,4,8. Without it, 1.",
+        ),
+    ] = None,
+    pictures: Annotated[
+        list[Path] | None,
+        option(
+            "PATH",
+            "Pictures or folders of them to compare the graph with torch on, beside random ones. "
+            "Without it, four drawn scenes.",
+        ),
+    ] = None,
+    force: Annotated[bool, flag("Replace the graph folder that --out names.", "--force")] = False,
 ) -> None:
     """Export the image side as one graph.
 
@@ -133,9 +105,9 @@ def vision(
     if sizes and soc_version:
         image_side = load_config(model_dir).vision
         command = atc_command(image_side, soc_version=soc_version, batch_sizes=sizes)
-    is_any = batch is BatchChoice.DYNAMIC or (sizes is not None and len(sizes) > 1)
+    is_any = batch == "dynamic" or (sizes is not None and len(sizes) > 1)
     plan = GraphPlan(
-        dtype=dtype.value,
+        dtype=dtype,
         batch_sizes=None if is_any else sizes or (1,),
         om_batch_sizes=sizes,
     )
@@ -160,12 +132,12 @@ def vision(
 
 def _read_sizes(
     graph_format: GraphFormat,
-    batch: BatchChoice | None,
+    batch: Batch | None,
     soc_version: str | None,
     batch_sizes: str | None,
 ) -> tuple[int, ...] | None:
     """The numbers of pictures that the .om is to take, or None where there is none to make."""
-    if graph_format is GraphFormat.ONNX:
+    if graph_format == "onnx":
         if soc_version or batch_sizes:
             raise ConfigError("--soc-version and --batch-sizes go with --format om.")
         return None

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from minigpt4_runtime.cli.convert import DType, byte_bar
-from minigpt4_runtime.cli.options import option
+from minigpt4_runtime.cli.options import flag, option
 from minigpt4_runtime.cli.terminal import note
+from minigpt4_runtime.config import DTypeName
 from minigpt4_runtime.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
     from minigpt4_runtime.checkpoint.sources import ModelSources
-    from minigpt4_runtime.config import DTypeName
     from minigpt4_runtime.hub.fetch import FileProgress
     from minigpt4_runtime.hub.fetch_plan import FetchPlan
 
@@ -30,52 +30,46 @@ _COLUMNS_OF_NUMBERS = 50
 _COLUMNS_OF_BYTES = 20
 _FEWEST_TITLE_CHARACTERS = 12
 
-Name = Annotated[
-    str,
-    typer.Argument(metavar="NAME", help="vicuna-7b, vicuna-13b, llama2-7b, or one of --sources."),
-]
-OutDir = Annotated[
-    Path | None,
-    option("DIR", "The model folder to make, instead of one in the cache.", "--out"),
-]
-KeepSources = Annotated[
-    bool, typer.Option("--keep-sources", help="Keep the downloaded files in the cache.")
-]
-DryRun = Annotated[
-    bool, typer.Option("--dry-run", help="Say what would come from where, and what it would take.")
-]
-SourcesFile = Annotated[
-    Path | None,
-    option(
-        "FILE",
-        "Your own table of sources: its entries take the place of those of the same name in "
-        "checkpoint/sources.toml.",
-        "--sources",
-    ),
-]
-FromDir = Annotated[
-    Path | None,
-    option(
-        "DIR",
-        "Use the published files that lie in or below DIR, whatever they are called there.",
-        "--from",
-    ),
-]
-NoExample = Annotated[
-    bool, typer.Option("--no-example", help="Do not describe a picture at the end.")
-]
-
 
 def fetch(
-    name: Name,
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME", help="vicuna-7b, vicuna-13b, llama2-7b, or one of --sources."
+        ),
+    ],
     *,
-    out: OutDir = None,
-    keep_sources: KeepSources = False,
+    out: Annotated[
+        Path | None,
+        option("DIR", "The model folder to make, instead of one in the cache.", "--out"),
+    ] = None,
+    keep_sources: Annotated[
+        bool, flag("Keep the downloaded files in the cache.", "--keep-sources")
+    ] = False,
     dtype: DType = None,
-    dry_run: DryRun = False,
-    sources: SourcesFile = None,
-    from_dir: FromDir = None,
-    no_example: NoExample = False,
+    dry_run: Annotated[
+        bool, flag("Say what would come from where, and what it would take.", "--dry-run")
+    ] = False,
+    sources: Annotated[
+        Path | None,
+        option(
+            "FILE",
+            "Your own table of sources: its entries take the place of those of the same name in "
+            "checkpoint/sources.toml.",
+            "--sources",
+        ),
+    ] = None,
+    from_dir: Annotated[
+        Path | None,
+        option(
+            "DIR",
+            "Use the published files that lie in or below DIR, whatever they are called there.",
+            "--from",
+        ),
+    ] = None,
+    no_example: Annotated[
+        bool, flag("Do not describe a picture at the end.", "--no-example")
+    ] = False,
 ) -> None:
     """Download a published model, convert it, and try it on a picture.
 
@@ -94,9 +88,8 @@ def fetch(
     if name not in known:
         raise ConfigError(f"There is no model {name!r} to fetch; there is {', '.join(known)}.")
     out_dir = out or models_dir() / name
-    wanted_dtype: DTypeName | None = None if dtype is None else dtype.value
     if (out_dir / MANIFEST_NAME).is_file():
-        _check_present(known[name], out_dir, wanted_dtype)
+        _check_present(known[name], out_dir, dtype)
         note(f"{name} is in {out_dir} already.")
         preset = known[name].preset
         half_bytes = running_bytes(preset, "float16") if preset else measure(out_dir)
@@ -106,7 +99,7 @@ def fetch(
             known[name],
             out_dir,
             from_dir=from_dir,
-            dtype=wanted_dtype,
+            dtype=dtype,
             keep_sources=keep_sources,
             dry_run=dry_run,
             will_answer=not no_example,

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from minigpt4_runtime.cli.options import flag
+
 if TYPE_CHECKING:
     from minigpt4_runtime.checkpoint.report import FolderReport
 
@@ -17,7 +19,7 @@ def inspect(
         Path, typer.Argument(metavar="DIR", help="A model folder, or the name of a fetched model.")
     ],
     *,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+    as_json: Annotated[bool, flag("Print JSON instead of tables.", "--json")] = False,
 ) -> None:
     """Show what a model folder holds, and where it came from.
 

@@ -25,6 +25,7 @@ from minigpt4_runtime.cli.export import export
 from minigpt4_runtime.cli.fetch import fetch
 from minigpt4_runtime.cli.inspect import inspect
 from minigpt4_runtime.cli.models import models
+from minigpt4_runtime.cli.options import flag
 from minigpt4_runtime.cli.serve import serve
 from minigpt4_runtime.cli.terminal import note, open_what_is_closed, print_anything, report
 from minigpt4_runtime.cli.web import web
@@ -59,7 +60,7 @@ def _show_version(is_asked: bool) -> None:
 def minigpt4(
     *,
     # `run` acts on it; it stands here to be listed.
-    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    debug: Annotated[bool, flag("Show the traceback of an error.", "--debug")] = False,
     version: Annotated[
         bool,
         typer.Option(

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from minigpt4_runtime.cli.options import flag
 from minigpt4_runtime.cli.terminal import note
 
 
@@ -18,7 +19,7 @@ def models(
             metavar="NAME", help="Delete this model; `downloads` is what fetches left behind."
         ),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of lines.")] = False,
+    as_json: Annotated[bool, flag("Print JSON instead of lines.", "--json")] = False,
 ) -> None:
     """List the models that `minigpt4 fetch` has made, or delete one.
 

@@ -31,15 +31,18 @@ def option(metavar: str, text: str, *names: str, **more: Any) -> Any:
     return typer.Option(*names, metavar=metavar, help=text, **more)
 
 
+def flag(text: str, *names: str) -> Any:
+    """An option without a value. The sentence `text` explains it in the help."""
+    return typer.Option(*names, help=text)
+
+
 THREADS_VARIABLE = "OMP_NUM_THREADS"
 DEMO_NOTICE = "The demo model answers: it knows only drawn scenes. Give --model DIR for a real one."
 
 
 AllowLocalUrls = Annotated[
     bool,
-    typer.Option(
-        "--allow-local-urls", help="Fetch from this machine and from private networks too."
-    ),
+    flag("Fetch from this machine and from private networks too.", "--allow-local-urls"),
 ]
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from minigpt4_runtime.cli.options import ModelOptions, option, spread_options
+from minigpt4_runtime.cli.options import ModelOptions, flag, option, spread_options
 from minigpt4_runtime.cli.web import PicturesOption, chat_page, check_page
 from minigpt4_runtime.config import EngineConfig
 from minigpt4_runtime.errors import ConfigError
@@ -40,9 +40,7 @@ class AccessOptions:
     ] = None
     insecure: Annotated[
         bool,
-        typer.Option(
-            "--insecure", help="Let a whole network in without keys, and under whatever name."
-        ),
+        flag("Let a whole network in without keys, and under whatever name.", "--insecure"),
     ] = False
     allow_origin: Annotated[
         list[str] | None,
@@ -146,12 +144,12 @@ def serve(
         option("NAME", "The model's name in requests. Without it: its folder's name."),
     ] = None,
     ui: Annotated[
-        bool, typer.Option("--ui", help="Show a chat page at / as well; a browser then finds it.")
+        bool, flag("Show a chat page at / as well; a browser then finds it.", "--ui")
     ] = False,
     pictures: PicturesOption = None,
     log_format: Annotated[str, option("FORMAT", "plain or json.")] = "plain",
     log_content: Annotated[
-        bool, typer.Option("--log-content", help="Write prompts, pictures and answers to the log.")
+        bool, flag("Write prompts, pictures and answers to the log.", "--log-content")
     ] = False,
     where: ModelOptions,
 ) -> None:

@@ -2,5 +2,5 @@
 
 Owns   every contact with the network, and the findings about this machine.
 Takes  sources of the table in checkpoint/; gives files that are complete and checked.
-Never  runs a model, and never keeps a byte under a file's name before all of it is checked.
+Never  runs a model, and never gives an unchecked file its final name.
 """

@@ -1,8 +1,8 @@
-"""Several jobs at once, which end together: with all results, the first error, or Ctrl-C.
+"""Several jobs at once, until all are done, one fails, or Ctrl-C.
 
 Owns   the threads.
 Takes  jobs without arguments, and the event that tells them to stop.
-Never  waits for a thread that waits for a host: the threads are daemons.
+Never  waits for a thread that is blocked by a host: the threads are daemons.
 """
 
 import queue
@@ -31,7 +31,7 @@ def run_jobs(
             try:
                 news.put((index, jobs[index](), None))
             except Exception as error:  # noqa: BLE001 - raised again where results are read.
-                # In this order: what the others say of being stopped comes after it.
+                # In this order: errors of jobs that were stopped arrive after the first one.
                 news.put((index, None, error))
                 stop.set()
 

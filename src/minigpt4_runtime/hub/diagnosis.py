@@ -1,8 +1,8 @@
-"""What this machine can run, and what is missing: the findings of `minigpt4 doctor`.
+"""The findings of `minigpt4 doctor`: what this machine can run, and what is missing.
 
 Owns   the checks, the devices, which preset fits where, the extras and the state of the cache.
-Takes  a way to try the model out; gives a Diagnosis, whatever is broken.
-Never  raises for what it finds: a broken torch is a finding too.
+Takes  a function that tries the model out; gives a Diagnosis.
+Never  raises an error for a finding, a broken torch included.
 """
 
 import importlib
@@ -36,9 +36,9 @@ _OLDEST_PYTHON = (3, 11)
 
 @dataclass(frozen=True)
 class Check:
-    """Something without which pictures cannot be described, or worth knowing if `is_needed` is not.
+    """One finding. Without a needed one no picture can be described.
 
-    `todo` says what to do where `is_well` is not.
+    `todo` is the remedy if `is_well` is False.
     """
 
     name: str
@@ -50,7 +50,7 @@ class Check:
 
 @dataclass(frozen=True)
 class Device:
-    """Where a model can run. `free_bytes` is None where the system does not tell."""
+    """A device that opens. `free_bytes` is None if the system does not report it."""
 
     name: str
     free_bytes: int | None
@@ -59,7 +59,7 @@ class Device:
 
 @dataclass(frozen=True)
 class Fit:
-    """Whether a preset in a dtype fits into a device; None where its memory is not known."""
+    """Whether a preset in a dtype fits into a device; None if its free memory is unknown."""
 
     preset: str
     dtype: str
@@ -70,7 +70,7 @@ class Fit:
 
 @dataclass(frozen=True)
 class Extra:
-    """An optional part of this package, what it lacks, and how to get it."""
+    """An extra of this package, its missing packages, and the command to install it."""
 
     name: str
     missing: tuple[str, ...]
@@ -110,15 +110,15 @@ def diagnose(try_model: Callable[[], str]) -> Diagnosis:
         checks += [each for each in found if isinstance(each, Check)]
         fits = list(_find_fits(devices))
         checks.append(_check_model(try_model))
-    cache = _look_at_cache()
+    check, home, models, downloads_bytes = _look_at_cache()
     return Diagnosis(
-        checks=(*checks, cache.check),
+        checks=(*checks, check),
         devices=tuple(devices),
         fits=tuple(fits),
         extras=tuple(_find_extras()),
-        models=tuple(model.name for model in cache.models),
-        downloads_bytes=cache.downloads_bytes,
-        home=cache.home,
+        models=tuple(model.name for model in models),
+        downloads_bytes=downloads_bytes,
+        home=home,
     )
 
 
@@ -135,7 +135,7 @@ def _check_package(name: str) -> Check:
     try:
         importlib.import_module(name)
     except ModuleNotFoundError as error:
-        # Where it lacks a module of its own or of another, it is here, and broken.
+        # If another module is missing, the package is installed but broken.
         again = f"Run: pip install --force-reinstall {package}"
         todo = f"Run: pip install {DISTRIBUTION}" if error.name == name else again
         return Check(name, False, f"{error}", todo)
@@ -151,7 +151,7 @@ def _check_package(name: str) -> Check:
 
 
 def _find_devices() -> Iterator[Device | Check]:
-    """Every device that opens, and a finding for every kind whose package is broken."""
+    """Every device that opens, and a failed check for every kind whose package is broken."""
     from minigpt4_runtime.devices.registry import DEVICES, open_device
 
     for kind in DEVICES:
@@ -186,7 +186,7 @@ def _find_fits(devices: list[Device]) -> Iterator[Fit]:
 def _check_model(try_model: Callable[[], str]) -> Check:
     try:
         return Check("describe a picture", True, try_model())
-    except Exception as error:  # noqa: BLE001 - Whatever it is, it is what the user came for.
+    except Exception as error:  # noqa: BLE001 - Any error is a finding.
         todo = (
             "Install the package again; if that does not help, report what "
             "`minigpt4 demo --debug` shows."
@@ -194,26 +194,18 @@ def _check_model(try_model: Callable[[], str]) -> Check:
         return Check("describe a picture", False, f"{type(error).__name__}: {error}", todo)
 
 
-@dataclass(frozen=True)
-class _Cache:
-    """What can be seen of the cache. `home` is empty where nobody knows it."""
-
-    check: Check
-    home: str = ""
-    models: tuple[shelf.ShelvedModel, ...] = ()
-    downloads_bytes: int = 0
-
-
-def _look_at_cache() -> _Cache:
+def _look_at_cache() -> tuple[Check, str, list[shelf.ShelvedModel], int]:
+    """A check, the cache's folder or "", its models, and the bytes of kept downloads."""
     todo = f"Set {shelf.HOME_VARIABLE} to a folder that can be written."
+    models: list[shelf.ShelvedModel] = []
+    downloads = 0
     try:
         home = shelf.home_dir()
     except ConfigError:
-        return _Cache(Check("cache", False, "no user's home is known", todo, is_needed=False))
-    models: tuple[shelf.ShelvedModel, ...] = ()
-    downloads = 0
+        check = Check("cache", False, "no user's home is known", todo, is_needed=False)
+        return check, "", models, downloads
     try:
-        models = tuple(shelf.list_models())
+        models = shelf.list_models()
         downloads = shelf.measure(shelf.downloads_dir())
         _write_probe(home)
         names = ", ".join(f"{each.name} ({show_bytes(each.num_bytes)})" for each in models)
@@ -223,7 +215,7 @@ def _look_at_cache() -> _Cache:
     except OSError as error:
         seen = f"{home} cannot be read and written ({error.strerror})"
         check = Check("cache", False, seen, todo, is_needed=False)
-    return _Cache(check, str(home), models, downloads)
+    return check, str(home), models, downloads
 
 
 def _write_probe(home: Path) -> None:
@@ -234,7 +226,7 @@ def _write_probe(home: Path) -> None:
 
 
 def _find_extras() -> Iterator[Extra]:
-    """The extras that this package declares, and which of their packages are not here."""
+    """The extras that this package declares, each with its missing packages."""
     try:
         distribution = metadata.distribution(DISTRIBUTION)
     except metadata.PackageNotFoundError:

@@ -40,7 +40,7 @@ MAX_HICCUPS = 5
 FIRST_WAIT_SECONDS = 1.0
 LONGEST_WAIT_SECONDS = 300.0
 _READ_BYTES = 4 * 2**20
-# A text of this size in place of weights is what a server had to say.
+# A text of up to this size is a server's message, and no weights.
 _LONGEST_NOTE_BYTES = 4096
 
 
@@ -146,7 +146,7 @@ def refuse_other_file(file: SourceFile, reply: HostReply) -> None:
 
 @dataclass(frozen=True)
 class _Attempts:
-    """The attempts to have one file."""
+    """The attempts to download one file."""
 
     file: SourceFile
     target: Path
@@ -160,18 +160,18 @@ class _Attempts:
 
     @property
     def note(self) -> Path:
-        """Beside the partial file: what it is a part of."""
+        """The note beside the partial file: address, validator, size and digest."""
         return self.target.with_name(self.target.name + ".note" + PARTIAL_SUFFIX)
 
     def from_host(self, address: Address) -> Arrival:
-        """Ask one host until the file is here, as long as that makes sense."""
+        """Ask one host until the file is here, or the host refuses."""
         num_hiccups = 0
         while True:
             before = _size_of(self.partial)
             try:
                 return self._attempt(address)
             except Hiccup as hiccup:
-                self.watch.wait(0)  # A connection that breaks as all is stopped is no news.
+                self.watch.wait(0)  # Do not report a connection that breaks during a stop.
                 if isinstance(hiccup, TooFewBytes):
                     self._forget()
                 num_hiccups = 1 if _size_of(self.partial) > before else num_hiccups + 1
@@ -198,7 +198,7 @@ class _Attempts:
             self._check(reply)
             self._refuse_mixture(note, reply)
             if not reply.start:
-                # Before the note: it must never stand beside bytes that it does not speak of.
+                # Before the note is written: it must not lie beside the bytes of another file.
                 self._forget()
             self._write_note(address, reply)
             digests = _Digests()
@@ -212,7 +212,7 @@ class _Attempts:
             return self._finish(address, reply, digests)
 
     def _check(self, reply: HostReply) -> None:
-        """Refuse at once what cannot become the file."""
+        """Refuse a reply that cannot be the file, before its bytes are read."""
         expected = self.downloads.expected_sha256(self.file)
         if expected is not None and reply.sha256 is not None and reply.sha256 != expected:
             raise HostRefusal(self._describe_other(reply.sha256))
@@ -258,8 +258,14 @@ class _Attempts:
             raise Hiccup(f"{num_bytes} of {reply.size} bytes came")
 
     def _finish(self, address: Address, reply: HostReply, digests: _Digests) -> Arrival:
-        self._refuse_damaged_json()
         size, sha256 = _size_of(self.partial), digests.sha256.hexdigest()
+        if self.file.name.endswith(".json"):
+            try:
+                read_json(self.partial)
+            except CheckpointError:
+                self._forget()
+                self.watch.on_bytes(-size)
+                raise HostRefusal(f"its file of {size} bytes is not valid JSON") from None
         expected = self.downloads.expected_sha256(self.file) or reply.sha256
         is_damaged = reply.md5 not in (None, digests.md5.hexdigest())
         if is_damaged or sha256 != (expected or sha256) or size != (self.file.size or size):
@@ -271,25 +277,14 @@ class _Attempts:
                 raise Hiccup("what came is not what it says of it (md5)")
             raise HostRefusal(self._describe_other(sha256))
         arrival = Arrival(address.host, size, sha256)
-        # First: a file that nothing is known of would be downloaded again.
+        # First: a file without a record would be downloaded again.
         self.downloads.record(self.file, arrival)
         self.partial.replace(self.target)
         self.note.unlink(missing_ok=True)
         return arrival
 
-    def _refuse_damaged_json(self) -> None:
-        if not self.file.name.endswith(".json"):
-            return
-        try:
-            read_json(self.partial)
-        except CheckpointError:
-            num_bytes = _size_of(self.partial)
-            self._forget()
-            self.watch.on_bytes(-num_bytes)
-            raise HostRefusal(f"its file of {num_bytes} bytes is not valid JSON") from None
-
     def _describe_other(self, sha256: str) -> str:
-        """Another file than the one that was wanted: by whose word?"""
+        """The message about a wrong digest, with the origin of the expected one."""
         first = self.downloads.first_arrival(self.file)
         if self.file.sha256 is not None:
             return f"its file has the sha256 {sha256}, and the published one {self.file.sha256}"

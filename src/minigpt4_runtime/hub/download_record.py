@@ -47,7 +47,7 @@ class DownloadRecord:
                 ) from None
 
     def first_arrival(self, file: SourceFile) -> Arrival | None:
-        """What this file was when it first came, if it ever did."""
+        """This file's first arrival, if it was ever downloaded."""
         return self._arrivals.get(file.hosts[0])
 
     def expected_sha256(self, file: SourceFile) -> str | None:

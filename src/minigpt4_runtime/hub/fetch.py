@@ -38,7 +38,7 @@ _LINKS_PREFIX = ".links-"
 
 
 class FileProgress(Protocol):
-    """Is told how far each file is, from several threads."""
+    """Receives the progress of each file, from several threads."""
 
     def __call__(self, title: str, num_bytes: int, total_bytes: int | None) -> None:
         """`num_bytes` more of the `total_bytes` of this file are here."""
@@ -52,7 +52,7 @@ def cache_lock() -> Iterator[None]:
     Raises:
         CheckpointError: one of them is at work there, or the cache cannot be written.
     """
-    # The system lets go of it when its process dies, however it dies.
+    # The system releases it when its process ends in any way.
     lock = FileLock(home_dir() / ".fetch.lock", timeout=0)
     try:
         downloads_dir().mkdir(parents=True, exist_ok=True)
@@ -87,7 +87,7 @@ def bring_files(plan: FetchPlan, progress: FileProgress, say: Callable[[str], No
     downloads = DownloadRecord(home_dir())
     if not plan.files:
         return
-    # Settings first: an error in them should not be found after hours.
+    # Settings first: an error in them should not show after hours.
     settings = [each for each in plan.files if each.file.name.endswith(".json")]
     others = [each for each in plan.files if not each.file.name.endswith(".json")]
     with open_client() as client:
@@ -112,14 +112,14 @@ def _bring_file(
         size, sha256 = hash_file(each.target, watch)
         if sha256 == downloads.expected_sha256(each.file):
             return
-        # It was complete when it got its name, and has been changed since.
+        # The file was complete when it got its name, so it was changed since.
         each.target.unlink()
         watch.on_bytes(-size)
     download(each.file, each.target, client=client, downloads=downloads, watch=watch)
 
 
 def _refuse_other_model(model: ModelSources, downloads: DownloadRecord, each: PlannedFile) -> None:
-    """Another model shows in the language model's settings, long before its weights are here."""
+    """Check the language model's settings before its weights are downloaded."""
     if model.preset is None or each.part.role != "language" or each.file.name != "config.json":
         return
     where = f"{each.file.name} from {each.host}"
@@ -139,7 +139,7 @@ def assembled(plan: FetchPlan) -> Iterator[PublishedFiles]:
     """Give all files under their published names in one folder of links, as long as this lasts.
 
     Raises:
-        CheckpointError: what a conversion says of the links is said of the files themselves.
+        CheckpointError: the conversion failed; the message names the files, not the links.
     """
     links: dict[Path, Path] = {}
     with tempfile.TemporaryDirectory(dir=downloads_dir(), prefix=_LINKS_PREFIX) as name:
@@ -177,9 +177,9 @@ def assembled(plan: FetchPlan) -> Iterator[PublishedFiles]:
 
 
 def _forget_refused(plan: FetchPlan, message: str, links: Mapping[Path, Path]) -> None:
-    """Take the downloads that a conversion's message names for no first arrivals.
+    """Drop the records of the downloads that a conversion's message names.
 
-    Where it names a part's folder, all files of that part are meant.
+    If it names a part's folder, all files of that part are meant.
     """
     named = {path for link, path in links.items() if str(link) in message}
     if not named:
@@ -211,13 +211,13 @@ def discard_sources(plan: FetchPlan) -> None:
 
 
 def name_strangers(plan: FetchPlan, records: Iterable[SourceRecord]) -> list[str]:
-    """The files of --from that are others than the published ones, as far as a digest is known."""
+    """The files of --from that differ from the published ones, as far as a digest is known."""
     downloads, found = DownloadRecord(home_dir()), {record.sha256 for record in records}
     return [
         f"{part.what}: {file.name}"
         for part, local in plan.local.items()
         for file in part.files
-        # Of an index nothing is in the model.
+        # An index leaves nothing in the model.
         if local.files
         and not file.name.endswith(".index.json")
         and (downloads.expected_sha256(file) or "") not in {"", *found}

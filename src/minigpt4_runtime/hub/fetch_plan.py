@@ -57,7 +57,7 @@ class PlannedFile:
 
 @dataclass(frozen=True)
 class FetchPlan:
-    """The file of each host. `local` has the files of --from, for the parts found there."""
+    """The files to download, and in `local` the files of --from for the parts found there."""
 
     model: ModelSources
     local: Mapping[Part, Found]
@@ -153,7 +153,7 @@ def _plan_file(
                 known = file.size or reply.size
                 return PlannedFile(part, file, target, address.host, known, kept_bytes)
         except Hiccup:
-            # The download itself tries again, and knows the size then.
+            # The download itself tries again, and learns the size then.
             return PlannedFile(part, file, target, address.host, file.size, kept_bytes)
         except HostRefusal as refusal:
             failures.append(f"{address.host}: {refusal}")

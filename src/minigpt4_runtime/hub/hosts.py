@@ -35,11 +35,11 @@ _TIMEOUT_SECONDS = 30.0
 
 
 class HostRefusal(Exception):
-    """This host will not give the file; asking again is useless. Its text says what was seen."""
+    """This host will not give the file, and another try is useless."""
 
 
 class Hiccup(Exception):
-    """It did not work this time. `wait_seconds` is what the host asks for, if it does."""
+    """A failure that may pass. `wait_seconds` is the wait that the host asks for, if any."""
 
     def __init__(self, text: str, wait_seconds: float | None = None) -> None:
         super().__init__(text)
@@ -67,9 +67,9 @@ class Address:
 
 @dataclass(frozen=True)
 class HostReply:
-    """What a host says before the bytes come, which begin at `start`.
+    """The head of a host's reply, and the bytes of the file from `start` on.
 
-    `validator` is an ETag to resume with; `sha256` and `md5` are in hex, where the host gives them.
+    `validator` is an ETag to resume with; `sha256` and `md5` are in hex, if the host gives them.
     """
 
     start: int
@@ -175,7 +175,7 @@ def open_reply(
 def _open_response(
     client: "Client", address: Address, start: int, validator: str | None
 ) -> Iterator["Response"]:
-    """The response that carries the file: Drive asks about large ones in between."""
+    """The response with the file: for a large one, Drive asks for a confirmation first."""
     # A size or a range is of use only if nothing packs the bytes on their way.
     headers = {**address.headers, "Accept-Encoding": "identity"}
     if start:
@@ -198,7 +198,7 @@ def _open_response(
 def _read_reply(address: Address, response: "Response", start: int) -> HostReply:
     if (packing := response.headers.get("Content-Encoding", "identity").lower()) != "identity":
         raise HostRefusal(f"it packs the file on its way ({packing}), though it was asked not to")
-    # As they come: gathered into larger pieces, a cut would lose what was gathered.
+    # Unbuffered: a lost connection would lose the buffer.
     chunks = response.iter_raw()
     head = b""
     while len(head) < HEAD_BYTES and (chunk := next(chunks, None)) is not None:
@@ -207,7 +207,7 @@ def _read_reply(address: Address, response: "Response", start: int) -> HostReply
         start = 0
         _refuse_stand_in(head)
         _refuse_open_end(response)
-    # The Hub says whose content it is before it sends us on to where the bytes lie.
+    # The Hub gives size and digest before it redirects to its storage.
     headers = [each.headers for each in (*response.history, response)]
     etags = [each.get("X-Linked-ETag") or each.get("ETag") or "" for each in headers]
     digests = [etag.removeprefix("W/").strip('"') for etag in etags] if address.gate else []
@@ -244,7 +244,7 @@ def _read_size(response: "Response", start: int, linked: list[str]) -> int | Non
 
 
 def _read_md5(response: "Response") -> str | None:
-    """What Google's storage says about a file: `x-goog-hash: md5=…`, in base 64."""
+    """The md5 that Google's storage gives a file: `x-goog-hash: md5=…`, in base 64."""
     for entry in response.headers.get("x-goog-hash", "").split(","):
         name, _, value = entry.strip().partition("=")
         if name == "md5":
@@ -261,7 +261,7 @@ def _refuse_stand_in(head: bytes) -> None:
 
 
 def _refuse_open_end(response: "Response") -> None:
-    """Refuse what ends when the connection does: a cut would look like the end."""
+    """Refuse a reply without a length: a lost connection would look like its end."""
     if not {"content-length", "transfer-encoding"} & set(response.headers):
         raise HostRefusal("it does not say how long its file is, so that a cut could not be told")
 
@@ -281,20 +281,19 @@ def _check_status(address: Address, response: "Response") -> None:
 
 
 def _describe_gate(address: Address, response: "Response", reason: str) -> str:
-    """The Hub's two locks: one asks who you are, the other whether you accepted the terms."""
+    """Why the Hub refuses: it needs a token, or the licence must be accepted first."""
     message = response.headers.get("X-Error-Message", "")
     seen = f"{reason} ({message[:120]})" if message else reason
     login = "make a token at https://huggingface.co/settings/tokens and run `hf auth login`, or set"
     if response.headers.get("X-Error-Code") == "RepoNotFound":
         return f"{seen}: there is no such repository, or it is private"
-    asks_for_licence = (
-        response.status_code == 403 or response.headers.get("X-Error-Code") == "GatedRepo"
-    )
-    if "Authorization" not in address.headers and not asks_for_licence:
-        return f"{seen}: it wants to know who asks; {login} HF_TOKEN to it"
-    if not asks_for_licence:
-        return f"{seen}: your token is not valid, or has expired; {login} HF_TOKEN to it"
-    if "Authorization" not in address.headers:
+    has_token = "Authorization" in address.headers
+    if response.status_code != 403 and response.headers.get("X-Error-Code") != "GatedRepo":
+        fault = (
+            "your token is not valid, or has expired" if has_token else "it wants to know who asks"
+        )
+        return f"{seen}: {fault}; {login} HF_TOKEN to it"
+    if not has_token:
         return (
             f"{seen}: it wants to know who asks. Accept the licence at {address.gate}, {login} "
             "HF_TOKEN to it, and try again"
@@ -317,7 +316,7 @@ def _read_wait(response: "Response") -> float | None:
 
 
 def _confirm(response: "Response") -> "URL":
-    """Where the page leads with which Drive asks about a file that is too large to be scanned."""
+    """The link on the page on which Drive asks to confirm a file too large for its virus scan."""
     content = b""
     for chunk in response.iter_raw():
         content += chunk
@@ -334,7 +333,7 @@ def _confirm(response: "Response") -> "URL":
 
 
 class _PageParser(HTMLParser):
-    """Finds what a page says of itself: its title, and Drive's words about a failure."""
+    """Collects a page's title, and Drive's message about a failure."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,8 +1,8 @@
-"""What a field of a request asks for, and the one rule about fields that ask for nothing.
+"""The one rule about fields that no request type declares: ignored, or refused by name.
 
-Owns   the tables of such fields, and the base of everything that may be asked.
-Takes  JSON objects; gives them without what is as good as absent.
-Never  lets a feature pass that this server lacks: what would change the answer is refused by name.
+Owns   the tables of such fields, and RequestPart, the base of all request types.
+Takes  JSON objects; removes fields that have no effect.
+Never  ignores a field that would change the answer.
 """
 
 from __future__ import annotations
@@ -12,49 +12,34 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationInfo, model_validator
 
-# What would need a feature that is not here, and the values with which OpenAI says "not wanted".
-# A field that some request knows is that request's own matter, and not looked up.
+# Fields that ask for a feature this server lacks. A request's declared fields are its own matter.
+_LACKING = (
+    "audio", "bad_words", "chat_template", "conversation", "file_id", "functions", "grammar",
+    "guided_choice", "guided_grammar", "guided_json", "json_schema", "previous_response_id",
+    "prompt", "prompt_logprobs", "regex", "stop_token_ids", "structural_tag", "suffix",
+    "tool_calls", "tools", "web_search_options", "whitespace_pattern",
+)  # fmt: skip
+# All such fields, and the values with which OpenAI says "not wanted".
 FEATURES: dict[str, tuple[Any, ...]] = {
-    "audio": (),
+    **dict.fromkeys(_LACKING, ()),
     "background": (False,),
-    "bad_words": (),
     "best_of": (1,),
-    "chat_template": (),
-    "conversation": (),
     "echo": (False,),
-    "file_id": (),
     "format": ({"type": "text"},),
     "function_call": ("none", "auto"),
-    "functions": (),
-    "grammar": (),
-    "guided_choice": (),
-    "guided_grammar": (),
-    "guided_json": (),
     "include": (["reasoning.encrypted_content"],),
     "json_object": (False,),
-    "json_schema": (),
     "modalities": (["text"],),
-    "previous_response_id": (),
-    "prompt": (),
-    "prompt_logprobs": (),
-    "regex": (),
-    "stop_token_ids": (),
     "store": (False,),
-    "structural_tag": (),
-    "suffix": (),
-    "tool_calls": (),
     "tool_choice": ("none", "auto"),
-    "tools": (),
     "top_logprobs": (0,),
     "truncation": ("disabled",),
     "use_beam_search": (False,),
-    "web_search_options": (),
-    "whitespace_pattern": (),
 }
-# Clients that want JSON often ask for it by a tool, and their users never wrote that word.
+# Client libraries often use a tool to get JSON, so that their users never wrote "tools".
 _NO_TOOLS = "It calls no tools: leave them out, and ask for JSON with response_format."
 INSTEAD = dict.fromkeys(("functions", "function_call", "tools", "tool_choice"), _NO_TOOLS)
-# What only describes: the request, its sender or, in an answer that is sent back, where it is from.
+# Fields that only describe the request, its sender, or the origin of an answer that is sent back.
 DESCRIPTIVE = frozenset({
     "annotations", "cache_control", "detail", "id", "include_obfuscation", "metadata", "name",
     "parallel_tool_calls", "prompt_cache_key", "prompt_cache_retention", "reasoning",
@@ -64,11 +49,11 @@ DESCRIPTIVE = frozenset({
 _MAX_TOLD, _MAX_NAME = 16, 64
 
 
-class Asked(BaseModel):
-    """An object in a request. Unknown fields that start no feature are ignored, and named."""
+class RequestPart(BaseModel):
+    """An object in a request. Unknown fields are ignored, and listed in the log."""
 
     model_config = ConfigDict(
-        extra="forbid",  # What is left then is a feature.
+        extra="forbid",  # Any field left over asks for a missing feature.
         strict=True,
         frozen=True,
         allow_inf_nan=False,
@@ -78,7 +63,7 @@ class Asked(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _without_absent(cls, given: Any, info: ValidationInfo) -> Any:
-        """Leave out what asks for nothing; `context` is the set of names that were ignored."""
+        """Leave out fields without effect; names of unknown ones are added to the set `context`."""
         if not isinstance(given, dict):
             return given
         kept = {}
@@ -98,6 +83,6 @@ class Asked(BaseModel):
 
 
 @functools.cache
-def _known(kind: type[Asked]) -> frozenset[str]:
+def _known(kind: type[RequestPart]) -> frozenset[str]:
     """The fields of such an object, as they are written in JSON."""
     return frozenset(field.alias or name for name, field in kind.model_fields.items())

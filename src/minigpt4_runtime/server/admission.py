@@ -1,9 +1,9 @@
-"""Who is let in: so many at once, so many of one client, and nobody while the server drains.
+"""Limits on the answers in progress, in all and for each client; none begins during a drain.
 
-Owns   the count of answers under way, and the way to end them all.
-Takes  requests that come and go; refuses those beyond a limit at once. A request counts from when
-       its body is there: one that is never sent takes nothing from the others.
-Never  queues: who is let in waits in the engine's queue, everybody else is told to come back.
+Owns   the count of answers in progress, and the way to end them all.
+Takes  requests as they begin and end; refuses those beyond a limit at once. A request counts once
+       its body has arrived, so that an unsent body takes no room.
+Never  queues: an admitted request waits in the engine's queue, any other must be sent again.
 """
 
 from __future__ import annotations
@@ -12,24 +12,11 @@ import asyncio
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from minigpt4_runtime.server.failures import BROKEN, Refusal
-
-_RETRY_SECONDS = "1"
+from minigpt4_runtime.server.failures import BROKEN, RETRY_SOON, Failure, queue_full
 
 
-def _closed(message: str) -> Refusal:
-    headers = {"Retry-After": _RETRY_SECONDS}
-    return Refusal(503, message, kind=BROKEN, code="shutting_down", headers=headers)
-
-
-def _full(what: str, size: int) -> Refusal:
-    return Refusal(
-        429,
-        f"{what} and has no room for {size} more. Try again later.",
-        kind="rate_limit_error",
-        code="queue_full",
-        headers={"Retry-After": _RETRY_SECONDS},
-    )
+def _closed(message: str) -> Failure:
+    return Failure(503, message, BROKEN, code="shutting_down", headers=RETRY_SOON)
 
 
 class Place:
@@ -39,14 +26,14 @@ class Place:
         self._admission = admission
         self.client = client
         self.size = 0  # Until there is something to answer.
-        # Ends this request with an error; None until the engine was asked.
+        # Ends this request with an error; None until it is in the engine.
         self.abort: Callable[[Exception], object] | None = None
 
     def grow(self, size: int) -> None:
         """Take room for `size` answers in all.
 
         Raises:
-            Refusal: there is not enough.
+            Failure: there is not enough.
         """
         self._admission.check_room(size - self.size, self.client)
         self.size = size
@@ -59,29 +46,29 @@ class Admission:
         self._limit = limit
         self._per_client = per_client
         self._places: set[Place] = set()
-        self._reason: Exception | None = None  # Why nobody is let in any more.
+        self._reason: Exception | None = None  # Why new requests are refused.
 
     @property
     def num_taken(self) -> int:
-        """How many answers are under way."""
+        """How many answers are in progress."""
         return sum(place.size for place in self._places)
 
     @property
     def is_answering(self) -> bool:
-        """Whether the engine was asked for anything that has not come to its end."""
+        """Whether any request in the engine has not ended."""
         return any(place.abort for place in self._places)
 
     @property
     def why_closed(self) -> str | None:
-        """Why nobody is let in any more, if so."""
+        """Why new requests are refused; None if they are not."""
         return str(self._reason) if self._reason else None
 
     @contextmanager
     def enter(self, client: str | None = None) -> Iterator[Place]:
-        """Come in for as long as the request lasts; `client` is None for one that is not counted.
+        """Take a place for as long as the request lasts; a client None is not counted.
 
         Raises:
-            Refusal: the server is full or drains.
+            Failure: the server is full or drains.
         """
         self.check_room(1, client)
         place = Place(self, client)
@@ -92,25 +79,28 @@ class Admission:
             self._places.remove(place)
 
     def check_room(self, size: int, client: str | None) -> None:
-        """Refuse what would be too many.
+        """Refuse `size` more answers if they would be too many.
 
         Raises:
-            Refusal: 429, with the time after which to try again; 503 for what is new in a drain.
+            Failure: 429, with the time after which to try again; 503 during a drain.
         """
         if self._reason:
             raise self._reason
+        no_room = f" and has no room for {size} more."
         if self.num_taken + size > self._limit:
-            raise _full(f"The server answers {self._limit} requests at once", size)
+            raise queue_full(f"The server answers {self._limit} requests at once{no_room}")
         own = sum(place.size for place in self._places if place.client == client)
         if client and self._per_client and own + size > self._per_client:
-            raise _full(f"The server answers {self._per_client} requests of one client", size)
+            raise queue_full(
+                f"The server answers {self._per_client} requests of one client{no_room}"
+            )
 
     def close(self) -> None:
-        """Let nobody in any more."""
+        """Refuse new requests from now on."""
         self._reason = self._reason or _closed("The server shuts down. Ask another, or try later.")
 
     async def drain(self, grace_seconds: float) -> bool:
-        """Let nobody in, and wait for those inside. False if some are still there then."""
+        """Close, and wait for the answers in progress. False if some are left after that."""
         self.close()
         deadline = asyncio.get_running_loop().time() + grace_seconds
         while self.num_taken and asyncio.get_running_loop().time() < deadline:
@@ -118,7 +108,7 @@ class Admission:
         return not self.num_taken
 
     def abort_all(self, error: Exception | None = None) -> None:
-        """End what is under way, with an error to each, and let nobody in."""
+        """End all answers in progress with an error, and refuse new requests."""
         self.close()
         error = error or _closed("The server shut down before this answer ended.")
         for place in self._places:

@@ -1,6 +1,6 @@
-"""The application: routes, and what stands around them.
+"""The application: its routes and the guards around them.
 
-Owns   which URL leads where, and the order of the guards.
+Owns   the URLs, and the order of the guards.
 Takes  a loaded model and a ServerConfig; gives a FastAPI application. Others may be mounted to it,
        at `/` too: the guards stand around those as well.
 Never  does a route's work itself.
@@ -8,8 +8,9 @@ Never  does a route's work itself.
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import Depends, FastAPI, Request, Response
@@ -22,7 +23,7 @@ from starlette.types import Scope
 
 from minigpt4_runtime import __version__
 from minigpt4_runtime.errors import MiniGPT4Error
-from minigpt4_runtime.server.absent import Asked
+from minigpt4_runtime.server.absent import RequestPart
 from minigpt4_runtime.server.admission import Admission, Place
 from minigpt4_runtime.server.answered import (
     ChatCompletion,
@@ -36,10 +37,10 @@ from minigpt4_runtime.server.auth import KeyGuard, NameGuard
 from minigpt4_runtime.server.chat import Chat, Endpoint
 from minigpt4_runtime.server.completions import (
     CompletionRequest,
-    CompletionWriter,
     TextCompletion,
+    TextWriter,
 )
-from minigpt4_runtime.server.failures import Refusal, error_response, failure_of, no_such_model
+from minigpt4_runtime.server.failures import Failure, error_response, failure_of, no_such_model
 from minigpt4_runtime.server.journal import Journal
 from minigpt4_runtime.server.logs import log_failure
 from minigpt4_runtime.server.metrics import Metrics
@@ -80,7 +81,7 @@ ENDPOINTS = (
     Endpoint(
         "/v1/completions",
         "Go on from a text as it is, whole or as server-sent events.",
-        CompletionRequest, TextCompletion, CompletionWriter,
+        CompletionRequest, TextCompletion, TextWriter,
     ),
     Endpoint(
         "/v1/responses",
@@ -88,14 +89,14 @@ ENDPOINTS = (
         ResponseRequest, ResponseAnswer, ResponseWriter,
     ),
 )  # fmt: skip
-_ASKED: list[type[Asked]] = [*(endpoint.asked for endpoint in ENDPOINTS), TokenizeRequest]
+_ASKED: list[type[RequestPart]] = [*(endpoint.asked for endpoint in ENDPOINTS), TokenizeRequest]
 
-# What belongs to the API whether there is such a route or not.
+# Paths of the API without a route.
 _OWN_PATHS = ("/v1", "/v1/{rest:path}")
 
 
 class Parts:
-    """What the routes share. The application has it as `app.state.parts`."""
+    """The objects that the routes share, as `app.state.parts`."""
 
     def __init__(self, model: "MiniGPT4", config: ServerConfig) -> None:
         self.config = config
@@ -111,7 +112,7 @@ class Parts:
         self.card = ModelCard(
             id=config.model_name, created=int(time.time()), description=config.model_description
         )
-        # Called when the engine has failed and its requests know it.
+        # Called when the engine has failed and its requests have been ended.
         self.on_failure: Callable[[], object] = lambda: None
 
     def _end_all(self) -> None:
@@ -144,7 +145,7 @@ def create_app(model: "MiniGPT4", config: ServerConfig, *, asks_browsers: bool =
         redirect_slashes=False,
     )
     app.state.parts = parts
-    for kind in (Refusal, MiniGPT4Error, HTTPException):
+    for kind in (Failure, MiniGPT4Error, HTTPException):
         app.add_exception_handler(kind, _answer_error)
     _add_asking_routes(app, parts)
     _add_other_routes(app, parts)
@@ -171,13 +172,24 @@ async def _answer_error(request: Request, error: Exception) -> JSONResponse:
 
 def _add_asking_routes(app: FastAPI, parts: Parts) -> None:
     async def hold_place(request: Request) -> AsyncIterator[Place]:
-        # Given back when the last byte of the answer is out, or its client is gone.
+        # Released when the last byte of the answer is sent, or its client has gone away.
         client = parts.config.connections.client_of(request.client and request.client.host)
         with parts.admission.enter(client) as place:
             yield place
 
+    def add(endpoint: Endpoint) -> None:
+        @app.post(
+            endpoint.path, response_model=endpoint.answered, responses=_ERRORS,
+            openapi_extra=_body_of(endpoint.asked), summary=endpoint.summary,
+            operation_id=endpoint.path.replace("/", "_").strip("_"),
+        )  # fmt: skip
+        async def answer(
+            request: Request, place: Annotated[Place, Depends(hold_place)]
+        ) -> Response:
+            return await parts.chat.answer(request, place, endpoint)
+
     for endpoint in ENDPOINTS:
-        _add_endpoint(app, parts, endpoint, hold_place)
+        add(endpoint)
 
     @app.post("/tokenize", responses=_ERRORS, openapi_extra=_body_of(TokenizeRequest))
     async def tokenize(request: Request, place: Annotated[Place, Depends(hold_place)]) -> Tokenized:
@@ -185,54 +197,40 @@ def _add_asking_routes(app: FastAPI, parts: Parts) -> None:
         return await parts.chat.tokenize(request, place)
 
 
-def _add_endpoint(
-    app: FastAPI, parts: Parts, endpoint: Endpoint, hold_place: Callable[..., AsyncIterator[Place]]
-) -> None:
-    async def answer(request: Request, place: Annotated[Place, Depends(hold_place)]) -> Response:
-        return await parts.chat.answer(request, place, endpoint)
-
-    app.post(
-        endpoint.path,
-        response_model=endpoint.answered,
-        responses=_ERRORS,
-        openapi_extra=_body_of(endpoint.asked),
-        operation_id=endpoint.path.replace("/", "_").strip("_"),
-        summary=endpoint.summary,
-    )(answer)
-
-
-def _body_of(kind: type[Asked]) -> dict[str, Any]:
-    """The body is read by hand, within limits; the document says what is in it all the same."""
+def _body_of(kind: type[RequestPart]) -> dict[str, Any]:
+    """The OpenAPI entry of a body, which is read by hand within limits."""
     schema = {"$ref": f"#/components/schemas/{kind.__name__}"}
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
 
 
 def _close_own_paths(app: FastAPI) -> None:
-    """Answer here what no route takes: an application mounted at / would, in words of its own."""
+    """Refuse other methods and paths of the API, before an application mounted at / does."""
     methods: dict[str, set[str]] = {}
     for route in app.routes:
         if isinstance(route, APIRoute):
             methods.setdefault(route.path, set()).update(route.methods or ())
-    app.router.routes += [Route(path, _Refusing(405, known)) for path, known in methods.items()]
     bare = [path.removeprefix("/v1") for path in methods if path.startswith("/v1/")]
-    app.router.routes += [Route(path, _Refusing(404)) for path in (*bare, *_OWN_PATHS)]
+    app.router.routes += [
+        *(Route(path, _Refusing(", ".join(sorted(known)))) for path, known in methods.items()),
+        *(Route(path, _Refusing(None)) for path in (*bare, *_OWN_PATHS)),
+    ]
 
 
+@dataclass
 class _Refusing:
-    """An endpoint for every method, which there is not."""
+    """Refuses requests of any method: 405 where others are `allowed`, else 404."""
 
-    def __init__(self, status: int, methods: Iterable[str] = ()) -> None:
-        self._status = status
-        self._headers = {"Allow": ", ".join(sorted(methods))} if methods else None
+    allowed: str | None
 
     async def __call__(self, scope: Scope, *_: object) -> None:
         """Refuse."""
-        detail = _missing(scope["path"]) if self._status == 404 else None
-        raise HTTPException(self._status, detail, headers=self._headers)
+        if self.allowed:
+            raise HTTPException(405, headers={"Allow": self.allowed})
+        raise HTTPException(404, _missing(scope["path"]))
 
 
 def _missing(path: str) -> str:
-    """Why there is no such path, where a client's base URL is to blame."""
+    """The message about an unknown path, with advice if the client's base URL is wrong."""
     if not f"{path}/".startswith("/v1/"):
         return f"There is nothing at {path[:100]}: let the client's base URL end in /v1."
     if path.startswith("/v1/v1/"):

@@ -21,7 +21,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from minigpt4_runtime.errors import ConfigError
-from minigpt4_runtime.server.failures import Refusal, error_response
+from minigpt4_runtime.server.failures import Failure, error_response
 
 MIN_KEY_LENGTH = 16
 _OPEN_PATHS = frozenset({"/health"})
@@ -88,7 +88,7 @@ class KeyGuard:
         if is_open or not self._digests or self._is_known(scope):
             await self._app(scope, receive, send)
             return
-        refusal = Refusal(
+        refusal = Failure(
             401,
             "This server needs an API key: send the header 'Authorization: Bearer KEY'.",
             kind="authentication_error",
@@ -120,7 +120,7 @@ class NameGuard:
         if scope["type"] != "http" or _is_own_name(host := Headers(scope=scope).get("host", "")):
             await self._app(scope, receive, send)
             return
-        refusal = Refusal(
+        refusal = Failure(
             403,
             f"This answers to localhost and to addresses only, not to {host!r}. With keys, "
             "`minigpt4 serve` answers to any name: see docs/serving.md.",

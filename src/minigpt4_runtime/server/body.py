@@ -1,8 +1,8 @@
 """A request's body: read within limits, and looked over before anything parses it.
 
-Owns   how large, how slow and how complex a body may be, and the pictures that are taken out of it.
-Takes  a request; gives a Body, or a Refusal.
-Never  parses: it finds where strings end, and counts what stands between them and in them.
+Owns   how large, how slow and how complex a body may be, and the images that are taken out of it.
+Takes  a request; gives a Body, or a Failure.
+Never  parses: it finds where strings end, and counts the bytes inside and between them.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from collections import Counter
 from starlette.requests import Request
 
 from minigpt4_runtime.errors import ImageError
-from minigpt4_runtime.server.failures import Refusal
+from minigpt4_runtime.server.failures import Failure, queue_full
 
 # A parser, and the decoder of base64, hold Python's one lock until they have finished, in whatever
 # thread they run: what they are given must be done in some 50 ms.
 MAX_SIGNS = 10_000
 MAX_DEPTH = 64
 MAX_BYTES_OUTSIDE_STRINGS = 2**20
-MAX_TEXT_BYTES = 8 * 2**20  # In strings that are no large picture.
+MAX_TEXT_BYTES = 8 * 2**20  # In strings that hold no large image.
 MAX_BACKSLASHES = 2**19
-# From here on a picture is taken out.
-LARGE_PICTURE_BYTES = 2**16
+# From this size on an image is taken out.
+LARGE_IMAGE_BYTES = 2**16
 
 _SIGNS = "brackets, commas, colons and strings"
 _NO_SIGNS = bytes(byte for byte in range(256) if byte not in b"{}[],:")
@@ -36,45 +36,45 @@ _PIECE = 2**20
 
 
 class Body:
-    """A body: `content` is JSON in which names stand for large pictures."""
+    """A body: `content` is JSON in which names stand for large images."""
 
     def __init__(self, whole: bytearray) -> None:
-        """Look a body over, and take large pictures out.
+        """Look a body over, and take large images out.
 
         Raises:
-            Refusal: it would keep a parser too long.
+            Failure: it would keep a parser too long.
         """
         self._whole = whole
-        self._pictures: dict[str, tuple[int, int]] = {}
+        self._images: dict[str, tuple[int, int]] = {}
         self._secret = secrets.token_hex(8)  # No client can write such a name.
         self.content = bytearray()
         self._take_apart()
 
-    def picture(self, url: str) -> bytes | None:
-        """The picture of this name; None for what is a URL. It takes a while.
+    def image(self, url: str) -> bytes | None:
+        """The image of this name; None for a URL. It takes a while.
 
         Raises:
             ImageError: it is not base64.
         """
-        if url not in self._pictures:
+        if url not in self._images:
             return None
-        at, end = self._pictures[url]
-        picture, rest = bytearray(), b""
+        at, end = self._images[url]
+        image, rest = bytearray(), b""
         try:
             while at < end:
                 rest += self._whole[at : min(at + _PIECE, end)].translate(None, b"\\=")
                 at += _PIECE
                 whole = len(rest) // 4 * 4
-                picture += binascii.a2b_base64(rest[:whole])
+                image += binascii.a2b_base64(rest[:whole])
                 rest = rest[whole:]
-            picture += binascii.a2b_base64(rest + b"=" * (-len(rest) % 4))
+            image += binascii.a2b_base64(rest + b"=" * (-len(rest) % 4))
         except ValueError as error:
             told = f"The picture given as a data URL is not base64 ({error}). Encode it again."
             raise ImageError(told) from None
-        return bytes(picture)
+        return bytes(image)
 
     def forget(self) -> None:
-        """Let all of it go: it has been read."""
+        """Free the memory: the body has been read."""
         self._whole.clear()
         self.content.clear()
 
@@ -91,13 +91,13 @@ class Body:
             if opening < 0:
                 return
             at = _end_of_string(body, opening + 1)
-            picture = _find_picture(body, opening + 1, at - 1)
-            if picture < 0:
+            image_at = _find_image(body, opening + 1, at - 1)
+            if image_at < 0:
                 counts.add("bytes of text", at - 1 - opening, MAX_TEXT_BYTES)
                 self.content += body[opening:at]
             else:
-                name = f"data:held;{self._secret},{len(self._pictures)}"
-                self._pictures[name] = (picture, at - 1)
+                name = f"data:held;{self._secret},{len(self._images)}"
+                self._images[name] = (image_at, at - 1)
                 self.content += f'"{name}"'.encode()
 
 
@@ -114,10 +114,10 @@ def _end_of_string(body: bytearray, start: int) -> int:
     return len(body) + 1
 
 
-def _find_picture(body: bytearray, start: int, end: int) -> int:
-    """Where the base64 of a string begins that is a large picture and nothing else; else -1."""
+def _find_image(body: bytearray, start: int, end: int) -> int:
+    """Where the base64 begins in a string that holds one large image and nothing else; else -1."""
     head = body[start : start + _MOST_HEAD_BYTES].partition(b",")[0]
-    is_large = end - start > LARGE_PICTURE_BYTES and end <= len(body)
+    is_large = end - start > LARGE_IMAGE_BYTES and end <= len(body)
     if not is_large or head[:5].lower() != b"data:" or head[-7:].lower() != b";base64":
         return -1
     start += len(head) + 1
@@ -145,10 +145,10 @@ class BodyReader:
         self._num_arriving = 0
 
     async def read(self, request: Request) -> Body:
-        """The body, counted while it comes: a length that is promised is not believed.
+        """The body, counted while it arrives: a promised length is not trusted.
 
         Raises:
-            Refusal: it is too large, too slow, or would keep a parser too long.
+            Failure: it is too large, too slow, or would keep a parser too long.
         """
         body = bytearray()
         promised = request.headers.get("content-length", "0")
@@ -162,7 +162,7 @@ class BodyReader:
                     self._check(len(body))
         except TimeoutError:
             message = f"The body did not arrive within {self._seconds:g} seconds."
-            raise Refusal(408, message, code="body_too_slow") from None
+            raise Failure(408, message, code="body_too_slow") from None
         finally:
             self._num_arriving -= len(body)
         return await asyncio.to_thread(Body, body)
@@ -171,32 +171,29 @@ class BodyReader:
         if num_bytes > self._max_bytes:
             raise self._too_large()
         if self._num_arriving > self._max_arriving_bytes:
-            raise Refusal(
-                429, "Too much is being sent to this server at once. Try again later.",
-                kind="rate_limit_error", code="queue_full", headers={"Retry-After": "1"},
-            )  # fmt: skip
+            raise queue_full("Too much is being sent to this server at once.")
 
-    def _too_large(self) -> Refusal:
+    def _too_large(self) -> Failure:
         message = f"The body has more than {self._max_bytes:,} bytes. Send less."
-        return Refusal(413, message, code="body_too_large")
+        return Failure(413, message, code="body_too_large")
 
 
 class _Counts:
-    """What was counted in a body so far."""
+    """The counts of one body so far."""
 
     def __init__(self) -> None:
         self._counts: Counter[str] = Counter()
         self._depth = 0
 
     def add(self, what: str, number: int, most: int) -> None:
-        """Add a number of something of which there may be so many."""
+        """Count `number` more of something, and refuse more than `most`."""
         self._counts[what] += number
         if self._counts[what] > most:
             message = f"The body has more than {most:,} {what}. Send less."
-            raise Refusal(400, message, code="body_too_complex")
+            raise Failure(400, message, code="body_too_complex")
 
     def add_outside(self, content: bytearray) -> None:
-        """What stands between two strings."""
+        """Count the signs between two strings, and their depth."""
         self.add("bytes outside of strings", len(content), MAX_BYTES_OUTSIDE_STRINGS)
         signs = content.translate(None, _NO_SIGNS)
         self.add(_SIGNS, len(signs) + 1, MAX_SIGNS)
@@ -204,4 +201,4 @@ class _Counts:
             self._depth += (sign in b"{[") - (sign in b"}]")
             if self._depth > MAX_DEPTH:
                 message = f"The body has more than {MAX_DEPTH} brackets within each other."
-                raise Refusal(400, message, code="body_too_complex")
+                raise Failure(400, message, code="body_too_complex")

@@ -1,8 +1,8 @@
 """A question over HTTP, from the first byte of a body to the last of an answer.
 
-Owns   the road of a question: read, check, open pictures, submit, and write what comes.
+Owns   the steps of a request: read, check, open images, submit, and write the answers.
 Takes  a request that has a place; gives a response.
-Never  works in the event loop: prompts and pictures are prepared in a few threads.
+Never  works in the event loop: prompts and images are prepared in a few threads.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from minigpt4_runtime.server.admission import Place
 from minigpt4_runtime.server.body import Body, BodyReader
 from minigpt4_runtime.server.failures import (
     BROKEN,
-    Refusal,
+    Failure,
+    failure_about,
     failure_of,
     no_such_model,
-    refusal_about,
 )
 from minigpt4_runtime.server.logs import log_failure
 from minigpt4_runtime.server.media import MediaPolicy
@@ -37,8 +37,8 @@ from minigpt4_runtime.server.metrics import Metrics
 from minigpt4_runtime.server.protocol import (
     ChatMessage,
     ImagePart,
-    Settings,
     TextPart,
+    TextRequest,
     read_request,
 )
 from minigpt4_runtime.server.settings import ServerConfig
@@ -63,7 +63,7 @@ class Endpoint:
 
     path: str
     summary: str
-    asked: type[Settings]
+    asked: type[TextRequest]
     answered: type[BaseModel]
     writer: Callable[[Any, str, Callable[[int], bytes]], Writer]
 
@@ -97,12 +97,10 @@ class Chat:
         """Answer one request, whole or as a stream.
 
         Raises:
-            Refusal, MiniGPT4Error: it cannot be served.
-            ClientDisconnect: nobody waits for it any more.
+            Failure, MiniGPT4Error: it cannot be served.
+            ClientDisconnect: the client has gone away.
         """
-        _check_content_type(request)
-        body = await self._bodies.read(request)
-        place.grow(1)
+        body = await self._read(request, place)
         turn = _Turn(self._config, self._metrics, self._watch, request)
         try:
             asked, answers = await turn.before_deadline(
@@ -125,24 +123,32 @@ class Chat:
         """Give the ids of a prompt or a dialogue.
 
         Raises:
-            Refusal, MiniGPT4Error: there are none.
+            Failure, MiniGPT4Error: there are none.
         """
-        _check_content_type(request)
-        body = await self._bodies.read(request)
-        place.grow(1)
+        body = await self._read(request, place)
         asked = await self._in_thread(read_request, body.content, TokenizeRequest)
         self._check_model(asked.model or self._config.model_name)
         self._check_content([] if asked.prompt is None else [asked.prompt], asked.messages or ())
         return await self._in_thread(tokenize, self._model, asked)
 
     def close(self) -> None:
-        """Let the threads go."""
+        """End the threads."""
         for threads in (self._threads, self._compiler):
             threads.shutdown(wait=False, cancel_futures=True)
 
+    async def _read(self, request: Request, place: Place) -> Body:
+        # A web page can send other types to a local server without asking; this one it cannot.
+        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if kind != "application/json":
+            message = "Send the body as Content-Type: application/json."
+            raise Failure(415, message, code="unsupported_media_type")
+        body = await self._bodies.read(request)
+        place.grow(1)
+        return body
+
     async def _begin(
-        self, body: Body, place: Place, kind: type[Settings]
-    ) -> tuple[Settings, Answers]:
+        self, body: Body, place: Place, kind: type[TextRequest]
+    ) -> tuple[TextRequest, Answers]:
         asked = await self._in_thread(read_request, body.content, kind)
         self._check(asked)
         place.grow(asked.num_choices)
@@ -154,10 +160,10 @@ class Chat:
         try:
             return asked, Answers(await self._submit(asked, samplings, body))
         except RequestError as error:
-            raise refusal_about(error, asked.subject) from error
+            raise failure_about(error, asked.subject) from error
 
     async def _submit(
-        self, asked: Settings, samplings: Sequence[SamplingParams], body: Body
+        self, asked: TextRequest, samplings: Sequence[SamplingParams], body: Body
     ) -> list[AsyncIterator[TextDelta]]:
         await self._prepare(asked, samplings[0])
         messages = [await self._open(message, body) for message in asked.dialogue]
@@ -173,7 +179,7 @@ class Chat:
             for prompt, each in zip(prompts, samplings, strict=True)
         ]
 
-    async def _prepare(self, asked: Settings, sampling: SamplingParams) -> None:
+    async def _prepare(self, asked: TextRequest, sampling: SamplingParams) -> None:
         if sampling.grammar is None:
             return
         try:
@@ -181,12 +187,12 @@ class Chat:
             await loop.run_in_executor(self._compiler, self._model.prepare, sampling)
         except GrammarError as error:
             message, code = str(error), "invalid_grammar"
-            raise Refusal(400, message, param=asked.form_param, code=code) from None
+            raise Failure(400, message, param=asked.form_param, code=code) from None
 
     async def _in_thread(self, work: Callable[..., T], *arguments: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, work, *arguments)
 
-    def _check(self, asked: Settings) -> None:
+    def _check(self, asked: TextRequest) -> None:
         self._check_model(asked.model)
         most = min(self._config.max_choices, self._config.max_requests)
         _check_number("n", asked.num_choices, most)
@@ -200,51 +206,40 @@ class Chat:
         subject: str = "messages",
     ) -> None:
         parts = [part for message in dialogue for part in message.parts]
-        texts = [part.text for part in parts if isinstance(part, TextPart)]
-        self._check_length(max((sum(map(len, texts)), *map(len, prompts))), subject)
-        self._check_images(sum(isinstance(part, ImagePart) for part in parts), subject)
+        in_dialogue = sum(len(part.text) for part in parts if isinstance(part, TextPart))
+        num_characters = max((in_dialogue, *map(len, prompts)))
+        most = self._model.config.language.max_position_embeddings
+        if num_characters > most * _CHARACTERS_PER_TOKEN:
+            message = (
+                f"There are {num_characters:,} characters, far more than the {most:,} tokens of "
+                "the model's context. Shorten the text."
+            )
+            raise Failure(400, message, param=subject, code="context_length_exceeded")
+        num_images, most = sum(isinstance(p, ImagePart) for p in parts), self._config.max_images
+        if num_images > most:
+            message = f"The request has {num_images} pictures; this server allows {most}."
+            raise Failure(400, message, param=subject, code="too_many_images")
 
     def _check_model(self, name: str) -> None:
         if name != self._config.model_name:
             raise no_such_model(name, self._config.model_name)
 
-    def _check_length(self, num_characters: int, subject: str) -> None:
-        most = self._model.config.language.max_position_embeddings
-        if num_characters > most * _CHARACTERS_PER_TOKEN:
-            raise Refusal(
-                400,
-                f"There are {num_characters:,} characters, far more than the {most:,} tokens of "
-                "the model's context. Shorten the text.",
-                param=subject,
-                code="context_length_exceeded",
-            )
-
-    def _check_images(self, num_images: int, subject: str) -> None:
-        if num_images > self._config.max_images:
-            raise Refusal(
-                400,
-                f"The request has {num_images} pictures; this server allows "
-                f"{self._config.max_images}.",
-                param=subject,
-                code="too_many_images",
-            )
-
     async def _open(self, message: ChatMessage, body: Body) -> Message:
         parts = [
             part.text
             if isinstance(part, TextPart)
-            else await self._open_picture(part.image_url.url, body)
+            else await self._open_image(part.image_url.url, body)
             for part in message.parts
         ]
         return Message(message.speaker, tuple(parts))
 
-    async def _open_picture(self, url: str, body: Body) -> ImageSource:
-        held = await self._in_thread(body.picture, url)
+    async def _open_image(self, url: str, body: Body) -> ImageSource:
+        held = await self._in_thread(body.image, url)
         return await self._media.open(url) if held is None else image(held)
 
 
 class _Turn:
-    """One question on its way, and what is measured about it."""
+    """One request in progress, with its times and counts."""
 
     writer: Writer
 
@@ -260,8 +255,8 @@ class _Turn:
         self._replies: dict[int, Reply] = {}
         self._first_texts: dict[int, float] = {}
 
-    def begin(self, asked: Settings, answers: Answers, writer: Writer) -> None:
-        """The question was understood and is being answered."""
+    def begin(self, asked: TextRequest, answers: Answers, writer: Writer) -> None:
+        """Note that the request is being answered."""
         self.writer, self._answers = writer, answers
         self._state["told"] = {"choices": asked.num_choices, "stream": bool(asked.stream)}
         if asked.ignored:
@@ -278,13 +273,13 @@ class _Turn:
         """Wait for something within the time that this request has.
 
         Raises:
-            Refusal: the time is over.
+            Failure: the time is over.
         """
         try:
             async with asyncio.timeout(self.seconds_left):
                 return await work
         except TimeoutError:
-            raise Refusal(
+            raise Failure(
                 504,
                 f"The answer took longer than {self._config.request_seconds:g} seconds.",
                 kind=BROKEN,
@@ -292,7 +287,7 @@ class _Turn:
             ) from None
 
     async def deltas(self) -> AsyncIterator[tuple[int, TextDelta]]:
-        """What comes, each piece noted. In whatever way it ends, the answers end too."""
+        """The pieces of all answers, each noted. When this ends, the answers are cancelled."""
         assert self._answers is not None, "begin comes first"
         try:
             while True:
@@ -315,7 +310,7 @@ class _Turn:
         return [self._replies[choice] for choice in sorted(self._replies)]
 
     async def events(self) -> AsyncIterator[bytes]:
-        """All that a stream sends. An error ends it with an event of its own."""
+        """All events of a stream. An error ends it with an event of its own."""
         self._state["outcome"] = "cancelled"  # Until it has ended otherwise.
         try:
             yield self.writer.start()
@@ -332,7 +327,7 @@ class _Turn:
             yield self.writer.failed(failure)
 
     def cancel(self) -> None:
-        """Nobody reads any more."""
+        """Cancel the answers: the client has gone away."""
         if self._answers:
             self._answers.cancel()
 
@@ -354,7 +349,7 @@ class _Turn:
 
 
 class _EventStream(StreamingResponse):
-    """A stream that ends its answers in whatever way it ends, even before it began."""
+    """A stream that cancels its answers however it ends, even if it never began."""
 
     def __init__(self, turn: _Turn) -> None:
         super().__init__(
@@ -390,7 +385,7 @@ async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
         leaving.cancel()
         if not working.done():
             working.cancel()
-            # It lets go of what it holds before anything else happens.
+            # It releases its resources before anything else happens.
             with suppress(asyncio.CancelledError, Exception):
                 await working
 
@@ -400,14 +395,6 @@ async def _disconnect(request: Request) -> None:
         pass
 
 
-def _check_content_type(request: Request) -> None:
-    # A web page can send other types to a local server without asking; this one it cannot.
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind != "application/json":
-        message = "Send the body as Content-Type: application/json."
-        raise Refusal(415, message, code="unsupported_media_type")
-
-
 def _check_number(param: str, number: int, most: int) -> None:
     if number > most:
-        raise Refusal(400, f"{param} is {number}; this server allows {most}.", param=param)
+        raise Failure(400, f"{param} is {number}; this server allows {most}.", param=param)

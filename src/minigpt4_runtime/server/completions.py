@@ -7,25 +7,22 @@ Never  reads a body or a ticket itself.
 
 from __future__ import annotations
 
-import secrets
-import time
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, Field, field_validator
 
 from minigpt4_runtime.messages import FinishReason, Reply, TextDelta, TokenLogprobs
-from minigpt4_runtime.server.answered import ErrorBody, UsageCount
-from minigpt4_runtime.server.failures import Failure
-from minigpt4_runtime.server.protocol import Settings, within
-from minigpt4_runtime.server.streaming import DONE, as_event, count_of, finite, usage_of
+from minigpt4_runtime.server.answered import UsageCount
+from minigpt4_runtime.server.protocol import TextRequest, within
+from minigpt4_runtime.server.streaming import DONE, CompletionWriter, as_event, finite
 
 _TokenIds = Annotated[list[int], Field(min_length=1)]
 _Texts = Annotated[list[str], Field(min_length=1, max_length=256)]
 _ManyTokenIds = Annotated[list[_TokenIds], Field(min_length=1, max_length=256)]
 
 
-class CompletionRequest(Settings):
+class CompletionRequest(TextRequest):
     """The body of POST /v1/completions. `prompt` is a text or its ids, or a list of either."""
 
     subject: ClassVar[str] = "prompt"
@@ -37,7 +34,7 @@ class CompletionRequest(Settings):
 
     @property
     def prompts(self) -> Sequence[str | Sequence[int]]:
-        """What is to be continued, each for itself."""
+        """The texts to continue, each on its own."""
         if isinstance(self.prompt, str):
             return [self.prompt]
         texts = [each for each in self.prompt if not isinstance(each, int)]
@@ -86,18 +83,15 @@ class TextCompletion(BaseModel):
     usage: UsageCount | None
 
 
-class CompletionWriter:
-    """Writes completions. `bytes_of` says what a token adds to a text."""
+class TextWriter(CompletionWriter):
+    """Writes completions."""
+
+    prefix = "cmpl"
 
     def __init__(
         self, asked: CompletionRequest, model_name: str, bytes_of: Callable[[int], bytes]
     ) -> None:
-        self._num_prompts = len(asked.prompts)
-        self._wants_usage, self._wants_counts = asked.wants_usage, asked.wants_counts
-        self._id = f"cmpl-{secrets.token_hex(12)}"
-        self._created = int(time.time())
-        self._model = model_name
-        self._bytes_of = bytes_of
+        super().__init__(asked, model_name, bytes_of)
         self._offsets: dict[int, int] = {}
 
     def whole(self, replies: Sequence[Reply]) -> TextCompletion:
@@ -125,25 +119,15 @@ class CompletionWriter:
             logprobs=self._logprobs(index, delta.logprobs or None),
             finish_reason=delta.reply.finish_reason if delta.reply else None,
         )
-        usage = count_of(delta) if self._wants_counts else None
-        return as_event(self._completion([choice], usage))
+        return as_event(self._completion([choice], self._usage_so_far(delta)))
 
     def end(self, replies: Sequence[Reply]) -> bytes:
-        """The event that tells what all of it cost, if that is wanted, and the last one."""
+        """The event with the usage, if the client wants it, and the last one."""
         usage = as_event(self._completion([], self._usage(replies)))
         return (usage if self._wants_usage else b"") + DONE
 
-    def failed(self, failure: Failure) -> bytes:
-        """The event that tells what went wrong."""
-        return as_event(ErrorBody.model_validate(failure.as_body()))
-
-    def _usage(self, replies: Sequence[Reply]) -> UsageCount:
-        return usage_of(replies, num_prompts=self._num_prompts)
-
     def _completion(self, choices: list[TextChoice], usage: UsageCount | None) -> TextCompletion:
-        return TextCompletion(
-            id=self._id, created=self._created, model=self._model, choices=choices, usage=usage
-        )
+        return TextCompletion(**self._head, choices=choices, usage=usage)
 
     def _logprobs(self, index: int, tokens: Sequence[TokenLogprobs] | None) -> TextLogprobs | None:
         if tokens is None:

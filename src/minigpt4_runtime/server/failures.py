@@ -1,14 +1,14 @@
-"""What went wrong, as HTTP says it and as OpenAI writes it.
+"""Errors as HTTP statuses and as OpenAI's error objects.
 
 Owns   the one table from an error's class to a status, and the shape of an error's body.
 Takes  any exception; gives a Failure.
-Never  shows a client what an error that nobody raised on purpose says: it may quote anything.
+Never  shows a client the message of an unexpected error, which may quote anything.
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
@@ -27,12 +27,13 @@ from minigpt4_runtime.errors import (
 
 INVALID = "invalid_request_error"
 BROKEN = "server_error"
+RETRY_SOON = {"Retry-After": "1"}
 
-# Its own error may quote another that nobody raised on purpose.
+# An error with status 500 may quote the message of an unexpected one.
 _SILENT = "The server failed on this request. Its log has more under the request id."
 _MOST_CHARACTERS = 500
-_PICTURE = re.compile(r"data:[^\s'\",]*[,;][^\s'\"]{16,}", re.IGNORECASE)
-# What a request is about where its error cannot name a parameter itself.
+_IMAGE = re.compile(r"data:[^\s'\",]*[,;][^\s'\"]{16,}", re.IGNORECASE)
+# The parameter that such an error is about.
 _PARAMS: dict[type[MiniGPT4Error], str] = {ImageError: "messages", PromptTooLongError: "messages"}
 # Error class → status, OpenAI's type, OpenAI's code.
 STATUSES: dict[type[MiniGPT4Error], tuple[int, str, str | None]] = {
@@ -48,70 +49,54 @@ STATUSES: dict[type[MiniGPT4Error], tuple[int, str, str | None]] = {
 }
 
 
-class Refusal(Exception):
-    """A request that the server itself turns down, with all that the client is told."""
-
-    def __init__(
-        self,
-        status: int,
-        message: str,
-        *,
-        kind: str = INVALID,
-        param: str | None = None,
-        code: str | None = None,
-        headers: dict[str, str] | None = None,
-    ) -> None:
-        super().__init__(message)
-        self.failure = Failure(status, message, kind, param, code)
-        self.headers = headers or {}
-
-
-@dataclass(frozen=True)
-class Failure:
-    """An HTTP status and the content of OpenAI's error object."""
+@dataclass(eq=False)
+class Failure(Exception):
+    """An error as the client sees it: HTTP status and headers, and OpenAI's error object."""
 
     status: int
     message: str
-    kind: str
+    kind: str = INVALID
     param: str | None = None
     code: str | None = None
+    headers: dict[str, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return self.message
 
     def as_body(self) -> dict[str, dict[str, str | None]]:
         """OpenAI's shape, in a body or in an event of a stream."""
-        error = {
-            "message": brief(self.message),
-            "type": self.kind,
-            "param": self.param,
-            "code": self.code,
-        }
-        return {"error": error}
+        error = {"message": brief(self.message), "type": self.kind}
+        return {"error": {**error, "param": self.param, "code": self.code}}
 
 
 def brief(message: str) -> str:
     """A message without what it quotes at length: a picture that was sent, or any long value."""
-    told = _PICTURE.sub("data:…", message[: 4 * _MOST_CHARACTERS])
+    told = _IMAGE.sub("data:…", message[: 4 * _MOST_CHARACTERS])
     return told if len(told) <= _MOST_CHARACTERS else told[:_MOST_CHARACTERS] + "…"
 
 
-def no_such_model(asked: str, own: str) -> Refusal:
-    """Another model was asked for than the one that is here."""
+def queue_full(message: str) -> Failure:
+    """The server has no room at the moment."""
+    told = f"{message} Try again later."
+    return Failure(429, told, "rate_limit_error", code="queue_full", headers=RETRY_SOON)
+
+
+def no_such_model(asked: str, own: str) -> Failure:
+    """The request names another model than this server's."""
     message = f"There is no model {asked[:100]!r} here; this is {own!r}."
-    return Refusal(404, message, param="model", code="model_not_found")
+    return Failure(404, message, param="model", code="model_not_found")
 
 
-def refusal_about(error: MiniGPT4Error, subject: str) -> Refusal:
-    """The same error, said of the field that a request has in place of `messages`."""
+def failure_about(error: MiniGPT4Error, subject: str) -> Failure:
+    """Translate an error; `subject` is the request's field in place of `messages`."""
     failure = failure_of(error)
-    param = subject if failure.param == "messages" else failure.param
-    return Refusal(
-        failure.status, failure.message, kind=failure.kind, param=param, code=failure.code
-    )
+    return replace(failure, param=subject) if failure.param == "messages" else failure
 
 
 def failure_of(error: BaseException) -> Failure:
     """Translate any error."""
-    if isinstance(error, Refusal):
-        return error.failure
+    if isinstance(error, Failure):
+        return error
     if isinstance(error, HTTPException):
         kind = INVALID if error.status_code < 500 else BROKEN
         return Failure(error.status_code, str(error.detail), kind)

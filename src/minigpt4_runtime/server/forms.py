@@ -1,9 +1,9 @@
 """The form of an answer, in every way in which it may be asked for.
 
 Owns   the types of OpenAI's `response_format` and `text.format` and of vLLM's
-       `structured_outputs`, and how one of them becomes what SamplingParams hold an answer to.
-Takes  what was read of a request; gives a setting, or a Refusal of what is only half said.
-Never  compiles: whether a form can be followed is the model's to say.
+       `structured_outputs`, and their translation into a setting of SamplingParams.
+Takes  the parsed fields of a request; gives a setting, or a Failure if the schema is missing.
+Never  compiles a schema: the model does.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from minigpt4_runtime.server.absent import Asked
-from minigpt4_runtime.server.failures import Refusal
+from minigpt4_runtime.server.absent import RequestPart
+from minigpt4_runtime.server.failures import Failure
 
 Kind = Literal["text", "json_object", "json_schema"]
 
 
-class JsonSchema(Asked):
+class JsonSchema(RequestPart):
     """A schema and what it is called, which is for people."""
 
     name: str | None = None
@@ -28,7 +28,7 @@ class JsonSchema(Asked):
     strict: bool | None = None
 
 
-class ResponseFormat(Asked):
+class ResponseFormat(RequestPart):
     """The form of the answer: any text, any JSON object, or JSON of a schema."""
 
     type: Kind
@@ -38,16 +38,13 @@ class ResponseFormat(Asked):
         """What an answer is held to; `where` is what the request calls this.
 
         Raises:
-            Refusal: the schema is missing.
+            Failure: the schema is missing.
         """
-        return _json_setting(
-            self.type,
-            self.json_schema.schema_ if self.json_schema else None,
-            f"{where}.json_schema",
-        )
+        schema = self.json_schema.schema_ if self.json_schema else None
+        return _json_setting(self.type, schema, f"{where}.json_schema")
 
 
-class TextFormat(Asked):
+class TextFormat(RequestPart):
     """The same as responses have it, without an object around the schema."""
 
     type: Kind
@@ -60,12 +57,12 @@ class TextFormat(Asked):
         """What an answer is held to; `where` is what the request calls this.
 
         Raises:
-            Refusal: the schema is missing.
+            Failure: the schema is missing.
         """
         return _json_setting(self.type, self.schema_, f"{where}.schema")
 
 
-class StructuredOutputs(Asked):
+class StructuredOutputs(RequestPart):
     """The form of the answer as vLLM's clients ask for it: one of these."""
 
     json_: str | dict[str, Any] | None = Field(None, alias="json")
@@ -91,7 +88,7 @@ def _json_setting(kind: Kind, schema: dict[str, Any] | None, where: str) -> dict
     if kind == "json_object":
         return {"json_schema": {"type": "object"}}
     if schema is None:
-        raise Refusal(400, f"{where} is missing.", param=where, code="missing_parameter")
+        raise Failure(400, f"{where} is missing.", param=where, code="missing_parameter")
     return {"json_schema": schema}
 
 

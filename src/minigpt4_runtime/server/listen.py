@@ -1,8 +1,8 @@
-"""The serving process: it listens, drains when it is told to end, and says how it ended.
+"""The serving process: it listens, drains on a signal, and gives an exit status.
 
 Owns   the socket, the signals, and the order in which things end.
 Takes  an application; gives an exit status: 0 after a drain, 1 when the engine has failed.
-Never  waits for ever: a drain has a grace period, and a second signal ends it at once.
+Never  waits without an end: a drain has a grace period, and a second signal stops it at once.
 """
 
 from __future__ import annotations
@@ -49,9 +49,9 @@ def keep_memory_together() -> None:
 
 
 def keep_what_is_loaded() -> None:
-    """Look for garbage among what comes from now on; call it when all is loaded.
+    """Keep existing objects out of garbage collections; call it when all is loaded.
 
-    A full collection would go over every object of torch, and stop the world for as long.
+    A full collection would visit every object of torch, and stop all threads meanwhile.
     """
     gc.collect()
     gc.freeze()
@@ -68,7 +68,7 @@ def bind(host: str, port: int) -> socket.socket:
     listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        # A client that reads nothing is given up, and its request with it.
+        # A client that reads nothing is disconnected, which cancels its request.
         if hasattr(socket, "TCP_USER_TIMEOUT"):
             listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _STUCK_MS)
         listener.bind((host, port))
@@ -94,7 +94,7 @@ def serve(
     on_start: Callable[[], object] = lambda: None,
 ) -> int:
     """Serve until a signal or a failure, and give the exit status."""
-    return asyncio.run(_Serving(app, listener, grace_seconds, on_start).run())
+    return asyncio.run(_serve(app, listener, grace_seconds, on_start))
 
 
 def serve_until_told(
@@ -116,49 +116,45 @@ def _signals_to(tell: Callable[[int, FrameType | None], object]) -> Iterator[Non
             signal.signal(each, handler)
 
 
-class _Serving:
-    def __init__(
-        self,
-        app: FastAPI,
-        listener: socket.socket,
-        grace_seconds: float,
-        on_start: Callable[[], object],
-    ) -> None:
-        self._parts: Parts = app.state.parts
-        self._listener = listener
-        self._grace_seconds = grace_seconds
-        self._is_told = asyncio.Event()
-        self._server = HttpServer(app, on_start, self._parts.config.connections)
+async def _serve(
+    app: FastAPI, listener: socket.socket, grace_seconds: float, on_start: Callable[[], object]
+) -> int:
+    parts: Parts = app.state.parts
+    server = HttpServer(app, on_start, parts.config.connections)
+    loop, is_told = asyncio.get_running_loop(), asyncio.Event()
+    parts.on_failure = is_told.set
 
-    async def run(self) -> int:
-        self._parts.on_failure = self._is_told.set
-        ending = asyncio.create_task(self._end_when_told())
-        self._loop = asyncio.get_running_loop()
-        with _signals_to(self._tell):
-            await self._server.serve(sockets=[self._listener])
-        ending.cancel()
-        return 1 if self._parts.watch.has_failed else 0
+    def tell(*_: object) -> None:
+        if is_told.is_set():
+            server.should_exit = server.force_exit = True
+        loop.call_soon_threadsafe(is_told.set)
 
-    async def _end_when_told(self) -> None:
-        await self._is_told.wait()
-        if not self._parts.watch.has_failed:
-            log("draining", seconds=self._grace_seconds)
-            if not await self._parts.admission.drain(self._grace_seconds):
-                log("grace period over", unfinished=self._parts.admission.num_taken)
-                self._parts.admission.abort_all()
-        else:
-            # Should anything here wait for the failed engine, it does not do so for long.
-            last_resort = threading.Timer(_FAILED_SECONDS, os._exit, (1,))
-            last_resort.daemon = True
-            last_resort.start()
-        # What was aborted has a moment to tell its clients.
-        await self._parts.admission.drain(_CLOSING_SECONDS)
-        self._server.should_exit = True
+    async def end_when_told() -> None:
+        await is_told.wait()
+        await _end(parts, grace_seconds)
+        server.should_exit = True
 
-    def _tell(self, *_: object) -> None:
-        if self._is_told.is_set():
-            self._server.should_exit = self._server.force_exit = True
-        self._loop.call_soon_threadsafe(self._is_told.set)
+    ending = asyncio.create_task(end_when_told())
+    with _signals_to(tell):
+        await server.serve(sockets=[listener])
+    ending.cancel()
+    return 1 if parts.watch.has_failed else 0
+
+
+async def _end(parts: Parts, grace_seconds: float) -> None:
+    """Let running answers end within the grace period, and abort the rest."""
+    if not parts.watch.has_failed:
+        log("draining", seconds=grace_seconds)
+        if not await parts.admission.drain(grace_seconds):
+            log("grace period over", unfinished=parts.admission.num_taken)
+            parts.admission.abort_all()
+    else:
+        # Nothing here may wait long for the failed engine.
+        last_resort = threading.Timer(_FAILED_SECONDS, os._exit, (1,))
+        last_resort.daemon = True
+        last_resort.start()
+    # Aborted requests have a moment to tell their clients.
+    await parts.admission.drain(_CLOSING_SECONDS)
 
 
 class HttpServer(uvicorn.Server):
@@ -190,11 +186,11 @@ class HttpServer(uvicorn.Server):
         try:
             self._on_start()
         except OSError:
-            # An application that is only cut off would log a traceback.
+            # Without a shutdown the application would log a traceback.
             await self.shutdown(sockets)
             raise
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Leave signals to whoever runs the server: uvicorn would stop to listen at once."""
+        """Leave signals to the caller: uvicorn would stop listening at once."""
         yield

@@ -1,4 +1,4 @@
-"""What the server writes about itself: a line for each request and each event.
+"""The server's log: a line for each request and each event.
 
 Owns   the form of the lines, JSON or plain.
 Takes  log records, with their fields under `extra={"fields": …}`.
@@ -22,7 +22,7 @@ logger = logging.getLogger("minigpt4_runtime.server")
 def set_up_logs(form: LogFormat) -> None:
     """Send the server's lines, and the warnings of every library, to stderr in one form."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(JsonLines() if form == "json" else PlainLines())
+    handler.setFormatter(JsonFormatter() if form == "json" else PlainFormatter())
     handler.addFilter(_is_no_cancellation)
     logging.captureWarnings(True)
     for each, level in ((logger, logging.INFO), (logging.getLogger(), logging.WARNING)):
@@ -32,7 +32,7 @@ def set_up_logs(form: LogFormat) -> None:
 
 
 def _is_no_cancellation(record: logging.LogRecord) -> bool:
-    """A page that is open holds a stream, which ends with the server: that is no error."""
+    """An open page holds a stream, which is cancelled when the server ends: that is no error."""
     return not (record.exc_info and record.exc_info[0] is asyncio.CancelledError)
 
 
@@ -42,7 +42,7 @@ def log(event: str, *, level: int = logging.INFO, **fields: Any) -> None:
 
 
 def log_failure(error: BaseException, **fields: Any) -> None:
-    """Write where an unexpected error came from; not what it says, which may quote anything."""
+    """Write where an unexpected error was raised; not its message, which may quote anything."""
     frames = traceback.extract_tb(error.__traceback__)
     places = [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in frames]
     name = type(error).__name__
@@ -52,7 +52,7 @@ def log_failure(error: BaseException, **fields: Any) -> None:
 def _fields(record: logging.LogRecord) -> dict[str, Any]:
     message, error = record.getMessage(), {}
     if record.exc_info and record.exc_info[0]:
-        # asyncio goes on with the task that failed, and its error in full.
+        # After the first line asyncio describes the failed task, and its error in full.
         message = message.partition("\n")[0]
         error["error"] = record.exc_info[0].__name__
     return {
@@ -64,7 +64,7 @@ def _fields(record: logging.LogRecord) -> dict[str, Any]:
     }
 
 
-class JsonLines(logging.Formatter):
+class JsonFormatter(logging.Formatter):
     """One JSON object a line."""
 
     def format(self, record: logging.LogRecord) -> str:
@@ -72,13 +72,13 @@ class JsonLines(logging.Formatter):
         return json.dumps(_fields(record), default=str)
 
 
-class PlainLines(logging.Formatter):
+class PlainFormatter(logging.Formatter):
     """Time, level and event, then name=value."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Write a record."""
         fields = _fields(record)
         head = f"{fields.pop('time')} {fields.pop('level'):7} {fields.pop('event')}"
-        # A line stays a line, whatever a client has put into it.
+        # JSON escapes line ends in values that a client sent.
         return " ".join([head, *(f"{name}={json.dumps(v, default=str)}"
                                  for name, v in fields.items())])  # fmt: skip

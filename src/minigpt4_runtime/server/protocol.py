@@ -1,7 +1,7 @@
 """What may be asked, as types: the settings of all requests, and OpenAI's chat completions.
 
 Owns   names, types and ranges, and how settings become SamplingParams.
-Takes  the bytes of a body; gives a request, or a Refusal that names what is wrong.
+Takes  the bytes of a body; gives a request, or a Failure that names what is wrong.
 Never  decides alone what may be left out: `absent` has the rule for all requests.
 """
 
@@ -15,11 +15,11 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from minigpt4_runtime.config import LOGIT_BIAS_RANGE, SAMPLING_RANGES, SamplingParams
 from minigpt4_runtime.errors import ConfigError
 from minigpt4_runtime.messages import Role
-from minigpt4_runtime.server.absent import INSTEAD, Asked
-from minigpt4_runtime.server.failures import Refusal
+from minigpt4_runtime.server.absent import INSTEAD, RequestPart
+from minigpt4_runtime.server.failures import Failure
 from minigpt4_runtime.server.forms import ResponseFormat, StructuredOutputs
 
-A = TypeVar("A", bound=Asked)
+A = TypeVar("A", bound=RequestPart)
 
 
 def within(setting: str) -> Any:
@@ -27,20 +27,20 @@ def within(setting: str) -> Any:
     return Field(None, **SAMPLING_RANGES[setting].bounds)
 
 
-class TextPart(Asked):
+class TextPart(RequestPart):
     """A piece of text in a message."""
 
     type: Literal["text"]
     text: str
 
 
-class ImageURL(Asked):
+class ImageURL(RequestPart):
     """Where a picture is: a data URL, or what the server was started to allow."""
 
     url: str
 
 
-class ImagePart(Asked):
+class ImagePart(RequestPart):
     """A picture in a message; its URL may stand there without the object around it."""
 
     type: Literal["image_url"]
@@ -55,7 +55,7 @@ class ImagePart(Asked):
 Part = Annotated[TextPart | ImagePart, Field(discriminator="type")]
 
 
-class ChatMessage(Asked):
+class ChatMessage(RequestPart):
     """One turn. An answer may be sent back as it came, one without any text too."""
 
     role: Literal["system", "developer", "user", "assistant"]
@@ -87,14 +87,14 @@ _TokenId = Annotated[int, Field(ge=0, strict=False)]
 _Bias = Annotated[float, Field(**LOGIT_BIAS_RANGE.bounds)]
 
 
-class StreamOptions(Asked):
+class StreamOptions(RequestPart):
     """What a stream has beside the text."""
 
     include_usage: bool | None = None
     continuous_usage_stats: bool | None = None
 
 
-class Settings(Asked):
+class TextRequest(RequestPart):
     """What every request for a text may set. Those from `top_k` on are extensions.
 
     Answers are greedy unless a temperature is given.
@@ -165,7 +165,7 @@ class Settings(Asked):
         """How the answer with this number is chosen; the server allows `max_tokens` tokens.
 
         Raises:
-            Refusal: settings that exclude each other, or too many tokens.
+            Failure: settings that exclude each other, or too many tokens.
         """
         values: dict[str, Any] = {
             "temperature": self.temperature, "top_p": self.top_p, "top_k": self.top_k,
@@ -183,30 +183,30 @@ class Settings(Asked):
         is_beams = (self.num_beams or 1) > 1
         if self.length_penalty is not None and not is_beams:
             message = "length_penalty needs num_beams above 1: it ranks beams."
-            raise Refusal(400, message, param="length_penalty", code="invalid_value")
+            raise Failure(400, message, param="length_penalty", code="invalid_value")
         try:
             return SamplingParams(max_new_tokens=max_new_tokens, seed=seed, **given)
         except ConfigError as error:
             # Ranges are checked: what is left has no bounds, or does not go together with beams.
             first = str(error).partition(" ")[0]
             param = first if first in type(self).model_fields else "num_beams"
-            raise Refusal(400, str(error), param=param, code="invalid_value") from None
+            raise Failure(400, str(error), param=param, code="invalid_value") from None
 
     def _max_tokens(self, most: int) -> int:
         names = ("max_tokens", "max_completion_tokens", "max_output_tokens")
         given = {name: value for name in names if (value := getattr(self, name, None)) is not None}
         if len(set(given.values())) > 1:
             message = f"{' and '.join(given)} say different things. Give one of them."
-            raise Refusal(400, message, param="max_tokens")
+            raise Failure(400, message, param="max_tokens")
         wanted = next(iter(given.values()), None)
         if wanted is None:
             wanted = max(min(self.default_max_tokens, most), self.min_tokens or 0)
         if wanted > most:
-            raise Refusal(
+            raise Failure(
                 400, f"max_tokens is {wanted}; this server allows {most}.", param="max_tokens"
             )
         if (self.min_tokens or 0) > wanted:
-            raise Refusal(
+            raise Failure(
                 400,
                 f"min_tokens is {self.min_tokens}, above max_tokens {wanted}.",
                 param="min_tokens",
@@ -223,7 +223,7 @@ class Settings(Asked):
         if len(forms) > 1:
             names = dict.fromkeys(name for name, _ in forms)
             message = f"{' and '.join(names)}: give one form."
-            raise Refusal(400, message, param=self.form_param, code="invalid_value")
+            raise Failure(400, message, param=self.form_param, code="invalid_value")
         return forms[0][1] if forms else {}
 
     @property
@@ -248,7 +248,7 @@ class Settings(Asked):
         return None
 
 
-class ChatRequest(Settings):
+class ChatRequest(TextRequest):
     """The body of POST /v1/chat/completions."""
 
     messages: list[ChatMessage] = Field(min_length=1, max_length=1024)
@@ -269,7 +269,7 @@ class ChatRequest(Settings):
 
     def _num_logprobs(self) -> int | None:
         if self.top_logprobs and not self.logprobs:
-            raise Refusal(400, "top_logprobs needs logprobs to be true.", param="top_logprobs")
+            raise Failure(400, "top_logprobs needs logprobs to be true.", param="top_logprobs")
         return (self.top_logprobs or 0) if self.logprobs else None
 
 
@@ -277,31 +277,31 @@ def read_request(body: bytes | bytearray, kind: type[A]) -> A:
     """Parse and check a body as one of these requests.
 
     Raises:
-        Refusal: it is no JSON, or not of the form that is wanted; `param` says where.
+        Failure: it is no JSON, or not of the form that is wanted; `param` says where.
     """
     try:
         asked = kind.model_validate_json(body, context=set())
     except ValidationError as error:
         raise _refusal_of(error) from None
-    if isinstance(asked, Settings) and asked.wants_usage and not asked.stream:
-        raise Refusal(400, "stream_options needs stream to be true.", param="stream_options")
+    if isinstance(asked, TextRequest) and asked.wants_usage and not asked.stream:
+        raise Failure(400, "stream_options needs stream to be true.", param="stream_options")
     return asked
 
 
-def _refusal_of(error: ValidationError) -> Refusal:
+def _refusal_of(error: ValidationError) -> Failure:
     # Of a union's alternatives, the one that fits furthest is the one that was meant.
     faults = error.errors(include_url=False, include_input=False)
     fault = max(faults, key=lambda each: (len(each["loc"]), not each["type"].endswith("_type")))
     where, kind = _path(fault["loc"]), fault["type"]
     if kind == "json_invalid":
-        return Refusal(400, f"The body is not JSON that can be read: {fault['msg']}.")
+        return Failure(400, f"The body is not JSON that can be read: {fault['msg']}.")
     if kind == "extra_forbidden":
         advice = INSTEAD.get(str(fault["loc"][-1]), "Leave it out.")
         message = f"{where} is not supported by this server. {advice}"
-        return Refusal(400, message, param=where, code="unsupported_parameter")
+        return Failure(400, message, param=where, code="unsupported_parameter")
     if kind == "missing":
-        return Refusal(400, f"{where} is missing.", param=where, code="missing_parameter")
-    return Refusal(400, f"{where or 'The body'}: {fault['msg']}.", param=where or None,
+        return Failure(400, f"{where} is missing.", param=where, code="missing_parameter")
+    return Failure(400, f"{where or 'The body'}: {fault['msg']}.", param=where or None,
                    code="invalid_value")  # fmt: skip
 
 
@@ -323,7 +323,7 @@ def _path(location: tuple[int | str, ...]) -> str:
     return path[:200]
 
 
-def request_schemas(kinds: Sequence[type[Asked]]) -> dict[str, Any]:
+def request_schemas(kinds: Sequence[type[RequestPart]]) -> dict[str, Any]:
     """These requests and their parts by name, for an OpenAPI document's components."""
     schemas: dict[str, Any] = {}
     for kind in kinds:

@@ -15,22 +15,22 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BaseModel, Field, field_validator
 
 from minigpt4_runtime.messages import Reply, TextDelta
-from minigpt4_runtime.server.absent import Asked
+from minigpt4_runtime.server.absent import RequestPart
 from minigpt4_runtime.server.failures import Failure
 from minigpt4_runtime.server.forms import TextFormat
 from minigpt4_runtime.server.protocol import (
     ChatMessage,
     ImagePart,
     ImageURL,
-    Settings,
     TextPart,
+    TextRequest,
     within,
 )  # fmt: skip
 
 # --- what is asked ------------------------------------------------------------------------------
 
 
-class ResponseText(Asked):
+class ResponseText(RequestPart):
     """A piece of text, asked or answered before."""
 
     type: Literal["input_text", "output_text"]
@@ -42,7 +42,7 @@ class ResponseText(Asked):
         return TextPart(type="text", text=self.text)
 
 
-class ResponseImage(Asked):
+class ResponseImage(RequestPart):
     """A picture: a data URL, or what the server was started to allow."""
 
     type: Literal["input_image"]
@@ -57,7 +57,7 @@ class ResponseImage(Asked):
 ResponsePart = Annotated[ResponseText | ResponseImage, Field(discriminator="type")]
 
 
-class ResponseMessage(Asked):
+class ResponseMessage(RequestPart):
     """One turn. What a response has as its output may be sent back as it came."""
 
     type: Literal["message"] = "message"
@@ -71,13 +71,13 @@ class ResponseMessage(Asked):
         return ChatMessage(role=self.role, content=content)
 
 
-class TextOptions(Asked):
+class TextOptions(RequestPart):
     """How the text is to look: without a format it is free."""
 
     format: TextFormat | None = None
 
 
-class ResponseRequest(Settings):
+class ResponseRequest(TextRequest):
     """The body of POST /v1/responses. Nothing is stored, whatever `store` says."""
 
     subject: ClassVar[str] = "input"

@@ -22,8 +22,8 @@ _V6_CLIENT_BITS = 64
 class ConnectionLimits:
     """How many connections are held, and how many of them, and of the answers, for one client.
 
-    Who asks through one of the `proxies` is the client that the proxy names, as for proxies on this
-    machine. Programs on this machine are not counted, nor is anyone without `per_client`.
+    Of a request through one of the `proxies`, or a proxy on this machine, the client that it names
+    is counted. Programs on this machine are not counted. Without `per_client` no client is.
     """
 
     most: int = 512
@@ -42,11 +42,11 @@ class ConnectionLimits:
 
     @cached_property
     def networks(self) -> list[IPv4Network | IPv6Network]:
-        """The addresses that are believed about their clients: this machine's, and the proxies'."""
+        """The addresses whose word about their clients is trusted: this machine's, the proxies'."""
         return [ip_network(each) for each in ("127.0.0.0/8", "::1", *self.proxies)]
 
     def client_of(self, address: str | None) -> str | None:
-        """As which client an address counts; None for one that is not counted."""
+        """The client to which an address belongs; None for one that is not counted."""
         try:
             ip = ip_address((address or "").partition("%")[0])
         except ValueError:

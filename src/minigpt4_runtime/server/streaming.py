@@ -11,7 +11,7 @@ import asyncio
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from typing import Protocol
+from typing import Any, ClassVar, Protocol
 
 from pydantic import BaseModel
 
@@ -30,15 +30,15 @@ from minigpt4_runtime.server.answered import (
     UsageCount,
 )
 from minigpt4_runtime.server.failures import Failure
-from minigpt4_runtime.server.protocol import Settings
+from minigpt4_runtime.server.protocol import TextRequest
 
 DONE = b"data: [DONE]\n\n"
 
 
 class Answers:
-    """The answers to one request as they grow: iterate for (choice, delta), as they come.
+    """The answers to one request as they grow: an iterator over (choice, delta).
 
-    Whoever iterates gets the first error of any of them, `abort`'s included; then nothing more.
+    The first error of any answer, or of `abort`, is raised and ends the iteration.
     """
 
     def __init__(self, tickets: Sequence[AsyncIterator[TextDelta]]) -> None:
@@ -71,11 +71,11 @@ class Answers:
         return item
 
     def abort(self, error: Exception) -> None:
-        """Let whoever reads get this error next."""
+        """Raise this error in the iteration."""
         self._came.put_nowait(error)
 
     def cancel(self) -> None:
-        """Nobody wants more. A ticket whose reading is cancelled cancels its request."""
+        """End the iteration. A ticket whose reading is cancelled cancels its request."""
         self._num_open = 0
         for reader in self._readers:
             reader.cancel()
@@ -89,33 +89,60 @@ class Writer(Protocol):
         ...
 
     def start(self) -> bytes:
-        """What a stream begins with."""
+        """The first events of a stream."""
         ...
 
     def piece(self, index: int, delta: TextDelta) -> bytes:
-        """A further piece of one answer."""
+        """The event of a further piece of one answer."""
         ...
 
     def end(self, replies: Sequence[Reply]) -> bytes:
-        """What a stream ends with when all answers are whole."""
+        """The last events of a stream whose answers are whole."""
         ...
 
     def failed(self, failure: Failure) -> bytes:
-        """What a stream ends with that cannot go on."""
+        """The last events of a stream that failed."""
         ...
 
 
-class ChatWriter:
-    """Writes chat completions. `bytes_of` says what a token adds to a text."""
+class CompletionWriter:
+    """The common part of chat completions and completions. `bytes_of` gives a token's bytes."""
 
-    def __init__(self, asked: Settings, model_name: str, bytes_of: Callable[[int], bytes]) -> None:
-        self.id = f"chatcmpl-{secrets.token_hex(12)}"
-        # Not the request itself, which may hold pictures.
+    prefix: ClassVar[str]
+
+    def __init__(
+        self, asked: TextRequest, model_name: str, bytes_of: Callable[[int], bytes]
+    ) -> None:
+        # Not the request itself, which may hold images.
         self._num_choices = asked.num_choices
+        self._num_prompts = max(1, len(asked.prompts))
         self._wants_usage, self._wants_counts = asked.wants_usage, asked.wants_counts
-        self._created = int(time.time())
-        self._model = model_name
         self._bytes_of = bytes_of
+        self._head: dict[str, Any] = {
+            "id": f"{self.prefix}-{secrets.token_hex(12)}", "created": int(time.time()),
+            "model": model_name,
+        }  # fmt: skip
+
+    def failed(self, failure: Failure) -> bytes:
+        """The event of an error."""
+        return as_event(ErrorBody.model_validate(failure.as_body()))
+
+    def _usage(self, replies: Sequence[Reply]) -> UsageCount:
+        """The whole request's tokens: each of its prompts once, and all its answers."""
+        per_prompt = len(replies) // self._num_prompts
+        prompt = sum(reply.usage.prompt_tokens for reply in replies[::per_prompt])
+        return _count(prompt, sum(reply.usage.completion_tokens for reply in replies))
+
+    def _usage_so_far(self, delta: TextDelta) -> UsageCount | None:
+        """One answer's tokens up to this piece, if each piece is to have them."""
+        usage = delta.usage if self._wants_counts else None
+        return _count(usage.prompt_tokens, usage.completion_tokens) if usage else None
+
+
+class ChatWriter(CompletionWriter):
+    """Writes chat completions."""
+
+    prefix = "chatcmpl"
 
     def whole(self, replies: Sequence[Reply]) -> ChatCompletion:
         """All answers, whole."""
@@ -128,10 +155,7 @@ class ChatWriter:
             )
             for index, reply in enumerate(replies)
         ]
-        return ChatCompletion(
-            id=self.id, created=self._created, model=self._model, choices=choices,
-            usage=usage_of(replies),
-        )  # fmt: skip
+        return ChatCompletion(**self._head, choices=choices, usage=self._usage(replies))
 
     def start(self) -> bytes:
         """The event that opens each choice with its role."""
@@ -143,7 +167,7 @@ class ChatWriter:
     def piece(self, index: int, delta: TextDelta) -> bytes:
         """The event of a further piece; the end of a choice is an event of its own."""
         logprobs, events = self._logprobs(delta.logprobs or None), b""
-        usage = count_of(delta) if self._wants_counts else None
+        usage = self._usage_so_far(delta)
         if delta.text or logprobs:
             choice = ChunkChoice(index=index, delta=Delta(content=delta.text), logprobs=logprobs)
             events += self._event(choice, usage=usage)
@@ -154,19 +178,12 @@ class ChatWriter:
         return events
 
     def end(self, replies: Sequence[Reply]) -> bytes:
-        """The event that tells what all of it cost, if that is wanted, and the last one."""
-        usage = self._event(usage=usage_of(replies)) if self._wants_usage else b""
+        """The event with the usage, if the client wants it, and the last one."""
+        usage = self._event(usage=self._usage(replies)) if self._wants_usage else b""
         return usage + DONE
 
-    def failed(self, failure: Failure) -> bytes:
-        """The event that tells what went wrong."""
-        return as_event(ErrorBody.model_validate(failure.as_body()))
-
     def _event(self, *choices: ChunkChoice, usage: UsageCount | None = None) -> bytes:
-        chunk = ChatChunk(
-            id=self.id, created=self._created, model=self._model, choices=list(choices), usage=usage
-        )
-        return as_event(chunk)
+        return as_event(ChatChunk(**self._head, choices=list(choices), usage=usage))
 
     def _logprobs(self, tokens: Sequence[TokenLogprobs] | None) -> ChoiceLogprobs | None:
         if tokens is None:
@@ -189,24 +206,11 @@ class ChatWriter:
 
 
 def finite(logprob: float) -> float:
-    """JSON has no -inf; OpenAI writes so for what is as good as impossible."""
+    """JSON has no -inf; OpenAI writes -9999 for an impossible token."""
     return max(logprob, -9999.0)
 
 
-def usage_of(replies: Sequence[Reply], num_prompts: int = 1) -> UsageCount:
-    """What a request cost: each of its prompts once, and all its answers."""
-    per_prompt = len(replies) // num_prompts
-    prompt = sum(reply.usage.prompt_tokens for reply in replies[::per_prompt])
-    return _usage(prompt, sum(reply.usage.completion_tokens for reply in replies))
-
-
-def count_of(delta: TextDelta) -> UsageCount | None:
-    """What one answer cost up to here."""
-    usage = delta.usage
-    return _usage(usage.prompt_tokens, usage.completion_tokens) if usage else None
-
-
-def _usage(prompt: int, completion: int) -> UsageCount:
+def _count(prompt: int, completion: int) -> UsageCount:
     return UsageCount(
         prompt_tokens=prompt, completion_tokens=completion, total_tokens=prompt + completion
     )

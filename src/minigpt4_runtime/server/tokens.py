@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Self
 from pydantic import BaseModel, Field, model_validator
 
 from minigpt4_runtime.messages import Message, image
-from minigpt4_runtime.server.absent import Asked
+from minigpt4_runtime.server.absent import RequestPart
 from minigpt4_runtime.server.protocol import ChatMessage, TextPart
 
 if TYPE_CHECKING:
     from minigpt4_runtime.api import MiniGPT4
 
 
-class TokenizeRequest(Asked):
+class TokenizeRequest(RequestPart):
     """The body of POST /tokenize: one of `prompt` and `messages`."""
 
     model: str | None = None

@@ -18,7 +18,7 @@ from starlette.requests import ClientDisconnect
 
 from minigpt4_runtime.config import SamplingParams
 from minigpt4_runtime.errors import ConfigError, RequestError
-from minigpt4_runtime.server.failures import BROKEN, Refusal
+from minigpt4_runtime.server.failures import BROKEN, Failure
 from minigpt4_runtime.server.logs import log, log_failure
 
 if TYPE_CHECKING:
@@ -27,10 +27,10 @@ if TYPE_CHECKING:
 _SECONDS_BETWEEN_LOOKS = 1.0
 
 
-def engine_failed() -> Refusal:
+def engine_failed() -> Failure:
     """What requests are told whose engine is gone."""
     message = "The engine failed; the server ends and is started anew. Try again later."
-    return Refusal(503, message, kind=BROKEN, code="engine_failed", headers={"Retry-After": "10"})
+    return Failure(503, message, kind=BROKEN, code="engine_failed", headers={"Retry-After": "10"})
 
 
 class EngineWatch:
@@ -56,7 +56,7 @@ class EngineWatch:
 
     def report(self, error: Exception) -> None:
         """A request ended with this. What it brought about itself raises no doubt."""
-        is_own = isinstance(error, (RequestError, ConfigError, Refusal, ClientDisconnect))
+        is_own = isinstance(error, (RequestError, ConfigError, Failure, ClientDisconnect))
         if not is_own and not self.has_failed:
             self.trouble = "a step of the engine failed"
             self._doubt.set()

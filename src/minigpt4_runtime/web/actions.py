@@ -17,13 +17,13 @@ from minigpt4_runtime.optional import require
 from minigpt4_runtime.web.controls import read_controls
 from minigpt4_runtime.web.dialogue import INSTALL, DialogueError, Server, Turn
 from minigpt4_runtime.web.kept import read_kept, write_kept
-from minigpt4_runtime.web.uploads import Asked, Uploads
+from minigpt4_runtime.web.uploads import QuestionBox, Uploads
 
 gradio = require("gradio", install=INSTALL)
 
 FIRST_QUESTION = "Describe this picture."
 _NO_ANSWER = "*Stopped before there was an answer.*"
-# As _as_chat makes them: the question with its pictures, and the answer.
+# As _as_chat makes them: the question with its images, and the answer.
 _MESSAGES_PER_TURN = 2
 
 
@@ -84,21 +84,21 @@ class Actions:
                 f"{num_missing} of the pictures in this dialogue could not be kept. Upload them "
                 "again to ask about them.",
             )
-        return _show(restored, question=Asked())
+        return _show(restored, question=QuestionBox())
 
     def take_example(self, box: Any, chosen: gradio.SelectData) -> dict[str, Any]:  # type: ignore[name-defined]
-        """Put an example's picture into the question box, beside those that are there."""
-        asked, picture = self._uploads.read(box), self._examples[int(chosen.index)]
-        others = tuple(each for each in asked.pictures if each != picture)
-        return replace(asked, pictures=(*others, picture)).as_value()
+        """Put an example's image into the question box, beside those that are there."""
+        asked, image = self._uploads.read(box), self._examples[int(chosen.index)]
+        others = tuple(each for each in asked.images if each != image)
+        return replace(asked, images=(*others, image)).as_value()
 
     async def ask(
         self, growing: Growing, turns: list[Turn], box: Any, *controls: Any
     ) -> AsyncIterator[Shown]:
         """Ask one more question, as it stands in the question box."""
         asked = self._uploads.read(box)
-        turn = Turn(asked.text.strip(), asked.pictures)
-        async for shown in self._answer(growing, [*turns, turn], controls, question=Asked()):
+        turn = Turn(asked.text.strip(), asked.images)
+        async for shown in self._answer(growing, [*turns, turn], controls, question=QuestionBox()):
             yield shown
 
     async def retry(
@@ -128,7 +128,7 @@ class Actions:
         if not turns:
             return _show([])
         *before, last = turns
-        return _show(before, question=Asked(last.question, last.pictures))
+        return _show(before, question=QuestionBox(last.question, last.images))
 
     def stop(self, growing: Growing, turns: list[Turn]) -> Shown:
         """End the answer that grows; what there is of it stays."""
@@ -138,7 +138,7 @@ class Actions:
     def clear(self, growing: Growing, _: list[Turn]) -> Shown:
         """An empty page."""
         growing.answer = None
-        return _show([], question=Asked(FIRST_QUESTION))
+        return _show([], question=QuestionBox(FIRST_QUESTION))
 
     async def _answer(
         self,
@@ -146,7 +146,7 @@ class Actions:
         turns: list[Turn],
         controls: Sequence[Any],
         *,
-        question: Asked | None = None,
+        question: QuestionBox | None = None,
     ) -> AsyncIterator[Shown]:
         """Answer the last turn anew."""
         if not turns or not turns[-1].question:
@@ -169,7 +169,7 @@ class Actions:
         except DialogueError as error:
             _warn("No answer", str(error), seconds=20)
             # The question comes back, to be asked again when what was wrong is mended.
-            yield _show(before, question=Asked(last.question, last.pictures))
+            yield _show(before, question=QuestionBox(last.question, last.images))
         else:
             yield _show([*before, last])
 
@@ -180,7 +180,9 @@ class Actions:
             return None
 
 
-def _show(turns: Sequence[Turn], *, question: Asked | None = None, grows: bool = False) -> Shown:
+def _show(
+    turns: Sequence[Turn], *, question: QuestionBox | None = None, grows: bool = False
+) -> Shown:
     """The dialogue and the buttons that go with it; the question box only if one is given."""
     with_turns = gradio.update(interactive=bool(turns))
     return Shown(
@@ -211,9 +213,9 @@ def _as_chat(turns: Sequence[Turn], *, grows: bool) -> list[dict[str, Any]]:
     """Turns as Gradio shows them: two messages each."""
     messages: list[dict[str, Any]] = []
     for turn in turns:
-        pictures = [{"path": str(picture)} for picture in turn.pictures]
+        images = [{"path": str(image)} for image in turn.images]
         nothing = "…" if grows and turn is turns[-1] else _NO_ANSWER
-        messages.append({"role": "user", "content": [*pictures, turn.question]})
+        messages.append({"role": "user", "content": [*images, turn.question]})
         messages.append({"role": "assistant", "content": turn.answer or nothing})
     return messages
 

@@ -1,8 +1,7 @@
 """The controls beside the dialogue: how answers are chosen.
 
 Owns   their order, ranges and words.
-Takes  what they send; gives Settings.
-Never  asks anything.
+Takes  their values; gives AnswerSettings.
 """
 
 from __future__ import annotations
@@ -12,14 +11,14 @@ from typing import Any
 
 from minigpt4_runtime.config import SAMPLING_RANGES, SamplingParams
 from minigpt4_runtime.optional import require
-from minigpt4_runtime.web.dialogue import INSTALL, DialogueError, Settings
+from minigpt4_runtime.web.dialogue import INSTALL, AnswerSettings, DialogueError
 
 gradio = require("gradio", install=INSTALL)
 
 
 def add_controls() -> list[Any]:
-    """Show the controls, in the order of Settings' fields."""
-    default = Settings()
+    """Show the controls, in the order of AnswerSettings' fields."""
+    default = AnswerSettings()
     return [
         gradio.Textbox(
             default.system, label="System text", placeholder="The model's own", lines=1,
@@ -58,14 +57,14 @@ def _slider(
     )  # fmt: skip
 
 
-def read_controls(*values: Any) -> Settings:
-    """What the controls say.
+def read_controls(*values: Any) -> AnswerSettings:
+    """Read the values of the controls.
 
     Raises:
         DialogueError: the seed is no whole number, or too large.
     """
     *others, seed = values
-    return replace(Settings(*others), seed=_read_seed(seed or ""))
+    return replace(AnswerSettings(*others), seed=_read_seed(seed or ""))
 
 
 def _read_seed(text: str) -> int | None:

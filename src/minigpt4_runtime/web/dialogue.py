@@ -1,4 +1,4 @@
-"""A dialogue about pictures, as the page keeps it, and its answers from a server.
+"""A dialogue about images, as the page keeps it, and its answers from a server.
 
 Owns   the turns, how they are asked for over the API, and what an error is called on the page.
 Takes  an address and turns; gives the last turn's answer as it grows.
@@ -26,16 +26,16 @@ _TIMEOUT_SECONDS = 600.0
 
 @dataclass(frozen=True)
 class Turn:
-    """A question, the pictures that came with it, and the answer so far, if there is any."""
+    """A question, its images, and the answer so far, if there is any."""
 
     question: str
-    pictures: tuple[Path, ...] = ()
+    images: tuple[Path, ...] = ()
     answer: str = ""
 
 
 @dataclass(frozen=True)
-class Settings:
-    """What the controls beside the dialogue say."""
+class AnswerSettings:
+    """The values of the controls beside the dialogue."""
 
     system: str = ""
     temperature: float = SamplingParams.temperature
@@ -47,7 +47,7 @@ class Settings:
     seed: int | None = SamplingParams.seed
 
     def as_fields(self) -> dict[str, Any]:
-        """What to ask for, as the OpenAI client takes it.
+        """These settings as arguments of the OpenAI client.
 
         Without a seed the server draws one. Extensions of the API are named only where they are
         used: another server may not know them.
@@ -67,7 +67,7 @@ class Settings:
 
 
 class DialogueError(Exception):
-    """What went wrong, in a sentence for the page."""
+    """A failure, in one sentence for the page."""
 
 
 @dataclass(frozen=True)
@@ -91,11 +91,11 @@ class Server:
         # Only our own server says what a model can do.
         return str(models.data[0].id), str(getattr(models.data[0], "description", ""))
 
-    async def answer(self, turns: Sequence[Turn], settings: Settings) -> AsyncGenerator[str]:
+    async def answer(self, turns: Sequence[Turn], settings: AnswerSettings) -> AsyncGenerator[str]:
         """The answer to the last turn's question, as it grows. Leaving it early cancels it.
 
         Raises:
-            DialogueError: the server refuses, or is not there, or a picture is not.
+            DialogueError: the server refuses or cannot be reached, or an image is gone.
         """
         messages = as_messages(turns, settings.system)
         async with self._client() as client:
@@ -136,27 +136,27 @@ class Server:
 
 
 def as_messages(turns: Sequence[Turn], system: str = "") -> list[dict[str, Any]]:
-    """Turns as the API takes them: pictures as data URLs. The last answer is still to come.
+    """Turns as the API takes them: images as data URLs. The last answer is still to come.
 
     Raises:
-        DialogueError: a picture is not there any more.
+        DialogueError: an image is gone.
     """
     messages: list[dict[str, Any]] = []
     if system.strip():
         messages.append({"role": "system", "content": system.strip()})
     for turn in turns:
         text = {"type": "text", "text": turn.question}
-        pictures = [_as_part(picture) for picture in turn.pictures]
-        messages.append({"role": "user", "content": [*pictures, text]})
+        images = [_as_part(image) for image in turn.images]
+        messages.append({"role": "user", "content": [*images, text]})
         if turn.answer and turn is not turns[-1]:
             messages.append({"role": "assistant", "content": turn.answer})
     return messages
 
 
-def _as_part(picture: Path) -> dict[str, Any]:
-    kind = mimetypes.guess_type(picture)[0] or "image/png"
+def _as_part(image: Path) -> dict[str, Any]:
+    kind = mimetypes.guess_type(image)[0] or "image/png"
     try:
-        data = base64.b64encode(picture.read_bytes()).decode("ascii")
+        data = base64.b64encode(image.read_bytes()).decode("ascii")
     except OSError:
         raise DialogueError(
             "A picture of this dialogue is not kept any more. Clear it and upload the picture."

@@ -2,7 +2,7 @@
 
 Owns   the form in which turns go to the browser and come back; page.js stores it.
 Takes  turns; gives text, and turns again.
-Never  trusts what comes back: it may be damaged, or of another version of this page.
+Never  trusts the returned text: it may be damaged, or of another version of this page.
 """
 
 from __future__ import annotations
@@ -34,25 +34,21 @@ class _KeptDialogue(_Strict):
 
 
 def write_kept(turns: Sequence[Turn]) -> str:
-    """What the browser is to keep; nothing where there are no turns."""
+    """The turns as text for the browser; empty without turns."""
     if not turns:
         return ""
     kept = tuple(
-        _KeptTurn(
-            question=turn.question, answer=turn.answer, pictures=tuple(map(str, turn.pictures))
-        )
+        _KeptTurn(question=turn.question, answer=turn.answer, pictures=tuple(map(str, turn.images)))
         for turn in turns
     )
     return _KeptDialogue(version=1, turns=kept).model_dump_json()
 
 
-def read_kept(
-    text: str, find_picture: Callable[[str], Path | None]
-) -> tuple[tuple[Turn, ...], int]:
-    """The turns that were kept, and how many of their pictures are not here any more.
+def read_kept(text: str, find_image: Callable[[str], Path | None]) -> tuple[tuple[Turn, ...], int]:
+    """The turns that were kept, and how many of their images are gone.
 
     Raises:
-        DialogueError: this is no dialogue that this version of the page has kept.
+        DialogueError: the text is damaged or of another version of the page.
     """
     try:
         kept = _KeptDialogue.model_validate_json(text)
@@ -63,8 +59,8 @@ def read_kept(
         ) from None
     turns, num_missing = [], 0
     for turn in kept.turns:
-        found = [find_picture(name) if name else None for name in turn.pictures]
-        pictures = tuple(picture for picture in found if picture)
-        num_missing += len(found) - len(pictures)
-        turns.append(Turn(turn.question, pictures, turn.answer))
+        found = [find_image(name) if name else None for name in turn.pictures]
+        images = tuple(filter(None, found))
+        num_missing += len(found) - len(images)
+        turns.append(Turn(turn.question, images, turn.answer))
     return tuple(turns), num_missing

@@ -1,8 +1,8 @@
-"""Pictures as they were uploaded to the page: found again, and nothing else of this machine.
+"""The images that were uploaded to the page.
 
-Owns   what counts as uploaded.
-Takes  the paths that a browser names; gives those that lie in Gradio's upload folder.
-Never  opens a picture, nor fetches one.
+Owns   the check that a path is an upload, and no other file of this machine.
+Takes  the paths that a browser names; gives those in Gradio's upload folder.
+Never  opens an image or fetches one.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ gradio = require("gradio", install=INSTALL)
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What stands in the question box."""
+class QuestionBox:
+    """The content of the question box."""
 
     text: str = ""
-    pictures: tuple[Path, ...] = ()
+    images: tuple[Path, ...] = ()
 
     def as_value(self) -> dict[str, Any]:
-        """The same as the box shows it."""
-        return {"text": self.text, "files": [str(picture) for picture in self.pictures]}
+        """The content in Gradio's form."""
+        return {"text": self.text, "files": list(map(str, self.images))}
 
 
 class Uploads:
@@ -37,7 +37,7 @@ class Uploads:
         self._folder = Path(component.GRADIO_CACHE).resolve()
 
     def find(self, name: str) -> Path:
-        """The picture of this path, if it was uploaded.
+        """The image at this path, if it was uploaded.
 
         Raises:
             gradio.Error: it lies elsewhere, or is not there any more.
@@ -51,23 +51,23 @@ class Uploads:
             raise not_uploaded()
         return path
 
-    def read(self, value: Mapping[str, Any] | None) -> Asked:
-        """What the question box holds, as Gradio gives it: it checks no path.
+    def read(self, value: Mapping[str, Any] | None) -> QuestionBox:
+        """Check the question box's content, which Gradio passes on as the browser sent it.
 
         Raises:
-            gradio.Error: a picture in it was not uploaded.
+            gradio.Error: an image in it was not uploaded.
         """
         value = value or {}
-        return Asked(value.get("text", ""), tuple(map(self.find, value.get("files", ()))))
+        return QuestionBox(value.get("text", ""), tuple(map(self.find, value.get("files", ()))))
 
 
 def not_uploaded() -> Exception:
-    """The error for a picture that is no upload."""
+    """The error for an image that is no upload."""
     return gradio.Error(  # type: ignore[no-any-return]
         "This picture is not here. Upload it again.", duration=5, print_exception=False
     )
 
 
 async def fetch_nothing(*_: object, **__: object) -> str:
-    """What Gradio does with an address in place of a file: it would fetch it, however large."""
+    """Replaces Gradio's download of an address in place of a file, which has no size limit."""
     raise not_uploaded()
