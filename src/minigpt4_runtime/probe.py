@@ -17,7 +17,7 @@ from torch import Tensor
 from minigpt4_runtime.config import EngineConfig, SamplingParams
 from minigpt4_runtime.devices.contracts import Traffic
 from minigpt4_runtime.engine.request import Heard, NoWatch
-from minigpt4_runtime.engine.runner import PICTURES_AT_ONCE
+from minigpt4_runtime.engine.runner import IMAGES_AT_ONCE
 from minigpt4_runtime.engine.ticket import Ticket
 from minigpt4_runtime.errors import RequestError
 from minigpt4_runtime.images.pixels import open_rgb, prepare
@@ -38,7 +38,7 @@ class Probe:
         self,
         images: Sequence[ImageLike],
         *,
-        at_once: int = PICTURES_AT_ONCE,
+        at_once: int = IMAGES_AT_ONCE,
         on_stage: Callable[[str], object] | None = None,
     ) -> Tensor:
         """See `MiniGPT4.embed_images`; `at_once` images are encoded together.
