@@ -260,7 +260,8 @@ def test_top_p_keeps_the_fewest_that_reach_p():
 
 
 def test_of_equals_top_p_drops_the_smaller_ids_first():
-    assert draws(torch.zeros(40), top_p=0.5) == set(range(20, 40))
+    # A share of 1 / 32 is exact: no rounding of their sum decides.
+    assert draws(torch.zeros(32), top_p=0.5) == set(range(16, 32))
     assert draws(torch.zeros(4), top_p=0.5) == {2, 3}
 
 
