@@ -1,4 +1,4 @@
-"""What the next step computes, as data.
+"""The plan of a step, as data.
 
 Owns   StepPlan and its parts, and how a plan is sent. Made by the scheduler, executed by runners.
 Never  holds a tensor: a plan is small enough to be sent to another process.
@@ -9,7 +9,7 @@ from __future__ import annotations
 from array import array
 from dataclasses import dataclass
 
-_FIELDS = 7  # Of a slice, before its ids and blocks.
+_FIELDS = 7  # Numbers of a slice, before its ids and blocks.
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class StepPlan:
         return sum(len(each.token_ids) for each in self.slices)
 
     def encode(self) -> bytes:
-        """For the ranks that follow, as whole numbers: all but the images, and whose slices."""
+        """As whole numbers, for the other ranks: without images and ids of sequences."""
         numbers = array("i", (len(self.copies),))
         for copied in self.copies:
             numbers.extend(copied)
@@ -74,7 +74,7 @@ class StepPlan:
 
     @classmethod
     def decode(cls, message: bytes) -> StepPlan:
-        """What was encoded. The sequences have no ids: those who follow do not know them."""
+        """Read what `encode` gave. All ids of sequences are -1."""
         numbers = array("i")
         numbers.frombytes(message)
         at = 1 + 2 * numbers[0]
