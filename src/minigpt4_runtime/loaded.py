@@ -29,7 +29,7 @@ from minigpt4_runtime.errors import (
     RankLostError,
     RequestError,
 )
-from minigpt4_runtime.grammar.guide import Grammars, Guide
+from minigpt4_runtime.grammar.guide import GrammarGuide, Grammars
 from minigpt4_runtime.images.pixels import ImageLimits
 from minigpt4_runtime.model.parallel import check_world_size
 from minigpt4_runtime.rank_model import load_rank_model, open_graph
@@ -142,7 +142,7 @@ class LoadedModel:
         if not token_ids or not all(0 <= token_id < vocab_size for token_id in token_ids):
             raise RequestError(f"Give one or more ids from 0 to {vocab_size - 1}, the vocabulary.")
 
-    def guide(self, sampling: SamplingParams) -> Guide | None:
+    def guide(self, sampling: SamplingParams) -> GrammarGuide | None:
         """The guide of an answer with a form. Refuses a bias of ids outside the vocabulary."""
         vocab_size = self.config.language.vocab_size
         for token_id in dict(sampling.logit_bias):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from array import array
 from dataclasses import dataclass
+from itertools import islice
 
 _FIELDS = 7  # Numbers of a slice, before its ids and blocks.
 
@@ -75,22 +76,13 @@ class StepPlan:
     @classmethod
     def decode(cls, message: bytes) -> StepPlan:
         """Read what `encode` gave. All ids of sequences are -1."""
-        numbers = array("i")
-        numbers.frombytes(message)
-        at = 1 + 2 * numbers[0]
-        copies = tuple(zip(numbers[1:at:2], numbers[2:at:2], strict=True))
+        numbers = iter(array("i", message))
+        copies = tuple((next(numbers), next(numbers)) for _ in range(next(numbers)))
         slices = []
-        while at < len(numbers):
-            branch, start, row, first_block, is_sampled, num_ids, num_blocks = numbers[
-                at : at + _FIELDS
-            ]
-            ids_end = at + _FIELDS + num_ids
-            ids, blocks = numbers[at + _FIELDS : ids_end], numbers[ids_end : ids_end + num_blocks]
+        while fields := tuple(islice(numbers, _FIELDS)):
+            branch, start, row, first_block, is_sampled, num_ids, num_blocks = fields
+            ids, blocks = tuple(islice(numbers, num_ids)), tuple(islice(numbers, num_blocks))
             slices.append(
-                Slice(
-                    -1, branch, start, tuple(ids), row, first_block, tuple(blocks),
-                    is_sampled=bool(is_sampled),
-                )
-            )  # fmt: skip
-            at = ids_end + num_blocks
+                Slice(-1, branch, start, ids, row, first_block, blocks, (), bool(is_sampled))
+            )
         return cls(tuple(slices), copies)

@@ -126,7 +126,7 @@ class Format:
     install: str = "pip install -U pillow"
     without_metadata: Callable[[bytes], bytes] = bytes
 
-    def find_reader(self, picture_name: str) -> Callable[[BytesIO], ImageFile]:
+    def find_reader(self, image_name: str) -> Callable[[BytesIO], ImageFile]:
         """Pillow's reader. `Image.open` would apply Pillow's limit, one for the whole process.
 
         Raises:
@@ -137,7 +137,7 @@ class Format:
             return getattr(import_module(module), reader)  # type: ignore[no-any-return]
         except ImportError:
             raise ImageError(
-                f"{picture_name} is a picture in {self.name}, which this installation cannot read. "
+                f"{image_name} is a picture in {self.name}, which this installation cannot read. "
                 f"Convert it to JPEG, or run: {self.install}"
             ) from None
 
@@ -193,7 +193,7 @@ def find_format(content: bytes, name: str) -> Format:
     )
 
 
-def picture_within(image: ImageFile, name: str) -> Image:
+def image_within(image: ImageFile, name: str) -> Image:
     """The picture itself, not yet decoded: that of an icon is a file within the file.
 
     Raises:

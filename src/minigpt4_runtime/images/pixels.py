@@ -28,7 +28,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 
 from minigpt4_runtime.config import VisionConfig
 from minigpt4_runtime.errors import ConfigError, ImageError
-from minigpt4_runtime.images.formats import Format, find_format, picture_within
+from minigpt4_runtime.images.formats import Format, find_format, image_within
 from minigpt4_runtime.images.levels import as_array, from_array, to_rgb
 from minigpt4_runtime.messages import ImageSource
 
@@ -276,7 +276,7 @@ def _decode_as(kind: Format, content: bytes, name: str, limits: ImageLimits) -> 
     remedy = "Save it anew as JPEG or PNG, or download it again."
     with _reading(name, fault=fault, remedy=remedy), reader(_Content(content)) as file:
         _check_size(file.size, name, limits)
-        image = picture_within(file, name)
+        image = image_within(file, name)
         _check_size(image.size, name, limits)
         if isinstance(image, TiffImageFile):
             _make_room(image)

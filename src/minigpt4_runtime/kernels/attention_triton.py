@@ -1,6 +1,6 @@
 """Causal attention for CUDA: rows that decode in one Triton kernel, prompts as in attention_sdpa.
 
-Owns   the kernel, and into how many shares it cuts long contexts.
+Owns   the kernel, and the number of shares into which it cuts long contexts.
 Takes  packed rows, the cache and the batch; gives attended rows.
 Never  copies the keys of a sequence that decodes, nor asks the GPU for anything while it attends.
 

@@ -121,7 +121,7 @@ def render(messages: Sequence[Message], template: Template) -> Prompt:
             for message in group:
                 _write_turn(writer, template, template.assistant, [_joined_text(message)])
             continue
-        for turn in _user_turns([part for message in group for part in _pictures_first(message)]):
+        for turn in _user_turns([part for message in group for part in _images_first(message)]):
             if template.user_starts_with_bos:
                 writer.begin_of_sequence()
             _write_turn(writer, template, template.user, turn)
@@ -133,7 +133,7 @@ def _joined_text(message: Message) -> str:
     return "".join(part for part in message.content if isinstance(part, str))
 
 
-def _pictures_first(message: Message) -> list[Part]:
+def _images_first(message: Message) -> list[Part]:
     # The models were only shown questions that follow their picture. `sorted` keeps the order else.
     return sorted(message.content, key=lambda part: isinstance(part, str))
 
