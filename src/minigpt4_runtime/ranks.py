@@ -171,7 +171,7 @@ class Ranks:
         try:
             yield
         except RankLostError as error:
-            explained = self.explain(error)
+            explained = self._followers.explain(error)
             self.close()
             raise explained from error
         except BaseException:
@@ -183,7 +183,7 @@ class Ranks:
         if self._group is None:
             return runner
         self._group.set_patience(PATIENCE_SECONDS)
-        return worker.Leader(runner, self._group, self.explain)
+        return worker.Leader(runner, self._group, self._followers.explain)
 
     def renew(self, engine: EngineConfig) -> None:
         """Let the other ranks make another runner, before the leader does.
@@ -193,10 +193,6 @@ class Ranks:
         """
         if self._group:
             worker.renew(self._group, engine)
-
-    def explain(self, error: RankLostError) -> RankLostError:
-        """Name the lost rank and its last words, if they can be found."""
-        return self._followers.explain(error)
 
     @property
     def traffic(self) -> Traffic:
@@ -237,7 +233,7 @@ class _Followers:
         return _join(0, size, folder)
 
     def explain(self, error: RankLostError) -> RankLostError:
-        """See `Ranks.explain`. The rank that failed may exit later than those that lost it."""
+        """Name the lost rank and its last words. It may exit later than those that lost it."""
         deadline = time.monotonic() + 1.0
         while self._folder and time.monotonic() < deadline:
             for rank, process in self._processes.items():

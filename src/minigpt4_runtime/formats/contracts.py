@@ -41,11 +41,11 @@ class LinearKernel(Protocol):
 
 
 class WeightFormat(Protocol):
-    """How one weight (out, in) is held."""
+    """The way in which one weight (out, in) is held."""
 
     @property
     def name(self) -> str:
-        """What the manifest of a model folder calls it, and the table of formats."""
+        """Its name in the manifest of a model folder, and in the table of formats."""
         ...
 
     def parts(self, out_features: int, in_features: int) -> dict[str, Part]:

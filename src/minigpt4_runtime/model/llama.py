@@ -122,8 +122,8 @@ class Llama(nn.Module):
         self.num_key_value_heads = config.num_key_value_heads // group.size
         self._held_ids = share(config.vocab_size, group)
         num_ids = len(self._held_ids)
-        # Given its weight, so that torch draws no numbers for it: on the meta device that alone
-        # would load torch's compiler.
+        # Given its weight, so that torch draws no numbers for it, which on the meta device would
+        # load torch's compiler.
         table = torch.empty(num_ids, config.hidden_size)
         self.token_embedding = nn.Embedding(num_ids, config.hidden_size, _weight=table)
         self.layers = nn.ModuleList(

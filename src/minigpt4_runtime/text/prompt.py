@@ -2,7 +2,7 @@
 
 Owns   the templates, as data, and the order in which the original joins a dialogue.
 Takes  checked messages; gives a Prompt: pieces of text around image slots.
-Never  tokenises. What a user types stays text: only a template can place a BOS or an image slot.
+Never  tokenises. Users' input stays text: only a template can place a BOS or an image slot.
 """
 
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ class Template:
     """How one family of models was taught to take turns (upstream: conversation.py).
 
     `user_starts_with_bos`: a BOS id stands before each user turn (written `<s>` upstream).
-    `answer_mark`: a model that writes this itself means its answer to start after it.
+    `answer_mark`: if the model writes this, its answer starts behind it.
     """
 
     name: str
@@ -68,9 +68,9 @@ Piece = tuple[str, ...]
 
 @dataclass(frozen=True)
 class Prompt:
-    """N + 1 pieces of text around N pictures. `text` shows the whole as upstream writes it.
+    """N + 1 pieces of text around N images. `text` shows the whole as upstream writes it.
 
-    `begun` is how the answer begins, where that was given.
+    `begun` is the given beginning of the answer.
     """
 
     pieces: tuple[Piece, ...]
