@@ -246,7 +246,7 @@ class LanguageConfig(_Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """The whole model. `qformer` is None where groups of patches are projected instead."""
+    """The whole model. Without a `qformer`, groups of patches are projected."""
 
     vision: VisionConfig
     qformer: QFormerConfig | None
@@ -435,12 +435,12 @@ class SamplingParams(_Settings):
     gives the same answer. `logprobs` asks for the log-probability of each chosen token and of so
     many of the likeliest ones. `min_p` drops ids that are less likely than this share of the
     likeliest one. The penalties of presence and frequency and `logit_bias` are OpenAI's; the last
-    maps ids to what is added to their logits.
+    maps ids to numbers that are added to their logits.
 
     With a `json_schema`, as a mapping or as text, the answer is JSON of that form, with the
     properties that it lists and no others unless it has `additionalProperties` or combines schemas;
     with a `regex` the whole answer matches it, but for space at its ends, which every reply leaves
-    out. What the template stops at is then text like any other.
+    out. The template's stop strings are then text like any other.
     """
 
     max_new_tokens: int = 300

@@ -50,7 +50,7 @@ def blank_model(
     formats: FormatChoice = DENSE.name,
     kernel_of: KernelOf | None = None,
 ) -> MiniGPT4Model:
-    """A model on the meta device, in eval mode, whose weights want no gradient.
+    """A model on the meta device, in eval mode, whose weights have no gradient.
 
     Raises:
         ConfigError: a format cannot hold a weight, or this rank's part of it.

@@ -1,4 +1,4 @@
-"""A folder with the image side as compiled graphs: what export.json says, and whose it is.
+"""A folder with the image side as compiled graphs: its export.json, and the model it belongs to.
 
 Owns   the GraphRecord, the digest that ties a graph to a model folder, and the choice of a file.
 Takes  paths; gives a VisionGraph that belongs to the model folder, or an error.
@@ -24,7 +24,7 @@ OM_NAME = "vision.om"
 ATC_NAME = "atc.sh"
 VISION = "vision."
 FORMAT_VERSION = 1
-# By the ends of their files. An .om is preferred: who made one is on the hardware it is for.
+# By file suffix. An .om is preferred: it exists only on the hardware that it was made for.
 _RUNTIME_OF = {".om": "om", ".onnx": "onnx"}
 _READ_BYTES = 4 * 2**20
 

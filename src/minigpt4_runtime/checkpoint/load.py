@@ -59,7 +59,7 @@ class _Folder:
 
 
 def load_model(model_dir: Path, **where: Unpack[Where]) -> MiniGPT4Model:
-    """Load a model. On a CPU, what lies in the wanted dtype already stays in the mapped file.
+    """Load a model. On a CPU, weights of the wanted dtype stay in the mapped file.
 
     Raises:
         CheckpointError: a file is damaged, or a weight is missing, too many or misshapen.

@@ -1,8 +1,8 @@
 """The cache of fetched models, in which each is found by its name.
 
 Owns   the cache folder: models/NAME are model folders, downloads/ are files not yet converted.
-Takes  what a user gave as a model: a path or a name. MINIGPT4_HOME moves the whole cache.
-Never  looks into a weight, loads no torch, and deletes nothing but what lies in the cache.
+Takes  a user's choice of a model: a path or a name. MINIGPT4_HOME moves the whole cache.
+Never  reads a weight, loads torch, or deletes anything outside the cache.
 """
 
 import os
@@ -26,7 +26,7 @@ _REMAINS = re.compile(r"\..+\.[0-9a-f]{8}\.(partial|deleted)")
 
 @dataclass(frozen=True)
 class ShelvedModel:
-    """A model folder in the cache, and what it takes on the disk."""
+    """A model folder in the cache, and its size on the disk."""
 
     name: str
     path: Path

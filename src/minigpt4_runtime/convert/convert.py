@@ -119,7 +119,7 @@ def convert(  # noqa: PLR0913 - all that can be chosen about a conversion.
     model that may be the wrong version.
 
     Raises:
-        CheckpointError: a file is not what it should be, or the folder cannot be written.
+        CheckpointError: a file is of another kind or damaged, or the folder cannot be written.
         ConfigError: `dtype` or `image_size` cannot be.
     """
     if dtype not in (None, *DTYPE_NAMES):

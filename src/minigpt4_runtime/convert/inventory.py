@@ -64,7 +64,7 @@ class Inventory:
 
 
 def take_inventory(path: Path, files: Iterable[Path]) -> Inventory:
-    """List what the files hold, opening and closing one after the other.
+    """List the weights of the files, opening and closing one after the other.
 
     Raises:
         CheckpointError: a file cannot be opened, or a tensor stands twice in them.

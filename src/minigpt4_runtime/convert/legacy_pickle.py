@@ -182,8 +182,8 @@ class _Bounded:
             raise EOFError("it ends too early")
 
 
-# The private one, whose opcodes are a table: of the one in C none can be left out, and it takes as
-# much memory as the largest number says that a file writes into it.
+# The private class, whose opcodes are a table. The one in C has a fixed set of opcodes, and lets the
+# largest memo number in a file decide about its memory.
 class _PickleReader(pickle._Unpickler):  # noqa: SLF001
     """Python's own pickle reader, with fewer opcodes and names."""
 

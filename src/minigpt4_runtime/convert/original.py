@@ -22,7 +22,7 @@ _ROWS_AT_ONCE = 2048
 class Originals:
     """Published tensors by name, rounded as the converted ones are, then widened to float32.
 
-    `dtype` is what they are rounded to; None leaves each as it was published.
+    They are rounded to `dtype`; None leaves each as it was published.
     """
 
     def __init__(

@@ -82,7 +82,7 @@ def verify_answers(
 ) -> tuple[float, float]:
     """Compute one image and one prompt on both sides; gives the differences of rows and logits.
 
-    `dtype` is what all weights were rounded to, None where each kept its own.
+    All weights were rounded to `dtype`; None if each kept its own.
 
     Raises:
         CheckpointError: a difference is above LARGEST_DIFFERENCE.

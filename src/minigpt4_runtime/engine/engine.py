@@ -47,11 +47,11 @@ _OUT_OF_MEMORY = (
 
 
 class Executor(Protocol):
-    """What the engine needs of a runner."""
+    """The part of a runner that the engine uses."""
 
     @property
     def encoded(self) -> EncodeCount:
-        """What was encoded so far."""
+        """The images encoded so far."""
         ...
 
     def execute(self, plan: StepPlan, pixels: Mapping[str, Tensor]) -> Tensor:
@@ -61,7 +61,7 @@ class Executor(Protocol):
 
 @dataclass(frozen=True)
 class EngineStats:
-    """What the engine has done since it was made, and what it holds now."""
+    """The counters of an engine since its start, and its present state."""
 
     num_steps: int
     num_computed_tokens: int

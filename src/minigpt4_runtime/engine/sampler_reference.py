@@ -2,7 +2,7 @@
 
 Owns   the order of the steps, which is that of transformers, with OpenAI's penalties beside the
        one of repetition, as in vLLM: logit bias, penalties of repetition, presence and frequency,
-       what a guide forbids, forbidden end, temperature, top-k, top-p, min-p. Beam searches.
+       the guide, forbidden end, temperature, top-k, top-p, min-p. Beam searches.
 Takes  (R, V) float32 logits, a row for each branch of the sequences that choose.
 Never  keeps state: a draw depends on a request's seed and the number of the token, and is made on
        the CPU. So an answer is the same alone, in any batch and after a pause.
@@ -55,7 +55,7 @@ class ReferenceSampler:
         return choices
 
     def _choose(self, logits: Tensor, sequence: Sequence) -> Choice:
-        """The whole way, for one sequence: (branches, V) → its choice."""
+        """All steps, for one sequence: (branches, V) → its choice."""
         scores = logits.detach().to("cpu", torch.float32, copy=True)
         if sequence.search is not None:
             return self._continue_beams(scores, sequence)

@@ -1,6 +1,6 @@
-"""What a weight format must offer, and the parts that it makes one weight of.
+"""The contract of a weight format, and the parts that stand for one weight.
 
-Owns   the protocols, and how a part is divided over ranks, which is data.
+Owns   the protocols, and the division of a part over ranks, as data.
 Takes  nothing: there is no code here that computes.
 """
 

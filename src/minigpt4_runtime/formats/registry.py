@@ -1,7 +1,7 @@
 """Names → weight formats, as a table of "module:attribute", and which weight has which.
 
 Owns   which names exist. A format stands in a row of WEIGHT_FORMATS and nowhere else.
-Takes  what a manifest says: one name for all weights, or names for parts of the model.
+Takes  the choice in a manifest: one name for all weights, or names for parts of the model.
 """
 
 from collections.abc import Mapping

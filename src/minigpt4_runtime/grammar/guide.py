@@ -149,7 +149,7 @@ def _source(kind: GrammarKind, text: str) -> str:
         raise ValueError(f"it has {len(text):,} characters, and {MAX_CHARACTERS:,} are allowed")
     if kind == "regex":
         matcher = require("llguidance", install=_INSTALL).LLMatcher
-        # It is held against the whole answer: anchors say nothing more.
+        # It must match the whole answer, so that anchors are not needed.
         whole = re.sub(r"(?<!\\)((?:\\\\)*)\$$", r"\1", text.removeprefix("^"))
         return str(matcher.grammar_from_regex(f" ?(?:{whole})"))
     schema = json.loads(text)
@@ -179,7 +179,7 @@ def _try_out(source: str) -> str:
 
 
 def _reason(message: str) -> str:
-    """The one line of a compiler's message that says what is wrong."""
+    """The line of a compiler's message that names the fault."""
     found = re.search(r"^error: (.*)", message, flags=re.MULTILINE)
     line = found[1] if found else message.partition("\n")[0]
     return re.sub(r"^at \d+\(\d+\): ", "", line)[:200].rstrip(". ")

@@ -74,7 +74,7 @@ def _jpeg_without_metadata(content: bytes) -> bytes:
     return bytes(kept + content[start:])
 
 
-# What the pixels of a TIFF depend on. 254 and 330 tell a camera's raw file.
+# The tags that determine the pixels of a TIFF. 254 and 330 mark a camera's raw file.
 _TIFF_TAGS = frozenset(
     {254, 256, 257, 258, 259, 262, 266, 273, 274, 277, 278, 279, 284, 292, 293, 317, 320, 322, 323,
      324, 325, 330, 332, 338, 339, 347, *range(512, 522), *range(529, 533)}

@@ -15,7 +15,7 @@ from minigpt4_runtime.errors import ImageError
 
 Array = numpy.ndarray[Any, numpy.dtype[Any]]
 
-# Pillow's modes of more than 8 bits, whose `convert("RGB")` turns all that is above 255 white.
+# Pillow's modes of more than 8 bits. Its `convert("RGB")` turns their levels above 255 white.
 _DEEP_MODES = frozenset({"I", "I;16", "I;16L", "I;16B", "I;16N", "F"})
 _CHANNELS = frozenset({1, 3, 4})
 _LEVELS_AT_ONCE = 2**20

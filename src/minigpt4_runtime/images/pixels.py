@@ -108,7 +108,7 @@ def prepare(rgb: Image.Image, config: VisionConfig) -> PixelImage:
 
 
 def open_rgb(source: ImageSource, limits: ImageLimits = DEFAULT_LIMITS) -> Image.Image:
-    """Read a picture whole, as RGB of 8 bits, and set it upright by its EXIF.
+    """Read a whole image as RGB of 8 bits, and set it upright by its EXIF.
 
     The result is the caller's own: it shares nothing with `source`, and its file is closed.
 
@@ -164,7 +164,11 @@ def _read_file(value: str | os.PathLike[Any], name: str, limits: ImageLimits) ->
         raise ImageError(
             f"{name} cannot be read ({error.strerror or error}). Check its path and permissions."
         ) from None
-    except (ValueError, RuntimeError, TypeError) as error:  # A null character, or nobody's home.
+    except (
+        ValueError,
+        RuntimeError,
+        TypeError,
+    ) as error:  # A null character, or an unknown user's home.
         raise ImageError(f"{name} is not a usable path ({error}). Check the path.") from None
 
 

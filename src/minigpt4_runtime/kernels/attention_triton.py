@@ -76,7 +76,7 @@ class TritonAttention:
 
 
 def _sizes(q: Tensor, keys: Tensor) -> dict[str, int]:
-    """What the kernel is compiled for."""
+    """The sizes that the kernel is compiled for."""
     (_, num_heads, head_dim), (_, block_size, num_kv_heads, _) = q.shape, keys.shape
     group = num_heads // num_kv_heads
     return {

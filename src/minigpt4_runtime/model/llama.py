@@ -4,7 +4,7 @@ Owns   embeddings → hidden rows → logits for packed tokens: T rows of any nu
 Takes  the rows, their positions, and `attend`, which knows the sequences and their cache; and the
        group of ranks that share the model: each computes some of the heads, and two sums a layer
        make them whole.
-Never  sees a cache, a batch or a device: those are bound into `attend` by whoever calls.
+Never  sees a cache, a batch or a device: the caller binds those into `attend`.
 """
 
 from typing import Protocol
@@ -135,7 +135,7 @@ class Llama(nn.Module):
     def embed(self, token_ids: Tensor) -> Tensor:
         """(T,) ids → (T, C) rows: this rank's part of the sum that is the embeddings.
 
-        Ids past the vocabulary stand for rows of a picture; what they get is to be replaced.
+        Ids past the vocabulary stand for rows of an image. The caller replaces their rows.
         """
         held = token_ids - self._held_ids.start
         rows: Tensor = self.token_embedding(held.clamp(0, len(self._held_ids) - 1))

@@ -49,7 +49,7 @@ class AnswerText:
         return self._extend(self._stream.feed(token_id), is_last=False)
 
     def finish(self) -> str:
-        """Give what was held back, now that nothing follows."""
+        """Give the text that was held back, at the end of the ids."""
         return self._extend("" if self.stopped else self._stream.flush(), is_last=True)
 
     @property

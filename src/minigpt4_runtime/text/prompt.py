@@ -139,7 +139,7 @@ def _images_first(message: Message) -> list[Part]:
 
 
 def _user_turns(parts: Sequence[Part]) -> list[list[Part]]:
-    """Cut what a user says in a row into upstream's turns: [picture, " " + text] or [text]."""
+    """Cut a user's consecutive parts into upstream's turns: [picture, " " + text] or [text]."""
     turns: list[list[Part]] = []
     for part in parts:
         if isinstance(part, str) and turns and isinstance(turns[-1][-1], ImageSource):
