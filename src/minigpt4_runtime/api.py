@@ -111,8 +111,8 @@ class MiniGPT4:
 
         Raises:
             ConfigError: a setting has no meaning, or this process is to `follow` another.
-            CheckpointError: the folder is incomplete, the named model is not fetched yet, or the graph
-                is another model's.
+            CheckpointError: the folder is incomplete, the named model is not fetched yet, or the
+                graph is another model's.
             BackendUnavailableError: the device is not on this machine, or has too little memory.
         """
         model_dir = find_model(model) if model is not None else DEMO_MODEL_DIR

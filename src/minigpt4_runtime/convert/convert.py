@@ -8,7 +8,6 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 from minigpt4_runtime.checkpoint.folder import check_target, staged_folder, write_descriptions
 from minigpt4_runtime.checkpoint.manifest import Manifest, SourceRecord
@@ -41,15 +40,9 @@ from minigpt4_runtime.errors import CheckpointError, ConfigError
 _WORD_TABLE, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 
-class Progress(Protocol):
-    """Gets the progress of a conversion."""
-
-    def __call__(self, stage: str, done_bytes: int, total_bytes: int) -> None:
-        """`done_bytes` of `total_bytes` have been read or written, in all stages so far.
-
-        `stage` is reading, writing, comparing or computing.
-        """
-        ...
+# Gets the stage (reading, writing, comparing or computing), the bytes that are read and written in
+# all stages so far, and their total.
+Progress = Callable[[str, int, int], object]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -182,8 +182,8 @@ class _Bounded:
             raise EOFError("it ends too early")
 
 
-# The private class, whose opcodes are a table. The one in C has a fixed set of opcodes, and lets the
-# largest memo number in a file decide about its memory.
+# The private class, whose opcodes are a table. The one in C has a fixed set of opcodes, and the
+# largest memo number in a file decides about its memory.
 class _PickleReader(pickle._Unpickler):  # noqa: SLF001
     """Python's own pickle reader, with fewer opcodes and names."""
 
