@@ -164,11 +164,7 @@ def _read_file(value: str | os.PathLike[Any], name: str, limits: ImageLimits) ->
         raise ImageError(
             f"{name} cannot be read ({error.strerror or error}). Check its path and permissions."
         ) from None
-    except (
-        ValueError,
-        RuntimeError,
-        TypeError,
-    ) as error:  # A null character, or an unknown user's home.
+    except (ValueError, RuntimeError, TypeError) as error:  # A null character, or no home.
         raise ImageError(f"{name} is not a usable path ({error}). Check the path.") from None
 
 
