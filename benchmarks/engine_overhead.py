@@ -28,6 +28,7 @@ from minigpt4_runtime.engine.engine import Engine
 from minigpt4_runtime.engine.request import Heard, NoWatch, Request
 from minigpt4_runtime.model.llama import Attend, Llama
 from minigpt4_runtime.model.parallel import Solo
+from minigpt4_runtime.rank_model import RankModel
 from minigpt4_runtime.ranks import make_runner
 
 VOCABULARY = 64
@@ -85,8 +86,8 @@ def step_seconds(context: int, num_sequences: int) -> float:
         max_running=256, max_step_tokens=4096, prefix_cache=False,
         num_blocks=num_sequences * -(-room // 16) + 16,
     )  # fmt: skip
-    idle = cast(Llama, IdleLlama(config))
-    runner = make_runner(idle, None, open_device("cpu"), engine_config, free_bytes=None)
+    idle = RankModel(cast(Llama, IdleLlama(config)), None, vision_bytes=0, left_bytes=None)
+    runner = make_runner(idle, open_device("cpu"), engine_config)
     engine = Engine(
         runner, engine_config, num_blocks=runner.num_blocks, max_context=8192, bos_id=1, eos_id=2
     )

@@ -65,7 +65,7 @@ class Ours:
             self._model = MiniGPT4.load(**settings)
         else:
             self._model = MiniGPT4.with_random_weights(config, **settings)
-        self.language: Llama = self._model._loaded.sides.language  # noqa: SLF001 - for transformers.
+        self.language: Llama = self._model._loaded.rank_model.language  # noqa: SLF001 - for transformers.
 
     def generate(self, prompts: Sequence[Sequence[int]], counts: Sequence[int]) -> TimedAnswers:
         """Submit all prompts at once, and read the answers in order."""

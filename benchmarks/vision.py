@@ -30,8 +30,9 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
+from minigpt4_runtime.checkpoint.config_file import load_config
 from minigpt4_runtime.checkpoint.graph_folder import find_graph
-from minigpt4_runtime.checkpoint.load import load_config, load_vision
+from minigpt4_runtime.checkpoint.load import load_vision
 from minigpt4_runtime.config import ModelConfig, QFormerConfig, VisionConfig
 from minigpt4_runtime.model.minigpt4 import VisionPart
 from minigpt4_runtime.optional import require

@@ -48,10 +48,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "vision": WORDS | {"model"},
     "engine": WORDS
     | {"model", "cache", "kernels.contracts", "devices.contracts", "vision.contracts"},
-    "ranks": BELOW_API - {"text", "images"},
-    "sides": BELOW_API - {"text", "images"},
+    "rank_model": BELOW_API - {"text", "images"},
+    "ranks": BELOW_API - {"text", "images"} | {"rank_model"},
     "report": WORDS,
-    "loaded": BELOW_API | {"grammar", "ranks", "sides"},
+    "loaded": BELOW_API | {"grammar", "ranks", "rank_model"},
     "probe": BELOW_API | {"loaded"},
     "batch": WORDS | {"images", "engine", "report"},
     "api": BELOW_API | {"loaded", "probe", "batch"},

@@ -1,7 +1,7 @@
-"""MiniGPT4: the promise to users, and all that tools may use.
+"""MiniGPT4: the public interface, for users and for the tools of this package.
 
-Owns   the path of a request from messages to a reply. What is loaded lies in `loaded`, and what
-       measuring needs in `probe`.
+Owns   the path of a request from messages to a reply. `loaded` owns the model and the engine, and
+       `probe` the measuring points.
 Takes  messages and images; gives replies, deltas, rows and encoded prompts.
 Never  knows HTTP or the command line.
 """
@@ -58,7 +58,7 @@ Messages = Sequence[Message | Mapping[str, Any]]
 class MiniGPT4:
     """A loaded model. Make one with `MiniGPT4.load`; use it from any number of threads at once.
 
-    Requests run together, joining and leaving at every step, and share what their prompts share.
+    Requests run together, joining and leaving at every step, and share equal beginnings of prompts.
     """
 
     def __init__(self, loaded: LoadedModel) -> None:
@@ -75,11 +75,11 @@ class MiniGPT4:
 
     @property
     def engine_config(self) -> EngineConfig:
-        """How the engine runs now."""
+        """The present settings of the engine."""
         return self._loaded.engine_config
 
     @classmethod
-    def load(  # noqa: PLR0913 - the one place where all that can be chosen is.
+    def load(  # noqa: PLR0913 - the one place with every choice.
         cls,
         model: str | PathLike[str] | None = None,
         *,
@@ -98,20 +98,20 @@ class MiniGPT4:
             model: a folder made by `minigpt4 convert`, or the name of a fetched model: "vicuna-7b".
             device: auto, cpu, cuda, cuda:1, npu, …; auto takes the first accelerator, else the CPU.
             dtype: auto, float32, float16 or bfloat16; auto is float32 on a CPU, else float16.
-            engine: how many requests run at once, and what is kept between them.
-            image_limits: what an image may weigh at most.
-            tensor_parallel: over how many devices the language model is divided. This process
+            engine: how many requests run at once, and the caches between them.
+            image_limits: the largest size of an image, in bytes and pixels.
+            tensor_parallel: the number of devices that share the language model. This process
                 leads and starts the others; or torchrun has started all of them, and then each
                 calls `follow` first.
-            vision_runtime: auto, torch, onnx or om: what the image side runs in. auto is what the
-                graph is for where there is one, else torch.
+            vision_runtime: auto, torch, onnx or om: the runtime of the image side. auto is that of
+                the graph, or torch without one.
             vision_graph: a folder made by `minigpt4 export vision`, or a file in it.
-            provider: what ONNX Runtime computes on: cuda, cann, openvino or cpu. Without it, the
+            provider: the provider of ONNX Runtime: cuda, cann, openvino or cpu. Without it, the
                 first of these that it has.
 
         Raises:
             ConfigError: a setting has no meaning, or this process is to `follow` another.
-            CheckpointError: the folder is no whole model, the named one is not fetched yet, or the
+            CheckpointError: the folder is incomplete, the named model is not fetched yet, or the
                 graph is another model's.
             BackendUnavailableError: the device is not on this machine, or has too little memory.
         """
@@ -137,9 +137,9 @@ class MiniGPT4:
         tensor_parallel: int = 1,
         seed: int = 0,
     ) -> MiniGPT4:
-        """Make a model of any shape without a file: it computes as any, and answers nonsense.
+        """Make a model of any shape without a file, for measuring: its answers are nonsense.
 
-        It takes the demo model's tokenizer; of the ids beyond that, an answer's text shows nothing.
+        It takes the demo model's tokenizer. Ids beyond that add nothing to an answer's text.
         Settings are those of `load`.
 
         Raises:
@@ -155,7 +155,7 @@ class MiniGPT4:
         )  # fmt: skip
 
     def close(self) -> None:
-        """End what still runs with an error, and the other ranks. Nothing can be asked then."""
+        """End running requests with an error, and the other ranks. New requests are rejected."""
         self._loaded.close()
 
     def __enter__(self) -> Self:
@@ -178,7 +178,7 @@ class MiniGPT4:
     def chat(self, messages: Messages, sampling: SamplingParams | None = None) -> Reply:
         """Answer the last message of a dialogue, or go on with it where it is the assistant's.
 
-        An answer that is continued has its further text alone: put it behind what was given.
+        The reply to a continued answer has only the new text.
 
         Raises:
             RequestError: messages, an image or the prompt's length cannot be served.
@@ -232,8 +232,8 @@ class MiniGPT4:
     ) -> Ticket[TextDelta]:
         """Go on from a text, or its ids, as it is: no template, no images, nothing trimmed.
 
-        It ends at `</s>` and at what `stop` names; the template's stops are none here. Of an answer
-        that has a form the space before it is left out, as everywhere.
+        It ends at `</s>` and at the strings in `stop`; the template's stops do not apply. The space
+        before an answer with a form is left out.
 
         Raises:
             RequestError: an id is not in the vocabulary, or there are none or too many.
@@ -261,8 +261,8 @@ class MiniGPT4:
     ) -> Iterator[Described]:
         """Ask one question about each of any number of images, many at once.
 
-        Images are opened ahead, in threads, and no more of them than the engine needs to be kept
-        full. Results come as they are done; an image that cannot be served is one with an error.
+        Images are opened ahead, in threads, only as many as keep the engine full. Results come as
+        they are done. The result of an image that cannot be served has an error.
 
         Raises:
             GrammarError: the schema or regex of `sampling` cannot be followed.
@@ -275,11 +275,11 @@ class MiniGPT4:
         return ImageRun(submit, max_running=self.engine_config.max_running).of(images)
 
     def stats(self) -> EngineStats:
-        """What the engine has done so far, and what it holds."""
+        """The counters and the present state of the engine."""
         return self._loaded.engine.stats()
 
     def prepare(self, sampling: SamplingParams) -> None:
-        """Compile the form that answers are to have, so that the first question need not wait.
+        """Compile the form of answers, so that the first question need not wait for it.
 
         Raises:
             GrammarError: the schema or regex cannot be followed.
@@ -288,7 +288,7 @@ class MiniGPT4:
         self._loaded.guide(sampling)
 
     def token_bytes(self, token_id: int) -> bytes:
-        """What a token of a reply adds to its text, as UTF-8; a control token gives its name."""
+        """The text of a token within a reply, as UTF-8; the name of a control token."""
         return self._tokenizer.bytes_of(token_id)
 
     def embed_images(self, images: Sequence[ImageLike]) -> Tensor:
@@ -296,11 +296,11 @@ class MiniGPT4:
         return self.probe.embed_images(images)
 
     def encode_prompt(self, messages: Messages) -> EncodedPrompt:
-        """What the model would be given: ids, image spans, ids per text piece, and the text."""
+        """The prompt for the model: ids, image spans, ids per text piece, and the text."""
         return self._encode(render(read_messages(messages), self._template))
 
     def encode_text(self, text: str) -> tuple[int, ...]:
-        """What the model would be given for a text as it is: the BOS id, and the text's ids."""
+        """The ids of a text as it is: the BOS id, and the text's ids."""
         return (self._tokenizer.bos_id, *self._tokenizer.encode(text))
 
     def _encode(self, prompt: Prompt) -> EncodedPrompt:
@@ -316,7 +316,7 @@ class MiniGPT4:
 
 
 class _Said(NamedTuple):
-    """What one id adds to an answer's text; the last id has the whole `reply` too."""
+    """The text that one id adds to an answer; the last id has the whole `reply` too."""
 
     text: str
     reply: str = ""
@@ -336,7 +336,7 @@ class _TextWatch:
         return Heard(ends, _Said(text + self._answer.finish(), self._answer.reply))
 
     def fork(self) -> _TextWatch:
-        """A watch that has seen the same, for an answer that goes on another way."""
+        """A copy, for another branch of the answer."""
         return _TextWatch(self._answer.fork())
 
 

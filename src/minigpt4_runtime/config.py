@@ -1,4 +1,4 @@
-"""What a model is made of, how it runs and how it is asked to answer: frozen, strict settings.
+"""The settings of a model, of its engine and of sampling: frozen and strict.
 
 Owns   ModelConfig (vision, qformer, language), VisionSettings, EngineConfig and SamplingParams, and
        their reading from mappings.
@@ -26,7 +26,7 @@ VisionRuntimeName = Literal["auto", "torch", "onnx", "om"]
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
-# A size beyond this is a slip: no dimension of a tensor is so long.
+# A larger size is an error: no dimension of a tensor is so long.
 _LARGEST_SIZE = 2**31 - 1
 
 
@@ -82,7 +82,7 @@ def _require_positive(owner: object, *names: str) -> None:
 
 
 def _require_above_zero(owner: object, *names: str) -> None:
-    """Every named field must be a number above zero, and not an endless one."""
+    """Every named field must be a finite number above zero."""
     for name in names:
         value = getattr(owner, name)
         is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
@@ -94,7 +94,7 @@ def _require_above_zero(owner: object, *names: str) -> None:
 
 @dataclass(frozen=True)
 class Range:
-    """Which numbers a setting may have: from `low`, or `above` it, to `high`."""
+    """The allowed numbers of a setting: from `low`, or `above` it, to `high`."""
 
     kind: type[int] | type[float]
     low: int | None = None
@@ -103,12 +103,12 @@ class Range:
 
     @property
     def bounds(self) -> dict[str, Any]:
-        """Its ends, as pydantic calls them."""
+        """Its ends, by their names in pydantic."""
         ends = {"gt": self.above, "ge": self.low, "le": self.high}
         return {name: end for name, end in ends.items() if end is not None}
 
     def __str__(self) -> str:
-        """What a value must be: "a whole number ≥ 1", "from 0 to 1"."""
+        """The requirement in words: "a whole number ≥ 1", "from 0 to 1"."""
         number = "a whole number " if self.kind is int else ""
         if self.above is not None:
             return f"above {self.above}" + (f" and at most {self.high}" if self.high else "")
@@ -123,7 +123,7 @@ class Range:
             ConfigError: it is too small, too large, or no number of this kind.
         """
         is_number = isinstance(value, int if self.kind is int else (int, float))
-        # What is barely above 0 would overflow as a divisor, and no setting is beyond 2**63.
+        # A divisor barely above 0 would overflow, and no setting is beyond 2**63.
         low = self.low if self.above is None else self.above + 1e-9
         high = 2.0**63 if self.high is None else self.high
         if isinstance(value, bool) or not is_number or not low <= value <= high:  # type: ignore[operator]
@@ -246,7 +246,7 @@ class LanguageConfig(_Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """The whole model. `qformer` is None where groups of patches are projected instead."""
+    """The whole model. Without a `qformer`, groups of patches are projected."""
 
     vision: VisionConfig
     qformer: QFormerConfig | None
@@ -272,7 +272,7 @@ class ModelConfig:
 
     @property
     def projection_width(self) -> int:
-        """What the projection reads: a query, or a group of patches side by side."""
+        """The width of its input: a query, or a group of patches side by side."""
         if self.qformer is not None:
             return self.qformer.hidden_size
         return self.vision.hidden_size * self.patches_per_row
@@ -326,10 +326,10 @@ class ModelConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class VisionSettings:
-    """What the image side runs in: a graph, made by `minigpt4 export vision`, or torch.
+    """The runtime of the image side: a graph, made by `minigpt4 export vision`, or torch.
 
-    `graph` is the folder or a file in it; auto is its own runtime, or torch where there is none.
-    `provider` is what ONNX Runtime computes on.
+    `graph` is the folder or a file in it; auto is its own runtime, or torch without a graph.
+    `provider` is the provider of ONNX Runtime.
     """
 
     runtime: VisionRuntimeName = "auto"
@@ -362,13 +362,13 @@ class VisionSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class EngineConfig(_Settings):
-    """How many requests run at once, and what is kept between them.
+    """How many requests run at once, and the caches between them.
 
     A step computes at most `max_step_tokens` tokens of at most `max_running` answers (each beam
     counts). Keys and values lie in blocks of `block_size` tokens; `num_blocks` None takes as many
     as the free memory allows and all answers could fill, and `cache_dtype` "auto" keeps them in the
     dtype that the model computes in. `prefix_cache` keeps them findable for
-    prompts that begin alike, and `image_cache_bytes` bounds the kept rows of pictures.
+    prompts that begin alike, and `image_cache_bytes` limits the kept rows of images.
     """
 
     max_running: int = 64
@@ -435,12 +435,12 @@ class SamplingParams(_Settings):
     gives the same answer. `logprobs` asks for the log-probability of each chosen token and of so
     many of the likeliest ones. `min_p` drops ids that are less likely than this share of the
     likeliest one. The penalties of presence and frequency and `logit_bias` are OpenAI's; the last
-    maps ids to what is added to their logits.
+    maps ids to numbers that are added to their logits.
 
     With a `json_schema`, as a mapping or as text, the answer is JSON of that form, with the
     properties that it lists and no others unless it has `additionalProperties` or combines schemas;
     with a `regex` the whole answer matches it, but for space at its ends, which every reply leaves
-    out. What the template stops at is then text like any other.
+    out. The template's stop strings are then text like any other.
     """
 
     max_new_tokens: int = 300
@@ -490,7 +490,7 @@ class SamplingParams(_Settings):
 
     @property
     def grammar(self) -> tuple[GrammarKind, str] | None:
-        """What the answer is held to, and its text; None where it is free."""
+        """The kind and the text of the answer's form; None if it is free."""
         if self.json_schema is not None:
             return "json_schema", str(self.json_schema)
         return ("regex", self.regex) if self.regex is not None else None

@@ -41,7 +41,7 @@ class ImageError(RequestError):
 class PromptTooLongError(RequestError):
     """A prompt does not fit; `num_tokens` and `limit` say by how much.
 
-    `holder` is what it does not fit into: the model's context, or the engine's cache.
+    `holder` is the place that is too small: the model's context, or the engine's cache.
     """
 
     def __init__(self, num_tokens: int, limit: int, holder: str = "the model's context") -> None:

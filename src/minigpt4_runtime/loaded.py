@@ -1,9 +1,8 @@
-"""A loaded model: what requests and measurements share.
+"""A loaded model: the ranks and the engine that requests and measurements share.
 
-Owns   the choice of device and dtype, the ranks, and the engine at work: its start, its renewal
-       and its end.
+Owns   the choice of device and dtype, the ranks, and the start, renewal and end of the engine.
 Takes  a WeightSource and settings, then requests as ids and pixels; gives Tickets.
-Never  knows a message, or what a text means.
+Never  knows a message, or the meaning of a text.
 """
 
 from __future__ import annotations
@@ -30,11 +29,11 @@ from minigpt4_runtime.errors import (
     RankLostError,
     RequestError,
 )
-from minigpt4_runtime.grammar.guide import Grammars, Guide
+from minigpt4_runtime.grammar.guide import GrammarGuide, Grammars
 from minigpt4_runtime.images.pixels import ImageLimits
 from minigpt4_runtime.model.parallel import check_world_size
+from minigpt4_runtime.rank_model import load_rank_model, open_graph
 from minigpt4_runtime.ranks import Ranks, Setup, free_memory_bytes, make_runner, open_rank_device
-from minigpt4_runtime.sides import load_sides, open_graph
 from minigpt4_runtime.text.tokenizer import Tokenizer
 
 DEMO_MODEL_DIR = Path(__file__).parent / "assets" / "demo"
@@ -43,7 +42,7 @@ T = TypeVar("T")
 
 
 class LoadedModel:
-    """The parts of one model at work, in all its ranks, of which this process is the first."""
+    """One model at work. This process is its first rank."""
 
     def __init__(
         self,
@@ -77,21 +76,18 @@ class LoadedModel:
 
     def _load(self, source: WeightSource, engine: EngineConfig, vision: VisionSettings) -> None:
         backend, dtype = self.backend, self.dtype
-        # A graph goes first: how much is free for keys and values is seen after it.
+        # A graph goes first: the free memory for keys and values is measured after it.
         self.vision_runtime, encoder = open_graph(vision, source, backend, dtype)
         setup = Setup(source, backend.device.type, dtype, engine)
         group = self.ranks.start(setup, backend.facts.collective)
         free_bytes = free_memory_bytes(backend, self.ranks.size)
-        self.sides = load_sides(
+        self.rank_model = load_rank_model(
             source, backend, dtype, group=group, encoder=encoder, free_bytes=free_bytes
         )
         self._start_engine(engine)
 
     def _start_engine(self, config: EngineConfig) -> None:
-        sides = self.sides
-        runner = make_runner(
-            sides.language, sides.vision, self.backend, config, free_bytes=sides.left_bytes
-        )
+        runner = make_runner(self.rank_model, self.backend, config)
         self.engine = Engine(
             self.ranks.lead(runner),
             config,
@@ -102,7 +98,7 @@ class LoadedModel:
             has_float64=self.backend.facts.has_float64,
         )
         self.engine_config = config
-        # However the program ends, no other rank outlives the last answer.
+        # The other ranks end with the engine, even if the model is never closed.
         self._ending = weakref.finalize(self.engine, self.ranks.close)
 
     def use_engine(self, config: EngineConfig) -> None:
@@ -124,7 +120,7 @@ class LoadedModel:
         self._start_engine(config)
 
     def close(self) -> None:
-        """End what still runs with an error, and the other ranks."""
+        """End running requests with an error, and the other ranks."""
         self.engine.close()
         self.ranks.close()
 
@@ -136,7 +132,7 @@ class LoadedModel:
         watch: StopWatch,
         read: Callable[[TokenEvent], T | None],
     ) -> Ticket[T]:
-        """Go on from these ids. `watch` and `read` give the answer its meaning."""
+        """Go on from these ids. `watch` and `read` turn the answer into the ticket's pieces."""
         request = Request(tuple(token_ids), images, sampling, watch, self.guide(sampling))
         return self.engine.submit(request, read)
 
@@ -146,8 +142,8 @@ class LoadedModel:
         if not token_ids or not all(0 <= token_id < vocab_size for token_id in token_ids):
             raise RequestError(f"Give one or more ids from 0 to {vocab_size - 1}, the vocabulary.")
 
-    def guide(self, sampling: SamplingParams) -> Guide | None:
-        """What holds an answer to its form. What the vocabulary lacks is refused here."""
+    def guide(self, sampling: SamplingParams) -> GrammarGuide | None:
+        """The guide of an answer with a form. Refuses a bias of ids outside the vocabulary."""
         vocab_size = self.config.language.vocab_size
         for token_id in dict(sampling.logit_bias):
             if token_id >= vocab_size:

@@ -1,8 +1,8 @@
-"""What callers and rooms hand to each other: messages in, replies out.
+"""The values that callers and rooms pass to each other: messages in, replies out.
 
-Owns   Message, ImageSource, Reply, TextDelta and their parts, and how OpenAI-style dicts are read.
-Takes  plain Python values; a picture stays whatever the caller gave until `pixels.load` opens it.
-Never  opens a picture, and knows no template and no token.
+Owns   Message, ImageSource, Reply, TextDelta, their parts, and the reading of OpenAI-style dicts.
+Takes  plain Python values; an image stays as the caller gave it until `pixels.load` opens it.
+Never  opens an image, and knows no template and no token.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import torch
     from PIL.Image import Image
 
-    # All that an image may be given as.
+    # The types in which a caller may give an image.
     RawImage = str | PathLike[str] | bytes | Image | numpy.ndarray[Any, Any] | torch.Tensor
 
 Role = Literal["system", "user", "assistant"]
@@ -28,9 +28,9 @@ FinishReason = Literal["stop", "length"]
 
 @dataclass(frozen=True, eq=False)
 class ImageSource:
-    """A picture not yet opened: a path, bytes, a data URL, a PIL image, an array or a tensor.
+    """An image not yet opened: a path, bytes, a data URL, a PIL image, an array or a tensor.
 
-    Or a function that gives its bytes when it is opened; `label` is then what people call it.
+    Or a function that gives its bytes when it is opened; `label` is then its name for people.
     """
 
     value: RawImage | Callable[[], bytes]
@@ -38,7 +38,7 @@ class ImageSource:
 
     @property
     def name(self) -> str:
-        """What to call this picture in a message to a person."""
+        """The name of this image in messages to people."""
         if self.label is not None:
             return self.label
         if isinstance(self.value, str):
@@ -55,7 +55,7 @@ if TYPE_CHECKING:
 
 
 def image(value: ImageLike) -> ImageSource:
-    """Mark a value as a picture inside a message's content: `[image("cat.jpg"), "What is it?"]`."""
+    """Mark a value as an image inside a message's content: `[image("cat.jpg"), "What is it?"]`."""
     return value if isinstance(value, ImageSource) else ImageSource(value)
 
 
@@ -64,7 +64,7 @@ Part = str | ImageSource
 
 @dataclass(frozen=True)
 class Message:
-    """One turn: who says it, and its texts and pictures in order."""
+    """One turn: its speaker, and its texts and images in order."""
 
     role: Role
     content: tuple[Part, ...]
@@ -107,7 +107,7 @@ class Message:
 
 
 def _is_unicode(text: str) -> bool:
-    """Whether `text` holds no half characters, as undecodable bytes of a terminal become."""
+    """Whether `text` holds no half characters, which undecodable bytes of a terminal become."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -116,7 +116,7 @@ def _is_unicode(text: str) -> bool:
 
 
 def read_messages(values: Sequence[Message | Mapping[str, Any]]) -> tuple[Message, ...]:
-    """Check a dialogue: a user speaks last, or the assistant, whose message is then continued.
+    """Check a dialogue. Its last message is a user's, or the assistant's, which is then continued.
 
     System messages may stand anywhere.
 
@@ -165,7 +165,7 @@ def _read_part(part: object) -> Part:
 
 @dataclass(frozen=True)
 class Usage:
-    """What a request cost, in tokens. Image rows count as prompt tokens."""
+    """The size of a request in tokens. Image rows count as prompt tokens."""
 
     prompt_tokens: int
     completion_tokens: int
@@ -173,7 +173,7 @@ class Usage:
 
 @dataclass(frozen=True)
 class TokenLogprobs:
-    """How likely the model held a token, before any sampling setting: natural logarithms.
+    """The log-probability of a token before any sampling setting, as a natural logarithm.
 
     `top` are the likeliest ids with theirs, the likeliest first.
     """
@@ -201,8 +201,8 @@ class Reply:
 class TextDelta:
     """A further bit of an answer. The last one of a stream also carries the finished `reply`.
 
-    `logprobs`, if asked for, are those of all tokens that came since the bit before, and `usage`
-    is what was used up to here.
+    `logprobs`, if asked for, are those of all tokens since the bit before, and `usage` counts all
+    tokens up to here.
     """
 
     text: str
@@ -213,9 +213,9 @@ class TextDelta:
 
 @dataclass(frozen=True)
 class Described:
-    """What became of one of many pictures; `reply` or `error` is None.
+    """The result for one of many images; `reply` or `error` is None.
 
-    `index` counts the pictures as they were given, `seconds` from when it was opened.
+    `index` counts the images in their given order; `seconds` start when the image is opened.
     """
 
     index: int

@@ -1,7 +1,7 @@
-"""The one door to packages that may be absent.
+"""The import of optional packages.
 
-Owns   the sentence that tells a user what to install.
-Takes  a module name and where it comes from; gives the module.
+Owns   the message that tells a user what to install.
+Takes  a module name and the command that installs it; gives the module.
 Never  hides a package that is installed but broken: that error passes through unchanged.
 """
 
@@ -23,7 +23,7 @@ def require(module_name: str, *, install: str) -> ModuleType:
         return importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         if error.name is None or error.name.split(".")[0] != module_name.split(".")[0]:
-            raise  # The package is there, but something it needs is not: that is worth seeing.
+            raise  # The package is installed, but one that it needs is not.
         raise BackendUnavailableError(
             f"{module_name} is not installed on this machine. Run: {install}"
         ) from None

@@ -2,7 +2,7 @@
 
 Owns   the numbers; each stands in the published files' own configs.
 Takes  nothing: a preset's name is a key of PRESETS.
-Never  decides what a model is: a conversion reads that from the files' own shapes.
+Never  decides the shape of a model: a conversion reads it from the files.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Probe: what a loaded model offers to those who measure it.
+"""Probe: the measuring points of a loaded model.
 
-Owns   stages and tokens as they end, memory, traffic between ranks, and other engines.
+Owns   callbacks at the end of stages and tokens, memory, traffic between ranks, other engines.
 Takes  a LoadedModel; `MiniGPT4.probe` is one.
 Never  measures: it reads no clock of its own.
 """
@@ -17,7 +17,7 @@ from torch import Tensor
 from minigpt4_runtime.config import EngineConfig, SamplingParams
 from minigpt4_runtime.devices.contracts import Traffic
 from minigpt4_runtime.engine.request import Heard, NoWatch
-from minigpt4_runtime.engine.runner import PICTURES_AT_ONCE
+from minigpt4_runtime.engine.runner import IMAGES_AT_ONCE
 from minigpt4_runtime.engine.ticket import Ticket
 from minigpt4_runtime.errors import RequestError
 from minigpt4_runtime.images.pixels import open_rgb, prepare
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 class Probe:
-    """Measures are taken from outside: each method only lets a caller see or wait."""
+    """Lets a caller observe a model and wait for it. The caller measures."""
 
     def __init__(self, loaded: LoadedModel) -> None:
         self._loaded = loaded
@@ -38,12 +38,12 @@ class Probe:
         self,
         images: Sequence[ImageLike],
         *,
-        at_once: int = PICTURES_AT_ONCE,
+        at_once: int = IMAGES_AT_ONCE,
         on_stage: Callable[[str], object] | None = None,
     ) -> Tensor:
         """See `MiniGPT4.embed_images`; `at_once` images are encoded together.
 
-        `on_stage` hears the name of each stage as it ends, when the device rests: decode and
+        `on_stage` gets the name of each stage as it ends, when the device rests: decode and
         preprocess for each image, tower and projection for each `at_once` of them. A compiled
         graph does the last two as one, which ends as projection.
         """
@@ -57,7 +57,8 @@ class Probe:
                 self.synchronize()
                 on_stage(stage)
 
-        config = self._loaded.config
+        config, encoder = self._loaded.config, self._loaded.rank_model.vision
+        assert encoder is not None, "a loaded model is rank 0"
         rows = [torch.empty(0, config.rows_per_image, config.language.hidden_size)]
         for first in range(0, len(images), at_once):
             pixels = []
@@ -67,7 +68,7 @@ class Probe:
                 pixels.append(prepare(rgb, config.vision).values)
                 ended("preprocess")
             stacked = torch.from_numpy(numpy.stack(pixels))
-            encoded = self._loaded.sides.vision.encode(stacked, on_tower=lambda: ended("tower"))
+            encoded = encoder.encode(stacked, on_tower=lambda: ended("tower"))
             ended("projection")
             rows.append(encoded.float().cpu())
         return torch.cat(rows)
@@ -109,13 +110,13 @@ class Probe:
         self._loaded.backend.synchronize()
 
     def weight_bytes(self) -> dict[str, int]:
-        """What the weights take: "vision", "embedding", "layers" and "head" of the language."""
-        return self._loaded.sides.weight_bytes()
+        """Bytes of the weights: "vision", "embedding", "layers" and "head" of the language."""
+        return self._loaded.rank_model.weight_bytes()
 
     def free_memory_bytes(self) -> int | None:
-        """What the device can still give, within a container's limit; None where it does not tell.
+        """The free memory of the device, within a container's limit; None if it is not known.
 
-        On a CPU what could be swapped out is counted too.
+        On a CPU this includes memory that could be swapped out.
         """
         return self._loaded.backend.free_memory_bytes()
 
@@ -126,17 +127,17 @@ class Probe:
     def peak_memory_bytes(self) -> int | None:
         """The most memory taken at once: tensors on an accelerator, on a CPU the whole process.
 
-        None where the system does not tell.
+        None if the system does not tell.
         """
         return self._loaded.backend.peak_memory_bytes()
 
     def traffic(self) -> Traffic:
-        """What has passed between this rank and the others so far."""
+        """The messages between this rank and the others so far."""
         return self._loaded.ranks.traffic
 
 
 class _Listener(NoWatch):
-    """Lets a caller hear each token. It need not fork: beams are not listened to."""
+    """Passes each token to a caller. It need not fork: `submit_tokens` refuses beams with it."""
 
     def __init__(self, on_token: Callable[[int], object]) -> None:
         self._on_token = on_token

@@ -1,8 +1,8 @@
 """The processes that share one model: rank 0 leads, the others follow.
 
-Owns   how they are started, find each other, agree on what to load, and end.
-Takes  a number of ranks, and what the leader was asked to load. torchrun's environment is honoured
-       where it is there; else the leader starts the others itself, on this machine.
+Owns   their start, their rendezvous, their agreement on what to load, and their end.
+Takes  a number of ranks, and the leader's Setup. Under torchrun it uses torchrun's processes; else
+       the leader starts the others itself, on this machine.
 Never  leaves a process behind: a follower ends when the leader is gone, and with its first error.
 """
 
@@ -38,15 +38,14 @@ from minigpt4_runtime.errors import (
     MiniGPT4Error,
     RankLostError,
 )
-from minigpt4_runtime.kernels.registry import bind_attention, linear_kernel
-from minigpt4_runtime.model.llama import Llama
+from minigpt4_runtime.kernels.registry import bind_attention
 from minigpt4_runtime.model.parallel import Group, Solo
-from minigpt4_runtime.vision.contracts import VisionEncoder
+from minigpt4_runtime.rank_model import RankModel, load_rank_model
 
 # A step's ranks wait for each other twice a layer; none of them lags that long.
 PATIENCE_SECONDS = 20.0
-_FOLDER = "MINIGPT4_RANKS"  # Where those meet that a leader has started.
-# The status of a follower that ends since another rank, or the leader, is gone.
+_FOLDER = "MINIGPT4_RANKS"  # The folder in which ranks meet that a leader has started.
+# The exit status of a follower that has lost another rank or the leader.
 _BEREFT = 3
 _CLEARING_SECONDS = 2.0
 _LOOPBACK = {"linux": "lo", "darwin": "lo0"}
@@ -54,7 +53,7 @@ _LOOPBACK = {"linux": "lo", "darwin": "lo0"}
 
 @dataclass(frozen=True)
 class Setup:
-    """What all ranks load alike. Followers are told, so that they need no arguments."""
+    """Everything that all ranks load alike. The leader sends it to its followers."""
 
     source: WeightSource
     device: str
@@ -68,7 +67,7 @@ class Setup:
 
     @classmethod
     def decode(cls, message: bytes) -> Setup:
-        """What was encoded."""
+        """Read what `encode` gave."""
         values = json.loads(message)
         values["source"] = WeightSource.from_mapping(values["source"])
         values["engine"] = EngineConfig(**values["engine"])
@@ -96,34 +95,28 @@ def open_rank_device(name: str, group_size: int) -> DeviceBackend:
 
 
 def free_memory_bytes(backend: DeviceBackend, group_size: int) -> int | None:
-    """What this rank may take of what is free now."""
+    """This rank's share of the memory that is free now."""
     free_bytes = backend.free_memory_bytes()
     if free_bytes is None or not backend.facts.shares_memory:
         return free_bytes
     return free_bytes // group_size
 
 
-def make_runner(
-    language: Llama,
-    vision: VisionEncoder | None,
-    backend: DeviceBackend,
-    config: EngineConfig,
-    *,
-    free_bytes: int | None,
-) -> Runner:
-    """The hands of a rank. `free_bytes` are left by the weights; the smallest cache decides.
+def make_runner(model: RankModel, backend: DeviceBackend, config: EngineConfig) -> Runner:
+    """The runner of a rank. All ranks make as many blocks as the one with the least memory can.
 
     Raises:
         BackendUnavailableError: the cache does not fit.
     """
+    language, share = model.language, backend.facts.cache_share
     num_blocks = config.num_blocks or fit_num_blocks(
-        config, language, free_bytes=free_bytes, share=backend.facts.cache_share
+        config, language, free_bytes=model.left_bytes, share=share
     )
     if isinstance(language.group, TorchGroup):
         num_blocks = language.group.least(num_blocks)
     bind = partial(bind_attention, backend.facts.attention)
     try:
-        return Runner(language, vision, bind, config=config, num_blocks=num_blocks)
+        return Runner(language, model.vision, bind, config=config, num_blocks=num_blocks)
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
@@ -139,7 +132,7 @@ def make_runner(
 class Ranks:
     """All ranks of one model, as its leader holds them.
 
-    A single rank is a group of its own: nothing is started, and nothing passes.
+    With a single rank, no process is started and no message is sent.
     """
 
     def __init__(self, size: int) -> None:
@@ -174,11 +167,11 @@ class Ranks:
 
     @contextlib.contextmanager
     def loading(self) -> Iterator[None]:
-        """Let an error of loading, whichever rank's, end all ranks."""
+        """End all ranks if loading fails in any of them."""
         try:
             yield
         except RankLostError as error:
-            explained = self.explain(error)
+            explained = self._followers.explain(error)
             self.close()
             raise explained from error
         except BaseException:
@@ -186,14 +179,14 @@ class Ranks:
             raise
 
     def lead(self, runner: Runner) -> Runner | worker.Leader:
-        """What the engine is to use; from now on a rank that does not answer is lost."""
+        """The runner for the engine. From now on a rank that does not answer is lost."""
         if self._group is None:
             return runner
         self._group.set_patience(PATIENCE_SECONDS)
-        return worker.Leader(runner, self._group, self.explain)
+        return worker.Leader(runner, self._group, self._followers.explain)
 
     def renew(self, engine: EngineConfig) -> None:
-        """Let the other ranks make another runner, as the leader is about to.
+        """Let the other ranks make another runner, before the leader does.
 
         Raises:
             RankLostError: one of them is gone.
@@ -201,17 +194,13 @@ class Ranks:
         if self._group:
             worker.renew(self._group, engine)
 
-    def explain(self, error: RankLostError) -> RankLostError:
-        """Say which rank was lost and what it said last, as far as that can be known."""
-        return self._followers.explain(error)
-
     @property
     def traffic(self) -> Traffic:
-        """What has passed through this rank so far."""
+        """The messages of this rank so far."""
         return self._group.traffic if self._group else Traffic()
 
     def close(self) -> None:
-        """End all other ranks; this process can join another group then."""
+        """End all other ranks. This process can then join another group."""
         group, self._group = self._group, None
         if group and self._is_torchrun:
             with contextlib.suppress(RankLostError):
@@ -227,7 +216,7 @@ class _Followers:
     def __init__(self) -> None:
         self._folder: Path | None = None
         self._processes: dict[int, subprocess.Popen[bytes]] = {}
-        self._num_threads = 0  # This process's own, before it shared the cores with others.
+        self._num_threads = 0  # This process's own, before it shared the cores.
 
     def start(self, size: int) -> TorchGroup:
         """See `Ranks.start`."""
@@ -244,7 +233,7 @@ class _Followers:
         return _join(0, size, folder)
 
     def explain(self, error: RankLostError) -> RankLostError:
-        """See `Ranks.explain`. The one that fell may be slower to go than those it takes along."""
+        """Name the lost rank and its last words. It may exit later than those that lost it."""
         deadline = time.monotonic() + 1.0
         while self._folder and time.monotonic() < deadline:
             for rank, process in self._processes.items():
@@ -258,7 +247,7 @@ class _Followers:
         return error
 
     def stop(self) -> None:
-        """End them at once: they hold nothing that is not elsewhere."""
+        """Kill them: they hold nothing that must be saved."""
         for process in self._processes.values():
             process.kill()
         for process in self._processes.values():
@@ -290,10 +279,10 @@ def _start_follower(
         return subprocess.Popen(
             [sys.executable, "-m", "minigpt4_runtime.ranks"],
             env=environment,
-            stdin=subprocess.PIPE,  # Never written to: its end is the leader's end.
+            stdin=subprocess.PIPE,  # Never written to: it closes when the leader ends.
             stdout=log,
             stderr=log,
-            start_new_session=True,  # Ctrl-C is the leader's to hear.
+            start_new_session=True,  # Ctrl-C goes to the leader alone.
         )
 
 
@@ -372,26 +361,20 @@ def follow(tensor_parallel: int) -> bool:
 
 
 def serve(group: TorchGroup) -> None:
-    """Load this rank's part of what the leader says, and compute it until the leader is done."""
+    """Load this rank's part of the leader's model, and execute plans until the leader ends."""
     setup = Setup.decode(group.receive())
     backend = open_rank_device(setup.device, group.size)
     group.use(backend.facts.collective)
-    dtype, free_bytes = getattr(torch, setup.dtype), free_memory_bytes(backend, group.size)
-    kernel_of = partial(linear_kernel, device=backend.device, widen_from=backend.widen_from(dtype))
-    language = setup.source.load_language(
-        device=backend.device, dtype=dtype, free_bytes=free_bytes, group=group, kernel_of=kernel_of
-    )
-    if free_bytes is not None:
-        free_bytes -= sum(weight.nbytes for weight in language.parameters())
-    start = partial(make_runner, language, None, backend, free_bytes=free_bytes)
-    worker.follow(start, setup.engine, group)
+    free_bytes = free_memory_bytes(backend, group.size)
+    model = load_rank_model(setup.source, backend, setup.dtype, group=group, free_bytes=free_bytes)
+    worker.follow(partial(make_runner, model, backend), setup.engine, group)
     group.leave()
 
 
 def _end_with_leader(folder: Path) -> None:
-    """Wait for the end of what the leader could say here, which is never anything."""
-    os.read(0, 1)  # Not through sys.stdin, whose lock would be missed when Python ends.
-    shutil.rmtree(folder, ignore_errors=True)  # A leader that was killed could not.
+    """Wait until standard input closes, which the leader never writes to."""
+    os.read(0, 1)  # Not through sys.stdin, whose lock Python needs at its end.
+    shutil.rmtree(folder, ignore_errors=True)  # A leader that was killed has not removed it.
     os._exit(_BEREFT)
 
 
@@ -404,7 +387,7 @@ def main() -> None:
     try:
         serve(_join(rank, int(os.environ["WORLD_SIZE"]), folder))
     except RankLostError:
-        # If it was the leader that fell, the other thread clears up and ends this process.
+        # If the leader is gone, the other thread clears up and ends this process.
         watching.join(_CLEARING_SECONDS)
         sys.exit(_BEREFT)
     except MiniGPT4Error as error:

@@ -66,10 +66,10 @@ def test_halves_answer_alike():
     demo_picture = EXAMPLES / sorted(path.name for path in EXAMPLES.iterdir())[0]
     with MiniGPT4.load(engine={"cache_dtype": "bfloat16"}) as model:
         halves = model.describe(demo_picture)
-        cache = model._engine._runner._cache
+        cache = model._loaded.engine._runner._cache
         assert (cache.dtype, cache.keys.dtype) == (torch.bfloat16, torch.bfloat16)
     with MiniGPT4.load() as model:
-        assert model._engine._runner._cache.dtype == torch.float32
+        assert model._loaded.engine._runner._cache.dtype == torch.float32
         assert model.describe(demo_picture).text == halves.text
 
 

@@ -14,8 +14,9 @@ from safetensors.torch import load_file
 
 from minigpt4_runtime.checkpoint import folder as folder_module
 from minigpt4_runtime.checkpoint import writer
+from minigpt4_runtime.checkpoint.config_file import load_config
 from minigpt4_runtime.checkpoint.folder import write_folder
-from minigpt4_runtime.checkpoint.load import load_config, load_model
+from minigpt4_runtime.checkpoint.load import load_model
 from minigpt4_runtime.checkpoint.manifest import SourceRecord, read_manifest
 from minigpt4_runtime.convert.convert import convert
 from minigpt4_runtime.errors import CheckpointError

@@ -18,7 +18,8 @@ from safetensors.torch import load_file, save_file
 from minigpt4_runtime.checkpoint import folder, writer
 from minigpt4_runtime.checkpoint import load as load_module
 from minigpt4_runtime.checkpoint.blank_model import model_shapes
-from minigpt4_runtime.checkpoint.load import load_config, load_language, load_model
+from minigpt4_runtime.checkpoint.config_file import load_config
+from minigpt4_runtime.checkpoint.load import load_language, load_model
 from minigpt4_runtime.checkpoint.mapped import map_tensors
 from minigpt4_runtime.checkpoint.weights import cut, read_folder_weights, read_header
 from minigpt4_runtime.convert.convert import convert

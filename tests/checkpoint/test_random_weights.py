@@ -10,7 +10,7 @@ import torch
 
 from minigpt4_runtime import BackendUnavailableError, ConfigError, MiniGPT4, SamplingParams
 from minigpt4_runtime.checkpoint.blank_model import model_shapes
-from minigpt4_runtime.checkpoint.load import load_config
+from minigpt4_runtime.checkpoint.config_file import load_config
 from minigpt4_runtime.checkpoint.weight_source import WeightSource
 from minigpt4_runtime.devices.cpu import CpuBackend
 from minigpt4_runtime.model.parallel import Solo

@@ -10,7 +10,7 @@ from published_files import GOLDENS, files_of
 from typer.testing import CliRunner
 
 from minigpt4_runtime.checkpoint.blank_model import model_shapes
-from minigpt4_runtime.checkpoint.load import load_config
+from minigpt4_runtime.checkpoint.config_file import load_config
 from minigpt4_runtime.checkpoint.report import inspect_folder
 from minigpt4_runtime.checkpoint.weights import show_bytes
 from minigpt4_runtime.cli.convert import DTypeChoice

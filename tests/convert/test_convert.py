@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save_file
 
 from minigpt4_runtime.checkpoint import writer
 from minigpt4_runtime.checkpoint.blank_model import model_shapes
-from minigpt4_runtime.checkpoint.load import load_config, load_model
+from minigpt4_runtime.checkpoint.config_file import load_config
+from minigpt4_runtime.checkpoint.load import load_model
 from minigpt4_runtime.convert import convert as convert_module
 from minigpt4_runtime.convert import key_map, recipe, verify
 from minigpt4_runtime.convert.convert import convert

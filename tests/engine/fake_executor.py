@@ -15,6 +15,7 @@ from fake_runner import (
 
 from minigpt4_runtime import SamplingParams
 from minigpt4_runtime.engine.request import NoWatch, Request
+from minigpt4_runtime.engine.runner import EncodeCount
 
 BOS = 1
 BLOCK_SIZE = 4
@@ -43,7 +44,7 @@ def by_state(piece, state):
 class Executor:
     """Keeps plans to their contract, and does wrong where a test asks for it."""
 
-    num_encoded_images, encode_seconds = 0, 0.0
+    encoded = EncodeCount()
 
     def __init__(self, logits=after_last):
         self.plans = []

@@ -112,9 +112,10 @@ import torch
 from minigpt4_runtime.config import EngineConfig, SamplingParams
 from minigpt4_runtime.engine.engine import Engine
 from minigpt4_runtime.engine.request import Request
+from minigpt4_runtime.engine.runner import EncodeCount
 
 class Executor:
-    num_encoded_images, encode_seconds = 0, 0.0
+    encoded = EncodeCount()
     def execute(self, plan, pixels):
         return torch.zeros(sum(piece.is_sampled for piece in plan.slices), 5)
 

@@ -83,7 +83,7 @@ def start_waiting(inbox, ticket, monkeypatch):
 
     def start():
         reader = Reader(ticket)
-        while not inbox._changed._waiters:
+        while not inbox._alarms:
             time.sleep(0)
         return reader
 

@@ -20,8 +20,9 @@ from torch.nn import functional
 
 from minigpt4_runtime.cache.key_value import token_bytes
 from minigpt4_runtime.checkpoint.blank_model import blank_model, dtype_of, list_weights
+from minigpt4_runtime.checkpoint.config_file import load_config
 from minigpt4_runtime.checkpoint.folder import write_folder
-from minigpt4_runtime.checkpoint.load import load_config, load_language, load_model
+from minigpt4_runtime.checkpoint.load import load_language, load_model
 from minigpt4_runtime.checkpoint.manifest import read_manifest
 from minigpt4_runtime.checkpoint.report import inspect_folder
 from minigpt4_runtime.checkpoint.sizes import running_bytes, weight_bytes

@@ -97,7 +97,7 @@ def test_a_cameras_raw_file_is_not_taken_for_its_preview():
 
 
 @pytest.mark.parametrize("name", ["ICO", "ICNS"])
-def test_the_picture_within_an_icon_is_limited_too(name):
+def test_the_image_within_an_icon_is_limited_too(name):
     large = save(Image.new("RGBA", (1200, 1000)), "PNG")
     if name == "ICO":
         head = struct.pack("<HHHBBBBHHLL", 0, 1, 1, 32, 32, 0, 0, 1, 32, len(large), 22)

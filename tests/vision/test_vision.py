@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minigpt4_runtime.api import DEMO_MODEL_DIR
+from minigpt4_runtime.checkpoint.config_file import load_config
 from minigpt4_runtime.checkpoint.graph_folder import OM_NAME, ONNX_NAME
-from minigpt4_runtime.checkpoint.load import load_config, load_vision
+from minigpt4_runtime.checkpoint.load import load_vision
 from minigpt4_runtime.config import VisionSettings
 from minigpt4_runtime.errors import BackendUnavailableError, CheckpointError, ConfigError
 from minigpt4_runtime.export.om import atc_command, compile_om

@@ -1,7 +1,7 @@
-"""Which block of the cache belongs to whom, and which still hold something worth finding again.
+"""The holders of each block of the cache, and the blocks whose content can be found again.
 
 Owns   the free blocks, the reference counts, and the content keys of full blocks.
-Takes  block numbers and keys. A key names all tokens and pictures up to the end of a block.
+Takes  block numbers and keys. A key names all tokens and images up to the end of a block.
 Never  touches a tensor: the blocks' contents live with the runner.
 """
 
@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 
 class BlockPool:
-    """A fixed number of blocks. A block that nobody holds stays findable until it is reclaimed."""
+    """A fixed number of blocks. A block without holders stays findable until it is reclaimed."""
 
     def __init__(self, num_blocks: int) -> None:
         self.num_blocks = num_blocks
@@ -27,7 +27,7 @@ class BlockPool:
         return len(self._empty) + len(self._unheld)
 
     def take(self, after: int | None, room: int) -> int:
-        """A block to write to, held once: the one behind `after`, if that can be had.
+        """A block to write to, held once: the one behind `after`, if that is empty.
 
         Blocks in one run can be read without copying. So a first block (`after` None) is chosen
         with `room` blocks before the next first one.
@@ -57,7 +57,7 @@ class BlockPool:
         return block
 
     def num_holders(self, block: int) -> int:
-        """How often a block is held. Held more than once, nobody may write to it."""
+        """How often a block is held. A block with several holders must not be written to."""
         return self._references[block]
 
     def hold(self, blocks: Iterable[int]) -> None:
@@ -83,7 +83,7 @@ class BlockPool:
         return self._block_of.get(key)
 
     def publish(self, block: int, key: bytes) -> None:
-        """Make a full block findable. Where the same content is findable already, that stays."""
+        """Make a full block findable, unless another block has the same content."""
         if key not in self._block_of and block not in self._key_of:
             self._block_of[key] = block
             self._key_of[block] = key

@@ -1,4 +1,4 @@
-"""The rows of pictures seen lately.
+"""The rows of recent images.
 
 Owns   digest → rows, bounded in bytes; the least recently used go first.
 Takes  tensors as the vision encoder gives them. Never encodes anything.
@@ -18,14 +18,14 @@ class ImageCache:
         self.num_bytes = 0
 
     def get(self, digest: str) -> Tensor | None:
-        """The rows of a picture, if they are still here."""
+        """The rows of an image, if they are still here."""
         rows = self._rows.get(digest)
         if rows is not None:
             self._rows.move_to_end(digest)
         return rows
 
     def put(self, digest: str, rows: Tensor) -> None:
-        """Keep a picture's rows, and let go of others until all fit."""
+        """Keep an image's rows, and drop others until all fit."""
         if digest in self._rows:
             self.num_bytes -= self._rows.pop(digest).nbytes
         self._rows[digest] = rows

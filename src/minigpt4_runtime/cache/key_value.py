@@ -19,7 +19,7 @@ from minigpt4_runtime.config import DTYPE_BYTES, DTypeName, LanguageConfig
 
 @dataclass(frozen=True)
 class CacheShape:
-    """What one rank keeps of a token: `num_heads` keys and values of `head_dim` in each layer."""
+    """One rank's share of a token: `num_heads` keys and values of `head_dim` in each layer."""
 
     num_layers: int
     num_heads: int
@@ -37,7 +37,7 @@ class KeyValueCache(Protocol):
 
     @classmethod
     def block_bytes(cls, shape: CacheShape, dtype: DTypeName) -> int:
-        """What one block of all layers takes, keys and values."""
+        """The size of one block of all layers, keys and values."""
         ...
 
     @classmethod
@@ -114,7 +114,7 @@ CACHE_FORMATS: dict[DTypeName, type[FloatCache]] = {
 
 
 def token_bytes(config: LanguageConfig, dtype: DTypeName) -> int:
-    """What the keys and values of one token take in all layers, on all ranks together."""
+    """The size of one token's keys and values in all layers, on all ranks together."""
     shape = CacheShape(
         config.num_hidden_layers, config.num_key_value_heads, config.head_dim, block_size=1
     )

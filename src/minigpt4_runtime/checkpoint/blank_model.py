@@ -1,7 +1,7 @@
-"""The model's form without its weights, to be filled from a folder or to be asked for shapes.
+"""The model without its weights, to be filled from a folder or to be asked for shapes.
 
 Owns   the building of a model on the meta device, where a weight takes no memory; the one walk that
-       gives each Linear its format and its kernel, and the list of what each weight is made of.
+       gives each Linear its format and its kernel, and the list of the parts of each weight.
 Takes  a ModelConfig, a group of ranks and a choice of formats; gives modules whose weights are
        shapes alone, and ModelWeights.
 Never  draws a random number: the model's modules leave their weights empty.
@@ -26,15 +26,15 @@ from minigpt4_runtime.model.parallel import Group
 
 T = TypeVar("T")
 Side = TypeVar("Side", MiniGPT4Model, Llama, VisionPart)
-# What multiplies by weights of a format where the model will run.
+# A format → the kernel for its products on the device where the model will run.
 KernelOf = Callable[[WeightFormat], LinearKernel]
 
 
 class Where(TypedDict, total=False):
-    """On what a model is held, in which dtype its floats, and what multiplies by its weights.
+    """The device of a model, the dtype of its floats, and the kernels of its weights.
 
-    Of a group's weights this rank's part alone is held. Without `kernel_of` each format multiplies
-    by itself.
+    Of a group's weights only this rank's part is held. Without `kernel_of` each format uses its own
+    `multiply`.
     """
 
     device: Required[torch.device]
@@ -50,7 +50,7 @@ def blank_model(
     formats: FormatChoice = DENSE.name,
     kernel_of: KernelOf | None = None,
 ) -> MiniGPT4Model:
-    """A model on the meta device, in eval mode, whose weights want no gradient.
+    """A model on the meta device, in eval mode, whose weights have no gradient.
 
     Raises:
         ConfigError: a format cannot hold a weight, or this rank's part of it.
@@ -65,20 +65,20 @@ def blank_model(
 
 
 def blank_for(where: Where, config: ModelConfig, formats: FormatChoice) -> MiniGPT4Model:
-    """The same, as it is wanted there."""
+    """The same, for the group and the kernels in `where`."""
     return blank_model(config, where.get("group"), formats, where.get("kernel_of"))
 
 
 @dataclass(frozen=True)
 class ModelWeight:
-    """A weight as the mathematics has it. Without a format it is one tensor, as a norm's is."""
+    """A weight as one matrix. Without a format it is one tensor, like that of a norm."""
 
     name: str
     shape: Shape
     weight_format: WeightFormat | None = None
 
     def parts(self) -> dict[str, Part]:
-        """What it is made of, by the names that these have in the model and in a folder."""
+        """Its parts, by their names in the model and in a folder."""
         if self.weight_format is None:
             return {self.name: Part(self.shape)}
         return self._whole_names(self.weight_format.parts(*self.shape))
@@ -94,7 +94,7 @@ class ModelWeight:
 
 
 def dtype_of(part: Part, dtype: torch.dtype) -> torch.dtype:
-    """In which dtype a part is held where floats are held in `dtype`."""
+    """The dtype of a part in a model whose floats have `dtype`."""
     return getattr(torch, part.dtype) if part.dtype else dtype
 
 
@@ -111,10 +111,10 @@ def list_weights(module: nn.Module) -> Iterator[ModelWeight]:
 
 
 def list_parts(module: nn.Module) -> dict[str, Part]:
-    """What all weights of a model or of a side of it are made of."""
+    """The parts of all weights of a model or of a side of it."""
     return {name: part for weight in list_weights(module) for name, part in weight.parts().items()}
 
 
 def model_shapes(config: ModelConfig) -> dict[str, Shape]:
-    """The name and shape of every weight of the model, as the mathematics has it."""
+    """The name and shape of every weight of the model, each as one matrix."""
     return {weight.name: weight.shape for weight in list_weights(blank_model(config))}

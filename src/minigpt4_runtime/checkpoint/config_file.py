@@ -18,7 +18,7 @@ _CONVERT_FIRST = "Make a model folder of the published files with `minigpt4 conv
 
 
 def load_config(model_dir: Path) -> ModelConfig:
-    """Read what a model folder's config.json says.
+    """Read a model folder's config.json.
 
     Raises:
         CheckpointError: it is no model folder.
@@ -50,7 +50,7 @@ def load_config(model_dir: Path) -> ModelConfig:
 
 
 def _refuse_nulls(path: Path, values: Mapping[str, Any]) -> None:
-    """A Q-Former alone may be absent; everything else has a value."""
+    """Only the Q-Former may be null."""
     named = dict(values)
     for section, settings in values.items():
         if isinstance(settings, Mapping):

@@ -1,6 +1,6 @@
-"""What a file really is, by its first bytes, before anything tries to parse it.
+"""The kind of a file, found by its first bytes before it is parsed.
 
-Owns   the sentences about absent files, web pages, Git LFS pointers and half downloads; JSON.
+Owns   the messages about absent files, web pages, Git LFS pointers and half downloads; JSON.
 Takes  a path; gives its first bytes, or the mapping that a JSON file holds.
 Never  opens a pickle, and loads no torch.
 """
@@ -22,7 +22,7 @@ _WEB_PAGE_STARTS = (b"<!doctype", b"<html", b"<?xml", b"<head", b"<!--")
 
 
 def read_head(path: Path) -> bytes:
-    """Give a file's first bytes, once it is sure that they are not a stand-in for the file.
+    """Give a file's first bytes, after a check that it is not a stand-in for the real file.
 
     Raises:
         CheckpointError: the file is absent, empty, a folder, a web page or a Git LFS pointer.
@@ -81,7 +81,7 @@ def begins_as_named(name: str, head: bytes) -> bool:
 
 
 def refuse_text(path: Path, head: bytes) -> None:
-    """Refuse a short text where weights are wanted: it is what a server said instead.
+    """Refuse a short text in place of weights, such as a server's error message.
 
     Raises:
         CheckpointError: the file is such a text; the message shows how it begins.
@@ -128,7 +128,7 @@ def as_number(value: object) -> object:
 
 
 def refuse_adapter(folder: Path) -> None:
-    """Refuse a folder of peft's: what was trained beside a model, and not the model.
+    """Refuse a folder of peft's: an adapter of a model, and not the model.
 
     Raises:
         CheckpointError: it is one.

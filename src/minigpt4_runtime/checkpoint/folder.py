@@ -1,7 +1,7 @@
-"""A model folder coming into being: whole and under its name, or not at all.
+"""The writing of a model folder: complete and under its name, or not at all.
 
 Owns   the temporary folder, the swap at the end, the files beside the weights, and a full disk.
-Takes  where the folder shall be; gives a place to write it, or writes tensors that are at hand.
+Takes  the path of the new folder; gives a place to write it, or writes tensors in memory.
 Never  leaves a half model, and never deletes a folder that is not a model folder.
 """
 
@@ -40,15 +40,15 @@ from minigpt4_runtime.formats.dense import DENSE
 from minigpt4_runtime.formats.registry import FormatChoice
 
 TOKENIZER_NAME = "tokenizer.model"
-# What the system says of it: no room at all, or none left for this user.
+# The disk is full, or the user's quota is used up.
 DISK_FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
-# Room for what stands beside the weights.
+# Room for the files beside the weights.
 _SMALL_FILES_BYTES = 4 * 2**20
 
 
 @dataclass(frozen=True)
 class FolderKind:
-    """What a folder must be to be replaced: `read` raises a CheckpointError for any other."""
+    """A kind of folder that may be replaced: `read` raises a CheckpointError for any other."""
 
     name: str
     marker: str
@@ -94,9 +94,9 @@ def write_folder(
 def _list_forms(
     weights: Sequence[ModelWeight], tensors: Mapping[str, Tensor], dtype: DTypeName | None
 ) -> dict[str, WeightForm]:
-    """What is to be written of each tensor, once it is sure that they are the model's."""
+    """The form of each tensor to write, after a check that they are the model's."""
     shapes, found, own_dtypes = {weight.name: weight.shape for weight in weights}, {}, {}
-    # One pass: `tensors` may make each one anew when it is asked for.
+    # One pass: `tensors` may compute a tensor at each access.
     for name, tensor in tensors.items():
         found[name], own_dtypes[name] = tuple(tensor.shape), tensor.dtype
     check_shapes("The model to write", shapes, found, remedy="Give the model's state_dict().")
@@ -117,10 +117,10 @@ def _list_forms(
 def write_descriptions(
     folder: Path, config: ModelConfig, manifest: Manifest, tokenizer_path: Path
 ) -> None:
-    """Write what stands beside the weights; the manifest comes last."""
+    """Write the files beside the weights, the manifest last."""
     write_bytes(folder / TOKENIZER_NAME, tokenizer_path.read_bytes())
     write_text(folder / CONFIG_NAME, json.dumps(config.to_mapping(), indent=2) + "\n")
-    write_text(folder / MANIFEST_NAME, json.dumps(manifest.to_mapping(), indent=2) + "\n")
+    write_text(folder / MANIFEST_NAME, manifest.encode())
 
 
 def check_target(out_dir: Path, *, force: bool, kind: FolderKind = MODEL_FOLDER) -> None:
@@ -131,7 +131,7 @@ def check_target(out_dir: Path, *, force: bool, kind: FolderKind = MODEL_FOLDER)
             kind or `force` is not given.
     """
     target = out_dir.resolve()
-    # Nothing is above a root, and what may not be looked into has nothing to show.
+    # A root has no parents, and a folder that may not be searched shows no files.
     above = next((each for each in target.parents if os.path.lexists(each)), target)
     if not above.is_dir():
         raise CheckpointError(
@@ -175,14 +175,14 @@ def staged_folder(
 ) -> Iterator[Path]:
     """Give an empty folder beside `out_dir`, which becomes `out_dir` when the block ends well.
 
-    Whatever ends the block otherwise, Ctrl-C too, leaves neither of the two.
+    If the block ends with any error, Ctrl-C too, the empty folder is removed.
 
     Raises:
         CheckpointError: `out_dir` may not be written, or the disk is full.
     """
     check_target(out_dir, force=force, kind=kind)
     target = out_dir.resolve()
-    # The name is new each time: what a killed process left behind stands in nobody's way.
+    # The name is new each time: the folder of a killed process is not in the way.
     staging = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.partial")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -204,7 +204,7 @@ def staged_folder(
 
 
 def _swap_in(staging: Path, target: Path) -> None:
-    """Put the finished folder in place; what stood there goes only after that."""
+    """Put the finished folder in place, then delete the old one."""
     aside = staging.with_suffix(".replaced")
     try:
         if target.exists():
@@ -219,7 +219,7 @@ def _swap_in(staging: Path, target: Path) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make the rename itself durable, where the system lets a folder be opened for it."""
+    """Make the rename itself durable, on systems that can open a folder."""
     if os.name != "posix":
         return
     with suppress(OSError):

@@ -1,4 +1,4 @@
-"""A folder with the image side as compiled graphs: what export.json says, and whose it is.
+"""A folder with the image side as compiled graphs: its export.json, and the model it belongs to.
 
 Owns   the GraphRecord, the digest that ties a graph to a model folder, and the choice of a file.
 Takes  paths; gives a VisionGraph that belongs to the model folder, or an error.
@@ -24,7 +24,7 @@ OM_NAME = "vision.om"
 ATC_NAME = "atc.sh"
 VISION = "vision."
 FORMAT_VERSION = 1
-# By the ends of their files. An .om is preferred: who made one is on the hardware it is for.
+# By file suffix. An .om is preferred: it exists only on the hardware that it was made for.
 _RUNTIME_OF = {".om": "om", ".onnx": "onnx"}
 _READ_BYTES = 4 * 2**20
 
@@ -33,7 +33,7 @@ _READ_BYTES = 4 * 2**20
 class GraphCheck:
     """How far the graph's rows were from torch's in float32, when it was exported.
 
-    `largest_relative` is a part of the largest value of a picture's rows; `bound` is its limit.
+    `largest_relative` is a part of the largest value of an image's rows; `bound` is its limit.
     """
 
     num_pictures: int
@@ -47,7 +47,7 @@ class GraphCheck:
 class GraphRecord:
     """What export.json says. `files` has the size in bytes of each file that makes up the ONNX.
 
-    `batch_sizes` are the numbers of pictures that a graph takes at once; None is any number.
+    `batch_sizes` are the numbers of images that a graph takes at once; None is any number.
     """
 
     vision_digest: str
@@ -108,8 +108,7 @@ def read_record(graph_dir: Path) -> GraphRecord:
 
 def vision_digest(model_dir: Path) -> str:
     """The sha256 of all that the image side computes with: its settings and weights, as stored."""
-    config = load_config(model_dir)
-    settings = config.to_mapping()
+    settings = load_config(model_dir).to_mapping()
     names = ("vision_config", "qformer_config", "patches_per_row")
     digest = hashlib.sha256(json.dumps({name: settings[name] for name in names}).encode())
     buffer = memoryview(bytearray(_READ_BYTES))
@@ -127,7 +126,7 @@ def vision_digest(model_dir: Path) -> str:
 
 
 def find_graph(path: Path, model_dir: Path, *, runtime: str = "auto") -> VisionGraph:
-    """The graph at `path`, a folder that was exported or a file in it, made sure to be the model's.
+    """The graph at `path`, an exported folder or a file in it, checked to be the model's.
 
     Raises:
         CheckpointError: there is no such graph, or it was made from other weights.
@@ -145,13 +144,13 @@ def find_graph(path: Path, model_dir: Path, *, runtime: str = "auto") -> VisionG
             f"{graph_path} was not made from the weights of {model_dir} (they differ in the "
             f"digest of {RECORD_NAME}). Run: minigpt4 export vision --model {model_dir}"
         )
-    is_om = _RUNTIME_OF[graph_path.suffix] == "om"
-    sizes = record.om_batch_sizes if is_om else record.batch_sizes
-    return VisionGraph(graph_path, _RUNTIME_OF[graph_path.suffix], sizes)
+    found_runtime = _RUNTIME_OF[graph_path.suffix]
+    sizes = record.om_batch_sizes if found_runtime == "om" else record.batch_sizes
+    return VisionGraph(graph_path, found_runtime, sizes)
 
 
 def runtimes_of(path: Path) -> tuple[str, ...]:
-    """What can run the graphs at `path`, a folder that was exported or a file in it.
+    """The runtimes of the graphs at `path`, an exported folder or a file in it.
 
     Raises:
         CheckpointError: there is none.
@@ -164,7 +163,7 @@ def runtimes_of(path: Path) -> tuple[str, ...]:
 
 
 def _names_file(path: Path) -> bool:
-    """Whether that is a graph itself, there or not: a folder is one whatever its name."""
+    """Whether a path names a graph file, even one that is missing."""
     return path.suffix in _RUNTIME_OF and not path.is_dir()
 
 

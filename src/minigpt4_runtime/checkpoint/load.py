@@ -1,6 +1,6 @@
-"""A model folder → a model that can compute, with one copy of each weight and none to spare.
+"""A model folder → a model that can compute, keeping exactly one copy of each weight.
 
-Owns   the strict match of a folder's weights against the model, and the ways into memory.
+Owns   the strict match of a folder's weights against the model, and their reading or mapping.
 Takes  a model folder, a device, a dtype for its floats, a group of ranks and the kernels of the
        formats; gives modules in eval mode.
 Never  guesses: a missing weight, one too many or one of another shape is an error by name.
@@ -42,10 +42,6 @@ from minigpt4_runtime.model.llama import Llama
 from minigpt4_runtime.model.minigpt4 import MiniGPT4Model, VisionPart
 from minigpt4_runtime.model.parallel import Group, Solo, share, split_dimension
 
-__all__ = [
-    "load_config", "load_language", "load_model", "load_vision", "read_tensor", "refuse_too_large",
-]  # fmt: skip
-
 _LANGUAGE = "language."
 
 _PIECE_BYTES = 16 * 2**20
@@ -53,7 +49,7 @@ _PIECE_BYTES = 16 * 2**20
 
 @dataclass(frozen=True)
 class _Folder:
-    """What a model folder says it holds: all the model's weights and no others, and their parts."""
+    """The checked content of a model folder: exactly the model's weights, and their parts."""
 
     path: Path
     config: ModelConfig
@@ -63,7 +59,7 @@ class _Folder:
 
 
 def load_model(model_dir: Path, **where: Unpack[Where]) -> MiniGPT4Model:
-    """Load a model. On a CPU, what lies in the wanted dtype already stays in the mapped file.
+    """Load a model. On a CPU, weights of the wanted dtype stay in the mapped file.
 
     Raises:
         CheckpointError: a file is damaged, or a weight is missing, too many or misshapen.
@@ -115,7 +111,7 @@ def _place_for(group: Group, folder: _Folder, name: str) -> StoredTensor:
 def _fill(module: Side, prefix: str, folder: _Folder, where: Where) -> Side:
     device, dtype, group = where["device"], where["dtype"], where.get("group") or Solo()
     parts = list_parts(module)
-    # In the order of the files, which are then read from end to end.
+    # In the order of the files, which are then read from start to end.
     stored = {
         name.removeprefix(prefix): _place_for(group, folder, name)
         for name in folder.stored
@@ -145,7 +141,7 @@ def _may_stay_mapped(place: StoredTensor, dtype: torch.dtype) -> bool:
     return (
         TORCH_DTYPES[place.dtype_code] == dtype
         and place.start % dtype.itemsize == 0
-        # Mapped, a part would take the huge pages that it shares with its neighbours.
+        # A mapped part would keep the huge pages that it shares with its neighbours.
         and not place.is_part
     )
 
@@ -158,7 +154,7 @@ def refuse_too_large(
     device: torch.device,
     free_bytes: int | None,
 ) -> None:
-    """Check that tensors fit into what is free, where that is known.
+    """Check that tensors fit into the free memory, if that is known.
 
     Raises:
         BackendUnavailableError: they do not; the message begins with `what`.
@@ -177,7 +173,7 @@ def read_tensor(
 ) -> Tensor:
     """Read one weight from its file, piece by piece, into a tensor of its own.
 
-    `buffer` are bytes to read through; who reads many weights makes one for all.
+    `buffer` are bytes to read through, so that many weights can share them.
     """
     if buffer is None:
         buffer = _make_buffer([stored])
@@ -198,7 +194,7 @@ def _make_buffer(stored: Iterable[StoredTensor]) -> Tensor:
 def _read_pieces(stored: StoredTensor, buffer: Tensor) -> Iterator[Tensor]:
     """Read plainly, not through a mapping: mapped pages would count beside the new tensor."""
     dtype, view, filled = TORCH_DTYPES[stored.dtype_code], buffer.numpy().data, 0
-    # Unbuffered, or each row of a part would read into its neighbour's.
+    # Unbuffered: a buffer would read beyond each row of a part.
     with stored.path.open("rb", buffering=0) as file:
         for start, left in stored.runs():
             file.seek(start)

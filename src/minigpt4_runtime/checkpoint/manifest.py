@@ -1,11 +1,12 @@
-"""A model folder's birth certificate: manifest.json.
+"""The record of how a model folder was made: manifest.json.
 
-Owns   the Manifest: who made the folder, from which files, and in which form its weights are.
+Owns   the Manifest: the program that made the folder, its sources, and the form of its weights.
 Takes  a model folder; gives its Manifest, or writes one.
 Never  looks at a weight.
 """
 
 import hashlib
+import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,7 +27,7 @@ _READ_BYTES = 4 * 2**20
 
 @dataclass(frozen=True)
 class SourceRecord:
-    """One file that a model was made from. `role` is the part it gave, as in "vision"."""
+    """One file that a model was made from. `role` is the part it was used for, as in "vision"."""
 
     role: str
     name: str
@@ -35,7 +36,7 @@ class SourceRecord:
 
     @classmethod
     def of(cls, role: str, path: Path, on_bytes: Callable[[int], None] | None = None) -> Self:
-        """Read a file through and note its size and digest; `on_bytes` hears of each read.
+        """Read a file through and note its size and digest; `on_bytes` gets the size of each read.
 
         Raises:
             CheckpointError: the file cannot be read.
@@ -55,13 +56,13 @@ class SourceRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """What manifest.json says. `dtypes` are those that occur; `made_by` is program and version."""
+    """The content of manifest.json. `dtypes` are those of its weights; `made_by` has a version."""
 
-    dtypes: tuple[StoredDTypeName, ...]
-    sources: tuple[SourceRecord, ...] = ()
-    weight_format: FormatChoice = DENSE.name
-    made_by: str
     format_version: int = FORMAT_VERSION
+    made_by: str
+    dtypes: tuple[StoredDTypeName, ...]
+    weight_format: FormatChoice = DENSE.name
+    sources: tuple[SourceRecord, ...] = ()
 
     @classmethod
     def stamp(
@@ -78,15 +79,9 @@ class Manifest:
             made_by=f"minigpt4-runtime {__version__}",
         )
 
-    def to_mapping(self) -> dict[str, Any]:
+    def encode(self) -> str:
         """The content of manifest.json."""
-        return {
-            "format_version": self.format_version,
-            "made_by": self.made_by,
-            "dtypes": list(self.dtypes),
-            "weight_format": self.weight_format,
-            "sources": [asdict(source) for source in self.sources],
-        }
+        return json.dumps(asdict(self), indent=2) + "\n"
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> Self:

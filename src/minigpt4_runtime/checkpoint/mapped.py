@@ -1,7 +1,7 @@
 """Stored tensors → torch tensors that lie in the mapped file itself.
 
 Owns   the dtypes that a file and torch share. Takes StoredTensors; gives tensors.
-Never  copies a weight: pages are read when they are looked at, and go when the tensors go.
+Never  copies a weight: pages are read at their first use, and freed with the tensors.
 """
 
 import mmap
@@ -16,7 +16,7 @@ from minigpt4_runtime.config import DTYPE_NAMES, DTypeName
 from minigpt4_runtime.errors import CheckpointError
 
 TORCH_DTYPES = {code: getattr(torch, name) for name, code in DTYPE_CODES.items()}
-# Floats the other way: what a weight of a published file can be stored as, unchanged.
+# The other way, for floats: the dtypes in which published weights can be stored unchanged.
 DTYPE_NAME_OF: dict[torch.dtype, DTypeName] = {getattr(torch, name): name for name in DTYPE_NAMES}
 
 FLOATS_WANTED = (
@@ -43,14 +43,14 @@ def map_tensors(stored: Mapping[str, StoredTensor]) -> dict[str, Tensor]:
         if place.path not in mappings:
             with place.path.open("rb") as file:
                 mappings[place.path] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-        dtype = TORCH_DTYPES[place.dtype_code]
-        if place.num_bytes == 0:
-            tensors[name] = torch.empty(place.shape, dtype=dtype)
-            continue
-        tensors[name] = torch.frombuffer(
-            mappings[place.path],
-            dtype=dtype,
-            count=place.num_bytes // dtype.itemsize,
-            offset=place.start,
-        ).view(place.shape)
+        dtype, mapping = TORCH_DTYPES[place.dtype_code], mappings[place.path]
+        flat = map_tensor(mapping, dtype, place.num_bytes // dtype.itemsize, place.start)
+        tensors[name] = flat.view(place.shape)
     return tensors
+
+
+def map_tensor(mapping: mmap.mmap, dtype: torch.dtype, num_items: int, start: int) -> Tensor:
+    """A flat tensor in a mapped file. torch maps no empty one."""
+    if num_items == 0:
+        return torch.empty(0, dtype=dtype)
+    return torch.frombuffer(mapping, dtype=dtype, count=num_items, offset=start)

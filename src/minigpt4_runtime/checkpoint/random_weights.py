@@ -1,33 +1,29 @@
 """A model of any shape with random weights, made in memory: for measuring without weights.
 
-Owns   the draw. Each weight is made in the dtype and on the device in which it will compute, and
-       packed as its format has it.
+Owns   the draw. Each weight is drawn in its dtype and on its device, and packed in its format.
 Takes  modules on the meta device; fills them, so that they compute finite nonsense.
 Never  touches a file.
 """
 
 import math
+from typing import TypeVar, Unpack
 
 import torch
 from torch import Tensor, nn
 
-from minigpt4_runtime.checkpoint.blank_model import list_parts, list_weights
+from minigpt4_runtime.checkpoint.blank_model import Where, list_parts, list_weights
 from minigpt4_runtime.checkpoint.load import refuse_too_large
 
+M = TypeVar("M", bound=nn.Module)
 
-def fill_at_random(
-    module: nn.Module,
-    *,
-    device: torch.device,
-    dtype: torch.dtype,
-    free_bytes: int | None = None,
-    seed: int = 0,
-) -> None:
+
+def fill_at_random(module: M, *, seed: int = 0, **where: Unpack[Where]) -> M:
     """Give a module all its weights. The same seed gives the same ones on the same kind of device.
 
     Raises:
         BackendUnavailableError: they take more than `free_bytes`, where that is known.
     """
+    device, dtype, free_bytes = where["device"], where["dtype"], where.get("free_bytes")
     parts = list_parts(module).values()
     refuse_too_large("This shape", parts, dtype, device=device, free_bytes=free_bytes)
     generator = torch.Generator(device).manual_seed(seed)
@@ -36,6 +32,7 @@ def fill_at_random(
         drawn = _draw(each.name, torch.empty(each.shape, device=device, dtype=dtype), generator)
         weights |= each.pack(drawn)
     module.load_state_dict(weights, strict=True, assign=True)
+    return module
 
 
 def _draw(name: str, weight: Tensor, generator: torch.Generator) -> Tensor:

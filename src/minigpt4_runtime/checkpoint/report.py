@@ -71,8 +71,7 @@ class FolderReport:
 
     def as_json(self) -> dict[str, Any]:
         """Plain values, for json.dumps."""
-        totals = {"num_parameters": self.num_parameters, "num_bytes": self.num_bytes}
-        return {**asdict(self), **totals}
+        return asdict(self) | {"num_parameters": self.num_parameters, "num_bytes": self.num_bytes}
 
     def facts(self) -> list[tuple[str, str]]:
         """Name and value of each fact about the whole folder."""
@@ -145,8 +144,10 @@ def _report_towers(
         if part is not None
     }
     sizes["projection"] = {"from": config.projection_width, "to": config.language.hidden_size}
-    for name in (tower for tower in _TOWERS if tower in sizes):
-        places = {key: place for key, place in stored.items() if key.startswith(_TOWERS[name])}
+    for name, prefixes in _TOWERS.items():
+        if name not in sizes:
+            continue
+        places = {key: place for key, place in stored.items() if key.startswith(prefixes)}
         codes = sorted({place.dtype_code for place in places.values()})
         yield TowerReport(
             name,

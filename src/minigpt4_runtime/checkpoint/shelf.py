@@ -1,8 +1,8 @@
-"""Where fetched models stand, so that a name is enough to find one.
+"""The cache of fetched models, in which each is found by its name.
 
-Owns   the cache folder: models/NAME are model folders, downloads/ what is on its way.
-Takes  what a user gave as a model: a path or a name. MINIGPT4_HOME moves the whole cache.
-Never  looks into a weight, loads no torch, and deletes nothing but what lies in the cache.
+Owns   the cache folder: models/NAME are model folders, downloads/ are files not yet converted.
+Takes  a user's choice of a model: a path or a name. MINIGPT4_HOME moves the whole cache.
+Never  reads a weight, loads torch, or deletes anything outside the cache.
 """
 
 import os
@@ -20,13 +20,13 @@ from minigpt4_runtime.errors import CheckpointError, ConfigError
 
 HOME_VARIABLE = "MINIGPT4_HOME"
 DOWNLOADS = "downloads"
-# What a folder is called while it is made or deleted.
+# The name of a folder while it is made or deleted.
 _REMAINS = re.compile(r"\..+\.[0-9a-f]{8}\.(partial|deleted)")
 
 
 @dataclass(frozen=True)
 class ShelvedModel:
-    """A model folder in the cache, and what it takes on the disk."""
+    """A model folder in the cache, and its size on the disk."""
 
     name: str
     path: Path
@@ -37,7 +37,7 @@ def home_dir() -> Path:
     """The cache: $MINIGPT4_HOME, or `minigpt4` in the folder for caches of this system's user.
 
     Raises:
-        ConfigError: it is said to be in a user's home, and the system knows of none.
+        ConfigError: it would be in a user's home, and the system knows of none.
     """
     try:
         if own := os.environ.get(HOME_VARIABLE):
@@ -61,17 +61,17 @@ def _users_caches() -> Path:
 
 
 def models_dir() -> Path:
-    """Where the model folders of the cache stand."""
+    """The folder of the cache's model folders."""
     return home_dir() / "models"
 
 
 def downloads_dir() -> Path:
-    """Where downloads lie until they are converted."""
+    """The folder of downloads that are not yet converted."""
     return home_dir() / DOWNLOADS
 
 
 def find_model(model: str | PathLike[str]) -> Path:
-    """The folder that a path or a name means. A model folder of that path comes before a name.
+    """The folder of a path or a name. A model folder of that path comes before a name.
 
     Raises:
         CheckpointError: it is the name of a model that was not fetched yet.
@@ -101,18 +101,18 @@ def list_models() -> list[ShelvedModel]:
 
 
 def measure(folder: Path) -> int:
-    """What all files of a folder take together, in bytes."""
+    """The size of all files of a folder together, in bytes."""
     files = folder.rglob("*") if folder.is_dir() else ()
     return sum(path.lstat().st_size for path in files if not path.is_dir())
 
 
 def clear_remains() -> None:
-    """Remove what a killed conversion or deletion left. Nobody may be at work in the cache."""
+    """Remove the remains of killed conversions and deletions, while no other is running."""
     for folder in (home_dir(), models_dir()):
         for path in folder.iterdir() if folder.is_dir() else ():
             if not _REMAINS.fullmatch(path.name):
                 continue
-            # A link to a model that is kept elsewhere: that one stays.
+            # Of a link to a model elsewhere, only the link goes.
             if path.is_symlink():
                 path.unlink()
             else:
@@ -120,11 +120,11 @@ def clear_remains() -> None:
 
 
 def is_cleared(model_dir: Path) -> bool:
-    """Whether what is left of the making of this folder is cleared away by `clear_remains`."""
+    """Whether `clear_remains` removes the remains of an interrupted conversion to this folder."""
     try:
         return model_dir.resolve().parent in (home_dir().resolve(), models_dir().resolve())
     except ConfigError:
-        return False  # There is no cache to be cleared.
+        return False  # There is no cache.
 
 
 def delete(name: str) -> int:
@@ -141,9 +141,9 @@ def delete(name: str) -> int:
             f"There is no {name} in {home_dir()}; there is {', '.join(known) or 'nothing'}."
         )
     folder = known[name]
-    # A user may keep a model elsewhere and have a link to it here: that one stays.
+    # Of a link to a model elsewhere, only the link goes.
     num_bytes = 0 if folder.is_symlink() else measure(folder)
-    # Renamed first: what an interruption leaves must not pass for a model.
+    # Renamed first: after an interruption the rest must not pass for a model.
     going = folder.with_name(f".{name}.{uuid.uuid4().hex[:8]}.deleted")
     try:
         folder.rename(going)

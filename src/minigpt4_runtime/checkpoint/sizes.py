@@ -1,4 +1,4 @@
-"""What a published model will take, known without its files.
+"""The sizes of the published models, known without their files.
 
 Owns   the sums over a preset's shapes. Takes its name and a dtype; gives bytes.
 Never  reads a file.
@@ -21,7 +21,7 @@ def _list_weights(
     config: ModelConfig, formats: str | tuple[tuple[str, str], ...]
 ) -> list[tuple[Shape, tuple[Part, ...]]]:
     """The shape of every weight, and its parts."""
-    # Here alone torch is needed: the table of sources and `minigpt4 models` do without.
+    # Imported here: the table of sources and `minigpt4 models` need no torch.
     from minigpt4_runtime.checkpoint.blank_model import blank_model, list_weights
 
     choice = formats if isinstance(formats, str) else dict(formats)
@@ -35,7 +35,7 @@ def count_parameters(preset: str) -> int:
 
 
 def weight_bytes(preset: str, dtype: DTypeName, formats: FormatChoice = DENSE.name) -> int:
-    """What a preset's weights take, in a model folder as in memory."""
+    """The size of a preset's weights, in a model folder and in memory."""
     key = formats if isinstance(formats, str) else tuple(formats.items())
     weights = _list_weights(PRESETS[preset], key)
     parts = [part for _, parts in weights for part in parts]
@@ -43,9 +43,9 @@ def weight_bytes(preset: str, dtype: DTypeName, formats: FormatChoice = DENSE.na
 
 
 def running_bytes(preset: str, dtype: DTypeName, formats: FormatChoice = DENSE.name) -> int:
-    """What a preset takes in memory while it answers: weights, and keys and values of one context.
+    """The memory of a running preset: weights, and keys and values of one context.
 
-    What a step computes in between comes on top; it is small beside these.
+    The intermediate values of a step are small beside these and not counted.
     """
     language = PRESETS[preset].language
     cache_bytes = language.max_position_embeddings * token_bytes(language, dtype)

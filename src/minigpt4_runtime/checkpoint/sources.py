@@ -1,6 +1,6 @@
-"""The table of sources: which published files make a model, and where they lie.
+"""The table of sources: the published files of each model, and their addresses.
 
-Owns   sources.toml, its form, and how a user's own table takes the place of entries in it.
+Owns   sources.toml, its form, and the replacement of its entries by those of a user's own table.
 Takes  a table in TOML; gives ModelSources.
 Never  reaches a network: an address is a string here.
 """
@@ -34,7 +34,7 @@ _Entry = TypeVar("_Entry", "_ModelEntry", "_PartEntry", "_FileEntry")
 
 @dataclass(frozen=True)
 class SourceFile:
-    """One published file: its name, the places where it lies, and what is known of its content."""
+    """One published file: its name, its addresses, and its size and digest if they are known."""
 
     name: str
     hosts: tuple[str, ...]
@@ -44,7 +44,7 @@ class SourceFile:
 
 @dataclass(frozen=True)
 class Part:
-    """The files that play one role in a model, what they are and on what terms they come."""
+    """The files of one role in a model, a description of them, and their licence."""
 
     name: str
     role: Role
@@ -55,7 +55,7 @@ class Part:
 
 @dataclass(frozen=True)
 class ModelSources:
-    """All that one model is made of. `preset` names its sizes, where they are known beforehand."""
+    """The parts of one model. `preset` names its sizes, if they are known beforehand."""
 
     name: str
     parts: tuple[Part, ...]

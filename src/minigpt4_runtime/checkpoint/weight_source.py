@@ -1,7 +1,7 @@
-"""Where a model's weights come from: a folder, or random numbers in a shape.
+"""The source of a model's weights: a folder, or random numbers in a shape.
 
 Owns   the two ways to fill a model, or a rank's part of its language model.
-Takes  a folder or a ModelConfig; goes from rank to rank as a mapping.
+Takes  a folder or a ModelConfig; is sent to other ranks as a mapping.
 Never  chooses a device or a dtype.
 """
 
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Unpack
 
-from minigpt4_runtime.checkpoint.blank_model import Side, Where, blank_for
+from minigpt4_runtime.checkpoint.blank_model import Where, blank_for
 from minigpt4_runtime.checkpoint.config_file import load_config
 from minigpt4_runtime.checkpoint.load import load_language, load_model
 from minigpt4_runtime.checkpoint.random_weights import fill_at_random
@@ -27,7 +27,7 @@ from minigpt4_runtime.model.minigpt4 import MiniGPT4Model
 class WeightSource:
     """A model folder, or without one a shape whose weights are drawn with `seed`.
 
-    A folder says itself in which formats its weights are.
+    The manifest of a folder has the formats of its weights.
     """
 
     config: ModelConfig
@@ -51,7 +51,7 @@ class WeightSource:
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> WeightSource:
-        """What `to_mapping` gave."""
+        """Read what `to_mapping` gave."""
         model_dir = Path(values["model_dir"]) if values["model_dir"] else None
         config = ModelConfig.from_mapping(values["config"])
         return cls(config, model_dir, values["seed"], values["formats"])
@@ -60,18 +60,13 @@ class WeightSource:
         """Both sides, the language model being this rank's part. See `load.load_model`."""
         if self.model_dir is not None:
             return load_model(self.model_dir, **where)
-        return _fill(blank_for(where, self.config, self.formats), where, self.seed)
+        blank = blank_for(where, self.config, self.formats)
+        return fill_at_random(blank, seed=self.seed, **where)
 
     def load_language(self, **where: Unpack[Where]) -> Llama:
         """This rank's part of the language model alone."""
         if self.model_dir is not None:
             return load_language(self.model_dir, **where)
         language = blank_for(where, self.config, self.formats).language
-        # Ranks that drew alike would hold the same rows.
-        return _fill(language, where, self.seed + where["group"].rank)
-
-
-def _fill(side: Side, where: Where, seed: int) -> Side:
-    device, dtype, free_bytes = where["device"], where["dtype"], where.get("free_bytes")
-    fill_at_random(side, device=device, dtype=dtype, free_bytes=free_bytes, seed=seed)
-    return side
+        # With one seed all ranks would hold the same rows.
+        return fill_at_random(language, seed=self.seed + where["group"].rank, **where)

@@ -1,7 +1,8 @@
-"""Weights at rest: what a safetensors file holds and where, read from its header alone.
+"""Weights at rest: the tensors of a safetensors file and their places, read from its header.
 
-Owns   the reading of headers and of a folder's index, and the check that nothing lacks or exceeds.
-Takes  paths; gives StoredTensors: dtype, shape and place in a file. WeightForms are yet to lie.
+Owns   the reading of headers and of a folder's index, and the check of names and shapes.
+Takes  paths; gives StoredTensors: dtype, shape and place in a file. A WeightForm describes a tensor
+       that has not been written yet.
 Never  reads a weight itself, and loads no torch: `minigpt4 inspect` must answer at once.
 """
 
@@ -60,24 +61,14 @@ class StoredTensor:
 
 def cut(stored: StoredTensor, dimension: int, part: range) -> StoredTensor:
     """A part of a weight: some of its rows (dimension 0), or of its columns (1)."""
-    rows, *rest = stored.shape
-    row_bytes = stored.num_bytes // rows
-    if dimension == 0:
-        return replace(
-            stored,
-            shape=(len(part), *rest),
-            start=stored.start + part.start * row_bytes,
-            num_bytes=len(part) * row_bytes,
-            is_part=True,
-        )
-    columns, *deeper = rest
-    column_bytes = row_bytes // columns
+    shape = (*stored.shape[:dimension], len(part), *stored.shape[dimension + 1 :])
+    item_bytes = stored.num_bytes // math.prod(stored.shape[: dimension + 1])
     return replace(
         stored,
-        shape=(rows, len(part), *deeper),
-        start=stored.start + part.start * column_bytes,
-        num_bytes=rows * len(part) * column_bytes,
-        row_step=row_bytes,
+        shape=shape,
+        start=stored.start + part.start * item_bytes,
+        num_bytes=math.prod(shape[: dimension + 1]) * item_bytes,
+        row_step=stored.num_bytes // shape[0] if dimension else None,
         is_part=True,
     )
 
@@ -91,12 +82,12 @@ class WeightForm:
 
     @property
     def num_bytes(self) -> int:
-        """What it takes in a file, as in memory."""
+        """Its size in a file and in memory."""
         return math.prod(self.shape) * ITEM_BYTES[DTYPE_CODES[self.dtype]]
 
 
 def read_header(path: Path) -> dict[str, StoredTensor]:
-    """Read what a safetensors file says it holds, in the order in which it lies there.
+    """Read the tensors that a safetensors file lists, in the order in which they lie there.
 
     Raises:
         CheckpointError: the file is damaged, or shorter than its header says.
@@ -150,14 +141,15 @@ def list_indexed_files(index_path: Path) -> tuple[Path, ...]:
         raise CheckpointError(f"{index_path} names no weights. Take the file again.")
     names = sorted({str(name) for name in weight_map.values()})
     for name in names:
-        # A name that leads out of the folder is no file of this model.
+        # A name that leads out of the folder is not a file of this model.
         if Path(name).name != name or "\\" in name:
             raise CheckpointError(f"{index_path} names {name!r}, which is not a plain file name.")
     missing = [name for name in names if not (index_path.parent / name).is_file()]
     if missing:
+        verb, noun = ("is", "file") if len(missing) == 1 else ("are", "files")
         raise CheckpointError(
-            f"{index_path} names {list_some(missing)}, which {_is_or_are(missing)} not there. "
-            f"Download the missing {'file' if len(missing) == 1 else 'files'} into that folder."
+            f"{index_path} names {list_some(missing)}, which {verb} not there. "
+            f"Download the missing {noun} into that folder."
         )
     return tuple(index_path.parent / name for name in names)
 
@@ -184,10 +176,11 @@ def read_folder_weights(model_dir: Path) -> dict[str, StoredTensor]:
 def check_shapes(
     owner: Path | str, expected: Mapping[str, Shape], found: Mapping[str, Shape], *, remedy: str
 ) -> None:
-    """Compare names and shapes; nothing may lack, exceed or differ.
+    """Compare names and shapes.
 
     Raises:
-        CheckpointError: something does; the message names the first few and says `remedy`.
+        CheckpointError: a weight is missing, too many or of another shape; the message ends with
+            `remedy`.
     """
     missing = [name for name in expected if name not in found]
     if missing:
@@ -221,7 +214,7 @@ def count(names: Iterable[str], noun: str) -> str:
 
 
 def show_shape(shape: Shape) -> str:
-    """A shape as people write it: 64×160."""
+    """A shape for people: 64×160."""
     return "×".join(str(size) for size in shape) or "a single number"
 
 
@@ -233,7 +226,3 @@ def show_bytes(number: int) -> str:
             return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"
         size /= 1024
     return f"{size:.1f} GiB"
-
-
-def _is_or_are(names: list[str]) -> str:
-    return "is" if len(names) == 1 else "are"

@@ -1,7 +1,7 @@
 """Weights → safetensors files, in bounded pieces, so that no model has to fit into memory.
 
-Owns   the cut into shards, the header, the cast to each new dtype and the check that all is finite.
-Takes  named weights one after the other, in the order and the forms that were announced.
+Owns   the cut into shards, the header, the cast to each new dtype and the check for NaN and inf.
+Takes  named weights one after the other, in the order of their WeightForms.
 Never  holds more than one piece of one weight.
 """
 
@@ -34,7 +34,7 @@ _ALIGNMENT = 64
 
 @dataclass(frozen=True)
 class NamedWeight:
-    """A weight to be written. `origin` is what it is called in messages to a person."""
+    """A weight to be written. `origin` is its name in messages."""
 
     name: str
     origin: str
@@ -72,7 +72,7 @@ def write_weights(
         with (folder / file_name).open("wb") as file:
             file.write(_header({name: forms[name] for name in names}))
             for name in names:
-                # No name holds the weight here: its file must be free to go before the next.
+                # No variable holds the weight, so that its file can be closed before the next.
                 _write_one(file, next(coming), name, dtype=forms[name].dtype, on_bytes=on_bytes)
             sync(file)
     if len(shards) > 1:

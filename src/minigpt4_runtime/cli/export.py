@@ -96,7 +96,7 @@ def vision(
     sizes = _read_sizes(graph_format, batch, soc_version, batch_sizes)
     sources = _sources(pictures)
     from minigpt4_runtime.api import DEMO_MODEL_DIR
-    from minigpt4_runtime.checkpoint.load import load_config
+    from minigpt4_runtime.checkpoint.config_file import load_config
     from minigpt4_runtime.checkpoint.shelf import find_model
     from minigpt4_runtime.export.om import atc_command, compile_om
     from minigpt4_runtime.export.onnx import GraphPlan, export_onnx

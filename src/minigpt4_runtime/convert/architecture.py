@@ -44,7 +44,7 @@ def detect_config(published: Published, image_size: int | None = None) -> ModelC
     """Find the variant and every size; `image_size` asks for another than the file's own.
 
     Raises:
-        CheckpointError: a file is not what it was given as, or two files do not fit each other.
+        CheckpointError: a file has another role than its option, or two files do not fit.
         ConfigError: `image_size` does not fit the patches.
     """
     _check_language_depth(published)
@@ -148,7 +148,7 @@ def _read_qformer(published: Published, vision_width: int) -> QFormerConfig | No
 
 
 def _check_width(published: Published, grouped: int, *, query_width: int | None) -> None:
-    """Make sure that the projection reads what the image side of this layout gives."""
+    """Check that the projection fits the rows of this layout's image side."""
     projection = published.parts["projection"]
     reads = _projection_shape(projection)[1]
     if reads == (query_width or grouped):

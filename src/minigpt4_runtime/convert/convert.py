@@ -8,7 +8,6 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 from minigpt4_runtime.checkpoint.folder import check_target, staged_folder, write_descriptions
 from minigpt4_runtime.checkpoint.manifest import Manifest, SourceRecord
@@ -37,19 +36,13 @@ from minigpt4_runtime.convert.recipe import Reader, Recipe
 from minigpt4_runtime.convert.verify import Verification, verify_answers, verify_weights
 from minigpt4_runtime.errors import CheckpointError, ConfigError
 
-# A file that holds the first has a language model of its own; tied, the second is the first.
+# A file that holds the first has a language model of its own. If tied, both are one tensor.
 _WORD_TABLE, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 
-class Progress(Protocol):
-    """Is told how far a conversion is."""
-
-    def __call__(self, stage: str, done_bytes: int, total_bytes: int) -> None:
-        """`done_bytes` of `total_bytes` have been read or written, in all stages so far.
-
-        `stage` is reading, writing, comparing or computing.
-        """
-        ...
+# Gets the stage (reading, writing, comparing or computing), the bytes that are read and written in
+# all stages so far, and their total.
+Progress = Callable[[str, int, int], object]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +112,7 @@ def convert(  # noqa: PLR0913 - all that can be chosen about a conversion.
     model that may be the wrong version.
 
     Raises:
-        CheckpointError: a file is not what it should be, or the folder cannot be written.
+        CheckpointError: a file is of another kind or damaged, or the folder cannot be written.
         ConfigError: `dtype` or `image_size` cannot be.
     """
     if dtype not in (None, *DTYPE_NAMES):
@@ -138,7 +131,7 @@ def convert(  # noqa: PLR0913 - all that can be chosen about a conversion.
     }
     num_bytes, paths = total_bytes(forms), _list_sources(files, published.language_folder)
     _refuse_sources_inside(out_dir, paths)
-    # Verifying reads what was written once to compare it and once to compute with it.
+    # Verification reads the new folder twice: to compare it, and to compute with it.
     source_bytes = sum(each.source_bytes for each in recipes.values())
     verified_bytes = 2 * num_bytes + source_bytes if verify else 0
     source_file_bytes = sum(path.stat().st_size for _, path in paths)
@@ -171,7 +164,7 @@ def _look_at(files: PublishedFiles) -> Published:
             "--bert is given without --qformer. Give both (the Vicuna variant) or neither (the "
             "Llama-2 variant)."
         )
-    # The small files first: a wrong one should not be found after minutes.
+    # The small files first, so that a wrong one is found early.
     given = take_inventory(files.projection, [files.projection])
     # A fine-tune's file may hold more than the projection, up to the whole model.
     own = {role: given.only(PARTS[role]).recipes for role in PARTS}

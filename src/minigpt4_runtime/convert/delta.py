@@ -38,7 +38,7 @@ def refuse_delta(language: Inventory) -> None:
 
 
 def add_base(delta: Inventory, base: Inventory) -> Inventory:
-    """The sum of both, to be made when it is read.
+    """The sum of both, computed when it is read.
 
     Raises:
         CheckpointError: they do not fit each other, or the first is no delta.
@@ -84,7 +84,7 @@ def _check_shapes(name: str, delta: Inventory, base: Inventory) -> None:
 
 
 def _add(tensors: Sequence[Tensor]) -> Tensor:
-    """Rows that the base has not are added to nothing, as FastChat adds them."""
+    """As FastChat adds them: rows that only the delta has stay as they are."""
     delta, base = tensors
     total = delta.to(torch.promote_types(delta.dtype, base.dtype), copy=True)
     total[: len(base)] += base

@@ -1,4 +1,4 @@
-"""Are these the sizes of the published model that a user asked for by name?
+"""The check that a model has the sizes of the published one that a user named.
 
 Owns   the sizes that tell the published models apart, and the sentence about another model.
 Takes  a preset's name and a configuration; refuses a configuration that differs.
@@ -29,7 +29,7 @@ def check_language_sizes(where: object, values: Mapping[str, Any], preset: str) 
     """Refuse a Llama's config.json that gives other sizes than those of a preset.
 
     Raises:
-        CheckpointError: it is another model's; the message has what differs of both.
+        CheckpointError: it is another model's; the message has the differing sizes of both.
     """
     _refuse_differing(where, values, _list_language_sizes(PRESETS[preset].language), preset)
 
@@ -38,7 +38,7 @@ def check_preset(where: object, config: ModelConfig, preset: str) -> None:
     """Refuse a model of other sizes than those of a preset.
 
     Raises:
-        CheckpointError: it is another model; the message has what differs of both.
+        CheckpointError: it is another model; the message has the differing sizes of both.
     """
     _refuse_differing(where, _list_sizes(config), _list_sizes(PRESETS[preset]), preset)
 

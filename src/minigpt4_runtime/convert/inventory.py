@@ -21,7 +21,7 @@ from minigpt4_runtime.errors import CheckpointError
 
 # bitsandbytes' 8 bits: row r of a weight is its whole numbers · SCB[r] / 127.
 _SCALE, _FORMAT, _LARGEST_INT8 = "SCB", "weight_format", 127
-# What such a weight becomes: the dtype that it was rounded from.
+# Such a weight becomes the dtype that it was rounded from.
 _WIDENED = torch.float16
 
 
@@ -44,7 +44,7 @@ class Inventory:
         return self.recipes[name].shape
 
     def part(self, role: str) -> "Inventory":
-        """Without the other parts of a whole model: names of this part, and of no part."""
+        """Without the other parts of a whole model. Names of no part stay."""
         return self.without(*(other for other in PARTS if other != role))
 
     def without(self, *roles: str) -> "Inventory":
@@ -64,7 +64,7 @@ class Inventory:
 
 
 def take_inventory(path: Path, files: Iterable[Path]) -> Inventory:
-    """List what the files hold, opening and closing one after the other.
+    """List the weights of the files, opening and closing one after the other.
 
     Raises:
         CheckpointError: a file cannot be opened, or a tensor stands twice in them.
@@ -93,7 +93,7 @@ def _describe_double(*recipes: Recipe) -> str:
 
 
 def _widen(recipes: Mapping[str, Recipe]) -> dict[str, Recipe]:
-    """Merge each 8-bit weight with its scales, which are no weights of their own then."""
+    """Merge each 8-bit weight with its scales, which are then not listed."""
     widened = dict(recipes)
     for name in [name for name, each in recipes.items() if each.dtype == torch.int8]:
         owner = name.removesuffix("weight")

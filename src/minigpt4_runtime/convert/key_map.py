@@ -1,7 +1,7 @@
 """The published name of each weight, and ours.
 
 Owns   the renaming tables, the few weights made of several, and the names that are not used.
-Takes  a config; gives for each of our names its published names, and how they become our weight.
+Takes  a config; gives for each of our names its published names, and a function that joins them.
 """
 
 import re
@@ -18,7 +18,7 @@ from minigpt4_runtime.model.eva_vit import resize_positions
 
 @dataclass(frozen=True)
 class Origin:
-    """Which published weights one of ours is made of, and how."""
+    """The published weights that one of ours is made of, and the function that joins them."""
 
     names: tuple[str, ...]
     make: Make = as_it_is
@@ -87,7 +87,7 @@ PARTS = {
     "projection": (r"llama_proj\..*",),
 }
 
-# --- what the published files hold and the model does not use --------------------------------
+# --- names in the published files that the model does not use --------------------------------
 
 UNUSED_LANGUAGE = (r".*\.rotary_emb\.inv_freq",)
 _UNUSED_QFORMER = (
@@ -98,8 +98,8 @@ _UNUSED_QFORMER = (
 # Upstream saves a fine-tune's projection together with these buffers.
 _UNUSED_PROJECTION = (*UNUSED_LANGUAGE, *_UNUSED_QFORMER)
 
-# EVA-ViT-g is published with one block more than the model uses; saved while a model ran, it has
-# those that are used. By its width: blocks in the file → blocks of the model.
+# EVA-ViT-g is published with one block more than the model uses. Saved from a running model, it has
+# only the used ones. By its width: blocks in the file → blocks of the model.
 EVA_VIT_DEPTHS = {1408: {40: 39, 39: 39}}
 
 

@@ -48,13 +48,13 @@ def _scales_nothing(scaling: object) -> bool:
 
 
 def _is_read(quantisation: object) -> bool:
-    """Whether weights of this make are read: bitsandbytes' 8 bits are."""
+    """Whether weights of this quantisation are read: bitsandbytes' 8 bits are."""
     return quantisation is None or (
         isinstance(quantisation, Mapping) and quantisation.get("load_in_8bit") is True
     )
 
 
-# Settings of config.json: whether our Llama computes a value, and how messages call those it does.
+# Settings of config.json: a check whether our Llama computes a value, and the known ones in words.
 _KNOWN_SETTINGS: dict[str, tuple[Callable[[object], bool], str]] = {
     "rope_scaling": (_scales_nothing, "null"),
     "rope_parameters": (_scales_nothing, 'the rope_type "default"'),
@@ -67,7 +67,7 @@ _KNOWN_SETTINGS: dict[str, tuple[Callable[[object], bool], str]] = {
 
 @dataclass(frozen=True)
 class LanguageFolder:
-    """What the folder holds. Where it `is_tied`, the head has the embedding table's weights."""
+    """The content of the folder. If it `is_tied`, the head has the embedding table's weights."""
 
     path: Path
     config: LanguageConfig

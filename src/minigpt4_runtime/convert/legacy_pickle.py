@@ -16,6 +16,8 @@ from typing import Any, BinaryIO, ClassVar
 import torch
 from torch import Tensor
 
+from minigpt4_runtime.checkpoint.mapped import map_tensor
+
 # 0x1950a86a20f9469cfc6c as pickle writes it; the first thing in such a file.
 _MAGIC = b"\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
 _BEFORE_MAGIC = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
@@ -26,7 +28,7 @@ _STORAGES = {
     "ShortStorage": torch.int16, "CharStorage": torch.int8, "ByteStorage": torch.uint8,
     "BoolStorage": torch.bool,
 }  # fmt: skip
-# Beside tensors, training programs save these. What they would be is never made.
+# Training programs save these beside tensors. Such an object is never made.
 PASSED_OVER = (
     "argparse.Namespace", "numpy.dtype", "numpy.core.multiarray.scalar",
     "numpy._core.multiarray.scalar",
@@ -84,8 +86,11 @@ def load_legacy(path: Path) -> object:
                 raise ValueError("its list of tensors does not fit its numbers")
             starts[storage.key] = file.tell()
             file.skip(num_items * storage.dtype.itemsize)
-    views = {key: _map(mapping, storage, starts[key]) for key, storage in reader.storages.items()}
-    return _Bringer(views).bring(content)
+    views = {
+        key: map_tensor(mapping, storage.dtype, storage.num_items, starts[key])
+        for key, storage in reader.storages.items()
+    }
+    return _place_tensors(content, views)
 
 
 @dataclass(frozen=True)
@@ -165,18 +170,20 @@ class _Bounded:
         return self._file.readline(_LONGEST_LINE)
 
     def read(self, num_bytes: int) -> bytes:
-        if not 0 <= num_bytes <= self._size - self._file.tell():
-            raise EOFError("it ends too early")
+        self._check_rest(num_bytes)
         return self._file.read(num_bytes)
 
     def skip(self, num_bytes: int) -> None:
-        if not 0 <= num_bytes <= self._size - self._file.tell():
-            raise EOFError("it ends too early")
+        self._check_rest(num_bytes)
         self._file.seek(num_bytes, io.SEEK_CUR)
 
+    def _check_rest(self, num_bytes: int) -> None:
+        if not 0 <= num_bytes <= self._size - self._file.tell():
+            raise EOFError("it ends too early")
 
-# The private one, whose opcodes are a table: of the one in C none can be left out, and it takes as
-# much memory as the largest number says that a file writes into it.
+
+# The private class, whose opcodes are a table. The one in C has a fixed set of opcodes, and the
+# largest memo number in a file decides about its memory.
 class _PickleReader(pickle._Unpickler):  # noqa: SLF001
     """Python's own pickle reader, with fewer opcodes and names."""
 
@@ -205,27 +212,20 @@ class _PickleReader(pickle._Unpickler):  # noqa: SLF001
         return self.storages.setdefault(str(key), _Storage(str(key), dtype, int(num_items)))
 
 
-def _map(mapping: mmap.mmap, storage: _Storage, start: int) -> Tensor:
-    if storage.num_items == 0:
-        return torch.empty(0, dtype=storage.dtype)
-    return torch.frombuffer(mapping, dtype=storage.dtype, count=storage.num_items, offset=start)
+def _place_tensors(content: object, views: dict[str, Tensor]) -> object:
+    """Replace each `_Wanted` by its tensor, in mappings within mappings."""
+    # Each mapping is visited once, however often it is named.
+    seen: dict[int, object] = {}
 
+    def place(value: object) -> object:
+        if isinstance(value, _Wanted):
+            view = views[value.storage.key]
+            return view.as_strided(value.shape, value.strides, value.offset)
+        if not isinstance(value, dict):
+            return value
+        if id(value) not in seen:
+            seen[id(value)] = placed = dict[object, object]()
+            placed |= {key: place(each) for key, each in value.items()}
+        return seen[id(value)]
 
-class _Bringer:
-    """Puts tensors in place of what stands for them, in mappings within mappings."""
-
-    def __init__(self, views: dict[str, Tensor]) -> None:
-        self._views = views
-        # Each mapping is gone through once, however often it is named.
-        self._seen: dict[int, object] = {}
-
-    def bring(self, content: object) -> object:
-        if isinstance(content, _Wanted):
-            view = self._views[content.storage.key]
-            return view.as_strided(content.shape, content.strides, content.offset)
-        if not isinstance(content, dict):
-            return content
-        if id(content) not in self._seen:
-            self._seen[id(content)] = brought = dict[object, object]()
-            brought |= {key: self.bring(each) for key, each in content.items()}
-        return self._seen[id(content)]
+    return place(content)

@@ -5,8 +5,6 @@ Takes  the inventories and the ModelConfig; gives a recipe for each of our weigh
 Never  reads a weight: a recipe of several tensors is tried on the meta device.
 """
 
-from collections.abc import Iterable
-
 from minigpt4_runtime.checkpoint.blank_model import model_shapes
 from minigpt4_runtime.checkpoint.mapped import DTYPE_NAME_OF, FLOATS_WANTED
 from minigpt4_runtime.checkpoint.weights import Shape, count, list_some, show_shape
@@ -58,8 +56,7 @@ def _match_names(inventory: Inventory, part: PartMap) -> OriginMap:
     return origins
 
 
-def _describe(inventory: Inventory, what: str, names: Iterable[str], remedy: str) -> str:
-    names = list(names)
+def _describe(inventory: Inventory, what: str, names: list[str], remedy: str) -> str:
     layout = describe_layout(each.tensors[0].name for each in inventory.recipes.values())
     return f"{inventory.path}: {count(names, 'tensor')} {what} ({list_some(names)}). " + (
         layout or remedy

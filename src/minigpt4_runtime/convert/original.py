@@ -1,8 +1,8 @@
-"""The slow twin of a conversion: the original's mathematics on the original's own names.
+"""The slow twin of a conversion: the original's mathematics with the original's names.
 
 Owns   image tower, Q-Former, projection and Llama, computed weight by weight from published files.
 Takes  the inventories of the published files; gives image rows and logits in float32.
-Never  uses our names or our modules: an error of the key map cannot hide in both.
+Never  uses our names or our modules, so that an error in the key map shows.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -22,7 +22,7 @@ _ROWS_AT_ONCE = 2048
 class Originals:
     """Published tensors by name, rounded as the converted ones are, then widened to float32.
 
-    `dtype` is what they are rounded to; None leaves each as it was published.
+    They are rounded to `dtype`; None leaves each as it was published.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class Originals:
         return self.product(rows, f"{name}.weight", self(f"{name}.bias"))
 
     def layer_norm(self, rows: Tensor, name: str, eps: float) -> Tensor:
-        """Upstream's LayerNorm; a norm in no file is as torch makes it."""
+        """Upstream's LayerNorm. A norm that is in no file has torch's initial weights."""
         if f"{name}.weight" not in self:
             return functional.layer_norm(rows, rows.shape[-1:], eps=eps)
         return functional.layer_norm(
@@ -97,12 +97,8 @@ def _eva_vit(originals: Originals, config: VisionConfig, pixels: Tensor) -> Tens
     for block in range(config.num_hidden_layers):
         name = f"blocks.{block}"
         normed = originals.layer_norm(hidden, f"{name}.norm1", config.layer_norm_eps)
-        size = normed.shape[-1]
-        bias = torch.zeros(3 * size)
-        bias[:size], bias[2 * size :] = (
-            originals(f"{name}.attn.q_bias"),
-            originals(f"{name}.attn.v_bias"),
-        )
+        query, value = (originals(f"{name}.attn.{part}_bias") for part in "qv")
+        bias = torch.cat([query, torch.zeros_like(query), value])
         parts = originals.product(normed, f"{name}.attn.qkv.weight", bias).chunk(3, dim=-1)
         attended = _attend(parts, config.num_attention_heads)
         hidden = hidden + originals.linear(attended, f"{name}.attn.proj")

@@ -17,17 +17,14 @@ from torch import Tensor
 
 from minigpt4_runtime.checkpoint.file_kind import is_safetensors, read_head, refuse_text
 from minigpt4_runtime.checkpoint.mapped import FLOATS_WANTED, map_tensors
-from minigpt4_runtime.checkpoint.weights import (
-    list_some,
-    read_header,
-)
+from minigpt4_runtime.checkpoint.weights import list_some, read_header
 from minigpt4_runtime.convert.legacy_pickle import PASSED_OVER, Inert, is_legacy, load_legacy
 from minigpt4_runtime.convert.wrapping import unwrap
 from minigpt4_runtime.errors import CheckpointError
 
 _ZIP_START = b"PK\x03\x04"
 _PICKLE_STARTS = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
-# What torch.load and its weights_only unpickler raise when a file is not what it claims to be.
+# The errors of torch.load and its weights_only unpickler for damaged or other files.
 _LOAD_ERRORS = (
     RuntimeError, EOFError, LookupError, ValueError, TypeError, AttributeError, AssertionError,
     OSError, OverflowError, MemoryError,

@@ -45,7 +45,7 @@ class Recipe:
 
     @classmethod
     def joined(cls, parts: Sequence["Recipe"], make: Make) -> "Recipe":
-        """What `make` makes of the parts. It is tried out on the meta device, without a number.
+        """The recipe of `make` on these parts, after a trial on the meta device.
 
         Raises:
             RuntimeError: it cannot be made of such shapes; IndexError and ValueError say the same.
@@ -61,13 +61,13 @@ class Recipe:
 
     @property
     def origin(self) -> str:
-        """What messages call it: a file and names, or nothing for a constant."""
+        """Its name in messages: a file and names, or an empty text for a constant."""
         names = ", ".join(dict.fromkeys(tensor.name for tensor in self.tensors))
         return f"{self.tensors[0].path}: {names}" if self.tensors else ""
 
     @property
     def source_bytes(self) -> int:
-        """What is read to make it."""
+        """The number of bytes that are read to make it."""
         return sum(tensor.num_bytes for tensor in self.tensors)
 
 

@@ -38,7 +38,7 @@ _WORD_TABLES = ("model.embed_tokens.weight", "lm_head.weight")
 
 @dataclass(frozen=True)
 class Recognised:
-    """A file and what it is.
+    """A file of a known kind.
 
     `kind` is vision, qformer, projection, shard or tokenizer; of JSON files llama, bert or index.
     `shapes` are those of a weight file, `values` the content of a JSON file.
@@ -54,7 +54,7 @@ class Recognised:
 class Found:
     """The files that play a part, under the names by which a conversion knows them.
 
-    `is_whole`: nothing of the part is missing, though the names may be others than the table's.
+    `is_whole`: no file of the part is missing, though names may differ from the table's.
     """
 
     files: Mapping[str, Path]

@@ -35,7 +35,7 @@ _CPU = torch.device("cpu")
 
 @dataclass(frozen=True)
 class Verification:
-    """What was found. Differences are parts of the largest value on the original's side."""
+    """The result. Differences are parts of the largest value on the original's side."""
 
     num_weights: int
     rows_difference: float
@@ -49,7 +49,7 @@ def verify_weights(
     *,
     on_bytes: Callable[[int], None],
 ) -> None:
-    """Compare every weight, as it lies on the disk, with what it was made of.
+    """Compare every weight on the disk with its published tensors.
 
     Raises:
         CheckpointError: one of them differs.
@@ -82,7 +82,7 @@ def verify_answers(
 ) -> tuple[float, float]:
     """Compute one image and one prompt on both sides; gives the differences of rows and logits.
 
-    `dtype` is what all weights were rounded to, None where each kept its own.
+    All weights were rounded to `dtype`; None if each kept its own.
 
     Raises:
         CheckpointError: a difference is above LARGEST_DIFFERENCE.
@@ -99,10 +99,7 @@ def verify_answers(
     model = blank_model(config)
     _bring_weights_when_called(model, read_folder_weights(folder), on_bytes)
     rows, logits = _compute_written(model, pixels, token_ids)
-    return (
-        _compare("image rows", rows, wanted_rows),
-        _compare("logits", logits, wanted),
-    )
+    return _compare("image rows", rows, wanted_rows), _compare("logits", logits, wanted)
 
 
 def _synthetic_pixels(size: int) -> Tensor:

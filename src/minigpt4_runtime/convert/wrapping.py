@@ -1,4 +1,4 @@
-"""What programs put around published weights, and what other layouts are told by.
+"""The wrapping that programs put around published weights, and the marks of other layouts.
 
 Owns   the tables: keys that hold weights, additions to names, and names of layouts not read here.
 Takes  the content of a file or the names in it; gives plain names, or a sentence.
@@ -16,7 +16,7 @@ _DEEPEST_HOLDER = 4
 _ADDED_PIECES = re.compile(
     r"(?:(?<=\.)|^)(?:module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\."
 )
-# A training class keeps the model in an attribute, which is known by the names behind it.
+# A training class keeps the model in an attribute, recognised by the names behind it.
 _OUTER_ATTRIBUTE = re.compile(
     r"(model|net|network)\."
     r"(?:(?:model|lm_head|llama_model|llama_proj|visual_encoder|patch_embed|blocks|Qformer"
@@ -25,7 +25,7 @@ _OUTER_ATTRIBUTE = re.compile(
 # Parts of a whole MiniGPT-4, saved while it ran. Published alone, they lack this beginning.
 _WHOLE_MODEL = re.compile(r"(?:^|.*\.)(?:visual_encoder|llama_model)\.")
 
-# Names in layouts that are not read: what they are, and what to do about it.
+# Names in layouts that are not read, with a description and the remedy.
 _FLOATS = "take the files that were published before quantisation."
 _FOREIGN = (
     (
@@ -70,7 +70,7 @@ def _find_holder(content: object, is_weight: type, levels: int) -> Mapping[objec
 
 
 def plain_names(stored: Iterable[str]) -> dict[str, str]:
-    """The published name of each tensor of a file, whatever was put around it.
+    """The published name of each tensor of a file, without its wrapping.
 
     Example: "module.llama_model.model.norm.weight" is "model.norm.weight".
     """
@@ -86,11 +86,9 @@ def is_of_whole_model(stored: str) -> bool:
 
 
 def describe_layout(names: Iterable[str]) -> str:
-    """A sentence about the layout that names are in, or nothing where it is none of the known."""
+    """A sentence about the layout of these names, or an empty text for an unknown one."""
     known = list(names)
     for pattern, text in _FOREIGN:
-        matching = re.compile(pattern)
-        example = next((name for name in known if matching.fullmatch(name)), None)
-        if example is not None:
+        if any(re.fullmatch(pattern, name) for name in known):
             return f"It holds {text}"
     return ""

@@ -1,6 +1,6 @@
-"""What a device and a group of ranks must offer; the part that the engine sees.
+"""The contracts of a device and of a group of ranks, as the engine sees them.
 
-Owns   the protocols and the frozen values that pass through them.
+Owns   the protocols and their frozen values.
 Takes  nothing: there is no code here that computes.
 Never  names a device.
 """
@@ -16,16 +16,16 @@ from minigpt4_runtime.model.parallel import Group
 
 @dataclass(frozen=True)
 class DeviceFacts:
-    """What is true of a kind of device: these replace `if device == "cuda"`.
+    """The properties of a kind of device, in place of `if device == "cuda"`.
 
     `cache_share` is the part of the memory left free by the weights that keys and values may take.
-    Where `shares_memory`, all ranks on a machine take theirs from one memory.
+    With `shares_memory`, all ranks on a machine share one memory.
     """
 
     default_dtype: DTypeName
     attention: tuple[str, ...]  # In kernels.registry.ATTENTION_KERNELS; the best one first.
     cache_share: float
-    collective: str  # What torch.distributed calls the library that adds up over such devices.
+    collective: str  # torch.distributed's name of the library that sums over such devices.
     shares_memory: bool = False
     has_float64: bool = True  # Sorting and sums of it too; else the CPU draws tokens.
 
@@ -41,7 +41,7 @@ class DeviceBackend(Protocol):
         ...
 
     def free_memory_bytes(self) -> int | None:
-        """How much a model may take, or None where this cannot be known."""
+        """The memory that a model may take, or None if it is not known."""
         ...
 
     def widen_from(self, dtype: torch.dtype) -> int | None:
@@ -60,18 +60,18 @@ class DeviceBackend(Protocol):
         ...
 
     def peak_memory_bytes(self) -> int | None:
-        """The most that was taken at once since then, or None where this cannot be known.
+        """The most memory in use at once since then, or None if it is not known.
 
-        On an accelerator that is what tensors took there, on a CPU the whole process.
+        Of tensors on an accelerator, of the whole process on a CPU.
         """
         ...
 
 
 @dataclass(frozen=True)
 class Traffic:
-    """What this rank has handed to collectives, and how long it has waited for them.
+    """The collectives of this rank: their bytes, and the time it has waited for them.
 
-    On a GPU waiting is the device's, and `seconds` only what the calls took.
+    On a GPU the device waits, and `seconds` is only the time of the calls.
     """
 
     num_calls: int = 0
@@ -80,7 +80,7 @@ class Traffic:
 
 
 class ParallelGroup(Group, Protocol):
-    """Ranks that also pass words: the leader says what comes next, the others hear it."""
+    """Ranks that also pass messages, from the leader to all others."""
 
     traffic: Traffic
 
@@ -89,9 +89,9 @@ class ParallelGroup(Group, Protocol):
         ...
 
     def send(self, message: bytes) -> None:
-        """Say it to all others. For the leader."""
+        """Send a message to all others. For the leader."""
         ...
 
     def receive(self) -> bytes:
-        """Wait for what the leader says, however long it takes."""
+        """Wait for the leader's next message, without a limit."""
         ...

@@ -1,4 +1,4 @@
-"""How much memory a container or a service may still take: Linux counts by control groups.
+"""The memory that a container or a service may still take, by Linux's control groups.
 
 Owns   the reading of their limits, of both versions (man 7 cgroups).
 Takes  nothing; gives bytes, or None where nothing is limited.
@@ -15,7 +15,7 @@ _NO_LIMIT = 2**60
 def allowed_memory_bytes(
     root: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/proc/self/cgroup")
 ) -> int | None:
-    """What the tightest limit of this process's groups leaves, cached files counted as free."""
+    """The rest of the tightest limit of this process's groups. Cached files count as free."""
     try:
         lines = membership.read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -32,7 +32,7 @@ def allowed_memory_bytes(
 
 
 def _read_left(root: Path, group: str, limit: str, usage: str, prefix: str) -> Iterator[int]:
-    """What is left in a group and in each above it; a container sees the uppermost ones only."""
+    """The rest in a group and in each above it. A container sees only the uppermost ones."""
     path = PurePosixPath(group.lstrip("/"))
     for folder in (root / each for each in (path, *path.parents)):
         try:

@@ -1,4 +1,4 @@
-"""The CPU. Owns its facts and its free memory; needs nothing that torch does not bring."""
+"""The CPU. Owns its facts and its free memory; needs only torch."""
 
 from contextlib import suppress
 from pathlib import Path
@@ -24,7 +24,7 @@ class CpuBackend:
         self.device = torch.device("cpu")
 
     def free_memory_bytes(self) -> int | None:
-        """What Linux says a new program may take, swap included; None on other systems.
+        """The memory that Linux offers a new program, swap included; None on other systems.
 
         A container's or service's own limit counts too.
         """
@@ -47,7 +47,7 @@ class CpuBackend:
         return 32 if dtype == torch.float16 else None
 
     def synchronize(self) -> None:
-        """Nothing to wait for: a CPU's products are done when they return."""
+        """Nothing to wait for: a CPU has finished when a call returns."""
 
     def reset_peak_memory(self) -> None:
         """Linux takes the present size for the peak from here on (proc(5), clear_refs)."""

@@ -38,7 +38,7 @@ class CudaBackend:
         )
 
     def free_memory_bytes(self) -> int | None:
-        """What the driver says is free on this device."""
+        """The free memory of this device, from its driver."""
         return torch.cuda.mem_get_info(self.device)[0]
 
     def widen_from(self, dtype: torch.dtype) -> int | None:  # noqa: ARG002

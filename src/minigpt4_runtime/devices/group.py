@@ -1,7 +1,7 @@
 """Ranks that share a model, over torch.distributed.
 
-Owns   this process's place in the group, and what a lost rank looks like from here.
-Takes  a rank, a size and how the ranks find each other; rows and words to pass.
+Owns   this process's place in the group, and the recognition of a lost rank.
+Takes  a rank, a size and the folder where the ranks meet; rows and messages to pass.
 Never  starts or ends a process, and never waits on a GPU.
 """
 
@@ -18,27 +18,27 @@ from torch import distributed as dist
 from minigpt4_runtime.devices.contracts import Traffic
 from minigpt4_runtime.errors import ConfigError, RankLostError
 
-# What a message is sent in: most fit, and so are one broadcast.
+# Messages of up to this size, which most are, take one broadcast.
 _FRAME_BYTES = 4096
 _LENGTH_BYTES = 4
 _FOREVER = timedelta(days=365)
-# On a GPU only the library itself can tell that a rank hangs. It then ends the process, and so it
-# must outlast all that a leader does between two steps' sums, such as encoding pictures.
+# On a GPU only the library itself can tell that a rank hangs, and it then ends the process. So this
+# must be longer than a leader's work between the sums of two steps, such as encoding images.
 _DEVICE_TIMEOUT = timedelta(minutes=10)
 _LOST = "A rank of this model is gone, or does not answer ({}). Load the model again."
 
 
 class TorchGroup:
-    """One process's view of a group. Words always go over gloo, rows over the devices' library.
+    """One process's view of a group. Messages go over gloo, rows over the devices' library.
 
     Only one can be joined at a time: torch has a single world in each process.
     """
 
     def __init__(self, rank: int, size: int, *, folder: Path | None) -> None:
-        """Join, which ends when all have joined.
+        """Join, and wait until all have joined.
 
-        They meet in a file in `folder`, so that no port is opened to be found at; None: where
-        torchrun's environment says.
+        They meet in a file in `folder`, so that no port is opened. None: they meet as torchrun's
+        environment says.
         """
         if dist.is_initialized():
             raise ConfigError(
@@ -48,7 +48,7 @@ class TorchGroup:
         self.rank = rank
         self.size = size
         self.traffic = Traffic()
-        # Followers wait as long as the leader has nothing to say.
+        # Followers wait without a limit: the leader may be idle for days.
         self._patience: timedelta | None = None
         store = None
         if folder:
@@ -57,12 +57,12 @@ class TorchGroup:
         self._rows = dist.group.WORLD
 
     def use(self, collective: str) -> None:
-        """Pass rows over that library from now on. All ranks must say the same."""
+        """Pass rows over that library from now on. All ranks must choose the same."""
         if collective != "gloo":
             self._rows = dist.new_group(backend=collective, timeout=_DEVICE_TIMEOUT)
 
     def set_patience(self, seconds: float) -> None:
-        """Take a rank that lags by more than this as lost. For the leader, once all have loaded."""
+        """Consider a rank lost after this time. For the leader, once all have loaded."""
         self._patience = timedelta(seconds=seconds)
 
     def leave(self) -> None:
@@ -114,7 +114,7 @@ class TorchGroup:
         assert work is not None, "this rank is in the group"
         started = time.perf_counter()
         try:
-            # With a limit, waiting for a GPU's library would stop this process at every sum.
+            # With a limit, waiting for a GPU's library would block this process at every sum.
             if self._patience and given.device.type == "cpu":
                 work.wait(self._patience)
             else:

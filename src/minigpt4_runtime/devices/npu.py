@@ -35,7 +35,7 @@ class NpuBackend:
         self.device = torch.device("npu", index or 0)
 
     def free_memory_bytes(self) -> int | None:
-        """What the driver says is free on this device."""
+        """The free memory of this device, from its driver."""
         return int(self._npu.mem_get_info(self.device)[0])
 
     def widen_from(self, dtype: torch.dtype) -> int | None:  # noqa: ARG002

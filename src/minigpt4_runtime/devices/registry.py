@@ -1,7 +1,7 @@
 """Names → devices, as a table of "module:attribute".
 
 Owns   which names exist and how a device is chosen.
-Takes  what a user typed: auto, cpu, cuda, cuda:1, npu:0.
+Takes  a user's choice: auto, cpu, cuda, cuda:1, npu:0.
 Never  imports a backend before it is chosen.
 """
 
@@ -46,6 +46,6 @@ def _first_available() -> DeviceBackend:
         except BackendUnavailableError:
             continue
         except (ImportError, OSError) as error:
-            # Its package is there but broken; whoever names this device sees the whole error.
+            # Its package is broken. The whole error shows if a user names this device.
             warnings.warn(f"{target.split(':')[0]} cannot be used ({error}).", stacklevel=3)
     raise AssertionError("the CPU is always available")

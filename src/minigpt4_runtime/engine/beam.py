@@ -34,7 +34,7 @@ class Hypothesis:
 
 
 class BeamSearch:
-    """The finished answers of one request, at most `num_beams`, and when no better can come."""
+    """The finished answers of one request, at most `num_beams`, and when none can be better."""
 
     def __init__(self, num_beams: int, length_penalty: float, max_new_tokens: int) -> None:
         self._num_beams = num_beams
@@ -49,7 +49,7 @@ class BeamSearch:
         answers: Sequence[Sequence[int]],
         ends: Callable[[Continuation], bool],
     ) -> list[Continuation]:
-        """Sort what ends from what goes on; `continuations` come best first.
+        """Separate finished answers from those that go on; `continuations` come best first.
 
         `answers` are the branches' ids so far. An end beyond the best `num_beams` does not count.
         """
@@ -58,7 +58,7 @@ class BeamSearch:
             if ends(each):
                 if rank < self._num_beams:
                     answer = answers[each.branch]
-                    # The length leaves out what ends the answer, as upstream's does.
+                    # Like upstream's, the length does not count the id that ends the answer.
                     self._finish(each.score, 1 + len(answer), (*answer, each.token_id), "stop")
             else:
                 going_on.append(each)

@@ -1,6 +1,6 @@
 """Answers many requests at once, step by step.
 
-Owns   the thread that steps, the requests in it, and what becomes of their errors.
+Owns   the thread that steps, the requests in it, and the handling of their errors.
 Takes  Requests from any thread; gives Tickets.
 Never  knows text: a request's watch reads it.
 """
@@ -21,6 +21,7 @@ from torch import Tensor
 from minigpt4_runtime.config import EngineConfig, SamplingParams
 from minigpt4_runtime.engine.plan import StepPlan
 from minigpt4_runtime.engine.request import Request, TokenEvent
+from minigpt4_runtime.engine.runner import EncodeCount
 from minigpt4_runtime.engine.sampler import Sampler
 from minigpt4_runtime.engine.scheduler import Choice, Scheduler
 from minigpt4_runtime.engine.sequence import Sequence
@@ -33,29 +34,24 @@ from minigpt4_runtime.errors import (
 )
 
 T = TypeVar("T")
-# How long an idle thread waits for more before it ends. A new one costs less than a millisecond,
-# and a program that ends waits for this one.
+# How long an idle thread waits for requests before it ends. Starting one takes less than a
+# millisecond, and Python waits for this thread when it exits.
 _LINGER_SECONDS = 0.05
-# After running out of memory: so many steps without trouble let one more request run.
+# After running out of memory, one more request may run after each of so many calm steps.
 CALM_STEPS = 200
 _CLOSED = RequestError("The model was closed. Load it again.")
-# What a CPU's allocator, the CUDA driver and cuBLAS say.
+# The messages of a CPU's allocator, the CUDA driver and cuBLAS.
 _OUT_OF_MEMORY = (
     "can't allocate memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED",
 )  # fmt: skip
 
 
 class Executor(Protocol):
-    """What the engine needs of a runner."""
+    """The part of a runner that the engine uses."""
 
     @property
-    def num_encoded_images(self) -> int:
-        """How many pictures were encoded so far."""
-        ...
-
-    @property
-    def encode_seconds(self) -> float:
-        """How long that took."""
+    def encoded(self) -> EncodeCount:
+        """The images encoded so far."""
         ...
 
     def execute(self, plan: StepPlan, pixels: Mapping[str, Tensor]) -> Tensor:
@@ -65,7 +61,7 @@ class Executor(Protocol):
 
 @dataclass(frozen=True)
 class EngineStats:
-    """What the engine has done since it was made, and what it holds now."""
+    """The counters of an engine since its start, and its present state."""
 
     num_steps: int
     num_computed_tokens: int
@@ -80,7 +76,7 @@ class EngineStats:
 
 
 class Engine:
-    """Serves requests independently of each other: one's error ends that one alone."""
+    """Serves requests independently of each other: an error ends only its own request."""
 
     def __init__(
         self,
@@ -93,7 +89,8 @@ class Engine:
         eos_id: int,
         has_float64: bool = True,
     ) -> None:
-        self._runner: Executor | None = runner  # None once it is closed.
+        self._runner: Executor | None = runner  # None after close().
+        self._encoded = runner.encoded
         self._config = config
         self._num_blocks = num_blocks
         self._max_context = max_context
@@ -105,16 +102,15 @@ class Engine:
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
         self._is_working = False
-        self._end: MiniGPT4Error | None = None  # Why there is nothing more to come.
+        self._end: MiniGPT4Error | None = None  # Why the engine takes no more requests.
         self._num_steps = 0
-        self._last_trouble = 0  # The step after which memory ran out, or room was made since.
+        self._last_trouble = 0  # The step at which `max_running` last changed.
         self._num_computed_tokens = 0
-        self._num_encoded_images, self._encode_seconds = 0, 0.0
 
     # --- for callers --------------------------------------------------------------------------
 
     def check(self, num_prompt: int, sampling: SamplingParams) -> None:
-        """Refuse what can never be served, before any picture is opened.
+        """Refuse a request that can never be served, before any image is opened.
 
         Raises:
             PromptTooLongError: the prompt leaves no room for an answer.
@@ -131,7 +127,8 @@ class Engine:
                 f"num_beams is {beams}, but only {most} answers run at once, which is max_running. "
                 "Lower it."
             )
-        needed = self._blocks_needed(num_prompt, sampling)
+        max_new_tokens = self._max_new_tokens(num_prompt, sampling)
+        needed = self._scheduler.blocks_needed(num_prompt, beams, max_new_tokens)
         if needed > self._num_blocks:
             raise RequestError(
                 f"A search with {beams} beams on a prompt of {num_prompt} tokens takes {needed} "
@@ -143,7 +140,7 @@ class Engine:
         """Let a request join. `read` is called in the thread that reads the ticket.
 
         Raises:
-            RequestError: what `check` refuses.
+            RequestError: `check` refuses the request, or the engine is closed.
         """
         sampling, num_prompt = request.sampling, len(request.token_ids)
         self.check(num_prompt, sampling)
@@ -161,7 +158,8 @@ class Engine:
             self._changed.notify_all()
             if not self._is_working:
                 self._is_working = True
-                self._thread = _EngineThread(self._work)
+                # No daemon: one killed inside torch at exit would crash the process.
+                self._thread = _EngineThread(target=self._work, name="engine", daemon=False)
                 self._thread.start()
         return Ticket(inbox, read)
 
@@ -172,13 +170,13 @@ class Engine:
             num_arrived = len(self._arrived)
         return EngineStats(
             self._num_steps, self._num_computed_tokens, scheduler.num_reused_tokens,
-            self._num_encoded_images, scheduler.num_preempted, len(scheduler.running),
+            self._encoded.num_images, scheduler.num_preempted, len(scheduler.running),
             len(scheduler.waiting) + num_arrived, self._num_blocks, scheduler.num_free_blocks,
-            self._encode_seconds,
+            self._encoded.seconds,
         )  # fmt: skip
 
     def close(self) -> None:
-        """End all requests with an error, and let go of the thread and of the caches."""
+        """End all requests with an error, and free the thread and the caches."""
         with self._changed:
             self._end = self._end or _CLOSED
             thread = self._thread
@@ -191,14 +189,10 @@ class Engine:
         room = min(self._max_context, self._num_blocks * self._config.block_size)
         return min(sampling.max_new_tokens, room - num_prompt)
 
-    def _blocks_needed(self, num_prompt: int, sampling: SamplingParams) -> int:
-        max_new_tokens = self._max_new_tokens(num_prompt, sampling)
-        return self._scheduler.blocks_needed(num_prompt, sampling.num_beams, max_new_tokens)
-
     # --- the thread ---------------------------------------------------------------------------
 
     def _work(self) -> None:
-        """Step while there is work; end after a while without."""
+        """Step while there is work; end after `_LINGER_SECONDS` without any."""
         while True:
             with self._changed:
                 if not (self._arrived or self._scheduler.has_work or self._end):
@@ -206,27 +200,27 @@ class Engine:
                     if not (self._arrived or self._end):
                         self._is_working = False
                         return
-                if self._end is None and _nobody_reads():
+                if self._end is None and _has_program_ended():
                     self._end = _CLOSED
                 if self._end:
                     self._is_working = False
                     break
             try:
                 self.step()
-            except Exception as error:  # noqa: BLE001 - a mistake of ours; readers must not wait on.
+            except Exception as error:  # noqa: BLE001 - a bug; readers must not wait forever.
                 why = MiniGPT4Error(f"The engine failed ({error!r}). Load the model again.")
                 with self._changed:
                     self._end = why
+        self._take_arrivals()
         for sequence in (*self._scheduler.running, *self._scheduler.waiting):
             self._fail(sequence, self._end)
-        with self._changed:
-            arrived, self._arrived = self._arrived, []
-        for inbox in (*self._inboxes.values(), *(inbox for _, inbox in arrived)):
+        # After a bug the scheduler may have lost sequences.
+        for inbox in self._inboxes.values():
             inbox.put(self._end)
         self._inboxes.clear()
 
     def step(self) -> None:
-        """One step: who left leaves, who came joins, and every running answer grows."""
+        """Drop cancelled requests, admit new ones, advance every running sequence."""
         runner = self._runner
         assert runner is not None, "a closed engine takes no step"
         self._take_arrivals()
@@ -236,11 +230,9 @@ class Engine:
         try:
             plan = self._scheduler.plan()
             logits = runner.execute(plan, self._pixels())
-            self._num_encoded_images = runner.num_encoded_images
-            self._encode_seconds = runner.encode_seconds
             choices = self._sampler.pick(logits, self._scheduler.sampled(plan))
             self._commit(plan, choices)
-        except Exception as error:  # noqa: BLE001 - whatever it is, tickets must hear of it.
+        except Exception as error:  # noqa: BLE001 - readers must learn of any error.
             self._recover(error)
 
     def _take_arrivals(self) -> None:
@@ -257,9 +249,9 @@ class Engine:
 
     def _pixels(self) -> dict[str, Tensor]:
         return {
-            picture.digest: picture.pixels
+            image.digest: image.pixels
             for sequence in self._scheduler.running
-            for picture in sequence.request.images
+            for image in sequence.request.images
         }
 
     def _commit(self, plan: StepPlan, choices: Mapping[int, Choice | RequestError]) -> None:
@@ -283,14 +275,14 @@ class Engine:
                 self._forget(sequence)
 
     def _allow_more(self) -> None:
-        """What filled the memory may have gone: after calm steps, try one more at once."""
+        """Let one more request run after calm steps: memory may be free again."""
         is_calm = self._num_steps - self._last_trouble >= CALM_STEPS
         if is_calm and self._scheduler.max_running < self._config.max_running:
             self._scheduler.max_running += 1
             self._last_trouble = self._num_steps
 
     def _recover(self, error: Exception) -> None:
-        """Out of memory, run fewer at once for a while; another error ends those that run."""
+        """Run fewer requests after running out of memory; end the running ones for other errors."""
         if isinstance(error, RankLostError):
             with self._changed:
                 self._end = error
@@ -320,21 +312,18 @@ class Engine:
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether a device had no memory. Only torch's own allocator on a GPU has an error for it."""
+    """Whether a device had no memory. Only torch's GPU allocator has an error class for it."""
     return isinstance(error, torch.OutOfMemoryError) or (
         isinstance(error, RuntimeError) and any(words in str(error) for words in _OUT_OF_MEMORY)
     )
 
 
 class _EngineThread(threading.Thread):
-    """No daemon: one that is killed inside torch at exit would take the process down with it."""
-
-    def __init__(self, work: Callable[[], None]) -> None:
-        super().__init__(target=work, name="engine", daemon=False)
+    """The thread of an engine, told apart from those of the program."""
 
 
-def _nobody_reads() -> bool:
-    """Whether the program has ended, but for engines."""
+def _has_program_ended() -> bool:
+    """Whether no threads run but engines and daemons: no ticket can be read any more."""
     if threading.main_thread().is_alive():
         return False
     return all(

@@ -1,4 +1,4 @@
-"""What the next step computes, as data.
+"""The plan of a step, as data.
 
 Owns   StepPlan and its parts, and how a plan is sent. Made by the scheduler, executed by runners.
 Never  holds a tensor: a plan is small enough to be sent to another process.
@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from array import array
 from dataclasses import dataclass
+from itertools import islice
 
-_FIELDS = 7  # Of a slice, before its ids and blocks.
+_FIELDS = 7  # Numbers of a slice, before its ids and blocks.
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class StepPlan:
         return sum(len(each.token_ids) for each in self.slices)
 
     def encode(self) -> bytes:
-        """For the ranks that follow, as whole numbers: all but the images, and whose slices."""
+        """As whole numbers, for the other ranks: without images and ids of sequences."""
         numbers = array("i", (len(self.copies),))
         for copied in self.copies:
             numbers.extend(copied)
@@ -74,23 +75,14 @@ class StepPlan:
 
     @classmethod
     def decode(cls, message: bytes) -> StepPlan:
-        """What was encoded. The sequences have no ids: those who follow do not know them."""
-        numbers = array("i")
-        numbers.frombytes(message)
-        at = 1 + 2 * numbers[0]
-        copies = tuple(zip(numbers[1:at:2], numbers[2:at:2], strict=True))
+        """Read what `encode` gave. All ids of sequences are -1."""
+        numbers = iter(array("i", message))
+        copies = tuple((next(numbers), next(numbers)) for _ in range(next(numbers)))
         slices = []
-        while at < len(numbers):
-            branch, start, row, first_block, is_sampled, num_ids, num_blocks = numbers[
-                at : at + _FIELDS
-            ]
-            ids_end = at + _FIELDS + num_ids
-            ids, blocks = numbers[at + _FIELDS : ids_end], numbers[ids_end : ids_end + num_blocks]
+        while fields := tuple(islice(numbers, _FIELDS)):
+            branch, start, row, first_block, is_sampled, num_ids, num_blocks = fields
+            ids, blocks = tuple(islice(numbers, num_ids)), tuple(islice(numbers, num_blocks))
             slices.append(
-                Slice(
-                    -1, branch, start, tuple(ids), row, first_block, tuple(blocks),
-                    is_sampled=bool(is_sampled),
-                )
-            )  # fmt: skip
-            at = ids_end + num_blocks
+                Slice(-1, branch, start, ids, row, first_block, blocks, (), bool(is_sampled))
+            )
         return cls(tuple(slices), copies)

@@ -1,4 +1,4 @@
-"""What the engine is asked, and what it answers, one token at a time.
+"""The requests that an engine takes, and the events that it gives, one for each token.
 
 Owns   Request and TokenEvent. Never knows text: ids in, ids out.
 """
@@ -20,38 +20,38 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Heard:
-    """What a watch makes of one more id: whether it ends the answer, and a note for the reader."""
+    """A watch's result for one id: whether it ends the answer, and a note for the reader."""
 
     ends: bool = False
     note: object = None
 
 
 class StopWatch(Protocol):
-    """Gives an answer its meaning, which only the request's owner knows, and finds its end."""
+    """Reads an answer for the request's owner, and finds its end."""
 
     def feed(self, token_id: int, *, is_last: bool) -> Heard:
         """Take one more id. `is_last` says that the answer ends here in any case."""
         ...
 
     def fork(self) -> Self:
-        """A watch that has seen the same, for an answer that goes on another way."""
+        """A copy, for another branch of the answer."""
         ...
 
 
 class NoWatch:
-    """The watch of an answer that is ids alone: they end it by nothing that they say."""
+    """The watch of an answer that is read as ids: none of them ends it."""
 
     def feed(self, token_id: int, *, is_last: bool) -> Heard:  # noqa: ARG002
         """See `StopWatch`."""
         return Heard()
 
     def fork(self) -> Self:
-        """It has nothing to remember."""
+        """The same one: it has no state."""
         return self
 
 
 class Guide(Protocol):
-    """Says which ids may come next in an answer that has a form to keep to."""
+    """Says which ids may come next in an answer of a given form."""
 
     def allowed(self) -> NDArray[numpy.bool_]:
         """(V,): whether each id may come next. At least one may."""
@@ -62,15 +62,15 @@ class Guide(Protocol):
         ...
 
     def fork(self) -> Self:
-        """A guide that was fed the same, for an answer that goes on another way."""
+        """A copy, for another branch of the answer."""
         ...
 
 
 @dataclass(frozen=True, eq=False)
 class ImageInput:
-    """A picture in a prompt: its pixels (3, S, S), and where its rows start among the ids.
+    """An image in a prompt: its pixels (3, S, S), and where its rows start among the ids.
 
-    `digest` tells pictures apart whose rows have the same placeholder ids.
+    `digest` tells images apart, since the rows of all have the same placeholder ids.
     """
 
     pixels: Tensor
@@ -83,7 +83,7 @@ class ImageInput:
 class Request:
     """A prompt and how to go on from it. Its `watch` reads the answer as it grows.
 
-    A `guide` holds the answer to a form, which only its owner can read.
+    A `guide` restricts the answer to a form.
     """
 
     token_ids: tuple[int, ...]
@@ -95,7 +95,7 @@ class Request:
 
 @dataclass(frozen=True)
 class TokenEvent:
-    """One more token, and what the watch noted about it. `finish_reason` stands on the last one."""
+    """One more token, and the watch's note about it. Only the last one has a `finish_reason`."""
 
     token_id: int
     finish_reason: FinishReason | None

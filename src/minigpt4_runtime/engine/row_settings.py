@@ -1,8 +1,8 @@
-"""What the rows of a step want that are not chosen by their largest logit alone, as tensors.
+"""The settings of the rows that need more than their largest logit, as tensors.
 
 Owns   the way from SamplingParams, answers and guides to tensors on one device; the lots.
 Takes  Wants, those that are drawn first; gives RowSettings.
-Never  sees a logit, and waits for no device: what goes there goes from pinned memory.
+Never  sees a logit or waits for a device: tensors are sent from pinned memory.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ class Want:
 
     @property
     def params(self) -> SamplingParams:
-        """How the next id is to be chosen."""
+        """Its sampling settings."""
         return self.sequence.request.sampling
 
     @property
     def answer(self) -> list[int]:
-        """What was said so far."""
+        """The ids of the answer so far."""
         return self.sequence.branches[0].answer
 
 
@@ -64,7 +64,7 @@ class Limits(NamedTuple):
 
 @dataclass(frozen=True)
 class Lots:
-    """How the first d rows are drawn. None: no row wants that."""
+    """How the first d rows are drawn. None: no row has that setting."""
 
     temperature: Tensor  # (d, 1)
     top_k: Limits | None
@@ -76,7 +76,7 @@ class Lots:
 
 @dataclass(frozen=True)
 class RowSettings:
-    """What n rows want, of which the first are drawn. None: no row wants that.
+    """The settings of n rows, of which the first are drawn. None: no row has that setting.
 
     Rows are counted among the n, but for `rows`, which says where they are among all logits.
     """
@@ -84,7 +84,7 @@ class RowSettings:
     rows: Tensor  # (n,)
     bias: Spots | None
     repetition: Spots | None
-    said: Spots | None  # What the penalties of presence and frequency take away.
+    said: Spots | None  # The penalties of presence and frequency.
     guide: Limits | None
     unfinished: Tensor | None  # The rows that must not end yet.
     lots: Lots | None
@@ -96,7 +96,7 @@ class RowSettings:
 def row_settings(
     wants: Many[Want], *, bos_id: int, vocab_size: int, device: torch.device
 ) -> RowSettings:
-    """All that the rows want, on its way to the device."""
+    """The settings of all rows, on their way to the device."""
     drawn = [each for each in wants if each.params.temperature > 0]
     logprobs = [each.params.logprobs for each in wants]
     return RowSettings(

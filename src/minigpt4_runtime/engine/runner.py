@@ -1,7 +1,7 @@
-"""Executes plans: pictures → rows, ids and rows → embeddings, embeddings → logits.
+"""Executes plans: images → rows, ids and rows → embeddings, embeddings → logits.
 
-Owns   the hands: model, vision encoder, attention kernel, and the memory of the caches.
-Takes  a StepPlan and the pixels it speaks of; gives logits.
+Owns   the model, the vision encoder, the attention kernel, and the memory of the caches.
+Takes  a StepPlan and the pixels of its images; gives logits.
 Never  decides what runs.
 """
 
@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -23,7 +25,7 @@ from minigpt4_runtime.kernels.contracts import AttentionKernel
 from minigpt4_runtime.model.llama import Llama
 from minigpt4_runtime.vision.contracts import VisionEncoder
 
-PICTURES_AT_ONCE = 8
+IMAGES_AT_ONCE = 8
 _UNKNOWN_FREE_BYTES = 4 * 2**30  # Where a system does not say how much is free.
 
 
@@ -32,14 +34,14 @@ def fit_num_blocks(
 ) -> int:
     """How many blocks to make.
 
-    What `share` of `free_bytes`, which the weights leave, holds of this rank's keys and values; and
-    never more than all answers can fill.
+    As many as fit into `share` of `free_bytes`, the memory that the weights leave, and no more than
+    all answers can fill.
 
     Raises:
         BackendUnavailableError: there is no room for a single block.
     """
-    dtype = cache_dtype(config, language)
-    block_bytes = CACHE_FORMATS[dtype].block_bytes(_cache_shape(config, language), dtype)
+    shape, dtype = _cache_form(config, language)
+    block_bytes = CACHE_FORMATS[dtype].block_bytes(shape, dtype)
     most = config.max_running * -(-language.config.max_position_embeddings // config.block_size)
     left_bytes = _UNKNOWN_FREE_BYTES if free_bytes is None else free_bytes
     num_blocks = min(most, int(left_bytes * share) // block_bytes)
@@ -51,25 +53,23 @@ def fit_num_blocks(
     return num_blocks
 
 
-def cache_dtype(config: EngineConfig, language: Llama) -> DTypeName:
-    """What keys and values are kept in; auto is what the model computes in."""
-    if config.cache_dtype != "auto":
-        return config.cache_dtype
-    return str(language.token_embedding.weight.dtype).removeprefix("torch.")  # type: ignore[return-value]
-
-
-def create_cache(config: EngineConfig, language: Llama, num_blocks: int) -> KeyValueCache:
-    """An empty cache for this rank's keys and values."""
-    dtype, device = cache_dtype(config, language), language.token_embedding.weight.device
-    shape = _cache_shape(config, language)
-    return CACHE_FORMATS[dtype].create(shape, num_blocks, dtype=dtype, device=device)
-
-
-def _cache_shape(config: EngineConfig, language: Llama) -> CacheShape:
-    return CacheShape(
+def _cache_form(config: EngineConfig, language: Llama) -> tuple[CacheShape, DTypeName]:
+    """The shape and dtype of this rank's cache; auto is the dtype that the model computes in."""
+    shape = CacheShape(
         language.config.num_hidden_layers, language.num_key_value_heads,
         language.config.head_dim, config.block_size,
     )  # fmt: skip
+    computes_in = str(language.token_embedding.weight.dtype).removeprefix("torch.")
+    dtype = computes_in if config.cache_dtype == "auto" else config.cache_dtype
+    return shape, cast(DTypeName, dtype)
+
+
+@dataclass
+class EncodeCount:
+    """How many images a runner has encoded, and how long that took."""
+
+    num_images: int = 0
+    seconds: float = 0.0
 
 
 class Runner:
@@ -91,21 +91,20 @@ class Runner:
         self._language = language
         self._vision = vision
         self._images = ImageCache(config.image_cache_bytes)
-        self._cache = create_cache(config, language, num_blocks)
+        max_context = language.config.max_position_embeddings
+        device = language.token_embedding.weight.device
+        shape, dtype = _cache_form(config, language)
+        self._cache = CACHE_FORMATS[dtype].create(shape, num_blocks, dtype=dtype, device=device)
         self._attention = bind(self._cache)
-        self._buffers = StepBuffers(
-            config,
-            max_context=language.config.max_position_embeddings,
-            device=language.token_embedding.weight.device,
-        )
+        self._buffers = StepBuffers(config, max_context=max_context, device=device)
         self.num_blocks = num_blocks
-        self.num_encoded_images, self.encode_seconds = 0, 0.0
+        self.encoded = EncodeCount()
 
     @torch.inference_mode()
     def execute(self, plan: StepPlan, pixels: Mapping[str, Tensor]) -> Tensor:
         """Compute a step: (R, V) float32 logits, a row for each sampled slice.
 
-        `pixels` has every picture of the plan by its digest.
+        `pixels` has every image of the plan by its digest.
         """
         if plan.copies:
             self._cache.copy_blocks(*zip(*plan.copies, strict=True))
@@ -116,7 +115,7 @@ class Runner:
         return self._language.logits(hidden.index_select(0, step.sampled_rows))
 
     def _embed(self, plan: StepPlan, token_ids: Tensor, pixels: Mapping[str, Tensor]) -> Tensor:
-        """The plan's ids and pictures → (T, C) rows as the language model reads them."""
+        """The plan's ids and images → (T, C) rows as the language model reads them."""
         embeddings = self._language.embed(token_ids)
         image_rows = self._encode(plan, pixels)
         first_row = 0
@@ -126,22 +125,22 @@ class Runner:
                 start = first_row + part.slice_row
                 embeddings[start : start + part.num_rows] = rows
             first_row += len(each.token_ids)
-        # The leader's rows of pictures come along: the others have zeros there.
+        # Only the leader has rows of images: the other ranks add zeros.
         return self._language.group.sum(embeddings)
 
     def _encode(self, plan: StepPlan, pixels: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The rows of the plan's pictures; those not kept are encoded, several at once."""
+        """The rows of the plan's images; those not in the cache are encoded, several at once."""
         wanted = dict.fromkeys(part.digest for each in plan.slices for part in each.images)
         found = {digest: self._images.get(digest) for digest in wanted}
         missing = [digest for digest, rows in found.items() if rows is None]
-        for first in range(0, len(missing), PICTURES_AT_ONCE):
-            some = missing[first : first + PICTURES_AT_ONCE]
-            assert self._vision is not None, "only the leader's plan has pictures"
+        for first in range(0, len(missing), IMAGES_AT_ONCE):
+            some = missing[first : first + IMAGES_AT_ONCE]
+            assert self._vision is not None, "only the leader's plan has images"
             started = time.perf_counter()
             encoded = self._vision.encode(torch.stack([pixels[digest] for digest in some]))
-            self.encode_seconds += time.perf_counter() - started
-            self.num_encoded_images += len(some)
-            # Copied apart: a view would keep its whole batch alive.
+            self.encoded.seconds += time.perf_counter() - started
+            self.encoded.num_images += len(some)
+            # Cloned: a view would keep its whole batch alive.
             found.update({d: rows.clone() for d, rows in zip(some, encoded, strict=True)})
         rows_by_digest = {digest: rows for digest, rows in found.items() if rows is not None}
         for digest, rows in rows_by_digest.items():

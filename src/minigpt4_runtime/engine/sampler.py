@@ -1,8 +1,8 @@
 """Logits → the next ids, for all sequences of a step at once, on the device that has the logits.
 
-Owns   the batched twin of `sampler_reference`, which says what is chosen: the same ids, row by row.
+Owns   the batched twin of `sampler_reference`, which defines the choice: the same ids, row by row.
 Takes  (R, V) float32 logits, a row for each branch of the sequences that choose.
-Never  keeps anything, and waits for the device more than once a step, but for beam searches.
+Never  keeps state, nor waits for the device more than once a step, except for beam searches.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _FORBIDDEN = float("-inf")
 
 
 class Sampler:
-    """Chooses for every sequence as it asked. Where a device has no float64, the CPU does it."""
+    """Chooses by each sequence's settings. The CPU does it for a device without float64."""
 
     def __init__(self, *, bos_id: int, eos_id: int, has_float64: bool = True) -> None:
         self._bos_id = bos_id
@@ -41,17 +41,17 @@ class Sampler:
 
     @torch.inference_mode()
     def pick(self, logits: Tensor, sequences: Many[Sequence]) -> dict[int, Choice | RequestError]:
-        """Sequence id → what comes next. Logits that are no numbers are that sequence's error."""
+        """Sequence id → its choice. Non-finite logits fail only the affected sequence."""
         first_rows = accumulate((len(each.branches) for each in sequences), initial=0)
         placed = list(zip(first_rows, sequences, strict=False))
         wants, found = _wants(placed)
         if wants and not self._has_float64:
             logits = logits.cpu()
-        # One number that is none makes a sum none; and sums of logits do not overflow.
+        # The sum of a row with NaN or inf is not finite, and sums of logits do not overflow.
         results = [logits.argmax(-1), torch.isfinite(logits.sum(-1))]
         if wants:
             results += self._choose(logits, wants)
-        numbers = torch.cat(results).tolist()  # Here is the wait for the device.
+        numbers = torch.cat(results).tolist()  # Waits for the device.
         count = len(logits)
         best, is_finite = numbers[:count], numbers[count : 2 * count]
         found |= _tokens(wants, numbers[2 * count :])
@@ -66,7 +66,7 @@ class Sampler:
         return choices
 
     def _choose(self, logits: Tensor, wants: Many[Want]) -> list[Tensor]:
-        """What `_tokens` reads: n ids; own, values and ids for each row that is reported."""
+        """For `_tokens`: n ids; own, values and ids for each row that is reported."""
         settings = row_settings(
             wants, bos_id=self._bos_id, vocab_size=logits.shape[1], device=logits.device
         )
@@ -98,7 +98,7 @@ class Sampler:
         if (rows := settings.unfinished) is not None:
             ends = scores[rows, self._eos_id]
             scores[rows, self._eos_id] = _FORBIDDEN
-            # Where nothing else may follow, the form is complete.
+            # If no other id may follow, the form is complete.
             is_complete = scores.index_select(0, rows).amax(-1) == _FORBIDDEN
             scores[rows, self._eos_id] = ends.masked_fill(~is_complete, _FORBIDDEN)
 
@@ -106,7 +106,7 @@ class Sampler:
 def _wants(
     placed: Many[tuple[int, Sequence]],
 ) -> tuple[list[Want], dict[int, Choice | RequestError]]:
-    """The rows that their largest logit does not decide, drawn ones first; and guides' errors."""
+    """The rows that need more than their largest logit, drawn ones first; and guides' errors."""
     wants = []
     errors: dict[int, Choice | RequestError] = {}
     for row, sequence in placed:
@@ -158,7 +158,7 @@ def _beyond_top_p(scores: Tensor, dropped_share: Tensor) -> Tensor:
 
 
 def _tokens(wants: Many[Want], numbers: Many[float]) -> dict[int, Token]:
-    """What `_choose` gave, on the host, by sequence id."""
+    """The result of `_choose`, on the host, by sequence id."""
     ids, reports = numbers[: len(wants)], numbers[len(wants) :]
     num_reported = sum(each.params.logprobs is not None for each in wants)
     width = len(reports) // max(num_reported, 1)

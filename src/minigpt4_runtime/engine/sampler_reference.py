@@ -1,11 +1,11 @@
-"""Logits → the next ids, one sequence after the other, on the CPU: what `sampler` is held to.
+"""Logits → the next ids, one sequence after the other, on the CPU: the definition for `sampler`.
 
 Owns   the order of the steps, which is that of transformers, with OpenAI's penalties beside the
        one of repetition, as in vLLM: logit bias, penalties of repetition, presence and frequency,
-       what a guide forbids, forbidden end, temperature, top-k, top-p, min-p. Beam searches.
+       the guide, forbidden end, temperature, top-k, top-p, min-p. Beam searches.
 Takes  (R, V) float32 logits, a row for each branch of the sequences that choose.
-Never  keeps anything: what is drawn depends on a request's seed and the number of the token, and
-       lots are drawn on the CPU. So an answer is the same alone, in any batch and after a pause.
+Never  keeps state: a draw depends on a request's seed and the number of the token, and is made on
+       the CPU. So an answer is the same alone, in any batch and after a pause.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from minigpt4_runtime.messages import TokenLogprobs
 
 
 class ReferenceSampler:
-    """Chooses for every sequence as it asked. `Sampler` leaves beam searches to it."""
+    """Chooses by each sequence's settings. `Sampler` leaves beam searches to it."""
 
     def __init__(self, *, bos_id: int, eos_id: int) -> None:
         self._bos_id = bos_id
@@ -34,9 +34,9 @@ class ReferenceSampler:
 
     @torch.inference_mode()
     def pick(self, logits: Tensor, sequences: Many[Sequence]) -> dict[int, Choice | RequestError]:
-        """Sequence id → what comes next. Logits that are no numbers are that sequence's error."""
+        """Sequence id → its choice. Non-finite logits fail only the affected sequence."""
         best = logits.argmax(-1).tolist()
-        # One number that is none makes a sum none; and sums of logits do not overflow.
+        # The sum of a row with NaN or inf is not finite, and sums of logits do not overflow.
         is_finite = torch.isfinite(logits.sum(-1)).tolist()
         choices: dict[int, Choice | RequestError] = {}
         first = 0
@@ -55,7 +55,7 @@ class ReferenceSampler:
         return choices
 
     def _choose(self, logits: Tensor, sequence: Sequence) -> Choice:
-        """The whole way, for one sequence: (branches, V) → its choice."""
+        """All steps, for one sequence: (branches, V) → its choice."""
         scores = logits.detach().to("cpu", torch.float32, copy=True)
         if sequence.search is not None:
             return self._continue_beams(scores, sequence)
@@ -102,11 +102,11 @@ class ReferenceSampler:
             end = float(scores[self._eos_id])
             scores[self._eos_id] = float("-inf")
             if scores.max() == float("-inf"):
-                scores[self._eos_id] = end  # Its form is complete: nothing else may follow.
+                scores[self._eos_id] = end  # Its form is complete: no other id may follow.
 
 
 def takes_the_best(sequence: Sequence) -> bool:
-    """Whether nothing that was asked for can change which id is the likeliest."""
+    """Whether the sequence takes the largest logit, since no setting changes which one it is."""
     params = sequence.request.sampling
     return (
         params.temperature == 0
@@ -121,7 +121,7 @@ def takes_the_best(sequence: Sequence) -> bool:
 
 
 def overflow_error() -> RequestError:
-    """What a sequence gets whose logits are no numbers."""
+    """The error of a sequence with non-finite logits."""
     return RequestError(
         "The model's numbers overflowed for this input. Load it with dtype bfloat16 or float32 "
         "instead."
@@ -129,7 +129,7 @@ def overflow_error() -> RequestError:
 
 
 def generator_of(sequence: Sequence) -> torch.Generator:
-    """What the next token is drawn with: the request's seed and the token's number decide."""
+    """The generator of the next token, from the request's seed and the token's number."""
     lot = hashlib.blake2b(f"{sequence.seed}/{len(sequence.branches[0].answer)}".encode())
     return torch.Generator().manual_seed(int.from_bytes(lot.digest()[:7], "little"))
 

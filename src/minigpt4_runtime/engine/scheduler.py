@@ -38,11 +38,10 @@ class _Draft:
     budget: int
     slices: list[Slice] = field(default_factory=list)
     copies: list[tuple[int, int]] = field(default_factory=list)
-    planned: set[int] = field(default_factory=set)
 
 
 class Scheduler:
-    """First come, first served, as far as the token budget, `max_running` and the blocks go.
+    """Serves sequences in order of arrival, within the token budget, `max_running` and the blocks.
 
     There is no prefill and no decode phase: each branch has tokens that are computed and tokens
     that are not, and a step lets the first catch up with the second.
@@ -54,7 +53,7 @@ class Scheduler:
         self._pool = BlockPool(num_blocks)
         self._eos_id = eos_id
         self._waiting: deque[Sequence] = deque()
-        # By id, the oldest first; all are older than those that wait.
+        # By id, the oldest first. All are older than the waiting ones.
         self._running: dict[int, Sequence] = {}
         self._free_rows = list(range(config.max_running))  # Of the block table.
         self.max_running = config.max_running
@@ -95,13 +94,13 @@ class Scheduler:
         self._waiting.append(sequence)
 
     def remove(self, sequence: Sequence) -> None:
-        """Forget a sequence, whatever it is doing, and free its blocks."""
+        """Forget a sequence, running or waiting, and free its blocks."""
         if self._running.pop(sequence.id, None) is None and sequence in self._waiting:
             self._waiting.remove(sequence)
         self._release(sequence)
 
     def preempt_all(self) -> None:
-        """Take all running sequences' blocks: what they hold is not to be relied on."""
+        """Take the blocks of all running sequences, whose content may be wrong."""
         for sequence in reversed(self.running):
             self._preempt(sequence)
 
@@ -119,18 +118,13 @@ class Scheduler:
         for is_mid_answer in (True, False):
             for sequence in self.running:
                 is_running = sequence.id in self._running
-                if is_running and self._is_mid_answer(sequence) == is_mid_answer:
+                if is_running and (set(sequence.missing()) == {1}) == is_mid_answer:
                     short |= not self._continue(sequence, draft)
-        # Who waits is newer than all who run: while those lack blocks, nobody joins.
+        # Waiting sequences are newer than running ones: while those lack blocks, none joins.
         if not short and num_preempted == self.num_preempted:
             while self._waiting and draft.budget and self._admit(draft):
                 pass
         return StepPlan(tuple(draft.slices), tuple(draft.copies))
-
-    def _is_mid_answer(self, sequence: Sequence) -> bool:
-        return all(
-            sequence.num_tokens(branch) - branch.num_computed == 1 for branch in sequence.branches
-        )
 
     def _continue(self, sequence: Sequence, draft: _Draft) -> bool:
         """Plan a running sequence's next tokens. False where it lacks blocks for any."""
@@ -138,9 +132,10 @@ class Scheduler:
         if not any(counts):
             return True
         while self._new_blocks(sequence, counts) > self._pool.num_free:
-            youngest = next(reversed(self._running.values()))
-            victim = next(s for s in reversed(self.running) if s.id not in draft.planned)
-            # Behind younger sequences that are planned already, it keeps what it has and waits.
+            planned = {each.sequence_id for each in draft.slices}
+            youngest = self.running[-1]
+            victim = next(each for each in reversed(self.running) if each.id not in planned)
+            # If younger sequences are planned already, it keeps its blocks and waits.
             if victim is sequence and sequence is not youngest:
                 return False
             assert len(self._running) > 1, "a sequence that fits alone never lacks blocks alone"
@@ -159,7 +154,7 @@ class Scheduler:
         trunk = sequence.branches[0]
         self._reuse(sequence, trunk)
         needed = self._num_blocks(sequence.num_tokens(trunk)) - len(trunk.blocks)
-        # One more for each that runs, or the newcomer would soon push itself out again.
+        # One more for each running one, or the new sequence would soon be preempted again.
         if self._running and needed + len(self._running) > self._pool.num_free:
             self._release(sequence)
             return False
@@ -169,7 +164,7 @@ class Scheduler:
         return self._continue(sequence, draft)
 
     def _reuse(self, sequence: Sequence, branch: Branch) -> None:
-        """Start from the blocks that hold the same beginning; at least one token is computed."""
+        """Start from blocks that hold the same beginning; at least one token is left to compute."""
         if not self._config.prefix_cache:
             return
         last = (
@@ -194,7 +189,7 @@ class Scheduler:
         trunk = sequence.branches[0]
         if len(sequence.branches) > 1 and trunk.num_computed < sequence.num_prompt:
             return [min(budget, sequence.num_prompt - trunk.num_computed)]
-        missing = [sequence.num_tokens(each) - each.num_computed for each in sequence.branches]
+        missing = sequence.missing()
         if sum(missing) <= budget:
             return missing
         if len(missing) == 1:
@@ -212,7 +207,7 @@ class Scheduler:
             if count:
                 needed += self._num_blocks(branch.num_computed + count) - len(branch.blocks)
                 writers.update(self._written_block(branch))
-        # Of all that hold a block and want to write, the last one may keep it.
+        # Of the holders of a block that write to it, the last one keeps it without a copy.
         copies = (min(n, self._pool.num_holders(block) - 1) for block, n in writers.items())
         return needed + sum(copies)
 
@@ -222,10 +217,8 @@ class Scheduler:
         return branch.blocks[index : index + 1]
 
     def _write(self, sequence: Sequence, counts: list[int], draft: _Draft) -> None:
-        """Put the tokens into the plan, in blocks that nobody else holds."""
-        is_sampled = sum(counts) == sum(
-            sequence.num_tokens(branch) - branch.num_computed for branch in sequence.branches
-        )
+        """Put the tokens into the plan, in blocks with no other holder."""
+        is_sampled = sum(counts) == sum(sequence.missing())
         for index, (branch, count) in enumerate(zip(sequence.branches, counts, strict=False)):
             if not count:
                 continue
@@ -250,7 +243,6 @@ class Scheduler:
             )
             branch.num_told = len(branch.blocks)
             draft.budget -= count
-        draft.planned.add(sequence.id)
 
     def _own_written_block(self, sequence: Sequence, branch: Branch, draft: _Draft) -> None:
         for block in self._written_block(branch):
@@ -263,12 +255,12 @@ class Scheduler:
                 branch.num_told = min(branch.num_told, index)
 
     def _take(self, sequence: Sequence, before: list[int]) -> int:
-        """A block behind those before it, with room for all that the sequence may come to say."""
+        """A block behind those before it, with room for the longest answer of the sequence."""
         whole = self._num_blocks(sequence.num_prompt + sequence.max_new_tokens)
         return self._pool.take(before[-1] if before else None, room=whole - len(before))
 
     def _preempt(self, sequence: Sequence) -> None:
-        """Take a sequence's blocks; it waits again, before all who came after it."""
+        """Take a sequence's blocks; it waits again, before all younger ones."""
         del self._running[sequence.id]
         self._release(sequence)
         self._waiting.appendleft(sequence)
@@ -293,14 +285,14 @@ class Scheduler:
         return [self._running[sequence_id] for sequence_id in wanted]
 
     def commit(self, plan: StepPlan) -> None:
-        """Note that a plan was executed. What it sampled goes to `extend`."""
+        """Note that a plan was executed. Its sampled tokens go to `extend`."""
         for piece in plan.slices:
             self._advance(self._running[piece.sequence_id], piece)
 
     def extend(self, sequence: Sequence, choice: Choice) -> tuple[TokenEvent, ...]:
-        """Let a sequence grow, and give what it says. The last event may say why it ends.
+        """Let a sequence grow, and give its new tokens. The last event may say why it ends.
 
-        This is the only place where a sequence grows. One that ends is still to be removed.
+        This is the only place where a sequence grows. The caller removes one that has ended.
         """
         if isinstance(choice, Token):
             return (self._extend_one(sequence, choice),)
@@ -373,7 +365,7 @@ class Scheduler:
 
 
 def _tell(answer: Hypothesis, watch: StopWatch) -> tuple[TokenEvent, ...]:
-    """All of an answer at once, read by a watch that has seen nothing."""
+    """All of an answer at once, read by a new watch."""
     *ids, last = answer.token_ids
     events = [TokenEvent(i, None, None, watch.feed(i, is_last=False).note) for i in ids]
     note = watch.feed(last, is_last=True).note

@@ -1,4 +1,4 @@
-"""A request while it is answered: what was said so far, and where it is cached.
+"""A request while it is answered: its answer so far, and the blocks that cache it.
 
 Owns   Sequence and its Branches; a sequence has one branch, or one for each beam.
 Takes  a Request; gives ids and content keys by position.
@@ -52,7 +52,7 @@ class Sequence:
         self.request = request
         self.seed = seed
         self.max_new_tokens = max_new_tokens
-        # Forked: a request that is submitted again begins as it was.
+        # Forked: the same request may be submitted again.
         guide = request.guide
         self.branches = [Branch(watch=request.watch.fork(), guide=guide.fork() if guide else None)]
         sampling = request.sampling
@@ -69,12 +69,16 @@ class Sequence:
 
     @property
     def max_branches(self) -> int:
-        """How many branches it may come to."""
+        """How many branches it may have."""
         return self.request.sampling.num_beams
 
     def num_tokens(self, branch: Branch) -> int:
-        """The prompt and what a branch says after it."""
+        """The length of the prompt and of a branch's answer."""
         return self.num_prompt + len(branch.answer)
+
+    def missing(self) -> list[int]:
+        """How many tokens of each branch are not computed yet."""
+        return [self.num_tokens(each) - each.num_computed for each in self.branches]
 
     def token_ids(self, branch: Branch, start: int, stop: int) -> tuple[int, ...]:
         """A branch's ids at these positions."""
@@ -83,19 +87,18 @@ class Sequence:
         return (*prompt[start:stop], *answer[first:last])
 
     def images(self, start: int, stop: int) -> tuple[ImageRows, ...]:
-        """Which rows of which pictures stand at these positions."""
+        """Which rows of which images stand at these positions."""
         found = []
-        for picture in self.request.images:
-            first = max(start, picture.start)
-            last = min(stop, picture.start + picture.num_rows)
+        for image in self.request.images:
+            first = max(start, image.start)
+            last = min(stop, image.start + image.num_rows)
             if first < last:
-                found.append(
-                    ImageRows(picture.digest, first - picture.start, first - start, last - first)
-                )
+                row = first - image.start
+                found.append(ImageRows(image.digest, row, first - start, last - first))
         return tuple(found)
 
     def key(self, branch: Branch, index: int, block_size: int) -> bytes:
-        """What names the content of a full block: all ids and pictures up to its end."""
+        """A name for the content of a full block: a digest of all ids and images up to its end."""
         while len(branch.keys) <= index:
             start = len(branch.keys) * block_size
             ids = self.token_ids(branch, start, start + block_size)
@@ -107,7 +110,7 @@ class Sequence:
         return branch.keys[index]
 
     def fork(self, branch: Branch) -> Branch:
-        """Another branch that has said and cached the same. Its blocks are still to be held."""
+        """A copy of a branch. The caller holds its blocks once more."""
         return Branch(
             list(branch.answer),
             branch.score,

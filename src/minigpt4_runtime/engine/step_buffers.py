@@ -1,7 +1,7 @@
-"""What a step gives to the model, in tensors that stay where they are.
+"""The inputs of a step, in tensors at fixed addresses.
 
 Owns   the token ids, positions and slots of a step's rows, and the block table of all sequences.
-Takes  a StepPlan, which tells what is new in the block table; gives a Step.
+Takes  a StepPlan, which has the new entries of the block table; gives a Step.
 Never  grows: each tensor has room for the largest step, at an address that a captured graph keeps.
 """
 
@@ -45,7 +45,7 @@ class StepBuffers:
         self._run_starts: list[int | None] = [None] * config.max_running
 
     def load(self, plan: StepPlan) -> Step:
-        """Put a plan into the buffers: one copy to the device, and what is new in the table."""
+        """Put a plan into the buffers: one copy to the device, and the new entries of the table."""
         ids: list[int] = []
         positions: list[int] = []
         sequences: list[SequenceRows] = []

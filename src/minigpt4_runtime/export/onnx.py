@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from minigpt4_runtime import __version__
+from minigpt4_runtime.checkpoint.config_file import load_config
 from minigpt4_runtime.checkpoint.folder import FolderKind, check_target, staged_folder
 from minigpt4_runtime.checkpoint.graph_folder import (
     ONNX_NAME,
@@ -26,7 +27,7 @@ from minigpt4_runtime.checkpoint.graph_folder import (
     read_record,
     vision_digest,
 )
-from minigpt4_runtime.checkpoint.load import load_config, load_vision
+from minigpt4_runtime.checkpoint.load import load_vision
 from minigpt4_runtime.checkpoint.writer import write_text
 from minigpt4_runtime.config import DTYPE_BYTES, DTypeName, VisionConfig
 from minigpt4_runtime.errors import ConfigError

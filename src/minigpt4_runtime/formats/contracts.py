@@ -1,6 +1,6 @@
-"""What a weight format must offer, and the parts that it makes one weight of.
+"""The contract of a weight format, and the parts that stand for one weight.
 
-Owns   the protocols, and how a part is divided over ranks, which is data.
+Owns   the protocols, and the division of a part over ranks, as data.
 Takes  nothing: there is no code here that computes.
 """
 
@@ -41,11 +41,11 @@ class LinearKernel(Protocol):
 
 
 class WeightFormat(Protocol):
-    """How one weight (out, in) is held."""
+    """The way in which one weight (out, in) is held."""
 
     @property
     def name(self) -> str:
-        """What the manifest of a model folder calls it, and the table of formats."""
+        """Its name in the manifest of a model folder, and in the table of formats."""
         ...
 
     def parts(self, out_features: int, in_features: int) -> dict[str, Part]:

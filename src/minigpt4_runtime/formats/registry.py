@@ -1,7 +1,7 @@
 """Names → weight formats, as a table of "module:attribute", and which weight has which.
 
 Owns   which names exist. A format stands in a row of WEIGHT_FORMATS and nowhere else.
-Takes  what a manifest says: one name for all weights, or names for parts of the model.
+Takes  the choice in a manifest: one name for all weights, or names for parts of the model.
 """
 
 from collections.abc import Mapping
@@ -31,7 +31,7 @@ def format_of(choice: FormatChoice, weight_name: str) -> WeightFormat:
 
 
 def show_formats(choice: FormatChoice) -> str:
-    """A choice as people read it: "int8 in language.layers, float elsewhere"."""
+    """A choice in words: "int8 in language.layers, float elsewhere"."""
     if isinstance(choice, str):
         return choice
     parts = [f"{name} in {part}" for part, name in choice.items()]
@@ -39,6 +39,6 @@ def show_formats(choice: FormatChoice) -> str:
 
 
 def unknown_format(choice: FormatChoice) -> object:
-    """The first name in a choice that stands in no row, or None."""
+    """The first name in a choice that is not in WEIGHT_FORMATS, or None."""
     names = [choice] if isinstance(choice, str) else choice.values()
     return next((name for name in names if name not in list(WEIGHT_FORMATS)), None)

@@ -1,9 +1,9 @@
 """Objects of a JSON schema that have the properties which it lists, and no others.
 
 Owns   the rule for which objects are closed.
-Takes  a schema as it was given; gives one that says additionalProperties: false where nothing else
-       is said. A model that may add properties of its own seldom comes to an end.
-Never  closes an object that says itself what else it may have, nor any of a schema that combines.
+Takes  a schema; gives one with additionalProperties: false in objects that do not say otherwise.
+       A model that may add properties of its own seldom comes to an end.
+Never  closes an object that allows further properties itself, nor any of a schema that combines.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ _BY_NAME = {"properties", "patternProperties", "$defs", "definitions"}
 _SAYS_WHAT_ELSE = {
     "additionalProperties", "unevaluatedProperties", "patternProperties", "minProperties",
 }  # fmt: skip
-# Beside one of the former, what an object has is said in several places: closed, none of them
-# would know the others' properties.
+# With one of these and more, several places list an object's properties. If closed, each would
+# forbid those of the others.
 _COMBINES = {"anyOf", "oneOf", "allOf", "$ref"}
 _SAYS_MORE = _COMBINES | _SAYS_WHAT_ELSE | {"properties", "required"}
 
@@ -44,7 +44,7 @@ def _closed(schema: Any) -> Any:
 
 
 def _closed_within(name: str, value: Any) -> Any:
-    """What stands under a keyword, where that is one or several schemas."""
+    """The value of a keyword, with its schemas closed if it holds any."""
     if name in _ONE:
         return _closed(value)
     if name in _LISTS and isinstance(value, list):

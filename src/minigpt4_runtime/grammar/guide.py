@@ -1,8 +1,8 @@
-"""A JSON schema or a regex → which ids may come next in an answer.
+"""A JSON schema or a regex → the ids that may come next in an answer.
 
 Owns   the grammars of one vocabulary: compiled by llguidance within limits, once, and kept.
-Takes  what SamplingParams ask for; gives a Guide for each answer.
-Never  knows logits. A guide's state depends on the ids that it was fed alone.
+Takes  the grammar of SamplingParams; gives a GrammarGuide for each answer.
+Never  knows logits. A guide's state depends only on the ids that it was fed.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ _TRIAL_SECONDS = 10 * trial.SECONDS
 _JSON_LAYOUT = {"whitespace_flexible": False, "item_separator": ", ?", "key_separator": ": ?"}
 
 
-class Guide:
-    """Says which ids may follow an answer. Give it each id once."""
+class GrammarGuide:
+    """A `Guide` of llguidance: says which ids may follow an answer."""
 
     def __init__(self, matcher: Any, vocab_size: int) -> None:
         self._matcher = matcher
@@ -61,9 +61,9 @@ class Guide:
         self._matcher.consume_token(token_id)
         self._check()
 
-    def fork(self) -> Guide:
-        """A guide that was fed the same, for an answer that goes on another way."""
-        return Guide(self._matcher.deep_copy(), self._vocab_size)
+    def fork(self) -> GrammarGuide:
+        """A copy, for another branch of the answer."""
+        return GrammarGuide(self._matcher.deep_copy(), self._vocab_size)
 
     def _check(self) -> None:
         if self._matcher.is_error():
@@ -74,16 +74,16 @@ class Guide:
 
 
 class Grammars:
-    """Compiles what answers must match. Use it from any number of threads at once."""
+    """Compiles grammars. Use it from any number of threads at once."""
 
     def __init__(self, tokenizer: Tokenizer, vocab_size: int) -> None:
         self._tokenizer = tokenizer
         self._vocab_size = vocab_size
-        # What cannot be compiled is kept too: asking again costs nothing.
+        # Failures are kept too: compiling one again would cost as much.
         self._compiled = functools.lru_cache(_NUM_KEPT)(self._compile)
 
-    def guide(self, sampling: SamplingParams) -> Guide | None:
-        """What guides an answer; None where any will do.
+    def guide(self, sampling: SamplingParams) -> GrammarGuide | None:
+        """The guide of an answer; None without a grammar.
 
         Raises:
             GrammarError: the schema or regex cannot be followed.
@@ -96,7 +96,7 @@ class Grammars:
             raise GrammarError(str(compiled))  # A traceback of its own.
         return compiled.fork()
 
-    def _compile(self, kind: GrammarKind, text: str) -> Guide | GrammarError:
+    def _compile(self, kind: GrammarKind, text: str) -> GrammarGuide | GrammarError:
         llguidance = require("llguidance", install=_INSTALL)
         try:
             source = _source(kind, text)
@@ -108,7 +108,7 @@ class Grammars:
             return GrammarError(f"{kind} cannot be followed: {_reason(str(error))}.")
         limits = llguidance.LLParserLimits(**trial.LIMITS)
         matcher = llguidance.LLMatcher(self._vocabulary, source, log_level=0, limits=limits)
-        return Guide(matcher, self._vocab_size)
+        return GrammarGuide(matcher, self._vocab_size)
 
     @functools.cached_property
     def _vocabulary(self) -> Any:
@@ -131,10 +131,10 @@ class _Vocabulary:
 
     def __call__(self, text: bytes) -> list[int]:
         """The usual ids of a text in the middle of another: where it must follow, they do."""
-        # What sentencepiece puts before a text stands before the end of this line.
+        # sentencepiece puts a space before a text: here it stands before the line end.
         ids = self._encode("\n" + text.decode("utf-8", "replace"))
         ids = ids[ids.index(self._line_end) + 1 :] if self._line_end in ids else []
-        # Ids that say anything else would be allowed in the place of these.
+        # Ids of any other text would be allowed in place of these.
         if b"".join(self.tokens[i] for i in ids) == text:
             return ids
         return [self._bytes[text[at : at + 1]] for at in range(len(text))]
@@ -149,7 +149,7 @@ def _source(kind: GrammarKind, text: str) -> str:
         raise ValueError(f"it has {len(text):,} characters, and {MAX_CHARACTERS:,} are allowed")
     if kind == "regex":
         matcher = require("llguidance", install=_INSTALL).LLMatcher
-        # It is held against the whole answer: anchors say nothing more.
+        # It must match the whole answer, so that anchors are not needed.
         whole = re.sub(r"(?<!\\)((?:\\\\)*)\$$", r"\1", text.removeprefix("^"))
         return str(matcher.grammar_from_regex(f" ?(?:{whole})"))
     schema = json.loads(text)
@@ -179,7 +179,7 @@ def _try_out(source: str) -> str:
 
 
 def _reason(message: str) -> str:
-    """The one line of a compiler's message that says what is wrong."""
+    """The line of a compiler's message that names the fault."""
     found = re.search(r"^error: (.*)", message, flags=re.MULTILINE)
     line = found[1] if found else message.partition("\n")[0]
     return re.sub(r"^at \d+\(\d+\): ", "", line)[:200].rstrip(". ")

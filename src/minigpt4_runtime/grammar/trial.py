@@ -1,7 +1,7 @@
 """Compiles one grammar in a process of its own, which may run out of time, memory or stack.
 
 Owns   the limits of compiling and of following a grammar.
-Takes  a grammar at its standard input; prints why it cannot be followed, or nothing.
+Takes  a grammar at its standard input; prints the reason why it cannot be followed, or nothing.
 Never  imports a module of this package: it is run as a file, so that it starts quickly.
 """
 
@@ -11,7 +11,7 @@ import sys
 import threading
 from typing import Any
 
-# What one step may take, so that a grammar cannot hold up the answers beside its own.
+# The limits of one step, so that a grammar cannot delay the other answers.
 LIMITS: dict[str, Any] = {
     "initial_lexer_fuel": 300_000,
     "step_lexer_fuel": 50_000,
@@ -22,7 +22,7 @@ LIMITS: dict[str, Any] = {
 }
 SECONDS = 2
 _BYTES = 2**30
-# Less than any thread of the process that asks has, so that what passes here passes there.
+# Less than any thread of the calling process has, so that a grammar that passes here passes there.
 _STACK_BYTES = 2**20
 
 

@@ -1,7 +1,7 @@
-"""A URL of http or https → the bytes of a picture, without being led astray.
+"""A URL of http or https → the bytes of an image, from public addresses only.
 
-Owns   what a URL may look like, which addresses are public, and the limits on an answer.
-Takes  a Target; gives what lies there. Every fault is an ImageError.
+Owns   the allowed form of a URL, the test for public addresses, and the limits on an answer.
+Takes  a Target; gives its content. Every fault is an ImageError.
 Never  follows a redirect, takes a proxy, or connects to an address that was not checked: a client
        library would resolve the name once more.
 """
@@ -28,8 +28,8 @@ MAX_BYTES = 32 * 2**20
 SECONDS = 10.0
 
 _PORTS = {"http": 80, "https": 443}
-# Not for the public, though not every Python knows of the first, and the second looks like it: IETF
-# protocols (and Oracle's metadata), and where Azure's machines find their settings.
+# Not public, though some versions of Python miss the first, and the second looks public: IETF
+# protocols (and Oracle's metadata), and the settings of Azure's machines.
 _NOT_PUBLIC = (ipaddress.ip_network("192.0.0.0/24"), ipaddress.ip_network("168.63.129.16/32"))
 _UNICAST_V6 = ipaddress.ip_network("2000::/3")
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
@@ -45,10 +45,10 @@ async def fetch(
     seconds: float = SECONDS,
     allows_local: bool = False,
 ) -> bytes:
-    """Get a picture. `allows_local` lets it lie on this machine or in a private network.
+    """Get an image. `allows_local` permits this machine and private networks.
 
     Raises:
-        ImageError: it may not be had, or cannot be; the message names the host.
+        ImageError: it may not or cannot be fetched; the message names the host.
     """
     try:
         async with asyncio.timeout(seconds):
@@ -65,7 +65,7 @@ async def fetch(
 
 @dataclass(frozen=True)
 class Target:
-    """Where a URL leads: a host by name, and what to ask of it."""
+    """The parts of a URL: a host by name, and the path to request."""
 
     scheme: str
     host: str
@@ -94,7 +94,7 @@ class Target:
 
     @property
     def name(self) -> str:
-        """The host, with the port where it is another than the scheme's own."""
+        """The host, with the port unless it is the scheme's own."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return host if self.port == _PORTS[self.scheme] else f"{host}:{self.port}"
 
@@ -116,7 +116,7 @@ class Target:
 
 
 def is_public(text: str) -> bool:
-    """Whether an address is one of the internet's, and no address in it leads elsewhere."""
+    """Whether an address is a public one, and so are all IPv4 addresses within it."""
     try:
         address = ipaddress.ip_address(text)
     except ValueError:  # A zone, as in fe80::1%eth0.

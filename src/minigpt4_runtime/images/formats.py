@@ -1,8 +1,8 @@
-"""Bytes → the format that they are in, and Pillow's reader of it.
+"""Bytes → their format, and Pillow's reader of it.
 
-Owns   which formats are read, what they begin with and how their files are called; which files are
-       plainly pictures all the same; what can be left out of a file where metadata is broken.
-Takes  a file's content; gives a Format and its reader. What cannot be read is an ImageError.
+Owns   the formats that are read, their first bytes and their file names; the names of image files
+       that are not read; and the parts of a file that can be left out if its metadata is broken.
+Takes  a file's content; gives a Format and its reader. Any other content is an ImageError.
 Never  decodes a pixel, or touches Pillow's global settings.
 """
 
@@ -26,7 +26,7 @@ IMAGE_SUFFIXES = frozenset(
      ".j2k", ".j2c", ".jpc", ".jpf", ".jpx", ".ppm", ".pgm", ".pbm", ".pnm", ".pfm", ".ico",
      ".icns", ".tga", ".icb", ".vda", ".vst", ".psd"}
 )  # fmt: skip
-# What is plainly a picture too: found in a folder, it must not be passed over in silence.
+# Image files that are not read: one in a folder must be reported.
 UNREADABLE_SUFFIXES = frozenset(
     {".svg", ".svgz", ".eps", ".ai", ".cdr", ".emf", ".wmf", ".jxl", ".jxr", ".wdp", ".hdp",
      ".psb", ".xcf", ".kra", ".ora", ".exr", ".hdr", ".dds", ".pcx", ".sgi", ".xbm", ".xpm",
@@ -36,7 +36,7 @@ UNREADABLE_SUFFIXES = frozenset(
 )  # fmt: skip
 
 
-# Chunks or segments that are looked at. A file made to do harm has millions: the rest stays.
+# The most chunks or segments to look at. A malicious file has millions: the rest stays.
 MOST_PARTS = 10_000
 
 
@@ -74,7 +74,7 @@ def _jpeg_without_metadata(content: bytes) -> bytes:
     return bytes(kept + content[start:])
 
 
-# What the pixels of a TIFF depend on. 254 and 330 tell a camera's raw file.
+# The tags that determine the pixels of a TIFF. 254 and 330 mark a camera's raw file.
 _TIFF_TAGS = frozenset(
     {254, 256, 257, 258, 259, 262, 266, 273, 274, 277, 278, 279, 284, 292, 293, 317, 320, 322, 323,
      324, 325, 330, 332, 338, 339, 347, *range(512, 522), *range(529, 533)}
@@ -107,12 +107,12 @@ def _psd_without_metadata(content: bytes) -> bytes:
 
 
 def _heif_without_exif(content: bytes) -> bytes:
-    """The same boxes, but what was EXIF has a type that no reader asks for."""
+    """The same boxes, but the type of EXIF is one that no reader knows."""
     return re.sub(rb"(infe.{8,10}?)Exif", rb"\1skip", content, flags=re.DOTALL)
 
 
 def _jp2_without_resolution(content: bytes) -> bytes:
-    """The same boxes, but what says how large to print it has a type that no reader asks for."""
+    """The same boxes, but the type of the print size is one that no reader knows."""
     return re.sub(rb"(jp2h.{22,400}?)res ", rb"\1skip", content, count=1, flags=re.DOTALL)
 
 
@@ -126,7 +126,7 @@ class Format:
     install: str = "pip install -U pillow"
     without_metadata: Callable[[bytes], bytes] = bytes
 
-    def find_reader(self, picture_name: str) -> Callable[[BytesIO], ImageFile]:
+    def find_reader(self, image_name: str) -> Callable[[BytesIO], ImageFile]:
         """Pillow's reader. `Image.open` would apply Pillow's limit, one for the whole process.
 
         Raises:
@@ -137,7 +137,7 @@ class Format:
             return getattr(import_module(module), reader)  # type: ignore[no-any-return]
         except ImportError:
             raise ImageError(
-                f"{picture_name} is a picture in {self.name}, which this installation cannot read. "
+                f"{image_name} is a picture in {self.name}, which this installation cannot read. "
                 f"Convert it to JPEG, or run: {self.install}"
             ) from None
 
@@ -176,10 +176,10 @@ _XML = (b"<svg", b"<?xml", b"<!--", b"<!doctype svg")
 
 
 def find_format(content: bytes, name: str) -> Format:
-    """Tell what a picture is by how it begins, whatever it is called.
+    """Find the format of an image by its first bytes, not by its name.
 
     Raises:
-        ImageError: it is nothing that can be read here; `name` says what to call it.
+        ImageError: no format that is read begins so; `name` is for the message.
     """
     for known in _FORMATS:
         if re.match(known.begins, content, re.DOTALL):
@@ -193,8 +193,8 @@ def find_format(content: bytes, name: str) -> Format:
     )
 
 
-def picture_within(image: ImageFile, name: str) -> Image:
-    """The picture itself, not yet decoded: that of an icon is a file within the file.
+def image_within(image: ImageFile, name: str) -> Image:
+    """The image itself, not yet decoded: that of an icon is a file within the file.
 
     Raises:
         ImageError: it holds only a preview of the picture.

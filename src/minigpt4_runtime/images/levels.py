@@ -1,6 +1,6 @@
-"""Levels of any depth → an RGB picture of 8 bits.
+"""Levels of any depth → an RGB image of 8 bits.
 
-Owns   how 16-bit and float pictures become 8-bit, and which arrays and tensors are pictures.
+Owns   the conversion of 16-bit and float images to 8 bits, and the shapes of images in arrays.
 Takes  a Pillow image of any mode, a numpy array or a torch tensor; gives a Pillow image.
 Never  guesses a range: 16 bits go from 0 to 65,535 and floats from 0 to 1, or are refused.
 """
@@ -15,17 +15,17 @@ from minigpt4_runtime.errors import ImageError
 
 Array = numpy.ndarray[Any, numpy.dtype[Any]]
 
-# Pillow's modes of more than 8 bits, whose `convert("RGB")` turns all that is above 255 white.
+# Pillow's modes of more than 8 bits. Its `convert("RGB")` turns their levels above 255 white.
 _DEEP_MODES = frozenset({"I", "I;16", "I;16L", "I;16B", "I;16N", "F"})
 _CHANNELS = frozenset({1, 3, 4})
 _LEVELS_AT_ONCE = 2**20
 
 
 def to_rgb(image: Image, name: str, *, top: int = 65_535) -> Image:
-    """What Pillow's `convert("RGB")` gives, but with deep levels scaled. `top` is white.
+    """Like Pillow's `convert("RGB")`, but with deep levels scaled. `top` is white.
 
     Raises:
-        ImageError: a level is beyond the range; `name` says what to call the picture.
+        ImageError: a level is beyond the range; `name` is for the message.
     """
     if image.mode in _DEEP_MODES:
         image = fromarray(_to_8_bits(numpy.asarray(image), name, top))

@@ -1,9 +1,9 @@
 """Path, bytes, data URL, PIL image, array or tensor → RGB → pixels, with a digest and limits.
 
-Owns   the reading of pictures, the limits on them, and the original's resizing and normalising.
+Owns   the reading of images, the limits on them, and the original's resizing and normalising.
 Takes  an ImageSource and the VisionConfig; gives a PixelImage. Every fault is an ImageError.
-Never  fetches from a network, changes a caller's picture, or touches Pillow's global settings. It
-       adds one entry to Python's warning filters, which acts only while a picture is read here.
+Never  fetches from a network, changes a caller's image, or touches Pillow's global settings. It
+       adds one entry to Python's warning filters, which acts only while an image is read here.
 """
 
 import base64
@@ -28,7 +28,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 
 from minigpt4_runtime.config import VisionConfig
 from minigpt4_runtime.errors import ConfigError, ImageError
-from minigpt4_runtime.images.formats import Format, find_format, picture_within
+from minigpt4_runtime.images.formats import Format, find_format, image_within
 from minigpt4_runtime.images.levels import as_array, from_array, to_rgb
 from minigpt4_runtime.messages import ImageSource
 
@@ -40,7 +40,7 @@ _TURNS = {
     6: Image.Transpose.ROTATE_270,
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
-}  # EXIF orientation → what sets the picture upright; 1 is upright already.
+}  # EXIF orientation → the turn that sets the image upright; 1 is upright already.
 
 # Two threads may be given one PIL image, and Pillow's first reading of it is not made for that.
 _READING_GIVEN_IMAGE = threading.Lock()
@@ -48,9 +48,9 @@ _READING_GIVEN_IMAGE = threading.Lock()
 
 @dataclass(frozen=True, kw_only=True)
 class ImageLimits:
-    """What a picture may cost. Files, bytes and data URLs are held to `max_bytes`, all to the rest.
+    """The largest image. `max_bytes` applies to files, bytes and data URLs, the others to all.
 
-    `max_side` is that of a JPEG: resizing takes about a kilobyte for each row of the picture.
+    `max_side` is that of a JPEG: resizing takes about a kilobyte for each row of the image.
     """
 
     max_bytes: int = 64 * 2**20
@@ -72,9 +72,9 @@ DEFAULT_LIMITS = ImageLimits()
 
 @dataclass(frozen=True, eq=False)
 class PixelImage:
-    """A picture as the vision tower takes it: `values` is (3, S, S) float32, mean/std normalised.
+    """An image as the vision tower takes it: `values` is (3, S, S) float32, mean/std normalised.
 
-    `digest` is made of the resized RGB pixels, so that a path and the bytes in it have the same.
+    `digest` is that of the resized RGB pixels: the same for a path and for its content.
     """
 
     values: numpy.ndarray[Any, numpy.dtype[numpy.float32]]
@@ -108,7 +108,7 @@ def prepare(rgb: Image.Image, config: VisionConfig) -> PixelImage:
 
 
 def open_rgb(source: ImageSource, limits: ImageLimits = DEFAULT_LIMITS) -> Image.Image:
-    """Read a picture whole, as RGB of 8 bits, and set it upright by its EXIF.
+    """Read a whole image as RGB of 8 bits, and set it upright by its EXIF.
 
     The result is the caller's own: it shares nothing with `source`, and its file is closed.
 
@@ -164,7 +164,7 @@ def _read_file(value: str | os.PathLike[Any], name: str, limits: ImageLimits) ->
         raise ImageError(
             f"{name} cannot be read ({error.strerror or error}). Check its path and permissions."
         ) from None
-    except (ValueError, RuntimeError, TypeError) as error:  # A null character, or nobody's home.
+    except (ValueError, RuntimeError, TypeError) as error:  # A null character, or no home.
         raise ImageError(f"{name} is not a usable path ({error}). Check the path.") from None
 
 
@@ -276,7 +276,7 @@ def _decode_as(kind: Format, content: bytes, name: str, limits: ImageLimits) -> 
     remedy = "Save it anew as JPEG or PNG, or download it again."
     with _reading(name, fault=fault, remedy=remedy), reader(_Content(content)) as file:
         _check_size(file.size, name, limits)
-        image = picture_within(file, name)
+        image = image_within(file, name)
         _check_size(image.size, name, limits)
         if isinstance(image, TiffImageFile):
             _make_room(image)
@@ -285,7 +285,7 @@ def _decode_as(kind: Format, content: bytes, name: str, limits: ImageLimits) -> 
 
 
 def _make_room(image: TiffImageFile) -> None:
-    # Making room for a TIFF is where Pillow applies its own limit, unless there is room.
+    # Pillow applies its own limit when it allocates a TIFF, unless memory is allocated already.
     tags = image.tag_v2
     sides = (tags[ExifTags.Base.ImageWidth], tags[ExifTags.Base.ImageLength])
     image.im = Image.new(image.mode, sides).im
@@ -300,7 +300,7 @@ def _white_of(image: Image.Image) -> int:
 
 
 def _turn_of(image: Image.Image) -> Image.Transpose | None:
-    # A picture with damaged EXIF is still a picture: it is taken as upright.
+    # An image with damaged EXIF is taken as upright.
     with suppress(Exception):
         return _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
     return None
@@ -309,7 +309,7 @@ def _turn_of(image: Image.Image) -> Image.Transpose | None:
 def _upright(rgb: Image.Image, turn: Image.Transpose | None) -> Image.Image:
     if turn is not None:
         rgb = rgb.transpose(turn)
-    # The EXIF goes, or a second reading of the result would turn it again.
+    # Without EXIF: a second reading of the result would turn it again.
     rgb.info = {}
     return rgb
 
@@ -318,7 +318,7 @@ _is_reading: ContextVar[bool] = ContextVar("_is_reading", default=False)
 
 
 class _PillowWhileReading:
-    """Stands where a warnings filter has the pattern of a module's name."""
+    """Takes the place of the pattern of a module's name in a warnings filter."""
 
     def match(self, module: str) -> bool:
         """Whether the warning comes from a reader, in a thread that is inside `_reading`."""
@@ -330,9 +330,9 @@ _SILENCE = ("ignore", None, Warning, _PillowWhileReading(), 0)
 
 @contextmanager
 def _reading(name: str, *, fault: str, remedy: str) -> Iterator[None]:
-    """Turn whatever Pillow raises on a damaged picture into an ImageError; let no warning out."""
-    # catch_warnings would swap the list of filters under other threads' feet. A filter that knows
-    # which thread it is asked from may stay; in front, it comes before a caller's "error".
+    """Turn all errors of Pillow on a damaged image into an ImageError; suppress its warnings."""
+    # catch_warnings would change the filters of other threads too. A filter that knows its thread
+    # may stay; in front, it comes before a caller's "error".
     filters = cast("list[tuple[object, ...]]", warnings.filters)
     if not filters or filters[0] is not _SILENCE:
         filters.insert(0, _SILENCE)
@@ -348,7 +348,7 @@ def _reading(name: str, *, fault: str, remedy: str) -> Iterator[None]:
         ) from None
     except MemoryError:
         raise ImageError(f"{name} needs more memory than there is. Make it smaller.") from None
-    except Exception as error:  # A damaged byte leads to any of a dozen types.
+    except Exception as error:  # A damaged byte can raise a dozen types of errors.
         reason = str(error) or type(error).__name__
         raise _DamagedError(f"{fault} ({reason}). {remedy}") from error
     finally:

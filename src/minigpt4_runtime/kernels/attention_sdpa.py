@@ -1,9 +1,9 @@
 """Causal attention through torch's scaled_dot_product_attention, on any device that torch has.
 
-Owns   how a sequence's keys are read from its blocks, and how a step is shared with a kernel that
-       serves many sequences of one row at once.
+Owns   the reading of a sequence's keys from its blocks, and the division of a step between prompts
+       and a kernel for many sequences of one row.
 Takes  packed rows, the cache and the batch; gives attended rows.
-Never  copies many keys whose blocks lie in one run: they are read where they are.
+Never  copies many keys whose blocks lie in one run: they are read in place.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Singles:
 # What makes a Decode, once a step.
 Decoding = Callable[[Singles], Decode]
 
-# So much of a layer's keys is copied to attend together: it costs less than a call a sequence.
+# Up to this size, copying a layer's keys costs less than one call for each sequence.
 _COPIED_BYTES = 2**21
 
 
@@ -68,7 +68,7 @@ class SdpaAttention:
         block_size, lengths = self._cache.shape.block_size, singles.lengths[:, None]
         places = torch.arange(singles.longest, device=lengths.device)
         is_past_end = places >= lengths
-        # What torch would else make of a mask in every layer.
+        # As a bias, which torch would otherwise make of a mask in every layer.
         bias = torch.zeros(is_past_end.shape, dtype=self._cache.dtype, device=lengths.device)
         bias = bias.masked_fill_(is_past_end, float("-inf"))[:, None, None]  # (B, 1, 1, S)
         places = places.minimum(lengths - 1)
@@ -178,7 +178,7 @@ class _View:
         if self.blocks is not None:
             tokens = side.index_select(0, self.blocks).flatten(0, 1)[: self.num_tokens]
             return tokens.transpose(0, 1)[None]
-        # In one operation: what is done for each sequence and layer decides the speed.
+        # In one operation: the work for each sequence and layer decides the speed.
         _, _, num_heads, head_dim = side.shape
         width = num_heads * head_dim
         return side.as_strided(

@@ -1,6 +1,6 @@
 """Causal attention for CUDA: rows that decode in one Triton kernel, prompts as in attention_sdpa.
 
-Owns   the kernel, and into how many shares it cuts long contexts.
+Owns   the kernel, and the number of shares into which it cuts long contexts.
 Takes  packed rows, the cache and the batch; gives attended rows.
 Never  copies the keys of a sequence that decodes, nor asks the GPU for anything while it attends.
 
@@ -76,7 +76,7 @@ class TritonAttention:
 
 
 def _sizes(q: Tensor, keys: Tensor) -> dict[str, int]:
-    """What the kernel is compiled for."""
+    """The sizes that the kernel is compiled for."""
     (_, num_heads, head_dim), (_, block_size, num_kv_heads, _) = q.shape, keys.shape
     group = num_heads // num_kv_heads
     return {

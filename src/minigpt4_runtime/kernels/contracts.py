@@ -1,6 +1,6 @@
-"""What an attention kernel must offer, and the step that it is given.
+"""The contract of an attention kernel, and the step that it attends to.
 
-Owns   the protocols, and which rows of a step belong to which sequence.
+Owns   the protocols, and the assignment of a step's rows to sequences.
 Takes  nothing: there is no code here that computes.
 """
 
@@ -83,7 +83,7 @@ class AttentionKernel(Protocol):
         ...
 
     def __call__(self, batch: StepBatch) -> Attend:
-        """Prepare a step. What is worked out here serves every layer.
+        """Prepare a step, once for all layers.
 
         The result writes a layer's k and v into the cache and attends.
         """

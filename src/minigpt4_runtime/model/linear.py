@@ -1,8 +1,8 @@
 """The matrix product that every tower is made of.
 
-Owns   one weight, in the tensors that its format holds it as, and the kernel that multiplies by it.
+Owns   one weight, in the tensors of its format, and the kernel that multiplies by it.
 Takes  rows (…, in_features); gives rows (…, out_features).
-Never  knows which tower it stands in. Weight formats and shards compose here, not in subclasses.
+Never  knows its tower. Weight formats and shards compose here, not in subclasses.
 """
 
 import torch
@@ -25,7 +25,7 @@ class Linear(nn.Module):
         self._multiply: LinearKernel = DENSE.multiply
 
     def use(self, weight_format: WeightFormat, kernel: LinearKernel) -> None:
-        """Hold the weight in a format, empty as yet where that is another, and multiply so."""
+        """Hold the weight in a format, and multiply with `kernel`. In a new format it is empty."""
         self._multiply = kernel
         if weight_format is self.weight_format:
             return

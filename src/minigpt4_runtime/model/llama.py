@@ -4,7 +4,7 @@ Owns   embeddings → hidden rows → logits for packed tokens: T rows of any nu
 Takes  the rows, their positions, and `attend`, which knows the sequences and their cache; and the
        group of ranks that share the model: each computes some of the heads, and two sums a layer
        make them whole.
-Never  sees a cache, a batch or a device: those are bound into `attend` by whoever calls.
+Never  sees a cache, a batch or a device: the caller binds those into `attend`.
 """
 
 from typing import Protocol
@@ -122,8 +122,8 @@ class Llama(nn.Module):
         self.num_key_value_heads = config.num_key_value_heads // group.size
         self._held_ids = share(config.vocab_size, group)
         num_ids = len(self._held_ids)
-        # Given its weight, so that torch draws no numbers for it: on the meta device that alone
-        # would load torch's compiler.
+        # Given its weight, so that torch draws no numbers for it, which on the meta device would
+        # load torch's compiler.
         table = torch.empty(num_ids, config.hidden_size)
         self.token_embedding = nn.Embedding(num_ids, config.hidden_size, _weight=table)
         self.layers = nn.ModuleList(
@@ -135,7 +135,7 @@ class Llama(nn.Module):
     def embed(self, token_ids: Tensor) -> Tensor:
         """(T,) ids → (T, C) rows: this rank's part of the sum that is the embeddings.
 
-        Ids past the vocabulary stand for rows of a picture; what they get is to be replaced.
+        Ids past the vocabulary stand for rows of an image. The caller replaces their rows.
         """
         held = token_ids - self._held_ids.start
         rows: Tensor = self.token_embedding(held.clamp(0, len(self._held_ids) - 1))

@@ -13,8 +13,8 @@ from torch import Tensor
 from minigpt4_runtime.config import LanguageConfig
 from minigpt4_runtime.errors import ConfigError
 
-# 0: a rank holds some of the outputs, or of the ids. 1: it holds some of the inputs, and what it
-# computes is its part of a sum.
+# 0: a rank holds some of the outputs, or of the ids. 1: it holds some of the inputs, and computes
+# its part of a sum.
 _SPLIT_DIMENSIONS = {
     "token_embedding": 0, "query": 0, "key": 0, "value": 0, "out": 1,
     "mlp_gate": 0, "mlp_up": 0, "mlp_down": 1, "head": 0,
@@ -28,7 +28,7 @@ class Group(Protocol):
     size: int
 
     def sum(self, rows: Tensor) -> Tensor:
-        """Add up what all ranks give, in place; each gets the sum."""
+        """Sum the rows of all ranks, in place; each gets the sum."""
         ...
 
     def join(self, rows: Tensor) -> Tensor:
@@ -37,7 +37,7 @@ class Group(Protocol):
 
 
 class Solo:
-    """A single rank, which has it all."""
+    """The group of a single rank."""
 
     rank = 0
     size = 1

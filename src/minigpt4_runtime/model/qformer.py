@@ -57,7 +57,7 @@ class QFormerLayer(nn.Module):
 
 
 class QFormer(nn.Module):
-    """Learned queries → what the image says, in a fixed number of rows."""
+    """Learned queries → the content of the image, in a fixed number of rows."""
 
     def __init__(self, config: QFormerConfig, vision_size: int) -> None:
         super().__init__()

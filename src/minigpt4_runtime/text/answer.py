@@ -1,8 +1,8 @@
-"""Ids → the text a user sees: cut at stop strings, and an answer trimmed as by the original.
+"""Ids → the text for the user: cut at stop strings, and an answer trimmed as by the original.
 
 Owns   the text of one answer while it grows.
-Takes  token ids one by one; gives text that nothing after it can take back.
-Never  knows why a token came, only what it says.
+Takes  token ids one by one; gives text that no later id can change.
+Never  knows how a token was chosen.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class AnswerText:
         return self._extend(self._stream.feed(token_id), is_last=False)
 
     def finish(self) -> str:
-        """Give what was held back, now that nothing follows."""
+        """Give the text that was held back, at the end of the ids."""
         return self._extend("" if self.stopped else self._stream.flush(), is_last=True)
 
     @property

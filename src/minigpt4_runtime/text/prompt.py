@@ -2,7 +2,7 @@
 
 Owns   the templates, as data, and the order in which the original joins a dialogue.
 Takes  checked messages; gives a Prompt: pieces of text around image slots.
-Never  tokenises. What a user types stays text: only a template can place a BOS or an image slot.
+Never  tokenises. Users' input stays text: only a template can place a BOS or an image slot.
 """
 
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ class Template:
     """How one family of models was taught to take turns (upstream: conversation.py).
 
     `user_starts_with_bos`: a BOS id stands before each user turn (written `<s>` upstream).
-    `answer_mark`: a model that writes this itself means its answer to start after it.
+    `answer_mark`: if the model writes this, its answer starts behind it.
     """
 
     name: str
@@ -68,9 +68,9 @@ Piece = tuple[str, ...]
 
 @dataclass(frozen=True)
 class Prompt:
-    """N + 1 pieces of text around N pictures. `text` shows the whole as upstream writes it.
+    """N + 1 pieces of text around N images. `text` shows the whole as upstream writes it.
 
-    `begun` is how the answer begins, where that was given.
+    `begun` is the given beginning of the answer.
     """
 
     pieces: tuple[Piece, ...]
@@ -121,7 +121,7 @@ def render(messages: Sequence[Message], template: Template) -> Prompt:
             for message in group:
                 _write_turn(writer, template, template.assistant, [_joined_text(message)])
             continue
-        for turn in _user_turns([part for message in group for part in _pictures_first(message)]):
+        for turn in _user_turns([part for message in group for part in _images_first(message)]):
             if template.user_starts_with_bos:
                 writer.begin_of_sequence()
             _write_turn(writer, template, template.user, turn)
@@ -133,13 +133,13 @@ def _joined_text(message: Message) -> str:
     return "".join(part for part in message.content if isinstance(part, str))
 
 
-def _pictures_first(message: Message) -> list[Part]:
+def _images_first(message: Message) -> list[Part]:
     # The models were only shown questions that follow their picture. `sorted` keeps the order else.
     return sorted(message.content, key=lambda part: isinstance(part, str))
 
 
 def _user_turns(parts: Sequence[Part]) -> list[list[Part]]:
-    """Cut what a user says in a row into upstream's turns: [picture, " " + text] or [text]."""
+    """Cut a user's consecutive parts into upstream's turns: [picture, " " + text] or [text]."""
     turns: list[list[Part]] = []
     for part in parts:
         if isinstance(part, str) and turns and isinstance(turns[-1][-1], ImageSource):

@@ -1,6 +1,6 @@
 """Pieces → ids with image spans; ids → text as it grows.
 
-Owns   the sentencepiece model of a model folder, and the rule where a BOS stands.
+Owns   the sentencepiece model of a model folder, and the places of BOS ids.
 Takes  a rendered Prompt, or ids; gives an EncodedPrompt, or text.
 Never  turns a user's text into a control id: only a template's BOS becomes one.
 """
@@ -72,7 +72,7 @@ class Tokenizer:
         return list(self._model.encode(text))
 
     def encode_begun(self, text: str) -> tuple[list[int], str]:
-        """A text that is to go on → its ids, and the space that these have beyond it, if any.
+        """A text to be continued → its ids, and the space that they add to it, if any.
 
         Most vocabularies write a space before a word; some behind it, with the word as one token.
         """
@@ -85,7 +85,7 @@ class Tokenizer:
     ) -> EncodedPrompt:
         """Tokenise each piece on its own and leave room for the image rows between them.
 
-        The answer's beginning is apart too: so its ids are those that the model itself would give.
+        The answer's beginning is tokenised apart too, so that its ids are as from the model itself.
         """
         # Pieces are tokenised apart, as upstream does: joining the text first can change the ids.
         pieces = [self._encode_piece(piece) for piece in prompt.pieces]
@@ -121,7 +121,7 @@ class Tokenizer:
         return bool(self._model.is_byte(token_id))
 
     def bytes_of(self, token_id: int) -> bytes:
-        """What an id adds within a text, as UTF-8; a control id gives its name, as `</s>`."""
+        """The text of an id within a text, as UTF-8; the name of a control id, as `</s>`."""
         if not 0 <= token_id < self.vocab_size:
             return b""
         piece = str(self._model.id_to_piece(token_id))
@@ -133,8 +133,8 @@ class Tokenizer:
 class TextStream:
     """Ids → text as it grows, never cut inside a character.
 
-    `feed` gives what has become certain; `flush` gives the rest. Together they give what
-    `Tokenizer.decode` gives for all ids at once.
+    `feed` gives the text that is certain; `flush` gives the rest. Together they give the text of
+    `Tokenizer.decode` for all ids at once.
     """
 
     def __init__(self, tokenizer: Tokenizer, before: Sequence[int] = ()) -> None:
@@ -144,13 +144,13 @@ class TextStream:
         self._waiting: list[int] = []
 
     def fork(self) -> TextStream:
-        """A stream that has read the same and goes on by itself."""
+        """An independent copy."""
         other = TextStream(self._tokenizer)
         other._context, other._waiting = list(self._context), list(self._waiting)
         return other
 
     def feed(self, token_id: int) -> str:
-        """Take one more id and give the text that nothing after it can change."""
+        """Take one more id and give the text that no later id can change."""
         if not self._tokenizer.is_text(token_id):
             return ""
         self._waiting.append(token_id)
@@ -161,11 +161,11 @@ class TextStream:
         return self.flush()
 
     def flush(self) -> str:
-        """Give what is waiting, whole or not: there is no more to come."""
+        """Give the waiting text, with any incomplete character, at the end of the ids."""
         if not self._waiting:
             return ""
         text = self._decode_waiting()
-        # A context of blanks alone would be eaten as the space before a text.
+        # The tokenizer would drop a context of blanks alone, as the space before a text.
         self._context = self._waiting if text.strip() else self._context + self._waiting
         self._waiting = []
         return text

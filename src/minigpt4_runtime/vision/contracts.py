@@ -1,4 +1,4 @@
-"""What an image encoder must offer, whatever it runs in."""
+"""The contract of an image encoder, for any runtime."""
 
 from collections.abc import Callable
 from typing import Protocol

@@ -1,6 +1,6 @@
-"""The image side as a compiled graph, whichever runtime runs it.
+"""The image side as a compiled graph, for any runtime.
 
-Owns   how any number of pictures is cut into batches that a graph takes, and the way to the
+Owns   the division of images into batches that a graph takes, and the transfer of rows to the
        language model's device and dtype.
 Takes  pixels, and a function that runs one batch; gives rows.
 Never  knows a runtime.
@@ -17,7 +17,7 @@ Array = numpy.ndarray[Any, Any]
 
 
 class GraphVisionEncoder:
-    """Runs a graph that takes only certain numbers of pictures at once, or any (None)."""
+    """Runs a graph that takes only certain numbers of images at once, or any (None)."""
 
     def __init__(
         self,
@@ -35,23 +35,23 @@ class GraphVisionEncoder:
 
     def encode(self, pixels: Tensor, on_tower: Callable[[], object] | None = None) -> Tensor:  # noqa: ARG002
         """(N, 3, S, S) float32 → (N, rows, hidden). A graph has no place for `on_tower`."""
-        pictures, rows, first = pixels.float().cpu().numpy(), [], 0
-        for size in cut_batches(len(pictures), self._batch_sizes):
-            some = pictures[first : first + size]
-            # A batch that is not full is filled with its first picture, whose rows are dropped.
+        images, rows, first = pixels.float().cpu().numpy(), [], 0
+        for size in cut_batches(len(images), self._batch_sizes):
+            some = images[first : first + size]
+            # A batch that is not full is filled with its first image, whose rows are dropped.
             filled = numpy.concatenate([some, some[:1].repeat(size - len(some), axis=0)])
             rows.append(self._run(filled)[: len(some)])
             first += size
         return torch.from_numpy(numpy.concatenate(rows)).to(self._device, self._dtype)
 
 
-def cut_batches(num_pictures: int, batch_sizes: tuple[int, ...] | None) -> Iterator[int]:
-    """Sizes of batches that hold all pictures, the largest first; the last may not be full."""
+def cut_batches(num_images: int, batch_sizes: tuple[int, ...] | None) -> Iterator[int]:
+    """Sizes of batches that hold all images, the largest first; the last may not be full."""
     if batch_sizes is None:
-        yield num_pictures
+        yield num_images
         return
-    while num_pictures > 0:
-        full = [size for size in batch_sizes if size <= num_pictures]
+    while num_images > 0:
+        full = [size for size in batch_sizes if size <= num_images]
         size = max(full) if full else min(batch_sizes)
         yield size
-        num_pictures -= size
+        num_images -= size

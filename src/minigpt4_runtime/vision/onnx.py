@@ -44,7 +44,7 @@ def open_graph(
     name = _choose_provider(provider, runtime.get_available_providers())
     options = runtime.SessionOptions()
     options.log_severity_level = _ERRORS_ALONE
-    # As many as torch, which computes before and after it; not all cores whatever was asked for.
+    # As many threads as torch uses, rather than all cores.
     options.intra_op_num_threads = torch.get_num_threads()
     try:
         session = runtime.InferenceSession(
@@ -82,7 +82,7 @@ def _choose_provider(wanted: str | None, available: list[str]) -> str:
 
 
 def _list_providers(name: str, device: torch.device) -> list[Any]:
-    """The chosen one, on the device that the model is on; and the CPU for what it lacks."""
+    """The chosen one, on the model's device; and the CPU for operators that it lacks."""
     cpu = PROVIDERS["cpu"]
     index = device.index or 0
     options = {"device_id": str(index)} if name in (PROVIDERS["cuda"], PROVIDERS["cann"]) else {}

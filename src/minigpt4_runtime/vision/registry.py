@@ -9,7 +9,7 @@ from typing import cast
 
 from minigpt4_runtime.vision.contracts import VisionEncoder
 
-# torch takes the model's own weights, the others a graph that was made of them.
+# torch runs the model's own weights, the others a graph that was exported from them.
 VISION_RUNTIMES = {
     "torch": "minigpt4_runtime.vision.torch:TorchVisionEncoder",
     "onnx": "minigpt4_runtime.vision.onnx:open_graph",
@@ -18,5 +18,5 @@ VISION_RUNTIMES = {
 
 
 def vision_encoder(name: str) -> Callable[..., VisionEncoder]:
-    """What opens a vision encoder of that name in VISION_RUNTIMES."""
+    """The class or function that opens a vision encoder of that name in VISION_RUNTIMES."""
     return cast(Callable[..., VisionEncoder], resolve_name(VISION_RUNTIMES[name]))

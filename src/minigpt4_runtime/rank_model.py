@@ -1,7 +1,7 @@
-"""The two sides of a model, loaded: what a rank computes with.
+"""The part of a model that one rank computes with: its language model, and the image side.
 
-Owns   what each side is loaded from, and which of the two is a compiled graph.
-Takes  a WeightSource, a device, a dtype and VisionSettings; gives Sides.
+Owns   the loading of both sides, and the choice between torch and a compiled graph.
+Takes  a WeightSource, a device, a dtype and VisionSettings; gives a RankModel.
 Never  runs an engine.
 """
 
@@ -28,20 +28,20 @@ from minigpt4_runtime.vision.registry import vision_encoder
 
 
 @dataclass(frozen=True)
-class Sides:
-    """The language model and what encodes pictures for it.
+class RankModel:
+    """The language model, and the encoder of its images, which only rank 0 has.
 
-    `vision_bytes` is what the image side's weights take, 0 where a graph has them. `left_bytes` of
-    the memory are left for keys and values, where that is known.
+    `vision_bytes` is the size of the image side's weights, 0 where a graph has them. `left_bytes`
+    of the memory are left for keys and values; None if that is not known.
     """
 
     language: Llama
-    vision: VisionEncoder
+    vision: VisionEncoder | None
     vision_bytes: int
     left_bytes: int | None
 
     def weight_bytes(self) -> dict[str, int]:
-        """What the weights take: "vision", "embedding", "layers" and "head" of the language."""
+        """Bytes of the weights: "vision", "embedding", "layers" and "head" of the language."""
         return {
             "vision": self.vision_bytes,
             "embedding": _count_bytes(self.language.token_embedding),
@@ -53,7 +53,7 @@ class Sides:
 def open_graph(
     vision: VisionSettings, source: WeightSource, backend: DeviceBackend, dtype: DTypeName
 ) -> tuple[str, VisionEncoder | None]:
-    """What the image side runs in, and its encoder unless that is torch."""
+    """The runtime of the image side, and its encoder unless that is torch."""
     if vision.graph is None:
         return "torch", None
     if source.model_dir is None:
@@ -66,16 +66,16 @@ def open_graph(
     return graph.runtime, encoder
 
 
-def load_sides(
+def load_rank_model(
     source: WeightSource,
     backend: DeviceBackend,
     dtype: DTypeName,
     *,
     group: Group,
-    encoder: VisionEncoder | None,
     free_bytes: int | None,
-) -> Sides:
-    """Load the language model, and the image side too unless `encoder` is a graph of it."""
+    encoder: VisionEncoder | None = None,
+) -> RankModel:
+    """Load this rank's part. Without an `encoder`, rank 0 loads the image side too."""
     torch_dtype = getattr(torch, dtype)
     widen_from = backend.widen_from(torch_dtype)
     kernel_of = partial(linear_kernel, device=backend.device, widen_from=widen_from)
@@ -84,7 +84,7 @@ def load_sides(
         kernel_of=kernel_of,
     )  # fmt: skip
     vision_bytes = 0
-    if encoder is not None:
+    if encoder is not None or group.rank:
         language = source.load_language(**where)
     else:
         model = source.load_model(**where)
@@ -92,7 +92,7 @@ def load_sides(
         encoder = vision_encoder("torch")(model.vision, in_float32=widen_from is not None)
     if free_bytes is not None:
         free_bytes -= vision_bytes + _count_bytes(language)
-    return Sides(language, encoder, vision_bytes, free_bytes)
+    return RankModel(language, encoder, vision_bytes, free_bytes)
 
 
 def _count_bytes(module: nn.Module) -> int:
