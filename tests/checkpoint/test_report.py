@@ -13,10 +13,8 @@ from minigpt4_runtime.checkpoint.blank_model import model_shapes
 from minigpt4_runtime.checkpoint.config_file import load_config
 from minigpt4_runtime.checkpoint.report import inspect_folder
 from minigpt4_runtime.checkpoint.weights import show_bytes
-from minigpt4_runtime.cli.convert import DTypeChoice
 from minigpt4_runtime.cli.convert import convert as convert_command
 from minigpt4_runtime.cli.inspect import inspect as inspect_command
-from minigpt4_runtime.config import DTYPE_NAMES
 from minigpt4_runtime.convert.convert import convert
 from minigpt4_runtime.errors import CheckpointError
 
@@ -156,7 +154,3 @@ def test_convert_passes_every_flag_on(tmp_path):
 @pytest.mark.parametrize("given", [["--dtype", "int8"], ["--image-size", "0"], ["--nonsense"]])
 def test_wrong_usage(given, tmp_path):
     assert run("convert", *flags("llama2"), "--out", tmp_path / "out", *given).exit_code == 2
-
-
-def test_the_dtypes_on_offer_are_the_known_ones():
-    assert {choice.value for choice in DTypeChoice} == set(DTYPE_NAMES)

@@ -8,8 +8,6 @@ import csv
 import io
 from dataclasses import dataclass
 
-from rich.cells import cell_len
-
 Cell = str | int | float | None
 
 
@@ -58,7 +56,7 @@ class Table:
     def as_text(self) -> str:
         """Aligned columns for a terminal, two spaces apart."""
         lines = [tuple(column.name for column in self.columns), *self.shown_rows]
-        widths = [max(map(cell_len, cells)) for cells in zip(*lines, strict=True)]
+        widths = [max(map(_width, cells)) for cells in zip(*lines, strict=True)]
         text = "\n".join(
             "  ".join(map(_pad, line, widths, self.are_numbers)).rstrip() for line in lines
         )
@@ -73,7 +71,13 @@ class Table:
         return file.getvalue()
 
 
+def _width(text: str) -> int:
+    """How many terminal cells a text takes: a Chinese character takes two."""
+    from rich.cells import cell_len  # Loaded late: `--help` must be quick.
+
+    return cell_len(text)
+
+
 def _pad(text: str, width: int, is_number: bool) -> str:
-    # A Chinese character is two terminal cells wide.
-    space = " " * (width - cell_len(text))
+    space = " " * (width - _width(text))
     return space + text if is_number else text + space
