@@ -50,11 +50,11 @@ def test_a_block_is_free_once_all_who_hold_it_let_go():
     assert pool.num_free == 3
 
 
-def test_what_nobody_holds_cannot_be_released():
+def test_a_block_without_a_holder_cannot_be_released():
     pool = BlockPool(4)
     block = pool.take(None, room=1)
     pool.release([block])
-    with pytest.raises(AssertionError, match=f"block {block} is held by nobody"):
+    with pytest.raises(AssertionError, match=f"block {block} has no holder"):
         pool.release([block])
 
 

@@ -70,7 +70,7 @@ class BlockPool:
     def release(self, blocks: Iterable[int]) -> None:
         """Let blocks go. Of those left findable, the last of a sequence is reclaimed first."""
         for block in reversed(tuple(blocks)):
-            assert self._references[block] > 0, f"block {block} is held by nobody"
+            assert self._references[block] > 0, f"block {block} has no holder"
             self._references[block] -= 1
             if self._references[block] == 0:
                 if block in self._key_of:

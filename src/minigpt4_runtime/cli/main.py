@@ -91,9 +91,9 @@ def run() -> None:
     except KeyboardInterrupt:
         sys.exit(130)
     except BrokenPipeError:
-        _give_up_stdout()  # Whoever read it has read enough.
+        _give_up_stdout()  # Its reader has ended.
         sys.exit(1)
-    except Exception as error:  # noqa: BLE001 — The last stop: there is nobody else to tell.
+    except Exception as error:  # noqa: BLE001 — The last place that can report it.
         if debug:
             traceback.print_exception(error)
         if _comes_from_ctrl_c(error):

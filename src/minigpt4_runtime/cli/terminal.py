@@ -41,7 +41,7 @@ def show_report(found: Report, folder: ReportFolder | None) -> None:
 
 
 def open_what_is_closed() -> None:
-    """Make a closed stdin an empty one, and a closed stderr one that nobody reads."""
+    """Make a closed stdin an empty one, and a closed stderr one without a reader."""
     if sys.stdin is None:
         sys.stdin = Path(os.devnull).open(encoding="utf-8")  # noqa: SIM115 — Until the end.
     if sys.stderr is None:

@@ -57,7 +57,7 @@ def web(
     if not re.match(r"https?://[^/]", url):
         raise ConfigError(f"--url is {url!r}; it must begin with http:// or https:// and a host.")
     keys = auth.read_keys(api_key_file) if api_key_file else ()
-    # Whoever reaches the page asks with its key; and it has none of its own.
+    # The page's key serves every visitor: the page asks for none itself.
     if not auth.is_loopback(host):
         raise ConfigError(
             f"Whoever reaches {host} could use this page, which asks for no key. Show it on this "
@@ -114,7 +114,7 @@ def _private_uploads() -> Iterator[None]:
     with tempfile.TemporaryDirectory(
         prefix="minigpt4-uploads-", ignore_cleanup_errors=True
     ) as folder:
-        # Whoever has named a folder is asked.
+        # A folder that the user has named stays.
         is_ours = os.environ.setdefault(_UPLOADS_VARIABLE, folder) == folder
         try:
             yield

@@ -83,7 +83,7 @@ class KeyGuard:
         self._digests = [_digest(key.encode()) for key in keys]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Check what comes from outside."""
+        """Check a request from outside."""
         is_open = scope["type"] == "lifespan" or scope.get("path") in _OPEN_PATHS
         if is_open or not self._digests or self._is_known(scope):
             await self._app(scope, receive, send)

@@ -41,7 +41,7 @@ class Connection(H11Protocol):
     """Waits for a request's headers only so long, however slowly they drip.
 
     Where there are as many connections as may be, the one that has waited longest for the rest of
-    a request makes room: what is never asked keeps nobody out.
+    a request makes room: an unfinished request keeps no other out.
     """
 
     def __init__(self, *arguments: Any, limits: ConnectionLimits, **named: Any) -> None:

@@ -52,7 +52,7 @@ class Journal:
             await self._app(scope, receive, send_marked)
         except ClientDisconnect:
             state["outcome"] = "cancelled"
-        except Exception as error:  # noqa: BLE001 - nobody else would tell the client.
+        except Exception as error:  # noqa: BLE001 - the last place that can tell the client.
             log_failure(error, request_id=request_id)
             state["outcome"] = "failed"
             if not status:

@@ -41,7 +41,7 @@ _FULL_DISK = (
 # An answer may hold the address of a picture: it must not be asked for.
 _POLICY = "img-src 'self' data: blob:; media-src 'self' data: blob:"
 
-# Told of an error that nobody expected.
+# Told of an unexpected error.
 OnFailure = Callable[[BaseException], None]
 
 
@@ -110,7 +110,7 @@ class _Exchange:
         self.has_answered = False
 
     async def receive(self) -> Message:
-        """Pass on what comes, as long as it is not too much nor too late."""
+        """Pass on a message while the body is within its limits of size and time."""
         if self._is_whole:
             return await self._receive()
         if not self.refusal:

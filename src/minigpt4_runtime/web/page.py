@@ -81,7 +81,7 @@ def mount(
 ) -> None:
     """Show the page at / of an application, behind whatever guards that has.
 
-    `on_failure` is told of every error that nobody expected; Gradio itself prints none.
+    `on_failure` is told of every unexpected error; Gradio itself prints none.
     """
     # Without it Gradio takes any file of this machine for one that was uploaded.
     page.has_launched = True
