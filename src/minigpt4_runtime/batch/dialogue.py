@@ -25,7 +25,6 @@ class Streams(Protocol):
         self, messages: Sequence[Message], sampling: SamplingParams | None = None
     ) -> Iterable[TextDelta]:
         """Answer the last message, giving the text as it grows. The last delta has the reply."""
-        ...
 
 
 class Dialogue:

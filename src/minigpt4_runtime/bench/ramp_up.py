@@ -18,7 +18,6 @@ class Outcome(Protocol):
     @property
     def verdict(self) -> BatchVerdict:
         """Whether it holds, or why it fails."""
-        ...
 
 
 T = TypeVar("T", bound=Outcome)

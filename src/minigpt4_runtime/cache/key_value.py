@@ -38,26 +38,21 @@ class KeyValueCache(Protocol):
     @classmethod
     def block_bytes(cls, shape: CacheShape, dtype: DTypeName) -> int:
         """The size of one block of all layers, keys and values."""
-        ...
 
     @classmethod
     def create(
         cls, shape: CacheShape, num_blocks: int, *, dtype: DTypeName, device: torch.device
     ) -> Self:
         """A cache that is not written to: no memory is taken before a block is first used."""
-        ...
 
     def write(self, layer: int, slots: Tensor, keys: Tensor, values: Tensor) -> None:
         """Put (T, heads, dim) keys and values of a layer into (T,) slots."""
-        ...
 
     def read(self, layer: int, slots: Tensor) -> tuple[Tensor, Tensor]:
         """(S,) slots → the layer's keys and values there, each (S, heads, dim) floats."""
-        ...
 
     def copy_blocks(self, sources: Sequence[int], targets: Sequence[int]) -> None:
         """Copy whole blocks of all layers."""
-        ...
 
 
 class FloatCache:

@@ -38,33 +38,27 @@ class DeviceBackend(Protocol):
 
     def __init__(self, index: int | None) -> None:
         """Open device `index`, or the first one. BackendUnavailableError if there is none."""
-        ...
 
     def free_memory_bytes(self) -> int | None:
         """The memory that a model may take, or None if it is not known."""
-        ...
 
     def widen_from(self, dtype: torch.dtype) -> int | None:
         """From how many rows on a weight of `dtype` is best widened to float32 for a product.
 
         None: never.
         """
-        ...
 
     def synchronize(self) -> None:
         """Wait until the device has done all it was given, so that a clock may be read."""
-        ...
 
     def reset_peak_memory(self) -> None:
         """Forget how much memory was taken so far."""
-        ...
 
     def peak_memory_bytes(self) -> int | None:
         """The most memory in use at once since then, or None if it is not known.
 
         Of tensors on an accelerator, of the whole process on a CPU.
         """
-        ...
 
 
 @dataclass(frozen=True)
@@ -86,12 +80,9 @@ class ParallelGroup(Group, Protocol):
 
     def least(self, number: int) -> int:
         """The smallest of all ranks' numbers."""
-        ...
 
     def send(self, message: bytes) -> None:
         """Send a message to all others. For the leader."""
-        ...
 
     def receive(self) -> bytes:
         """Wait for the leader's next message, without a limit."""
-        ...

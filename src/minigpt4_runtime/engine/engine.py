@@ -52,11 +52,9 @@ class Executor(Protocol):
     @property
     def encoded(self) -> EncodeCount:
         """The images encoded so far."""
-        ...
 
     def execute(self, plan: StepPlan, pixels: Mapping[str, Tensor]) -> Tensor:
         """Compute a step: (R, V) logits, a row for each sampled slice."""
-        ...
 
 
 @dataclass(frozen=True)

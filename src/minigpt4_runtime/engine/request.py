@@ -31,11 +31,9 @@ class StopWatch(Protocol):
 
     def feed(self, token_id: int, *, is_last: bool) -> Heard:
         """Take one more id. `is_last` says that the answer ends here in any case."""
-        ...
 
     def fork(self) -> Self:
         """A copy, for another branch of the answer."""
-        ...
 
 
 class NoWatch:
@@ -55,15 +53,12 @@ class Guide(Protocol):
 
     def allowed(self) -> NDArray[numpy.bool_]:
         """(V,): whether each id may come next. At least one may."""
-        ...
 
     def feed(self, token_id: int) -> None:
         """Take one more id."""
-        ...
 
     def fork(self) -> Self:
         """A copy, for another branch of the answer."""
-        ...
 
 
 @dataclass(frozen=True, eq=False)

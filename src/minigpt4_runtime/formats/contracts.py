@@ -37,7 +37,6 @@ class LinearKernel(Protocol):
 
     def __call__(self, rows: Tensor, parts: Mapping[str, Tensor], bias: Tensor | None) -> Tensor:
         """(…, in) → (…, out), in the dtype of `rows`: `rows @ weight.T + bias`."""
-        ...
 
 
 class WeightFormat(Protocol):
@@ -46,7 +45,6 @@ class WeightFormat(Protocol):
     @property
     def name(self) -> str:
         """Its name in the manifest of a model folder, and in the table of formats."""
-        ...
 
     def parts(self, out_features: int, in_features: int) -> dict[str, Part]:
         """The parts of a weight, by name. "bias" is no part's name.
@@ -54,20 +52,16 @@ class WeightFormat(Protocol):
         Raises:
             ConfigError: the format cannot hold a weight of these sizes, as a rank's part may be.
         """
-        ...
 
     @property
     def numbers_per_item(self) -> Mapping[str, int]:
         """How many of the weight's numbers an item of a part stands for, where it is not one."""
-        ...
 
     def pack(self, weight: Tensor) -> dict[str, Tensor]:
         """The parts of a weight of floats, in the order of `parts`, on its device.
 
         Parts without a dtype of their own keep the weight's.
         """
-        ...
 
     def multiply(self, rows: Tensor, parts: Mapping[str, Tensor], bias: Tensor | None) -> Tensor:
         """See `LinearKernel`. In plain torch, for any device: it **defines** correct."""
-        ...

@@ -42,7 +42,6 @@ class FileProgress(Protocol):
 
     def __call__(self, title: str, num_bytes: int, total_bytes: int | None) -> None:
         """`num_bytes` more of the `total_bytes` of this file are here."""
-        ...
 
 
 @contextmanager

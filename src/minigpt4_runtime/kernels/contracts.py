@@ -80,11 +80,9 @@ class AttentionKernel(Protocol):
 
     def __init__(self, cache: KeyValueCache) -> None:
         """Bind to a cache within the limits."""
-        ...
 
     def __call__(self, batch: StepBatch) -> Attend:
         """Prepare a step, once for all layers.
 
         The result writes a layer's k and v into the cache and attends.
         """
-        ...

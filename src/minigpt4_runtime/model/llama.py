@@ -23,7 +23,6 @@ class Attend(Protocol):
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """(T, H, D), (T, Hkv, D), (T, Hkv, D) → (T, H, D)."""
-        ...
 
 
 class RMSNorm(nn.Module):

@@ -29,11 +29,9 @@ class Group(Protocol):
 
     def sum(self, rows: Tensor) -> Tensor:
         """Sum the rows of all ranks, in place; each gets the sum."""
-        ...
 
     def join(self, rows: Tensor) -> Tensor:
         """(T, C) of each → (T, size·C) for each, in the order of ranks."""
-        ...
 
 
 class Solo:

@@ -86,23 +86,18 @@ class Writer(Protocol):
 
     def whole(self, replies: Sequence[Reply]) -> BaseModel:
         """All answers, as the one body of a response."""
-        ...
 
     def start(self) -> bytes:
         """The first events of a stream."""
-        ...
 
     def piece(self, index: int, delta: TextDelta) -> bytes:
         """The event of a further piece of one answer."""
-        ...
 
     def end(self, replies: Sequence[Reply]) -> bytes:
         """The last events of a stream whose answers are whole."""
-        ...
 
     def failed(self, failure: Failure) -> bytes:
         """The last events of a stream that failed."""
-        ...
 
 
 class CompletionWriter:

@@ -14,4 +14,3 @@ class VisionEncoder(Protocol):
 
         `on_tower` is called between tower and projection; a compiled graph has no such place.
         """
-        ...
