@@ -7,7 +7,9 @@ Starts `minigpt4 serve` as a process on this machine. `bodies` sends a list of b
 limit on bytes, while another process requests /health every 5 ms. It prints the longest response
 time, and the server's additional memory as a multiple of the body; it exits with 1 if either is
 more than promised. `streams` asks about pictures over and over, disconnects after the first text,
-and prints the server's memory after each tenth of the requests.
+and prints the server's memory after each tenth of the requests. Each tenth has new pictures, whose
+embeddings the server keeps up to EngineConfig.image_cache_bytes; with --same-images all tenths have
+the same ones, so that the memory comes to rest if nothing else is kept.
 """
 
 from __future__ import annotations
@@ -181,13 +183,14 @@ async def drop_many(url: str, number: int, num_clients: int, seed: str) -> None:
     await asyncio.gather(*(keep_dropping() for _ in range(num_clients)))
 
 
-def measure_streams(num_requests: int, num_clients: int) -> bool:
+def measure_streams(num_requests: int, num_clients: int, *, is_same: bool) -> bool:
     """Print the server's memory after each tenth of the requests."""
     with serving() as (url, pid):
         asyncio.run(drop_many(url, 16, 2, "warm-up"))
         held = [resident_bytes(pid)]
         for tenth in range(10):
-            asyncio.run(drop_many(url, num_requests // 10, num_clients, f"tenth {tenth}"))
+            seed = "every tenth" if is_same else f"tenth {tenth}"
+            asyncio.run(drop_many(url, num_requests // 10, num_clients, seed))
             held.append(resident_bytes(pid))
             print(
                 f"{(tenth + 1) * num_requests // 10} dropped: {held[-1] / MIB:.0f} MiB", flush=True
@@ -207,12 +210,13 @@ def main() -> None:
     )
     parser.add_argument("what", choices=("bodies", "streams"))
     parser.add_argument("--requests", type=int, default=10_000, help="streams to drop")
-    parser.add_argument("--clients", type=int, default=16, help="who drop them at once")
+    parser.add_argument("--clients", type=int, default=16, help="that drop them at once")
+    parser.add_argument("--same-images", action="store_true", help="in each tenth of the requests")
     args = parser.parse_args()
     if args.what == "bodies":
         is_well = measure_bodies()
     else:
-        is_well = measure_streams(args.requests, args.clients)
+        is_well = measure_streams(args.requests, args.clients, is_same=args.same_images)
     sys.exit(not is_well)
 
 

@@ -41,6 +41,7 @@ class StepBuffers:
         # Ids, positions, lengths, table rows, sampled rows, slots: see `Step` and `StepBatch`.
         self._host = numpy.zeros((6, config.max_step_tokens), numpy.int64)
         self._device = _on_device(self._host, device)
+        self._rows = self._device.unbind()
         # The first block of each row whose blocks lie one behind the other, else None.
         self._run_starts: list[int | None] = [None] * config.max_running
 
@@ -73,7 +74,7 @@ class StepBuffers:
     def _step(self, sequences: tuple[SequenceRows, ...], num_rows: int, num_sampled: int) -> Step:
         if self._device.device.type != "cpu":
             self._device.copy_(torch.from_numpy(self._host), non_blocking=True)
-        ids, positions, lengths, table_rows, sampled, slots = self._device
+        ids, positions, lengths, table_rows, sampled, slots = self._rows
         batch = StepBatch(
             sequences, slots[:num_rows], lengths[: len(sequences)], table_rows[: len(sequences)],
             self._table,
@@ -96,9 +97,9 @@ class StepBuffers:
     def _find_slots(self, sequences: list[SequenceRows], num_rows: int) -> None:
         """Where each row's key and value go."""
         size, positions = self._block_size, self._host[1, :num_rows]
-        table_rows = numpy.repeat(
-            self._host[3, : len(sequences)], [each.num_rows for each in sequences]
-        )
+        table_rows = self._host[3, : len(sequences)]
+        if num_rows > len(sequences):
+            table_rows = table_rows.repeat([each.num_rows for each in sequences])
         blocks = self._host_table[table_rows, positions // size]
         self._host[5, :num_rows] = blocks * size + positions % size
 

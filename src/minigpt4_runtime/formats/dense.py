@@ -30,18 +30,18 @@ class Dense:
 
     def multiply(self, rows: Tensor, parts: Mapping[str, Tensor], bias: Tensor | None) -> Tensor:
         """(…, in) → (…, out), in the weight's dtype if the rows are of it, else in float32."""
-        from torch.nn import functional
+        import torch  # Faster than `from torch.nn import …`, which counts in every call.
 
         if rows.dtype == parts["weight"].dtype:
-            return functional.linear(rows, parts["weight"], bias)
+            return torch.nn.functional.linear(rows, parts["weight"], bias)
         return self.multiply_wide(rows, parts["weight"], bias)
 
     def multiply_wide(self, rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """The same in float32, whatever the dtypes are."""
-        from torch.nn import functional
+        import torch
 
         bias = bias.float() if bias is not None else None
-        return functional.linear(rows.float(), weight.float(), bias).to(rows.dtype)
+        return torch.nn.functional.linear(rows.float(), weight.float(), bias).to(rows.dtype)
 
 
 DENSE = Dense()

@@ -72,8 +72,8 @@ class SdpaAttention:
         bias = torch.zeros(is_past_end.shape, dtype=self._cache.dtype, device=lengths.device)
         bias = bias.masked_fill_(is_past_end, float("-inf"))[:, None, None]  # (B, 1, 1, S)
         places = places.minimum(lengths - 1)
-        table = singles.block_table.index_select(0, singles.table_rows)
-        blocks = table.long().gather(1, places // block_size)
+        table = singles.block_table[:, : -(-singles.longest // block_size)]
+        blocks = table.index_select(0, singles.table_rows).long().gather(1, places // block_size)
         slots = (blocks * block_size + places % block_size).flatten()
         shape = (len(lengths), -1, self._cache.shape.num_heads, self._cache.shape.head_dim)
 
