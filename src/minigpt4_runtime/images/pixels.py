@@ -26,8 +26,8 @@ import numpy
 from PIL import ExifTags, Image
 from PIL.TiffImagePlugin import TiffImageFile
 
-from minigpt4_runtime.config import VisionConfig
-from minigpt4_runtime.errors import ConfigError, ImageError
+from minigpt4_runtime.config import Range, VisionConfig
+from minigpt4_runtime.errors import ImageError
 from minigpt4_runtime.images.formats import Format, find_format, image_within
 from minigpt4_runtime.images.levels import as_array, from_array, to_rgb
 from minigpt4_runtime.messages import ImageSource
@@ -59,12 +59,8 @@ class ImageLimits:
 
     def __post_init__(self) -> None:
         """Every limit must be a whole number of at least one."""
-        for name in ("max_bytes", "max_pixels", "max_side"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ConfigError(
-                    f"ImageLimits.{name} is {value!r}; it must be a whole number ≥ 1."
-                )
+        for name, value in vars(self).items():
+            Range(int, 1).check(f"ImageLimits.{name}", value)
 
 
 DEFAULT_LIMITS = ImageLimits()

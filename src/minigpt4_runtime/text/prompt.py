@@ -54,12 +54,9 @@ def find_template(name: str) -> Template:
     Raises:
         ConfigError: there is none of that name.
     """
-    try:
-        return TEMPLATES[name]
-    except KeyError:
-        raise ConfigError(
-            f"The prompt template is {name!r}; known are {', '.join(TEMPLATES)}."
-        ) from None
+    if name not in TEMPLATES:
+        raise ConfigError(f"The prompt template is {name!r}; known are {', '.join(TEMPLATES)}.")
+    return TEMPLATES[name]
 
 
 # A piece is text cut where a BOS id stands: ("a", "b") is `a<s>b`.
