@@ -56,9 +56,7 @@ class _Settings:
         missing = [
             name
             for name, f in fields.items()
-            if name not in values
-            and f.default is dataclasses.MISSING
-            and f.default_factory is dataclasses.MISSING
+            if name not in values and f.default is dataclasses.MISSING
         ]
         if missing:
             raise ConfigError(f"{cls.__name__} lacks {', '.join(missing)}.")

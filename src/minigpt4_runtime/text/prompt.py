@@ -103,8 +103,8 @@ def render(messages: Sequence[Message], template: Template) -> Prompt:
     """Join a dialogue as upstream's Conversation does, and open the assistant's turn.
 
     System messages, wherever they stand, replace the template's own together. Within a user message
-    pictures come first: each opens a turn, and the text after the last one continues its turn, as
-    upstream's upload_img and ask do. Messages stay in their order, so a text before a picture can
+    images come first: each opens a turn, and the text after the last one continues its turn, as
+    upstream's upload_img and ask do. Messages stay in their order, so a text before an image can
     be said in two messages. A last message by the assistant begins the answer.
     """
     writer = _Writer()
@@ -131,12 +131,12 @@ def _joined_text(message: Message) -> str:
 
 
 def _images_first(message: Message) -> list[Part]:
-    # The models were only shown questions that follow their picture. `sorted` keeps the order else.
+    # The models were only shown questions that follow their image. `sorted` keeps the other order.
     return sorted(message.content, key=lambda part: isinstance(part, str))
 
 
 def _user_turns(parts: Sequence[Part]) -> list[list[Part]]:
-    """Cut a user's consecutive parts into upstream's turns: [picture, " " + text] or [text]."""
+    """Cut a user's consecutive parts into upstream's turns: [image, " " + text] or [text]."""
     turns: list[list[Part]] = []
     for part in parts:
         if isinstance(part, str) and turns and isinstance(turns[-1][-1], ImageSource):
