@@ -40,6 +40,7 @@ class AnswerText:
         self._trims_end = template is not None
         heeded = template if not has_form and (stop is None or len(stop) > 0) else None
         self._stops = (*(heeded.stops if heeded else ()), *(stop or ()))
+        self._longest_stop = max((len(stop) for stop in self._stops), default=1)
         self._mark = heeded.answer_mark if heeded else None
         self._text = begins_with or ""
         self._num_given = 0
@@ -69,8 +70,7 @@ class AnswerText:
         return other
 
     def _extend(self, text: str, *, is_last: bool) -> str:
-        searched = max((len(stop) for stop in self._stops), default=1) - 1
-        first = max(0, len(self._text) - searched)
+        first = max(0, len(self._text) + 1 - self._longest_stop)
         self._text += text
         found = [at for stop in self._stops if (at := self._text.find(stop, first)) >= 0]
         if found:
@@ -87,8 +87,7 @@ class AnswerText:
 
     def _num_certain(self) -> int:
         """How much of the text cannot become part of a stop string."""
-        longest = max((len(stop) for stop in self._stops), default=0)
-        for held in range(min(longest - 1, len(self._text)), 0, -1):
+        for held in range(min(self._longest_stop - 1, len(self._text)), 0, -1):
             tail = self._text[-held:]
             if any(stop.startswith(tail) for stop in self._stops):
                 return len(self._text) - held

@@ -131,12 +131,12 @@ def _joined_text(message: Message) -> str:
 
 
 def _images_first(message: Message) -> list[Part]:
-    # The models were only shown questions that follow their image. `sorted` keeps the other order.
+    # The models were only shown questions that follow their picture. `sorted` keeps the order else.
     return sorted(message.content, key=lambda part: isinstance(part, str))
 
 
 def _user_turns(parts: Sequence[Part]) -> list[list[Part]]:
-    """Cut a user's consecutive parts into upstream's turns: [image, " " + text] or [text]."""
+    """Cut a user's consecutive parts into upstream's turns: [picture, " " + text] or [text]."""
     turns: list[list[Part]] = []
     for part in parts:
         if isinstance(part, str) and turns and isinstance(turns[-1][-1], ImageSource):
