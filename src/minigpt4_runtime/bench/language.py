@@ -190,6 +190,11 @@ class LanguageBench:
         self._free_cache()
         self._ceilings = measure_ceilings(model.device, model.dtype)
 
+    @property
+    def context(self) -> int:
+        """How many tokens prompt and answer may have together."""
+        return self._model.config.language.max_position_embeddings
+
     def fitting(
         self, asked: Sequence[tuple[int, int]], notes: list[str]
     ) -> Sequence[tuple[int, int]]:
@@ -200,8 +205,7 @@ class LanguageBench:
         Raises:
             ConfigError: a pair that is asked for does not fit into the model's context, or none do.
         """
-        context = self._model.config.language.max_position_embeddings
-        pairs = asked or DEFAULT_PAIRS
+        context, pairs = self.context, asked or DEFAULT_PAIRS
         faults = [
             f"{prompt} + {answer} tokens do not fit into the model's context of {context}"
             for prompt, answer in pairs
