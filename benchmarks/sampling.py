@@ -1,16 +1,16 @@
-"""The speed of the batched sampler, compared with the reference.
+"""The speed of the sampler.
 
 Run    python benchmarks/sampling.py [--device cuda], on an idle machine.
-Gives  for each number of rows and each kind of request, the median times of the reference and of
-       the sampler for a step's tokens, and their ratio.
+Gives  for each number of rows and each kind of request, the median time for a step's tokens.
 
-The two run in turns on the same logits, which are on the device before the clock starts.
+The logits are on the device before the clock starts.
 """
 
 import argparse
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from functools import partial
 
 import torch
 from rich.console import Console
@@ -19,7 +19,6 @@ from rich.table import Table
 from minigpt4_runtime.config import SamplingParams
 from minigpt4_runtime.engine.request import Request
 from minigpt4_runtime.engine.sampler import Sampler
-from minigpt4_runtime.engine.sampler_reference import ReferenceSampler
 from minigpt4_runtime.engine.sequence import Sequence as Answer
 
 BOS, EOS = 1, 2
@@ -44,16 +43,14 @@ def answers(params: SamplingParams, count: int, *, length: int, vocab_size: int)
     return found
 
 
-def median_seconds(works: Sequence[Callable[[], object]], repeats: int) -> list[float]:
-    """The median time of each function, run in turns after one warm-up."""
-    times: list[list[float]] = [[] for _ in works]
-    for turn in range(repeats + 1):
-        for work, seconds in zip(works, times, strict=True):
-            started = time.perf_counter()
-            work()
-            if turn > 0:
-                seconds.append(time.perf_counter() - started)
-    return [statistics.median(seconds) for seconds in times]
+def median_seconds(work: Callable[[], object], repeats: int) -> float:
+    """The median time of a function, after one warm-up."""
+    times: list[float] = []
+    for _ in range(repeats + 1):
+        started = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - started)
+    return statistics.median(times[1:])
 
 
 def main() -> None:
@@ -67,21 +64,14 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=10)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    reference, sampler = (kind(bos_id=BOS, eos_id=EOS) for kind in (ReferenceSampler, Sampler))
-    table = Table("request", "rows", "reference", "sampler", "times faster")
+    sampler = Sampler(bos_id=BOS, eos_id=EOS)
+    table = Table("request", "rows", "ms")
     for name, params in KINDS.items():
         for count in args.rows:
             asked = answers(params, count, length=args.said, vocab_size=args.vocabulary)
             logits = 3 * torch.randn(count, args.vocabulary, device=args.device)
-            slow, fast = median_seconds(
-                [
-                    lambda: reference.pick(logits, asked),  # noqa: B023 - called at once.
-                    lambda: sampler.pick(logits, asked),  # noqa: B023
-                ],
-                args.repeats,
-            )
-            times = [f"{1000 * seconds:.3f} ms" for seconds in (slow, fast)]
-            table.add_row(name, str(count), *times, f"{slow / fast:.2f}")
+            seconds = median_seconds(partial(sampler.pick, logits, asked), args.repeats)
+            table.add_row(name, str(count), f"{1000 * seconds:.3f}")
     Console().print(f"V = {args.vocabulary}, {args.device}, {args.threads} threads")
     Console().print(table)
 

@@ -205,7 +205,38 @@ def find_faults(path: PurePosixPath, source: str) -> list[str]:
     ]
 
 
+def read_room_table(text: str) -> dict[str, set[str]]:
+    """The table of ARCHITECTURE.md: each room, and what it may import beside the words."""
+    table: dict[str, set[str]] = {}
+    for line in text.partition("\n| room |")[2].partition("\n\n")[0].splitlines()[2:]:
+        room, _, cell, _ = (part.strip() for part in line.strip("|").split("|"))
+        found: set[str] = set()
+        for entry in filter(None, re.split(r"\s*[,;]\s*", cell)):
+            other = re.fullmatch(r"what (\w+) may import", entry)
+            found |= table[other[1]] if other else {entry.replace("front door", FRONT_DOOR)}
+        table[room.replace("front door", FRONT_DOOR)] = found
+    return table
+
+
 MODULES = sorted(SOURCE_DIR.rglob("*.py"))
+
+
+def test_the_map_has_this_table() -> None:
+    written = read_room_table((SOURCE_DIR.parents[1] / "ARCHITECTURE.md").read_text("utf-8"))
+    beyond_words = {room: entries - WORDS for room, entries in MAY_IMPORT.items()}
+    assert written == {
+        room: entries
+        for room, entries in beyond_words.items()
+        if room not in WORDS | {"__main__", "assets"}
+    }
+
+
+def test_a_map_that_differs_is_found() -> None:
+    rows = "| a | this | x, front door | |\n| b | that | what a may import; y.z | never |"
+    table = read_room_table(
+        f"Text\n\n| room | owns | also | never |\n|---|---|---|---|\n{rows}\n\n| c |"
+    )
+    assert table == {"a": {"x", FRONT_DOOR}, "b": {"x", FRONT_DOOR, "y.z"}}
 
 
 @pytest.mark.parametrize("module_path", MODULES, ids=lambda p: p.relative_to(SOURCE_DIR).as_posix())

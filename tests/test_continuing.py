@@ -65,7 +65,11 @@ def test_halves_are_the_whole_where_a_space_stands_before_words(text, data):
     start, rest = text[:cut], TOKENIZER.encode(text[cut:].strip())
     before, space = TOKENIZER.encode_begun(start)
     answer = AnswerText(
-        TOKENIZER, TEMPLATES["vicuna"], (), before=before, begins_with=space if before else None
+        TOKENIZER,
+        TEMPLATES["vicuna"],
+        SamplingParams(stop=()),
+        before=before,
+        begins_with=space if before else None,
     )
     shown = "".join(answer.feed(token_id) for token_id in rest) + answer.finish()
     assert start + shown == text

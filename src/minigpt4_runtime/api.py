@@ -215,14 +215,9 @@ class MiniGPT4:
             for source, span in zip(prompt.images, encoded.image_spans, strict=True)
         )
         before, space = self._tokenizer.encode_begun(prompt.begun)
-        is_spaced = not before or prompt.begun[-1].isspace()
+        begins_with = None if not before or prompt.begun[-1].isspace() else space
         answer = AnswerText(
-            self._tokenizer,
-            self._template,
-            sampling.stop,
-            before=before,
-            begins_with=None if is_spaced else space,
-            has_form=sampling.grammar is not None,
+            self._tokenizer, self._template, sampling, before=before, begins_with=begins_with
         )
         watch, reader = _TextWatch(answer), _Reader(len(encoded.token_ids))
         return self._loaded.submit(encoded.token_ids, images, sampling, watch, reader)
@@ -242,14 +237,7 @@ class MiniGPT4:
         token_ids = self.encode_text(text) if isinstance(text, str) else text
         self._loaded.check_ids(token_ids)
         self._loaded.engine.check(len(token_ids), sampling)
-        answer = AnswerText(
-            self._tokenizer,
-            None,
-            sampling.stop,
-            before=token_ids,
-            begins_with="",
-            has_form=sampling.grammar is not None,
-        )
+        answer = AnswerText(self._tokenizer, None, sampling, before=token_ids, begins_with="")
         watch, reader = _TextWatch(answer), _Reader(len(token_ids))
         return self._loaded.submit(token_ids, (), sampling, watch, reader)
 

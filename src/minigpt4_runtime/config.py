@@ -56,9 +56,7 @@ class _Settings:
         missing = [
             name
             for name, f in fields.items()
-            if name not in values
-            and f.default is dataclasses.MISSING
-            and f.default_factory is dataclasses.MISSING
+            if name not in values and f.default is dataclasses.MISSING
         ]
         if missing:
             raise ConfigError(f"{cls.__name__} lacks {', '.join(missing)}.")
@@ -67,29 +65,6 @@ class _Settings:
     def to_mapping(self) -> dict[str, Any]:
         """Plain values that `from_mapping` reads back unchanged."""
         return dataclasses.asdict(self)  # type: ignore[call-overload, no-any-return]
-
-
-def _require_positive(owner: object, *names: str) -> None:
-    """Every named field must be a whole number of at least one."""
-    for name in names:
-        value = getattr(owner, name)
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ConfigError(
-                f"{type(owner).__name__}.{name} is {value!r}; it must be a whole number ≥ 1."
-            )
-        if value > _LARGEST_SIZE:
-            raise ConfigError(f"{type(owner).__name__}.{name} is above {_LARGEST_SIZE}.")
-
-
-def _require_above_zero(owner: object, *names: str) -> None:
-    """Every named field must be a finite number above zero."""
-    for name in names:
-        value = getattr(owner, name)
-        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if not is_number or not 0 < value < _LARGEST_SIZE:
-            raise ConfigError(
-                f"{type(owner).__name__}.{name} is {value!r:.80}; it must be a number above 0."
-            )
 
 
 @dataclass(frozen=True)
@@ -132,6 +107,25 @@ class Range:
             raise ConfigError(f"{name} is {seen}; it must be {self}.")
 
 
+def _check_size(name: str, value: int) -> None:
+    """A size must be a whole number of at least one."""
+    Range(int, 1).check(name, value)
+    if value > _LARGEST_SIZE:
+        raise ConfigError(f"{name} is above {_LARGEST_SIZE}.")
+
+
+def _check_numbers(owner: Any) -> None:
+    """Every int field must be a size, and every float field a finite number above zero."""
+    for field in dataclasses.fields(owner):
+        name, value = f"{type(owner).__name__}.{field.name}", getattr(owner, field.name)
+        if field.type is int:
+            _check_size(name, value)
+        elif field.type is float:
+            is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            if not is_number or not 0 < value < _LARGEST_SIZE:
+                raise ConfigError(f"{name} is {value!r:.80}; it must be a number above 0.")
+
+
 @dataclass(frozen=True, kw_only=True)
 class VisionConfig(_Settings):
     """EVA-ViT: the image tower. The defaults are EVA-CLIP-g's, but for the depth and the widths."""
@@ -149,11 +143,7 @@ class VisionConfig(_Settings):
 
     def __post_init__(self) -> None:
         """Check what the shapes alone can tell."""
-        _require_positive(
-            self, "image_size", "patch_size", "hidden_size", "num_attention_heads",
-            "intermediate_size", "num_hidden_layers",
-        )  # fmt: skip
-        _require_above_zero(self, "layer_norm_eps", "ln_vision_eps")
+        _check_numbers(self)
         if self.image_size % self.patch_size:
             raise ConfigError(
                 f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}."
@@ -189,11 +179,7 @@ class QFormerConfig(_Settings):
 
     def __post_init__(self) -> None:
         """Check what the shapes alone can tell."""
-        _require_positive(
-            self, "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size",
-            "num_query_tokens", "cross_attention_frequency",
-        )  # fmt: skip
-        _require_above_zero(self, "layer_norm_eps")
+        _check_numbers(self)
         if self.hidden_size % self.num_attention_heads:
             raise ConfigError(
                 f"Q-Former hidden_size {self.hidden_size} does not divide into "
@@ -218,11 +204,7 @@ class LanguageConfig(_Settings):
 
     def __post_init__(self) -> None:
         """Check what the shapes alone can tell."""
-        _require_positive(
-            self, "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
-            "num_key_value_heads", "vocab_size", "max_position_embeddings",
-        )  # fmt: skip
-        _require_above_zero(self, "rms_norm_eps", "rope_theta")
+        _check_numbers(self)
         if self.model_type != "llama":
             raise ConfigError(
                 f"The language model is of type {self.model_type!r}; only 'llama' is known."
@@ -256,7 +238,7 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         """Check that the parts fit each other."""
-        _require_positive(self, "patches_per_row")
+        _check_numbers(self)
         if self.qformer is None and self.vision.num_patches % self.patches_per_row:
             raise ConfigError(
                 f"{self.vision.num_patches} patches do not divide into groups of "
@@ -386,9 +368,9 @@ class EngineConfig(_Settings):
 
     def __post_init__(self) -> None:
         """Refuse values that cannot work, by name."""
-        _require_positive(self, "max_running", "max_step_tokens", "block_size")
-        if self.num_blocks is not None:
-            _require_positive(self, "num_blocks")
+        for name in ("max_running", "max_step_tokens", "block_size", "num_blocks"):
+            if name != "num_blocks" or self.num_blocks is not None:
+                _check_size(f"EngineConfig.{name}", getattr(self, name))
         if self.max_step_tokens < self.max_running:
             raise ConfigError(
                 f"EngineConfig.max_step_tokens is {self.max_step_tokens}, but {self.max_running} "

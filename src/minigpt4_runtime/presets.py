@@ -29,31 +29,22 @@ def _llama(size: int, intermediate: int, num_layers: int, **others: Any) -> Lang
     )  # fmt: skip
 
 
-# Vicuna v0 has one id more than Llama, for padding.
-_VICUNA: dict[str, Any] = {
-    "vocab_size": 32001, "max_position_embeddings": 2048, "rms_norm_eps": 1e-6,
-}  # fmt: skip
-_LLAMA2: dict[str, Any] = {
-    "vocab_size": 32000, "max_position_embeddings": 4096, "rms_norm_eps": 1e-5,
-}  # fmt: skip
+def _vicuna(size: int, intermediate: int, num_layers: int) -> ModelConfig:
+    # Vicuna v0 has one id more than Llama, for padding.
+    others = {"vocab_size": 32001, "max_position_embeddings": 2048, "rms_norm_eps": 1e-6}
+    language = _llama(size, intermediate, num_layers, **others)
+    return ModelConfig(vision=_EVA_VIT_G, qformer=_QFORMER, language=language, template="vicuna")
+
 
 PRESETS = {
-    "vicuna-7b": ModelConfig(
-        vision=_EVA_VIT_G,
-        qformer=_QFORMER,
-        language=_llama(4096, 11008, 32, **_VICUNA),
-        template="vicuna",
-    ),
-    "vicuna-13b": ModelConfig(
-        vision=_EVA_VIT_G,
-        qformer=_QFORMER,
-        language=_llama(5120, 13824, 40, **_VICUNA),
-        template="vicuna",
-    ),
+    "vicuna-7b": _vicuna(4096, 11008, 32),
+    "vicuna-13b": _vicuna(5120, 13824, 40),
     "llama2-7b": ModelConfig(
         vision=_EVA_VIT_G,
         qformer=None,
-        language=_llama(4096, 11008, 32, **_LLAMA2),
+        language=_llama(
+            4096, 11008, 32, vocab_size=32000, max_position_embeddings=4096, rms_norm_eps=1e-5
+        ),
         template="llama2",
     ),
 }

@@ -251,9 +251,7 @@ class _Followers:
         for process in self._processes.values():
             process.kill()
         for process in self._processes.values():
-            process.wait()
-            if process.stdin:
-                process.stdin.close()
+            process.communicate()  # Closes its standard input, and waits.
         self._processes = {}
         if self._folder:
             torch.set_num_threads(self._num_threads)
@@ -321,22 +319,16 @@ def _torchrun_rank(size: int) -> int | None:
 
 
 def _join(rank: int, size: int, folder: Path) -> TorchGroup:
-    with _over_loopback():
-        return TorchGroup(rank, size, folder=folder)
-
-
-@contextlib.contextmanager
-def _over_loopback() -> Iterator[None]:
-    """Let gloo listen on this machine alone."""
+    """Join the group over gloo, which listens on this machine alone."""
     name = "GLOO_SOCKET_IFNAME"
-    if name in os.environ or sys.platform not in _LOOPBACK:
-        yield
-        return
-    os.environ[name] = _LOOPBACK[sys.platform]
+    is_ours = name not in os.environ and sys.platform in _LOOPBACK
+    if is_ours:
+        os.environ[name] = _LOOPBACK[sys.platform]
     try:
-        yield
+        return TorchGroup(rank, size, folder=folder)
     finally:
-        del os.environ[name]
+        if is_ours:
+            del os.environ[name]
 
 
 # --- a follower ---------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from minigpt4_runtime.bench.comparison import Change, compare, read_report
 from minigpt4_runtime.bench.describe import DescribedFolder, DescribePoint
 from minigpt4_runtime.bench.language import BatchSearch, LanguagePoint, Tried
 from minigpt4_runtime.bench.ramp_up import RampUp
-from minigpt4_runtime.bench.report import BenchReport
+from minigpt4_runtime.bench.report import BenchRun
 from minigpt4_runtime.bench.spread import Measured
 from minigpt4_runtime.bench.vision import VisionPoint
 
@@ -43,7 +43,7 @@ def out_of_memory(batch_size):
 
 def report(kind="bench language", measured=None, **fields):
     measured = measured or [tried()]
-    return BenchReport(kind, "minigpt4 …", FACTS, Ceilings(40.0, 200.0), tuple(measured), **fields)
+    return BenchRun(kind, "minigpt4 …", FACTS, Ceilings(40.0, 200.0), tuple(measured), **fields)
 
 
 def vision_point(**fields):

@@ -7,12 +7,12 @@ import sys
 import numpy
 import pytest
 import torch
+from reference_sampler import ReferenceSampler
 
 from minigpt4_runtime import RequestError, SamplingParams
 from minigpt4_runtime.engine.beam import Continuation
 from minigpt4_runtime.engine.request import Request
 from minigpt4_runtime.engine.sampler import Sampler
-from minigpt4_runtime.engine.sampler_reference import ReferenceSampler
 from minigpt4_runtime.engine.scheduler import Token
 from minigpt4_runtime.engine.sequence import Branch, Sequence
 

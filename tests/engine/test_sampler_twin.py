@@ -9,12 +9,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from reference_sampler import ReferenceSampler
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from minigpt4_runtime import RequestError, SamplingParams
 from minigpt4_runtime.engine.request import Request
 from minigpt4_runtime.engine.sampler import Sampler
-from minigpt4_runtime.engine.sampler_reference import ReferenceSampler
 from minigpt4_runtime.engine.scheduler import Token
 from minigpt4_runtime.engine.sequence import Branch, Sequence
 

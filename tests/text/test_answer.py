@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from minigpt4_runtime import SamplingParams
 from minigpt4_runtime.text.answer import AnswerText
 from minigpt4_runtime.text.prompt import TEMPLATES
 from minigpt4_runtime.text.tokenizer import Tokenizer
@@ -16,7 +17,7 @@ VICUNA = TEMPLATES["vicuna"]
 
 def run(ids, stop=None):
     """Feed ids until a stop: the deltas, the answer and how many ids were read."""
-    answer, deltas, read = AnswerText(TOKENIZER, VICUNA, stop), [], 0
+    answer, deltas, read = AnswerText(TOKENIZER, VICUNA, SamplingParams(stop=stop)), [], 0
     while read < len(ids) and not answer.stopped:
         deltas.append(answer.feed(ids[read]))
         read += 1
@@ -77,14 +78,14 @@ def test_strings_add_to_the_templates_stops_and_none_means_none():
 @given(texts, st.sampled_from([None, VICUNA]), st.sampled_from([None, "", " "]))
 def test_of_a_form_all_is_shown_but_the_space_before_it(text, template, begins_with):
     ids = TOKENIZER.encode(text)
-    answer = AnswerText(TOKENIZER, template, None, begins_with=begins_with, has_form=True)
+    answer = AnswerText(TOKENIZER, template, SamplingParams(regex=".*"), begins_with=begins_with)
     shown = "".join(answer.feed(token_id) for token_id in ids) + answer.finish()
     form = TOKENIZER.decode(ids).lstrip()
     assert shown == answer.reply == (form.rstrip() if template else form)
 
 
 def test_a_possible_stop_is_held_back():
-    answer = AnswerText(TOKENIZER, VICUNA, ("xyz",))
+    answer = AnswerText(TOKENIZER, VICUNA, SamplingParams(stop=("xyz",)))
     shown = ""
     for token_id in TOKENIZER.encode("a xy"):
         shown += answer.feed(token_id)

@@ -1,7 +1,7 @@
-"""The plots of each kind of report.
+"""The plots of each kind of run.
 
 Owns   the axes and captions of the plots.
-Takes  a BenchReport; gives Charts.
+Takes  a BenchRun; gives Charts.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from minigpt4_runtime.bench.describe import DescribePoint
     from minigpt4_runtime.bench.language import BatchSearch, LanguagePoint
-    from minigpt4_runtime.bench.report import BenchReport
+    from minigpt4_runtime.bench.report import BenchRun
     from minigpt4_runtime.bench.vision import VisionPoint
     from minigpt4_runtime.report.page import Chart
 
@@ -25,24 +25,24 @@ if TYPE_CHECKING:
 Plot = tuple[str, Callable[[Sequence[Any], "Axes"], object], Sequence[Any]]
 
 
-def draw_plots(report: BenchReport) -> list[Chart]:
-    """All plots that the report's points allow."""
+def draw_plots(run: BenchRun) -> list[Chart]:
+    """All plots that the run's points allow."""
     plots = {
         "bench vision": _vision_plots,
         "bench language": _language_plots,
         "bench describe": _describe_plots,
-    }[report.kind](report)
+    }[run.kind](run)
     return [draw(caption, partial(paint, points)) for caption, paint, points in plots if points]
 
 
 # --- vision ---------------------------------------------------------------------------------
 
 
-def _vision_plots(report: BenchReport) -> list[Plot]:
-    points: list[VisionPoint] = [each.point for each in report.measured]
+def _vision_plots(run: BenchRun) -> list[Plot]:
+    points: list[VisionPoint] = [each.point for each in run.measured]
     warm = [point for point in points if point.start == "warm"]
     cold = [point for point in points if point.start == "cold"]
-    ceiling = report.ceilings.gigaflops_per_second if report.ceilings else None
+    ceiling = run.ceilings.gigaflops_per_second if run.ceilings else None
     rates = partial(_by_runtime, name="images_per_second", y="pictures a second")
     flops = partial(_by_runtime, name="gigaflops_per_second", y="GFLOP/s", ceiling=ceiling)
     caption = "Operations a second in tower and projection; the line is the best matrix product"
@@ -88,15 +88,16 @@ def _by_runtime(
 # --- language -------------------------------------------------------------------------------
 
 
-def _language_plots(report: BenchReport) -> list[Plot]:
-    points: list[LanguagePoint] = [
-        each.point for each in report.measured if each.point.failure is None
-    ]
+def _language_plots(run: BenchRun) -> list[Plot]:
+    points: list[LanguagePoint] = sorted(
+        (each.point for each in run.measured if each.point.failure is None),
+        key=lambda p: (p.input_length, p.output_length, p.batch_size),
+    )
     fast = [point for point in points if point.bandwidth_share is not None]
     return [
         *(
             (f"The search for the largest batch. {each.as_text()}", _search, [each])
-            for each in report.searches
+            for each in run.searches
             if any(tried.verdict != "memory" for tried in each.found.tried.values())
         ),
         (
@@ -105,7 +106,7 @@ def _language_plots(report: BenchReport) -> list[Plot]:
             points,
         ),
         ("How much of the measured memory bandwidth a later token uses.", _bandwidth, fast),
-        ("The time of a response.", _response, [] if report.searches else points),
+        ("The time of a response.", _response, [] if run.searches else points),
     ]
 
 
@@ -142,33 +143,29 @@ def _tokens_per_second(points: Sequence[LanguagePoint], axes: Axes) -> None:
 
 
 def _bandwidth(points: Sequence[LanguagePoint], axes: Axes) -> None:
-    shares = [100 * (p.bandwidth_share or 0.0) for p in _ordered(points)]
+    shares = [100 * (p.bandwidth_share or 0.0) for p in points]
     _stack(axes, _works(points), {"": shares}, "% of the measured bandwidth")
     axes.set_ylabel("batch × input + output")
 
 
 def _response(points: Sequence[LanguagePoint], axes: Axes) -> None:
-    first = [p.first_token_ms or 0.0 for p in _ordered(points)]
-    whole = [p.response_time_ms or 0.0 for p in _ordered(points)]
+    first = [p.first_token_ms or 0.0 for p in points]
+    whole = [p.response_time_ms or 0.0 for p in points]
     rest = [ms - until for ms, until in zip(whole, first, strict=True)]
     parts = {"until the first token": first, "until the last": rest}
     _stack(axes, _works(points), parts, "ms")
     axes.set_ylabel("batch × input + output")
 
 
-def _ordered(points: Sequence[LanguagePoint]) -> list[LanguagePoint]:
-    return sorted(points, key=lambda p: (p.input_length, p.output_length, p.batch_size))
-
-
 def _works(points: Sequence[LanguagePoint]) -> list[str]:
-    return [f"{p.batch_size} × {p.input_length} + {p.output_length}" for p in _ordered(points)]
+    return [f"{p.batch_size} × {p.input_length} + {p.output_length}" for p in points]
 
 
 # --- describe -------------------------------------------------------------------------------
 
 
-def _describe_plots(report: BenchReport) -> list[Plot]:
-    points = [each.point for each in report.measured if each.point.ms_per_image is not None]
+def _describe_plots(run: BenchRun) -> list[Plot]:
+    points = [each.point for each in run.measured if each.point.ms_per_image is not None]
     cost = partial(_by_folder, name="ms_per_image", y="ms for one picture")
     rate = partial(_by_folder, name="tokens_per_second", y="tokens a second")
     return [

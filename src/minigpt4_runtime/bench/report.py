@@ -1,19 +1,21 @@
-"""The report of a run: text for a terminal, CSV, JSON and a page.
+"""A bench run and its report: text for a terminal, CSV, JSON and a page.
 
-Owns   the columns that the table shows, the JSON's layout, and the sentences around the numbers.
-Takes  measured points and facts; gives text, tables, mappings and a page.
+Owns   the facts of a run, the columns that the table shows, the JSON's layout, and the sentences
+       around the numbers.
+Takes  measured points, searches and notes; gives text, tables, mappings and a page.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Self
 
-from minigpt4_runtime.bench.ceilings import Ceilings
-from minigpt4_runtime.bench.comparison import Comparison
+from minigpt4_runtime.api import MiniGPT4
+from minigpt4_runtime.bench.ceilings import Ceilings, measure_ceilings
+from minigpt4_runtime.bench.comparison import Comparison, OldReport, compare
 from minigpt4_runtime.bench.language import BatchSearch
-from minigpt4_runtime.bench.machine import GIB
+from minigpt4_runtime.bench.machine import GIB, machine_facts
 from minigpt4_runtime.bench.spread import Measured
 from minigpt4_runtime.report.page import Block, Paragraph, render
 from minigpt4_runtime.report.table import Column, Table
@@ -70,8 +72,11 @@ SHOWN: dict[str, tuple[tuple[str, Column], ...]] = {
 
 
 @dataclass
-class BenchReport:
-    """All that one run measured. `facts` name model and machine; `notes` are further sentences."""
+class BenchRun:
+    """All that one run has measured so far. `tell` shows a line to the user.
+
+    `facts` name model and machine; `notes` are further sentences.
+    """
 
     kind: str
     command: str
@@ -82,6 +87,38 @@ class BenchReport:
     notes: list[str] = field(default_factory=list)
     comparison: Comparison | None = None
     made_at: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+    tell: Callable[[str], object] = print
+    _place: tuple[str, str] = field(default=("cpu", "float32"), init=False)
+
+    def load(self, load: Callable[[], MiniGPT4], *, name: str) -> MiniGPT4:
+        """Load the model to measure, and note its sizes and its device."""
+        model = load()
+        vision, language = model.config.vision, model.config.language
+        ranks = f", {model.tensor_parallel} ranks" if model.tensor_parallel > 1 else ""
+        self._place = model.device, model.dtype
+        self.facts = {
+            "model": f"{name}: image tower {vision.num_hidden_layers} × {vision.hidden_size}, "
+            f"language model {language.num_hidden_layers} × {language.hidden_size}",
+            "runs on": f"{model.device} in {model.dtype}{ranks}",
+            **machine_facts(model.device),
+        }
+        return model
+
+    def add(self, measured: Measured[Any]) -> None:
+        """Keep and show one more point."""
+        self.measured.append(measured)
+        self.tell(measured.as_text())
+
+    def report(self, old: OldReport | None = None) -> Self:
+        """Complete the report of at least one point, and compare it with an older one."""
+        failures = (getattr(each.point, "failure", None) for each in self.measured)
+        self.notes = list(dict.fromkeys([*filter(None, failures), *self.notes]))
+        # Neither ceiling limits the whole job.
+        if self.kind != "bench describe":
+            self.ceilings = measure_ceilings(*self._place)
+        if old is not None:
+            self.comparison = compare(old, self.measured, self.facts)
+        return self
 
     def remarks(self) -> list[str]:
         """The sentences below the table."""

@@ -42,17 +42,11 @@ class Spread:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Self:
-        """Take the mean and three percentiles."""
-        mean = statistics.fmean(values)
-        return cls(mean, *(percentile(values, share) for share in (0.5, 0.9, 0.99)))
+        """Take the mean and three percentiles, by linear interpolation.
 
-
-def percentile(values: Sequence[float], share: float) -> float:
-    """The value below which `share` of all values lie, by linear interpolation.
-
-    Example: of 1, 2, 10 the median is 2, and the percentile of 0.9 is 8.4.
-    """
-    return float(numpy.quantile(values, share))
+        Example: of 1, 2, 10 the median is 2, and the percentile of 0.9 is 8.4.
+        """
+        return cls(statistics.fmean(values), *numpy.quantile(values, (0.5, 0.9, 0.99)).tolist())
 
 
 def noise(values: Sequence[float]) -> float | None:

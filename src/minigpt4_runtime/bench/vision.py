@@ -21,7 +21,7 @@ import numpy
 from minigpt4_runtime.api import MiniGPT4
 from minigpt4_runtime.bench.ceilings import measure_ceilings
 from minigpt4_runtime.bench.costs import vision_gigaflops
-from minigpt4_runtime.bench.run import BenchRun
+from minigpt4_runtime.bench.report import BenchRun
 from minigpt4_runtime.bench.spread import Measured, Spread
 from minigpt4_runtime.config import EngineConfig
 from minigpt4_runtime.errors import BackendUnavailableError

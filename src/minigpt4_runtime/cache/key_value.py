@@ -14,7 +14,7 @@ from typing import Protocol, Self
 import torch
 from torch import Tensor
 
-from minigpt4_runtime.config import DTYPE_BYTES, DTypeName, LanguageConfig
+from minigpt4_runtime.config import DTYPE_BYTES, DTYPE_NAMES, DTypeName, LanguageConfig
 
 
 @dataclass(frozen=True)
@@ -101,11 +101,7 @@ class FloatCache:
 
 
 # A format for each EngineConfig.cache_dtype but "auto".
-CACHE_FORMATS: dict[DTypeName, type[FloatCache]] = {
-    "float32": FloatCache,
-    "float16": FloatCache,
-    "bfloat16": FloatCache,
-}
+CACHE_FORMATS: dict[DTypeName, type[FloatCache]] = dict.fromkeys(DTYPE_NAMES, FloatCache)
 
 
 def token_bytes(config: LanguageConfig, dtype: DTypeName) -> int:

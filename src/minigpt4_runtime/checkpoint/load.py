@@ -92,7 +92,12 @@ def _open(model_dir: Path) -> _Folder:
     found = {name: place.shape for name, place in stored.items()}
     check_shapes(model_dir, wanted, found, remedy="Convert the model again.")
     for name, part in parts.items():
-        _refuse_other_dtype(model_dir, name, stored[name], part)
+        code, known = stored[name].dtype_code, (part.dtype,) if part.dtype else DTYPE_NAMES
+        if code not in [DTYPE_CODES[each] for each in known]:
+            raise CheckpointError(
+                f"{model_dir}: {name} of dtype {code}; {' or '.join(known)} is wanted. Convert the "
+                "model again."
+            )
     return _Folder(model_dir, config, formats, stored, parts)
 
 
@@ -218,13 +223,4 @@ def _refuse_overflow(path: Path, piece: Tensor, dtype: torch.dtype) -> None:
         raise CheckpointError(
             f"{path} holds a weight of {float(piece.abs().max()):g}, more than "
             f"{str(dtype).removeprefix('torch.')} can. Load the model in bfloat16 or float32."
-        )
-
-
-def _refuse_other_dtype(model_dir: Path, name: str, place: StoredTensor, part: Part) -> None:
-    known = (part.dtype,) if part.dtype else DTYPE_NAMES
-    if place.dtype_code not in [DTYPE_CODES[each] for each in known]:
-        raise CheckpointError(
-            f"{model_dir}: {name} of dtype {place.dtype_code}; {' or '.join(known)} is wanted. "
-            "Convert the model again."
         )

@@ -4,11 +4,10 @@ Owns   the sums over a preset's shapes. Takes its name and a dtype; gives bytes.
 Never  reads a file.
 """
 
-import math
 from functools import cache
 
 from minigpt4_runtime.cache.key_value import token_bytes
-from minigpt4_runtime.checkpoint.weights import Shape, WeightForm
+from minigpt4_runtime.checkpoint.weights import WeightForm
 from minigpt4_runtime.config import DTypeName, ModelConfig
 from minigpt4_runtime.formats.contracts import Part
 from minigpt4_runtime.formats.dense import DENSE
@@ -17,28 +16,21 @@ from minigpt4_runtime.presets import PRESETS
 
 
 @cache
-def _list_weights(
+def _list_parts(
     config: ModelConfig, formats: str | tuple[tuple[str, str], ...]
-) -> list[tuple[Shape, tuple[Part, ...]]]:
-    """The shape of every weight, and its parts."""
+) -> tuple[Part, ...]:
+    """The parts of all weights."""
     # Imported here: the table of sources and `minigpt4 models` need no torch.
-    from minigpt4_runtime.checkpoint.blank_model import blank_model, list_weights
+    from minigpt4_runtime.checkpoint.blank_model import blank_model, list_parts
 
     choice = formats if isinstance(formats, str) else dict(formats)
-    weights = list_weights(blank_model(config, formats=choice))
-    return [(weight.shape, tuple(weight.parts().values())) for weight in weights]
-
-
-def count_parameters(preset: str) -> int:
-    """How many numbers a preset's weights are."""
-    return sum(math.prod(shape) for shape, _ in _list_weights(PRESETS[preset], DENSE.name))
+    return tuple(list_parts(blank_model(config, formats=choice)).values())
 
 
 def weight_bytes(preset: str, dtype: DTypeName, formats: FormatChoice = DENSE.name) -> int:
     """The size of a preset's weights, in a model folder and in memory."""
     key = formats if isinstance(formats, str) else tuple(formats.items())
-    weights = _list_weights(PRESETS[preset], key)
-    parts = [part for _, parts in weights for part in parts]
+    parts = _list_parts(PRESETS[preset], key)
     return sum(WeightForm(part.shape, part.dtype or dtype).num_bytes for part in parts)
 
 

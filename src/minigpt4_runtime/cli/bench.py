@@ -30,7 +30,7 @@ from minigpt4_runtime.text.prompt import DESCRIBE_PROMPT
 
 if TYPE_CHECKING:
     from minigpt4_runtime.api import MiniGPT4
-    from minigpt4_runtime.bench.run import BenchRun
+    from minigpt4_runtime.bench.report import BenchRun
 
 DEFAULT_LATENCY_MS = 50.0
 
@@ -277,7 +277,7 @@ def describe(
 def _reported(kind: str, options: ReportOptions) -> Iterator[BenchRun]:
     """Check what the report needs, and report whatever was measured however this ends."""
     from minigpt4_runtime.bench.comparison import read_report
-    from minigpt4_runtime.bench.run import BenchRun
+    from minigpt4_runtime.bench.report import BenchRun
     from minigpt4_runtime.report.files import ReportFolder
 
     old = read_report(options.compare, kind) if options.compare is not None else None

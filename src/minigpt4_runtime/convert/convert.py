@@ -7,6 +7,7 @@ Takes  PublishedFiles and the path of the new folder; gives a Conversion.
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from minigpt4_runtime.checkpoint.folder import check_target, staged_folder, write_descriptions
@@ -43,6 +44,7 @@ _WORD_TABLE, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
 # Gets the stage (reading, writing, comparing or computing), the bytes that are read and written in
 # all stages so far, and their total.
 Progress = Callable[[str, int, int], object]
+_warn = partial(warnings.warn, stacklevel=2)  # In the name of the caller.
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,10 +73,6 @@ class Conversion:
     manifest: Manifest
     num_bytes: int
     verification: Verification | None
-
-
-def _warn(text: str) -> None:
-    warnings.warn(text, stacklevel=3)
 
 
 class _Meter:

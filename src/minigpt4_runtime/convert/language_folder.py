@@ -116,11 +116,13 @@ def read_llama_config(path: Path, values: Mapping[str, Any]) -> LanguageConfig:
     missing = [f"{n} ({show_value(values, n)})" for n in names if values.get(n) is None]
     if missing:
         raise CheckpointError(f"{path} lacks {list_some(missing)}. Take the published file again.")
+    inner_theta = (values.get("rope_parameters") or {}).get("rope_theta")
     optional = {
         "num_key_value_heads": values["num_attention_heads"],
         "max_position_embeddings": 2048,
         "rms_norm_eps": 1e-6,
-        "rope_theta": _read_rope_theta(values),
+        # Transformers 5 keeps it inside rope_parameters; before, it was a name of its own.
+        "rope_theta": 10000.0 if inner_theta is None else inner_theta,
     }
     found = {name: values[name] for name in optional if values.get(name) is not None}
     chosen = {**{name: values[name] for name in names}, **optional, **found}
@@ -160,12 +162,6 @@ def _refuse_other_models(path: Path, values: Mapping[str, Any]) -> None:
                 f"{path}: {name} is {show_value(values, name)}; only {known} is known. "
                 f"{_OTHER_MODEL}"
             )
-
-
-def _read_rope_theta(values: Mapping[str, Any]) -> object:
-    """Transformers 5 keeps rope_theta inside rope_parameters; before, it was a name of its own."""
-    theta = (values.get("rope_parameters") or {}).get("rope_theta")
-    return 10000.0 if theta is None else theta
 
 
 def _has_weights(path: Path) -> bool:

@@ -52,13 +52,6 @@ _OPCODES = (
 _LONGEST_LINE = 4096
 
 
-class UnknownNameError(pickle.UnpicklingError):
-    """A pickle names something that a weight file does not need."""
-
-    def __init__(self, name: str) -> None:
-        super().__init__(f"global {name}")
-
-
 def is_legacy(head: bytes) -> bool:
     """Whether a file that begins so was written by torch before it wrote zips."""
     return head.startswith(_BEFORE_MAGIC) and _MAGIC in head[:32]
@@ -200,13 +193,13 @@ class _PickleReader(pickle._Unpickler):  # noqa: SLF001
     def find_class(self, module: str, name: str) -> object:
         full_name = f"{module}.{name}"
         if full_name not in _NAMES:
-            raise UnknownNameError(full_name)
+            raise pickle.UnpicklingError(f"global {full_name}")
         return _NAMES[full_name]
 
     def persistent_load(self, saved: Any) -> object:
         kind, dtype, key, _device, num_items = saved[:5]
         if kind != "storage" or (len(saved) > 5 and saved[5] is not None):
-            raise UnknownNameError(str(kind))
+            raise pickle.UnpicklingError(f"global {kind}")
         if not isinstance(dtype, torch.dtype):
             raise pickle.UnpicklingError("a storage of no known dtype")
         return self.storages.setdefault(str(key), _Storage(str(key), dtype, int(num_items)))

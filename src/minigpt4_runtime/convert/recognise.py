@@ -119,7 +119,7 @@ def recognise(path: Path) -> Recognised | None:
     """Give the kind of a file, or None where no model is made of it.
 
     Raises:
-        CheckpointError: its beginning or its name is such a file's, and it cannot be read.
+        CheckpointError: by its beginning or its name it should be one, and it cannot be read.
     """
     head = read_head(path)
     if head.lstrip().startswith(b"{"):

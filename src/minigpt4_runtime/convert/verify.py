@@ -5,7 +5,7 @@ Takes  the folder as written and the published files; gives a Verification, or a
 Never  trusts the key map: `original` computes the published side under published names.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,7 +23,6 @@ from minigpt4_runtime.convert.inventory import Inventory
 from minigpt4_runtime.convert.original import Originals
 from minigpt4_runtime.errors import CheckpointError
 from minigpt4_runtime.model.causal import causal_attention
-from minigpt4_runtime.model.minigpt4 import MiniGPT4Model
 from minigpt4_runtime.text.tokenizer import Tokenizer
 
 # Both sides compute in float32 on equally rounded weights: only the order of sums differs.
@@ -98,7 +97,10 @@ def verify_answers(
     del originals
     model = blank_model(config)
     _bring_weights_when_called(model, read_folder_weights(folder), on_bytes)
-    rows, logits = _compute_written(model, pixels, token_ids)
+    rows = model.vision(pixels)[0]
+    embeddings = torch.cat([rows, model.language.embed(torch.tensor(token_ids))])
+    hidden = model.language(embeddings, torch.arange(len(embeddings)), causal_attention())
+    logits = model.language.logits(hidden)
     return _compare("image rows", rows, wanted_rows), _compare("logits", logits, wanted)
 
 
@@ -106,16 +108,6 @@ def _synthetic_pixels(size: int) -> Tensor:
     """(1, 3, size, size): a slope of colour under fixed noise, as wide as normalised pixels."""
     noise = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(0))
     return noise + torch.linspace(-1.5, 1.5, size)
-
-
-def _compute_written(
-    model: MiniGPT4Model, pixels: Tensor, token_ids: Sequence[int]
-) -> tuple[Tensor, Tensor]:
-    """Our own modules on the written weights, each read when its turn comes."""
-    rows = model.vision(pixels)[0]
-    embeddings = torch.cat([rows, model.language.embed(torch.tensor(token_ids))])
-    hidden = model.language(embeddings, torch.arange(len(embeddings)), causal_attention())
-    return rows, model.language.logits(hidden)
 
 
 def _bring_weights_when_called(

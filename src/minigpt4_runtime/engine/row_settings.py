@@ -7,6 +7,7 @@ Never  sees a logit or waits for a device: tensors are sent from pinned memory.
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections import Counter
 from collections.abc import Collection, Iterable
@@ -21,8 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from minigpt4_runtime.config import SamplingParams
-from minigpt4_runtime.engine.sampler_reference import generator_of
-from minigpt4_runtime.engine.sequence import Sequence
+from minigpt4_runtime.engine.sequence import Branch, Sequence
 
 # Ids, none twice, and a float32 value for each.
 _Change = tuple[Collection[int], Tensor]
@@ -30,21 +30,17 @@ _Change = tuple[Collection[int], Tensor]
 
 @dataclass(frozen=True)
 class Want:
-    """A row of the logits, the sequence that it belongs to, and the (V,) ids its guide allows."""
+    """A row of the logits, the branch that it belongs to, and the (V,) ids its guide allows."""
 
     row: int
     sequence: Sequence
+    branch: Branch
     allowed: NDArray[numpy.bool_] | None
 
     @property
     def params(self) -> SamplingParams:
         """Its sampling settings."""
         return self.sequence.request.sampling
-
-    @property
-    def answer(self) -> list[int]:
-        """The ids of the answer so far."""
-        return self.sequence.branches[0].answer
 
 
 class Spots(NamedTuple):
@@ -105,7 +101,7 @@ def row_settings(
         repetition=_spots((_repetition(each, bos_id) for each in wants), device),
         said=_spots(map(_said, wants), device),
         guide=_guides(wants, device),
-        unfinished=_where([len(w.answer) < w.params.min_new_tokens for w in wants], device),
+        unfinished=_where([len(w.branch.answer) < w.params.min_new_tokens for w in wants], device),
         lots=_lots(drawn, vocab_size, device) if drawn else None,
         num_drawn=len(drawn),
         reported=_where([count is not None for count in logprobs], device),
@@ -130,6 +126,12 @@ def _lots(drawn: Many[Want], vocab_size: int, device: torch.device) -> Lots:
         log_min_p=_limits([math.log(p.min_p) if p.min_p else None for p in params], device),
         exponentials=exponentials.to(device, non_blocking=True),
     )
+
+
+def generator_of(sequence: Sequence) -> torch.Generator:
+    """The generator of the next token, from the request's seed and the token's number."""
+    lot = hashlib.blake2b(f"{sequence.seed}/{len(sequence.branches[0].answer)}".encode())
+    return torch.Generator().manual_seed(int.from_bytes(lot.digest()[:7], "little"))
 
 
 def _send(host: Tensor, device: torch.device) -> Tensor:
@@ -168,8 +170,10 @@ def _bias(want: Want) -> _Change | None:
 
 
 def _repetition(want: Want, bos_id: int) -> _Change | None:
+    # After Keskar et al., 2019. The original generates from embeddings: only a leading BOS counts
+    # as seen, no prompt.
     penalty = want.params.repetition_penalty
-    seen = {bos_id, *want.answer}
+    seen = {bos_id, *want.branch.answer}
     return (seen, torch.full((len(seen),), penalty)) if penalty != 1.0 else None
 
 
@@ -177,7 +181,7 @@ def _said(want: Want) -> _Change | None:
     presence, frequency = want.params.presence_penalty, want.params.frequency_penalty
     if not (presence or frequency):
         return None
-    said = Counter(want.answer)
+    said = Counter(want.branch.answer)
     return said, presence + frequency * torch.tensor(list(said.values()))
 
 

@@ -1,8 +1,12 @@
 """Logits → the next ids, for all sequences of a step at once, on the device that has the logits.
 
-Owns   the batched twin of `sampler_reference`, which defines the choice: the same ids, row by row.
+Owns   the order of the steps, which is that of transformers, with OpenAI's penalties beside the
+       one of repetition, as in vLLM: logit bias, penalties of repetition, presence and frequency,
+       the guide, forbidden end, temperature, top-k, top-p, min-p. Beam searches.
 Takes  (R, V) float32 logits, a row for each branch of the sequences that choose.
-Never  keeps state, nor waits for the device more than once a step, except for beam searches.
+Never  keeps state: a draw depends on a request's seed and the number of the token, so an answer is
+       the same alone, in any batch and after a pause. Never waits for the device more than once a
+       step, except for beam searches.
 """
 
 from __future__ import annotations
@@ -15,15 +19,10 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
+from minigpt4_runtime.engine.beam import Continuation
 from minigpt4_runtime.engine.row_settings import Limits, Lots, RowSettings, Want, row_settings
-from minigpt4_runtime.engine.sampler_reference import (
-    ReferenceSampler,
-    likeliest,
-    overflow_error,
-    takes_the_best,
-)
 from minigpt4_runtime.engine.scheduler import Choice, Token
-from minigpt4_runtime.engine.sequence import Sequence
+from minigpt4_runtime.engine.sequence import Branch, Sequence
 from minigpt4_runtime.errors import RequestError
 from minigpt4_runtime.messages import TokenLogprobs
 
@@ -37,7 +36,6 @@ class Sampler:
         self._bos_id = bos_id
         self._eos_id = eos_id
         self._has_float64 = has_float64
-        self._reference = ReferenceSampler(bos_id=bos_id, eos_id=eos_id)
 
     @torch.inference_mode()
     def pick(self, logits: Tensor, sequences: Many[Sequence]) -> dict[int, Choice | RequestError]:
@@ -58,7 +56,8 @@ class Sampler:
         choices: dict[int, Choice | RequestError] = {}
         for row, each in placed:
             if each.search is not None:
-                choices |= self._reference.pick(logits[row : row + len(each.branches)], [each])
+                rows = logits[row : row + len(each.branches)]
+                choices[each.id] = self._continue_beams(rows, each)
             elif not is_finite[row]:
                 choices[each.id] = overflow_error()
             else:
@@ -67,9 +66,7 @@ class Sampler:
 
     def _choose(self, logits: Tensor, wants: Many[Want]) -> list[Tensor]:
         """For `_tokens`: n ids; own, values and ids for each row that is reported."""
-        settings = row_settings(
-            wants, bos_id=self._bos_id, vocab_size=logits.shape[1], device=logits.device
-        )
+        settings = self._settings(wants, logits)
         scores = logits.index_select(0, settings.rows)
         reported = settings.reported
         logprobs = None if reported is None else scores[reported].log_softmax(-1)
@@ -82,6 +79,31 @@ class Sampler:
             return [chosen]
         own = logprobs.gather(1, chosen[reported, None]).double()
         return [chosen, torch.cat((own, *likeliest(logprobs, settings.num_top)), 1).flatten()]
+
+    def _continue_beams(
+        self, logits: Tensor, sequence: Sequence
+    ) -> list[Continuation] | RequestError:
+        """The best 2·num_beams continuations of all branches. Upstream scores log-probabilities."""
+        if not torch.isfinite(logits.sum(-1)).all():
+            return overflow_error()
+        scores = logits.float().cpu().log_softmax(-1)
+        try:
+            wants = [_want(row, sequence, each) for row, each in enumerate(sequence.branches)]
+        except RequestError as error:
+            return error
+        self._reshape(scores, self._settings(wants, scores))
+        sums = scores + torch.tensor([[branch.score] for branch in sequence.branches])
+        best = sums.flatten().topk(min(2 * sequence.max_branches, sums.numel()))
+        return [
+            Continuation(score, *divmod(index, sums.shape[1]))
+            for score, index in zip(best.values.tolist(), best.indices.tolist(), strict=True)
+            if score > _FORBIDDEN
+        ]
+
+    def _settings(self, wants: Many[Want], logits: Tensor) -> RowSettings:
+        return row_settings(
+            wants, bos_id=self._bos_id, vocab_size=logits.shape[1], device=logits.device
+        )
 
     def _reshape(self, scores: Tensor, settings: RowSettings) -> None:
         """All steps that can change which id is the likeliest, in place."""
@@ -112,12 +134,15 @@ def _wants(
     for row, sequence in placed:
         if takes_the_best(sequence) or sequence.search is not None:
             continue
-        guide = sequence.branches[0].guide
         try:
-            wants.append(Want(row, sequence, None if guide is None else guide.allowed()))
+            wants.append(_want(row, sequence, sequence.branches[0]))
         except RequestError as error:
             errors[sequence.id] = error
     return sorted(wants, key=lambda want: want.params.temperature == 0), errors
+
+
+def _want(row: int, sequence: Sequence, branch: Branch) -> Want:
+    return Want(row, sequence, branch, branch.guide.allowed() if branch.guide else None)
 
 
 def _forbid(
@@ -173,3 +198,38 @@ def _tokens(wants: Many[Want], numbers: Many[float]) -> dict[int, Token]:
             start += width
         tokens[want.sequence.id] = Token(chosen, logprobs)
     return tokens
+
+
+def takes_the_best(sequence: Sequence) -> bool:
+    """Whether the sequence takes the largest logit, since no setting changes which one it is."""
+    params = sequence.request.sampling
+    return (
+        params.temperature == 0
+        and params.repetition_penalty == 1
+        and params.presence_penalty == params.frequency_penalty == 0
+        and not params.logit_bias
+        and sequence.request.guide is None
+        and params.num_beams == 1
+        and params.logprobs is None
+        and params.min_new_tokens <= len(sequence.branches[0].answer)
+    )
+
+
+def overflow_error() -> RequestError:
+    """The error of a sequence with non-finite logits."""
+    return RequestError(
+        "The model's numbers overflowed for this input. Load it with dtype bfloat16 or float32 "
+        "instead."
+    )
+
+
+def likeliest(logprobs: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """(…, V) → the `count` largest, and their ids. Of equals the smaller id first.
+
+    topk alone orders equals by the device and by the number of rows.
+    """
+    ids = torch.arange(logprobs.shape[-1], device=logprobs.device)
+    # No logprob is above 0: the larger its bits without a sign are, the less likely it is.
+    keys = (logprobs.abs().view(torch.int32).long() << 32) + ids
+    best = keys.topk(min(count, len(ids)), largest=False).values & 0xFFFFFFFF
+    return logprobs.gather(-1, best), best

@@ -285,9 +285,22 @@ class Scheduler:
         return [self._running[sequence_id] for sequence_id in wanted]
 
     def commit(self, plan: StepPlan) -> None:
-        """Note that a plan was executed. Its sampled tokens go to `extend`."""
+        """Note what a plan has computed, and make full blocks findable.
+
+        Its sampled tokens go to `extend`.
+        """
         for piece in plan.slices:
-            self._advance(self._running[piece.sequence_id], piece)
+            sequence = self._running[piece.sequence_id]
+            branch = sequence.branches[piece.branch]
+            before, branch.num_computed = branch.num_computed, piece.start + len(piece.token_ids)
+            if self._config.prefix_cache:
+                full = range(before // self._block_size, branch.num_computed // self._block_size)
+                for index in full:
+                    key = sequence.key(branch, index, self._block_size)
+                    self._pool.publish(branch.blocks[index], key)
+            has_others = len(sequence.branches) > 1 and not sequence.branches[1].blocks
+            if has_others and branch.num_computed == sequence.num_prompt:
+                self._fork_trunk(sequence)
 
     def extend(self, sequence: Sequence, choice: Choice) -> tuple[TokenEvent, ...]:
         """Let a sequence grow, and give its new tokens. The last event may say why it ends.
@@ -297,19 +310,6 @@ class Scheduler:
         if isinstance(choice, Token):
             return (self._extend_one(sequence, choice),)
         return self._extend_beams(sequence, choice)
-
-    def _advance(self, sequence: Sequence, piece: Slice) -> None:
-        """Note what was computed, and make full blocks findable."""
-        branch = sequence.branches[piece.branch]
-        before, branch.num_computed = branch.num_computed, piece.start + len(piece.token_ids)
-        if self._config.prefix_cache:
-            full = range(before // self._block_size, branch.num_computed // self._block_size)
-            for index in full:
-                key = sequence.key(branch, index, self._block_size)
-                self._pool.publish(branch.blocks[index], key)
-        has_others = len(sequence.branches) > 1 and not sequence.branches[1].blocks
-        if has_others and branch.num_computed == sequence.num_prompt:
-            self._fork_trunk(sequence)
 
     def _fork_trunk(self, sequence: Sequence) -> None:
         """Let all branches start from the prompt, after a preemption took their blocks."""

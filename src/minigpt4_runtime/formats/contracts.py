@@ -47,10 +47,10 @@ class WeightFormat(Protocol):
         """Its name in the manifest of a model folder, and in the table of formats."""
 
     def parts(self, out_features: int, in_features: int) -> dict[str, Part]:
-        """The parts of a weight, by name. "bias" is no part's name.
+        """The parts of a weight, by name. No part may be called "bias".
 
         Raises:
-            ConfigError: the format cannot hold a weight of these sizes, as a rank's part may be.
+            ConfigError: the format cannot hold a weight of these sizes.
         """
 
     @property

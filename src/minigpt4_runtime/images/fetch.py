@@ -152,7 +152,7 @@ class _Download:
         """Give the body.
 
         Raises:
-            ImageError: it is no picture, too large, or elsewhere.
+            ImageError: it is no image, too large, or elsewhere.
         """
         is_tls = self._target.scheme == "https"
         reader, writer = await asyncio.open_connection(

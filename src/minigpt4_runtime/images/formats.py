@@ -98,7 +98,7 @@ def _tiff_without_metadata(content: bytes) -> bytes:
 
 
 def _psd_without_metadata(content: bytes) -> bytes:
-    """The header, the colours of a palette, and the flat picture: no resources, no layers."""
+    """The header, the colours of a palette, and the flat image: no resources, no layers."""
     end = 30 + int.from_bytes(content[26:30])
     start = end
     for _ in ("resources", "layers"):
@@ -142,7 +142,7 @@ class Format:
             ) from None
 
 
-# An MPO is read as the JPEG that it begins with, a PSD as the flat picture that it holds.
+# An MPO is read as the JPEG that it begins with, a PSD as the flat image that it holds.
 _FORMATS = (
     Format("JPEG", rb"\xff\xd8\xff", "PIL.JpegImagePlugin:JpegImageFile",
            without_metadata=_jpeg_without_metadata),
@@ -197,7 +197,7 @@ def image_within(image: ImageFile, name: str) -> Image:
     """The image itself, not yet decoded: that of an icon is a file within the file.
 
     Raises:
-        ImageError: it holds only a preview of the picture.
+        ImageError: it holds only a preview of the image.
     """
     if image.format == "ICO":
         return image.ico.getimage(image.size)  # type: ignore[attr-defined,no-any-return]

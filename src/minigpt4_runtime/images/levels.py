@@ -58,7 +58,7 @@ def as_array(value: object, name: str) -> Array | None:
 
 
 def from_array(array: Array, name: str) -> Image:
-    """The picture in an array of (H, W) or (H, W, C).
+    """The image in an array of (H, W) or (H, W, C).
 
     Raises:
         ImageError: its levels are of another kind, or beyond their range.

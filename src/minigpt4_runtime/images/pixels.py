@@ -26,8 +26,8 @@ import numpy
 from PIL import ExifTags, Image
 from PIL.TiffImagePlugin import TiffImageFile
 
-from minigpt4_runtime.config import VisionConfig
-from minigpt4_runtime.errors import ConfigError, ImageError
+from minigpt4_runtime.config import Range, VisionConfig
+from minigpt4_runtime.errors import ImageError
 from minigpt4_runtime.images.formats import Format, find_format, image_within
 from minigpt4_runtime.images.levels import as_array, from_array, to_rgb
 from minigpt4_runtime.messages import ImageSource
@@ -59,12 +59,8 @@ class ImageLimits:
 
     def __post_init__(self) -> None:
         """Every limit must be a whole number of at least one."""
-        for name in ("max_bytes", "max_pixels", "max_side"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ConfigError(
-                    f"ImageLimits.{name} is {value!r}; it must be a whole number ≥ 1."
-                )
+        for name, value in vars(self).items():
+            Range(int, 1).check(f"ImageLimits.{name}", value)
 
 
 DEFAULT_LIMITS = ImageLimits()
@@ -87,13 +83,13 @@ def load(
     """Open, resize to S×S and normalise, as the original does.
 
     Raises:
-        ImageError: the picture cannot be read or is beyond the limits; the message names it.
+        ImageError: the image cannot be read or is beyond the limits; the message names it.
     """
     return prepare(open_rgb(source, limits), config)
 
 
 def prepare(rgb: Image.Image, config: VisionConfig) -> PixelImage:
-    """Resize an RGB picture to S×S and normalise it, as the original does."""
+    """Resize an RGB image to S×S and normalise it, as the original does."""
     size = config.image_size
     # In width first, as Pillow did until 12.2, from which on it takes the height first where
     # H > 100·W and the height shrinks, from 13 on where H-S > 0 and H-S > 2·(W-S).
@@ -113,7 +109,7 @@ def open_rgb(source: ImageSource, limits: ImageLimits = DEFAULT_LIMITS) -> Image
     The result is the caller's own: it shares nothing with `source`, and its file is closed.
 
     Raises:
-        ImageError: the picture cannot be read or is beyond the limits; the message names it.
+        ImageError: the image cannot be read or is beyond the limits; the message names it.
     """
     value: object = source.value() if callable(source.value) else source.value
     if isinstance(value, Image.Image):
@@ -239,7 +235,7 @@ def _open_given(image: Image.Image, name: str, limits: ImageLimits) -> Image.Ima
 
 
 class _Content(BytesIO):
-    """A picture's bytes, for a limited number of reads.
+    """An image's bytes, for a limited number of reads.
 
     Pillow looks for the next part of a JPEG or GIF byte by byte: much junk would take very long.
     """
@@ -255,7 +251,7 @@ class _Content(BytesIO):
 
 
 class _DamagedError(ImageError):
-    """What Pillow raised while it read a picture."""
+    """Pillow failed while it read an image."""
 
 
 def _decode(content: bytes, name: str, limits: ImageLimits) -> Image.Image:
@@ -292,7 +288,7 @@ def _make_room(image: TiffImageFile) -> None:
 
 
 def _white_of(image: Image.Image) -> int:
-    """The highest level that a deep picture can hold: a TIFF of 12 bits is kept in 16."""
+    """The highest level that a deep image can hold: a TIFF of 12 bits is kept in 16."""
     bits = (16,)
     if isinstance(image, TiffImageFile) and image.mode.startswith("I;"):
         bits = image.tag_v2.get(ExifTags.Base.BitsPerSample, bits)

@@ -10,7 +10,6 @@ Ascend/op-plugin (docs/context) and checked against a stand-in that computes by 
 
 from __future__ import annotations
 
-from types import ModuleType
 from typing import ClassVar
 
 import torch
@@ -32,7 +31,7 @@ class NpuAttention:
 
     def __init__(self, cache: FloatCache) -> None:
         self._cache = cache
-        torch_npu = _torch_npu()
+        torch_npu = require("torch_npu", install="pip install torch_npu")
         chip = torch_npu.npu.get_soc_version()
         is_described = 220 <= chip <= 225 or 250 <= chip <= 255  # Atlas A2 and A3.
         is_narrow = cache.shape.num_heads * cache.shape.head_dim < 2**16
@@ -63,7 +62,3 @@ class NpuAttention:
             return attended.view_as(q)  # type: ignore[no-any-return]
 
         return decode
-
-
-def _torch_npu() -> ModuleType:
-    return require("torch_npu", install="pip install torch_npu")

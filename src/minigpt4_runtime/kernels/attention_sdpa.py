@@ -39,7 +39,7 @@ class Singles:
         return max(self.num_tokens)
 
 
-# What makes a Decode, once a step.
+# Makes a Decode, once a step.
 Decoding = Callable[[Singles], Decode]
 
 # Up to this size, copying a layer's keys costs less than one call for each sequence.

@@ -97,7 +97,7 @@ def _attend_share(  # noqa: PLR0913, PLR0917
     lengths: tl.tensor,  # (B,)
     table_rows: tl.tensor,  # (B,): which row of the block table each sequence has.
     table: tl.tensor,  # (rows, table_width)
-    mixed: tl.tensor,  # (B, shares, H, HEAD_DIM): what each share of the tokens makes ...
+    mixed: tl.tensor,  # (B, shares, H, HEAD_DIM): the result of each share of the tokens ...
     log_totals: tl.tensor,  # (B, shares, H): ... and the log of how much it weighs.
     table_width: tl.tensor,
     scale: tl.tensor,

@@ -43,7 +43,7 @@ class StepBatch:
     slots: Tensor  # (T,): where each row's key and value go, counted in tokens through all blocks.
     lengths: Tensor  # (B,): each sequence's num_tokens.
     table_rows: Tensor  # (B,): each sequence's table_row.
-    block_table: Tensor  # (rows, most blocks of a sequence); behind a sequence's own lies anything.
+    block_table: Tensor  # (rows, most blocks of a sequence); the rest of a row is undefined.
 
     def blocks_of(self, sequence: SequenceRows, block_size: int) -> Tensor:
         """The blocks that hold a sequence, in order."""

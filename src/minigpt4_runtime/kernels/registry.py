@@ -49,7 +49,7 @@ def bind_attention(names: Sequence[str], cache: KeyValueCache) -> AttentionKerne
 def linear_kernel(
     weight_format: WeightFormat, *, device: torch.device, widen_from: int | None
 ) -> LinearKernel:
-    """What multiplies by weights of a format there; without a row in the table, as it does itself.
+    """The product with weights of a format on a device: the table's, else the format's own.
 
     `widen_from` is the number of rows from which on that device multiplies faster in float32.
     """

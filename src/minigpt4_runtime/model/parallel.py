@@ -55,7 +55,7 @@ def split_dimension(name: str) -> int | None:
 
 
 def share(length: int, group: Group) -> range:
-    """This rank's part of `length` rows: all parts are as long, but for the end."""
+    """This rank's part of `length` rows: all parts have one length, except at the end."""
     longest = -(-length // group.size)
     return range(min(group.rank * longest, length), min((group.rank + 1) * longest, length))
 
@@ -64,7 +64,7 @@ def check_world_size(config: LanguageConfig, size: int) -> None:
     """Refuse a number of ranks that leaves one without a whole head, or without an id.
 
     Raises:
-        ConfigError: it does; the message lists the numbers that do not.
+        ConfigError: it does not divide the model; the message lists the numbers that do.
     """
     if size < 1 or not _divides(config, size):
         fitting = [n for n in range(1, config.num_key_value_heads + 1) if _divides(config, n)]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 
+from minigpt4_runtime.config import SamplingParams
 from minigpt4_runtime.text.prompt import Template
 from minigpt4_runtime.text.tokenizer import TextStream, Tokenizer
 
@@ -21,24 +22,25 @@ class AnswerText:
         self,
         tokenizer: Tokenizer,
         template: Template | None,
-        stop: Sequence[str] | None,
+        sampling: SamplingParams,
         *,
         before: Sequence[int] = (),
         begins_with: str | None = None,
-        has_form: bool = False,
     ) -> None:
-        """`stop` as in SamplingParams: None, () or strings beside the template's.
+        """It ends at the strings in `stop` of `sampling`, and at the template's.
 
-        `before` are ids that the text continues; `begins_with` is what of them is its own, and
-        None lets it begin without a space. Without a template it is no answer: nothing is trimmed,
-        and it ends at `stop` alone. To a text that has a form of its own the template's stops and
-        marks are text, and the space that may stand before it is no part of it.
+        `before` are the ids that the text continues. `begins_with` is the part of them that belongs
+        to it; None lets it begin without a space. Without a template nothing is trimmed. In a text
+        with a grammar the template's stops and marks are plain text, and the space before the text
+        is left out.
         """
+        stop, has_form = sampling.stop, sampling.grammar is not None
         self._stream = TextStream(tokenizer, before)
         self._trims_start = begins_with is None or has_form
         self._trims_end = template is not None
         heeded = template if not has_form and (stop is None or len(stop) > 0) else None
         self._stops = (*(heeded.stops if heeded else ()), *(stop or ()))
+        self._longest_stop = max((len(stop) for stop in self._stops), default=1)
         self._mark = heeded.answer_mark if heeded else None
         self._text = begins_with or ""
         self._num_given = 0
@@ -68,8 +70,7 @@ class AnswerText:
         return other
 
     def _extend(self, text: str, *, is_last: bool) -> str:
-        searched = max((len(stop) for stop in self._stops), default=1) - 1
-        first = max(0, len(self._text) - searched)
+        first = max(0, len(self._text) + 1 - self._longest_stop)
         self._text += text
         found = [at for stop in self._stops if (at := self._text.find(stop, first)) >= 0]
         if found:
@@ -86,8 +87,7 @@ class AnswerText:
 
     def _num_certain(self) -> int:
         """How much of the text cannot become part of a stop string."""
-        longest = max((len(stop) for stop in self._stops), default=0)
-        for held in range(min(longest - 1, len(self._text)), 0, -1):
+        for held in range(min(self._longest_stop - 1, len(self._text)), 0, -1):
             tail = self._text[-held:]
             if any(stop.startswith(tail) for stop in self._stops):
                 return len(self._text) - held

@@ -54,12 +54,9 @@ def find_template(name: str) -> Template:
     Raises:
         ConfigError: there is none of that name.
     """
-    try:
-        return TEMPLATES[name]
-    except KeyError:
-        raise ConfigError(
-            f"The prompt template is {name!r}; known are {', '.join(TEMPLATES)}."
-        ) from None
+    if name not in TEMPLATES:
+        raise ConfigError(f"The prompt template is {name!r}; known are {', '.join(TEMPLATES)}.")
+    return TEMPLATES[name]
 
 
 # A piece is text cut where a BOS id stands: ("a", "b") is `a<s>b`.
@@ -106,8 +103,8 @@ def render(messages: Sequence[Message], template: Template) -> Prompt:
     """Join a dialogue as upstream's Conversation does, and open the assistant's turn.
 
     System messages, wherever they stand, replace the template's own together. Within a user message
-    pictures come first: each opens a turn, and the text after the last one continues its turn, as
-    upstream's upload_img and ask do. Messages stay in their order, so a text before a picture can
+    images come first: each opens a turn, and the text after the last one continues its turn, as
+    upstream's upload_img and ask do. Messages stay in their order, so a text before an image can
     be said in two messages. A last message by the assistant begins the answer.
     """
     writer = _Writer()

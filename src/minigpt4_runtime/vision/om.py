@@ -36,14 +36,12 @@ def open_graph(
     interface = require("ais_bench.infer.interface", install=_INSTALL)
     index = (device.index or 0) if device.type == "npu" else 0
     session = interface.InferSession(index, str(path))
-    is_single = batch_sizes is not None and len(batch_sizes) == 1
+    mode = "static" if batch_sizes is not None and len(batch_sizes) == 1 else "dymbatch"
     lock = threading.Lock()
 
     def run(pixels: Array) -> Array:
         with lock:
-            outputs = (
-                session.infer([pixels]) if is_single else session.infer([pixels], mode="dymbatch")
-            )
+            outputs = session.infer([pixels], mode=mode)
         return numpy.asarray(outputs[0])
 
     return GraphVisionEncoder(run, batch_sizes, device=device, dtype=dtype)

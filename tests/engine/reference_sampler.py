@@ -1,16 +1,7 @@
-"""Logits → the next ids, one sequence after the other, on the CPU: the definition for `sampler`.
-
-Owns   the order of the steps, which is that of transformers, with OpenAI's penalties beside the
-       one of repetition, as in vLLM: logit bias, penalties of repetition, presence and frequency,
-       the guide, forbidden end, temperature, top-k, top-p, min-p. Beam searches.
-Takes  (R, V) float32 logits, a row for each branch of the sequences that choose.
-Never  keeps state: a draw depends on a request's seed and the number of the token, and is made on
-       the CPU. So an answer is the same alone, in any batch and after a pause.
-"""
+"""The definition that the sampler is held to: one sequence after the other, on the CPU."""
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections import Counter
 from collections.abc import Sequence as Many
@@ -19,6 +10,8 @@ import torch
 from torch import Tensor
 
 from minigpt4_runtime.engine.beam import Continuation
+from minigpt4_runtime.engine.row_settings import generator_of
+from minigpt4_runtime.engine.sampler import likeliest, overflow_error
 from minigpt4_runtime.engine.scheduler import Choice, Token
 from minigpt4_runtime.engine.sequence import Branch, Sequence
 from minigpt4_runtime.errors import RequestError
@@ -26,7 +19,7 @@ from minigpt4_runtime.messages import TokenLogprobs
 
 
 class ReferenceSampler:
-    """Chooses by each sequence's settings. `Sampler` leaves beam searches to it."""
+    """Chooses as `Sampler` must."""
 
     def __init__(self, *, bos_id: int, eos_id: int) -> None:
         self._bos_id = bos_id
@@ -118,32 +111,6 @@ def takes_the_best(sequence: Sequence) -> bool:
         and params.logprobs is None
         and params.min_new_tokens <= len(sequence.branches[0].answer)
     )
-
-
-def overflow_error() -> RequestError:
-    """The error of a sequence with non-finite logits."""
-    return RequestError(
-        "The model's numbers overflowed for this input. Load it with dtype bfloat16 or float32 "
-        "instead."
-    )
-
-
-def generator_of(sequence: Sequence) -> torch.Generator:
-    """The generator of the next token, from the request's seed and the token's number."""
-    lot = hashlib.blake2b(f"{sequence.seed}/{len(sequence.branches[0].answer)}".encode())
-    return torch.Generator().manual_seed(int.from_bytes(lot.digest()[:7], "little"))
-
-
-def likeliest(logprobs: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """(…, V) → the `count` largest, and their ids. Of equals the smaller id first.
-
-    topk alone orders equals by the device and by the number of rows.
-    """
-    ids = torch.arange(logprobs.shape[-1], device=logprobs.device)
-    # No logprob is above 0: the larger its bits without a sign are, the less likely it is.
-    keys = (logprobs.abs().view(torch.int32).long() << 32) + ids
-    best = keys.topk(min(count, len(ids)), largest=False).values & 0xFFFFFFFF
-    return logprobs.gather(-1, best), best
 
 
 def _draw(scores: Tensor, sequence: Sequence) -> int:
