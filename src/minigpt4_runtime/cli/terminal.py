@@ -97,8 +97,9 @@ def progress_bar(total: int) -> Iterator[ProgressBar]:
     from rich.progress import BarColumn, MofNCompleteColumn, TimeRemainingColumn
 
     # Redirecting would send the answers to stderr; they are printed with the bar aside instead.
+    is_shown = total > 1 and sys.stderr.isatty()
     columns = BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    with open_bars(*columns, is_shown=total > 1, redirects=False) as progress:
+    with open_bars(*columns, is_shown=is_shown, redirects=False) as progress:
         yield ProgressBar(progress, total)
 
 

@@ -91,9 +91,6 @@ ENDPOINTS = (
 )  # fmt: skip
 _ASKED: list[type[RequestPart]] = [*(endpoint.asked for endpoint in ENDPOINTS), TokenizeRequest]
 
-# Paths of the API without a route.
-_OWN_PATHS = ("/v1", "/v1/{rest:path}")
-
 
 class Parts:
     """The objects that the routes share, as `app.state.parts`."""
@@ -210,7 +207,7 @@ def _close_own_paths(app: FastAPI) -> None:
     bare = [path.removeprefix("/v1") for path in methods if path.startswith("/v1/")]
     app.router.routes += [
         *(Route(path, _Refusing(", ".join(sorted(known)))) for path, known in methods.items()),
-        *(Route(path, _Refusing(None)) for path in (*bare, *_OWN_PATHS)),
+        *(Route(path, _Refusing(None)) for path in (*bare, "/v1", "/v1/{rest:path}")),
     ]
 
 
