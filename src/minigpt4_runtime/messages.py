@@ -7,6 +7,7 @@ Never  opens an image, and knows no template and no token.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
@@ -59,7 +60,7 @@ def image(value: ImageLike) -> ImageSource:
     return value if isinstance(value, ImageSource) else ImageSource(value)
 
 
-Part = str | ImageSource
+ContentPart = str | ImageSource
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ class Message:
     """One turn: its speaker, and its texts and images in order."""
 
     role: Role
-    content: tuple[Part, ...]
+    content: tuple[ContentPart, ...]
 
     def __post_init__(self) -> None:
         """Check role and content; content may be given as one part, or as OpenAI-style parts."""
@@ -82,7 +83,8 @@ class Message:
                 "hold pictures."
             )
         for part in self.content:
-            if isinstance(part, str) and not _is_unicode(part):
+            # Half characters: undecodable bytes of a terminal become such.
+            if isinstance(part, str) and re.search(r"[\ud800-\udfff]", part):
                 raise RequestError(f"{part[:40]!r} is not valid Unicode text. Send it as UTF-8.")
 
     @classmethod
@@ -106,15 +108,6 @@ class Message:
         return cls(value["role"], value["content"])
 
 
-def _is_unicode(text: str) -> bool:
-    """Whether `text` holds no half characters, which undecodable bytes of a terminal become."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
 def read_messages(values: Sequence[Message | Mapping[str, Any]]) -> tuple[Message, ...]:
     """Check a dialogue. Its last message is a user's, or the assistant's, which is then continued.
 
@@ -134,7 +127,7 @@ def read_messages(values: Sequence[Message | Mapping[str, Any]]) -> tuple[Messag
     return messages
 
 
-def _read_content(content: object) -> tuple[Part, ...]:
+def _read_content(content: object) -> tuple[ContentPart, ...]:
     if isinstance(content, (str, ImageSource)):
         return (content,)
     if isinstance(content, Sequence) and not isinstance(content, bytes):
@@ -145,7 +138,7 @@ def _read_content(content: object) -> tuple[Part, ...]:
     )
 
 
-def _read_part(part: object) -> Part:
+def _read_part(part: object) -> ContentPart:
     if isinstance(part, (str, ImageSource)):
         return part
     if isinstance(part, Mapping):

@@ -1,7 +1,7 @@
 """The import of optional packages.
 
 Owns   the message that tells a user what to install.
-Takes  a module name and the command that installs it; gives the module.
+Takes  a module name, and the extra or the command that installs it; gives the module.
 Never  hides a package that is installed but broken: that error passes through unchanged.
 """
 
@@ -11,10 +11,10 @@ from types import ModuleType
 from minigpt4_runtime.errors import BackendUnavailableError
 
 
-def require(module_name: str, *, install: str) -> ModuleType:
-    """Import `module_name`, or say how to get it.
+def require(module_name: str, *, extra: str = "", install: str = "") -> ModuleType:
+    """Import `module_name`, or say how to get it: by an extra of this package, or by `install`.
 
-    Example: `require("torch_npu", install="pip install torch_npu")`.
+    Example: `require("gradio", extra="web")`.
 
     Raises:
         BackendUnavailableError: the package is not installed.
@@ -24,6 +24,7 @@ def require(module_name: str, *, install: str) -> ModuleType:
     except ModuleNotFoundError as error:
         if error.name is None or error.name.split(".")[0] != module_name.split(".")[0]:
             raise  # The package is installed, but one that it needs is not.
+        install = install or f"pip install 'minigpt4-runtime[{extra}]'"
         raise BackendUnavailableError(
             f"{module_name} is not installed on this machine. Run: {install}"
         ) from None

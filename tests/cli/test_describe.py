@@ -70,9 +70,10 @@ def test_every_sampling_option_is_a_setting(tmp_path):
 def test_a_schema_that_cannot_be_read_is_one_sentence(minigpt4, folder):
     shown = minigpt4("describe", "a.png", "--json-schema", "none.json")
     assert (shown.status, shown.out) == (1, "")
-    assert shown.err == "error: none.json cannot be read (No such file or directory).\n"
+    reason = "No such file or directory"
+    assert shown.err == f"error: none.json cannot be read ({reason}). Check its path.\n"
     shown = minigpt4("describe", "a.png", "--json-schema", "a.png")
-    assert shown.err == "error: a.png is no text in UTF-8.\n"
+    assert shown.err == "error: a.png is not UTF-8 text (invalid start byte).\n"
 
 
 def test_the_defaults_are_greedy_and_300_tokens(minigpt4, folder, monkeypatch):

@@ -9,7 +9,7 @@ import pytest
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--host", "0.0.0.0"], "Give --api-key-file, or say --insecure"),
+        (["--host", "0.0.0.0"], "Give --api-key-file, or --insecure"),
         (["--api-key-file", "none"], "none cannot be read as a file of API keys"),
         (["--log-format", "xml"], "it must be plain or json"),
         (["--max-requests", "0"], "max_requests is 0; it must be above 0"),

@@ -83,8 +83,8 @@ def test_the_edit_ratio():
 
 def test_the_cosine_is_the_judge_s_and_computed_once(judge, tmp_path):
     pair = texts("A dog runs.", "Noise!")
-    with Ledger(tmp_path / "parity.jsonl", keys=parity.LEDGER_KEYS) as ledger:
-        report = compare(pair, texts("Same.", "Same."), judge=judge, ledger=ledger)
+    ledger = Ledger(tmp_path / "parity.jsonl", keys=parity.LEDGER_KEYS)
+    report = compare(pair, texts("Same.", "Same."), judge=judge, ledger=ledger)
     one, other = judge.embed_texts([answer.text for answer in pair])
     assert report.pairs[0].cosine == pytest.approx(float(one @ other), abs=1e-6)
     assert report.pairs[1].cosine == 1
@@ -93,8 +93,8 @@ def test_the_cosine_is_the_judge_s_and_computed_once(judge, tmp_path):
     class Asleep:
         digest = judge.digest
 
-    with Ledger(tmp_path / "parity.jsonl", keys=parity.LEDGER_KEYS) as ledger:
-        assert compare(pair, judge=Asleep(), ledger=ledger).pairs == report.pairs[:1]
+    ledger = Ledger(tmp_path / "parity.jsonl", keys=parity.LEDGER_KEYS)
+    assert compare(pair, judge=Asleep(), ledger=ledger).pairs == report.pairs[:1]
 
 
 @pytest.fixture

@@ -96,19 +96,20 @@ class Counting:
 def test_what_was_scored_is_not_scored_again(lined_up, judge, images, tmp_path):
     path = tmp_path / "clip.jsonl"
     whole = score(lined_up, judge, images)
-    with Ledger(path, keys=clip.LEDGER_KEYS) as ledger, pytest.raises(KeyboardInterrupt):
+    ledger = Ledger(path, keys=clip.LEDGER_KEYS)
+    with pytest.raises(KeyboardInterrupt):
         score(lined_up, Counting(judge, breaks_after=8), images, ledger)
     assert len(path.read_text().splitlines()) == 19  # Eight pictures, five answers given twice.
-    with Ledger(path, keys=clip.LEDGER_KEYS) as ledger:
-        counting = Counting(judge)
-        assert score(lined_up, counting, images, ledger) == whole
-        assert counting.num_pictures == 2
+    ledger = Ledger(path, keys=clip.LEDGER_KEYS)
+    counting = Counting(judge)
+    assert score(lined_up, counting, images, ledger) == whole
+    assert counting.num_pictures == 2
     # A picture of another content under the same name is another picture.
     Image.new("RGB", (50, 50), "red").save(images / "3.png")
-    with Ledger(path, keys=clip.LEDGER_KEYS) as ledger:
-        counting = Counting(judge)
-        assert score(lined_up, counting, images, ledger).cases[3] != whole.cases[3]
-        assert counting.num_pictures == 1
+    ledger = Ledger(path, keys=clip.LEDGER_KEYS)
+    counting = Counting(judge)
+    assert score(lined_up, counting, images, ledger).cases[3] != whole.cases[3]
+    assert counting.num_pictures == 1
 
 
 def test_progress_counts_every_picture(lined_up, judge, images):

@@ -96,10 +96,8 @@ def test_what_the_ledger_has_is_not_asked_again(oracle, tmp_path):
 
     def check(asked_of="float32"):
         oracle.asked.clear()
-        with Ledger(tmp_path / "demo.jsonl", keys=demo_check.LEDGER_KEYS) as ledger:
-            report = demo_check.check(
-                oracle, num_scenes=4, seed=1, ledger=ledger, asked_of=asked_of
-            )
+        ledger = Ledger(tmp_path / "demo.jsonl", keys=demo_check.LEDGER_KEYS)
+        report = demo_check.check(oracle, num_scenes=4, seed=1, ledger=ledger, asked_of=asked_of)
         assert report == whole
         return len(oracle.asked)
 

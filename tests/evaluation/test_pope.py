@@ -235,25 +235,26 @@ def test_pictures_that_are_missing_or_bad_are_told_once(write, images):
 def test_what_was_answered_is_not_asked_again(questions, images, tmp_path, monkeypatch):
     monkeypatch.setattr(pope, "_AT_ONCE", 1)
     path = tmp_path / "pope.jsonl"
-    with Ledger(path, keys=pope.LEDGER_KEYS) as ledger, pytest.raises(KeyboardInterrupt):
+    ledger = Ledger(path, keys=pope.LEDGER_KEYS)
+    with pytest.raises(KeyboardInterrupt):
         ask(Model(breaks_after=3), questions, images, ledger)
     assert len(path.read_text().splitlines()) == 3  # One before the one that was broken off.
-    with Ledger(path, keys=pope.LEDGER_KEYS) as ledger:
-        again = Model()
-        answers, _ = ask(again, questions, images, ledger)
-        assert answers == {1: "Yes.", 2: "No.", 3: "Yes.", 5: "No."}
-        assert len(again.asked) == 2  # The car, which failed, and the bus.
+    ledger = Ledger(path, keys=pope.LEDGER_KEYS)
+    again = Model()
+    answers, _ = ask(again, questions, images, ledger)
+    assert answers == {1: "Yes.", 2: "No.", 3: "Yes.", 5: "No."}
+    assert len(again.asked) == 2  # The car, which failed, and the bus.
     # The ledger itself is a file of answers, as long as it is of one run.
     assert pope.read_answers(path, questions) == answers
-    with Ledger(path, keys=pope.LEDGER_KEYS) as ledger:
-        for change in (
-            {"asked_of": "int8"},
-            {"prompt": "So: {question}"},
-            {"sampling": SamplingParams(max_new_tokens=8)},
-        ):
-            other = Model()
-            ask(other, questions, images, ledger, **change)
-            assert len(other.asked) == 5, change
+    ledger = Ledger(path, keys=pope.LEDGER_KEYS)
+    for change in (
+        {"asked_of": "int8"},
+        {"prompt": "So: {question}"},
+        {"sampling": SamplingParams(max_new_tokens=8)},
+    ):
+        other = Model()
+        ask(other, questions, images, ledger, **change)
+        assert len(other.asked) == 5, change
     with pytest.raises(
         ConfigError, match=r"answers question 1 twice\. Give the answers of one run"
     ):
@@ -261,18 +262,18 @@ def test_what_was_answered_is_not_asked_again(questions, images, tmp_path, monke
 
 
 def test_another_picture_of_the_same_name_is_asked_about_anew(questions, images, tmp_path):
-    with Ledger(tmp_path / "pope.jsonl", keys=pope.LEDGER_KEYS) as ledger:
-        ask(Model(), questions, images, ledger)
-        (images / "1.png").write_bytes((images / "9.png").read_bytes())
-        again, elsewhere = Model(), Model()
-        ask(again, questions, images, ledger)
-        assert len(again.asked) == 3  # Both of the new picture, and the car, which failed.
-        other = tmp_path / "other"
-        other.mkdir()
-        for number in (1, 2, 3):
-            (other / f"{number}.png").write_bytes((images / f"{number + 3}.png").read_bytes())
-        ask(elsewhere, questions, other, ledger)
-        assert len(elsewhere.asked) == 5
+    ledger = Ledger(tmp_path / "pope.jsonl", keys=pope.LEDGER_KEYS)
+    ask(Model(), questions, images, ledger)
+    (images / "1.png").write_bytes((images / "9.png").read_bytes())
+    again, elsewhere = Model(), Model()
+    ask(again, questions, images, ledger)
+    assert len(again.asked) == 3  # Both of the new picture, and the car, which failed.
+    other = tmp_path / "other"
+    other.mkdir()
+    for number in (1, 2, 3):
+        (other / f"{number}.png").write_bytes((images / f"{number + 3}.png").read_bytes())
+    ask(elsewhere, questions, other, ledger)
+    assert len(elsewhere.asked) == 5
 
 
 def test_each_picture_is_read_once_for_all_its_questions(questions, images, monkeypatch):

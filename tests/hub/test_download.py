@@ -470,7 +470,7 @@ def test_a_known_digest_that_differs(web, bring, cache_home):
 def test_the_hub_itself_is_held_to_the_digest_that_it_tells(web, bring, cache_home):
     damaged = b"PK\x03\x04" + bytes(len(web.files[SHARD]) - 4)
     web.mishaps[SHARD] = [Mishap(content=damaged)]
-    assert "which is not what it says of it" in refuse(bring, hub(), cache_home)
+    assert "and not the one that it gives" in refuse(bring, hub(), cache_home)
 
 
 def test_a_bucket_is_held_to_its_md5(web, bring):

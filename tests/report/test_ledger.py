@@ -20,28 +20,28 @@ def record(picture, answer, score=0.5):
 
 def test_a_record_is_on_the_disk_at_once_and_found_again(tmp_path):
     path = tmp_path / "a.jsonl"
-    with open_ledger(path) as ledger:
-        assert ledger.find(picture="a", answer="x") is None
-        ledger.add(record("a", "ä\ud800\n"))
-        assert json.loads(path.read_bytes()) == record("a", "ä\ud800\n")
-    with open_ledger(path) as ledger:
-        assert ledger.find(picture="a", answer="ä\ud800\n") == record("a", "ä\ud800\n")
-        assert ledger.find(picture="b", answer="ä\ud800\n") is None
-        ledger.add(record("b", "y"))
+    ledger = open_ledger(path)
+    assert ledger.find(picture="a", answer="x") is None
+    ledger.add(record("a", "ä\ud800\n"))
+    assert json.loads(path.read_bytes()) == record("a", "ä\ud800\n")
+    ledger = open_ledger(path)
+    assert ledger.find(picture="a", answer="ä\ud800\n") == record("a", "ä\ud800\n")
+    assert ledger.find(picture="b", answer="ä\ud800\n") is None
+    ledger.add(record("b", "y"))
     assert len(path.read_bytes().splitlines()) == 2
 
 
 @pytest.mark.parametrize("kept", [-1, -2, -30])
 def test_a_line_cut_short_is_forgotten(tmp_path, kept):
     path = tmp_path / "a.jsonl"
-    with open_ledger(path) as ledger:
-        ledger.add(record("a", "x"))
-        ledger.add(record("b", "y"))
+    ledger = open_ledger(path)
+    ledger.add(record("a", "x"))
+    ledger.add(record("b", "y"))
     path.write_bytes(path.read_bytes()[:kept])
-    with open_ledger(path) as ledger:
-        assert ledger.find(picture="a", answer="x")
-        assert ledger.find(picture="b", answer="y") is None
-        ledger.add(record("b", "z"))
+    ledger = open_ledger(path)
+    assert ledger.find(picture="a", answer="x")
+    assert ledger.find(picture="b", answer="y") is None
+    ledger.add(record("b", "z"))
     assert [json.loads(line)["answer"] for line in path.read_text().splitlines()] == ["x", "z"]
 
 
@@ -55,15 +55,13 @@ def test_a_file_of_something_else_is_not_touched(tmp_path, content):
 
 
 def test_without_a_path_it_remembers(tmp_path):
-    with open_ledger(None) as ledger:
-        ledger.add(record("a", "x"))
-        assert ledger.find(picture="a", answer="x") == record("a", "x")
+    ledger = open_ledger(None)
+    ledger.add(record("a", "x"))
+    assert ledger.find(picture="a", answer="x") == record("a", "x")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_what_cannot_be_written_is_said(tmp_path):
-    with (
-        open_ledger(tmp_path / "no" / "a.jsonl") as ledger,
-        pytest.raises(ConfigError, match="cannot be written"),
-    ):
+    ledger = open_ledger(tmp_path / "no" / "a.jsonl")
+    with pytest.raises(ConfigError, match="cannot be written"):
         ledger.add(record("a", "x"))

@@ -11,7 +11,7 @@ from PIL import Image
 from minigpt4_runtime.report import chart
 from minigpt4_runtime.report.page import (
     Card,
-    Entry,
+    CardText,
     Gallery,
     Paragraph,
     Span,
@@ -63,8 +63,10 @@ def page():
             Gallery(
                 EVIL,
                 (
-                    Card(EVIL, (Entry(EVIL, plain(EVIL), is_best=True),), picture),
-                    Card("no picture", (Entry("", (Span(EVIL, "removed"), Span(EVIL, "added"))),)),
+                    Card(EVIL, (CardText(EVIL, plain(EVIL), is_best=True),), picture),
+                    Card(
+                        "no picture", (CardText("", (Span(EVIL, "removed"), Span(EVIL, "added"))),)
+                    ),
                 ),
             ),
         ],

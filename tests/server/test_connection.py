@@ -27,7 +27,7 @@ def unsent(server, number):
     with contextlib.ExitStack() as stack:
         for _ in range(number):
             stack.enter_context(connect(server)).sendall(post(BODY)[: -len(BODY)])
-        wait_for(lambda: len(server.parts.admission._places) == number)
+        wait_for(lambda: len(server.parts.admission._slots) == number)
         yield
 
 
@@ -45,7 +45,7 @@ def test_a_place_is_taken_when_the_body_is_there(start, model):
     server = start(max_requests=1)
     with connect(server) as late:
         late.sendall(post(BODY)[:-1])
-        wait_for(lambda: server.parts.admission._places)
+        wait_for(lambda: server.parts.admission._slots)
         body = json.dumps({"model": NAME, "messages": [user("hi")]} | long_answer()).encode()
         with connect(server) as first:
             first.sendall(post(body))

@@ -305,8 +305,8 @@ def test_cancelling_takes_one_step_from_where_the_server_knows(server, model):
     """From the server's word on: the engine drops it before its next step."""
     server.wait_until_idle()
     with streaming(server) as pieces:
-        (place,) = server.parts.admission._places
-        place.abort(Failure(503, "Enough."))
+        (slot,) = server.parts.admission._slots
+        slot.abort(Failure(503, "Enough."))
         *_, last = pieces
         assert b"Enough." in last
         # The event goes out after the ticket was cancelled.

@@ -1,8 +1,8 @@
 """A dialogue about images, turn by turn.
 
-Owns   what was said, which image was shown last, and which wait for the next question.
+Owns   the turns, the image shown last, and the images that wait for the next question.
 Takes  questions and images; a model answers. A question that fails leaves no trace.
-Never  reads what is typed or prints what is answered.
+Never  reads input or prints answers.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from minigpt4_runtime.messages import ImageSource, Message, TextDelta
 
 
 class Streams(Protocol):
-    """What a dialogue needs of a model."""
+    """The part of a model that a dialogue uses."""
 
     def stream(
         self, messages: Sequence[Message], sampling: SamplingParams | None = None
@@ -50,7 +50,7 @@ class Dialogue:
         self._waiting.append(image)
 
     def reset(self) -> None:
-        """Forget what was said; the image shown last waits for the first question."""
+        """Forget the turns; the image shown last waits for the first question."""
         self._turns = []
         self._waiting = [self.latest] if self.latest else []
 
@@ -61,7 +61,7 @@ class Dialogue:
         params: SamplingParams,
         on_text: Callable[[str], None],
     ) -> None:
-        """Ask, and hand the answer's text on as it grows. Ctrl-C keeps what was answered so far.
+        """Ask, and hand the answer's text on as it grows. Ctrl-C keeps the answer so far.
 
         Raises:
             RequestError: no image was shown, or the model cannot serve the question.

@@ -1,14 +1,13 @@
 """Paths, addresses and - as typed → the images to describe, in order.
 
-Owns   what counts as an image inside a folder, and how addresses and stdin are read.
-Takes  paths, addresses and - as typed; gives places, paths made by joining, each once.
-Never  opens an image, or passes over one in silence where all are asked for.
+Owns   the rule for images inside a folder, and the reading of addresses and stdin.
+Takes  paths, addresses and - as typed; gives places, each once.
+Never  opens an image, or skips one in silence if all are wanted.
 """
 
 import asyncio
 import os
 import re
-import stat
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -18,13 +17,13 @@ from minigpt4_runtime.errors import ConfigError
 from minigpt4_runtime.messages import ImageSource
 
 STDIN = "-"
-# A path; or text where it is an address, or STDIN.
+# A path; or an address or STDIN as text.
 Place = Path | str
 P = TypeVar("P", Path, Place)
 
 
 def read_place(text: str) -> Place:
-    """Tell what a person means: an address, stdin, or a path, also as a file: URL.
+    """Read a typed place: an address, stdin, or a path, also as a file: URL.
 
     Raises:
         ImageError: it is a URL of another kind.
@@ -49,7 +48,7 @@ def source_of(place: Place, *, allows_local: bool) -> ImageSource:
     if place == STDIN:
         from minigpt4_runtime.images.pixels import DEFAULT_LIMITS
 
-        # One more than may be: so an image that is too large is refused, not cut.
+        # One byte above the limit, so that a larger image is refused and not cut.
         content = sys.stdin.buffer.read(DEFAULT_LIMITS.max_bytes + 1)
         return ImageSource(content, label="- (stdin)")
     from minigpt4_runtime.images.fetch import Target, fetch
@@ -61,27 +60,22 @@ def source_of(place: Place, *, allows_local: bool) -> ImageSource:
 
 def is_folder(path: Path) -> bool:
     """Whether there is a folder at `path`."""
-    try:
-        return stat.S_ISDIR(path.stat().st_mode)
-    except OSError:
-        return False
+    return os.path.isdir(path)  # noqa: PTH112 - Path.is_dir may raise an error.
 
 
 def is_missing(path: Path) -> bool:
-    """Whether there is nothing at `path`. What may not be looked at is not missing."""
+    """Whether there is nothing at `path`. A path that may not be read is not missing."""
     try:
         path.stat()
-    except (FileNotFoundError, NotADirectoryError):
-        return True
-    except OSError:
-        return False
+    except OSError as error:
+        return isinstance(error, FileNotFoundError | NotADirectoryError)
     return False
 
 
 def find_images(places: Sequence[P], *, recursive: bool, with_unreadable: bool = False) -> list[P]:
-    """Give places as they are, and for a folder the images in it, sorted. None comes twice.
+    """Give places unchanged, and for a folder the images in it, sorted, each once.
 
-    `with_unreadable` gives those too that are plainly images, but in no format that is read here.
+    `with_unreadable` includes images in formats that are not read here.
 
     Raises:
         ConfigError: a folder cannot be read or holds no image.

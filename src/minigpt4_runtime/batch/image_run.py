@@ -1,6 +1,6 @@
 """One question about each of any number of images, with the engine kept full.
 
-Owns   the threads that open images ahead, how many they may be ahead, and the collecting.
+Owns   the threads that open images ahead, how far ahead they go, and the collecting.
 Takes  images, and how one is submitted; gives results as they are done.
 Never  opens an image itself, and knows no model.
 """
@@ -29,7 +29,7 @@ class ImageRun(Generic[P]):
         self._num_threads = min(8, os.cpu_count() or 1)
         self._num_ahead = max_running + 4 * self._num_threads
         self._tickets: dict[int, tuple[Ticket[TextDelta], float]] = {}
-        # What came: an index whose ticket has news, a result, or an error that ends it all.
+        # An index whose ticket has news, a result, or an error that ends the run.
         self._news: queue.SimpleQueue[int | Described | Exception] = queue.SimpleQueue()
 
     def of(self, images: Iterable[P]) -> Iterator[Described]:
@@ -66,7 +66,11 @@ class ImageRun(Generic[P]):
 
     def _collect(self) -> Described | None:
         """Wait for news, and give the result if an image is done."""
-        news = self._wait()
+        try:
+            # Windows hands Ctrl-C to Python only between two waits.
+            news = self._news.get(timeout=0.5)
+        except queue.Empty:
+            return None
         if isinstance(news, Exception):
             raise news
         if isinstance(news, Described):
@@ -81,11 +85,3 @@ class ImageRun(Generic[P]):
             del self._tickets[news]
             return Described(news, None, error, time.perf_counter() - started)
         return None
-
-    def _wait(self) -> int | Described | Exception:
-        while True:
-            try:
-                # Windows hands Ctrl-C to Python only between two waits.
-                return self._news.get(timeout=0.5)
-            except queue.Empty:
-                continue

@@ -1,6 +1,6 @@
 """Answers → a file of results: one JSON object, or one record a line.
 
-Owns   the form of both files, and that nothing which was done is lost.
+Owns   the form of both files, and the rule that no result is lost.
 Takes  a Record for each image; an existing .jsonl is only continued, a .json only replaced whole.
 Never  describes anything.
 """
@@ -12,16 +12,15 @@ import os
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import IO, Any, Self
+from typing import Any, Self
 
 from minigpt4_runtime.errors import ConfigError
-from minigpt4_runtime.report.files import write_whole, writing
+from minigpt4_runtime.report.files import append_record, write_whole
 
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """What became of one image: `answer` or `error` is None."""
+    """The result for one image: `answer` or `error` is None."""
 
     image: str
     answer: str | None = None
@@ -43,14 +42,12 @@ class Results:
         """Keep one more record."""
 
     def finish(self, *, is_whole: bool) -> None:
-        """Write what is still to be written; `is_whole` is False when the work was broken off."""
+        """Write the rest of the results; `is_whole` is False if the work was broken off."""
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self.finish(is_whole=kind is None)
 
 
@@ -61,9 +58,9 @@ def open_results(
     images: Sequence[str],
     note: Callable[[str], object] = lambda _: None,
 ) -> Results:
-    """Check where results shall go, before anything is computed. `images` are what is asked for.
+    """Check the file for results before anything is computed. `images` are all images of the run.
 
-    `note` is told where the results of a run that was broken off are.
+    If the run is broken off, `note` is told where its results are.
 
     Raises:
         ConfigError: nothing can be written there, or something would be lost.
@@ -114,7 +111,7 @@ class JsonObject(Results):
                 path = path.with_name(f"{path.stem}.partial.json")
             self._note(f"What was done is in {path}.")
         answers = {i: self._answers[i] for i in self._images if i in self._answers}
-        write_whole(path, _dump(answers, indent=2) + "\n")
+        write_whole(path, json.dumps(answers, ensure_ascii=False, indent=2) + "\n")
 
 
 class JsonLines(Results):
@@ -123,7 +120,6 @@ class JsonLines(Results):
     def __init__(self, path: Path, *, resume: bool, images: Collection[str]) -> None:
         super().__init__()
         self._path = path
-        self._file: IO[bytes] | None = None
         content = _read(path)
         if content and not resume:
             raise ConfigError(f"{path} exists. Continue it with --resume, or give another name.")
@@ -146,18 +142,7 @@ class JsonLines(Results):
 
     def add(self, record: Record) -> None:
         """Append one line, at once."""
-        with writing(self._path):
-            if self._file is None:
-                self._file = self._path.open("ab", buffering=0)
-            rest = (_dump(asdict(record)) + "\n").encode("utf-8", "backslashreplace")
-            while rest:
-                rest = rest[self._file.write(rest) :]
-
-    def finish(self, *, is_whole: bool) -> None:  # noqa: ARG002
-        """Close the file; every line is in it already."""
-        if self._file is not None:
-            with writing(self._path):
-                self._file.close()
+        append_record(self._path, asdict(record))
 
 
 def _read(path: Path) -> bytes:
@@ -188,7 +173,3 @@ def _read_lines(content: bytes, path: Path) -> Iterator[tuple[dict[str, Any], by
 
 def _is_record(value: object) -> bool:
     return isinstance(value, dict) and isinstance(value.get("image"), str) and "answer" in value
-
-
-def _dump(value: object, indent: int | None = None) -> str:
-    return json.dumps(value, ensure_ascii=False, indent=indent)

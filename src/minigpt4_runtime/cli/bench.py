@@ -41,7 +41,7 @@ bench = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 def bench_group() -> None:
     """Measure speed: image side, language model, the whole job.
 
-    The table goes to stdout. What was measured before a run is broken off is shown all the same.
+    The table goes to stdout. If a run is broken off, its measurements so far are shown.
     """
 
 
@@ -66,7 +66,7 @@ class PresetOptions:
     ] = None
 
     def check(self, where: ModelOptions) -> None:
-        """Refuse what does not go together.
+        """Refuse conflicting options.
 
         Raises:
             ConfigError: a preset beside a folder or without --random-weights, or the reverse.
@@ -84,7 +84,7 @@ class PresetOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class ReportOptions:
-    """Where the report goes, and what it is held against."""
+    """The folder of the report, and an older report to compare with."""
 
     out: Annotated[
         Path | None,
@@ -138,7 +138,7 @@ class SearchOptions:
         """The smallest and the largest batch to try, and the limit in ms.
 
         Raises:
-            ConfigError: something does not go together, or has no meaning.
+            ConfigError: options conflict, or a value is not valid.
         """
         limit = self.max_token_latency_ms
         if not self.ramp_up and (self.batch_range is not None or limit is not None):
@@ -177,13 +177,13 @@ def vision(
     torch and each graph in that folder stand side by side; --vision-runtime measures one alone.
     """
     sizes = _sizes(batch_sizes)
-    pictures = find_images(images, recursive=False) if images else None
+    found = find_images(images, recursive=False) if images else None
     runtimes = _runtimes(where, shape)
     with _reported("bench vision", report) as run:
         from minigpt4_runtime.bench.vision import made_up_photo, measure_runtimes
 
         measure_runtimes(
-            run, runtimes, pictures or [made_up_photo()],
+            run, runtimes, found or [made_up_photo()],
             name=_name(where, shape), batch_sizes=sizes, repeats=repeats,
         )  # fmt: skip
 
@@ -257,25 +257,25 @@ def describe(
     params = sampling.params()
     if not is_folder(folder):
         raise ConfigError(f"{folder} is no folder. Name one with pictures.")
-    pictures = find_images([folder], recursive=False, with_unreadable=True)
+    images = find_images([folder], recursive=False, with_unreadable=True)
     load = _loader(where, shape, vision=shape.layers, language=shape.layers)
     with _reported("bench describe", report) as run:
         from minigpt4_runtime.bench.describe import measure_describe
 
         model = run.load(load, name=_name(where, shape))
-        for measured in measure_describe(model, pictures, prompt, params, repeats=repeats):
+        for measured in measure_describe(model, images, prompt, params, repeats=repeats):
             run.add(measured)
             run.notes += [f"Not described: {error}" for error in measured.failures.values()]
     if measured.failures:
         raise typer.Exit(1)
 
 
-# --- what the commands share ------------------------------------------------------------------
+# --- shared by the commands -------------------------------------------------------------------
 
 
 @contextmanager
 def _reported(kind: str, options: ReportOptions) -> Iterator[BenchRun]:
-    """Check what the report needs, and report whatever was measured however this ends."""
+    """Check the report's options; at any end, report the measurements so far."""
     from minigpt4_runtime.bench.comparison import read_report
     from minigpt4_runtime.bench.report import BenchRun
     from minigpt4_runtime.report.files import ReportFolder
@@ -286,7 +286,7 @@ def _reported(kind: str, options: ReportOptions) -> Iterator[BenchRun]:
         import torch
 
         torch.set_num_threads(options.threads)
-        os.environ[THREADS_VARIABLE] = str(options.threads)  # It is a choice, as it is there.
+        os.environ[THREADS_VARIABLE] = str(options.threads)  # Loading keeps an explicit choice.
     run = BenchRun(kind, command=shlex.join(["minigpt4", *sys.argv[1:]]), tell=note)
     try:
         yield run
@@ -301,7 +301,7 @@ def _reported(kind: str, options: ReportOptions) -> Iterator[BenchRun]:
 def _loader(
     where: ModelOptions, shape: PresetOptions, *, vision: int | None, language: int | None
 ) -> Callable[[], MiniGPT4]:
-    """What makes the model: a folder, or random weights with at most so many layers a side."""
+    """A function that makes the model, from a folder or with random weights and few layers."""
     shape.check(where)
     if shape.preset is None:
         return partial(where.load, announce_demo=False)  # The report says what is measured.
@@ -318,7 +318,7 @@ def _loader(
 
 
 def _runtimes(where: ModelOptions, shape: PresetOptions) -> dict[str, Callable[[], MiniGPT4]]:
-    """What computes the image side, and how each is loaded: all there are, unless one is named."""
+    """Each runtime of the image side and its loader: all of them, unless one is named."""
     if shape.preset is not None and where.vision_graph is not None:
         raise ConfigError("--vision-graph was made of a folder's weights; a --preset has none.")
     if where.vision_runtime != "auto" or where.vision_graph is None:

@@ -38,7 +38,7 @@ Ctrl-C       stop an answer"""
 
 @spread_options
 def chat(
-    picture: Annotated[
+    image: Annotated[
         str | None,
         typer.Argument(
             metavar="IMAGE",
@@ -57,12 +57,12 @@ def chat(
     """
     params = sampling.params()
     dialogue = Dialogue()
-    if picture is not None:
-        dialogue.show(_find_picture(picture, allows_local=allow_local_urls))
+    if image is not None:
+        dialogue.show(_find_image(image, allows_local=allow_local_urls))
     session = _Session(where.load(), params, dialogue, allows_local=allow_local_urls)
     if is_interactive():
         use_line_editing()
-        opening = f"Ask about {picture}." if picture else "Show a picture: /image PATH."
+        opening = f"Ask about {image}." if image else "Show a picture: /image PATH."
         note(f"{opening} /help lists what else you can type.")
     session.run()
     if session.num_failed and not is_interactive():
@@ -82,7 +82,7 @@ class _Session:
         self.num_failed = 0
 
     def run(self) -> None:
-        """Return when there are no more lines, or at /quit."""
+        """Answer until there are no more lines, or until /quit."""
         while (line := _next_line()) not in ("/quit", "/exit"):
             try:
                 self._take(line)
@@ -122,11 +122,11 @@ class _Session:
 
     def _show(self, command: str, text: str) -> None:
         try:
-            picture = _argument(command, text)
-            source = _find_picture(picture, allows_local=self._allows_local)
+            image = _argument(command, text)
+            source = _find_image(image, allows_local=self._allows_local)
             self._dialogue.show(source)
         except RequestError as error:
-            # Or the next question, meant for this picture, would be answered about another.
+            # Otherwise the next question would be answered about another picture.
             former = self._dialogue.latest
             what_stays = f" Questions are still about {former.name}." if former else ""
             raise RequestError(f"{error}{what_stays}") from None
@@ -149,7 +149,7 @@ class _Session:
 
 
 def _next_line() -> str:
-    """Wait for the next line; the end is a /quit. A person's Ctrl-C at the prompt ends nothing."""
+    """Wait for the next line; the end of input is a /quit. Ctrl-C at the prompt is ignored."""
     while True:
         try:
             line = read_line("> ")
@@ -162,8 +162,8 @@ def _next_line() -> str:
 
 
 def _argument(command: str, text: str) -> str:
-    """What was typed or dragged after a command, without the marks that a shell would need."""
-    # A dragged path comes as a shell wants it: my\ picture.png. A typed one may have blanks.
+    """The text after a command, typed or dragged, without a shell's quotes and backslashes."""
+    # A dragged path is escaped as for a shell: my\ picture.png. A typed one may have blanks.
     words = [text]
     if os.name != "nt" and not os.path.exists(text):  # noqa: PTH110 - it bears any name.
         with suppress(ValueError):  # A quote that belongs to the name.
@@ -177,7 +177,7 @@ def _argument(command: str, text: str) -> str:
     return text
 
 
-def _find_picture(text: str, *, allows_local: bool) -> ImageSource:
+def _find_image(text: str, *, allows_local: bool) -> ImageSource:
     place = read_place(text)
     if place == STDIN:
         raise RequestError("- is stdin, where the questions come from. Name a file or an address.")

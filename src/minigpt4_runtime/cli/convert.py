@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from minigpt4_runtime.cli.options import flag, option
-from minigpt4_runtime.cli.terminal import note
+from minigpt4_runtime.cli.terminal import note, open_bars
 from minigpt4_runtime.config import DTypeName
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ def convert(
 
 
 def _hold_cache(out: Path) -> AbstractContextManager[None]:
-    """A fetch that begins clears the cache of unfinished folders: of none that is being made."""
+    """Lock the cache if `out` lies in it, where fetches clear unfinished folders."""
     from minigpt4_runtime.checkpoint.shelf import is_cleared
 
     if not is_cleared(out):
@@ -127,20 +127,13 @@ def _report(conversion: Conversion, dtype: DTypeName | None) -> None:
 
 
 @contextmanager
-def byte_bar() -> Iterator[Progress | None]:
+def byte_bar() -> Iterator[Progress]:
     """A bar on stderr that counts bytes, if stderr is a terminal."""
-    from rich.console import Console
-
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        yield None
-        return
     from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn
-    from rich.progress import Progress as RichProgress
 
-    with RichProgress(
+    with open_bars(
         TextColumn("{task.description:9}"), BarColumn(), DownloadColumn(binary_units=True),
-        TimeRemainingColumn(), console=console, transient=True,
+        TimeRemainingColumn(),
     ) as bar:  # fmt: skip
         task = bar.add_task("", total=None, visible=False)
 

@@ -1,4 +1,4 @@
-"""`minigpt4 demo`: the demo model at work on a drawn scene, or judged on many."""
+"""`minigpt4 demo`: the demo model on a drawn scene, or judged on many."""
 
 from __future__ import annotations
 
@@ -89,12 +89,12 @@ def _show_one(where: ModelOptions, seed: int | None, save: Path | None) -> None:
             print(f"  (right would be: {verdict.expected})", flush=True)
 
 
-def _save(picture: Image, path: Path) -> None:
+def _save(image: Image, path: Path) -> None:
     if path.suffix.lower() not in (".png", ".jpg", ".jpeg"):
         raise ConfigError(f"--save is {path}; its name must end with .png or .jpg.")
     try:
         with path.open("xb") as file:
-            picture.save(file, "PNG" if path.suffix.lower() == ".png" else "JPEG")
+            image.save(file, "PNG" if path.suffix.lower() == ".png" else "JPEG")
     except FileExistsError:
         raise ConfigError(f"--save is {path}, which exists. Give another name.") from None
     except OSError as error:

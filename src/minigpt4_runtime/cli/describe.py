@@ -148,7 +148,7 @@ def _record(image: str, described: Described) -> Record:
 
 
 class _Screen:
-    """Shows records in the order of their images, in whatever order they arrive."""
+    """Shows records in the order of their images, not of their arrival."""
 
     def __init__(self, bar: ProgressBar, *, shows_names: bool) -> None:
         self._bar = bar
@@ -160,7 +160,7 @@ class _Screen:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Show the records that still wait for earlier ones: those will not arrive any more."""
+        """Show the records that wait for earlier ones, which will not arrive any more."""
         self._show([self._waiting.pop(index) for index in sorted(self._waiting)])
 
     def add(self, index: int, record: Record) -> None:

@@ -45,7 +45,7 @@ def _print_lines(diagnosis: Diagnosis) -> None:
 
     for check in diagnosis.checks:
         mark = "ok  " if check.is_well else "FAIL" if check.is_needed else "note"
-        # What is seen may be a sentence of an error, with its full stop, or none.
+        # `seen` may be a sentence with a full stop, such as an error.
         rest = check.seen if check.is_well else f"{check.seen.removesuffix('.')}. {check.todo}"
         print(f"{mark}  {check.name}: {rest}")
     print("\nDevices")

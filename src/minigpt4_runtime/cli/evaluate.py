@@ -1,4 +1,4 @@
-"""`minigpt4 evaluate`: how right answers are, judged in four ways."""
+"""`minigpt4 evaluate`: the quality of answers, judged in four ways."""
 
 from __future__ import annotations
 
@@ -246,7 +246,7 @@ def _load_judge(path: Path, device: str) -> Judge:
 
 
 def _name_model(where: ModelOptions, model: MiniGPT4) -> str:
-    """What answers, in words; every option that is given counts: it may change answers."""
+    """The model in words, with every given option, as each may change answers."""
     options = {**asdict(where), "device": model.device, "dtype": model.dtype}
     options["model"] = where.model or "demo"
     given = {name: value for name, value in options.items() if value is not None}
@@ -257,12 +257,13 @@ def _name_model(where: ModelOptions, model: MiniGPT4) -> str:
 def _at_work(
     folder: ReportFolder | None, keys: tuple[str, ...], total: int
 ) -> Iterator[tuple[Ledger, ProgressBar]]:
-    """The ledger and the bar. After Ctrl-C it says where the ledger is."""
+    """The ledger and the bar. After Ctrl-C the ledger's path is named."""
     from minigpt4_runtime.report.ledger import Ledger
 
     path = folder.file(".jsonl") if folder else None
     try:
-        with Ledger(path, keys=keys) as ledger, progress_bar(total) as bar:
+        ledger = Ledger(path, keys=keys)
+        with progress_bar(total) as bar:
             yield ledger, bar
     except KeyboardInterrupt:
         if path and path.exists():

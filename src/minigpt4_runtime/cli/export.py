@@ -18,7 +18,7 @@ from minigpt4_runtime.messages import ImageSource, image
 if TYPE_CHECKING:
     from minigpt4_runtime.checkpoint.graph_folder import GraphRecord
 
-# The graph is there, and what was to be made of it is not.
+# The exit status if the graph was made, but not the .om.
 HALF_DONE = 3
 _NUM_SCENES = 4
 
@@ -75,12 +75,13 @@ def vision(
             "With om: how many pictures the graph can take at once, as in 1,2,4,8. Without it, 1.",
         ),
     ] = None,
-    pictures: Annotated[
+    images: Annotated[
         list[Path] | None,
         option(
             "PATH",
             "Pictures or folders of them to compare the graph with torch on, beside random ones. "
             "Without it, four drawn scenes.",
+            "--pictures",
         ),
     ] = None,
     force: Annotated[bool, flag("Replace the graph folder that --out names.", "--force")] = False,
@@ -94,7 +95,7 @@ def vision(
     status is 3.
     """
     sizes = _read_sizes(graph_format, batch, soc_version, batch_sizes)
-    sources = _sources(pictures)
+    sources = _sources(images)
     from minigpt4_runtime.api import DEMO_MODEL_DIR
     from minigpt4_runtime.checkpoint.config_file import load_config
     from minigpt4_runtime.checkpoint.shelf import find_model
@@ -136,7 +137,7 @@ def _read_sizes(
     soc_version: str | None,
     batch_sizes: str | None,
 ) -> tuple[int, ...] | None:
-    """The numbers of pictures that the .om is to take, or None where there is none to make."""
+    """The batch sizes of the .om, or None if none is to be made."""
     if graph_format == "onnx":
         if soc_version or batch_sizes:
             raise ConfigError("--soc-version and --batch-sizes go with --format om.")

@@ -12,7 +12,7 @@ import typer
 
 from minigpt4_runtime.cli.convert import DType, byte_bar
 from minigpt4_runtime.cli.options import flag, option
-from minigpt4_runtime.cli.terminal import note
+from minigpt4_runtime.cli.terminal import note, open_bars
 from minigpt4_runtime.config import DTypeName
 from minigpt4_runtime.errors import CheckpointError, ConfigError
 
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 
 EXAMPLE_PATH = Path(__file__).parents[1] / "assets" / "example.png"
 _EXAMPLE_TOKENS = 60
-# What a line about a download holds beside its title: a bar, bytes, bytes a second, time left.
+# The width of a download's line beside its title: a bar, bytes, bytes a second, time left.
 _BAR_CHARACTERS = 10
 _COLUMNS_OF_NUMBERS = 50
-# What it holds where there is no room for all of that.
+# The width of the bytes alone, for narrow terminals.
 _COLUMNS_OF_BYTES = 20
 _FEWEST_TITLE_CHARACTERS = 12
 
@@ -114,7 +114,7 @@ def fetch(
 
 
 def _check_present(model: ModelSources, out_dir: Path, dtype: DTypeName | None) -> None:
-    """Make sure that the folder that is there is what was asked for."""
+    """Check that the existing folder is the wanted model in the wanted dtype."""
     from minigpt4_runtime.checkpoint.config_file import load_config
     from minigpt4_runtime.checkpoint.manifest import read_manifest
     from minigpt4_runtime.checkpoint.shelf import models_dir
@@ -183,7 +183,7 @@ def _bring_and_convert(plan: FetchPlan, *, keep_sources: bool) -> None:
 
 
 def _show_plan(plan: FetchPlan, *, is_all: bool) -> None:
-    """A dry run is asked for this alone: it goes to stdout then."""
+    """Show the plan on stderr; all of it, on stdout, for a dry run."""
     from minigpt4_runtime.checkpoint.weights import show_bytes
 
     say = print if is_all else note
@@ -208,7 +208,7 @@ def _show_plan(plan: FetchPlan, *, is_all: bool) -> None:
 
 
 def _describe_example(model_dir: Path, dtype: DTypeName) -> None:
-    """Describe the picture that comes along, as the words come."""
+    """Describe the bundled example picture, printing the words as they come."""
     from minigpt4_runtime.api import MiniGPT4
     from minigpt4_runtime.config import SamplingParams
     from minigpt4_runtime.messages import Message, image
@@ -224,17 +224,11 @@ def _describe_example(model_dir: Path, dtype: DTypeName) -> None:
 
 @contextmanager
 def _file_bars(plan: FetchPlan) -> Iterator[FileProgress]:
-    """A bar for each file that is on its way, on stderr, if stderr is a terminal."""
+    """A bar on stderr for each running download, if stderr is a terminal."""
     from rich.console import Console
-
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        yield lambda *_: None
-        return
     from rich.progress import (
         BarColumn,
         DownloadColumn,
-        Progress,
         TextColumn,
         TimeRemainingColumn,
         TransferSpeedColumn,
@@ -244,10 +238,11 @@ def _file_bars(plan: FetchPlan) -> Iterator[FileProgress]:
         TextColumn("{task.description}"), BarColumn(_BAR_CHARACTERS),
         DownloadColumn(binary_units=True), TransferSpeedColumn(), TimeRemainingColumn(),
     ]  # fmt: skip
-    room = console.width - _COLUMNS_OF_NUMBERS
+    width = Console(stderr=True).width
+    room = width - _COLUMNS_OF_NUMBERS
     if room < _FEWEST_TITLE_CHARACTERS:
-        columns, room = [columns[0], columns[2]], max(1, console.width - _COLUMNS_OF_BYTES)
-    with Progress(*columns, console=console, transient=True) as bars:
+        columns, room = [columns[0], columns[2]], max(1, width - _COLUMNS_OF_BYTES)
+    with open_bars(*columns) as bars:
         tasks = {
             # The end of a name tells the parts of a model apart.
             title: bars.add_task(

@@ -1,4 +1,4 @@
-"""`minigpt4 inspect`: what a model folder holds, without loading it."""
+"""`minigpt4 inspect`: the content of a model folder, without loading it."""
 
 from __future__ import annotations
 

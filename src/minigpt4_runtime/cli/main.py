@@ -1,8 +1,8 @@
-"""The command `minigpt4`: the list of commands, and the one place where errors become words.
+"""The command `minigpt4`: the list of commands, and the reporting of errors.
 
 Owns   the exit status: 0 all went well, 1 an error or a picture that failed, 2 wrong usage,
        3 a graph whose .om is still to be made, 130 Ctrl-C.
-Takes  the command line. A command imports what is heavy when it runs, so that --help is quick.
+Takes  the command line. Commands import heavy modules when they run, so that --help is quick.
 Never  lets a traceback out, unless --debug asks for it.
 """
 
@@ -31,7 +31,7 @@ from minigpt4_runtime.cli.terminal import note, open_what_is_closed, print_anyth
 from minigpt4_runtime.cli.web import web
 from minigpt4_runtime.errors import MiniGPT4Error
 
-# Plain help: drawing boxes would take as long again as all the rest of `minigpt4 --help`.
+# Plain help: drawing boxes would double the time of `minigpt4 --help`.
 app = typer.Typer(
     name="minigpt4",
     rich_markup_mode=None,
@@ -59,7 +59,7 @@ def _show_version(is_asked: bool) -> None:
 @app.callback()
 def minigpt4(
     *,
-    # `run` acts on it; it stands here to be listed.
+    # `run` reads it from the command line; it is declared here for the help.
     debug: Annotated[bool, flag("Show the traceback of an error.", "--debug")] = False,
     version: Annotated[
         bool,
@@ -104,7 +104,7 @@ def run() -> None:
 
 
 def _move_debug_forward(arguments: list[str]) -> bool:
-    """Let --debug stand anywhere before a `--`, though it belongs to no command."""
+    """Move --debug, which may stand anywhere before a `--`, to the front."""
     end = arguments.index("--") if "--" in arguments else len(arguments)
     if "--debug" not in arguments[1:end]:
         return False
@@ -132,7 +132,7 @@ def _translate(error: Exception) -> None:
 
 
 def _give_up_stdout() -> None:
-    """A full disk behind stdout must not fail once more when Python ends."""
+    """Flush stdout, or drop it, so that a full disk causes no second error at Python's end."""
     try:
         if sys.stdout:
             sys.stdout.flush()

@@ -1,8 +1,9 @@
-"""`minigpt4 models`: what the cache holds."""
+"""`minigpt4 models`: the models in the cache."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from typing import Annotated
 
 import typer
@@ -33,16 +34,8 @@ def models(
         return
     found, downloads_bytes = shelf.list_models(), shelf.measure(shelf.downloads_dir())
     if as_json:
-        entries = [
-            {"name": each.name, "path": str(each.path), "num_bytes": each.num_bytes}
-            for each in found
-        ]
-        home = str(shelf.home_dir())
-        print(
-            json.dumps(
-                {"home": home, "models": entries, "downloads_bytes": downloads_bytes}, indent=2
-            )
-        )
+        cache = {"home": shelf.home_dir(), "models": list(map(asdict, found))}
+        print(json.dumps({**cache, "downloads_bytes": downloads_bytes}, indent=2, default=str))
         return
     for each in found:
         print(f"{each.name}\t{show_bytes(each.num_bytes)}\t{each.path}")
@@ -53,7 +46,7 @@ def models(
 
 
 def _delete(name: str) -> int:
-    """What a fetch is writing is not taken from under it."""
+    """Delete a model or the downloads, which are locked while a fetch writes them."""
     from minigpt4_runtime.checkpoint import shelf
 
     if name != shelf.DOWNLOADS or not shelf.downloads_dir().is_dir():

@@ -1,8 +1,8 @@
 """The options that commands share, each written once.
 
 Owns   ModelOptions and SamplingOptions, and how a command takes them as one value each.
-Takes  what typer read; gives a loaded model and SamplingParams, which check the values.
-Never  checks what a value may be: only which options go together, by the names that are typed.
+Takes  the values that typer read; gives a loaded model and SamplingParams, which check the values.
+Never  checks a single value: only which options go together, named as they are typed.
 """
 
 from __future__ import annotations
@@ -13,13 +13,14 @@ import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
 from minigpt4_runtime.cli.terminal import note
 from minigpt4_runtime.config import SAMPLING_RANGES, EngineConfig, SamplingParams
 from minigpt4_runtime.errors import ConfigError
+from minigpt4_runtime.report.files import read_text
 
 if TYPE_CHECKING:
     from minigpt4_runtime.api import MiniGPT4
@@ -48,7 +49,7 @@ AllowLocalUrls = Annotated[
 
 @dataclass(frozen=True, kw_only=True)
 class ModelOptions:
-    """Which model answers, and on what it runs."""
+    """The model, and the device and runtime for it."""
 
     model: Annotated[
         Path | None,
@@ -102,7 +103,7 @@ class ModelOptions:
     ] = None
 
     def follow(self) -> bool:
-        """Follow rank 0 if torchrun has started this process for that; whether it did."""
+        """Follow rank 0 if torchrun has started this process for that; return whether it has."""
         if self.tensor_parallel < 2:
             return False
         from minigpt4_runtime import follow
@@ -124,20 +125,12 @@ class ModelOptions:
         if self.model is None and THREADS_VARIABLE not in os.environ:
             import torch
 
-            # Its products are too small to be divided: a second thread would only be waited for.
+            # Its matrix products are too small to divide: a second thread would only add waits.
             torch.set_num_threads(1)
         # `load` itself refuses a dtype or a runtime that it does not know.
-        return MiniGPT4.load(
-            self.model,
-            device=self.device,
-            dtype=cast(Any, self.dtype),
-            tensor_parallel=self.tensor_parallel,
-            engine=engine,
-            image_limits=image_limits,
-            vision_runtime=cast(Any, self.vision_runtime),
-            vision_graph=self.vision_graph,
-            provider=self.provider,
-        )
+        given = asdict(self)
+        model = given.pop("model")
+        return MiniGPT4.load(model, engine=engine, image_limits=image_limits, **given)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,10 +198,10 @@ class SamplingOptions:
     regex: Annotated[str | None, option("REGEX", "Make the whole answer match this.")] = None
 
     def params(self) -> SamplingParams:
-        """The same as the library takes it.
+        """These options as the library's SamplingParams.
 
         Raises:
-            ConfigError: a value has no meaning, or none beside the others; a file cannot be read.
+            ConfigError: a value is not valid, or conflicts with others; a file cannot be read.
         """
         if self.num_beams <= 1 and self.length_penalty is not None:
             raise ConfigError("--length-penalty needs --num-beams above 1: it ranks beams.")
@@ -219,17 +212,8 @@ class SamplingOptions:
             )
         given = {name: value for name, value in asdict(self).items() if value is not None}
         if self.json_schema:
-            given["json_schema"] = _read_text(self.json_schema)
+            given["json_schema"] = read_text(self.json_schema)
         return SamplingParams(**given)
-
-
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be read ({error.strerror}).") from None
-    except UnicodeDecodeError:
-        raise ConfigError(f"{path} is no text in UTF-8.") from None
 
 
 def spread_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -237,16 +221,15 @@ def spread_options(command: Callable[..., None]) -> Callable[..., None]:
 
     Example: `def chat(*, where: ModelOptions)` gets --model, --device and --dtype.
     """
-    hints = get_type_hints(command, include_extras=True)
     groups: dict[str, type[Any]] = {}
     parameters = []
-    for parameter in inspect.signature(command).parameters.values():
-        hint = hints[parameter.name]
-        if is_dataclass(hint):
-            groups[parameter.name] = cast(type[Any], hint)
-            parameters += _fields_as_parameters(groups[parameter.name])
+    for parameter in _parameters(command):
+        hint = parameter.annotation
+        if isinstance(hint, type) and is_dataclass(hint):
+            groups[parameter.name] = hint
+            parameters += _parameters(hint)
         else:
-            parameters.append(parameter.replace(annotation=hint))
+            parameters.append(parameter)
 
     @functools.wraps(command)
     def spread(**values: Any) -> None:
@@ -262,14 +245,7 @@ def spread_options(command: Callable[..., None]) -> Callable[..., None]:
     return spread
 
 
-def _fields_as_parameters(group: type[Any]) -> list[inspect.Parameter]:
-    hints = get_type_hints(group, include_extras=True)
-    return [
-        inspect.Parameter(
-            field.name,
-            inspect.Parameter.KEYWORD_ONLY,
-            default=field.default,
-            annotation=hints[field.name],
-        )
-        for field in fields(group)
-    ]
+def _parameters(called: Callable[..., object]) -> list[inspect.Parameter]:
+    hints = get_type_hints(called, include_extras=True)
+    signature = inspect.signature(called)
+    return [each.replace(annotation=hints[each.name]) for each in signature.parameters.values()]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import threading
 from contextlib import nullcontext
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from minigpt4_runtime.cli.options import ModelOptions, flag, option, spread_options
-from minigpt4_runtime.cli.web import PicturesOption, chat_page, check_page
+from minigpt4_runtime.cli.web import ExamplesOption, chat_page, check_page
 from minigpt4_runtime.config import EngineConfig
 from minigpt4_runtime.errors import ConfigError
 from minigpt4_runtime.optional import require
@@ -22,13 +23,12 @@ if TYPE_CHECKING:
     from minigpt4_runtime.api import MiniGPT4
 
 _CLOSE_SECONDS = 3
-_INSTALL = "pip install 'minigpt4-runtime[server]'"
 _DEMO_DESCRIPTION = "It is the bundled demo model, which knows only drawn scenes."
 
 
 @dataclass(frozen=True, kw_only=True)
 class AccessOptions:
-    """Where the server is, who may ask it, and what it may open for them."""
+    """The server's address, its keys, and the places from which it opens pictures."""
 
     host: Annotated[str, option("ADDRESS", "Where to listen; 0.0.0.0 is every network.")] = (
         "127.0.0.1"
@@ -66,7 +66,7 @@ class AccessOptions:
         """The API keys.
 
         Raises:
-            ConfigError: there are none to be read, or a whole network would need none.
+            ConfigError: they cannot be read, or are missing for a server on a network.
         """
         from minigpt4_runtime.server import auth
 
@@ -77,7 +77,7 @@ class AccessOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class LimitOptions:
-    """What a request may cost, how many run, and how long things may take."""
+    """The limits on requests, on answers in progress, and on times."""
 
     max_requests: Annotated[
         int,
@@ -146,7 +146,7 @@ def serve(
     ui: Annotated[
         bool, flag("Show a chat page at / as well; a browser then finds it.", "--ui")
     ] = False,
-    pictures: PicturesOption = None,
+    examples_dir: ExamplesOption = None,
     log_format: Annotated[str, option("FORMAT", "plain or json.")] = "plain",
     log_content: Annotated[
         bool, flag("Write prompts, pictures and answers to the log.", "--log-content")
@@ -160,10 +160,10 @@ def serve(
     docs/serving.md shows clients, a proxy with TLS, and how to run it as a service.
     """
     for package in ("fastapi", "uvicorn", "prometheus_client"):
-        require(package, install=_INSTALL)
+        require(package, extra="server")
     if ui:
-        check_page(pictures)
-    elif pictures is not None:
+        check_page(examples_dir)
+    elif examples_dir is not None:
         raise ConfigError("--pictures is for the chat page. Add --ui.")
     from minigpt4_runtime.server import listen, logs
 
@@ -174,22 +174,22 @@ def serve(
     config = _settings(access, limits, where, name=name, log_content=log_content)
     listen.keep_memory_together()
     listener = listen.bind(access.host, access.port)
-    # A line of words is no JSON.
+    # The notice about the demo model is not JSON.
     model = _load(where, limits, config, announce_demo=log_format == "plain")
     logs.set_up_logs("json" if log_format == "json" else "plain")
     from minigpt4_runtime.server.app import create_app
 
     app, url = create_app(model, config, asks_browsers=ui), listen.url_of(listener)
     page = chat_page(
-        app, url, config.api_keys, pictures=pictures, max_picture_bytes=config.max_body_bytes,
+        app, url, config.api_keys, examples_dir=examples_dir, max_image_bytes=config.max_body_bytes,
         max_kept_bytes=limits.max_uploads_mib * 2**20,
     )  # fmt: skip
     with page if ui else nullcontext():
         listen.keep_what_is_loaded()
-        status = listen.serve(
-            app, listener, grace_seconds=limits.grace_seconds,
-            on_start=lambda: print(url, flush=True),
-        )  # fmt: skip
+        serving = listen.serve(
+            app, listener, limits.grace_seconds, on_start=lambda: print(url, flush=True)
+        )
+        status = asyncio.run(serving)
     _close(model, status)
     raise typer.Exit(status)
 

@@ -1,8 +1,8 @@
-"""What people see beside the answers: messages, the progress bar, and lines typed in.
+"""The terminal beside the answers: messages, progress bars, and typed lines.
 
-Owns   stderr and the terminal. Answers alone go to stdout.
-Takes  sentences and counts; draws a bar only where stderr is a terminal.
-Never  knows what an answer is.
+Owns   stderr and the terminal. Only answers go to stdout.
+Takes  sentences and counts; draws bars only if stderr is a terminal.
+Never  knows about answers.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ import io
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from rich.progress import Progress
+    from rich.progress import Progress, ProgressColumn
 
     from minigpt4_runtime.report.files import Report, ReportFolder
 
@@ -29,19 +29,19 @@ def note(text: str) -> None:
 
 
 def report(error: object, *, about: str = "") -> None:
-    """Tell what went wrong, and what about, where the message does not say so itself."""
+    """Report an error, with its subject if the message does not name it."""
     note(f"error: {error}" if about in str(error) else f"error: {about}: {error}")
 
 
 def show_report(found: Report, folder: ReportFolder | None) -> None:
-    """Print what was found, and say where the report of it is written."""
+    """Print a report, and name the file that it is written to."""
     print(found.as_text(), flush=True)
     if folder:
         note(f"The report is in {folder.write(found)}.")
 
 
 def open_what_is_closed() -> None:
-    """Make a closed stdin an empty one, and a closed stderr one without a reader."""
+    """Replace a closed stdin by an empty one, and a closed stderr by the null device."""
     if sys.stdin is None:
         sys.stdin = Path(os.devnull).open(encoding="utf-8")  # noqa: SIM115 — Until the end.
     if sys.stderr is None:
@@ -49,7 +49,7 @@ def open_what_is_closed() -> None:
 
 
 def print_anything() -> None:
-    """Let no character stop an answer: neither a file's odd name nor an old terminal's alphabet."""
+    """Print every character, also of files' undecodable names and on old terminals."""
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(errors="replace")
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -57,24 +57,33 @@ def print_anything() -> None:
         sys.stdout.reconfigure(errors="surrogateescape" if is_utf8 else "backslashreplace")
 
 
-class ProgressBar:
-    """So many of so many, with the time that is left."""
+def open_bars(*columns: ProgressColumn, is_shown: bool = True, redirects: bool = True) -> Progress:
+    """Bars on stderr, drawn only on a terminal; `redirects` lets lines pass above them."""
+    from rich.console import Console
+    from rich.progress import Progress
 
-    def __init__(self, progress: Progress | None, total: int) -> None:
+    console = Console(stderr=True)
+    console.quiet = not (is_shown and console.is_terminal)
+    return Progress(
+        *columns, console=console, transient=True, disable=console.quiet,
+        redirect_stdout=redirects, redirect_stderr=redirects,
+    )  # fmt: skip
+
+
+class ProgressBar:
+    """The number of things done of all, and the time that is left."""
+
+    def __init__(self, progress: Progress, total: int) -> None:
         self._progress = progress
-        self._task = progress.add_task("", total=total) if progress else None
+        self._task = progress.add_task("", total=total)
 
     def advance(self) -> None:
         """One more is done."""
-        if self._progress and self._task is not None:
-            self._progress.advance(self._task)
+        self._progress.advance(self._task)
 
     @contextmanager
     def aside(self) -> Iterator[None]:
         """Take the bar off the terminal while lines are printed."""
-        if self._progress is None:
-            yield
-            return
         self._progress.stop()
         try:
             yield
@@ -85,17 +94,12 @@ class ProgressBar:
 @contextmanager
 def progress_bar(total: int) -> Iterator[ProgressBar]:
     """A bar on stderr while this lasts, if there is more than one thing to do and a terminal."""
-    if total < 2 or not sys.stderr.isatty():
-        yield ProgressBar(None, total)
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, TimeRemainingColumn
 
     # Redirecting would send the answers to stderr; they are printed with the bar aside instead.
-    with Progress(
-        BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
-        console=Console(stderr=True), transient=True, redirect_stdout=False, redirect_stderr=False,
-    ) as progress:  # fmt: skip
+    is_shown = total > 1 and sys.stderr.isatty()
+    columns = BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    with open_bars(*columns, is_shown=is_shown, redirects=False) as progress:
         yield ProgressBar(progress, total)
 
 
@@ -120,8 +124,5 @@ def read_line(prompt: str) -> str | None:
 
 def use_line_editing() -> None:
     """Give `input` arrow keys and a history, where Python has readline. Windows has its own."""
-    if is_interactive():
-        try:
-            import readline  # noqa: F401
-        except ImportError:
-            return
+    with suppress(ImportError):
+        import readline  # noqa: F401

@@ -19,12 +19,11 @@ from minigpt4_runtime.optional import require
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
-INSTALL = "pip install 'minigpt4-runtime[web]'"
 _NUM_DRAWN = 4
-_MOST_PICTURES = 12
+_MOST_IMAGES = 12
 _UPLOADS_VARIABLE = "GRADIO_TEMP_DIR"
 
-PicturesOption = Annotated[
+ExamplesOption = Annotated[
     Path | None,
     option(
         "DIR", "Pictures to click on the chat page. Without it a few drawn scenes.", "--pictures"
@@ -42,14 +41,14 @@ def web(
     ] = None,
     host: Annotated[str, option("ADDRESS", "Where the page is.")] = "127.0.0.1",
     port: Annotated[int, option("NUMBER", "0 takes a free one, which is printed.")] = 7860,
-    pictures: PicturesOption = None,
+    examples_dir: ExamplesOption = None,
 ) -> None:
     """Show a chat page in the browser, for a server that runs already.
 
     The server may run elsewhere. The URL of the page goes to stdout. `minigpt4 serve --ui` shows
     the same page and answers itself.
     """
-    check_page(pictures)
+    check_page(examples_dir)
     from fastapi import FastAPI
 
     from minigpt4_runtime.server import auth, listen, logs
@@ -57,30 +56,30 @@ def web(
     if not re.match(r"https?://[^/]", url):
         raise ConfigError(f"--url is {url!r}; it must begin with http:// or https:// and a host.")
     keys = auth.read_keys(api_key_file) if api_key_file else ()
-    # The page's key serves every visitor: the page asks for none itself.
+    # The page uses its key for every visitor, and asks for none itself.
     if not auth.is_loopback(host):
         raise ConfigError(
-            f"Whoever reaches {host} could use this page, which asks for no key. Show it on this "
-            "machine alone, or use `minigpt4 serve --ui --api-key-file FILE`."
+            f"Everyone who reaches {host} could use this page, which asks for no key. Show it on "
+            "this machine alone, or use `minigpt4 serve --ui --api-key-file FILE`."
         )
     listener, app = listen.bind(host, port), FastAPI(openapi_url=None)
     app.add_middleware(auth.NameGuard)
     logs.set_up_logs("plain")
-    with chat_page(app, url.rstrip("/"), keys, pictures=pictures):
+    with chat_page(app, url.rstrip("/"), keys, examples_dir=examples_dir):
         url_here = listen.url_of(listener)
         listen.serve_until_told(app, listener, lambda: print(url_here, flush=True))
 
 
-def check_page(pictures: Path | None) -> None:
-    """Find out whether there can be a page, before anything is loaded for it.
+def check_page(examples_dir: Path | None) -> None:
+    """Check the needs of a page before anything is loaded for it.
 
     Raises:
         BackendUnavailableError: Gradio is not installed.
         ConfigError: there are no pictures in the folder.
     """
-    require("gradio", install=INSTALL)
-    if pictures is not None:
-        _find_pictures(pictures)
+    require("gradio", extra="web")
+    if examples_dir is not None:
+        _find_images(examples_dir)
 
 
 @contextmanager
@@ -89,28 +88,26 @@ def chat_page(
     url: str,
     keys: Sequence[str],
     *,
-    pictures: Path | None,
-    max_picture_bytes: int | None = None,
-    max_kept_bytes: int | None = None,
+    examples_dir: Path | None,
+    **limits: int,
 ) -> Iterator[None]:
-    """Show the page at / of an application, for as long as its pictures are there."""
+    """Show the page at / of an application, for as long as its pictures are there.
+
+    `limits` are those of `mount`.
+    """
     from minigpt4_runtime.server.logs import log_failure
     from minigpt4_runtime.web.dialogue import Server
-    from minigpt4_runtime.web.page import MAX_KEPT_BYTES, MAX_PICTURE_BYTES, build_page, mount
+    from minigpt4_runtime.web.page import build_page, mount
 
-    with _private_uploads(), _example_pictures(pictures) as examples:
+    with _private_uploads(), _example_images(examples_dir) as examples:
         page = build_page(Server(url, keys[0] if keys else None), examples)
-        mount(
-            app, page, on_failure=log_failure,
-            max_picture_bytes=max_picture_bytes or MAX_PICTURE_BYTES,
-            max_kept_bytes=max_kept_bytes or MAX_KEPT_BYTES,
-        )  # fmt: skip
+        mount(app, page, on_failure=log_failure, **limits)
         yield
 
 
 @contextmanager
 def _private_uploads() -> Iterator[None]:
-    """A folder for uploaded pictures that no other user of this machine can read, as Gradio's."""
+    """Let Gradio keep uploads in a folder that no other user of this machine can read."""
     with tempfile.TemporaryDirectory(
         prefix="minigpt4-uploads-", ignore_cleanup_errors=True
     ) as folder:
@@ -124,10 +121,10 @@ def _private_uploads() -> Iterator[None]:
 
 
 @contextmanager
-def _example_pictures(folder: Path | None) -> Iterator[list[Path]]:
+def _example_images(folder: Path | None) -> Iterator[list[Path]]:
     """The first pictures of a folder; without one, scenes that are drawn for as long as needed."""
     if folder is not None:
-        yield _find_pictures(folder)[:_MOST_PICTURES]
+        yield _find_images(folder)[:_MOST_IMAGES]
         return
     from minigpt4_runtime.evaluation.scenes import draw, random_scene
 
@@ -139,8 +136,8 @@ def _example_pictures(folder: Path | None) -> Iterator[list[Path]]:
         yield paths
 
 
-def _find_pictures(folder: Path) -> list[Path]:
-    pictures = sorted(walk(folder, recursive=False)) if folder.is_dir() else []
-    if not pictures:
+def _find_images(folder: Path) -> list[Path]:
+    images = sorted(walk(folder, recursive=False)) if folder.is_dir() else []
+    if not images:
         raise ConfigError(f"{folder} is no folder with pictures in it. Name another: --pictures.")
-    return pictures
+    return images

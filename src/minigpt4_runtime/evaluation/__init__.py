@@ -1,1 +1,1 @@
-"""HOW RIGHT: what judges answers, through the public API only."""
+"""THE QUALITY of answers, judged through the public API only."""

@@ -17,6 +17,7 @@ from typing import Any
 from minigpt4_runtime.errors import ConfigError
 from minigpt4_runtime.evaluation.images import check_folder, find_image
 from minigpt4_runtime.evaluation.statistics import draw_sample
+from minigpt4_runtime.report.files import read_text
 
 _SHOWN_NAMES = 5
 
@@ -141,20 +142,6 @@ def _keep_common(runs: Sequence[Run], left_out: list[str]) -> LineUp:
     if not cases:
         raise ConfigError(" ".join(["No picture has an answer from every run.", *left_out]))
     return LineUp(tuple(run.name for run in runs), tuple(cases), tuple(left_out))
-
-
-def read_text(path: Path) -> str:
-    """A file's text.
-
-    Raises:
-        ConfigError: it cannot be read, or is no UTF-8.
-    """
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be read ({error.strerror}). Check its path.") from None
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path} is not UTF-8 text ({error.reason}).") from None
 
 
 def read_json_lines(

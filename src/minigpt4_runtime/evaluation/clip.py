@@ -23,8 +23,8 @@ from minigpt4_runtime.evaluation.pages import judged_page, show_cards
 from minigpt4_runtime.evaluation.statistics import PairedComparison
 from minigpt4_runtime.images.pixels import open_rgb
 from minigpt4_runtime.messages import image
-from minigpt4_runtime.report.ledger import Ledger, Record
-from minigpt4_runtime.report.page import Card, Chart, Entry, plain
+from minigpt4_runtime.report.ledger import Ledger
+from minigpt4_runtime.report.page import Card, CardText, Chart, plain
 from minigpt4_runtime.report.table import Column, Table
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ def _score_some(images: Mapping[Case, Image], judge: Judge, ledger: Ledger) -> l
     """Score the cases of one batch, of which the judge sees only those with new answers."""
     digests = {case: _digest(each) for case, each in images.items()}
 
-    def find(case: Case, text: str) -> Record | None:
+    def find(case: Case, text: str) -> dict[str, Any] | None:
         return ledger.find(judge=judge.digest, picture=digests[case], answer=text)
 
     todo = [case for case in images if not all(find(case, each.text) for each in case.answers)]
@@ -142,14 +142,13 @@ class ClipReport:
     @property
     def means(self) -> tuple[float, ...]:
         """Each run's mean score."""
-        scores = numpy.array([case.scores for case in self.cases])
-        return tuple(float(mean) for mean in scores.mean(axis=0))
+        return tuple(numpy.mean([case.scores for case in self.cases], axis=0).tolist())
 
     @property
     def num_cut(self) -> tuple[int, ...]:
         """For each run, how many answers were longer than the judge reads."""
-        flags = numpy.array([[answer.is_cut for answer in case.answers] for case in self.cases])
-        return tuple(int(count) for count in flags.sum(axis=0))
+        flags = [[answer.is_cut for answer in case.answers] for case in self.cases]
+        return tuple(numpy.sum(flags, axis=0).tolist())
 
     @cached_property
     def comparisons(self) -> dict[str, PairedComparison]:
@@ -279,7 +278,7 @@ class ClipReport:
         best = max(case.scores)
         has_winner = case.scores.count(best) == 1 < len(self.runs)
         entries = tuple(
-            Entry(
+            CardText(
                 f"{run} · {answer.score:.4f}"
                 + (f" · cut at {self.max_tokens} tokens" if answer.is_cut else ""),
                 plain(answer.text),

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minigpt4_runtime.errors import ConfigError
-from minigpt4_runtime.evaluation.answers import read_text
 from minigpt4_runtime.evaluation.demo_check import (
     DemoCheck,
     SceneAnswer,
@@ -23,6 +22,7 @@ from minigpt4_runtime.evaluation.demo_check import (
     draw_cases,
 )
 from minigpt4_runtime.evaluation.pages import judged_page, question_card, show_cards
+from minigpt4_runtime.report.files import read_text
 from minigpt4_runtime.report.page import Card, thumbnail
 from minigpt4_runtime.report.table import Column, Table
 

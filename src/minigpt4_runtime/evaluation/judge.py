@@ -20,8 +20,7 @@ from minigpt4_runtime.errors import BackendUnavailableError, CheckpointError
 from minigpt4_runtime.evaluation import open_clip
 from minigpt4_runtime.optional import require
 
-INSTALL = "pip install 'minigpt4-runtime[eval]'"
-transformers = require("transformers", install=INSTALL)
+transformers = require("transformers", extra="eval")
 
 
 class Judge:

@@ -81,7 +81,8 @@ def read_preprocessing(folder: Path) -> dict[str, Any]:
     given = _read_config(folder).get("preprocess_cfg", {})
     means = {name: given[name] for name in ("mean", "std") if name in given}
     for name, levels in means.items():
-        if not (isinstance(levels, list) and len(levels) == 3 and all(map(_is_number, levels))):
+        are_numbers = isinstance(levels, list) and all(isinstance(v, (int, float)) for v in levels)
+        if not are_numbers or len(levels) != 3:
             raise _strange(folder / CONFIG_NAME, name, levels, "three numbers")
     return means
 
@@ -133,10 +134,6 @@ def _strange(path: Path, name: str, found: object, wanted: str) -> CheckpointErr
     return CheckpointError(
         f"{path}: {name} is {found!r}, and must be {wanted}. Download the file again."
     )
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float))
 
 
 def _rename_all(weights: Weights, path: Path) -> Iterator[tuple[str, Tensor]]:

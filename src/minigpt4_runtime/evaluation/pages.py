@@ -7,7 +7,7 @@ Takes  tables, charts and cards; gives HTML.
 from collections.abc import Callable, Iterable
 from typing import TypeVar
 
-from minigpt4_runtime.report.page import Card, Chart, Entry, Gallery, Paragraph, plain, render
+from minigpt4_runtime.report.page import Card, CardText, Chart, Gallery, Paragraph, plain, render
 from minigpt4_runtime.report.table import Table
 
 T = TypeVar("T")
@@ -42,5 +42,5 @@ def show_cards(
 
 def question_card(title: str, question: str, given: str, right: str, image: str | None) -> Card:
     """A card with a question, the answer and the right answer."""
-    wrong_entry = Entry(question, plain(given))
-    return Card(title, (wrong_entry, Entry("Right would be", plain(right), is_best=True)), image)
+    wrong_entry = CardText(question, plain(given))
+    return Card(title, (wrong_entry, CardText("Right would be", plain(right), is_best=True)), image)

@@ -22,7 +22,7 @@ from minigpt4_runtime.evaluation.images import find_thumbnail
 from minigpt4_runtime.evaluation.pages import judged_page, show_cards
 from minigpt4_runtime.optional import require
 from minigpt4_runtime.report.ledger import Ledger
-from minigpt4_runtime.report.page import Card, Chart, Entry, Span
+from minigpt4_runtime.report.page import Card, CardText, Chart, Span
 from minigpt4_runtime.report.table import Column, Table
 
 if TYPE_CHECKING:
@@ -30,8 +30,7 @@ if TYPE_CHECKING:
 
     from minigpt4_runtime.evaluation.judge import Judge
 
-INSTALL = "pip install 'minigpt4-runtime[eval]'"
-distance = require("rapidfuzz.distance", install=INSTALL)
+distance = require("rapidfuzz.distance", extra="eval")
 
 LEDGER_KEYS = ("judge", "reference", "candidate")
 _SHOWN_CASES = 50
@@ -232,7 +231,7 @@ class ParityReport:
         title = f"{pair.name} · edit ratio {pair.edit_ratio:.4f}"
         title += f" · cosine {pair.cosine:.4f}" if pair.cosine is not None else ""
         title += f" · they part after {pair.num_equal} {self.unit}"
-        entries = Entry(self.runs[0], removed), Entry(self.runs[1], added)
+        entries = CardText(self.runs[0], removed), CardText(self.runs[1], added)
         return Card(title, entries, find_thumbnail(self.images_dir, pair.name))
 
 

@@ -194,7 +194,7 @@ def ask(
 
 
 def _ahead(items: Iterable[Item], count: int) -> Iterator[Item]:
-    """The same items, of which the next `count` have begun, so that their answers run together."""
+    """The same items, taken `count` ahead, so that their answers run together."""
     waiting: deque[Item] = deque()
     for item in items:
         waiting.append(item)

@@ -31,7 +31,7 @@ from minigpt4_runtime.checkpoint.load import load_vision
 from minigpt4_runtime.checkpoint.writer import write_text
 from minigpt4_runtime.config import DTYPE_BYTES, DTypeName, VisionConfig
 from minigpt4_runtime.errors import ConfigError
-from minigpt4_runtime.export.verify import INSTALL, Sample, check_graph, make_sample
+from minigpt4_runtime.export.verify import Sample, check_graph, make_sample
 from minigpt4_runtime.messages import ImageSource
 from minigpt4_runtime.model.minigpt4 import VisionPart
 from minigpt4_runtime.optional import require
@@ -88,7 +88,7 @@ def export_onnx(
         BackendUnavailableError: a package of the extra [onnx] is not installed.
     """
     for name in _PACKAGES[1:]:
-        require(name, install=INSTALL)
+        require(name, extra="onnx")
     plan = plan or GraphPlan()
     check_target(out_dir, force=force, kind=GRAPH_FOLDER)
     config = load_config(model_dir)

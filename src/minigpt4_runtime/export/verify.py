@@ -23,7 +23,6 @@ from minigpt4_runtime.optional import require
 
 Array = numpy.ndarray[Any, Any]
 
-INSTALL = "pip install 'minigpt4-runtime[onnx]'"
 # Shares of an image's largest value. In float32 only the order of sums differs.
 BOUNDS: dict[str, float] = {"float32": 1e-4, "float16": 2e-2}
 _NUM_RANDOM = 2
@@ -80,7 +79,7 @@ def check_graph(
 
 
 def _run(path: Path, pixels: Array, batch_size: int) -> Array:
-    onnxruntime = require("onnxruntime", install=INSTALL)
+    onnxruntime = require("onnxruntime", extra="onnx")
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # Only errors: it warns about constants that it cannot fold.
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])

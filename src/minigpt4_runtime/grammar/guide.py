@@ -24,11 +24,10 @@ from minigpt4_runtime.grammar.closing import closed
 from minigpt4_runtime.optional import require
 from minigpt4_runtime.text.tokenizer import Tokenizer
 
-_INSTALL = "pip install 'minigpt4-runtime[structured]'"
 MAX_CHARACTERS = 2**16
 _NUM_KEPT = 64
 _TOO_MUCH = "it takes too much time or memory to compile"
-# A trial that waits for a processor is not at fault: its own limit counts processor time.
+# A trial may have to wait for a processor; its own limit counts processor time.
 _TRIAL_SECONDS = 10 * trial.SECONDS
 # On one line, with or without a space behind "," and ":". With blanks wherever JSON allows them a
 # model may write nothing else until its tokens are used up.
@@ -79,7 +78,7 @@ class Grammars:
     def __init__(self, tokenizer: Tokenizer, vocab_size: int) -> None:
         self._tokenizer = tokenizer
         self._vocab_size = vocab_size
-        # Failures are kept too: compiling one again would cost as much.
+        # Failures are kept too, as compiling them again would cost as much.
         self._compiled = functools.lru_cache(_NUM_KEPT)(self._compile)
 
     def guide(self, sampling: SamplingParams) -> GrammarGuide | None:
@@ -97,7 +96,7 @@ class Grammars:
         return compiled.fork()
 
     def _compile(self, kind: GrammarKind, text: str) -> GrammarGuide | GrammarError:
-        llguidance = require("llguidance", install=_INSTALL)
+        llguidance = require("llguidance", extra="structured")
         try:
             source = _source(kind, text)
             if fault := _try_out(source):
@@ -112,7 +111,7 @@ class Grammars:
 
     @functools.cached_property
     def _vocabulary(self) -> Any:
-        llguidance = require("llguidance", install=_INSTALL)
+        llguidance = require("llguidance", extra="structured")
         names = _Vocabulary(self._tokenizer, self._vocab_size)
         return llguidance.LLTokenizer(llguidance.TokenizerWrapper(names))
 
@@ -130,7 +129,7 @@ class _Vocabulary:
         self._bytes = {self.tokens[i]: i for i in known if tokenizer.is_byte(i)}
 
     def __call__(self, text: bytes) -> list[int]:
-        """The usual ids of a text in the middle of another: where it must follow, they do."""
+        """The tokenizer's usual ids for a text in the middle of another."""
         # sentencepiece puts a space before a text: here it stands before the line end.
         ids = self._encode("\n" + text.decode("utf-8", "replace"))
         ids = ids[ids.index(self._line_end) + 1 :] if self._line_end in ids else []
@@ -148,7 +147,7 @@ def _source(kind: GrammarKind, text: str) -> str:
     if len(text) > MAX_CHARACTERS:
         raise ValueError(f"it has {len(text):,} characters, and {MAX_CHARACTERS:,} are allowed")
     if kind == "regex":
-        matcher = require("llguidance", install=_INSTALL).LLMatcher
+        matcher = require("llguidance", extra="structured").LLMatcher
         # It must match the whole answer, so that anchors are not needed.
         whole = re.sub(r"(?<!\\)((?:\\\\)*)\$$", r"\1", text.removeprefix("^"))
         return str(matcher.grammar_from_regex(f" ?(?:{whole})"))

@@ -1,4 +1,4 @@
-"""FROM WHERE weights come, and whether this machine has room for them.
+"""THE SOURCES of weights, and whether this machine has room for them.
 
 Owns   every contact with the network, and the findings about this machine.
 Takes  sources of the table in checkpoint/; gives files that are complete and checked.

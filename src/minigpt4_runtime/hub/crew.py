@@ -40,21 +40,14 @@ def run_jobs(
     results: dict[int, Result] = {}
     try:
         while len(results) < len(jobs):
-            index, result, error = _wait(news)
+            try:
+                # Windows hands Ctrl-C to Python only between two waits.
+                index, result, error = news.get(timeout=0.5)
+            except queue.Empty:
+                continue
             if error is not None:
                 raise error
             results[index] = result  # type: ignore[assignment]
     finally:
         stop.set()
     return [results[index] for index in range(len(jobs))]
-
-
-def _wait(
-    news: queue.SimpleQueue[tuple[int, Result | None, Exception | None]],
-) -> tuple[int, Result | None, Exception | None]:
-    while True:
-        try:
-            # Windows hands Ctrl-C to Python only between two waits.
-            return news.get(timeout=0.5)
-        except queue.Empty:
-            continue

@@ -1,4 +1,4 @@
-"""The findings of `minigpt4 doctor`: what this machine can run, and what is missing.
+"""The findings of `minigpt4 doctor` about this machine.
 
 Owns   the checks, the devices, which preset fits where, the extras and the state of the cache.
 Takes  a function that tries the model out; gives a Diagnosis.
@@ -9,11 +9,11 @@ import importlib
 import platform
 import re
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from itertools import count
-from pathlib import Path
 from typing import Any
 
 from minigpt4_runtime.checkpoint import shelf
@@ -22,15 +22,8 @@ from minigpt4_runtime.config import DTYPE_NAMES
 from minigpt4_runtime.errors import BackendUnavailableError, ConfigError
 
 DISTRIBUTION = "minigpt4-runtime"
-# What is imported, and what it is installed as.
-_PACKAGES = {
-    "torch": "torch",
-    "numpy": "numpy",
-    "sentencepiece": "sentencepiece",
-    "PIL": "pillow",
-    "typer": "typer",
-    "rich": "rich",
-}
+_PACKAGES = ("torch", "numpy", "sentencepiece", "PIL", "typer", "rich")
+_INSTALLED_AS = {"PIL": "pillow"}
 _OLDEST_PYTHON = (3, 11)
 
 
@@ -131,7 +124,7 @@ def _check_python() -> Check:
 
 
 def _check_package(name: str) -> Check:
-    package = _PACKAGES[name]
+    package = _INSTALLED_AS.get(name, name)
     try:
         importlib.import_module(name)
     except ModuleNotFoundError as error:
@@ -207,7 +200,8 @@ def _look_at_cache() -> tuple[Check, str, list[shelf.ShelvedModel], int]:
     try:
         models = shelf.list_models()
         downloads = shelf.measure(shelf.downloads_dir())
-        _write_probe(home)
+        home.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=home).close()
         names = ", ".join(f"{each.name} ({show_bytes(each.num_bytes)})" for each in models)
         kept = f"; {show_bytes(downloads)} of downloads" if downloads else ""
         seen = f"{home}: {names or 'no models'}{kept}"
@@ -216,13 +210,6 @@ def _look_at_cache() -> tuple[Check, str, list[shelf.ShelvedModel], int]:
         seen = f"{home} cannot be read and written ({error.strerror})"
         check = Check("cache", False, seen, todo, is_needed=False)
     return check, str(home), models, downloads
-
-
-def _write_probe(home: Path) -> None:
-    home.mkdir(parents=True, exist_ok=True)
-    probe = home / ".doctor"
-    probe.touch()
-    probe.unlink()
 
 
 def _find_extras() -> Iterator[Extra]:
@@ -237,15 +224,7 @@ def _find_extras() -> Iterator[Extra]:
     for requirement in distribution.requires or ():
         name = re.match(r"[\w.-]+", requirement)
         extra = re.search(r"extra == ['\"]([\w.-]+)['\"]", requirement)
-        if name and extra and extra[1] in needs and not _is_installed(name[0]):
+        if name and extra and extra[1] in needs and not any(metadata.distributions(name=name[0])):
             needs[extra[1]].append(name[0])
     for extra_name, missing in needs.items():
         yield Extra(extra_name, tuple(missing), f"pip install '{DISTRIBUTION}[{extra_name}]'")
-
-
-def _is_installed(package: str) -> bool:
-    try:
-        metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return False
-    return True

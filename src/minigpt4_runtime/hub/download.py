@@ -22,7 +22,7 @@ from minigpt4_runtime.checkpoint.sources import SourceFile
 from minigpt4_runtime.errors import CheckpointError
 from minigpt4_runtime.hub.download_record import Arrival, DownloadRecord
 from minigpt4_runtime.hub.hosts import (
-    Address,
+    FileAddress,
     Hiccup,
     HostRefusal,
     HostReply,
@@ -97,7 +97,7 @@ def download(
     raise CheckpointError(describe_failure(file, addresses, failures))
 
 
-def describe_failure(file: SourceFile, addresses: list[Address], failures: list[str]) -> str:
+def describe_failure(file: SourceFile, addresses: list[FileAddress], failures: list[str]) -> str:
     """The message about a file that no host gave, with the way by hand."""
     return (
         f"{file.name} could not be downloaded. {'. '.join(failures)}. By hand: download it from "
@@ -163,7 +163,7 @@ class _Attempts:
         """The note beside the partial file: address, validator, size and digest."""
         return self.target.with_name(self.target.name + ".note" + PARTIAL_SUFFIX)
 
-    def from_host(self, address: Address) -> Arrival:
+    def from_host(self, address: FileAddress) -> Arrival:
         """Ask one host until the file is here, or the host refuses."""
         num_hiccups = 0
         while True:
@@ -186,7 +186,7 @@ class _Attempts:
                 )
                 self.watch.wait(asked)
 
-    def _attempt(self, address: Address) -> Arrival:
+    def _attempt(self, address: FileAddress) -> Arrival:
         note, start = self._read_note(address), 0
         validator = note.get("validator")
         expected = self.downloads.expected_sha256(self.file) or note.get("sha256")
@@ -219,7 +219,7 @@ class _Attempts:
         refuse_other_file(self.file, reply)
 
     def _refuse_mixture(self, note: Mapping[str, Any], reply: HostReply) -> None:
-        """Not every host heeds If-Range: some go on with another file."""
+        """Refuse another file's bytes, which hosts send that ignore If-Range."""
         for name in ("validator", "size") if reply.start else ():
             known, seen = note.get(name), getattr(reply, name)
             if None not in (known, seen) and known != seen:
@@ -257,7 +257,7 @@ class _Attempts:
             self.watch.on_bytes(-num_bytes)
             raise Hiccup(f"{num_bytes} of {reply.size} bytes came")
 
-    def _finish(self, address: Address, reply: HostReply, digests: _Digests) -> Arrival:
+    def _finish(self, address: FileAddress, reply: HostReply, digests: _Digests) -> Arrival:
         size, sha256 = _size_of(self.partial), digests.sha256.hexdigest()
         if self.file.name.endswith(".json"):
             try:
@@ -272,9 +272,9 @@ class _Attempts:
             self._forget()
             self.watch.on_bytes(-size)
             if reply.start:
-                raise Hiccup("what came before and what came now are not one file")
+                raise Hiccup("the earlier bytes and the new ones are not one file")
             if is_damaged:
-                raise Hiccup("what came is not what it says of it (md5)")
+                raise Hiccup("the bytes do not have the md5 that it gives")
             raise HostRefusal(self._describe_other(sha256))
         arrival = Arrival(address.host, size, sha256)
         # First: a file without a record would be downloaded again.
@@ -289,14 +289,14 @@ class _Attempts:
         if self.file.sha256 is not None:
             return f"its file has the sha256 {sha256}, and the published one {self.file.sha256}"
         if first is None:
-            return f"its file has the sha256 {sha256}, which is not what it says of it"
+            return f"its file has the sha256 {sha256}, and not the one that it gives"
         return (
             f"its file has the sha256 {sha256}, and the one that first came, from {first.host} on "
             f"{first.day}, had {first.sha256}: it was replaced, or is not what it seems. If you "
             f"know that it was replaced, delete its entry in {self.downloads.path}"
         )
 
-    def _read_note(self, address: Address) -> dict[str, Any]:
+    def _read_note(self, address: FileAddress) -> dict[str, Any]:
         """The note about the bytes that are here, if they came from this address."""
         try:
             note: dict[str, Any] = json.loads(self.note.read_text(encoding="utf-8"))
@@ -304,7 +304,7 @@ class _Attempts:
         except (OSError, ValueError, TypeError, KeyError):
             return {}
 
-    def _write_note(self, address: Address, reply: HostReply) -> None:
+    def _write_note(self, address: FileAddress, reply: HostReply) -> None:
         note = {"url": address.url} | {
             name: getattr(reply, name) for name in ("validator", "size", "sha256")
         }

@@ -135,7 +135,7 @@ def _refuse_other_model(model: ModelSources, downloads: DownloadRecord, each: Pl
 
 @contextmanager
 def assembled(plan: FetchPlan) -> Iterator[PublishedFiles]:
-    """Give all files under their published names in one folder of links, as long as this lasts.
+    """Give all files under their published names in one temporary folder of links.
 
     Raises:
         CheckpointError: the conversion failed; the message names the files, not the links.

@@ -49,11 +49,6 @@ class PlannedFile:
         """Its name on the screen, with the part: two files may have one name."""
         return f"{self.part.name}/{self.file.name}"
 
-    @property
-    def missing_bytes(self) -> int:
-        """How many bytes are left to download, as far as a size is known."""
-        return max(0, (self.size or 0) - self.kept_bytes)
-
 
 @dataclass(frozen=True)
 class FetchPlan:
@@ -72,8 +67,8 @@ class FetchPlan:
 
     @property
     def download_bytes(self) -> int:
-        """How many bytes are left to download."""
-        return sum(each.missing_bytes for each in self.files)
+        """How many bytes are left to download, as far as sizes are known."""
+        return sum(max(0, (each.size or 0) - each.kept_bytes) for each in self.files)
 
     @property
     def source_sizes(self) -> list[int]:
@@ -83,7 +78,7 @@ class FetchPlan:
 
     @property
     def model_bytes(self) -> int:
-        """What the model folder takes, at most; without a preset, as far as sizes are known."""
+        """The largest size of the model folder; without a preset, as far as sizes are known."""
         if self.dtype is not None and self.model.preset is not None:
             return weight_bytes(self.model.preset, self.dtype)
         num_bytes = sum(self.source_sizes) * (2 if self.dtype == "float32" else 1)
@@ -93,7 +88,7 @@ class FetchPlan:
 
     @property
     def smallest_running_bytes(self) -> int:
-        """What the model takes in memory while it answers, in half precision."""
+        """The memory that the model takes while it answers, in half precision."""
         if self.model.preset is not None:
             return running_bytes(self.model.preset, "float16")
         return sum(self.source_sizes)
@@ -207,9 +202,9 @@ def _check_memory(plan: FetchPlan, *, will_answer: bool) -> None:
 
 
 def choose_dtype(half_bytes: int) -> DTypeName:
-    """In which dtype a model answers here: the device's own, or a half where that is too large.
+    """The dtype for a model here: the device's default, or float16 if float32 is too large.
 
-    `half_bytes` is what it takes in half precision; float32 is twice that.
+    `half_bytes` is its memory in half precision; float32 takes twice that.
     """
     device = open_device("auto")
     free, dtype = device.free_memory_bytes(), device.facts.default_dtype

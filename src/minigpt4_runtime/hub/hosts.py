@@ -25,7 +25,6 @@ from minigpt4_runtime.optional import require
 if TYPE_CHECKING:
     from httpx2 import URL, Client, Response
 
-INSTALL = "pip install 'minigpt4-runtime[hub]'"
 
 _DRIVE_URL = "https://drive.google.com/uc?export=download&id={}"
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -51,7 +50,7 @@ class TooFewBytes(Hiccup):
 
 
 @dataclass(frozen=True)
-class Address:
+class FileAddress:
     """Where to ask. `page` is where a person can go, `gate` where a licence must be accepted."""
 
     url: str
@@ -81,7 +80,7 @@ class HostReply:
     chunks: Iterator[bytes]
 
 
-def find_address(place: str) -> Address:
+def find_address(place: str) -> FileAddress:
     """Turn a place of the table into an address; one on Drive may be any link to the file.
 
     Raises:
@@ -90,12 +89,12 @@ def find_address(place: str) -> Address:
     """
     match = HUB_PLACE.fullmatch(place)
     if match is None:
-        drive_id, _ = require("gdown", install=INSTALL).parse_url.parse_url(place)
+        drive_id, _ = require("gdown", extra="hub").parse_url.parse_url(place)
         url = place if drive_id is None else _DRIVE_URL.format(drive_id)
-        return Address(url, _hide_password(place))
+        return FileAddress(url, _hide_password(place))
     space, repository, revision, name = match.groups()
     endpoint = _read_endpoint()  # First: the library cannot be imported where it is none.
-    hub = require("huggingface_hub", install=INSTALL)
+    hub = require("huggingface_hub", extra="hub")
     url = hub.hf_hub_url(
         repository,
         name,
@@ -107,7 +106,7 @@ def find_address(place: str) -> Address:
     # The library finds a token where its users keep one: HF_TOKEN, or what `hf auth login` wrote.
     token = hub.get_token()
     headers = {"Authorization": f"Bearer {token}"} if token else {}
-    return Address(url, _hide_password(url), gate, headers)
+    return FileAddress(url, _hide_password(url), gate, headers)
 
 
 def _read_endpoint() -> str:
@@ -131,7 +130,7 @@ def open_client() -> "Client":
         BackendUnavailableError: an extra that is needed, here or by the proxy, is not installed.
         ConfigError: a proxy's address is none.
     """
-    httpx2 = require("httpx2", install=INSTALL)
+    httpx2 = require("httpx2", extra="hub")
     try:
         client: Client = httpx2.Client(follow_redirects=True, timeout=_TIMEOUT_SECONDS)
     except (ValueError, httpx2.InvalidURL) as error:
@@ -151,7 +150,7 @@ def open_client() -> "Client":
 
 @contextmanager
 def open_reply(
-    client: "Client", address: Address, *, start: int = 0, validator: str | None = None
+    client: "Client", address: FileAddress, *, start: int = 0, validator: str | None = None
 ) -> Iterator[HostReply]:
     """Ask for a file from byte `start` on, provided that it is still the one of `validator`.
 
@@ -159,7 +158,7 @@ def open_reply(
         Hiccup: the host is busy, or the connection broke.
         HostRefusal: the host has no such file for us, or gives something else.
     """
-    httpx2 = require("httpx2", install=INSTALL)
+    httpx2 = require("httpx2", extra="hub")
     try:
         with _open_response(client, address, start, validator) as response:
             yield _read_reply(address, response, start)
@@ -173,7 +172,7 @@ def open_reply(
 
 @contextmanager
 def _open_response(
-    client: "Client", address: Address, start: int, validator: str | None
+    client: "Client", address: FileAddress, start: int, validator: str | None
 ) -> Iterator["Response"]:
     """The response with the file: for a large one, Drive asks for a confirmation first."""
     # A size or a range is of use only if nothing packs the bytes on their way.
@@ -195,7 +194,7 @@ def _open_response(
         yield response
 
 
-def _read_reply(address: Address, response: "Response", start: int) -> HostReply:
+def _read_reply(address: FileAddress, response: "Response", start: int) -> HostReply:
     if (packing := response.headers.get("Content-Encoding", "identity").lower()) != "identity":
         raise HostRefusal(f"it packs the file on its way ({packing}), though it was asked not to")
     # Unbuffered: a lost connection would lose the buffer.
@@ -266,7 +265,7 @@ def _refuse_open_end(response: "Response") -> None:
         raise HostRefusal("it does not say how long its file is, so that a cut could not be told")
 
 
-def _check_status(address: Address, response: "Response") -> None:
+def _check_status(address: FileAddress, response: "Response") -> None:
     code = response.status_code
     if code in (200, 206):
         return
@@ -280,7 +279,7 @@ def _check_status(address: Address, response: "Response") -> None:
     raise HostRefusal(reason)
 
 
-def _describe_gate(address: Address, response: "Response", reason: str) -> str:
+def _describe_gate(address: FileAddress, response: "Response", reason: str) -> str:
     """Why the Hub refuses: it needs a token, or the licence must be accepted first."""
     message = response.headers.get("X-Error-Message", "")
     seen = f"{reason} ({message[:120]})" if message else reason
@@ -322,7 +321,7 @@ def _confirm(response: "Response") -> "URL":
         content += chunk
         if len(content) > _LONGEST_PAGE_BYTES:
             break
-    gdown = require("gdown.download", install=INSTALL)
+    gdown = require("gdown.download", extra="hub")
     try:
         url = gdown.get_url_from_gdrive_confirmation(content.decode("utf-8", errors="replace"))
     except Exception:  # noqa: BLE001 - A page of any kind, which gdown's parsers stumble over.

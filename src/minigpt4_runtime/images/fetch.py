@@ -22,7 +22,7 @@ from minigpt4_runtime.optional import require
 if TYPE_CHECKING:
     import h11
 else:
-    h11 = require("h11", install="pip install 'minigpt4-runtime[server]'")
+    h11 = require("h11", extra="server")
 
 MAX_BYTES = 32 * 2**20
 SECONDS = 10.0

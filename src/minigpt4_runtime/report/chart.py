@@ -14,14 +14,14 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from minigpt4_runtime.optional import require
-from minigpt4_runtime.report.page import INSTALL, Chart
+from minigpt4_runtime.report.page import Chart
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-matplotlib = require("matplotlib", install=INSTALL)
-figure = require("matplotlib.figure", install=INSTALL)
-cycler = require("cycler", install=INSTALL)
+matplotlib = require("matplotlib", extra="eval")
+figure = require("matplotlib.figure", extra="eval")
+cycler = require("cycler", extra="eval")
 
 # Okabe and Ito's colours, which are distinct for colour-blind people.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")

@@ -1,4 +1,4 @@
-"""Atomic writes of files, and the folder of a report.
+"""Reading and atomic writing of text files, and the folder of a report.
 
 Owns   the names of a report's files, and their atomic replacement.
 Takes  a Report of some kind, "clip" for example; gives clip.html, clip.json and clip.csv.
@@ -6,14 +6,13 @@ Takes  a Report of some kind, "clip" for example; gives clip.html, clip.json and
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol, Self
 
 from minigpt4_runtime.errors import ConfigError
 from minigpt4_runtime.optional import require
-from minigpt4_runtime.report.page import INSTALL
 from minigpt4_runtime.report.table import Table
 
 
@@ -51,7 +50,7 @@ class ReportFolder:
             path.mkdir(exist_ok=True)
         if not os.access(path, os.W_OK):
             raise ConfigError(f"--out is {path}, which may not be written. Check its permissions.")
-        require("jinja2", install=INSTALL)
+        require("jinja2", extra="eval")
         from minigpt4_runtime.report import chart  # noqa: F401 - its packages are checked too.
 
         self._path = path
@@ -75,6 +74,20 @@ class ReportFolder:
         return self.file(".html")
 
 
+def read_text(path: Path) -> str:
+    """A file's text.
+
+    Raises:
+        ConfigError: it cannot be read, or is no UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read ({error.strerror}). Check its path.") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is not UTF-8 text ({error.reason}).") from None
+
+
 def write_whole(path: Path, content: str | bytes) -> None:
     """Replace a file atomically: at every moment it has either the old or the new content.
 
@@ -96,6 +109,17 @@ def write_whole(path: Path, content: str | bytes) -> None:
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
+
+
+def append_record(path: Path, record: Mapping[str, Any]) -> None:
+    """Append one line to a .jsonl file, which is made if needed. It is on the disk at once.
+
+    Raises:
+        ConfigError: it cannot be written.
+    """
+    line = json.dumps(record, ensure_ascii=False) + "\n"
+    with writing(path), path.open("ab") as file:
+        file.write(line.encode("utf-8", "backslashreplace"))
 
 
 @contextmanager

@@ -5,13 +5,12 @@ Takes  JSON records; some of their keys together identify a record.
 """
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, Any, Self
+from typing import Any
 
 from minigpt4_runtime.errors import ConfigError
-from minigpt4_runtime.report.files import write_whole, writing
-
-Record = dict[str, Any]
+from minigpt4_runtime.report.files import append_record, write_whole
 
 
 class Ledger:
@@ -28,8 +27,7 @@ class Ledger:
         """
         self._path = path
         self._keys = keys
-        self._file: IO[bytes] | None = None
-        self._records: dict[tuple[Any, ...], Record] = {}
+        self._records: dict[tuple[Any, ...], dict[str, Any]] = {}
         if path is not None and path.exists():
             self._take_up(path)
 
@@ -49,36 +47,21 @@ class Ledger:
         if tail:
             write_whole(path, content.removesuffix(tail))
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._file is not None:
-            self._file.close()
-
-    def find(self, **about: Any) -> Record | None:
+    def find(self, **about: Any) -> dict[str, Any] | None:
         """The record with these values of the keys, if there is one."""
         return self._records.get(self._key(about))
 
-    def add(self, record: Record) -> None:
+    def add(self, record: dict[str, Any]) -> None:
         """Keep one more record, and write it to the disk at once."""
         self._records[self._key(record)] = record
-        if self._path is None:
-            return
-        with writing(self._path):
-            if self._file is None:
-                self._file = self._path.open("ab", buffering=0)
-            rest = (json.dumps(record, ensure_ascii=False) + "\n").encode(
-                "utf-8", "backslashreplace"
-            )
-            while rest:
-                rest = rest[self._file.write(rest) :]
+        if self._path is not None:
+            append_record(self._path, record)
 
-    def _key(self, about: Record) -> tuple[Any, ...]:
+    def _key(self, about: Mapping[str, Any]) -> tuple[Any, ...]:
         return tuple(about[key] for key in self._keys)
 
 
-def _parse(line: bytes) -> Record | None:
+def _parse(line: bytes) -> dict[str, Any] | None:
     try:
         record = json.loads(line)
     except ValueError:

@@ -19,7 +19,6 @@ from minigpt4_runtime.report.table import Table
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-INSTALL = "pip install 'minigpt4-runtime[eval]'"
 _THUMBNAIL_SIDE = 360
 
 
@@ -48,7 +47,7 @@ class Span:
 
 
 @dataclass(frozen=True)
-class Entry:
+class CardText:
     """A labelled text of a card. Example: a run's name and score, and its answer."""
 
     label: str
@@ -61,7 +60,7 @@ class Card:
     """A title, labelled texts, and optionally an image as a data URL."""
 
     title: str
-    entries: tuple[Entry, ...]
+    entries: tuple[CardText, ...]
     image: str | None = None
 
 
@@ -98,7 +97,7 @@ def render(title: str, blocks: Sequence[Block]) -> str:
 
 @cache
 def _template() -> Any:
-    jinja2 = require("jinja2", install=INSTALL)
+    jinja2 = require("jinja2", extra="eval")
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("minigpt4_runtime.report", "."),
         autoescape=True,

@@ -55,10 +55,17 @@ class Table:
 
     def as_text(self) -> str:
         """Aligned columns for a terminal, two spaces apart."""
+        from rich.cells import cell_len  # Loaded late: `--help` must be quick.
+
+        def pad(text: str, width: int, is_number: bool) -> str:
+            # A Chinese character takes two cells of a terminal.
+            space = " " * (width - cell_len(text))
+            return space + text if is_number else text + space
+
         lines = [tuple(column.name for column in self.columns), *self.shown_rows]
-        widths = [max(map(_width, cells)) for cells in zip(*lines, strict=True)]
+        widths = [max(map(cell_len, cells)) for cells in zip(*lines, strict=True)]
         text = "\n".join(
-            "  ".join(map(_pad, line, widths, self.are_numbers)).rstrip() for line in lines
+            "  ".join(map(pad, line, widths, self.are_numbers)).rstrip() for line in lines
         )
         return f"{self.caption}\n{text}" if self.caption else text
 
@@ -69,15 +76,3 @@ class Table:
         writer.writerow(column.name for column in self.columns)
         writer.writerows(self.rows)
         return file.getvalue()
-
-
-def _width(text: str) -> int:
-    """How many terminal cells a text takes: a Chinese character takes two."""
-    from rich.cells import cell_len  # Loaded late: `--help` must be quick.
-
-    return cell_len(text)
-
-
-def _pad(text: str, width: int, is_number: bool) -> str:
-    space = " " * (width - _width(text))
-    return space + text if is_number else text + space

@@ -1,9 +1,9 @@
 """Limits on the answers in progress, in all and for each client; none begins during a drain.
 
 Owns   the count of answers in progress, and the way to end them all.
-Takes  requests as they begin and end; refuses those beyond a limit at once. A request counts once
-       its body has arrived, so that an unsent body takes no room.
-Never  queues: an admitted request waits in the engine's queue, any other must be sent again.
+Takes  requests as they begin and end; refuses those beyond a limit at once. A request counts from
+       the arrival of its body on.
+Never  queues: admitted requests wait in the engine's queue, and refused ones must be sent again.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ def _closed(message: str) -> Failure:
     return Failure(503, message, BROKEN, code="shutting_down", headers=RETRY_SOON)
 
 
-class Place:
+class Slot:
     """One request's share of the server."""
 
     def __init__(self, admission: Admission, client: str | None) -> None:
@@ -45,18 +45,18 @@ class Admission:
     def __init__(self, limit: int, per_client: int | None = None) -> None:
         self._limit = limit
         self._per_client = per_client
-        self._places: set[Place] = set()
+        self._slots: set[Slot] = set()
         self._reason: Exception | None = None  # Why new requests are refused.
 
     @property
     def num_taken(self) -> int:
         """How many answers are in progress."""
-        return sum(place.size for place in self._places)
+        return sum(slot.size for slot in self._slots)
 
     @property
     def is_answering(self) -> bool:
         """Whether any request in the engine has not ended."""
-        return any(place.abort for place in self._places)
+        return any(slot.abort for slot in self._slots)
 
     @property
     def why_closed(self) -> str | None:
@@ -64,19 +64,19 @@ class Admission:
         return str(self._reason) if self._reason else None
 
     @contextmanager
-    def enter(self, client: str | None = None) -> Iterator[Place]:
-        """Take a place for as long as the request lasts; a client None is not counted.
+    def enter(self, client: str | None = None) -> Iterator[Slot]:
+        """Take a slot for as long as the request lasts; a client None is not counted.
 
         Raises:
             Failure: the server is full or drains.
         """
         self.check_room(1, client)
-        place = Place(self, client)
-        self._places.add(place)
+        slot = Slot(self, client)
+        self._slots.add(slot)
         try:
-            yield place
+            yield slot
         finally:
-            self._places.remove(place)
+            self._slots.remove(slot)
 
     def check_room(self, size: int, client: str | None) -> None:
         """Refuse `size` more answers if they would be too many.
@@ -89,7 +89,7 @@ class Admission:
         no_room = f" and has no room for {size} more."
         if self.num_taken + size > self._limit:
             raise queue_full(f"The server answers {self._limit} requests at once{no_room}")
-        own = sum(place.size for place in self._places if place.client == client)
+        own = sum(slot.size for slot in self._slots if slot.client == client)
         if client and self._per_client and own + size > self._per_client:
             raise queue_full(
                 f"The server answers {self._per_client} requests of one client{no_room}"
@@ -111,6 +111,6 @@ class Admission:
         """End all answers in progress with an error, and refuse new requests."""
         self.close()
         error = error or _closed("The server shut down before this answer ended.")
-        for place in self._places:
-            if place.abort:
-                place.abort(error)
+        for slot in self._slots:
+            if slot.abort:
+                slot.abort(error)

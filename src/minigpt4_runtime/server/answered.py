@@ -1,4 +1,4 @@
-"""What the server answers as types: chat completions in OpenAI's form, models, states and errors.
+"""The types of answers: chat completions in OpenAI's form, models, states and errors.
 
 Owns   the names of all fields in these answers. Takes values; gives JSON. Never reads a request.
 """
@@ -50,7 +50,7 @@ class Choice(BaseModel):
 
 
 class UsageCount(BaseModel):
-    """What it cost, in tokens; the prompt counts once. Rows of pictures are prompt tokens."""
+    """The usage in tokens; the prompt counts once. Rows of pictures are prompt tokens."""
 
     prompt_tokens: int
     completion_tokens: int
@@ -72,7 +72,7 @@ _LEFT_OUT = Field(exclude_if=lambda value: value is None)
 
 
 class Delta(BaseModel):
-    """What is new. The role stands in a choice's first piece only."""
+    """The new text. The role stands in a choice's first piece only."""
 
     role: Annotated[Literal["assistant"] | None, _LEFT_OUT] = None
     content: Annotated[str | None, _LEFT_OUT] = None
@@ -99,7 +99,7 @@ class ChatChunk(BaseModel):
 
 
 class ModelCard(BaseModel):
-    """The model that answers here. `description` is an extension: what it can do."""
+    """The model of this server. `description` is an extension: its abilities in words."""
 
     id: str
     object: Literal["model"] = "model"
@@ -109,7 +109,7 @@ class ModelCard(BaseModel):
 
 
 class ModelList(BaseModel):
-    """All models that answer here: one."""
+    """All models of this server: one."""
 
     object: Literal["list"] = "list"
     data: list[ModelCard]
@@ -122,7 +122,7 @@ class Version(BaseModel):
 
 
 class ErrorContent(BaseModel):
-    """What went wrong; `param` names what to change."""
+    """An error; `param` names the field to change."""
 
     message: str
     type: str

@@ -24,7 +24,7 @@ from starlette.types import Scope
 from minigpt4_runtime import __version__
 from minigpt4_runtime.errors import MiniGPT4Error
 from minigpt4_runtime.server.absent import RequestPart
-from minigpt4_runtime.server.admission import Admission, Place
+from minigpt4_runtime.server.admission import Admission, Slot
 from minigpt4_runtime.server.answered import (
     ChatCompletion,
     ErrorBody,
@@ -91,9 +91,6 @@ ENDPOINTS = (
 )  # fmt: skip
 _ASKED: list[type[RequestPart]] = [*(endpoint.asked for endpoint in ENDPOINTS), TokenizeRequest]
 
-# Paths of the API without a route.
-_OWN_PATHS = ("/v1", "/v1/{rest:path}")
-
 
 class Parts:
     """The objects that the routes share, as `app.state.parts`."""
@@ -123,7 +120,7 @@ class Parts:
 def create_app(model: "MiniGPT4", config: ServerConfig, *, asks_browsers: bool = False) -> FastAPI:
     """Make the application; its life begins and ends with the server's.
 
-    With `asks_browsers` a browser asks its user for a key, as one does for a password.
+    With `asks_browsers` browsers prompt their users for a key, as for a password.
     """
     parts = Parts(model, config)
 
@@ -171,11 +168,11 @@ async def _answer_error(request: Request, error: Exception) -> JSONResponse:
 
 
 def _add_asking_routes(app: FastAPI, parts: Parts) -> None:
-    async def hold_place(request: Request) -> AsyncIterator[Place]:
+    async def hold_slot(request: Request) -> AsyncIterator[Slot]:
         # Released when the last byte of the answer is sent, or its client has gone away.
         client = parts.config.connections.client_of(request.client and request.client.host)
-        with parts.admission.enter(client) as place:
-            yield place
+        with parts.admission.enter(client) as slot:
+            yield slot
 
     def add(endpoint: Endpoint) -> None:
         @app.post(
@@ -183,18 +180,16 @@ def _add_asking_routes(app: FastAPI, parts: Parts) -> None:
             openapi_extra=_body_of(endpoint.asked), summary=endpoint.summary,
             operation_id=endpoint.path.replace("/", "_").strip("_"),
         )  # fmt: skip
-        async def answer(
-            request: Request, place: Annotated[Place, Depends(hold_place)]
-        ) -> Response:
-            return await parts.chat.answer(request, place, endpoint)
+        async def answer(request: Request, slot: Annotated[Slot, Depends(hold_slot)]) -> Response:
+            return await parts.chat.answer(request, slot, endpoint)
 
     for endpoint in ENDPOINTS:
         add(endpoint)
 
     @app.post("/tokenize", responses=_ERRORS, openapi_extra=_body_of(TokenizeRequest))
-    async def tokenize(request: Request, place: Annotated[Place, Depends(hold_place)]) -> Tokenized:
+    async def tokenize(request: Request, slot: Annotated[Slot, Depends(hold_slot)]) -> Tokenized:
         """Give the ids of a prompt or a dialogue."""
-        return await parts.chat.tokenize(request, place)
+        return await parts.chat.tokenize(request, slot)
 
 
 def _body_of(kind: type[RequestPart]) -> dict[str, Any]:
@@ -212,7 +207,7 @@ def _close_own_paths(app: FastAPI) -> None:
     bare = [path.removeprefix("/v1") for path in methods if path.startswith("/v1/")]
     app.router.routes += [
         *(Route(path, _Refusing(", ".join(sorted(known)))) for path, known in methods.items()),
-        *(Route(path, _Refusing(None)) for path in (*bare, *_OWN_PATHS)),
+        *(Route(path, _Refusing(None)) for path in (*bare, "/v1", "/v1/{rest:path}")),
     ]
 
 

@@ -1,8 +1,8 @@
-"""Who may ask: API keys, and where and under which names a server without them may be found.
+"""Access to the server: API keys, and the addresses and names of a server without keys.
 
-Owns   reading and comparing keys, and knowing this machine's names.
+Owns   the reading and comparing of keys, and the test for this machine's own names.
 Takes  a key file, a host, and each request's headers.
-Never  logs a key, or takes longer for one that is nearly right.
+Never  logs a key; comparing takes the same time for every key.
 """
 
 from __future__ import annotations
@@ -58,8 +58,8 @@ def check_host(host: str, *, has_keys: bool, is_insecure: bool) -> None:
     if has_keys or is_insecure or is_loopback(host):
         return
     raise ConfigError(
-        f"Whoever reaches {host} could use this server. Give --api-key-file, or say --insecure if "
-        "that is meant."
+        f"Everyone who reaches {host} could use this server. Give --api-key-file, or --insecure if "
+        "that is intended."
     )
 
 
@@ -72,9 +72,9 @@ def is_loopback(host: str) -> bool:
 
 
 class KeyGuard:
-    """Lets a request through that brings one of the keys, to whatever route; all else gets 401.
+    """Passes requests with one of the keys, and answers all others with 401, on any route.
 
-    A key comes as a bearer's, or as the password of any user: that is how browsers send one.
+    A key is sent as a bearer token, or by browsers as the password of any user.
     """
 
     def __init__(self, app: ASGIApp, keys: Sequence[str], *, asks_browsers: bool = False) -> None:
@@ -100,16 +100,16 @@ class KeyGuard:
     def _is_known(self, scope: Scope) -> bool:
         headers = [value for name, value in scope["headers"] if name == b"authorization"]
         given = _digest(_key(headers[0]) if len(headers) == 1 else b"")
-        # All keys are compared, each in constant time: how long it takes tells nothing.
+        # All keys are compared, each in constant time, so that the time reveals nothing.
         matches = [hmac.compare_digest(given, digest) for digest in self._digests]
         return any(matches)
 
 
 class NameGuard:
-    """Answers under names that only this machine has, as long as there are no keys.
+    """Refuses requests to names that are not this machine's own, for a server without keys.
 
-    A site whose name is made to lead here (DNS rebinding) stays the same site for a browser, which
-    then lets its scripts ask, and read what is answered.
+    If another site's name leads to this machine (DNS rebinding), browsers let that site's scripts
+    send requests and read the answers.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -140,7 +140,7 @@ def _is_own_name(host: str) -> bool:
 
 
 def _key(header: bytes) -> bytes:
-    """What an Authorization header brings; nothing where it is of another kind."""
+    """The key in an Authorization header; empty if the header is of another kind."""
     scheme, _, value = header.partition(b" ")
     if scheme.lower() == b"bearer":
         return value.strip()

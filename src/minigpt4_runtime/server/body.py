@@ -1,6 +1,6 @@
-"""A request's body: read within limits, and looked over before anything parses it.
+"""A request's body: read within limits, and checked before anything parses it.
 
-Owns   how large, how slow and how complex a body may be, and the images that are taken out of it.
+Owns   the limits of size, time and complexity, and the large images that are taken out of a body.
 Takes  a request; gives a Body, or a Failure.
 Never  parses: it finds where strings end, and counts the bytes inside and between them.
 """
@@ -18,8 +18,8 @@ from starlette.requests import Request
 from minigpt4_runtime.errors import ImageError
 from minigpt4_runtime.server.failures import Failure, queue_full
 
-# A parser, and the decoder of base64, hold Python's one lock until they have finished, in whatever
-# thread they run: what they are given must be done in some 50 ms.
+# The JSON parser and the decoder of base64 hold Python's global lock in any thread. Each call must
+# end within some 50 ms.
 MAX_SIGNS = 10_000
 MAX_DEPTH = 64
 MAX_BYTES_OUTSIDE_STRINGS = 2**20
@@ -39,10 +39,10 @@ class Body:
     """A body: `content` is JSON in which names stand for large images."""
 
     def __init__(self, whole: bytearray) -> None:
-        """Look a body over, and take large images out.
+        """Check a body, and take large images out.
 
         Raises:
-            Failure: it would keep a parser too long.
+            Failure: parsing it would take too long.
         """
         self._whole = whole
         self._images: dict[str, tuple[int, int]] = {}
@@ -51,7 +51,7 @@ class Body:
         self._take_apart()
 
     def image(self, url: str) -> bytes | None:
-        """The image of this name; None for a URL. It takes a while.
+        """The image of this name; None for a URL. Slow for a large image.
 
         Raises:
             ImageError: it is not base64.
@@ -121,7 +121,7 @@ def _find_image(body: bytearray, start: int, end: int) -> int:
     if not is_large or head[:5].lower() != b"data:" or head[-7:].lower() != b";base64":
         return -1
     start += len(head) + 1
-    # Padding stands at the end, and a backslash before a slash: it means nothing there.
+    # Padding stands only at the end, and a backslash only before a slash, where it means nothing.
     padding = body.find(b"=", start, end)
     if padding >= 0 and body[padding:end].strip(b"="):
         return -1
@@ -148,7 +148,7 @@ class BodyReader:
         """The body, counted while it arrives: a promised length is not trusted.
 
         Raises:
-            Failure: it is too large, too slow, or would keep a parser too long.
+            Failure: it is too large, too slow, or would take too long to parse.
         """
         body = bytearray()
         promised = request.headers.get("content-length", "0")

@@ -1,7 +1,7 @@
 """A question over HTTP, from the first byte of a body to the last of an answer.
 
 Owns   the steps of a request: read, check, open images, submit, and write the answers.
-Takes  a request that has a place; gives a response.
+Takes  a request that has a slot; gives a response.
 Never  works in the event loop: prompts and images are prepared in a few threads.
 """
 
@@ -22,15 +22,9 @@ from starlette.responses import Response, StreamingResponse
 from minigpt4_runtime.config import SamplingParams
 from minigpt4_runtime.errors import GrammarError, RequestError
 from minigpt4_runtime.messages import ImageSource, Message, Reply, TextDelta, image
-from minigpt4_runtime.server.admission import Place
+from minigpt4_runtime.server.admission import Slot
 from minigpt4_runtime.server.body import Body, BodyReader
-from minigpt4_runtime.server.failures import (
-    BROKEN,
-    Failure,
-    failure_about,
-    failure_of,
-    no_such_model,
-)
+from minigpt4_runtime.server.failures import BROKEN, Failure, failure_of, no_such_model
 from minigpt4_runtime.server.logs import log_failure
 from minigpt4_runtime.server.media import MediaPolicy
 from minigpt4_runtime.server.metrics import Metrics
@@ -42,7 +36,7 @@ from minigpt4_runtime.server.protocol import (
     read_request,
 )
 from minigpt4_runtime.server.settings import ServerConfig
-from minigpt4_runtime.server.streaming import Answers, Writer
+from minigpt4_runtime.server.streaming import Answers, AnswerWriter
 from minigpt4_runtime.server.tokens import Tokenized, TokenizeRequest, tokenize
 from minigpt4_runtime.server.watch import EngineWatch
 
@@ -51,7 +45,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 _PATIENCE_SECONDS = 5.0
-_CONTENT = {"messages", "prompt", "input", "instructions"}  # Of a request, for a log that has it.
+_CONTENT = {"messages", "prompt", "input", "instructions"}  # Fields for a log with content.
 # No token of any vocabulary has so many characters: longer text cannot fit and is not tokenised.
 _CHARACTERS_PER_TOKEN = 64
 _EVENT_STREAM_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
@@ -65,7 +59,7 @@ class Endpoint:
     summary: str
     asked: type[TextRequest]
     answered: type[BaseModel]
-    writer: Callable[[Any, str, Callable[[int], bytes]], Writer]
+    writer: Callable[[Any, str, Callable[[int], bytes]], AnswerWriter]
 
 
 class Chat:
@@ -79,7 +73,7 @@ class Chat:
         self._metrics = metrics
         self._watch = watch
         self._threads = ThreadPoolExecutor(config.num_workers, thread_name_prefix="prompts")
-        # A form that takes long to compile holds up other forms, and no other question.
+        # A slow compilation of a form delays only other forms.
         self._compiler = ThreadPoolExecutor(1, thread_name_prefix="grammars")
         self._bodies = BodyReader(
             max_bytes=config.max_body_bytes,
@@ -93,39 +87,39 @@ class Chat:
             seconds=config.fetch_seconds,
         )
 
-    async def answer(self, request: Request, place: Place, endpoint: Endpoint) -> Response:
+    async def answer(self, request: Request, slot: Slot, endpoint: Endpoint) -> Response:
         """Answer one request, whole or as a stream.
 
         Raises:
             Failure, MiniGPT4Error: it cannot be served.
             ClientDisconnect: the client has gone away.
         """
-        body = await self._read(request, place)
-        turn = _Turn(self._config, self._metrics, self._watch, request)
+        body = await self._read(request, slot)
+        running = _RunningRequest(self._config, self._metrics, self._watch, request)
         try:
-            asked, answers = await turn.before_deadline(
-                while_connected(request, self._begin(body, place, endpoint.asked))
+            asked, answers = await running.before_deadline(
+                while_connected(request, self._begin(body, slot, endpoint.asked))
             )
         except Exception as error:
             self._watch.report(error)
             raise
-        place.abort = answers.abort
+        slot.abort = answers.abort
         writer = endpoint.writer(asked, self._config.model_name, self._model.token_bytes)
-        turn.begin(asked, answers, writer)
+        running.begin(asked, answers, writer)
         is_stream = asked.stream
-        del asked  # Its pictures have been opened: an answer that grows need not hold them.
+        del asked  # Frees its pictures, which have been opened.
         if is_stream:
-            return _EventStream(turn)
-        replies = await while_connected(request, turn.replies())
+            return _EventStream(running)
+        replies = await while_connected(request, running.replies())
         return Response(writer.whole(replies).model_dump_json(), media_type="application/json")
 
-    async def tokenize(self, request: Request, place: Place) -> Tokenized:
+    async def tokenize(self, request: Request, slot: Slot) -> Tokenized:
         """Give the ids of a prompt or a dialogue.
 
         Raises:
             Failure, MiniGPT4Error: there are none.
         """
-        body = await self._read(request, place)
+        body = await self._read(request, slot)
         asked = await self._in_thread(read_request, body.content, TokenizeRequest)
         self._check_model(asked.model or self._config.model_name)
         self._check_content([] if asked.prompt is None else [asked.prompt], asked.messages or ())
@@ -136,22 +130,22 @@ class Chat:
         for threads in (self._threads, self._compiler):
             threads.shutdown(wait=False, cancel_futures=True)
 
-    async def _read(self, request: Request, place: Place) -> Body:
-        # A web page can send other types to a local server without asking; this one it cannot.
+    async def _read(self, request: Request, slot: Slot) -> Body:
+        # Browsers let any web page send other types to a local server without a preflight request.
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind != "application/json":
             message = "Send the body as Content-Type: application/json."
             raise Failure(415, message, code="unsupported_media_type")
         body = await self._bodies.read(request)
-        place.grow(1)
+        slot.grow(1)
         return body
 
     async def _begin(
-        self, body: Body, place: Place, kind: type[TextRequest]
+        self, body: Body, slot: Slot, kind: type[TextRequest]
     ) -> tuple[TextRequest, Answers]:
         asked = await self._in_thread(read_request, body.content, kind)
         self._check(asked)
-        place.grow(asked.num_choices)
+        slot.grow(asked.num_choices)
         per_prompt = asked.num_choices // max(1, len(asked.prompts))
         samplings = [
             asked.sampling(choice % per_prompt, self._config.max_tokens)
@@ -160,7 +154,7 @@ class Chat:
         try:
             return asked, Answers(await self._submit(asked, samplings, body))
         except RequestError as error:
-            raise failure_about(error, asked.subject) from error
+            raise failure_of(error, asked.subject) from error
 
     async def _submit(
         self, asked: TextRequest, samplings: Sequence[SamplingParams], body: Body
@@ -238,10 +232,10 @@ class Chat:
         return await self._media.open(url) if held is None else image(held)
 
 
-class _Turn:
+class _RunningRequest:
     """One request in progress, with its times and counts."""
 
-    writer: Writer
+    writer: AnswerWriter
 
     def __init__(
         self, config: ServerConfig, metrics: Metrics, watch: EngineWatch, request: Request
@@ -255,7 +249,7 @@ class _Turn:
         self._replies: dict[int, Reply] = {}
         self._first_texts: dict[int, float] = {}
 
-    def begin(self, asked: TextRequest, answers: Answers, writer: Writer) -> None:
+    def begin(self, asked: TextRequest, answers: Answers, writer: AnswerWriter) -> None:
         """Note that the request is being answered."""
         self.writer, self._answers = writer, answers
         self._state["told"] = {"choices": asked.num_choices, "stream": bool(asked.stream)}
@@ -290,13 +284,9 @@ class _Turn:
         """The pieces of all answers, each noted. When this ends, the answers are cancelled."""
         assert self._answers is not None, "begin comes first"
         try:
-            while True:
-                try:
-                    choice, delta = await self.before_deadline(self._answers.__anext__())
-                except StopAsyncIteration:
-                    return
-                self._note(choice, delta)
-                yield choice, delta
+            while (piece := await self.before_deadline(self._answers.next())) is not None:
+                self._note(*piece)
+                yield piece
         except Exception as error:
             self._watch.report(error)
             raise
@@ -319,7 +309,7 @@ class _Turn:
                     yield event
             yield self.writer.end(await self.replies())
             self._state["outcome"] = "ok"
-        except Exception as error:  # noqa: BLE001 - the status is out: an event must tell it.
+        except Exception as error:  # noqa: BLE001 - the status was sent: an event reports it.
             failure = failure_of(error)
             if failure.status == 500:
                 log_failure(error, request_id=self._state["request_id"])
@@ -349,23 +339,23 @@ class _Turn:
 
 
 class _EventStream(StreamingResponse):
-    """A stream that cancels its answers however it ends, even if it never began."""
+    """A stream that cancels its answers when it ends in any way, even before its start."""
 
-    def __init__(self, turn: _Turn) -> None:
+    def __init__(self, running: _RunningRequest) -> None:
         super().__init__(
-            turn.events(), media_type="text/event-stream", headers=_EVENT_STREAM_HEADERS
+            running.events(), media_type="text/event-stream", headers=_EVENT_STREAM_HEADERS
         )
-        self._turn = turn
+        self._running = running
 
     async def __call__(self, *arguments: Any) -> None:
         try:
             # The stream ends itself in time, unless its client reads nothing.
-            async with asyncio.timeout(self._turn.seconds_left + _PATIENCE_SECONDS):
+            async with asyncio.timeout(self._running.seconds_left + _PATIENCE_SECONDS):
                 await super().__call__(*arguments)
         except TimeoutError:
             raise ClientDisconnect from None
         finally:
-            self._turn.cancel()
+            self._running.cancel()
 
 
 async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
@@ -385,7 +375,7 @@ async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
         leaving.cancel()
         if not working.done():
             working.cancel()
-            # It releases its resources before anything else happens.
+            # Wait until it has released its resources.
             with suppress(asyncio.CancelledError, Exception):
                 await working
 

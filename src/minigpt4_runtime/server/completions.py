@@ -1,6 +1,6 @@
-"""OpenAI's completions: a text, or its ids, is continued as it is, without template and pictures.
+"""OpenAI's completions: the continuation of a text or its ids, without template and pictures.
 
-Owns   what POST /v1/completions may ask, and the form of its answers.
+Owns   the types of requests to POST /v1/completions, and of its answers.
 Takes  replies and their pieces; gives one whole answer, or the events of a stream.
 Never  reads a body or a ticket itself.
 """

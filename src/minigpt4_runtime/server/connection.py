@@ -1,7 +1,7 @@
 """One connection: how long it may be silent, when it makes room, and how it ends.
 
-Owns   what uvicorn's protocol leaves open: slow headers, too many connections, HTTP that two
-       readers could understand in two ways, and clients that close their half.
+Owns   the cases that uvicorn's protocol leaves open: slow headers, too many connections, ambiguous
+       HTTP, and clients that close their half.
 Takes  bytes from a socket and ConnectionLimits.
 Never  looks into a body.
 """
@@ -38,10 +38,10 @@ class _StrictReader(h11.Connection):
 
 
 class Connection(H11Protocol):
-    """Waits for a request's headers only so long, however slowly they drip.
+    """Limits the time for a request's headers, and the number of connections.
 
-    Where there are as many connections as may be, the one that has waited longest for the rest of
-    a request makes room: an unfinished request keeps no other out.
+    At the limit, the connection that has waited longest for the rest of a request is closed, so
+    that unfinished requests do not block others.
     """
 
     def __init__(self, *arguments: Any, limits: ConnectionLimits, **named: Any) -> None:
@@ -70,7 +70,7 @@ class Connection(H11Protocol):
             self._refuse(503, f"There are {self._limits.most} connections here already.")
 
     def data_received(self, data: bytes) -> None:
-        """Read, but for who was refused."""
+        """Read, unless the connection was refused."""
         if not self._is_refused:
             super().data_received(data)
 
@@ -85,7 +85,7 @@ class Connection(H11Protocol):
 
     def on_response_complete(self) -> None:
         """Wait for the next request, if there can be one."""
-        # The next request of this connection has as long again; so has what is left of this one.
+        # The same time again for the next request, and for the rest of this one's body.
         self._answered = self.cycle
         self.waits_since = self.loop.time()
         super().on_response_complete()
@@ -96,12 +96,12 @@ class Connection(H11Protocol):
             self.transport.close()
 
     def send_400_response(self, msg: str) -> None:
-        """Say in the shape of all errors that this was no HTTP."""
+        """Answer invalid HTTP with an error in the usual form."""
         self._end_with(Failure(400, msg, INVALID))
         self.transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Let go of what waits."""
+        """Cancel the timer."""
         self._timer.cancel()
         super().connection_lost(exc)
 
@@ -116,7 +116,7 @@ class Connection(H11Protocol):
         return bool(waiting)
 
     def _refuse(self, status: int, message: str) -> None:
-        # Closed at once, the client would be told of a reset instead: it is still sending.
+        # If it were closed at once, the client, still sending, would see only a reset.
         self.connections.discard(self)
         self._is_refused = True
         message += " Close some, or try again later."
@@ -127,7 +127,7 @@ class Connection(H11Protocol):
 
     def _end_with(self, failure: Failure) -> None:
         body = json.dumps(failure.as_body()).encode()
-        # With its length: where not all was read, the connection ends in a reset.
+        # With its length: if not all was read, the connection ends in a reset.
         headers = [
             (b"content-type", b"application/json"), (b"content-length", b"%d" % len(body)),
             (b"connection", b"close"), *[(b"retry-after", b"1")] * (failure.status != 400),
@@ -138,7 +138,7 @@ class Connection(H11Protocol):
             self.transport.write(self.conn.send(event) or b"")
 
     def _probe(self, wait: float) -> None:
-        """Find out whether a half-closed connection is gone: then a second word fails to leave."""
+        """Write to a half-closed connection: if the client is gone, the second write fails."""
         if self.transport.is_closing() or not self.is_asked or self.cycle.response_started:
             return
         if self.scope["http_version"] == "1.1":

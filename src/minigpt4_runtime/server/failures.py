@@ -8,7 +8,7 @@ Never  shows a client the message of an unexpected error, which may quote anythi
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
@@ -33,8 +33,8 @@ RETRY_SOON = {"Retry-After": "1"}
 _SILENT = "The server failed on this request. Its log has more under the request id."
 _MOST_CHARACTERS = 500
 _IMAGE = re.compile(r"data:[^\s'\",]*[,;][^\s'\"]{16,}", re.IGNORECASE)
-# The parameter that such an error is about.
-_PARAMS: dict[type[MiniGPT4Error], str] = {ImageError: "messages", PromptTooLongError: "messages"}
+# Errors that are about the field with the dialogue or the text.
+_ABOUT_CONTENT = (ImageError, PromptTooLongError)
 # Error class → status, OpenAI's type, OpenAI's code.
 STATUSES: dict[type[MiniGPT4Error], tuple[int, str, str | None]] = {
     MiniGPT4Error: (500, BROKEN, None),
@@ -70,7 +70,7 @@ class Failure(Exception):
 
 
 def brief(message: str) -> str:
-    """A message without what it quotes at length: a picture that was sent, or any long value."""
+    """A message with its long quotations cut, such as pictures that were sent."""
     told = _IMAGE.sub("data:…", message[: 4 * _MOST_CHARACTERS])
     return told if len(told) <= _MOST_CHARACTERS else told[:_MOST_CHARACTERS] + "…"
 
@@ -87,14 +87,8 @@ def no_such_model(asked: str, own: str) -> Failure:
     return Failure(404, message, param="model", code="model_not_found")
 
 
-def failure_about(error: MiniGPT4Error, subject: str) -> Failure:
-    """Translate an error; `subject` is the request's field in place of `messages`."""
-    failure = failure_of(error)
-    return replace(failure, param=subject) if failure.param == "messages" else failure
-
-
-def failure_of(error: BaseException) -> Failure:
-    """Translate any error."""
+def failure_of(error: BaseException, subject: str = "messages") -> Failure:
+    """Translate any error; `subject` is the request's field with the dialogue or the text."""
     if isinstance(error, Failure):
         return error
     if isinstance(error, HTTPException):
@@ -104,7 +98,8 @@ def failure_of(error: BaseException) -> Failure:
         if cls in STATUSES:
             status, kind, code = STATUSES[cls]
             message = str(error) if status != 500 else _SILENT
-            return Failure(status, message, kind, _PARAMS.get(cls), code)
+            param = subject if cls in _ABOUT_CONTENT else None
+            return Failure(status, message, kind, param, code)
     return Failure(500, _SILENT, BROKEN)
 
 

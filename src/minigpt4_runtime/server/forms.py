@@ -1,4 +1,4 @@
-"""The form of an answer, in every way in which it may be asked for.
+"""The form of an answer, in all the ways that requests ask for it.
 
 Owns   the types of OpenAI's `response_format` and `text.format` and of vLLM's
        `structured_outputs`, and their translation into a setting of SamplingParams.
@@ -20,7 +20,7 @@ Kind = Literal["text", "json_object", "json_schema"]
 
 
 class JsonSchema(RequestPart):
-    """A schema and what it is called, which is for people."""
+    """A schema, with a name and a description for people."""
 
     name: str | None = None
     description: str | None = None
@@ -35,7 +35,7 @@ class ResponseFormat(RequestPart):
     json_schema: JsonSchema | None = None
 
     def setting(self, where: str) -> dict[str, Any]:
-        """What an answer is held to; `where` is what the request calls this.
+        """The setting of SamplingParams; `where` is this field's name in the request.
 
         Raises:
             Failure: the schema is missing.
@@ -54,7 +54,7 @@ class TextFormat(RequestPart):
     strict: bool | None = None
 
     def setting(self, where: str) -> dict[str, Any]:
-        """What an answer is held to; `where` is what the request calls this.
+        """The setting of SamplingParams; `where` is this field's name in the request.
 
         Raises:
             Failure: the schema is missing.
@@ -71,7 +71,7 @@ class StructuredOutputs(RequestPart):
 
     @property
     def settings(self) -> list[dict[str, Any]]:
-        """What an answer is held to, for each that is given."""
+        """A setting of SamplingParams for each form that is given."""
         settings: list[dict[str, Any]] = []
         if self.json_ not in (None, ""):
             settings.append({"json_schema": self.json_})

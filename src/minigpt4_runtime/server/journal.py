@@ -1,4 +1,4 @@
-"""What is told of each request: its id, its line in the log, its count; and no error gets past.
+"""The record of each request: its id, its line in the log and its count.
 
 Owns   request ids and the outcome of requests.
 Takes  every request and answer on its way through; gives the id back as a header.
@@ -23,7 +23,7 @@ _OUTCOMES = {401: "unauthorized", 429: "queue_full", 503: "unavailable", 504: "t
 
 
 class Journal:
-    """Stands around the whole application."""
+    """The outermost layer of the application; it also catches every error."""
 
     def __init__(self, app: ASGIApp, count: Callable[[str, str], None]) -> None:
         """`count` is told the route and the outcome of every request."""
@@ -31,7 +31,7 @@ class Journal:
         self._count = count
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Let a request through, and write down what became of it."""
+        """Pass a request on, and record its outcome."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -59,7 +59,7 @@ class Journal:
                 await error_response(error)(scope, receive, send_marked)
         finally:
             outcome = state.get("outcome") or _outcome(status)
-            # Only routes that exist are names: paths are whatever clients make up.
+            # Paths are chosen by clients, so that only existing routes are counted by name.
             route = getattr(scope.get("route"), "path", "other")
             self._count(route, outcome)
             client = scope.get("client")
@@ -71,7 +71,7 @@ class Journal:
 
 
 def _request_id(scope: Scope) -> str:
-    """The client's own, if it may stand in a log; else a new one."""
+    """The client's own id, if it is fit for a log; else a new one."""
     given = [value for name, value in scope["headers"] if name == b"x-request-id"]
     if len(given) == 1 and _USABLE_ID.fullmatch(given[0]):
         return str(given[0].decode())

@@ -42,7 +42,7 @@ _MALLOPT_ARENA_MAX = -8  # M_ARENA_MAX of glibc's malloc.h.
 def keep_memory_together() -> None:
     """Let few heaps serve all threads; call it before there are any.
 
-    glibc gives each thread a heap of its own and keeps what is freed there, so that memory creeps.
+    glibc gives each thread its own heap and keeps freed memory there, so that memory creeps.
     """
     if platform.libc_ver()[0] == "glibc":
         ctypes.CDLL(None).mallopt(_MALLOPT_ARENA_MAX, 2)
@@ -86,20 +86,7 @@ def url_of(listener: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def serve(
-    app: FastAPI,
-    listener: socket.socket,
-    *,
-    grace_seconds: float,
-    on_start: Callable[[], object] = lambda: None,
-) -> int:
-    """Serve until a signal or a failure, and give the exit status."""
-    return asyncio.run(_serve(app, listener, grace_seconds, on_start))
-
-
-def serve_until_told(
-    app: FastAPI, listener: socket.socket, on_start: Callable[[], object] = lambda: None
-) -> None:
+def serve_until_told(app: FastAPI, listener: socket.socket, on_start: Callable[[], object]) -> None:
     """Serve an application without answers to wait for, until a signal."""
     server = HttpServer(app, on_start)
     with _signals_to(server.handle_exit):
@@ -116,9 +103,10 @@ def _signals_to(tell: Callable[[int, FrameType | None], object]) -> Iterator[Non
             signal.signal(each, handler)
 
 
-async def _serve(
+async def serve(
     app: FastAPI, listener: socket.socket, grace_seconds: float, on_start: Callable[[], object]
 ) -> int:
+    """Serve until a signal or a failure, and give the exit status."""
     parts: Parts = app.state.parts
     server = HttpServer(app, on_start, parts.config.connections)
     loop, is_told = asyncio.get_running_loop(), asyncio.Event()

@@ -32,12 +32,12 @@ def set_up_logs(form: LogFormat) -> None:
 
 
 def _is_no_cancellation(record: logging.LogRecord) -> bool:
-    """An open page holds a stream, which is cancelled when the server ends: that is no error."""
+    """Leave out cancelled tasks: an open page's stream is cancelled when the server ends."""
     return not (record.exc_info and record.exc_info[0] is asyncio.CancelledError)
 
 
 def log(event: str, *, level: int = logging.INFO, **fields: Any) -> None:
-    """Write one line: what happened, and what belongs to it."""
+    """Write one line: an event and its fields."""
     logger.log(level, event, extra={"fields": fields})
 
 

@@ -1,8 +1,8 @@
-"""Pictures that a request names: what is opened, and from where.
+"""The images that a request names by URL.
 
-Owns   which URLs are allowed.
+Owns   the rule for which URLs are allowed.
 Takes  the URL of a content part; gives an ImageSource, still unopened.
-Never  fetches from a host that was not named.
+Never  fetches from a host that is not in `domains`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from minigpt4_runtime.messages import ImageSource, image
 
 @dataclass(frozen=True, kw_only=True)
 class MediaPolicy:
-    """From where pictures may come: `domains` are hosts as written in a URL, or host:port."""
+    """The allowed origins of images. `domains` are hosts as written in a URL, or host:port."""
 
     domains: frozenset[str] = frozenset()
     folder: Path | None = None
@@ -28,10 +28,10 @@ class MediaPolicy:
     seconds: float = SECONDS
 
     async def open(self, url: str) -> ImageSource:
-        """Give the picture behind a URL.
+        """Give the image behind a URL.
 
         Raises:
-            ImageError: it may not be opened, or not be had.
+            ImageError: it may not be opened, or cannot be fetched.
         """
         start = url[:6].lower()  # Not all of it: a data URL is long.
         if start.startswith("data:"):
@@ -46,7 +46,7 @@ class MediaPolicy:
         )
 
     def _read_file(self, url: str) -> bytes:
-        """What an allowed file holds: an error about it later must not name its path."""
+        """The content of an allowed file. As bytes, later errors do not name its path."""
         with self._allowed_path(url).open("rb") as file:
             content = file.read(self.max_bytes + 1)
         if len(content) > self.max_bytes:
@@ -64,7 +64,7 @@ class MediaPolicy:
             is_readable = is_inside and path.is_file() and os.access(path, os.R_OK)
         except (ValueError, OSError, RuntimeError):  # A null character, a loop, a long name.
             raise refused from None
-        # Whether a file outside exists must not show.
+        # The answer must not reveal whether a file outside exists.
         if not is_readable or parts.netloc not in {"", "localhost"}:
             raise refused
         return path

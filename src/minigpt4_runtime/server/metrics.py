@@ -1,7 +1,7 @@
 """Counts and times for Prometheus.
 
-Owns   the registry, and the names under which things are counted.
-Takes  what happened to each request; asks the model for the rest when it is read.
+Owns   the registry, and the names of the metrics.
+Takes  events of requests; asks the model for its own counts at each reading.
 Never  uses a label that a client can choose.
 """
 
@@ -75,7 +75,7 @@ class Metrics:
 
 
 class _EngineReadings(Collector):
-    """What the engine itself counts, read when somebody asks."""
+    """The engine's own counts, read at each request for metrics."""
 
     def __init__(self, model: MiniGPT4, num_taken: Callable[[], int]) -> None:
         self._model = model

@@ -1,8 +1,8 @@
-"""What may be asked, as types: the settings of all requests, and OpenAI's chat completions.
+"""The types of requests: the settings of all of them, and OpenAI's chat completions.
 
-Owns   names, types and ranges, and how settings become SamplingParams.
-Takes  the bytes of a body; gives a request, or a Failure that names what is wrong.
-Never  decides alone what may be left out: `absent` has the rule for all requests.
+Owns   names, types and ranges, and the translation of settings into SamplingParams.
+Takes  the bytes of a body; gives a request, or a Failure that names the faulty field.
+Never  ignores an undeclared field by itself: `absent` has that rule for all requests.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class TextPart(RequestPart):
 
 
 class ImageURL(RequestPart):
-    """Where a picture is: a data URL, or what the server was started to allow."""
+    """A picture's address: a data URL, or another URL that the server allows."""
 
     url: str
 
@@ -52,14 +52,14 @@ class ImagePart(RequestPart):
         return {"url": given} if isinstance(given, str) else given
 
 
-Part = Annotated[TextPart | ImagePart, Field(discriminator="type")]
+ChatPart = Annotated[TextPart | ImagePart, Field(discriminator="type")]
 
 
 class ChatMessage(RequestPart):
     """One turn. An answer may be sent back as it came, one without any text too."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | Annotated[list[Part], Field(max_length=256)]
+    content: str | Annotated[list[ChatPart], Field(max_length=256)]
 
     @model_validator(mode="before")
     @classmethod
@@ -70,7 +70,7 @@ class ChatMessage(RequestPart):
 
     @property
     def speaker(self) -> Role:
-        """Who says it. OpenAI calls a system message of its newer models a developer's."""
+        """The role. For its newer models OpenAI calls the system role `developer`."""
         return "system" if self.role == "developer" else self.role
 
     @property
@@ -88,14 +88,14 @@ _Bias = Annotated[float, Field(**LOGIT_BIAS_RANGE.bounds)]
 
 
 class StreamOptions(RequestPart):
-    """What a stream has beside the text."""
+    """The additions to a stream of text."""
 
     include_usage: bool | None = None
     continuous_usage_stats: bool | None = None
 
 
 class TextRequest(RequestPart):
-    """What every request for a text may set. Those from `top_k` on are extensions.
+    """The settings of every request for a text. Those from `top_k` on are extensions.
 
     Answers are greedy unless a temperature is given.
     """
@@ -122,18 +122,18 @@ class TextRequest(RequestPart):
     structured_outputs: StructuredOutputs | None = None
     guided_regex: str | None = None
 
-    # The field with what is asked: what is wrong with a picture or a text's length is about it.
+    # The field with the dialogue or text. Errors about pictures and lengths name it.
     subject: ClassVar[str] = "messages"
     default_max_tokens: ClassVar[int] = SamplingParams.max_new_tokens
     _ignored: frozenset[str] = frozenset()
 
     def model_post_init(self, context: Any) -> None:
-        """Keep which names were ignored while this was read."""
+        """Keep the names that validation ignored."""
         self._ignored = frozenset(context or ())
 
     @property
     def ignored(self) -> list[str]:
-        """Fields that were left out though nothing is known about them."""
+        """The unknown fields that were ignored."""
         return sorted(self._ignored)
 
     @property
@@ -148,17 +148,17 @@ class TextRequest(RequestPart):
 
     @property
     def prompts(self) -> Sequence[str | Sequence[int]]:
-        """Where there is no dialogue: what is to be continued as it is."""
+        """The texts to continue, if there is no dialogue."""
         return ()
 
     @property
     def wants_usage(self) -> bool:
-        """Whether a stream ends with what it cost."""
+        """Whether a stream ends with its usage."""
         return bool(self.stream_options and self.stream_options.include_usage)
 
     @property
     def wants_counts(self) -> bool:
-        """Whether each piece of a stream says what was used up to there."""
+        """Whether each piece of a stream has the usage up to there."""
         return bool(self.stream_options and self.stream_options.continuous_usage_stats)
 
     def sampling(self, choice: int, max_tokens: int) -> SamplingParams:
@@ -187,7 +187,7 @@ class TextRequest(RequestPart):
         try:
             return SamplingParams(max_new_tokens=max_new_tokens, seed=seed, **given)
         except ConfigError as error:
-            # Ranges are checked: what is left has no bounds, or does not go together with beams.
+            # Ranges were checked. The rest are fields without bounds, and conflicts with beams.
             first = str(error).partition(" ")[0]
             param = first if first in type(self).model_fields else "num_beams"
             raise Failure(400, str(error), param=param, code="invalid_value") from None
@@ -215,7 +215,7 @@ class TextRequest(RequestPart):
 
     def _stops(self) -> tuple[str, ...] | None:
         stops = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
-        # What is empty adds none. The template's own stay, unless no end is wanted at all.
+        # Empty ones do not count. Without any, the template's stay, except with ignore_eos.
         return tuple(stop for stop in stops if stop) or (() if self.ignore_eos else None)
 
     def _form(self) -> dict[str, Any]:
@@ -228,7 +228,7 @@ class TextRequest(RequestPart):
 
     @property
     def forms(self) -> list[tuple[str, dict[str, Any]]]:
-        """What SamplingParams are to hold the answer to, each with the field that asks for it."""
+        """The wanted forms as SamplingParams' settings, each with the field that asks for it."""
         forms: list[tuple[str, dict[str, Any]]] = []
         if self.response_format:
             name = "response_format"
@@ -277,7 +277,7 @@ def read_request(body: bytes | bytearray, kind: type[A]) -> A:
     """Parse and check a body as one of these requests.
 
     Raises:
-        Failure: it is no JSON, or not of the form that is wanted; `param` says where.
+        Failure: it is not JSON, or not a request of this kind; `param` names the field.
     """
     try:
         asked = kind.model_validate_json(body, context=set())

@@ -1,6 +1,6 @@
 """OpenAI's responses: the same dialogues as chat completions, in another form.
 
-Owns   what POST /v1/responses may ask, and the form of its answers and events.
+Owns   the types of requests to POST /v1/responses, and of its answers and events.
 Takes  replies and their pieces; gives one whole response, or the events of a stream.
 Never  keeps a response: each request brings the whole dialogue.
 """
@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, Field, field_validator
+from pydantic_core import to_json
 
 from minigpt4_runtime.messages import Reply, TextDelta
 from minigpt4_runtime.server.absent import RequestPart
@@ -27,7 +28,7 @@ from minigpt4_runtime.server.protocol import (
     within,
 )  # fmt: skip
 
-# --- what is asked ------------------------------------------------------------------------------
+# --- requests -----------------------------------------------------------------------------------
 
 
 class ResponseText(RequestPart):
@@ -43,7 +44,7 @@ class ResponseText(RequestPart):
 
 
 class ResponseImage(RequestPart):
-    """A picture: a data URL, or what the server was started to allow."""
+    """A picture: a data URL, or another URL that the server allows."""
 
     type: Literal["input_image"]
     image_url: str
@@ -58,7 +59,7 @@ ResponsePart = Annotated[ResponseText | ResponseImage, Field(discriminator="type
 
 
 class ResponseMessage(RequestPart):
-    """One turn. What a response has as its output may be sent back as it came."""
+    """One turn. An item of a response's output may be sent back unchanged."""
 
     type: Literal["message"] = "message"
     role: Literal["system", "developer", "user", "assistant"]
@@ -72,7 +73,7 @@ class ResponseMessage(RequestPart):
 
 
 class TextOptions(RequestPart):
-    """How the text is to look: without a format it is free."""
+    """The form of the text; free without a format."""
 
     format: TextFormat | None = None
 
@@ -91,7 +92,7 @@ class ResponseRequest(TextRequest):
     @field_validator("input", mode="before")
     @classmethod
     def _without_reasoning(cls, given: Any) -> Any:
-        """An answer that is sent back may bring along how its model came to it."""
+        """Drop the reasoning items of answers that are sent back."""
         if not isinstance(given, list):
             return given
         return [
@@ -100,7 +101,7 @@ class ResponseRequest(TextRequest):
 
     @property
     def forms(self) -> list[tuple[str, dict[str, Any]]]:
-        """What SamplingParams are to hold the answer to, each with the field that asks for it."""
+        """The wanted forms as SamplingParams' settings, each with the field that asks for it."""
         own = self.text.format.setting("text.format") if self.text and self.text.format else {}
         return [*super().forms, *([("text.format", own)] if own else [])]
 
@@ -113,7 +114,7 @@ class ResponseRequest(TextRequest):
         return [*told, *(item.message for item in self.input)]
 
 
-# --- what is answered ---------------------------------------------------------------------------
+# --- answers ------------------------------------------------------------------------------------
 
 ResponseStatus = Literal["in_progress", "completed", "incomplete", "failed"]
 
@@ -151,19 +152,19 @@ class ResponseFailure(BaseModel):
 
 
 class CachedTokens(BaseModel):
-    """Not told for one request: what all prompts share stands in /metrics."""
+    """Always 0: the prefix cache is counted for all requests together, in /metrics."""
 
     cached_tokens: int = 0
 
 
 class ReasoningTokens(BaseModel):
-    """There are none."""
+    """Always 0: the model does not reason."""
 
     reasoning_tokens: int = 0
 
 
 class ResponseUsage(BaseModel):
-    """What it cost, in tokens. Rows of pictures are input tokens."""
+    """The usage in tokens. Rows of pictures are input tokens."""
 
     input_tokens: int
     input_tokens_details: CachedTokens = CachedTokens()
@@ -173,7 +174,7 @@ class ResponseUsage(BaseModel):
 
 
 class ResponseAnswer(BaseModel):
-    """The answer to POST /v1/responses, with what was asked for and what there is not."""
+    """The answer to POST /v1/responses, with the request's settings, and fields never used here."""
 
     id: str
     object: Literal["response"] = "response"
@@ -271,7 +272,7 @@ class ResponseWriter:
         )
 
     def failed(self, failure: Failure) -> bytes:
-        """The response as it failed, and an event that clients raise as an error."""
+        """The failed response, and an event that clients raise as an error."""
         error = ResponseFailure(code=failure.code or failure.kind, message=failure.message)
         output = [self._message(self._text, "incomplete")]
         update = {"status": "failed", "error": error, "output": output}
@@ -290,11 +291,6 @@ class ResponseWriter:
         )
 
     def _event(self, kind: str, **fields: Any) -> bytes:
-        event = _Event(type=kind, sequence_number=self._num_events, **fields)
+        event = {"type": kind, "sequence_number": self._num_events, **fields}
         self._num_events += 1
-        return f"event: {kind}\ndata: {event.model_dump_json()}\n\n".encode()
-
-
-class _Event(BaseModel, extra="allow"):
-    type: str
-    sequence_number: int
+        return b"event: %b\ndata: %b\n\n" % (kind.encode(), to_json(event))

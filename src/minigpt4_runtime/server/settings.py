@@ -1,4 +1,4 @@
-"""What a server allows, and how long it waits.
+"""The limits and times of a server.
 
 Owns   ServerConfig and ConnectionLimits.
 Takes  values; refuses those that cannot work.

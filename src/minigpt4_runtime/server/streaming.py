@@ -1,6 +1,6 @@
 """Tickets → one stream of pieces → chunks and events, or one whole answer.
 
-Owns   the merging of n answers, and the form in which pieces leave.
+Owns   the merging of n answers, and the form of chunks and events.
 Takes  tickets; gives OpenAI's chunks, chat completions and server-sent events.
 Never  blocks: a ticket is read in the event loop.
 """
@@ -36,10 +36,7 @@ DONE = b"data: [DONE]\n\n"
 
 
 class Answers:
-    """The answers to one request as they grow: an iterator over (choice, delta).
-
-    The first error of any answer, or of `abort`, is raised and ends the iteration.
-    """
+    """The answers to one request as they grow."""
 
     def __init__(self, tickets: Sequence[AsyncIterator[TextDelta]]) -> None:
         """Begin to read; needs a running event loop."""
@@ -56,12 +53,13 @@ class Answers:
         except Exception as error:  # noqa: BLE001 - raised again where the answers are read.
             self._came.put_nowait(error)
 
-    def __aiter__(self) -> AsyncIterator[tuple[int, TextDelta]]:
-        return self
+    async def next(self) -> tuple[int, TextDelta] | None:
+        """The next piece of any answer, with the answer's number; None when all are whole.
 
-    async def __anext__(self) -> tuple[int, TextDelta]:
+        The first error of any answer, or of `abort`, is raised and cancels the others.
+        """
         if not self._num_open:
-            raise StopAsyncIteration
+            return None
         item = await self._came.get()
         if isinstance(item, Exception):
             self.cancel()
@@ -71,17 +69,17 @@ class Answers:
         return item
 
     def abort(self, error: Exception) -> None:
-        """Raise this error in the iteration."""
+        """Let `next` raise this error."""
         self._came.put_nowait(error)
 
     def cancel(self) -> None:
-        """End the iteration. A ticket whose reading is cancelled cancels its request."""
+        """End all answers. A ticket whose reading is cancelled cancels its request."""
         self._num_open = 0
         for reader in self._readers:
             reader.cancel()
 
 
-class Writer(Protocol):
+class AnswerWriter(Protocol):
     """Writes one request's answers, whole or as the events of a stream."""
 
     def whole(self, replies: Sequence[Reply]) -> BaseModel:

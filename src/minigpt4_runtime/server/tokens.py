@@ -1,7 +1,7 @@
 """POST /tokenize, as vLLM has it: the ids that a prompt or a dialogue would have.
 
-Owns   the types of both sides. Takes a checked request; gives ids. Never opens a picture: each has
-       as many ids as the model has rows for it, all of them the one beyond the vocabulary.
+Owns   the types of request and answer. Takes a checked request; gives ids. Never opens an image:
+       each takes as many ids as the model has rows for it, all equal to the vocabulary's size.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def tokenize(model: MiniGPT4, asked: TokenizeRequest) -> Tokenized:
     """Give the ids.
 
     Raises:
-        RequestError: the dialogue is none.
+        RequestError: it is not a dialogue.
     """
     if asked.prompt is None:
         messages = [_read(message) for message in asked.messages or ()]

@@ -1,9 +1,9 @@
-"""Whether the engine still does its work, told by nothing but what it does.
+"""The watch over the engine, which judges it only by its progress.
 
 Owns   the judgement "ready", "not sure" and "failed", and the probe that decides between them.
 Takes  the engine's counts once a second, and the errors that requests ended with.
-Never  repairs: an engine that failed is gone with its process, and whoever started that starts
-       another. What a broken device or a stuck step leaves behind cannot be trusted.
+Never  repairs a failed engine: its process ends, and its supervisor starts another. After a broken
+       device or a stuck step the state of the process cannot be trusted.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _SECONDS_BETWEEN_LOOKS = 1.0
 
 
 def engine_failed() -> Failure:
-    """What requests are told whose engine is gone."""
+    """The error of requests whose engine has failed."""
     message = "The engine failed; the server ends and is started anew. Try again later."
     return Failure(503, message, kind=BROKEN, code="engine_failed", headers={"Retry-After": "10"})
 
@@ -44,7 +44,7 @@ class EngineWatch:
         is_asked: Callable[[], bool],
         on_failure: Callable[[], object],
     ) -> None:
-        """`is_asked` says whether anybody waits for an answer."""
+        """`is_asked` says whether any request waits for an answer."""
         self._model = model
         self._stall_seconds = stall_seconds
         self._is_asked = is_asked
@@ -55,7 +55,7 @@ class EngineWatch:
         self.has_failed = False
 
     def report(self, error: Exception) -> None:
-        """A request ended with this. What it brought about itself raises no doubt."""
+        """Note the error that ended a request. The request's own faults raise no doubt."""
         is_own = isinstance(error, (RequestError, ConfigError, Failure, ClientDisconnect))
         if not is_own and not self.has_failed:
             self.trouble = "a step of the engine failed"

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from minigpt4_runtime.errors import ConfigError
-from minigpt4_runtime.messages import ImageSource, Message, Part
+from minigpt4_runtime.messages import ContentPart, ImageSource, Message
 
 # The prompt that the command line, the API and the demo model's training share.
 DESCRIBE_PROMPT = "Describe this image in detail."
@@ -130,14 +130,14 @@ def _joined_text(message: Message) -> str:
     return "".join(part for part in message.content if isinstance(part, str))
 
 
-def _images_first(message: Message) -> list[Part]:
+def _images_first(message: Message) -> list[ContentPart]:
     # The models were only shown questions that follow their picture. `sorted` keeps the order else.
     return sorted(message.content, key=lambda part: isinstance(part, str))
 
 
-def _user_turns(parts: Sequence[Part]) -> list[list[Part]]:
+def _user_turns(parts: Sequence[ContentPart]) -> list[list[ContentPart]]:
     """Cut a user's consecutive parts into upstream's turns: [picture, " " + text] or [text]."""
-    turns: list[list[Part]] = []
+    turns: list[list[ContentPart]] = []
     for part in parts:
         if isinstance(part, str) and turns and isinstance(turns[-1][-1], ImageSource):
             turns[-1].append(" " + part)
@@ -146,7 +146,9 @@ def _user_turns(parts: Sequence[Part]) -> list[list[Part]]:
     return turns
 
 
-def _write_turn(writer: _Writer, template: Template, role: str, parts: Sequence[Part]) -> None:
+def _write_turn(
+    writer: _Writer, template: Template, role: str, parts: Sequence[ContentPart]
+) -> None:
     writer.text(role)
     for part in parts:
         writer.image(part) if isinstance(part, ImageSource) else writer.text(part)

@@ -21,7 +21,6 @@ PROVIDERS = {
     "openvino": "OpenVINOExecutionProvider",
     "cpu": "CPUExecutionProvider",
 }
-_INSTALL = "pip install 'minigpt4-runtime[onnx]'"
 _ERRORS_ALONE = 3
 
 
@@ -40,7 +39,7 @@ def open_graph(
         BackendUnavailableError: ONNX Runtime is not installed, or has no such provider.
         CheckpointError: the file is no graph that it can run.
     """
-    runtime = require("onnxruntime", install=_INSTALL)
+    runtime = require("onnxruntime", extra="onnx")
     name = _choose_provider(provider, runtime.get_available_providers())
     options = runtime.SessionOptions()
     options.log_severity_level = _ERRORS_ALONE

@@ -1,7 +1,7 @@
-"""What the page's buttons do.
+"""The actions of the page's buttons.
 
-Owns   what each of them changes, and which of them can be pressed.
-Takes  the turns so far and what was typed; gives what the page shows.
+Owns   the changes that each of them makes, and which of them are enabled.
+Takes  the turns so far and the typed text; gives the new content of the page.
 Never  builds a component, nor speaks HTTP itself.
 """
 
@@ -15,11 +15,11 @@ from typing import Any, NamedTuple
 
 from minigpt4_runtime.optional import require
 from minigpt4_runtime.web.controls import read_controls
-from minigpt4_runtime.web.dialogue import INSTALL, DialogueError, Server, Turn
+from minigpt4_runtime.web.dialogue import DialogueError, Server, Turn
 from minigpt4_runtime.web.kept import read_kept, write_kept
 from minigpt4_runtime.web.uploads import QuestionBox, Uploads
 
-gradio = require("gradio", install=INSTALL)
+gradio = require("gradio", extra="web")
 
 FIRST_QUESTION = "Describe this picture."
 _NO_ANSWER = "*Stopped before there was an answer.*"
@@ -28,10 +28,9 @@ _MESSAGES_PER_TURN = 2
 
 
 class Shown(NamedTuple):
-    """What a run of the buttons changes: its components, or what each of them is to show.
+    """The components that actions change, or the new value of each.
 
-    The question box is left alone once its question was taken over: the next one may be in the
-    making.
+    While an answer grows the question box is left alone: the next question may be half typed.
     """
 
     dialogue: Any
@@ -48,13 +47,13 @@ class Shown(NamedTuple):
 
 @dataclass
 class Growing:
-    """Which answer grows in one browser's page: another question there ends it."""
+    """The answer that grows in one browser's page; the next question there ends it."""
 
     answer: object = None
 
 
 class Actions:
-    """What the buttons do."""
+    """One method for each button or event."""
 
     def __init__(self, server: Server, uploads: Uploads, examples: Sequence[Path]) -> None:
         self._server = server
@@ -70,11 +69,11 @@ class Actions:
         return f"**{name}** answers. {description}"
 
     def restore(self, kept: str, turns: list[Turn]) -> Shown:
-        """Show the dialogue that the browser has kept, unless another was begun meanwhile."""
+        """Show the dialogue that the browser has kept, unless a new one has begun."""
         if not kept or turns:
             return _show_no_change()
         try:
-            restored, num_missing = read_kept(kept, self._find)
+            restored, num_missing = read_kept(kept, self._uploads.find)
         except DialogueError as error:
             _warn("Nothing kept", str(error))
             return _show_no_change()
@@ -115,7 +114,7 @@ class Actions:
         edited: gradio.EditData,  # type: ignore[name-defined]
         *controls: Any,
     ) -> AsyncIterator[Shown]:
-        """Ask a question in other words; what was asked after it goes."""
+        """Ask an edited question; the turns after it are dropped."""
         message = edited.index if isinstance(edited.index, int) else edited.index[0]
         number = message // _MESSAGES_PER_TURN
         again = [replace(turn, question=str(edited.value).strip()) for turn in turns[number:][:1]]
@@ -123,7 +122,7 @@ class Actions:
             yield shown
 
     def undo(self, growing: Growing, turns: list[Turn]) -> Shown:
-        """Take the last turn back: its question stands in the box again."""
+        """Take the last turn back, and put its question into the box."""
         growing.answer = None
         if not turns:
             return _show([])
@@ -131,12 +130,12 @@ class Actions:
         return _show(before, question=QuestionBox(last.question, last.images))
 
     def stop(self, growing: Growing, turns: list[Turn]) -> Shown:
-        """End the answer that grows; what there is of it stays."""
+        """End the answer that grows, and keep its text so far."""
         growing.answer = None
         return _show(turns)
 
     def clear(self, growing: Growing, _: list[Turn]) -> Shown:
-        """An empty page."""
+        """Empty the page."""
         growing.answer = None
         return _show([], question=QuestionBox(FIRST_QUESTION))
 
@@ -151,7 +150,7 @@ class Actions:
         """Answer the last turn anew."""
         if not turns or not turns[-1].question:
             _warn("No question", "Type a question first.")
-            # If nothing were said, Gradio would empty everything.
+            # Without any value Gradio would empty everything.
             yield _show_no_change()
             return
         *before, last = turns
@@ -168,16 +167,10 @@ class Actions:
                     yield _show_growth([*before, last])
         except DialogueError as error:
             _warn("No answer", str(error), seconds=20)
-            # The question comes back, to be asked again when what was wrong is mended.
+            # Put the question back into the box, so that it can be asked again.
             yield _show(before, question=QuestionBox(last.question, last.images))
         else:
             yield _show([*before, last])
-
-    def _find(self, name: str) -> Path | None:
-        try:
-            return self._uploads.find(name)
-        except gradio.Error:
-            return None
 
 
 def _show(
@@ -200,7 +193,7 @@ def _show(
 
 
 def _show_growth(turns: Sequence[Turn]) -> Shown:
-    """The dialogue alone, which is all that changes while an answer grows."""
+    """The dialogue alone: nothing else changes while an answer grows."""
     others = (gradio.skip() for _ in Shown._fields[2:])
     return Shown(_as_chat(turns, grows=True), list(turns), *others)
 

@@ -1,4 +1,4 @@
-"""The controls beside the dialogue: how answers are chosen.
+"""The controls beside the dialogue, for the choice of answers.
 
 Owns   their order, ranges and words.
 Takes  their values; gives AnswerSettings.
@@ -11,9 +11,9 @@ from typing import Any
 
 from minigpt4_runtime.config import SAMPLING_RANGES, SamplingParams
 from minigpt4_runtime.optional import require
-from minigpt4_runtime.web.dialogue import INSTALL, AnswerSettings, DialogueError
+from minigpt4_runtime.web.dialogue import AnswerSettings, DialogueError
 
-gradio = require("gradio", install=INSTALL)
+gradio = require("gradio", extra="web")
 
 
 def add_controls() -> list[Any]:
@@ -30,7 +30,7 @@ def add_controls() -> list[Any]:
         _slider("num_beams", "Beams", high=10, info="Temperature 0 only."),
         _slider("repetition_penalty", "Repetition penalty", low=0.5, high=2, info="1 is none."),
         _slider("max_new_tokens", "Longest answer", high=1000, info="In tokens."),
-        # A box of text: Gradio's box of numbers sends 0 where nothing was typed.
+        # A text box: Gradio's number box sends 0 if it is empty.
         gradio.Textbox(
             label="Seed", placeholder="A new one each time", max_lines=1, elem_id="seed",
             info="The same seed draws the same answer.",

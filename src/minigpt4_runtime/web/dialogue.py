@@ -1,6 +1,6 @@
 """A dialogue about images, as the page keeps it, and its answers from a server.
 
-Owns   the turns, how they are asked for over the API, and what an error is called on the page.
+Owns   the turns, their form in the API, and the wording of errors on the page.
 Takes  an address and turns; gives the last turn's answer as it grows.
 Never  knows Gradio, nor the engine: it speaks HTTP through OpenAI's own client.
 """
@@ -17,8 +17,7 @@ from typing import Any
 from minigpt4_runtime.config import SamplingParams
 from minigpt4_runtime.optional import require
 
-INSTALL = "pip install 'minigpt4-runtime[web]'"
-openai = require("openai", install=INSTALL)
+openai = require("openai", extra="web")
 
 # An answer may take long to begin: pictures are encoded first, and others wait as well.
 _TIMEOUT_SECONDS = 600.0
@@ -49,8 +48,8 @@ class AnswerSettings:
     def as_fields(self) -> dict[str, Any]:
         """These settings as arguments of the OpenAI client.
 
-        Without a seed the server draws one. Extensions of the API are named only where they are
-        used: another server may not know them.
+        Without a seed the server draws one. Extensions of the API are sent only if they are used,
+        as another server may not know them.
         """
         asked: dict[str, Any] = {
             "temperature": self.temperature, "top_p": self.top_p, "max_tokens": self.max_tokens,
@@ -78,17 +77,17 @@ class Server:
     api_key: str | None = field(default=None, repr=False)
 
     async def model(self) -> tuple[str, str]:
-        """The name of the model that answers, and what it can do as far as the server says.
+        """The name of the model that answers, and its description if the server gives one.
 
         Raises:
-            DialogueError: the server does not say.
+            DialogueError: the server does not answer.
         """
         async with self._client() as client:
             try:
                 models = await client.models.list()
             except openai.OpenAIError as error:
                 raise DialogueError(self._explain(error)) from None
-        # Only our own server says what a model can do.
+        # Only this project's server gives a description.
         return str(models.data[0].id), str(getattr(models.data[0], "description", ""))
 
     async def answer(self, turns: Sequence[Turn], settings: AnswerSettings) -> AsyncGenerator[str]:
@@ -118,7 +117,7 @@ class Server:
     def _client(self) -> Any:
         return openai.AsyncOpenAI(
             base_url=f"{self.url}/v1",
-            # The client insists on one; a server without keys ignores it.
+            # The client requires one; a server without keys ignores it.
             api_key=self.api_key or "none",
             timeout=_TIMEOUT_SECONDS,
             max_retries=0,

@@ -1,8 +1,8 @@
-"""What stands around the page: who may call it and where, how much may be sent, what is told.
+"""The guard around the page, as an ASGI application around another.
 
-Owns   the paths, origins, sizes, times, headers and failures that Gradio leaves open.
-Takes  an ASGI application; is one itself.
-Never  looks at what is asked, nor lets Gradio write it down.
+Owns   the limits that Gradio lacks: of paths, origins, sizes and times; the headers, and failures.
+Takes  an ASGI application, and requests to it.
+Never  reads questions, nor lets Gradio log them.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from minigpt4_runtime.web.upload_room import UploadRoom, is_full_disk
 
-# What the page asks for, app_id when a server is back that was gone. Gradio answers more:
-# histories, monitoring, calls past the queue, and the files of other machines.
+# The page's own paths; it asks for app_id when the server is back after an absence. Gradio has
+# more: histories, monitoring, calls past the queue, and the files of other machines.
 _PATHS = re.compile(
     r"/|/config|/theme\.css|/favicon\.ico|/(assets|static|svelte)/.+"
     r"|/gradio_api/(queue/join|queue/data|run/predict|cancel|reset|upload|upload_progress"
@@ -30,36 +30,36 @@ _PATHS = re.compile(
 # A question, settings and the names of files; pictures come as uploads.
 _MAX_EVENT_BYTES = 2**20
 _ROOM_AROUND_A_FILE = 2**16
-# A browser sends the pictures that are chosen together in one body; Gradio holds each to its limit.
-_PICTURES_AT_ONCE = 8
-# How long a body may take: a picture comes over a phone's line.
+# A browser sends all pictures chosen at once in one body; Gradio limits the size of each.
+_IMAGES_AT_ONCE = 8
+# The time for a body; a picture may come over a phone's slow connection.
 _EVENT_SECONDS = 30.0
 _UPLOAD_SECONDS = 120.0
 _FULL_DISK = (
-    "The server's disk is full, and this could not be kept. Tell the one who runs it, or try later."
+    "The server's disk is full, and this could not be kept. Tell its operator, or try later."
 )
-# An answer may hold the address of a picture: it must not be asked for.
+# An answer may hold the address of a picture, which browsers must not load.
 _POLICY = "img-src 'self' data: blob:; media-src 'self' data: blob:"
 
-# Told of an unexpected error.
+# It is called with each unexpected error.
 OnFailure = Callable[[BaseException], None]
 
 
 class _GivenUp(Exception):
-    """What is sent is not read any further."""
+    """The rest of a body will not be read."""
 
 
 class PageGuard:
-    """Refuses the scripts of other sites, what no page asks for, and what is too large or too slow.
+    """Refuses other sites' scripts, unknown paths, and bodies that are too large or too slow.
 
-    Where Gradio would answer 500 the request is refused too, and `on_failure` told of the error.
+    A request that Gradio would answer with 500 is refused too, and `on_failure` gets the error.
     """
 
     def __init__(
-        self, app: ASGIApp, *, max_picture_bytes: int, room: UploadRoom, on_failure: OnFailure
+        self, app: ASGIApp, *, max_image_bytes: int, room: UploadRoom, on_failure: OnFailure
     ) -> None:
         self._app = app
-        self._max_upload_bytes = _PICTURES_AT_ONCE * (max_picture_bytes + _ROOM_AROUND_A_FILE)
+        self._max_upload_bytes = _IMAGES_AT_ONCE * (max_image_bytes + _ROOM_AROUND_A_FILE)
         self._room = room
         self._on_failure = on_failure
 
@@ -79,14 +79,14 @@ class PageGuard:
             await refusal(scope, receive, send)
 
     async def _pass_on(self, scope: Scope, exchange: _Exchange) -> Response | None:
-        """Let Gradio answer; gives what to say where it did not."""
+        """Let Gradio answer; return the refusal to send if it did not."""
         told = {"error": "This could not be done. The log says where it failed."}
         failed: Response = JSONResponse(told, 422)
         try:
             await self._app(scope, exchange.receive, exchange.send)
         except (ClientDisconnect, _GivenUp):
             pass
-        except Exception as error:  # noqa: BLE001 - whatever it is, it ends here.
+        except Exception as error:  # noqa: BLE001 - no error passes this guard.
             self._on_failure(error)
             if is_full_disk(error):
                 failed = PlainTextResponse(_FULL_DISK, 507)
@@ -94,7 +94,7 @@ class PageGuard:
 
 
 class _Exchange:
-    """One request's bytes, counted while they come, and its answer, if it is one to pass on."""
+    """One request's bytes, counted while they arrive, and its answer, unless that is a failure."""
 
     def __init__(self, receive: Receive, send: Send, most: int, room: UploadRoom | None) -> None:
         self._receive = receive
@@ -139,14 +139,14 @@ class _Exchange:
             self.refusal = PlainTextResponse(told, 507)
 
     def end(self) -> None:
-        """What was not uploaded in the end does not count."""
+        """Do not count a failed upload any more."""
         if self._room and self._upload and self._status != 200:
             self._room.forget(self._upload)
 
     async def send(self, message: Message) -> None:
-        """Pass the answer on, with nothing in it that opens the page to other sites."""
+        """Pass the answer on, without headers that open the page to other sites."""
         if message["type"] == "http.response.start":
-            # Whatever the application made of half a body or of its own mistake.
+            # An answer to half a body, or to the application's own mistake, is not passed on.
             self.has_answered = not self.refusal and message["status"] != 500
             self._status = message["status"]
             headers = MutableHeaders(scope=message)
@@ -158,7 +158,7 @@ class _Exchange:
 
 
 class PlacesOnly:
-    """Stands where Gradio's modules have `traceback`: what they would print quotes the request."""
+    """Replaces `traceback` in Gradio's modules, whose tracebacks would quote the request."""
 
     def __init__(self, on_failure: OnFailure) -> None:
         self._on_failure = on_failure
@@ -171,7 +171,7 @@ class PlacesOnly:
 
 
 def _refuse(scope: Scope, most: int) -> Response | None:
-    """What to say to a request that is none of the page's, as far as its head shows."""
+    """The refusal of a request by its head alone; None if it may pass."""
     headers = Headers(scope=scope)
     if not _is_own(headers):
         return PlainTextResponse("Other sites may not use this page.", 403)
@@ -186,6 +186,6 @@ def _too_large(most: int) -> Response:
 
 
 def _is_own(headers: Headers) -> bool:
-    """Whether a page of this very host asks, or no page at all."""
+    """Whether the request comes from a page of this host, or from no page."""
     origin = headers.get("origin")
     return origin is None or origin.partition("://")[2].lower() == headers.get("host", "").lower()

@@ -11,16 +11,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ValidationError
 
 from minigpt4_runtime.web.dialogue import DialogueError, Turn
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-
-
-class _KeptTurn(_Strict):
+class _KeptTurn(BaseModel, extra="forbid", strict=True, frozen=True):
     """A turn; a picture is the path of its upload, or None where the browser could not keep it."""
 
     question: str
@@ -28,7 +24,7 @@ class _KeptTurn(_Strict):
     pictures: tuple[str | None, ...]
 
 
-class _KeptDialogue(_Strict):
+class _KeptDialogue(BaseModel, extra="forbid", strict=True, frozen=True):
     version: Literal[1]
     turns: tuple[_KeptTurn, ...]
 
@@ -45,7 +41,7 @@ def write_kept(turns: Sequence[Turn]) -> str:
 
 
 def read_kept(text: str, find_image: Callable[[str], Path | None]) -> tuple[tuple[Turn, ...], int]:
-    """The turns that were kept, and how many of their images are gone.
+    """The turns that the browser kept, and how many of their images are gone.
 
     Raises:
         DialogueError: the text is damaged or of another version of the page.

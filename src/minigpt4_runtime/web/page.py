@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from minigpt4_runtime.optional import require
 from minigpt4_runtime.web.actions import FIRST_QUESTION, Actions, Growing, Shown
 from minigpt4_runtime.web.controls import add_controls
-from minigpt4_runtime.web.dialogue import INSTALL, Server
+from minigpt4_runtime.web.dialogue import Server
 from minigpt4_runtime.web.guard import OnFailure, PageGuard, PlacesOnly
 from minigpt4_runtime.web.upload_room import TidyParser, UploadRoom
 from minigpt4_runtime.web.uploads import Uploads, fetch_nothing
@@ -24,14 +24,14 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
     from gradio import Blocks
 
-gradio = require("gradio", install=INSTALL)
+gradio = require("gradio", extra="web")
 
 TITLE = "MiniGPT-4"
-MAX_PICTURE_BYTES = 32 * 2**20
+MAX_IMAGE_BYTES = 32 * 2**20
 MAX_KEPT_BYTES = 2**30
-# How often Gradio looks for pictures that were sent to the page, and how old it lets them grow.
+# How often Gradio deletes old uploads, and from what age on.
 _KEPT_SECONDS = (600, 3600)
-# Pictures that browsers and Python may not know as such; whether they can be read the server says.
+# Image types that browsers and Python may not know; the server decides whether it reads them.
 _OTHER_SUFFIXES = [".heic", ".heif", ".avif", ".jp2", ".jxl"]
 _HERE = Path(__file__).parent
 _KEEPING = (
@@ -41,8 +41,8 @@ _KEEPING = (
 
 
 @dataclass(frozen=True)
-class _Parts:
-    """The components that something is done with; `shown` in the order of Actions' outputs."""
+class _Components:
+    """The components that events use; `shown` in the order of Actions' outputs."""
 
     about: Any
     growing: Any
@@ -51,22 +51,23 @@ class _Parts:
     colour: Any
 
 
-def build_page(server: Server, pictures: Sequence[Path]) -> Blocks:
+def build_page(server: Server, images: Sequence[Path]) -> Blocks:
     """Make the page, with pictures to try."""
     with gradio.Blocks(
         title=TITLE, analytics_enabled=False, fill_width=True, delete_cache=_KEPT_SECONDS
     ) as page:
-        parts = _lay_out()
-        examples = _add_examples(parts.shown.dialogue, pictures)
-        actions = Actions(server, Uploads(parts.shown.question), examples)
-        _connect_asking(parts, actions)
-        _connect_browser(parts)
+        components = _lay_out()
+        shown = components.shown
+        examples = _add_examples(shown.dialogue, images)
+        actions = Actions(server, Uploads(shown.question), examples)
+        _connect_asking(components, actions)
+        _connect_browser(components)
         # In turn: begun together, the first was once seen to end without an effect.
         page.load(
-            actions.restore, [parts.shown.kept, parts.shown.turns], list(parts.shown),
+            actions.restore, [shown.kept, shown.turns], list(shown),
             js="() => chatPage.restore()", show_progress="hidden",
-        ).then(actions.about, None, parts.about, show_progress="hidden")  # fmt: skip
-    # The server itself says how many it takes.
+        ).then(actions.about, None, components.about, show_progress="hidden")  # fmt: skip
+    # The server itself limits the number of answers.
     page.queue(default_concurrency_limit=None, api_open=False)
     return page  # type: ignore[no-any-return]
 
@@ -76,14 +77,14 @@ def mount(
     page: Blocks,
     *,
     on_failure: OnFailure,
-    max_picture_bytes: int = MAX_PICTURE_BYTES,
+    max_image_bytes: int = MAX_IMAGE_BYTES,
     max_kept_bytes: int = MAX_KEPT_BYTES,
 ) -> None:
-    """Show the page at / of an application, behind whatever guards that has.
+    """Show the page at / of an application, behind the guards of that.
 
     `on_failure` is told of every unexpected error; Gradio itself prints none.
     """
-    # Without it Gradio takes any file of this machine for one that was uploaded.
+    # Without it Gradio would accept any file of this machine as an upload.
     page.has_launched = True
     fonts = ["system-ui", "sans-serif"]
     gradio.mount_gradio_app(
@@ -94,7 +95,7 @@ def mount(
         # As `css=` Gradio would put its own name before each selector.
         head=f"<style>{_read('page.css')}</style><script>{_read('page.js')}</script>",
         footer_links=[],
-        max_file_size=max_picture_bytes,
+        max_file_size=max_image_bytes,
         show_error=True,
         ssr_mode=False,
         enable_monitoring=False,
@@ -107,15 +108,15 @@ def mount(
     route: Any = app.routes[-1]
     route.app = PageGuard(
         route.app,
-        max_picture_bytes=max_picture_bytes,
+        max_image_bytes=max_image_bytes,
         room=UploadRoom(max_bytes=max_kept_bytes, seconds=sum(_KEPT_SECONDS)),
         on_failure=on_failure,
     )
 
 
-def _lay_out() -> _Parts:
+def _lay_out() -> _Components:
     """The dialogue with its buttons, and the controls beside it or, on a phone, below it."""
-    # What page.js keeps through a reload: it must be in the page, though not be seen.
+    # page.js keeps it through a reload. It must be in the page, but is hidden.
     kept = gradio.Textbox(visible="hidden", elem_id="kept")
     with gradio.Row(equal_height=False):
         with gradio.Column(scale=3, min_width=320, elem_id="left"):
@@ -131,7 +132,7 @@ def _lay_out() -> _Parts:
                 saves = [_add_button("Save .md"), _add_button("Save .json")]
             gradio.Markdown(_KEEPING, elem_id="keeping")
             colour = gradio.Button("Light or dark", size="sm", elem_id="colour")
-    return _Parts(
+    return _Components(
         about=about,
         growing=gradio.State(Growing()),
         shown=Shown(dialogue, gradio.State([]), question, kept, *buttons, *saves),
@@ -140,17 +141,17 @@ def _lay_out() -> _Parts:
     )
 
 
-def _connect_asking(parts: _Parts, actions: Actions) -> None:
-    """What asks the server, and what ends an answer."""
-    shown, outputs = parts.shown, list(parts.shown)
-    so_far = [parts.growing, shown.turns]
+def _connect_asking(components: _Components, actions: Actions) -> None:
+    """Connect the events that ask the server, and the buttons that end an answer."""
+    shown, outputs = components.shown, list(components.shown)
+    so_far = [components.growing, shown.turns]
     asking = []
     for begins, act, asked in (
         (shown.question.submit, actions.ask, [shown.question]),
         (shown.retry.click, actions.retry, []),
         (shown.dialogue.edit, actions.edit, []),
     ):
-        inputs = [*so_far, *asked, *parts.controls]
+        inputs = [*so_far, *asked, *components.controls]
         asking.append(begins(act, inputs, outputs, show_progress="hidden"))
         begins(None, js="() => chatPage.showAnswer()")
     for button, ending in (
@@ -162,15 +163,15 @@ def _connect_asking(parts: _Parts, actions: Actions) -> None:
     )
 
 
-def _connect_browser(parts: _Parts) -> None:
-    """What page.js does without the server."""
-    kept, (system, *_) = parts.shown.kept, parts.controls
+def _connect_browser(components: _Components) -> None:
+    """Connect the events that page.js handles without the server."""
+    kept, (system, *_) = components.shown.kept, components.controls
     kept.change(None, kept, js="(kept) => chatPage.keep(kept)")
-    parts.shown.save_markdown.click(None, kept, js="(kept) => chatPage.saveMarkdown(kept)")
-    parts.shown.save_json.click(
+    components.shown.save_markdown.click(None, kept, js="(kept) => chatPage.saveMarkdown(kept)")
+    components.shown.save_json.click(
         None, [kept, system], js="(kept, system) => chatPage.saveJson(kept, system)"
     )
-    parts.colour.click(None, js="() => chatPage.changeColour()")
+    components.colour.click(None, js="() => chatPage.changeColour()")
 
 
 def _add_dialogue() -> Any:
@@ -193,9 +194,9 @@ def _add_question() -> Any:
     )  # fmt: skip
 
 
-def _add_examples(dialogue: Any, pictures: Sequence[Path]) -> list[Path]:
+def _add_examples(dialogue: Any, images: Sequence[Path]) -> list[Path]:
     """Show pictures to try in the empty dialogue; gives where Gradio keeps them."""
-    examples = [Path(dialogue.move_resource_to_block_cache(str(each))) for each in pictures]
+    examples = [Path(dialogue.move_resource_to_block_cache(str(each))) for each in images]
     dialogue.keep_in_cache.update(map(str, examples))
     dialogue.examples = [
         {"text": f"Picture {number}", "icon": dialogue.serve_static_file(str(path))}
@@ -205,7 +206,7 @@ def _add_examples(dialogue: Any, pictures: Sequence[Path]) -> list[Path]:
 
 
 def _add_button(name: str) -> Any:
-    """A button that can be pressed when there is something to do it to."""
+    """A button, which is enabled once there is a dialogue."""
     return gradio.Button(
         name, interactive=False, size="md", min_width=64,
         elem_id=name.lower().replace(" .", "-"),

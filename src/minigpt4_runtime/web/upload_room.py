@@ -1,8 +1,8 @@
-"""Uploaded pictures: how much of them is kept, and that nothing stays of those that failed.
+"""The room for uploaded images: a limit on their bytes, and the removal of failed uploads.
 
-Owns   the count of what was uploaded of late, and the reading of an upload.
-Takes  the bytes of uploads as they come.
-Never  looks into a picture, or deletes one that was uploaded whole: Gradio does, by its age.
+Owns   the count of recent uploads, and the reading of an upload.
+Takes  the bytes of uploads as they arrive.
+Never  opens an image, or deletes a whole upload: Gradio does, by its age.
 """
 
 from __future__ import annotations
@@ -17,9 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from minigpt4_runtime.optional import require
-from minigpt4_runtime.web.dialogue import INSTALL
 
-gradio = require("gradio", install=INSTALL)
+gradio = require("gradio", extra="web")
 
 # A file takes a block of the disk at least, and an entry in its folder.
 _BYTES_PER_UPLOAD = 2**12
@@ -35,7 +34,7 @@ class Upload:
 
 
 class UploadRoom:
-    """What was uploaded in the last `seconds`, after which it is deleted: `max_bytes` at most."""
+    """The uploads of the last `seconds`, after which Gradio deletes them: `max_bytes` at most."""
 
     def __init__(
         self, *, max_bytes: int, seconds: float, clock: Callable[[], float] = time.monotonic
@@ -47,13 +46,13 @@ class UploadRoom:
         self._num_bytes = 0
 
     def begin(self) -> Upload:
-        """Another upload comes."""
+        """Count a new upload."""
         self._uploads.append(Upload(self._clock()))
         self._num_bytes += _BYTES_PER_UPLOAD
         return self._uploads[-1]
 
     def add(self, upload: Upload, num_bytes: int) -> bool:
-        """So much more of it has come. Whether there is room for it."""
+        """Count more bytes of an upload; return whether there is room for them."""
         upload.num_bytes += num_bytes
         self._num_bytes += num_bytes
         while self._uploads and self._uploads[0].began + self.seconds < self._clock():
@@ -61,17 +60,17 @@ class UploadRoom:
         return self._num_bytes <= self.max_bytes
 
     def forget(self, upload: Upload) -> None:
-        """It failed, and nothing of it is kept."""
+        """Stop counting an upload that failed and was deleted."""
         if upload in self._uploads:
             self._uploads.remove(upload)
             self._num_bytes -= upload.num_bytes
 
 
 class TidyParser(gradio.route_utils.GradioMultiPartParser):  # type: ignore[misc, name-defined]
-    """Reads an upload, and leaves no half of one: Gradio itself would keep that for ever."""
+    """Reads an upload, and deletes one that fails: Gradio itself would keep a part of it."""
 
     async def parse(self) -> Any:
-        """Read to the end, or leave nothing."""
+        """Read to the end, or delete the files."""
         try:
             return await super().parse()
         except BaseException:
@@ -84,7 +83,7 @@ class TidyParser(gradio.route_utils.GradioMultiPartParser):  # type: ignore[misc
 
 
 def is_full_disk(error: BaseException | None) -> bool:
-    """Whether something could not be written for want of room."""
+    """Whether an error, or a cause of it, is a full disk."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in _FULL:
             return True

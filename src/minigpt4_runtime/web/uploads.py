@@ -13,9 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from minigpt4_runtime.optional import require
-from minigpt4_runtime.web.dialogue import INSTALL
 
-gradio = require("gradio", install=INSTALL)
+gradio = require("gradio", extra="web")
 
 
 @dataclass(frozen=True)
@@ -31,25 +30,19 @@ class QuestionBox:
 
 
 class Uploads:
-    """The folder into which Gradio puts what is uploaded for a component."""
+    """The folder in which Gradio keeps the uploads of a component."""
 
     def __init__(self, component: Any) -> None:
         self._folder = Path(component.GRADIO_CACHE).resolve()
 
-    def find(self, name: str) -> Path:
-        """The image at this path, if it was uploaded.
-
-        Raises:
-            gradio.Error: it lies elsewhere, or is not there any more.
-        """
+    def find(self, name: str) -> Path | None:
+        """The image at this path; None if it lies elsewhere, or is not there any more."""
         try:
             path = Path(name).resolve()
             is_here = path.is_relative_to(self._folder) and path.is_file()
-        except (OSError, ValueError):  # A name that no file can have.
-            is_here = False
-        if not is_here:
-            raise not_uploaded()
-        return path
+        except (OSError, ValueError):  # No file can have such a name.
+            return None
+        return path if is_here else None
 
     def read(self, value: Mapping[str, Any] | None) -> QuestionBox:
         """Check the question box's content, which Gradio passes on as the browser sent it.
@@ -58,7 +51,11 @@ class Uploads:
             gradio.Error: an image in it was not uploaded.
         """
         value = value or {}
-        return QuestionBox(value.get("text", ""), tuple(map(self.find, value.get("files", ()))))
+        names = value.get("files", ())
+        images = tuple(filter(None, map(self.find, names)))
+        if len(images) < len(names):
+            raise not_uploaded()
+        return QuestionBox(value.get("text", ""), images)
 
 
 def not_uploaded() -> Exception:
