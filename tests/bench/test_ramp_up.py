@@ -70,7 +70,7 @@ def check_what_always_holds(machine, smallest, largest):
     return found
 
 
-@settings(max_examples=3000, deadline=None)
+@settings(max_examples=600, deadline=None)
 @given(**SEARCH)
 def test_the_largest_that_holds_is_found_and_its_limit_is_named(sizes, seed, memory):
     smallest, largest = sizes
@@ -80,7 +80,7 @@ def test_the_largest_that_holds_is_found_and_its_limit_is_named(sizes, seed, mem
     assert found.batch_size == (max(holding) if holding else None)
 
 
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(**SEARCH)
 def test_on_a_restless_machine_the_result_holds_and_the_next_does_not(sizes, seed, memory):
     machine = random_machine(seed, memory, sizes[1], is_monotone=False)

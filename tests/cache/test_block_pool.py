@@ -289,7 +289,7 @@ USES = st.tuples(
 )
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(st.sampled_from((1, 2, 5, 9)), st.lists(USES, max_size=60))
 def test_no_block_is_given_out_twice_and_none_is_lost(num_blocks, uses):
     checked = CheckedPool(num_blocks)

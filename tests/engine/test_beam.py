@@ -182,7 +182,7 @@ QUESTIONS = st.builds(
 )
 
 
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=400, deadline=None)
 @given(QUESTIONS)
 def test_the_search_gives_what_its_definition_says(question):
     assert search_in_steps(question) == search_by_definition(question)

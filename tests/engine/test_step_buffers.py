@@ -49,7 +49,7 @@ class Told:
         return StepPlan(tuple(slices))
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=80)
 @given(st.data(), st.sampled_from([1, 4, 16]))
 def test_a_step_is_what_its_plans_told(data, block_size):
     config = EngineConfig(max_running=MOST_ROWS, max_step_tokens=64, block_size=block_size)

@@ -499,7 +499,7 @@ def test_truncated_files_are_refused(name, tmp_path):
     assert "Save it anew as JPEG or PNG, or download it again." in message
 
 
-@settings(max_examples=800, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(
     name=st.sampled_from(sorted(FILES)),
     changes=st.lists(st.tuples(st.floats(0, 1), st.integers(0, 255)), max_size=8),

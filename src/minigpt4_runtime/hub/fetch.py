@@ -95,7 +95,8 @@ def bring_files(plan: FetchPlan, progress: FileProgress, say: Callable[[str], No
             watch = Watch(lambda size: progress(each.title, size, each.size), say, stop)
             _bring_file(client, downloads, each, watch)
             _refuse_other_model(plan.model, downloads, each)
-            say(f"{each.title}: {show_bytes(each.target.stat().st_size)}, all is here.")
+            if not stop.is_set():  # Else the caller has already said why it stops.
+                say(f"{each.title}: {show_bytes(each.target.stat().st_size)}, all is here.")
 
         for files in (settings, others):
             stop = threading.Event()
