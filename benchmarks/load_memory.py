@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from minigpt4_runtime.checkpoint.blank_model import model_shapes
 from minigpt4_runtime.checkpoint.folder import write_folder
 from minigpt4_runtime.checkpoint.load import load_language, load_model
-from minigpt4_runtime.checkpoint.weights import Shape, show_bytes
+from minigpt4_runtime.checkpoint.weights import TensorShape, show_bytes
 from minigpt4_runtime.config import LanguageConfig, ModelConfig, VisionConfig
 from minigpt4_runtime.model.parallel import Solo
 
@@ -37,7 +37,7 @@ PROMISE = 1.15
 class MadeWeights(Mapping[str, Tensor]):
     """Weights that are generated on request and not kept."""
 
-    def __init__(self, shapes: Mapping[str, Shape]) -> None:
+    def __init__(self, shapes: Mapping[str, TensorShape]) -> None:
         self._shapes = shapes
 
     def __getitem__(self, name: str) -> Tensor:

@@ -27,7 +27,7 @@ from torch import Tensor
 from minigpt4_runtime import image
 from minigpt4_runtime.checkpoint.blank_model import model_shapes
 from minigpt4_runtime.checkpoint.folder import write_folder
-from minigpt4_runtime.checkpoint.weights import Shape, show_bytes
+from minigpt4_runtime.checkpoint.weights import TensorShape, show_bytes
 from minigpt4_runtime.config import LanguageConfig, ModelConfig, QFormerConfig, VisionConfig
 from minigpt4_runtime.export.onnx import GraphPlan, export_onnx
 
@@ -37,7 +37,7 @@ PICTURES = Path(__file__).parents[1] / "examples" / "images"
 class RandomWeights(Mapping[str, Tensor]):
     """Untrained weights, generated on request from a fixed seed."""
 
-    def __init__(self, shapes: Mapping[str, Shape]) -> None:
+    def __init__(self, shapes: Mapping[str, TensorShape]) -> None:
         self._shapes = shapes
 
     def __getitem__(self, name: str) -> Tensor:

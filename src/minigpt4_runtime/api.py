@@ -219,7 +219,7 @@ class MiniGPT4:
         answer = AnswerText(
             self._tokenizer, self._template, sampling, before=before, begins_with=begins_with
         )
-        watch, reader = _TextWatch(answer), _Reader(len(encoded.token_ids))
+        watch, reader = _TextWatch(answer), _ReplyReader(len(encoded.token_ids))
         return self._loaded.submit(encoded.token_ids, images, sampling, watch, reader)
 
     def submit_text(
@@ -238,7 +238,7 @@ class MiniGPT4:
         self._loaded.check_ids(token_ids)
         self._loaded.engine.check(len(token_ids), sampling)
         answer = AnswerText(self._tokenizer, None, sampling, before=token_ids, begins_with="")
-        watch, reader = _TextWatch(answer), _Reader(len(token_ids))
+        watch, reader = _TextWatch(answer), _ReplyReader(len(token_ids))
         return self._loaded.submit(token_ids, (), sampling, watch, reader)
 
     def describe_all(
@@ -328,7 +328,7 @@ class _TextWatch:
         return _TextWatch(self._answer.fork())
 
 
-class _Reader:
+class _ReplyReader:
     """Turns one request's events into deltas of text."""
 
     def __init__(self, num_prompt: int) -> None:

@@ -11,7 +11,7 @@ ONE = ("demo", "--seed", "7")
 def test_one_scene_is_described_and_asked_about(minigpt4, folder):
     shown = minigpt4(*ONE)
     assert shown.status == 0
-    assert shown.err == "A scene nobody trained on; --seed 7 draws it again.\n"
+    assert shown.err == "A scene held out of training; --seed 7 draws it again.\n"
     questions = [line for line in shown.out.splitlines() if line.startswith("> ")]
     assert len(questions) == 5
     # The fake model is wrong about everything; the truth is shown.
@@ -55,7 +55,7 @@ def test_a_picture_that_cannot_be_kept(minigpt4, folder, name, message):
 def test_check_prints_the_rates(minigpt4):
     shown = minigpt4("demo", "--check", "--scenes", "3")
     assert (shown.status, shown.err) == (0, "")
-    assert shown.out.startswith("3 scenes nobody trained on (seed 0)\n")
+    assert shown.out.startswith("3 scenes held out of training (seed 0)\n")
     assert "descriptions" in shown.out
 
 

@@ -291,7 +291,7 @@ def test_pope_with_the_demo_model_itself(real_minigpt4, folder):
 def test_demo(minigpt4, folder):
     shown = minigpt4("evaluate", "demo", "--scenes", "3", "--seed", "5", "--out", "report")
     assert (shown.status, shown.err) == (0, "The report is in report/demo.html.\n")
-    assert shown.out.startswith("3 scenes nobody trained on (seed 5)\n")
+    assert shown.out.startswith("3 scenes held out of training (seed 5)\n")
     assert len((folder / "report" / "demo.jsonl").read_text().splitlines()) == 3
     again = minigpt4(
         "evaluate", "demo", "--scenes", "3", "--seed", "5", "--compare", "report/demo.json"

@@ -9,7 +9,7 @@ from published_files import GOLDENS, edit_json, read_language
 from safetensors.torch import save_file
 
 from minigpt4_runtime.checkpoint.file_kind import read_json
-from minigpt4_runtime.checkpoint.sources import ModelSources, Part, SourceFile
+from minigpt4_runtime.checkpoint.sources import ModelSources, PublishedPart, SourceFile
 from minigpt4_runtime.convert.language_folder import read_llama_config
 from minigpt4_runtime.convert.recognise import match_parts, recognise
 from minigpt4_runtime.errors import CheckpointError
@@ -32,7 +32,9 @@ NAMES = {
 
 def model(preset=None):
     parts = [
-        Part(role, role, f"the {role}", "", tuple(SourceFile(name, ("x",)) for name in names))
+        PublishedPart(
+            role, role, f"the {role}", "", tuple(SourceFile(name, ("x",)) for name in names)
+        )
         for role, names in NAMES.items()
     ]
     return ModelSources("model", tuple(parts), preset)

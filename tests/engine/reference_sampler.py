@@ -12,7 +12,7 @@ from torch import Tensor
 from minigpt4_runtime.engine.beam import Continuation
 from minigpt4_runtime.engine.row_settings import generator_of
 from minigpt4_runtime.engine.sampler import likeliest, overflow_error
-from minigpt4_runtime.engine.scheduler import Choice, Token
+from minigpt4_runtime.engine.scheduler import NextTokens, Token
 from minigpt4_runtime.engine.sequence import Branch, Sequence
 from minigpt4_runtime.errors import RequestError
 from minigpt4_runtime.messages import TokenLogprobs
@@ -26,12 +26,14 @@ class ReferenceSampler:
         self._eos_id = eos_id
 
     @torch.inference_mode()
-    def pick(self, logits: Tensor, sequences: Many[Sequence]) -> dict[int, Choice | RequestError]:
+    def pick(
+        self, logits: Tensor, sequences: Many[Sequence]
+    ) -> dict[int, NextTokens | RequestError]:
         """Sequence id → its choice. Non-finite logits fail only the affected sequence."""
         best = logits.argmax(-1).tolist()
         # The sum of a row with NaN or inf is not finite, and sums of logits do not overflow.
         is_finite = torch.isfinite(logits.sum(-1)).tolist()
-        choices: dict[int, Choice | RequestError] = {}
+        choices: dict[int, NextTokens | RequestError] = {}
         first = 0
         for sequence in sequences:
             rows = slice(first, first + len(sequence.branches))
@@ -47,7 +49,7 @@ class ReferenceSampler:
             first = rows.stop
         return choices
 
-    def _choose(self, logits: Tensor, sequence: Sequence) -> Choice:
+    def _choose(self, logits: Tensor, sequence: Sequence) -> NextTokens:
         """All steps, for one sequence: (branches, V) → its choice."""
         scores = logits.detach().to("cpu", torch.float32, copy=True)
         if sequence.search is not None:

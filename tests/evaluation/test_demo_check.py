@@ -129,7 +129,7 @@ def test_a_nearly_right_answer_is_wrong():
 def test_the_table_names_every_number(oracle):
     oracle.wrong = {"description"}
     table = demo_check.check(oracle, num_scenes=10).as_table()
-    assert table.startswith("10 scenes nobody trained on (seed 0)\n")
+    assert table.startswith("10 scenes held out of training (seed 0)\n")
     assert "descriptions                  10      0     0.0%" in table
     assert "answers in a dialogue         40     40   100.0%" in table
 

@@ -29,7 +29,7 @@ def test_a_row_for_each_group_and_kind():
     kinds = [row for name, row in rows.items() if name in report.check.by_kind()]
     assert sum(asked for asked, _, _ in kinds) == 25
     assert sum(right for _, right, _ in kinds) == 20
-    assert report.as_text().startswith("5 scenes nobody trained on (seed 3)\n")
+    assert report.as_text().startswith("5 scenes held out of training (seed 3)\n")
 
 
 def test_the_page_shows_the_scenes_of_the_mistakes():

@@ -8,7 +8,12 @@ import pytest
 from published_web import BUCKET
 
 from minigpt4_runtime.checkpoint.sizes import running_bytes, weight_bytes
-from minigpt4_runtime.checkpoint.sources import ModelSources, Part, SourceFile, read_sources
+from minigpt4_runtime.checkpoint.sources import (
+    ModelSources,
+    PublishedPart,
+    SourceFile,
+    read_sources,
+)
 from minigpt4_runtime.hub.fetch import assembled, cache_lock
 from minigpt4_runtime.hub.fetch_plan import FetchPlan, PlannedFile, make_plan
 
@@ -56,7 +61,7 @@ def test_a_host_with_another_file_is_passed_over(web, cache_home):
         "hub:Vision-CAIR/vicuna-7b/pytorch_model-00001-of-00004.bin",
     )
     file = SourceFile("tower.bin", places, size=size)
-    part = Part("tower", "vision", "a tower", "none", (file,))
+    part = PublishedPart("tower", "vision", "a tower", "none", (file,))
     plan = make_plan(
         ModelSources("own", (part,), None), out_dir=cache_home / "models/own", from_dir=None,
         dtype=None, say=print,

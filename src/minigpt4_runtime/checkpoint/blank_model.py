@@ -14,7 +14,7 @@ from typing import Required, TypedDict, TypeVar
 import torch
 from torch import Tensor, nn
 
-from minigpt4_runtime.checkpoint.weights import Shape
+from minigpt4_runtime.checkpoint.weights import TensorShape
 from minigpt4_runtime.config import ModelConfig
 from minigpt4_runtime.formats.contracts import LinearKernel, Part, WeightFormat
 from minigpt4_runtime.formats.dense import DENSE
@@ -74,7 +74,7 @@ class ModelWeight:
     """A weight as one matrix. Without a format it is one tensor, like that of a norm."""
 
     name: str
-    shape: Shape
+    shape: TensorShape
     weight_format: WeightFormat | None = None
 
     def parts(self) -> dict[str, Part]:
@@ -115,6 +115,6 @@ def list_parts(module: nn.Module) -> dict[str, Part]:
     return {name: part for weight in list_weights(module) for name, part in weight.parts().items()}
 
 
-def model_shapes(config: ModelConfig) -> dict[str, Shape]:
+def model_shapes(config: ModelConfig) -> dict[str, TensorShape]:
     """The name and shape of every weight of the model, each as one matrix."""
     return {weight.name: weight.shape for weight in list_weights(blank_model(config))}

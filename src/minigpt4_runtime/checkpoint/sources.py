@@ -17,7 +17,7 @@ from minigpt4_runtime.config import check_field_names
 from minigpt4_runtime.errors import ConfigError
 from minigpt4_runtime.presets import PRESETS
 
-Role = Literal["language", "vision", "qformer", "bert", "projection"]
+PartRole = Literal["language", "vision", "qformer", "bert", "projection"]
 # spaces/, the repository, its revision and a file's name.
 HUB_PLACE = re.compile(r"hub:(spaces/)?([^/@]+/[^/@]+)(?:@([^/]+))?/(.+)")
 TABLE_PATH = Path(__file__).with_name("sources.toml")
@@ -43,11 +43,11 @@ class SourceFile:
 
 
 @dataclass(frozen=True)
-class Part:
+class PublishedPart:
     """The files of one role in a model, a description of them, and their licence."""
 
     name: str
-    role: Role
+    role: PartRole
     what: str
     licence: str
     files: tuple[SourceFile, ...]
@@ -58,7 +58,7 @@ class ModelSources:
     """The parts of one model. `preset` names its sizes, if they are known beforehand."""
 
     name: str
-    parts: tuple[Part, ...]
+    parts: tuple[PublishedPart, ...]
     preset: str | None
 
 
@@ -132,7 +132,9 @@ def _read_table(path: Path) -> dict[str, dict[str, Any]]:
     return {"models": table.get("models", {}), "parts": table.get("parts", {})}
 
 
-def _read_model(path: Path, name: str, values: Any, parts: Mapping[str, Part]) -> ModelSources:
+def _read_model(
+    path: Path, name: str, values: Any, parts: Mapping[str, PublishedPart]
+) -> ModelSources:
     where = f"{path}: models.{name}"
     entry = _read_entry(where, values, _ModelEntry)
     if not _NAME.fullmatch(name):
@@ -156,14 +158,14 @@ def _read_model(path: Path, name: str, values: Any, parts: Mapping[str, Part]) -
     return ModelSources(name, chosen, entry.preset)
 
 
-def _read_part(path: Path, name: str, values: Any) -> Part:
+def _read_part(path: Path, name: str, values: Any) -> PublishedPart:
     where = f"{path}: parts.{name}"
     entry = _read_entry(where, values, _PartEntry)
     if not _NAME.fullmatch(name):
         raise ConfigError(f"{where}: a part's name is letters, digits, '.', '-' and '_'.")
-    if entry.role not in get_args(Role):
+    if entry.role not in get_args(PartRole):
         raise ConfigError(
-            f"{where}: role is {entry.role!r}; it must be one of {', '.join(get_args(Role))}."
+            f"{where}: role is {entry.role!r}; it must be one of {', '.join(get_args(PartRole))}."
         )
     if not entry.hosts:
         raise ConfigError(f"{where}: hosts is {entry.hosts!r}; it must be a list of addresses.")
@@ -179,7 +181,7 @@ def _read_part(path: Path, name: str, values: Any) -> Part:
         raise ConfigError(f"{where}: files must be there, each with a name of its own.")
     if entry.role != "language" and len(files) > 1:
         raise ConfigError(f"{where}: the role {entry.role} is played by one file.")
-    return Part(name, entry.role, entry.what or name, entry.licence, files)  # type: ignore[arg-type]
+    return PublishedPart(name, entry.role, entry.what or name, entry.licence, files)  # type: ignore[arg-type]
 
 
 def _read_file(where: str, values: Any, hosts: list[str]) -> SourceFile:

@@ -18,7 +18,7 @@ from minigpt4_runtime.checkpoint.file_kind import read_head, read_json
 from minigpt4_runtime.errors import CheckpointError
 from minigpt4_runtime.formats.contracts import StoredDTypeName
 
-Shape = tuple[int, ...]
+TensorShape = tuple[int, ...]
 
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
@@ -44,7 +44,7 @@ class StoredTensor:
 
     path: Path
     dtype_code: str
-    shape: Shape
+    shape: TensorShape
     start: int
     num_bytes: int
     row_step: int | None = None
@@ -77,7 +77,7 @@ def cut(stored: StoredTensor, dimension: int, part: range) -> StoredTensor:
 class WeightForm:
     """What one tensor is, or will be, in a model folder."""
 
-    shape: Shape
+    shape: TensorShape
     dtype: StoredDTypeName
 
     @property
@@ -174,7 +174,11 @@ def read_folder_weights(model_dir: Path) -> dict[str, StoredTensor]:
 
 
 def check_shapes(
-    owner: Path | str, expected: Mapping[str, Shape], found: Mapping[str, Shape], *, remedy: str
+    owner: Path | str,
+    expected: Mapping[str, TensorShape],
+    found: Mapping[str, TensorShape],
+    *,
+    remedy: str,
 ) -> None:
     """Compare names and shapes.
 
@@ -213,7 +217,7 @@ def count(names: Iterable[str], noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
-def show_shape(shape: Shape) -> str:
+def show_shape(shape: TensorShape) -> str:
     """A shape for people: 64×160."""
     return "×".join(str(size) for size in shape) or "a single number"
 

@@ -25,7 +25,7 @@ def demo(
     check: Annotated[
         bool,
         flag(
-            "Draw many scenes nobody trained on and print how many answers are exactly right.",
+            "Draw many scenes held out of training and print how many answers are exactly right.",
             "--check",
         ),
     ] = False,
@@ -82,7 +82,7 @@ def _show_one(where: ModelOptions, seed: int | None, save: Path | None) -> None:
     case = demo_check.SceneCase.draw(random.Random(seed))
     if save is not None:
         _save(case.image, save)
-    note(f"A scene nobody trained on; --seed {seed} draws it again.")
+    note(f"A scene held out of training; --seed {seed} draws it again.")
     for verdict in demo_check.talk(where.load(announce_demo=False), case):
         print(f"> {verdict.question}\n{verdict.given}", flush=True)
         if not verdict.is_right:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from minigpt4_runtime.checkpoint.file_kind import as_number, read_json, show_value
-from minigpt4_runtime.checkpoint.weights import Shape, show_shape
+from minigpt4_runtime.checkpoint.weights import TensorShape, show_shape
 from minigpt4_runtime.config import ModelConfig, QFormerConfig, VisionConfig
 from minigpt4_runtime.convert.inventory import Inventory
 from minigpt4_runtime.convert.key_map import EVA_VIT_DEPTHS
@@ -173,7 +173,7 @@ def _check_width(published: Published, grouped: int, *, query_width: int | None)
 
 
 def _read_qformer_layers(
-    inventory: Inventory, bert_dir: Path | None, queries: Shape
+    inventory: Inventory, bert_dir: Path | None, queries: TensorShape
 ) -> QFormerConfig:
     layer = "Qformer.bert.encoder.layer"
     layers = _list_layers(inventory, rf"{re.escape(layer)}\.(\d+)\..*")
@@ -272,7 +272,7 @@ def _check_projection(
             )
 
 
-def _projection_shape(inventory: Inventory) -> Shape:
+def _projection_shape(inventory: Inventory) -> TensorShape:
     shape = inventory.shape("llama_proj.weight", remedy=_PROJECTION_REMEDY)
     if len(shape) != 2:
         raise CheckpointError(

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from minigpt4_runtime.checkpoint.weights import Shape, show_shape
+from minigpt4_runtime.checkpoint.weights import TensorShape, show_shape
 from minigpt4_runtime.convert.key_map import PARTS, matches
 from minigpt4_runtime.convert.recipe import Recipe, list_tensors
 from minigpt4_runtime.convert.wrapping import describe_layout, plain_names
@@ -32,7 +32,7 @@ class Inventory:
     path: Path
     recipes: Mapping[str, Recipe]
 
-    def shape(self, name: str, *, remedy: str) -> Shape:
+    def shape(self, name: str, *, remedy: str) -> TensorShape:
         """The shape of a weight that must be there.
 
         Raises:

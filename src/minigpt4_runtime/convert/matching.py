@@ -7,7 +7,7 @@ Never  reads a weight: a recipe of several tensors is tried on the meta device.
 
 from minigpt4_runtime.checkpoint.blank_model import model_shapes
 from minigpt4_runtime.checkpoint.mapped import DTYPE_NAME_OF, FLOATS_WANTED
-from minigpt4_runtime.checkpoint.weights import Shape, count, list_some, show_shape
+from minigpt4_runtime.checkpoint.weights import TensorShape, count, list_some, show_shape
 from minigpt4_runtime.config import ModelConfig
 from minigpt4_runtime.convert.architecture import Published
 from minigpt4_runtime.convert.inventory import Inventory
@@ -63,7 +63,7 @@ def _describe(inventory: Inventory, what: str, names: list[str], remedy: str) ->
     )
 
 
-def _join(inventory: Inventory, origin: Origin, expected: Shape) -> Recipe:
+def _join(inventory: Inventory, origin: Origin, expected: TensorShape) -> Recipe:
     """The recipe of one weight; merged weights have the widest dtype of their tensors."""
     parts = [inventory.recipes[name] for name in origin.names]
     for part in parts:

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from minigpt4_runtime.checkpoint.weights import Shape
+from minigpt4_runtime.checkpoint.weights import TensorShape
 from minigpt4_runtime.convert.published import open_tensors
 
 Make = Callable[[Sequence[Tensor]], Tensor]
@@ -39,7 +39,7 @@ class Recipe:
     """The published tensors of one weight, how they become it, and its shape and dtype then."""
 
     tensors: tuple[PublishedTensor, ...]
-    shape: Shape
+    shape: TensorShape
     dtype: torch.dtype
     make: Make = as_it_is
 

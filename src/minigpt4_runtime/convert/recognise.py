@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from minigpt4_runtime.checkpoint.file_kind import is_safetensors, read_head, read_json, refuse_text
-from minigpt4_runtime.checkpoint.sources import ModelSources, Part
-from minigpt4_runtime.checkpoint.weights import Shape, read_header
+from minigpt4_runtime.checkpoint.sources import ModelSources, PublishedPart
+from minigpt4_runtime.checkpoint.weights import TensorShape, read_header
 from minigpt4_runtime.config import LanguageConfig
 from minigpt4_runtime.convert.expected import has_language_sizes
 from minigpt4_runtime.convert.key_map import language_origins
@@ -46,7 +46,7 @@ class Recognised:
 
     path: Path
     kind: str
-    shapes: Mapping[str, Shape]
+    shapes: Mapping[str, TensorShape]
     values: Mapping[str, Any]
 
 
@@ -63,7 +63,7 @@ class Found:
 
 def match_parts(
     model: ModelSources, folder: Path, say: Callable[[str], None] = lambda _: None
-) -> dict[Part, Found]:
+) -> dict[PublishedPart, Found]:
     """Find the parts of a model in a folder or below it.
 
     `say` gets a message about files that have a published name and cannot be read.
@@ -149,7 +149,7 @@ def _recognise_json(path: Path) -> Recognised | None:
     return Recognised(path, str(kind), {}, values) if kind in ("llama", "bert") else None
 
 
-def _recognise_weights(path: Path, stored: Mapping[str, Shape]) -> Recognised | None:
+def _recognise_weights(path: Path, stored: Mapping[str, TensorShape]) -> Recognised | None:
     shapes = {plain: stored[name] for name, plain in plain_names(stored).items()}
     for kind, mark in _MARKS.items():
         # A projection file may hold a Q-Former of its own beside.
@@ -195,7 +195,7 @@ def _choose(folder: Path, what: str, known: list[Recognised], kind: str) -> Path
     return paths[0] if paths else None
 
 
-def _match_language(part: Part, folder: Path, known: list[Recognised]) -> Found:
+def _match_language(part: PublishedPart, folder: Path, known: list[Recognised]) -> Found:
     """The whole language model under any file names, or else the files that are recognised."""
     files = {
         name: path
@@ -212,7 +212,7 @@ def _match_language(part: Part, folder: Path, known: list[Recognised]) -> Found:
     return Found({**files, **_match_shards(part, known)}, is_whole=False)
 
 
-def _match_shards(part: Part, known: list[Recognised]) -> dict[str, Path]:
+def _match_shards(part: PublishedPart, known: list[Recognised]) -> dict[str, Path]:
     """Single shards of a published model, found by its index or, without one, by their names."""
     wanted = {file.name for file in part.files} - {"config.json", "tokenizer.model"}
     index_name = next((name for name in wanted if name.endswith(".index.json")), None)

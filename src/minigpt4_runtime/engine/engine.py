@@ -23,7 +23,7 @@ from minigpt4_runtime.engine.plan import StepPlan
 from minigpt4_runtime.engine.request import Request, TokenEvent
 from minigpt4_runtime.engine.runner import EncodeCount
 from minigpt4_runtime.engine.sampler import Sampler
-from minigpt4_runtime.engine.scheduler import Choice, Scheduler
+from minigpt4_runtime.engine.scheduler import NextTokens, Scheduler
 from minigpt4_runtime.engine.sequence import Sequence
 from minigpt4_runtime.engine.ticket import Inbox, Ticket
 from minigpt4_runtime.errors import (
@@ -252,7 +252,7 @@ class Engine:
             for image in sequence.request.images
         }
 
-    def _commit(self, plan: StepPlan, choices: Mapping[int, Choice | RequestError]) -> None:
+    def _commit(self, plan: StepPlan, choices: Mapping[int, NextTokens | RequestError]) -> None:
         self._num_steps += 1
         self._num_computed_tokens += plan.num_tokens
         self._allow_more()

@@ -25,7 +25,7 @@ from minigpt4_runtime.config import SamplingParams
 from minigpt4_runtime.engine.sequence import Branch, Sequence
 
 # Ids, none twice, and a float32 value for each.
-_Change = tuple[Collection[int], Tensor]
+_Adjustment = tuple[Collection[int], Tensor]
 
 
 @dataclass(frozen=True)
@@ -164,12 +164,12 @@ def _guides(wants: Many[Want], device: torch.device) -> Limits | None:
     return Limits(rows, _send(torch.from_numpy(allowed), device))
 
 
-def _bias(want: Want) -> _Change | None:
+def _bias(want: Want) -> _Adjustment | None:
     biases = dict(want.params.logit_bias)
     return (biases, torch.tensor(list(biases.values()), dtype=torch.float32)) if biases else None
 
 
-def _repetition(want: Want, bos_id: int) -> _Change | None:
+def _repetition(want: Want, bos_id: int) -> _Adjustment | None:
     # After Keskar et al., 2019. The original generates from embeddings: only a leading BOS counts
     # as seen, no prompt.
     penalty = want.params.repetition_penalty
@@ -177,7 +177,7 @@ def _repetition(want: Want, bos_id: int) -> _Change | None:
     return (seen, torch.full((len(seen),), penalty)) if penalty != 1.0 else None
 
 
-def _said(want: Want) -> _Change | None:
+def _said(want: Want) -> _Adjustment | None:
     presence, frequency = want.params.presence_penalty, want.params.frequency_penalty
     if not (presence or frequency):
         return None
@@ -185,7 +185,7 @@ def _said(want: Want) -> _Change | None:
     return said, presence + frequency * torch.tensor(list(said.values()))
 
 
-def _spots(changes: Iterable[_Change | None], device: torch.device) -> Spots | None:
+def _spots(changes: Iterable[_Adjustment | None], device: torch.device) -> Spots | None:
     found = [(row, *change) for row, change in enumerate(changes) if change is not None]
     counts = [len(ids) for _, ids, _ in found]
     if not any(counts):

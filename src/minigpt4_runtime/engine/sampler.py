@@ -21,7 +21,7 @@ from torch import Tensor
 
 from minigpt4_runtime.engine.beam import Continuation
 from minigpt4_runtime.engine.row_settings import Limits, Lots, RowSettings, Want, row_settings
-from minigpt4_runtime.engine.scheduler import Choice, Token
+from minigpt4_runtime.engine.scheduler import NextTokens, Token
 from minigpt4_runtime.engine.sequence import Branch, Sequence
 from minigpt4_runtime.errors import RequestError
 from minigpt4_runtime.messages import TokenLogprobs
@@ -38,7 +38,9 @@ class Sampler:
         self._has_float64 = has_float64
 
     @torch.inference_mode()
-    def pick(self, logits: Tensor, sequences: Many[Sequence]) -> dict[int, Choice | RequestError]:
+    def pick(
+        self, logits: Tensor, sequences: Many[Sequence]
+    ) -> dict[int, NextTokens | RequestError]:
         """Sequence id → its choice. Non-finite logits fail only the affected sequence."""
         first_rows = accumulate((len(each.branches) for each in sequences), initial=0)
         placed = list(zip(first_rows, sequences, strict=False))
@@ -53,7 +55,7 @@ class Sampler:
         count = len(logits)
         best, is_finite = numbers[:count], numbers[count : 2 * count]
         found |= _tokens(wants, numbers[2 * count :])
-        choices: dict[int, Choice | RequestError] = {}
+        choices: dict[int, NextTokens | RequestError] = {}
         for row, each in placed:
             if each.search is not None:
                 rows = logits[row : row + len(each.branches)]
@@ -127,10 +129,10 @@ class Sampler:
 
 def _wants(
     placed: Many[tuple[int, Sequence]],
-) -> tuple[list[Want], dict[int, Choice | RequestError]]:
+) -> tuple[list[Want], dict[int, NextTokens | RequestError]]:
     """The rows that need more than their largest logit, drawn ones first; and guides' errors."""
     wants = []
-    errors: dict[int, Choice | RequestError] = {}
+    errors: dict[int, NextTokens | RequestError] = {}
     for row, sequence in placed:
         if takes_the_best(sequence) or sequence.search is not None:
             continue

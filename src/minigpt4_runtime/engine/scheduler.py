@@ -28,7 +28,7 @@ class Token:
 
 
 # For a beam search: the best continuations of all its branches, best first.
-Choice = Token | list[Continuation]
+NextTokens = Token | list[Continuation]
 
 
 @dataclass
@@ -302,7 +302,7 @@ class Scheduler:
             if has_others and branch.num_computed == sequence.num_prompt:
                 self._fork_trunk(sequence)
 
-    def extend(self, sequence: Sequence, choice: Choice) -> tuple[TokenEvent, ...]:
+    def extend(self, sequence: Sequence, choice: NextTokens) -> tuple[TokenEvent, ...]:
         """Let a sequence grow, and give its new tokens. The last event may say why it ends.
 
         This is the only place where a sequence grows. The caller removes one that has ended.

@@ -69,7 +69,7 @@ class DemoCheck:
 
     def as_table(self) -> str:
         """A table in plain text."""
-        lines = [f"{self.num_scenes} scenes nobody trained on (seed {self.seed})", ""]
+        lines = [f"{self.num_scenes} scenes held out of training (seed {self.seed})", ""]
         lines.append(f"{'exactly right':<26}{'of':>6}{'right':>7}{'rate':>9}")
         lines += [_row(name, score) for name, score in self.by_group().items()]
         lines += ["", "answers by question"]

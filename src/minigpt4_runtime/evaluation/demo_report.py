@@ -58,7 +58,7 @@ class DemoReport:
             tuple(columns),
             tuple((name, score.num_asked, score.num_right, score.rate, *self._change(name, score))
                   for name, score in self.scores.items()),
-            f"{self.check.num_scenes} scenes nobody trained on (seed {self.check.seed})",
+            f"{self.check.num_scenes} scenes held out of training (seed {self.check.seed})",
         )  # fmt: skip
 
     def _change(self, name: str, score: Score) -> tuple[float, ...]:

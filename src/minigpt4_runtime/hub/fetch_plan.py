@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from minigpt4_runtime.checkpoint.folder import check_target
 from minigpt4_runtime.checkpoint.shelf import downloads_dir, home_dir
 from minigpt4_runtime.checkpoint.sizes import running_bytes, weight_bytes
-from minigpt4_runtime.checkpoint.sources import ModelSources, Part, SourceFile
+from minigpt4_runtime.checkpoint.sources import ModelSources, PublishedPart, SourceFile
 from minigpt4_runtime.checkpoint.weights import show_bytes
 from minigpt4_runtime.config import DTypeName
 from minigpt4_runtime.convert.recognise import Found, match_parts
@@ -37,7 +37,7 @@ _GIB = 2**30
 class PlannedFile:
     """A file that has to come from a host. `kept_bytes` of it are here from an earlier run."""
 
-    part: Part
+    part: PublishedPart
     file: SourceFile
     target: Path
     host: str
@@ -55,7 +55,7 @@ class FetchPlan:
     """The files to download, and in `local` the files of --from for the parts found there."""
 
     model: ModelSources
-    local: Mapping[Part, Found]
+    local: Mapping[PublishedPart, Found]
     files: tuple[PlannedFile, ...]
     out_dir: Path
     dtype: DTypeName | None
@@ -131,7 +131,7 @@ def make_plan(
 
 
 def _plan_file(
-    client: "Client", downloads: DownloadRecord, part: Part, file: SourceFile
+    client: "Client", downloads: DownloadRecord, part: PublishedPart, file: SourceFile
 ) -> PlannedFile:
     target = downloads_dir() / part.name / file.name
     first = downloads.first_arrival(file)
