@@ -10,8 +10,13 @@ from typing import cast
 
 from minigpt4_runtime.formats.contracts import WeightFormat
 from minigpt4_runtime.formats.dense import DENSE
+from minigpt4_runtime.formats.integer import INTEGER_FORMATS
 
-WEIGHT_FORMATS = {"float": "minigpt4_runtime.formats.dense:DENSE"}
+# A row leads to a format, or to a mapping that has it by its name.
+WEIGHT_FORMATS = {
+    "float": "minigpt4_runtime.formats.dense:DENSE",
+    **dict.fromkeys(INTEGER_FORMATS, "minigpt4_runtime.formats.integer:INTEGER_FORMATS"),
+}
 # A format's name; or one for each part of the model, as {"language.layers": "float"}, and weights
 # that lie in none of them are dense.
 FormatChoice = str | Mapping[str, str]
@@ -19,7 +24,8 @@ FormatChoice = str | Mapping[str, str]
 
 def weight_format(name: str) -> WeightFormat:
     """The format of that name in WEIGHT_FORMATS."""
-    return cast(WeightFormat, resolve_name(WEIGHT_FORMATS[name]))
+    found = resolve_name(WEIGHT_FORMATS[name])
+    return cast(WeightFormat, found[name] if isinstance(found, Mapping) else found)
 
 
 def format_of(choice: FormatChoice, weight_name: str) -> WeightFormat:
