@@ -42,6 +42,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "model": WORDS | {"formats"},
     "checkpoint": WORDS | {"formats", "model", "cache.key_value.token_bytes"},
     "convert": WORDS | {"text.tokenizer", "model", "checkpoint"},
+    "quantise": WORDS | {"formats", "model", "checkpoint"},
     "cache": WORDS,
     "kernels": WORDS | {"formats", "model", "cache"},
     "devices": WORDS | {"model.parallel"},
@@ -58,14 +59,23 @@ MAY_IMPORT: dict[str, set[str]] = {
     FRONT_DOOR: WORDS | {"api", "ranks.follow"},
     # Whether a model fits is asked of the devices themselves.
     "hub": WORDS | {"checkpoint", "convert", "devices.registry"},
-    "export": WORDS | {"images", "model", "checkpoint"},
+    "export": WORDS
+    | {"images", "formats", "model", "checkpoint", "convert.key_map.language_origins"},
     "server": WORDS | {"api", FRONT_DOOR, "images.fetch"},
     "web": WORDS | {"api", FRONT_DOOR},
     "bench": WORDS | {"api", FRONT_DOOR, "report", "cache.key_value.token_bytes"},
     "evaluation": WORDS | {"api", FRONT_DOOR, "images", "report"},
     "cli": WORDS
     | {"api", FRONT_DOOR, "server", "web", "export", "bench", "evaluation", "checkpoint", "convert"}
-    | {"hub", "batch", "images", "text.prompt.DESCRIBE_PROMPT", "report"},
+    | {
+        "hub",
+        "batch",
+        "images",
+        "quantise",
+        "formats.registry.show_formats",
+        "text.prompt.DESCRIBE_PROMPT",
+        "report",
+    },
     "__main__": {"cli.main.run"},
     "assets": set(),
 }

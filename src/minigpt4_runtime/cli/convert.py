@@ -81,7 +81,7 @@ def convert(
         base_dir=base,
     )
     try:
-        with _hold_cache(out), byte_bar() as progress:
+        with hold_cache(out), byte_bar() as progress:
             conversion = convert_files(
                 files,
                 out,
@@ -100,7 +100,7 @@ def convert(
     note(f"Try it: minigpt4 describe PICTURE --model {shlex.quote(str(out))}")
 
 
-def _hold_cache(out: Path) -> AbstractContextManager[None]:
+def hold_cache(out: Path) -> AbstractContextManager[None]:
     """A fetch that begins clears the cache of unfinished folders: of none that is being made."""
     from minigpt4_runtime.checkpoint.shelf import is_cleared
 

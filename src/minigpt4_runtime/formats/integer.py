@@ -115,7 +115,7 @@ class IntegerFormat:
 
         rows_at_once = max(1, _ROUNDED_AT_ONCE // weight.shape[1])
         done = []
-        for rows in weight.split(rows_at_once):
+        for rows in torch.split(weight, rows_at_once):
             grid = self.find_grid(rows.float(), importance)
             done.append((self.to_integers(rows.float(), grid), grid))
         zeros = [grid.zero_point for _, grid in done if grid.zero_point is not None]
@@ -131,9 +131,9 @@ class IntegerFormat:
         """
         import torch
 
-        groups = weight.unflatten(1, (-1, self.group_size or weight.shape[1]))
+        groups = weight.reshape(len(weight), -1, self.group_size or weight.shape[1])
         if importance is not None:
-            importance = importance.unflatten(0, groups.shape[1:])
+            importance = importance.view(groups.shape[1:])
         kept = torch.float32 if self.group_size is None else torch.float16
         if self.is_symmetric:
             return Grid(find_scales(groups, *self.limits, importance).to(kept).float(), None)
@@ -144,10 +144,11 @@ class IntegerFormat:
         """Floats (out, in) → the nearest integers of a grid, int8."""
         import torch
 
-        groups = weight.unflatten(1, (grid.scale.shape[1], -1)) / grid.scale[..., None]
+        groups = weight.reshape(*grid.scale.shape, -1) / grid.scale[..., None]
         if grid.zero_point is not None:
             groups = groups + grid.zero_point[..., None]
-        return groups.round().clamp(*self.limits).to(torch.int8).flatten(1)
+        integers = groups.round().clamp(*self.limits).to(torch.int8)
+        return integers.view(weight.shape)
 
     def store(self, integers: Tensor, grid: Grid) -> dict[str, Tensor]:
         """The parts of integers (out, in) and their grid."""
@@ -165,9 +166,8 @@ class IntegerFormat:
 
     def unpack(self, parts: Mapping[str, Tensor]) -> Tensor:
         """The matrix in float32."""
-        import torch
-
-        return torch.cat(list(self._floats(parts)))
+        (matrix,) = self._floats(parts, at_once=None)
+        return matrix
 
     def multiply(self, rows: Tensor, parts: Mapping[str, Tensor], bias: Tensor | None) -> Tensor:
         """(…, in) → (…, out), summed in float32."""
@@ -177,21 +177,23 @@ class IntegerFormat:
         wide = rows.float()
         if self.rounds_rows:
             wide = round_rows(wide, self.group_size or rows.shape[-1])
-        product = torch.cat([functional.linear(wide, some) for some in self._floats(parts)], -1)
+        product = torch.cat(
+            [functional.linear(wide, some) for some in self._floats(parts, _NUMBERS_AT_ONCE)], -1
+        )
         return (product if bias is None else product + bias.float()).to(rows.dtype)
 
-    def _floats(self, parts: Mapping[str, Tensor]) -> Iterator[Tensor]:
-        """The matrix in float32, some rows at a time."""
+    def _floats(self, parts: Mapping[str, Tensor], at_once: int | None) -> Iterator[Tensor]:
+        """The matrix in float32, some rows with `at_once` numbers at a time; None: all of them."""
         stored = parts["weight" if self.bits == 8 else "weight_packed"]
         scales, zeros = parts["weight_scale"], parts.get("weight_zero_point")
         if zeros is not None and self.bits == 4:
             zeros = unpack_words(zeros.T).T
         in_features = stored.shape[1] * (1 if self.bits == 8 else _PER_WORD)
-        step = max(1, _NUMBERS_AT_ONCE // in_features)
+        step = max(1, at_once // in_features) if at_once else len(stored)
         for first in range(0, len(stored), step):
             some = slice(first, first + step)
             integers = stored[some] if self.bits == 8 else unpack_words(stored[some])
-            groups = integers.float().unflatten(1, (scales.shape[1], -1))
+            groups = integers.float().view(len(integers), scales.shape[1], -1)
             if zeros is not None:
                 groups = groups - zeros[some].float()[..., None]
             yield (groups * scales[some].float()[..., None]).flatten(1)
@@ -217,9 +219,13 @@ def unpack_words(words: Tensor) -> Tensor:
     return torch.stack([packed & 15, packed >> 4], -1).flatten(1).to(torch.int8) - 8
 
 
+_SIZES: tuple[tuple[Literal[8, 4], tuple[int | None, ...]], ...] = (
+    (8, (None, *GROUP_SIZES)),
+    (4, GROUP_SIZES),
+)
 INTEGER_FORMATS = {
     each.name: each
-    for bits, group_sizes in ((8, (None, *GROUP_SIZES)), (4, GROUP_SIZES))
+    for bits, group_sizes in _SIZES
     for group_size in group_sizes
     for rounds_rows in (False, True)
     for is_symmetric in (True, False)

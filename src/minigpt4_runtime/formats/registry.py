@@ -37,11 +37,14 @@ def format_of(choice: FormatChoice, weight_name: str) -> WeightFormat:
 
 
 def show_formats(choice: FormatChoice) -> str:
-    """A choice in words: "int8 in language.layers, float elsewhere"."""
+    """A choice in words: "w8a8 in language.head and vision, float elsewhere"."""
     if isinstance(choice, str):
         return choice
-    parts = [f"{name} in {part}" for part, name in choice.items()]
-    return ", ".join([*parts, f"{DENSE.name} elsewhere"])
+    names = [name for name in dict.fromkeys(choice.values()) if name != DENSE.name]
+    where = {name: " and ".join(p for p in choice if choice[p] == name) for name in names}
+    return ", ".join(
+        [*(f"{n} in {parts}" for n, parts in where.items()), f"{DENSE.name} elsewhere"]
+    )
 
 
 def unknown_format(choice: FormatChoice) -> object:
