@@ -30,20 +30,26 @@ from gguf_model import INSTALL, GgufLlama
 from torch import Tensor
 
 from minigpt4_runtime.api import DEMO_MODEL_DIR
+from minigpt4_runtime.checkpoint.config_file import load_config
 from minigpt4_runtime.checkpoint.folder import write_folder
 from minigpt4_runtime.checkpoint.load import load_language
+from minigpt4_runtime.checkpoint.mapped import FolderTensors
 from minigpt4_runtime.checkpoint.weight_source import WeightSource
 from minigpt4_runtime.checkpoint.weights import read_folder_weights
 from minigpt4_runtime.config import ModelConfig, VisionConfig
 from minigpt4_runtime.model.causal import causal_attention
 from minigpt4_runtime.model.llama import Llama
-from minigpt4_runtime.quantise.choice import QuantisePlan
+from minigpt4_runtime.quantise.calibrate import LayerWalk
+from minigpt4_runtime.quantise.choice import QuantisePlan, choose
 from minigpt4_runtime.quantise.quantise import quantise
 
+# Behind a format's name: rounded by GPTQ.
+CALIBRATED = "+gptq"
 CPU = torch.device("cpu")
 FORMATS = (
     "w8a16", "w8a8", "w8a16-g32", "w8a8-g32", "w4a16-g32", "w4a16-g64", "w4a16-g32-asymmetric",
-    "w4a16-g64-asymmetric", "w4a8-g32", "w4a8-g64", "w4a8-g32-asymmetric",
+    "w4a16-g64-asymmetric", "w4a8-g32", "w4a8-g32-asymmetric", "w4a16-g32+gptq",
+    "w4a16-g64+gptq", "w4a16-g32-asymmetric+gptq",
 )  # fmt: skip
 LLAMA_FORMATS = ("Q8_0", "Q4_0", "Q4_1", "Q4_K_M")
 
@@ -79,16 +85,19 @@ def main() -> None:
     """Judge, and print a table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--windows", type=int, default=32)
+    parser.add_argument("--lessons", type=int, default=32, help="windows to calibrate by")
     parser.add_argument("--length", type=int, default=512)
     parser.add_argument("--formats", nargs="*", default=FORMATS)
     parser.add_argument("--llama", help="the Python of an environment with llama-cpp-python")
     parser.add_argument("--json", type=Path, help="write the numbers here too")
     options = parser.parse_args()
     model = GgufLlama.read(_find_weights(), context_length=options.length).shuffled(0)
-    ids = model.tokenise(_read_text())[: options.windows * options.length]
-    windows = torch.tensor(ids).view(-1, options.length)
+    ids = torch.tensor(model.tokenise(_read_text()))
+    windows = ids[: options.windows * options.length].view(-1, options.length)
+    # From the other end of the text: nothing is judged by what it was rounded for.
+    lessons = ids[-options.lessons * options.length :].view(-1, options.length)
     with tempfile.TemporaryDirectory() as folder:
-        judged = judge_ours(model, windows, options.formats, Path(folder))
+        judged = judge_ours(model, windows, lessons, options.formats, Path(folder))
         rows = [
             {
                 "format": each.name, "bits": round(each.bits, 2), "perplexity": each.perplexity,
@@ -117,14 +126,20 @@ def _read_text() -> str:
     return "\n\n".join(topics[name] for name in sorted(topics))
 
 
-def judge_ours(model: GgufLlama, windows: Tensor, formats: list[str], folder: Path) -> list[Judged]:
+def judge_ours(
+    model: GgufLlama, windows: Tensor, lessons: Tensor, formats: list[str], folder: Path
+) -> list[Judged]:
     """The float model and each format of it, window by window."""
     float_dir = folder / "float"
     _write_floats(model, float_dir)
     folders = {"float32": float_dir}
     for name in formats:
-        plan = QuantisePlan(weights=name, image_side="keep")
-        quantise(float_dir, folders.setdefault(name, folder / name), plan)
+        plan = QuantisePlan(weights=name.removesuffix(CALIBRATED), image_side="keep")
+        out_dir = folders.setdefault(name, folder / name)
+        if name.endswith(CALIBRATED):
+            _calibrate(model, float_dir, out_dir, plan, lessons)
+        else:
+            quantise(float_dir, out_dir, plan)
     where = {"device": CPU, "dtype": torch.float32}
     models = {name: load_language(each, **where) for name, each in folders.items()}
     judged = [Judged(name, _count_bits(each, model)) for name, each in folders.items()]
@@ -137,6 +152,19 @@ def judge_ours(model: GgufLlama, windows: Tensor, formats: list[str], folder: Pa
         print(f"\r{number} of {len(windows)} windows", end="", file=sys.stderr, flush=True)
     print(file=sys.stderr)
     return judged
+
+
+def _calibrate(
+    model: GgufLlama, float_dir: Path, out_dir: Path, plan: QuantisePlan, lessons: Tensor
+) -> None:
+    """What `minigpt4 quantise --calibrate` does, with text alone in place of pictures."""
+    config = load_config(float_dir)
+    formats = choose(plan, config)
+    floats = FolderTensors(read_folder_weights(float_dir))
+    table = floats["language.token_embedding.weight"]
+    walk = LayerWalk(model.config, formats, floats, [table[ids] for ids in lessons])
+    tokenizer = DEMO_MODEL_DIR / "tokenizer.model"
+    write_folder(out_dir, config, floats, tokenizer, formats=formats, pack=walk.pack)
 
 
 def _write_floats(model: GgufLlama, out_dir: Path) -> None:

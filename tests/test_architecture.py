@@ -41,8 +41,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "formats": WORDS,
     "model": WORDS | {"formats"},
     "checkpoint": WORDS | {"formats", "model", "cache.key_value.token_bytes"},
-    "convert": WORDS | {"text.tokenizer", "model", "checkpoint"},
-    "quantise": WORDS | {"formats", "model", "checkpoint"},
+    "convert": WORDS | {"text.tokenizer", "formats", "model", "checkpoint"},
+    "quantise": WORDS | {"text", "images", "batch.finding", "formats", "model", "checkpoint"},
     "cache": WORDS,
     "kernels": WORDS | {"formats", "model", "cache"},
     "devices": WORDS | {"model.parallel"},
@@ -58,7 +58,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "api": BELOW_API | {"loaded", "probe", "batch"},
     FRONT_DOOR: WORDS | {"api", "ranks.follow"},
     # Whether a model fits is asked of the devices themselves.
-    "hub": WORDS | {"checkpoint", "convert", "devices.registry"},
+    "hub": WORDS | {"formats", "checkpoint", "convert", "quantise.choice", "devices.registry"},
     "export": WORDS
     | {"images", "formats", "model", "checkpoint", "convert.key_map.language_origins"},
     "server": WORDS | {"api", FRONT_DOOR, "images.fetch"},
@@ -72,7 +72,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "batch",
         "images",
         "quantise",
-        "formats.registry.show_formats",
+        "formats.registry",
         "text.prompt.DESCRIBE_PROMPT",
         "report",
     },

@@ -68,12 +68,13 @@ def write_folder(  # noqa: PLR0913 - all that a folder is made of.
     formats: FormatChoice = DENSE.name,
     sources: tuple[SourceRecord, ...] = (),
     force: bool = False,
+    pack: Callable[[ModelWeight, Tensor], dict[str, Tensor]] = ModelWeight.pack,
     on_bytes: Callable[[int, int], None] = lambda *_: None,
 ) -> None:
     """Write a model. `tensors` has the names of MiniGPT4Model.state_dict(), and may read each late.
 
-    They are floats, and packed as `formats` has it. Without `dtype` each keeps its own. `on_bytes`
-    gets the bytes that are written so far, and their total.
+    They are floats, and packed as `formats` has it, by `pack` in the model's order. Without `dtype`
+    each keeps its own. `on_bytes` gets the bytes that are written so far, and their total.
 
     Raises:
         CheckpointError: a tensor is missing, too many, of another shape or of a dtype that a model
@@ -85,7 +86,7 @@ def write_folder(  # noqa: PLR0913 - all that a folder is made of.
     packed = (
         NamedWeight(name, weight.name, part)
         for weight in weights
-        for name, part in weight.pack(tensors[weight.name].detach()).items()
+        for name, part in pack(weight, tensors[weight.name].detach()).items()
     )
     num_bytes, num_written = total_bytes(forms), 0
 

@@ -146,9 +146,8 @@ class IntegerFormat:
 
         groups = weight.reshape(*grid.scale.shape, -1) / grid.scale[..., None]
         if grid.zero_point is not None:
-            groups = groups + grid.zero_point[..., None]
-        integers = groups.round().clamp(*self.limits).to(torch.int8)
-        return integers.view(weight.shape)
+            groups += grid.zero_point[..., None]
+        return groups.round_().clamp_(*self.limits).to(torch.int8).view(weight.shape)
 
     def store(self, integers: Tensor, grid: Grid) -> dict[str, Tensor]:
         """The parts of integers (out, in) and their grid."""

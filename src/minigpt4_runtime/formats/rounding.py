@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor
 
-# The largest value of a group is cut to these shares of itself: a finer grid for all the others.
-_SHARES = tuple(1 - step / 40 for step in range(17))
+# The largest number of a group is cut to these shares of itself: a finer grid for all the others.
+_SHARES = tuple(1 - step / 20 for step in range(9))
 # The least scale that float16 holds: a group of zeros has no other.
 SMALLEST_SCALE = 2.0**-24
 
@@ -26,17 +26,24 @@ def find_scales(groups: Tensor, low: int, high: int, importance: Tensor | None =
     """
     import torch
 
-    weights = torch.ones(()) if importance is None else importance
-    ends = groups.gather(-1, groups.abs().argmax(-1, keepdim=True))
-    ends = ends / low if -low > high else ends.abs() / high
+    least, most = groups.amin(-1, keepdim=True), groups.amax(-1, keepdim=True)
+    if -low > high:
+        ends = torch.where(-least > most, least, most) / low
+    else:
+        ends = torch.maximum(-least, most) / high
     ends = torch.where(ends.abs() < SMALLEST_SCALE, SMALLEST_SCALE, ends)
-    weighted = groups * weights
-    best = torch.full_like(ends, -1.0)
-    scales = ends.clone()
+    weighted = groups if importance is None else groups * importance
+    best, scales = torch.full_like(ends, -1.0), ends
+    # Two buffers for all trials: new ones would cost more than the sums.
+    integers, terms = torch.empty_like(groups), torch.empty_like(groups)
     for share in _SHARES:
-        integers = (groups / (ends * share)).round_().clamp_(low, high)
-        product = (weighted * integers).sum(-1, keepdim=True)
-        length = (integers.square() * weights).sum(-1, keepdim=True).clamp_(min=1e-30)
+        torch.mul(groups, (ends * share).reciprocal_(), out=integers)
+        integers.round_().clamp_(low, high)
+        product = torch.mul(integers, weighted, out=terms).sum(-1, keepdim=True)
+        squares = torch.mul(integers, integers, out=terms)
+        if importance is not None:
+            squares *= importance
+        length = squares.sum(-1, keepdim=True).clamp_(min=1e-30)
         # With the best scale for these integers, the square of the error is less by this.
         gain = product.square() / length
         better = gain > best
@@ -54,18 +61,22 @@ def find_ranges(
     """
     import torch
 
-    weights = torch.ones(()) if importance is None else importance
     # A range holds zero, so that zero is exact.
     least = groups.amin(-1, keepdim=True).clamp_(max=0)
     most = groups.amax(-1, keepdim=True).clamp_(min=0)
     best = torch.full_like(least, float("inf"))
     scales, zeros = torch.ones_like(least), torch.zeros_like(least)
+    found = torch.empty_like(groups)
     for share in _SHARES:
         scale = ((most - least) * (share / (high - low))).clamp_(min=SMALLEST_SCALE)
         zero = (low - least * share / scale).round_().clamp_(low, high)
-        integers = (groups / scale + zero).round_().clamp_(low, high)
-        error = ((integers - zero) * scale - groups).square_().mul_(weights)
-        error = error.sum(-1, keepdim=True)
+        torch.mul(groups, scale.reciprocal(), out=found)
+        # The zero point is whole: it can be taken off the limits in place of being added.
+        found.round_().clamp_(low - zero, high - zero)
+        found.mul_(scale).sub_(groups).square_()
+        if importance is not None:
+            found *= importance
+        error = found.sum(-1, keepdim=True)
         better = error < best
         best = torch.where(better, error, best)
         scales, zeros = torch.where(better, scale, scales), torch.where(better, zero, zeros)

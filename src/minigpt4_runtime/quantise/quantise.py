@@ -9,15 +9,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from minigpt4_runtime.checkpoint.blank_model import ModelWeight
 from minigpt4_runtime.checkpoint.config_file import load_config
-from minigpt4_runtime.checkpoint.folder import TOKENIZER_NAME, write_folder
+from minigpt4_runtime.checkpoint.folder import TOKENIZER_NAME, check_target, write_folder
 from minigpt4_runtime.checkpoint.manifest import read_manifest
 from minigpt4_runtime.checkpoint.mapped import FolderTensors
 from minigpt4_runtime.checkpoint.weights import read_folder_weights
 from minigpt4_runtime.errors import CheckpointError
 from minigpt4_runtime.formats.dense import DENSE
 from minigpt4_runtime.formats.registry import FormatChoice, show_formats
+from minigpt4_runtime.quantise.calibrate import LayerWalk
 from minigpt4_runtime.quantise.choice import QuantisePlan, choose
+from minigpt4_runtime.quantise.samples import encode_samples, read_samples
 
 # Gets the stage, the bytes that are written so far, and their total.
 Progress = Callable[[str, int, int], object]
@@ -37,10 +40,13 @@ def quantise(
     out_dir: Path,
     plan: QuantisePlan,
     *,
+    calibrate: Path | None = None,
     force: bool = False,
     progress: Progress | None = None,
 ) -> Quantised:
     """Make a model folder whose weights are held as the plan says. It appears whole, or not at all.
+
+    `calibrate` are pictures for which the layers' errors shall be small: see `read_samples`.
 
     Raises:
         CheckpointError: the model is damaged or quantised already, or the folder cannot be written.
@@ -55,6 +61,8 @@ def quantise(
     if out_dir.resolve() == model_dir.resolve():
         raise CheckpointError(f"{out_dir} is the model itself. Choose another --out.")
     formats = choose(plan, config)
+    check_target(out_dir, force=force)
+    samples = None if calibrate is None else read_samples(calibrate)
     stored = read_folder_weights(model_dir)
     bytes_after = 0
 
@@ -64,8 +72,12 @@ def quantise(
         if progress is not None:
             progress("rounding", num_bytes, total_bytes)
 
+    floats, pack = FolderTensors(stored), ModelWeight.pack
+    if samples is not None:
+        rows = encode_samples(samples, model_dir, config, floats["language.token_embedding.weight"])
+        pack = LayerWalk(config.language, formats, floats, rows).pack
     write_folder(
-        out_dir, config, FolderTensors(stored), model_dir / TOKENIZER_NAME,
-        formats=formats, sources=manifest.sources, force=force, on_bytes=count,
+        out_dir, config, floats, model_dir / TOKENIZER_NAME,
+        formats=formats, sources=manifest.sources, force=force, pack=pack, on_bytes=count,
     )  # fmt: skip
     return Quantised(formats, sum(place.num_bytes for place in stored.values()), bytes_after)
