@@ -11,11 +11,13 @@ from typing import cast
 from minigpt4_runtime.formats.contracts import WeightFormat
 from minigpt4_runtime.formats.dense import DENSE
 from minigpt4_runtime.formats.integer import INTEGER_FORMATS
+from minigpt4_runtime.formats.sparse import SPARSE_FORMATS
 
 # A row leads to a format, or to a mapping that has it by its name.
 WEIGHT_FORMATS = {
     "float": "minigpt4_runtime.formats.dense:DENSE",
     **dict.fromkeys(INTEGER_FORMATS, "minigpt4_runtime.formats.integer:INTEGER_FORMATS"),
+    **dict.fromkeys(SPARSE_FORMATS, "minigpt4_runtime.formats.sparse:SPARSE_FORMATS"),
 }
 # A format's name; or one for each part of the model, as {"language.layers": "float"}, and weights
 # that lie in none of them are dense.

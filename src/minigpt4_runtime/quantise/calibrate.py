@@ -1,7 +1,7 @@
 """The rounding of the language model's layers by what they read: one layer at a time.
 
-Owns   the walk of calibration rows through the layers, each of which is rounded by GPTQ and then
-       computed as it was rounded, so that the next can make up for it.
+Owns   the walk of calibration rows through the layers, each of which is rounded by its inputs and
+       then computed as it was rounded, so that the next can make up for it.
 Takes  the floats of a model, and rows (T, C) for each sample; gives the parts of each weight.
 Never  holds more than one layer of floats.
 """
@@ -13,8 +13,10 @@ from torch import Tensor, nn
 
 from minigpt4_runtime.checkpoint.blank_model import ModelWeight
 from minigpt4_runtime.config import LanguageConfig
+from minigpt4_runtime.formats.contracts import WeightFormat
 from minigpt4_runtime.formats.integer import IntegerFormat
 from minigpt4_runtime.formats.registry import FormatChoice, format_of
+from minigpt4_runtime.formats.sparse import SparseFormat
 from minigpt4_runtime.model.causal import causal_attention
 from minigpt4_runtime.model.linear import Linear
 from minigpt4_runtime.model.llama import LlamaLayer, Rotation
@@ -22,6 +24,15 @@ from minigpt4_runtime.model.parallel import Solo
 from minigpt4_runtime.quantise.gptq import round_by_inputs
 
 _LAYERS = "language.layers."
+_BY_INPUTS = (IntegerFormat, SparseFormat)
+
+
+def _pack(weight: Tensor, products: Tensor, chosen: WeightFormat) -> dict[str, Tensor]:
+    """A weight's parts by its inputs: GPTQ for integers, Wanda's criterion for 2:4."""
+    if isinstance(chosen, SparseFormat):
+        return chosen.pack_by_inputs(weight, products.diagonal())
+    assert isinstance(chosen, IntegerFormat)
+    return chosen.store(*round_by_inputs(weight, products, chosen))
 
 
 class LayerWalk:
@@ -41,7 +52,7 @@ class LayerWalk:
     def pack(self, weight: ModelWeight, floats: Tensor) -> dict[str, Tensor]:
         """The parts of a weight; of those outside the layers, as its format packs it."""
         in_layers = weight.name.startswith(_LAYERS)
-        if not in_layers or not isinstance(weight.weight_format, IntegerFormat):
+        if not in_layers or not isinstance(weight.weight_format, _BY_INPUTS):
             return weight.pack(floats)
         while weight.name not in self._packed:
             self._round_layer()
@@ -56,8 +67,7 @@ class LayerWalk:
             if not isinstance(linear, Linear):
                 continue
             chosen = format_of(self._formats, f"{prefix}{name}")
-            assert isinstance(chosen, IntegerFormat)
-            parts = chosen.store(*round_by_inputs(linear.weight, products[name], chosen))
+            parts = _pack(linear.weight, products[name], chosen)
             self._packed[f"{prefix}{name}.weight"] = parts
             linear.use(chosen, chosen.multiply)
             for part, tensor in parts.items():

@@ -7,6 +7,7 @@ Never  reads a file, and loads no torch before it has to know the model's weight
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,8 +15,10 @@ from minigpt4_runtime.config import ModelConfig
 from minigpt4_runtime.errors import ConfigError
 from minigpt4_runtime.formats.integer import GROUP_SIZES, INTEGER_FORMATS, IntegerFormat
 from minigpt4_runtime.formats.registry import FormatChoice
+from minigpt4_runtime.formats.sparse import SPARSE_FORMATS, SparseFormat
 
 FAMILIES = tuple(dict.fromkeys(each.family for each in INTEGER_FORMATS.values()))
+_WHOLE_NAMES: Mapping[str, IntegerFormat | SparseFormat] = {**INTEGER_FORMATS, **SPARSE_FORMATS}
 KEEP = "keep"
 _FLOAT = "float"
 # It reads pixels, has a thousandth of the image side's weights, and 588 inputs, which no group
@@ -46,7 +49,9 @@ def choose(plan: QuantisePlan, config: ModelConfig) -> FormatChoice:
     """
     layers = _read(plan.weights, plan, config)
     eight_bits = IntegerFormat(8, layers.rounds_rows)
-    named = {"language.layers": layers, "language.head": eight_bits, "vision": eight_bits}
+    named: dict[str, IntegerFormat | SparseFormat] = {
+        "language.layers": layers, "language.head": eight_bits, "vision": eight_bits,
+    }  # fmt: skip
     for part, value in (("language.head", plan.head), ("vision", plan.image_side)):
         if value == KEEP:
             del named[part]
@@ -61,14 +66,15 @@ def choose(plan: QuantisePlan, config: ModelConfig) -> FormatChoice:
     return choice
 
 
-def _read(typed: str, plan: QuantisePlan, config: ModelConfig) -> IntegerFormat:
+def _read(typed: str, plan: QuantisePlan, config: ModelConfig) -> IntegerFormat | SparseFormat:
     """A format by its whole name, or by its family and what else the plan says."""
-    if typed in INTEGER_FORMATS and typed not in FAMILIES:
-        return INTEGER_FORMATS[typed]
+    if typed in _WHOLE_NAMES and typed not in FAMILIES:
+        return _WHOLE_NAMES[typed]
     if typed not in FAMILIES:
         raise ConfigError(
-            f"There is no weight format {typed!r}; there is {', '.join(FAMILIES)}, and each with "
-            f"groups and zero points by name, as in {list(INTEGER_FORMATS)[-1]}."
+            f"There is no weight format {typed!r}; there is "
+            f"{', '.join([*FAMILIES, *SPARSE_FORMATS])}, and the first four with groups and zero "
+            f"points by name, as in {list(INTEGER_FORMATS)[-1]}."
         )
     if plan.group_size not in (None, *GROUP_SIZES):
         sizes = ", ".join(map(str, GROUP_SIZES))
