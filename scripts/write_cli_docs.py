@@ -45,7 +45,8 @@ def _sections(name: str, command: Any) -> Iterator[str]:
     """A command's section, then those of the commands in it."""
     yield _section(name, command)
     for inner, each in getattr(command, "commands", {}).items():
-        yield from _sections(f"{name} {inner}", each)
+        if not each.hidden:
+            yield from _sections(f"{name} {inner}", each)
 
 
 def _section(name: str, command: Any) -> str:

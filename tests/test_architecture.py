@@ -41,7 +41,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "formats": WORDS,
     "model": WORDS | {"formats"},
     "checkpoint": WORDS | {"formats", "model", "cache.key_value.token_bytes"},
-    "convert": WORDS | {"text.tokenizer", "model", "checkpoint"},
+    "convert": WORDS | {"text.tokenizer", "formats", "model", "checkpoint"},
+    "quantise": WORDS | {"text", "images", "batch.finding", "formats", "model", "checkpoint"},
     "cache": WORDS,
     "kernels": WORDS | {"formats", "model", "cache"},
     "devices": WORDS | {"model.parallel"},
@@ -57,15 +58,24 @@ MAY_IMPORT: dict[str, set[str]] = {
     "api": BELOW_API | {"loaded", "probe", "batch"},
     FRONT_DOOR: WORDS | {"api", "ranks.follow"},
     # Whether a model fits is asked of the devices themselves.
-    "hub": WORDS | {"checkpoint", "convert", "devices.registry"},
-    "export": WORDS | {"images", "model", "checkpoint"},
+    "hub": WORDS | {"formats", "checkpoint", "convert", "quantise.choice", "devices.registry"},
+    "export": WORDS
+    | {"images", "formats", "model", "checkpoint", "convert.key_map.language_origins"},
     "server": WORDS | {"api", FRONT_DOOR, "images.fetch"},
     "web": WORDS | {"api", FRONT_DOOR},
     "bench": WORDS | {"api", FRONT_DOOR, "report", "cache.key_value.token_bytes"},
     "evaluation": WORDS | {"api", FRONT_DOOR, "images", "report"},
     "cli": WORDS
     | {"api", FRONT_DOOR, "server", "web", "export", "bench", "evaluation", "checkpoint", "convert"}
-    | {"hub", "batch", "images", "text.prompt.DESCRIBE_PROMPT", "report"},
+    | {
+        "hub",
+        "batch",
+        "images",
+        "quantise",
+        "formats.registry",
+        "text.prompt.DESCRIBE_PROMPT",
+        "report",
+    },
     "__main__": {"cli.main.run"},
     "assets": set(),
 }

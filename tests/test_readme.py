@@ -6,6 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from minigpt4_runtime.checkpoint.sizes import running_bytes, weight_bytes
+from minigpt4_runtime.checkpoint.weights import show_bytes
+from minigpt4_runtime.presets import PRESETS
+from minigpt4_runtime.quantise.choice import QuantisePlan, choose
+
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", README, flags=re.DOTALL | re.MULTILINE)
@@ -50,3 +55,23 @@ def test_make_targets_exist():
     assert targets == ["demo", "test"]
     for target in targets:
         assert re.search(rf"^[\w ]*\b{target}\b[\w ]*:", makefile, flags=re.MULTILINE), target
+
+
+ROWS = [line for line in README.splitlines() if re.match(r"\| `(vicuna|llama2)-\d+b` \|", line)]
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_sizes_are_those_of_the_shapes(row):
+    name, first, second, *sizes = (cell.strip() for cell in row.strip("|").split("|"))
+    name = name.strip("`")
+    if len(sizes) == 2:
+        ways = [(dtype, "float") for dtype in second.split(", ")]
+    else:
+        sizes = [second, *sizes]
+        given, _, group_size = first.partition("`--group-size ")
+        size = int(group_size.strip("`")) if group_size else None
+        plans = [QuantisePlan(weights=each.strip(), group_size=size) for each in given.split(",")]
+        ways = [("float16", choose(plan, PRESETS[name])) for plan in plans]
+    for dtype, formats in ways:
+        found = [of(name, dtype, formats) for of in (weight_bytes, running_bytes)]
+        assert [show_bytes(each) for each in found] == sizes[-2:]

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load as load_tensors
 
 GOLDEN = Path(__file__).parents[1] / "goldens" / "vicuna" / "checkpoint"
 
@@ -52,3 +53,40 @@ def test_a_later_vicuna_is_warned_of_on_stderr(convert, language_dir):
     shown = convert()
     assert shown.out == ""
     assert "seems to be no Vicuna v0" in shown.err
+
+
+def test_weights_are_quantised_as_they_are_written(convert, real_minigpt4, tmp_path):
+    made = convert("--format", "w4a16", "--image-side", "keep")
+    assert made.status == 0
+    assert "w4a16-g32 in language.layers, w8a16 in language.head, float elsewhere." in made.err
+    # The same as in two steps, to the last byte.
+    one = (tmp_path / "out" / "model.safetensors").read_bytes()
+    assert convert("--force").status == 0
+    two = real_minigpt4(
+        "quantise", tmp_path / "out", "--format", "w4a16", "--image-side", "keep", "--out",
+        tmp_path / "two",
+    )  # fmt: skip
+    assert two.status == 0
+    assert load(one) == load((tmp_path / "two" / "model.safetensors").read_bytes())
+    manifests = [json.loads((tmp_path / each / "manifest.json").read_text("utf-8"))
+                 for each in ("out", "two")]  # fmt: skip
+    assert manifests[0]["sources"] == manifests[1]["sources"] != []
+
+
+def load(content):
+    return {name: (each.dtype, each.tolist()) for name, each in load_tensors(content).items()}
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--format", "w4a16", "--verify"], "--verify compares floats, and --format rounds them"),
+        (["--format", "w4a16", "--group-size", "128"], "64 inputs, as 128 does not divide them"),
+        (["--head", "keep"], "--head and --image-side go with --format"),
+    ],
+)
+def test_options_of_a_format_that_cannot_be(convert, tmp_path, options, said):
+    refused = convert(*options)
+    assert refused.status == 1
+    assert said in refused.err
+    assert not (tmp_path / "out").exists()

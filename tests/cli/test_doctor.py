@@ -12,6 +12,7 @@ from minigpt4_runtime.cli.fetch import EXAMPLE_PATH
 from minigpt4_runtime.devices.cpu import CpuBackend
 from minigpt4_runtime.errors import CheckpointError
 from minigpt4_runtime.hub import diagnosis
+from minigpt4_runtime.presets import PRESETS
 
 pytestmark = pytest.mark.usefixtures("cache_home")
 
@@ -37,10 +38,12 @@ def test_a_machine_that_can(real_minigpt4):
 def test_what_fits_follows_from_the_memory(real_minigpt4, monkeypatch):
     monkeypatch.setattr(CpuBackend, "free_memory_bytes", lambda _: 20 * 2**30)
     _, found = ask(real_minigpt4)
-    fits = {(fit["preset"], fit["dtype"]) for fit in found["fits"]
+    fits = {(fit["preset"], fit["weights"], fit["dtype"]) for fit in found["fits"]
             if fit["device"] == "cpu" and fit["fits"]}  # fmt: skip
-    assert fits == {
-        (preset, dtype)
+    quantised = {(preset, weights, dtype) for preset in PRESETS for weights in ("w8a16", "w4a16")
+                 for dtype in ("float32", "float16")}  # fmt: skip
+    assert fits == quantised | {
+        (preset, "float", dtype)
         for preset in ("vicuna-7b", "llama2-7b")
         for dtype in ("float16", "bfloat16")
     }
@@ -56,6 +59,7 @@ def test_what_is_read_by_people_says_the_same(real_minigpt4, monkeypatch):
     assert "      cpu: 20.0 GiB free" in shown.out
     assert "no    vicuna-7b in float32: " in shown.out
     assert "ok    vicuna-7b in float16: " in shown.out
+    assert "ok    vicuna-7b as w4a16 in float16: 5.6 GiB" in shown.out
     assert "no    hub: pip install 'minigpt4-runtime[hub]'" in shown.out
     assert shown.out.endswith("Pictures can be described.\n")
 

@@ -85,6 +85,22 @@ def test_from_nothing_to_a_described_picture(fetch, real_minigpt4, cache_home, g
     assert {source["sha256"] for source in manifest["sources"]} <= known
 
 
+def test_quantised_weights_in_one_go(fetch, real_minigpt4, cache_home):
+    assert fetch("--format", "w4a16").status == 0
+    shown = real_minigpt4("describe", PICTURE, "--model", "vicuna-7b-w4a16", "--max-new-tokens", 8)
+    assert shown.status == 0
+    assert shown.out
+    folder = cache_home / "models" / "vicuna-7b-w4a16"
+    manifest = json.loads((folder / "manifest.json").read_text("utf-8"))
+    assert manifest["weight_format"]["language.layers"] == "w4a16-g32"
+    again = fetch("--format", "w4a16", "--no-example")
+    assert f"vicuna-7b-w4a16 is in {folder} already" in again.err
+    for other in ([], ["--format", "w8a16"]):
+        refused = fetch("--no-example", "--out", folder, *other)
+        assert refused.status == 1
+        assert "is there already, as w4a16-g32 in language.layers" in refused.err
+
+
 def test_a_fetched_model_is_not_fetched_again(fetch, web):
     fetch("--no-example")
     web.seen.clear()

@@ -47,6 +47,9 @@ def test_tokens_are_taken_where_every_answer_has_them():
     report = compare(long, short)
     assert report.unit == "tokens"
     assert [pair.num_equal for pair in report.pairs] == [2, 2]
+    # Place by place: 7, 8 and 2 of four; 7 and 8 of the longer answer's four.
+    assert [pair.agreement for pair in report.pairs] == [0.75, 0.5]
+    assert report.mean_agreement == report.as_mapping()["mean_agreement"] == 0.625
     report = compare(long, short, texts("A dog runs.", "A dog sits."))
     assert report.unit == "words"
     assert [pair.num_equal for pair in report.pairs] == [2, 1, 2]
@@ -55,6 +58,7 @@ def test_tokens_are_taken_where_every_answer_has_them():
 def test_other_ids_of_the_same_text_are_no_change():
     (pair,) = compare((Answer("A dog", (7, 8)), Answer("A dog", (78, 2)))).pairs
     assert pair.num_equal is None
+    assert pair.agreement == 0
 
 
 def edits(one, other):
@@ -152,6 +156,7 @@ def test_all_the_same(images):
     assert report.as_text().splitlines()[-1].split() == [
         "1",
         "1",
+        "100.0%",
         "100.0%",
         "1.0000",
         "–",

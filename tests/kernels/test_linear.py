@@ -49,7 +49,7 @@ def test_the_route_of_a_dense_product(dtype, rows_dtype, widen_from, num_rows, w
 
 
 class Other(Dense):
-    name = "other"
+    name, family = "other-of-one-size", "other"
 
 
 def prepare(widen_from):

@@ -81,15 +81,16 @@ class ModelWeight:
         """Its parts, by their names in the model and in a folder."""
         if self.weight_format is None:
             return {self.name: Part(self.shape)}
-        return self._whole_names(self.weight_format.parts(*self.shape))
+        return self.whole_names(self.weight_format.parts(*self.shape))
 
     def pack(self, weight: Tensor) -> dict[str, Tensor]:
         """The tensors of these parts, from the weight in floats."""
         if self.weight_format is None:
             return {self.name: weight}
-        return self._whole_names(self.weight_format.pack(weight))
+        return self.whole_names(self.weight_format.pack(weight))
 
-    def _whole_names(self, parts: dict[str, T]) -> dict[str, T]:
+    def whole_names(self, parts: dict[str, T]) -> dict[str, T]:
+        """Parts by their names in the model and in a folder."""
         return {f"{self.name.removesuffix('weight')}{name}": part for name, part in parts.items()}
 
 

@@ -58,7 +58,7 @@ class FolderKind:
 MODEL_FOLDER = FolderKind("model", MANIFEST_NAME, read_manifest)
 
 
-def write_folder(
+def write_folder(  # noqa: PLR0913 - all that a folder is made of.
     out_dir: Path,
     config: ModelConfig,
     tensors: Mapping[str, Tensor],
@@ -68,10 +68,13 @@ def write_folder(
     formats: FormatChoice = DENSE.name,
     sources: tuple[SourceRecord, ...] = (),
     force: bool = False,
+    pack: Callable[[ModelWeight, Tensor], dict[str, Tensor]] = ModelWeight.pack,
+    on_bytes: Callable[[int, int], None] = lambda *_: None,
 ) -> None:
-    """Write a model that is in memory. `tensors` has the names of MiniGPT4Model.state_dict().
+    """Write a model. `tensors` has the names of MiniGPT4Model.state_dict(), and may read each late.
 
-    They are floats, and packed as `formats` has it. Without `dtype` each keeps its own.
+    They are floats, and packed as `formats` has it, by `pack` in the model's order. Without `dtype`
+    each keeps its own. `on_bytes` gets the bytes that are written so far, and their total.
 
     Raises:
         CheckpointError: a tensor is missing, too many, of another shape or of a dtype that a model
@@ -83,10 +86,17 @@ def write_folder(
     packed = (
         NamedWeight(name, weight.name, part)
         for weight in weights
-        for name, part in weight.pack(tensors[weight.name].detach()).items()
+        for name, part in pack(weight, tensors[weight.name].detach()).items()
     )
-    with staged_folder(out_dir, needed_bytes=total_bytes(forms), force=force) as folder:
-        write_weights(folder, forms, packed)
+    num_bytes, num_written = total_bytes(forms), 0
+
+    def count(more: int) -> None:
+        nonlocal num_written
+        num_written += more
+        on_bytes(num_written, num_bytes)
+
+    with staged_folder(out_dir, needed_bytes=num_bytes, force=force) as folder:
+        write_weights(folder, forms, packed, on_bytes=count)
         manifest = Manifest.stamp(forms.values(), sources, formats)
         write_descriptions(folder, config, manifest, tokenizer_path)
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from minigpt4_runtime.checkpoint.blank_model import (
+    KernelOf,
     Side,
     Where,
     blank_for,
@@ -77,9 +78,13 @@ def load_language(model_dir: Path, **where: Unpack[Where]) -> Llama:
     return _fill(language, _LANGUAGE, folder, where)
 
 
-def load_vision(model_dir: Path, *, dtype: torch.dtype) -> VisionPart:
+def load_vision(
+    model_dir: Path, *, dtype: torch.dtype, kernel_of: KernelOf | None = None
+) -> VisionPart:
     """Load the image side alone, on the CPU. See `load_model`."""
     folder, where = _open(model_dir), Where(device=torch.device("cpu"), dtype=dtype)
+    if kernel_of is not None:
+        where["kernel_of"] = kernel_of
     vision = blank_for(where, folder.config, folder.formats).vision
     return _fill(vision, "vision.", folder, where)
 

@@ -5,7 +5,7 @@ Never  copies a weight: pages are read at their first use, and freed with the te
 """
 
 import mmap
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -54,3 +54,19 @@ def map_tensor(mapping: mmap.mmap, dtype: torch.dtype, num_items: int, start: in
     if num_items == 0:
         return torch.empty(0, dtype=dtype)
     return torch.frombuffer(mapping, dtype=dtype, count=num_items, offset=start)
+
+
+class FolderTensors(Mapping[str, Tensor]):
+    """The tensors of a folder, each mapped at its access and closed with its last use."""
+
+    def __init__(self, stored: Mapping[str, StoredTensor]) -> None:
+        self._stored = stored
+
+    def __getitem__(self, name: str) -> Tensor:
+        return map_tensors({name: self._stored[name]})[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._stored)
+
+    def __len__(self) -> int:
+        return len(self._stored)

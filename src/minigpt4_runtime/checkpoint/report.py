@@ -5,6 +5,7 @@ Takes  a model folder. Answers at once: reads no weight and loads no torch.
 """
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from minigpt4_runtime.checkpoint.weights import (
     show_bytes,
 )
 from minigpt4_runtime.config import ModelConfig
+from minigpt4_runtime.formats.dense import DENSE
 from minigpt4_runtime.formats.registry import FormatChoice, format_of, show_formats
 
 _TOWERS = {
@@ -32,13 +34,17 @@ _DTYPE_NAMES: dict[str, str] = {code: name for name, code in DTYPE_CODES.items()
 
 @dataclass(frozen=True)
 class TowerReport:
-    """One part of the model: its widths and depths, and how many numbers in how many bytes."""
+    """One part of the model: its widths and depths, and how many numbers in how many bytes.
+
+    `formats` are those of its matrices, that with the most bytes first; of floats, their dtype.
+    """
 
     name: str
     sizes: Mapping[str, int]
     num_parameters: int
     num_bytes: int
     dtypes: tuple[str, ...]
+    formats: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -88,15 +94,15 @@ class FolderReport:
             ("made by", self.made_by),
         ]
 
-    def tower_rows(self) -> list[tuple[str, str, str, str, str]]:
-        """A row for each tower: name, sizes, parameters, bytes, dtypes; the last is the sum."""
+    def tower_rows(self) -> list[tuple[str, ...]]:
+        """A row for each tower: name, sizes, parameters, bytes, formats; the last is the sum."""
         rows = [
             (
                 tower.name,
                 ", ".join(f"{name} {size}" for name, size in tower.sizes.items()),
                 f"{tower.num_parameters:,}",
                 show_bytes(tower.num_bytes),
-                ", ".join(tower.dtypes),
+                ", ".join(tower.formats),
             )
             for tower in self.towers
         ]
@@ -155,7 +161,20 @@ def _report_towers(
             sum(_count_numbers(key, place, formats) for key, place in places.items()),
             sum(place.num_bytes for place in places.values()),
             tuple(_DTYPE_NAMES.get(code, code) for code in codes),
+            _list_formats(places, formats),
         )
+
+
+def _list_formats(places: Mapping[str, StoredTensor], choice: FormatChoice) -> tuple[str, ...]:
+    """The formats of matrices, and the dtypes of those of floats, by the bytes of each."""
+    num_bytes: Counter[str] = Counter()
+    for name, place in places.items():
+        # A norm's weight is one row of floats, in any format.
+        if len(place.shape) > 1:
+            found = format_of(choice, name.rpartition(".")[0])
+            dtype = _DTYPE_NAMES.get(place.dtype_code, place.dtype_code)
+            num_bytes[dtype if found is DENSE else found.name] += place.num_bytes
+    return tuple(name for name, _ in num_bytes.most_common())
 
 
 def _count_numbers(name: str, place: StoredTensor, formats: FormatChoice) -> int:

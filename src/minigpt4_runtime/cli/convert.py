@@ -10,7 +10,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from minigpt4_runtime.cli.options import flag, option
+from minigpt4_runtime.cli.options import (
+    WEIGHTS_HELP,
+    FormatOptions,
+    flag,
+    option,
+    spread_options,
+)
 from minigpt4_runtime.cli.terminal import note, open_bars
 from minigpt4_runtime.config import DTypeName
 
@@ -26,6 +32,10 @@ DType = Annotated[
 ]
 
 
+Weights = Annotated[str | None, option("FORMAT", WEIGHTS_HELP, "--format")]
+
+
+@spread_options
 def convert(
     *,
     language: Annotated[Path, option("DIR", "The published language model's folder.")],
@@ -51,6 +61,8 @@ def convert(
         ),
     ] = None,
     dtype: DType = None,
+    weights: Weights = None,
+    options: FormatOptions,
     image_size: Annotated[
         int | None,
         option("PIXELS", "Stretch the image tower to another picture size.", min=1),
@@ -67,7 +79,8 @@ def convert(
     """Make a model folder from the published files.
 
     The Vicuna variant needs --qformer and --bert, the Llama-2 variant neither. Needs as much
-    memory as the largest file and 1 GiB; what stops it half-way leaves no half model.
+    memory as the largest file and 1 GiB; what stops it half-way leaves no half model. With --format
+    the weights are quantised as they are written: see `minigpt4 quantise`.
     """
     from minigpt4_runtime.convert.convert import PublishedFiles
     from minigpt4_runtime.convert.convert import convert as convert_files
@@ -81,7 +94,7 @@ def convert(
         base_dir=base,
     )
     try:
-        with _hold_cache(out), byte_bar() as progress:
+        with hold_cache(out), byte_bar() as progress:
             conversion = convert_files(
                 files,
                 out,
@@ -89,6 +102,7 @@ def convert(
                 image_size=image_size,
                 force=force,
                 verify=verify,
+                choose_formats=options.choice(weights),
                 progress=progress,
                 warn=note,
             )
@@ -100,7 +114,7 @@ def convert(
     note(f"Try it: minigpt4 describe PICTURE --model {shlex.quote(str(out))}")
 
 
-def _hold_cache(out: Path) -> AbstractContextManager[None]:
+def hold_cache(out: Path) -> AbstractContextManager[None]:
     """Lock the cache if `out` lies in it, where fetches clear unfinished folders."""
     from minigpt4_runtime.checkpoint.shelf import is_cleared
 
@@ -113,10 +127,13 @@ def _hold_cache(out: Path) -> AbstractContextManager[None]:
 
 def _report(conversion: Conversion, dtype: DTypeName | None) -> None:
     from minigpt4_runtime.checkpoint.weights import show_bytes
+    from minigpt4_runtime.formats.registry import show_formats
 
     size = show_bytes(conversion.num_bytes)
+    formats = conversion.manifest.weight_format
     dtypes = " and ".join(conversion.manifest.dtypes)
-    note(f"The {conversion.variant} variant, {size} of {dtypes} weights.")
+    held = f"{dtypes} weights" if formats == "float" else f"weights: {show_formats(formats)}"
+    note(f"The {conversion.variant} variant, {size} of {held}.")
     rounded = "" if dtype is None else f" in {dtype}"
     if (found := conversion.verification) is not None:
         note(

@@ -55,7 +55,8 @@ def _print_lines(diagnosis: Diagnosis) -> None:
     print("\nWhat fits (weights, and keys and values of one full context)")
     for fit in diagnosis.fits:
         needed = show_bytes(fit.needed_bytes)
-        print(f"{_mark(fit)}  {fit.preset} in {fit.dtype}: {needed}, on {fit.device}")
+        held = "" if fit.weights == "float" else f" as {fit.weights}"
+        print(f"{_mark(fit)}  {fit.preset}{held} in {fit.dtype}: {needed}, on {fit.device}")
     print("\nExtras")
     for extra in diagnosis.extras:
         mark, rest = ("no  ", f": {extra.install}") if extra.missing else ("ok  ", "")

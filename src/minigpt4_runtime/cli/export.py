@@ -1,4 +1,4 @@
-"""`minigpt4 export`: the image side as files that other runtimes run."""
+"""`minigpt4 export`: a side of the model as files that other runtimes run."""
 
 from __future__ import annotations
 
@@ -129,6 +129,35 @@ def vision(
         raise typer.Exit(HALF_DONE)
     options = [*(["--model", str(model)] if model else []), "--vision-graph", str(out)]
     note(f"Try it: minigpt4 describe PICTURE {shlex.join(options)}")
+
+
+@export.command()
+def language(
+    *,
+    model: Annotated[
+        Path,
+        option("DIR", "A model folder, or the name of a fetched model; quantised or of floats."),
+    ],
+    out: Annotated[Path, option("DIR", "The folder to make.")],
+    force: Annotated[
+        bool, flag("Replace the language model's folder that --out names.", "--force")
+    ] = False,
+) -> None:
+    """Export the language model alone, for vLLM and others that read Hugging Face's folders.
+
+    Quantised layers are laid out as compressed-tensors has them; the head becomes floats.
+    """
+    from minigpt4_runtime.checkpoint.shelf import find_model
+    from minigpt4_runtime.checkpoint.weights import show_bytes
+    from minigpt4_runtime.export.language import export_language
+
+    try:
+        num_bytes = export_language(find_model(model), out, force=force)
+    except KeyboardInterrupt:
+        note("Stopped. No half folder was left behind.")
+        raise
+    print(out, flush=True)
+    note(f"The language model alone, {show_bytes(num_bytes)}.")
 
 
 def _read_sizes(

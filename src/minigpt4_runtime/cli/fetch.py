@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from minigpt4_runtime.cli.convert import DType, byte_bar
-from minigpt4_runtime.cli.options import flag, option
+from minigpt4_runtime.cli.convert import DType, Weights, byte_bar
+from minigpt4_runtime.cli.options import FormatOptions, flag, option, spread_options
 from minigpt4_runtime.cli.terminal import note, open_bars
 from minigpt4_runtime.config import DTypeName
 from minigpt4_runtime.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
     from minigpt4_runtime.checkpoint.sources import ModelSources
+    from minigpt4_runtime.config import ModelConfig
+    from minigpt4_runtime.formats.registry import FormatChoice
     from minigpt4_runtime.hub.fetch import FileProgress
     from minigpt4_runtime.hub.fetch_plan import FetchPlan
 
@@ -31,6 +33,7 @@ _COLUMNS_OF_BYTES = 20
 _FEWEST_TITLE_CHARACTERS = 12
 
 
+@spread_options
 def fetch(
     name: Annotated[
         str,
@@ -47,6 +50,8 @@ def fetch(
         bool, flag("Keep the downloaded files in the cache.", "--keep-sources")
     ] = False,
     dtype: DType = None,
+    weights: Weights = None,
+    options: FormatOptions,
     dry_run: Annotated[
         bool, flag("Say what would come from where, and what it would take.", "--dry-run")
     ] = False,
@@ -73,10 +78,10 @@ def fetch(
 ) -> None:
     """Download a published model, convert it, and try it on a picture.
 
-    The model can then be given by its name: --model NAME. What was downloaded when the command is
-    stopped is kept: the same command goes on from there. MINIGPT4_HOME moves the cache, HF_ENDPOINT
-    names a mirror of the Hugging Face Hub, HF_TOKEN opens repositories that ask for a licence, and
-    HTTPS_PROXY is honoured.
+    The model can then be given by its name: --model NAME, or NAME-FORMAT with --format. What was
+    downloaded when the command is stopped is kept: the same command goes on from there.
+    MINIGPT4_HOME moves the cache, HF_ENDPOINT names a mirror of the Hugging Face Hub, HF_TOKEN
+    opens repositories that ask for a licence, and HTTPS_PROXY is honoured.
     """
     from minigpt4_runtime.checkpoint.manifest import MANIFEST_NAME
     from minigpt4_runtime.checkpoint.shelf import measure, models_dir
@@ -87,10 +92,12 @@ def fetch(
     known = read_sources(sources)
     if name not in known:
         raise ConfigError(f"There is no model {name!r} to fetch; there is {', '.join(known)}.")
-    out_dir = out or models_dir() / name
+    choose_formats = options.choice(weights)
+    shelf_name = name if weights is None else f"{name}-{weights}"
+    out_dir = out or models_dir() / shelf_name
     if (out_dir / MANIFEST_NAME).is_file():
-        _check_present(known[name], out_dir, dtype)
-        note(f"{name} is in {out_dir} already.")
+        _check_present(known[name], out_dir, dtype, choose_formats)
+        note(f"{shelf_name} is in {out_dir} already.")
         preset = known[name].preset
         half_bytes = running_bytes(preset, "float16") if preset else measure(out_dir)
         answer_dtype = choose_dtype(half_bytes)
@@ -100,6 +107,7 @@ def fetch(
             out_dir,
             from_dir=from_dir,
             dtype=dtype,
+            choose_formats=choose_formats,
             keep_sources=keep_sources,
             dry_run=dry_run,
             will_answer=not no_example,
@@ -109,24 +117,36 @@ def fetch(
         if not no_example:
             _describe_example(out_dir, answer_dtype)
         flag = "" if answer_dtype == "float32" else f" --dtype {answer_dtype}"
-        shown_as = shlex.quote(name if out is None else str(out))
+        shown_as = shlex.quote(shelf_name if out is None else str(out))
         note(f"Now yours: minigpt4 describe photo.jpg --model {shown_as}{flag}")
 
 
-def _check_present(model: ModelSources, out_dir: Path, dtype: DTypeName | None) -> None:
-    """Check that the existing folder is the wanted model in the wanted dtype."""
+def _check_present(
+    model: ModelSources,
+    out_dir: Path,
+    dtype: DTypeName | None,
+    choose_formats: Callable[[ModelConfig], FormatChoice] | None,
+) -> None:
+    """Check that the existing folder is the wanted model in the wanted dtype and formats."""
     from minigpt4_runtime.checkpoint.config_file import load_config
     from minigpt4_runtime.checkpoint.manifest import read_manifest
     from minigpt4_runtime.checkpoint.shelf import models_dir
     from minigpt4_runtime.convert.expected import check_preset
+    from minigpt4_runtime.formats.registry import show_formats
 
     if model.preset is not None:
         try:
             check_preset(out_dir, load_config(out_dir), model.preset)
         except CheckpointError as error:
             raise CheckpointError(f"{error} Choose another --out.") from None
-    stored = read_manifest(out_dir).dtypes
-    if dtype is not None and stored != (dtype,):
+    manifest, stored = read_manifest(out_dir), read_manifest(out_dir).dtypes
+    wanted = choose_formats(load_config(out_dir)) if choose_formats else "float"
+    if manifest.weight_format != wanted:
+        raise ConfigError(
+            f"{out_dir} is there already, as {show_formats(manifest.weight_format)} and not as "
+            f"{show_formats(wanted)}. Choose another --out."
+        )
+    if dtype is not None and choose_formats is None and stored != (dtype,):
         is_shelved = out_dir.resolve() == (models_dir() / model.name).resolve()
         remedy = (
             f"Run `minigpt4 models --delete {model.name}` first, or choose"
@@ -145,6 +165,7 @@ def _make(
     *,
     from_dir: Path | None,
     dtype: DTypeName | None,
+    choose_formats: Callable[[ModelConfig], FormatChoice] | None,
     keep_sources: bool,
     dry_run: bool,
     will_answer: bool,
@@ -155,7 +176,10 @@ def _make(
 
     with cache_lock():
         note("Looking for the files …")
-        plan = make_plan(model, out_dir=out_dir, from_dir=from_dir, dtype=dtype, say=note)
+        plan = make_plan(
+            model, out_dir=out_dir, from_dir=from_dir, dtype=dtype, choose_formats=choose_formats,
+            say=note,
+        )  # fmt: skip
         _show_plan(plan, is_all=dry_run)
         check_room(plan, will_answer=will_answer)
         answer_dtype = choose_dtype(plan.smallest_running_bytes)
@@ -172,7 +196,10 @@ def _bring_and_convert(plan: FetchPlan, *, keep_sources: bool) -> None:
         with _file_bars(plan) as progress:
             hub.bring_files(plan, progress, note)
         with hub.assembled(plan) as files, byte_bar() as bar:
-            conversion = convert(files, plan.out_dir, dtype=plan.dtype, progress=bar, warn=note)
+            conversion = convert(
+                files, plan.out_dir, dtype=plan.dtype, choose_formats=plan.choose_formats,
+                progress=bar, warn=note,
+            )  # fmt: skip
     except KeyboardInterrupt:
         note("Stopped. What has come is kept: the same command goes on from there.")
         raise

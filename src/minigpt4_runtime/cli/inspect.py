@@ -44,7 +44,7 @@ def _print_tables(report: FolderReport) -> None:
     facts = Table.grid(padding=(0, 2))
     for name, value in report.facts():
         facts.add_row(name, value)
-    towers = Table("part", "sizes", "parameters", "size", "dtype", box=None, pad_edge=False)
+    towers = Table("part", "sizes", "parameters", "size", "format", box=None, pad_edge=False)
     for column in (towers.columns[2], towers.columns[3]):
         column.justify = "right"
     for column in towers.columns[:4]:

@@ -26,6 +26,7 @@ from minigpt4_runtime.cli.fetch import fetch
 from minigpt4_runtime.cli.inspect import inspect
 from minigpt4_runtime.cli.models import models
 from minigpt4_runtime.cli.options import flag
+from minigpt4_runtime.cli.quantise import quantise
 from minigpt4_runtime.cli.serve import serve
 from minigpt4_runtime.cli.terminal import note, open_what_is_closed, print_anything, report
 from minigpt4_runtime.cli.web import web
@@ -40,9 +41,10 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for command in (
-    describe, chat, serve, web, fetch, models, convert, inspect, demo, doctor,
+    describe, chat, serve, web, fetch, models, convert, quantise, inspect, demo, doctor,
 ):  # fmt: skip
     app.command()(command)
+app.command("quantize", hidden=True)(quantise)
 app.add_typer(evaluate, name="evaluate")
 app.add_typer(bench, name="bench")
 app.add_typer(export)

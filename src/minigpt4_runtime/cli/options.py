@@ -24,7 +24,10 @@ from minigpt4_runtime.report.files import read_text
 
 if TYPE_CHECKING:
     from minigpt4_runtime.api import MiniGPT4
+    from minigpt4_runtime.config import ModelConfig
+    from minigpt4_runtime.formats.registry import FormatChoice
     from minigpt4_runtime.images.pixels import ImageLimits
+    from minigpt4_runtime.quantise.choice import QuantisePlan
 
 
 def option(metavar: str, text: str, *names: str, **more: Any) -> Any:
@@ -214,6 +217,63 @@ class SamplingOptions:
         if self.json_schema:
             given["json_schema"] = read_text(self.json_schema)
         return SamplingParams(**given)
+
+
+WEIGHTS_HELP = (
+    "How the language model's layers are held: w8a16, w8a8, w4a16, w4a8, w8a16-sparse24 or "
+    "w8a8-sparse24. wN is the bits of a weight; a8 multiplies in 8 bits too, a16 in floats; "
+    "sparse24 keeps two weights of four."
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FormatOptions:
+    """What goes with a --format."""
+
+    group_size: Annotated[
+        int | None,
+        option(
+            "COUNT",
+            "Inputs that share a scale: 32, 64 or 128. Without it, 8 bits have a scale for each "
+            "row, and 4 bits for each 64 inputs, or 32 where 64 does not divide them.",
+        ),
+    ] = None
+    asymmetric: Annotated[
+        bool, flag("Give each scale a zero point, for weights that lean to a side.", "--asymmetric")
+    ] = False
+    head: Annotated[
+        str | None,
+        option("FORMAT", "The format of the output matrix, or keep; 8 bits without it."),
+    ] = None
+    image_side: Annotated[
+        str | None,
+        option("FORMAT", "The format of the image side, or keep; 8 bits without it."),
+    ] = None
+
+    def plan(self, weights: str) -> QuantisePlan:
+        """All of it, for the `weights` of a --format."""
+        from minigpt4_runtime.quantise.choice import QuantisePlan
+
+        return QuantisePlan(
+            weights=weights, group_size=self.group_size, is_symmetric=not self.asymmetric,
+            head=self.head, image_side=self.image_side,
+        )  # fmt: skip
+
+    def choice(self, weights: str | None) -> Callable[[ModelConfig], FormatChoice] | None:
+        """What chooses the formats of a model, or None without a --format.
+
+        Raises:
+            ConfigError: an option is given that needs a --format.
+        """
+        if weights is None:
+            if self != FormatOptions():
+                raise ConfigError(
+                    "--group-size, --asymmetric, --head and --image-side go with --format."
+                )
+            return None
+        from minigpt4_runtime.quantise.choice import choose
+
+        return functools.partial(choose, self.plan(weights))
 
 
 def spread_options(command: Callable[..., None]) -> Callable[..., None]:

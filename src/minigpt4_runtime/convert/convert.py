@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from minigpt4_runtime.checkpoint.blank_model import ModelWeight, blank_model, list_weights
 from minigpt4_runtime.checkpoint.folder import check_target, staged_folder, write_descriptions
 from minigpt4_runtime.checkpoint.manifest import Manifest, SourceRecord
 from minigpt4_runtime.checkpoint.mapped import DTYPE_NAME_OF
@@ -36,6 +37,8 @@ from minigpt4_runtime.convert.matching import match_weights
 from minigpt4_runtime.convert.recipe import Reader, Recipe
 from minigpt4_runtime.convert.verify import Verification, verify_answers, verify_weights
 from minigpt4_runtime.errors import CheckpointError, ConfigError
+from minigpt4_runtime.formats.dense import DENSE
+from minigpt4_runtime.formats.registry import FormatChoice
 
 # A file that holds the first has a language model of its own. If tied, both are one tensor.
 _WORD_TABLE, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
@@ -100,19 +103,26 @@ def convert(  # noqa: PLR0913 - all that can be chosen about a conversion.
     image_size: int | None = None,
     force: bool = False,
     verify: bool = False,
+    choose_formats: Callable[[ModelConfig], FormatChoice] | None = None,
     max_shard_bytes: int = MAX_SHARD_BYTES,
     progress: Progress | None = None,
     warn: Callable[[str], None] = _warn,
 ) -> Conversion:
     """Make a model folder. It gets its name when it is complete, and verified if asked.
 
-    Without `dtype` every weight keeps its published dtype. `warn` gets a text about a language
-    model that may be the wrong version.
+    Without `dtype` every weight keeps its published dtype. `choose_formats` says in which formats
+    its weights are held; without it they are floats. `warn` gets a text about a language model that
+    may be the wrong version.
 
     Raises:
         CheckpointError: a file is of another kind or damaged, or the folder cannot be written.
-        ConfigError: `dtype` or `image_size` cannot be.
+        ConfigError: `dtype`, `image_size` or a format cannot be.
     """
+    if verify and choose_formats is not None:
+        raise ConfigError(
+            "--verify compares floats, and --format rounds them. Convert and verify first, then "
+            "run `minigpt4 quantise`."
+        )
     if dtype not in (None, *DTYPE_NAMES):
         raise ConfigError(f"The dtype is {dtype!r}; it must be one of {', '.join(DTYPE_NAMES)}.")
     check_target(out_dir, force=force)
@@ -123,9 +133,12 @@ def convert(  # noqa: PLR0913 - all that can be chosen about a conversion.
     if files.preset is not None:
         check_preset(files.language_dir / "config.json", config, files.preset)
     recipes = match_weights(published, config)
+    formats = choose_formats(config) if choose_formats else DENSE.name
+    weights = {each.name: each for each in list_weights(blank_model(config, formats=formats))}
     forms = {
-        name: WeightForm(each.shape, dtype or DTYPE_NAME_OF[each.dtype])
-        for name, each in recipes.items()
+        name: WeightForm(part.shape, part.dtype or dtype or DTYPE_NAME_OF[each.dtype])
+        for weight, each in recipes.items()
+        for name, part in weights[weight].parts().items()
     }
     num_bytes, paths = total_bytes(forms), _list_sources(files, published.language_folder)
     _refuse_sources_inside(out_dir, paths)
@@ -137,11 +150,12 @@ def convert(  # noqa: PLR0913 - all that can be chosen about a conversion.
     verification = None
     with staged_folder(out_dir, needed_bytes=num_bytes, force=force) as folder:
         sources = tuple(SourceRecord.of(role, path, meter.add) for role, path in paths)
-        manifest = Manifest.stamp(forms.values(), sources)
+        manifest = Manifest.stamp(forms.values(), sources, formats)
         meter.enter("writing")
         write_weights(
-            folder, forms, _stream(recipes), max_shard_bytes=max_shard_bytes, on_bytes=meter.add
-        )
+            folder, forms, _stream_packed(recipes, weights),
+            max_shard_bytes=max_shard_bytes, on_bytes=meter.add,
+        )  # fmt: skip
         write_descriptions(folder, config, manifest, published.language_folder.tokenizer_path)
         if verify:
             meter.enter("comparing")
@@ -227,3 +241,17 @@ def _stream(recipes: Mapping[str, Recipe]) -> Iterator[NamedWeight]:
     for name, recipe in recipes.items():
         # No name here holds a tensor: the mapping of a file ends with its last one.
         yield NamedWeight(name, recipe.origin or name, reader.read(recipe))
+
+
+def _stream_packed(
+    recipes: Mapping[str, Recipe], weights: Mapping[str, ModelWeight]
+) -> Iterator[NamedWeight]:
+    """The parts of every weight, in order."""
+    reader = Reader()
+    for name, recipe in recipes.items():
+        parts = [
+            NamedWeight(part, recipe.origin or name, tensor)
+            for part, tensor in weights[name].pack(reader.read(recipe)).items()
+        ]
+        while parts:
+            yield parts.pop(0)

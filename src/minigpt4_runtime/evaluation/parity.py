@@ -11,7 +11,7 @@ from __future__ import annotations
 import difflib
 import re
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from textwrap import shorten
@@ -43,14 +43,16 @@ _WORD_OR_SPACE = re.compile(r"\w+|\s+|[^\w\s]")
 class Pair:
     """Two answers about one image.
 
-    They part after `num_equal` tokens or words; None if the texts are equal. `edit_ratio` is 1 less
-    the share of characters to edit, `cosine` the similarity of the texts' embeddings.
+    They part after `num_equal` tokens or words; None if the texts are equal. `agreement` is the
+    share of places, of those of the longer answer, with the same token or word. `edit_ratio` is 1
+    less the share of characters to edit, `cosine` the similarity of the texts' embeddings.
     """
 
     name: str
     reference: str
     candidate: str
     num_equal: int | None
+    agreement: float
     edit_ratio: float
     cosine: float | None = None
 
@@ -71,6 +73,7 @@ def compare(
         cosine = _cosine(reference, candidate, judge, ledger) if judge else None
         pairs.append(Pair(
             case.name, reference, candidate, _count_equal(case, has_ids=has_ids),
+            _agreement(case, has_ids=has_ids),
             distance.Levenshtein.normalized_similarity(reference, candidate), cosine,
         ))  # fmt: skip
         on_pair()
@@ -82,10 +85,23 @@ def _count_equal(case: Case, *, has_ids: bool) -> int | None:
     """How many tokens or words both answers begin with; None if the texts are equal."""
     if case.answers[0].text == case.answers[1].text:
         return None
-    reference, candidate = (
-        answer.token_ids if has_ids else _WORD.findall(answer.text) for answer in case.answers
-    )
-    return int(distance.Prefix.similarity(reference, candidate))
+    return int(distance.Prefix.similarity(*_units(case, has_ids=has_ids)))
+
+
+def _agreement(case: Case, *, has_ids: bool) -> float:
+    """At how many places both answers have the same token or word, from 0 to 1."""
+    reference, candidate = _units(case, has_ids=has_ids)
+    longest = max(len(reference), len(candidate))
+    same = sum(one == other for one, other in zip(reference, candidate, strict=False))
+    return same / longest if longest else 1.0
+
+
+def _units(case: Case, *, has_ids: bool) -> list[Sequence[object]]:
+    """The tokens of both answers, or their words where a run has no tokens."""
+    return [
+        (answer.token_ids or ()) if has_ids else _WORD.findall(answer.text)
+        for answer in case.answers
+    ]
 
 
 def _cosine(reference: str, candidate: str, judge: Judge, ledger: Ledger) -> float:
@@ -129,6 +145,11 @@ class ParityReport:
         return [pair.num_equal for pair in self.pairs if pair.num_equal is not None]
 
     @property
+    def mean_agreement(self) -> float:
+        """Over all images, from 0 to 1."""
+        return statistics.fmean(pair.agreement for pair in self.pairs)
+
+    @property
     def mean_edit_ratio(self) -> float:
         """Over all images, from 0 to 1."""
         return statistics.fmean(pair.edit_ratio for pair in self.pairs)
@@ -145,12 +166,13 @@ class ParityReport:
         return Table(
             (
                 Column("pictures"), Column("same answer"), Column("rate", ".1%"),
-                Column("edit ratio", ".4f"), Column("cosine", ".4f"),
+                Column(f"{self.unit} that agree", ".1%"), Column("edit ratio", ".4f"),
+                Column("cosine", ".4f"),
                 Column(f"{self.unit} until they part: median", "g"), Column("fewest"),
             ),
             ((
                 len(self.pairs), len(self.pairs) - len(parting), self.exact_rate,
-                self.mean_edit_ratio, self.mean_cosine,
+                self.mean_agreement, self.mean_edit_ratio, self.mean_cosine,
                 statistics.median(parting) if parting else None, min(parting, default=None),
             ),),
         )  # fmt: skip
@@ -177,6 +199,7 @@ class ParityReport:
             "candidate": self.runs[1],
             "pictures": len(self.pairs),
             "exact_rate": self.exact_rate,
+            "mean_agreement": self.mean_agreement,
             "mean_edit_ratio": self.mean_edit_ratio,
             "mean_cosine": self.mean_cosine,
             "num_equal_unit": self.unit,
@@ -186,9 +209,17 @@ class ParityReport:
 
     def as_rows(self) -> Table:
         """One row for each image."""
-        names = ("image", "num_equal", "edit_ratio", "cosine", "reference", "candidate")
+        names = (
+            "image",
+            "num_equal",
+            "agreement",
+            "edit_ratio",
+            "cosine",
+            "reference",
+            "candidate",
+        )
         rows = (
-            (p.name, p.num_equal, p.edit_ratio, p.cosine, p.reference, p.candidate)
+            (p.name, p.num_equal, p.agreement, p.edit_ratio, p.cosine, p.reference, p.candidate)
             for p in self.pairs
         )
         return Table(tuple(map(Column, names)), tuple(rows))

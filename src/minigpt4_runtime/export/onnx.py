@@ -8,7 +8,7 @@ Never  gives a graph that was not compared with torch.
 import gc
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from minigpt4_runtime import __version__
 from minigpt4_runtime.checkpoint.config_file import load_config
@@ -32,6 +33,7 @@ from minigpt4_runtime.checkpoint.writer import write_text
 from minigpt4_runtime.config import DTYPE_BYTES, DTypeName, VisionConfig
 from minigpt4_runtime.errors import ConfigError
 from minigpt4_runtime.export.verify import Sample, check_graph, make_sample
+from minigpt4_runtime.formats.contracts import LinearKernel, WeightFormat
 from minigpt4_runtime.messages import ImageSource
 from minigpt4_runtime.model.minigpt4 import VisionPart
 from minigpt4_runtime.optional import require
@@ -92,12 +94,12 @@ def export_onnx(
     plan = plan or GraphPlan()
     check_target(out_dir, force=force, kind=GRAPH_FOLDER)
     config = load_config(model_dir)
-    vision = load_vision(model_dir, dtype=torch.float32)
+    vision = load_vision(model_dir, dtype=torch.float32, kernel_of=_in_floats)
     sample = make_sample(vision, config.vision, images)
     num_bytes = sum(weight.numel() for weight in vision.parameters()) * DTYPE_BYTES[plan.dtype]
     if plan.dtype == "float16":
         del vision  # The weights are read again in float16: both do not have to fit into memory.
-        vision = load_vision(model_dir, dtype=torch.float16)
+        vision = load_vision(model_dir, dtype=torch.float16, kernel_of=_in_floats)
     with staged_folder(out_dir, needed_bytes=num_bytes, force=force, kind=GRAPH_FOLDER) as folder:
         _write_graph(vision, config.vision, plan, folder / ONNX_NAME)
         del vision
@@ -105,6 +107,15 @@ def export_onnx(
         record = _describe(folder, model_dir, plan, sample)
         write_text(folder / RECORD_NAME, record.encode())
     return record
+
+
+def _in_floats(weight_format: WeightFormat) -> LinearKernel:
+    """A product without rounded rows: a graph that rounds parts from torch at every tie."""
+
+    def multiply(rows: Tensor, parts: Mapping[str, Tensor], bias: Tensor | None) -> Tensor:
+        return functional.linear(rows, weight_format.unpack(parts).to(rows.dtype), bias)
+
+    return multiply
 
 
 class _Graph(nn.Module):

@@ -46,6 +46,10 @@ class WeightFormat(Protocol):
     def name(self) -> str:
         """Its name in the manifest of a model folder, and in the table of formats."""
 
+    @property
+    def family(self) -> str:
+        """Its name in the table of kernels, which formats share that differ in sizes alone."""
+
     def parts(self, out_features: int, in_features: int) -> dict[str, Part]:
         """The parts of a weight, by name. No part may be called "bias".
 
@@ -62,6 +66,9 @@ class WeightFormat(Protocol):
 
         Parts without a dtype of their own keep the weight's.
         """
+
+    def unpack(self, parts: Mapping[str, Tensor]) -> Tensor:
+        """The matrix of floats that the parts stand for."""
 
     def multiply(self, rows: Tensor, parts: Mapping[str, Tensor], bias: Tensor | None) -> Tensor:
         """See `LinearKernel`. In plain torch, for any device: it **defines** correct."""

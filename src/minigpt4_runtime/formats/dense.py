@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 class Dense:
     """See `WeightFormat`."""
 
-    name = "float"
+    name = family = "float"
     numbers_per_item: Mapping[str, int] = {}
 
     def parts(self, out_features: int, in_features: int) -> dict[str, Part]:
@@ -27,6 +27,10 @@ class Dense:
     def pack(self, weight: Tensor) -> dict[str, Tensor]:
         """The weight itself."""
         return {"weight": weight}
+
+    def unpack(self, parts: Mapping[str, Tensor]) -> Tensor:
+        """The weight itself."""
+        return parts["weight"]
 
     def multiply(self, rows: Tensor, parts: Mapping[str, Tensor], bias: Tensor | None) -> Tensor:
         """(…, in) → (…, out), in the weight's dtype if the rows are of it, else in float32."""

@@ -10,8 +10,15 @@ from typing import cast
 
 from minigpt4_runtime.formats.contracts import WeightFormat
 from minigpt4_runtime.formats.dense import DENSE
+from minigpt4_runtime.formats.integer import INTEGER_FORMATS
+from minigpt4_runtime.formats.sparse import SPARSE_FORMATS
 
-WEIGHT_FORMATS = {"float": "minigpt4_runtime.formats.dense:DENSE"}
+# A row leads to a format, or to a mapping that has it by its name.
+WEIGHT_FORMATS = {
+    "float": "minigpt4_runtime.formats.dense:DENSE",
+    **dict.fromkeys(INTEGER_FORMATS, "minigpt4_runtime.formats.integer:INTEGER_FORMATS"),
+    **dict.fromkeys(SPARSE_FORMATS, "minigpt4_runtime.formats.sparse:SPARSE_FORMATS"),
+}
 # A format's name; or one for each part of the model, as {"language.layers": "float"}, and weights
 # that lie in none of them are dense.
 FormatChoice = str | Mapping[str, str]
@@ -19,7 +26,8 @@ FormatChoice = str | Mapping[str, str]
 
 def weight_format(name: str) -> WeightFormat:
     """The format of that name in WEIGHT_FORMATS."""
-    return cast(WeightFormat, resolve_name(WEIGHT_FORMATS[name]))
+    found = resolve_name(WEIGHT_FORMATS[name])
+    return cast(WeightFormat, found[name] if isinstance(found, Mapping) else found)
 
 
 def format_of(choice: FormatChoice, weight_name: str) -> WeightFormat:
@@ -31,11 +39,14 @@ def format_of(choice: FormatChoice, weight_name: str) -> WeightFormat:
 
 
 def show_formats(choice: FormatChoice) -> str:
-    """A choice in words: "int8 in language.layers, float elsewhere"."""
+    """A choice in words: "w8a8 in language.head and vision, float elsewhere"."""
     if isinstance(choice, str):
         return choice
-    parts = [f"{name} in {part}" for part, name in choice.items()]
-    return ", ".join([*parts, f"{DENSE.name} elsewhere"])
+    names = [name for name in dict.fromkeys(choice.values()) if name != DENSE.name]
+    where = {name: " and ".join(p for p in choice if choice[p] == name) for name in names}
+    return ", ".join(
+        [*(f"{n} in {parts}" for n, parts in where.items()), f"{DENSE.name} elsewhere"]
+    )
 
 
 def unknown_format(choice: FormatChoice) -> object:

@@ -13,18 +13,24 @@ import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from importlib import metadata
-from itertools import count
+from itertools import count, product
 from typing import Any
 
 from minigpt4_runtime.checkpoint import shelf
 from minigpt4_runtime.checkpoint.weights import show_bytes
-from minigpt4_runtime.config import DTYPE_NAMES
+from minigpt4_runtime.config import DTYPE_NAMES, DTypeName
 from minigpt4_runtime.errors import BackendUnavailableError, ConfigError
+from minigpt4_runtime.formats.dense import DENSE
 
 DISTRIBUTION = "minigpt4-runtime"
 _PACKAGES = ("torch", "numpy", "sentencepiece", "PIL", "typer", "rich")
 _INSTALLED_AS = {"PIL": "pillow"}
 _OLDEST_PYTHON = (3, 11)
+# Weights, and the dtype of all that is computed. Rows of 8 bits (w8a8) take no more memory.
+_WAYS: tuple[tuple[str, DTypeName], ...] = (
+    *((DENSE.name, dtype) for dtype in DTYPE_NAMES),
+    *((weights, dtype) for weights in ("w8a16", "w4a16") for dtype in ("float32", "float16")),
+)
 
 
 @dataclass(frozen=True)
@@ -52,9 +58,13 @@ class Device:
 
 @dataclass(frozen=True)
 class Fit:
-    """Whether a preset in a dtype fits into a device; None if its free memory is unknown."""
+    """Whether a preset in a dtype fits into a device; None if its free memory is unknown.
+
+    `weights` is float, or what `minigpt4 quantise --format` makes of it.
+    """
 
     preset: str
+    weights: str
     dtype: str
     device: str
     needed_bytes: int
@@ -166,14 +176,16 @@ def _find_devices() -> Iterator[Device | Check]:
 def _find_fits(devices: list[Device]) -> Iterator[Fit]:
     from minigpt4_runtime.checkpoint.sizes import running_bytes
     from minigpt4_runtime.presets import PRESETS
+    from minigpt4_runtime.quantise.choice import QuantisePlan, choose
 
-    for preset in PRESETS:
-        for dtype in DTYPE_NAMES:
-            needed = running_bytes(preset, dtype)
-            for device in devices:
-                free = device.free_bytes
-                fits = None if free is None else needed <= free
-                yield Fit(preset, dtype, device.name, needed, fits)
+    for preset, (weights, dtype) in product(PRESETS, _WAYS):
+        plan = QuantisePlan(weights=weights)
+        formats = DENSE.name if weights == DENSE.name else choose(plan, PRESETS[preset])
+        needed = running_bytes(preset, dtype, formats)
+        for device in devices:
+            free = device.free_bytes
+            fits = None if free is None else needed <= free
+            yield Fit(preset, weights, dtype, device.name, needed, fits)
 
 
 def _check_model(try_model: Callable[[], str]) -> Check:

@@ -18,14 +18,17 @@ from minigpt4_runtime.checkpoint.shelf import downloads_dir, home_dir
 from minigpt4_runtime.checkpoint.sizes import running_bytes, weight_bytes
 from minigpt4_runtime.checkpoint.sources import ModelSources, PublishedPart, SourceFile
 from minigpt4_runtime.checkpoint.weights import show_bytes
-from minigpt4_runtime.config import DTypeName
+from minigpt4_runtime.config import DTypeName, ModelConfig
 from minigpt4_runtime.convert.recognise import Found, match_parts
 from minigpt4_runtime.devices.registry import open_device
 from minigpt4_runtime.errors import BackendUnavailableError, CheckpointError, ConfigError
+from minigpt4_runtime.formats.dense import DENSE
+from minigpt4_runtime.formats.registry import FormatChoice
 from minigpt4_runtime.hub.crew import run_jobs
 from minigpt4_runtime.hub.download import PARTIAL_SUFFIX, describe_failure, refuse_other_file
 from minigpt4_runtime.hub.download_record import DownloadRecord
 from minigpt4_runtime.hub.hosts import Hiccup, HostRefusal, find_address, open_client, open_reply
+from minigpt4_runtime.presets import PRESETS
 
 if TYPE_CHECKING:
     from httpx2 import Client
@@ -59,6 +62,7 @@ class FetchPlan:
     files: tuple[PlannedFile, ...]
     out_dir: Path
     dtype: DTypeName | None
+    choose_formats: Callable[[ModelConfig], FormatChoice] | None = None
 
     @property
     def is_size_known(self) -> bool:
@@ -77,8 +81,17 @@ class FetchPlan:
         return [path.stat().st_size for path in paths] + [each.size or 0 for each in self.files]
 
     @property
+    def formats(self) -> FormatChoice | None:
+        """The formats of its weights where they are not floats and its shape is known."""
+        if self.choose_formats is None or self.model.preset is None:
+            return None
+        return self.choose_formats(PRESETS[self.model.preset])
+
+    @property
     def model_bytes(self) -> int:
         """The largest size of the model folder; without a preset, as far as sizes are known."""
+        if self.formats is not None and self.model.preset is not None:
+            return weight_bytes(self.model.preset, self.dtype or "float32", self.formats)
         if self.dtype is not None and self.model.preset is not None:
             return weight_bytes(self.model.preset, self.dtype)
         num_bytes = sum(self.source_sizes) * (2 if self.dtype == "float32" else 1)
@@ -90,7 +103,7 @@ class FetchPlan:
     def smallest_running_bytes(self) -> int:
         """The memory that the model takes while it answers, in half precision."""
         if self.model.preset is not None:
-            return running_bytes(self.model.preset, "float16")
+            return running_bytes(self.model.preset, "float16", self.formats or DENSE.name)
         return sum(self.source_sizes)
 
 
@@ -100,6 +113,7 @@ def make_plan(
     out_dir: Path,
     from_dir: Path | None,
     dtype: DTypeName | None,
+    choose_formats: Callable[[ModelConfig], FormatChoice] | None = None,
     say: Callable[[str], None],
 ) -> FetchPlan:
     """Look for files, and ask the hosts for the sizes of the others.
@@ -113,6 +127,8 @@ def make_plan(
     if home_dir().resolve().is_relative_to(out_dir.resolve()):
         raise ConfigError(f"--out is {out_dir}, which holds the cache. Choose another folder.")
     check_target(out_dir, force=False)
+    if choose_formats is not None and model.preset is not None:
+        choose_formats(PRESETS[model.preset])  # Refused before hours of downloading.
     local = {} if from_dir is None else match_parts(model, from_dir, say)
     nothing = Found({}, is_whole=False)
     wanted = [
@@ -127,7 +143,7 @@ def make_plan(
         with open_client() as client:
             jobs = [partial(_plan_file, client, downloads, part, file) for part, file in wanted]
             files = run_jobs(jobs, stop=threading.Event())
-    return FetchPlan(model, local, tuple(files), out_dir, dtype)
+    return FetchPlan(model, local, tuple(files), out_dir, dtype, choose_formats)
 
 
 def _plan_file(

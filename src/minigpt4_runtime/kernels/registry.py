@@ -20,7 +20,7 @@ ATTENTION_KERNELS = {
     "triton": "minigpt4_runtime.kernels.attention_triton:TritonAttention",
     "npu": "minigpt4_runtime.kernels.attention_npu:NpuAttention",
 }
-# By a weight format's name and the kind of device, or "*" for any other.
+# By the family of a weight format and the kind of device, or "*" for any other.
 LINEAR_KERNELS = {("float", "cpu"): "minigpt4_runtime.kernels.linear_dense:prepare"}
 
 
@@ -54,6 +54,6 @@ def linear_kernel(
     `widen_from` is the number of rows from which on that device multiplies faster in float32.
     """
     for kind in (device.type, "*"):
-        if target := LINEAR_KERNELS.get((weight_format.name, kind)):
+        if target := LINEAR_KERNELS.get((weight_format.family, kind)):
             return cast(LinearKernel, resolve_name(target)(widen_from))
     return weight_format.multiply

@@ -1,0 +1,93 @@
+"""Which part of a model gets which weight format.
+
+Owns   the names that a user types, and the formats of the head and the image side where none is
+       named. Takes a ModelConfig and a QuantisePlan; gives a FormatChoice that the model can hold.
+Never  reads a file, and loads no torch before it has to know the model's weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from minigpt4_runtime.config import ModelConfig
+from minigpt4_runtime.errors import ConfigError
+from minigpt4_runtime.formats.integer import GROUP_SIZES, INTEGER_FORMATS, IntegerFormat
+from minigpt4_runtime.formats.registry import FormatChoice
+from minigpt4_runtime.formats.sparse import SPARSE_FORMATS, SparseFormat
+
+FAMILIES = tuple(dict.fromkeys(each.family for each in INTEGER_FORMATS.values()))
+_WHOLE_NAMES: Mapping[str, IntegerFormat | SparseFormat] = {**INTEGER_FORMATS, **SPARSE_FORMATS}
+KEEP = "keep"
+_FLOAT = "float"
+# It reads pixels, has a thousandth of the image side's weights, and 588 inputs, which no group
+# divides.
+_ALWAYS_FLOAT = "vision.vit.patch_embedding"
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantisePlan:
+    """What a user chose. `weights` is for the language model's layers; None: see `choose`."""
+
+    weights: str
+    group_size: int | None = None
+    is_symmetric: bool = True
+    head: str | None = None
+    image_side: str | None = None
+
+
+def choose(plan: QuantisePlan, config: ModelConfig) -> FormatChoice:
+    """The formats of a model's parts.
+
+    Without a word on them, the head and the image side get 8 bits, and rows that are rounded where
+    those of the layers are. There 8 bits have a scale for each row, whatever the plan says of
+    groups. Groups are of 64 where 64 divides the layers' inputs, else of 32.
+
+    Raises:
+        ConfigError: a name is unknown, or a format cannot hold a weight of this model.
+    """
+    layers = _read(plan.weights, plan, config)
+    eight_bits = IntegerFormat(8, layers.rounds_rows)
+    named: dict[str, IntegerFormat | SparseFormat] = {
+        "language.layers": layers, "language.head": eight_bits, "vision": eight_bits,
+    }  # fmt: skip
+    for part, value in (("language.head", plan.head), ("vision", plan.image_side)):
+        if value == KEEP:
+            del named[part]
+        elif value is not None:
+            found = _read(value, plan, config)
+            is_plain = found.bits == 8 and value in FAMILIES
+            named[part] = IntegerFormat(8, found.rounds_rows) if is_plain else found
+    choice = {part: each.name for part, each in named.items()}
+    if "vision" in choice:
+        choice[_ALWAYS_FLOAT] = _FLOAT
+    _refuse_unfit(choice, config)
+    return choice
+
+
+def _read(typed: str, plan: QuantisePlan, config: ModelConfig) -> IntegerFormat | SparseFormat:
+    """A format by its whole name, or by its family and what else the plan says."""
+    if typed in _WHOLE_NAMES and typed not in FAMILIES:
+        return _WHOLE_NAMES[typed]
+    if typed not in FAMILIES:
+        raise ConfigError(
+            f"There is no weight format {typed!r}; there is "
+            f"{', '.join([*FAMILIES, *SPARSE_FORMATS])}, and the first four with groups and zero "
+            f"points by name, as in {list(INTEGER_FORMATS)[-1]}."
+        )
+    if plan.group_size not in (None, *GROUP_SIZES):
+        sizes = ", ".join(map(str, GROUP_SIZES))
+        raise ConfigError(f"The group size is {plan.group_size}; it can be {sizes}.")
+    bits: Literal[8, 4] = 4 if typed.startswith("w4") else 8
+    group_size = plan.group_size
+    if bits == 4 and group_size is None:
+        language = config.language
+        group_size = 64 if language.hidden_size % 64 == language.intermediate_size % 64 == 0 else 32
+    return IntegerFormat(bits, typed.endswith("a8"), group_size, plan.is_symmetric)
+
+
+def _refuse_unfit(choice: FormatChoice, config: ModelConfig) -> None:
+    from minigpt4_runtime.checkpoint.blank_model import blank_model
+
+    blank_model(config, formats=choice)
