@@ -3,8 +3,8 @@
 // Owns   the layouts in memory, which are those of the files: nothing is packed anew.
 //
 // A format has: kNumbers in a step, the bytes of its values, positions and of one plane of a row;
-// load and add for a step; arrange, which puts a row's integers in order; the offset that each of
-// its numbers has too much.
+// load for a step; part and add for each of the kParts in which it is multiplied; arrange, which puts
+// a row's integers in order; the offset that each of its numbers has too much.
 #pragma once
 
 #include "integer_rows.hpp"
@@ -13,16 +13,17 @@ namespace minigpt4 {
 namespace MINIGPT4_LEVEL {
 
 struct Int8 : Int8Vectors {
-  static constexpr int kValueBytes = kNumbers, kPositionBytes = 0;
+  static constexpr int kValueBytes = kNumbers, kPositionBytes = 0, kParts = 1;
+  using Part = Numbers;
   using Sum = Integers;
 
   MINIGPT4_INLINE Sum start() { return no_integers(); }
-  MINIGPT4_INLINE Int8Vectors::Numbers load(const uint8_t* values, const uint8_t*) {
+  MINIGPT4_INLINE Numbers load(const uint8_t* values, const uint8_t*) {
     return Int8Vectors::load(values);
   }
-  template <class Numbers>
-  MINIGPT4_INLINE void add(Sum& sum, const Numbers& numbers, const uint8_t* row) {
-    sum = Int8Vectors::add(sum, numbers, row);
+  MINIGPT4_INLINE Part part(const Numbers& numbers, int) { return numbers; }
+  MINIGPT4_INLINE void add(Sum& sum, const Part& part, const uint8_t* row) {
+    sum = Int8Vectors::add(sum, part, row);
   }
   MINIGPT4_INLINE Integers finish(Sum sum) { return sum; }
 
@@ -46,21 +47,22 @@ struct Int8 : Int8Vectors {
 // Byte k of a row holds number 2k in its low half and 2k + 1 in its high half, each 8 too much.
 struct Int4 {
   static constexpr int kNumbers = 2 * kBytes, kValueBytes = kBytes, kPositionBytes = 0;
-  static constexpr int kPlaneBytes = 2 * kBytes, kOffset = 8;
+  static constexpr int kPlaneBytes = 2 * kBytes, kOffset = 8, kParts = 2;
   static constexpr bool kHolds16Bits = false;
-  struct Numbers {
-    Bytes even, odd;
-  };
+  using Numbers = Bytes;
+  using Part = Bytes;
   using Sum = NibbleSum;
 
   MINIGPT4_INLINE Sum start() { return no_integers(); }
   MINIGPT4_INLINE Numbers load(const uint8_t* values, const uint8_t*) {
-    const Bytes bytes = load_bytes(values);
-    return {low_nibbles(bytes), high_nibbles(bytes)};
+    return load_bytes(values);
   }
-  MINIGPT4_INLINE void add(Sum& sum, const Numbers& numbers, const uint8_t* row) {
-    sum = add_nibbles(sum, numbers.even, load_bytes(row));
-    sum = add_nibbles(sum, numbers.odd, load_bytes(row + kBytes));
+  // The even numbers, then the odd ones.
+  MINIGPT4_INLINE Part part(const Numbers& numbers, int part) {
+    return part == 0 ? low_nibbles(numbers) : high_nibbles(numbers);
+  }
+  MINIGPT4_INLINE void add(Sum& sum, const Part& part, const uint8_t* row) {
+    sum = add_nibbles(sum, part, load_bytes(row));
   }
   MINIGPT4_INLINE Integers finish(Sum sum) { return finish_nibbles(sum); }
 
@@ -83,13 +85,15 @@ struct Int4 {
 // Two of four neighbours are kept. A byte of positions holds four of them, 2 bits each.
 struct Sparse24 : SparseVectors {
   static constexpr int kNumbers = 2 * kBytes, kValueBytes = kBytes, kPositionBytes = kBytes / 4;
-  static constexpr int kPlaneBytes = 2 * kBytes, kOffset = 0;
+  static constexpr int kPlaneBytes = 2 * kBytes, kOffset = 0, kParts = 1;
   static constexpr bool kHolds16Bits = false;
+  using Part = Numbers;
   using Sum = Integers;
 
   MINIGPT4_INLINE Sum start() { return no_integers(); }
-  MINIGPT4_INLINE void add(Sum& sum, const SparseVectors::Numbers& numbers, const uint8_t* row) {
-    sum = SparseVectors::add(sum, numbers, row);
+  MINIGPT4_INLINE const Part& part(const Numbers& numbers, int) { return numbers; }
+  MINIGPT4_INLINE void add(Sum& sum, const Part& part, const uint8_t* row) {
+    sum = SparseVectors::add(sum, part, row);
   }
   MINIGPT4_INLINE Integers finish(Sum sum) { return sum; }
 

@@ -54,11 +54,16 @@ void add_tile(const Tile& tile) {
         prefetch(values + kPrefetchBytes);
         numbers[n] = Format::load(values, tile.positions[n] + step * Format::kPositionBytes);
       }
-      for (int m = 0; m < M; ++m) {
-        const uint8_t* row = tile.rows[m] + step * (Planes * Format::kPlaneBytes);
-        for (int p = 0; p < Planes; ++p) {
-          for (int n = 0; n < N; ++n) {
-            Format::add(sums[m][n][p], numbers[n], row + p * Format::kPlaneBytes);
+      for (int part = 0; part < Format::kParts; ++part) {
+        typename Format::Part parts[N];
+        for (int n = 0; n < N; ++n) parts[n] = Format::part(numbers[n], part);
+        for (int m = 0; m < M; ++m) {
+          const uint8_t* row = tile.rows[m] + step * (Planes * Format::kPlaneBytes);
+          row += part * (Format::kPlaneBytes / Format::kParts);
+          for (int p = 0; p < Planes; ++p) {
+            for (int n = 0; n < N; ++n) {
+              Format::add(sums[m][n][p], parts[n], row + p * Format::kPlaneBytes);
+            }
           }
         }
       }
@@ -106,6 +111,8 @@ class IntegerProduct {
   }
 
  private:
+  static constexpr int kRows = kTileRows / Planes;  // Each plane has sums of its own.
+
   void multiply(int64_t first, int64_t last) const {
     const int64_t rows = product_.rows;
     float* memory = static_cast<float*>(
@@ -247,7 +254,7 @@ class IntegerProduct {
 
   int64_t take_rows(Tile& tile, int64_t m, int64_t step) const {
     const int64_t left = product_.rows - m;
-    const int64_t count = left >= kTileRows ? kTileRows : left >= 2 ? 2 : 1;
+    const int64_t count = left >= kRows ? kRows : left >= 2 ? 2 : 1;
     for (int64_t i = 0; i < count; ++i) {
       tile.rows[i] = rounded_.row(m + i) + step * (Planes * Format::kPlaneBytes);
       tile.row_scales[i] = rounded_.scale(m + i) + scale_at(step);
@@ -265,11 +272,11 @@ class IntegerProduct {
   static void add(const Tile& tile, int64_t rows, int64_t outputs) {
     constexpr int N = kTileOutputs;
     if (outputs == N) {
-      if (rows == kTileRows) return add_tile<Format, Planes, kTileRows, N>(tile);
+      if (rows == kRows) return add_tile<Format, Planes, kRows, N>(tile);
       if (rows == 2) return add_tile<Format, Planes, 2, N>(tile);
       return add_tile<Format, Planes, 1, N>(tile);
     }
-    if (rows == kTileRows) return add_tile<Format, Planes, kTileRows, 1>(tile);
+    if (rows == kRows) return add_tile<Format, Planes, kRows, 1>(tile);
     if (rows == 2) return add_tile<Format, Planes, 2, 1>(tile);
     return add_tile<Format, Planes, 1, 1>(tile);
   }

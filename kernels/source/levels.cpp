@@ -10,8 +10,7 @@ namespace minigpt4 {
 
 extern const Kernels portable_kernels;
 #if defined(MINIGPT4_X86)
-extern const Kernels avx2_kernels, avxvnni_kernels, avx512_kernels, avx512vnni_kernels,
-    amx_kernels;
+extern const Kernels avx2_kernels, avxvnni_kernels, avx512_kernels, avx512vnni_kernels;
 #elif defined(MINIGPT4_ARM)
 extern const Kernels neon_kernels;
 #endif
@@ -25,7 +24,6 @@ const Level levels[] = {
     {"avxvnni", has_avxvnni, avxvnni_kernels},
     {"avx512", has_avx512, avx512_kernels},
     {"avx512vnni", has_avx512vnni, avx512vnni_kernels},
-    {"amx", has_amx, amx_kernels},
 #elif defined(MINIGPT4_ARM)
     {"neon", has_neon_dotprod, neon_kernels},
 #endif

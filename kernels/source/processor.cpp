@@ -9,12 +9,8 @@
 #include <cpuid.h>
 #endif
 #endif
-#if defined(__linux__)
-#include <sys/syscall.h>
-#include <unistd.h>
-#if defined(MINIGPT4_ARM)
+#if defined(__linux__) && defined(MINIGPT4_ARM)
 #include <sys/auxv.h>
-#endif
 #elif defined(__APPLE__)
 #include <sys/sysctl.h>
 #endif
@@ -53,20 +49,10 @@ uint64_t saved_state() {
 #endif
 }
 
-constexpr uint64_t kYmm = 0x6, kZmm = 0xe6, kTiles = 0x60000;
+constexpr uint64_t kYmm = 0x6, kZmm = 0xe6;
 
 bool saves(uint64_t state) { return (saved_state() & state) == state; }
 bool bit(uint32_t word, int number) { return (word >> number & 1) != 0; }
-
-// Linux hands out the tile registers to a process that asks for them.
-bool may_use_tiles() {
-#if defined(__linux__)
-  constexpr long kRequestPermission = 0x1023, kTileData = 18;
-  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
-#else
-  return true;
-#endif
-}
 
 }  // namespace
 
@@ -97,15 +83,6 @@ bool has_avx512vnni() {
   return has;
 }
 
-bool has_amx() {
-  static const bool has = [] {
-    const uint32_t edx = cpuid(7, 0).edx;
-    return has_avx512vnni() && bit(edx, 22) && bit(edx, 24) && bit(edx, 25) && saves(kTiles) &&
-           may_use_tiles();
-  }();
-  return has;
-}
-
 bool has_neon_dotprod() { return false; }
 
 #elif defined(MINIGPT4_ARM)
@@ -114,7 +91,6 @@ bool has_avx2() { return false; }
 bool has_avxvnni() { return false; }
 bool has_avx512() { return false; }
 bool has_avx512vnni() { return false; }
-bool has_amx() { return false; }
 
 bool has_neon_dotprod() {
 #if defined(__APPLE__)

@@ -7,7 +7,6 @@ bool has_avx2();  // With FMA and F16C.
 bool has_avxvnni();
 bool has_avx512();  // F, BW, DQ and VL.
 bool has_avx512vnni();
-bool has_amx();  // int8 and bfloat16 tiles, which the system must also grant.
 bool has_neon_dotprod();
 
 }  // namespace minigpt4

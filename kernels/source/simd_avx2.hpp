@@ -111,19 +111,14 @@ struct Int8Vectors {
   }
 #else
   // Rows are of 16 bits, and weights become so: as fast as bytes are here, and twice as exact.
-  static constexpr int kOffset = 0, kNumbers = kBytes, kPlaneBytes = 2 * kBytes;
+  static constexpr int kOffset = 0, kNumbers = kBytes / 2, kPlaneBytes = kBytes;
   static constexpr bool kHolds16Bits = true;
-  struct Numbers {
-    __m256i first, second;
-  };
+  using Numbers = __m256i;
   MINIGPT4_INLINE Numbers load(const uint8_t* p) {
-    const auto* halves = reinterpret_cast<const __m128i*>(p);
-    return {_mm256_cvtepi8_epi16(_mm_loadu_si128(halves)),
-            _mm256_cvtepi8_epi16(_mm_loadu_si128(halves + 1))};
+    return _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
   }
-  MINIGPT4_INLINE Integers add(Integers sums, const Numbers& numbers, const uint8_t* row) {
-    sums = _mm256_add_epi32(sums, _mm256_madd_epi16(numbers.first, load_bytes(row)));
-    return _mm256_add_epi32(sums, _mm256_madd_epi16(numbers.second, load_bytes(row + kBytes)));
+  MINIGPT4_INLINE Integers add(Integers sums, Numbers numbers, const uint8_t* row) {
+    return _mm256_add_epi32(sums, _mm256_madd_epi16(numbers, load_bytes(row)));
   }
 #endif
 };

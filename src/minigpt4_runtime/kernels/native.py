@@ -66,7 +66,7 @@ def _multiply_int8(*, rounds_rows: bool) -> LinearKernel | None:
     def multiply(rows: Tensor, parts: Mapping[str, Tensor], bias: Tensor | None) -> Tensor:
         weight, scale = parts["weight"], parts["weight_scale"]
         zero_point = parts.get("weight_zero_point")
-        flat = rows.reshape(-1, rows.shape[-1])
+        flat = rows.reshape(-1, rows.shape[-1]).contiguous()
         product: Tensor = operator(flat, weight, scale, zero_point, bias, rounds_rows)
         return product.view(*rows.shape[:-1], len(weight))
 
@@ -81,7 +81,7 @@ def _multiply_int4(*, rounds_rows: bool) -> LinearKernel | None:
     def multiply(rows: Tensor, parts: Mapping[str, Tensor], bias: Tensor | None) -> Tensor:
         packed, scale = parts["weight_packed"], parts["weight_scale"]
         zero_point = parts.get("weight_zero_point")
-        flat = rows.reshape(-1, rows.shape[-1])
+        flat = rows.reshape(-1, rows.shape[-1]).contiguous()
         product: Tensor = operator(flat, packed, scale, zero_point, bias, rounds_rows)
         return product.view(*rows.shape[:-1], len(packed))
 
