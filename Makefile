@@ -10,22 +10,29 @@ export PIP_NO_INPUT := 1
 # Twice quiet: errors only.
 PIP_INSTALL := $(BIN)/python -m pip install -qq -c constraints.txt
 
-.PHONY: help demo test check clean
+# The CPU kernels are built where a C++ compiler is; without them quantised weights are slow.
+COMPILER := $(shell command -v c++ || command -v g++ || command -v clang++)
+KERNELS := .venv/.kernels
+KERNEL_SOURCES := $(wildcard kernels/source/* kernels/minigpt4_kernels/*.py) kernels/CMakeLists.txt \
+  kernels/pyproject.toml
+
+.PHONY: help demo test check sanitize clean
 
 help:
 	@echo 'make demo    describe the pictures in examples/images with the model that comes along'
 	@echo 'make test    format, lint, types and tests, as CI runs them (scripts/check)'
 	@echo 'make check   the same'
+	@echo 'make sanitize   run the CPU kernels under the address and undefined-behaviour sanitizers'
 	@echo 'make clean   remove .venv and all that tools have left behind'
 	@echo
 	@echo 'demo and test first set up .venv with what constraints.txt names. Two settings:'
 	@echo '  make test PYTHON=python3.12'
 	@echo '  make test PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu   (Linux: no CUDA)'
 
-demo: $(STAMP)
+demo: $(STAMP) $(KERNELS)
 	@$(BIN)/minigpt4 describe examples/images
 
-test check: $(STAMP)
+test check: $(STAMP) $(KERNELS)
 	@scripts/check
 
 # torch goes first, at the one version of constraints.txt, so that nothing can draw in another.
@@ -42,6 +49,24 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PIP_INSTALL) hatchling editables
 	@$(PIP_INSTALL) --no-build-isolation -e '.[dev]'
 	@touch $(STAMP)
+
+# A failed build is told and stops nothing: the runtime works without the kernels.
+$(KERNELS): $(STAMP) $(KERNEL_SOURCES)
+ifeq ($(COMPILER),)
+	@echo 'No C++ compiler: the CPU kernels are not built, and quantised weights will be slow.'
+else
+	@echo 'Building the CPU kernels (about a minute) ...'
+	@$(PIP_INSTALL) scikit-build-core cmake ninja
+	@PATH="$$PWD/$(BIN):$$PATH" $(BIN)/python -m pip install -qq --no-deps --no-build-isolation ./kernels \
+	  || echo 'The CPU kernels could not be built; quantised weights will be slow.' >&2
+endif
+	@touch $@
+
+# The levels that this processor has, without torch: memory ends where the tensors end.
+sanitize:
+	@cmake -S kernels/checks -B build/sanitize -DSANITIZE=address,undefined >/dev/null
+	@cmake --build build/sanitize --parallel
+	@build/sanitize/check_levels
 
 clean:
 	@rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist

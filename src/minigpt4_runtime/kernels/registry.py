@@ -21,7 +21,14 @@ ATTENTION_KERNELS = {
     "npu": "minigpt4_runtime.kernels.attention_npu:NpuAttention",
 }
 # By the family of a weight format and the kind of device, or "*" for any other.
-LINEAR_KERNELS = {("float", "cpu"): "minigpt4_runtime.kernels.linear_dense:prepare"}
+# What a row leads to may give None: the kernel is not installed.
+LINEAR_KERNELS = {
+    ("float", "cpu"): "minigpt4_runtime.kernels.linear_dense:prepare",
+    ("w8a16", "cpu"): "minigpt4_runtime.kernels.native:prepare_w8a16",
+    ("w8a8", "cpu"): "minigpt4_runtime.kernels.native:prepare_w8a8",
+    ("w4a16", "cpu"): "minigpt4_runtime.kernels.native:prepare_w4a16",
+    ("w4a8", "cpu"): "minigpt4_runtime.kernels.native:prepare_w4a8",
+}
 
 
 def attention_kernel(name: str) -> type[AttentionKernel]:
@@ -55,5 +62,6 @@ def linear_kernel(
     """
     for kind in (device.type, "*"):
         if target := LINEAR_KERNELS.get((weight_format.family, kind)):
-            return cast(LinearKernel, resolve_name(target)(widen_from))
+            kernel = cast(LinearKernel | None, resolve_name(target)(widen_from))
+            return kernel or weight_format.multiply
     return weight_format.multiply

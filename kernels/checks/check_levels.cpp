@@ -1,0 +1,291 @@
+// Each level that this processor has, against plain loops in double precision, without torch.
+//
+// Owns   random products of odd sizes, whose memory ends where the tensors end: built with
+//        sanitizers, it finds what reads or writes beyond. It also runs where torch does not, as
+//        under an emulator of another processor.
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <memory>
+#include <random>
+#include <vector>
+
+#include "../source/levels.hpp"
+#include "../source/parallel.hpp"
+
+namespace minigpt4 {
+
+// One thread, several tasks.
+int64_t num_threads() { return 1; }
+
+void in_parallel(int64_t count, int64_t step, Task task, const void* work) {
+  for (int64_t first = 0; first < count; first += 3 * step) {
+    task(work, first, std::min(count, first + 3 * step));
+  }
+}
+
+}  // namespace minigpt4
+
+namespace {
+
+using namespace minigpt4;
+
+std::mt19937 random_bits(1);
+int failures = 0;
+
+int draw(int low, int high) { return std::uniform_int_distribution<int>(low, high)(random_bits); }
+float draw_float() { return std::normal_distribution<float>()(random_bits); }
+
+// Memory of exactly this size, so that a sanitizer sees its end.
+template <class T>
+std::unique_ptr<T[]> exactly(size_t count) {
+  return std::unique_ptr<T[]>(new T[count]());
+}
+
+void compare(const char* level, const char* what, const float* found,
+             const std::vector<double>& truth, const std::vector<double>& sizes) {
+  for (size_t i = 0; i < truth.size(); ++i) {
+    if (!(std::fabs(found[i] - truth[i]) <= 3e-4 * sizes[i] + 1e-6)) {
+      std::printf("%s: %s: %g is not %g\n", level, what, found[i], truth[i]);
+      ++failures;
+      return;
+    }
+  }
+}
+
+struct Case {
+  int rows, outputs, inputs, group;
+  bool rounds_rows, has_zero, has_bias;
+};
+
+Case draw_case(int step, bool is_grouped) {
+  const int groups[] = {32, 64, 128, 256};
+  Case drawn;
+  drawn.rows = draw(1, 9);
+  drawn.outputs = draw(1, 21);
+  drawn.group = is_grouped ? groups[draw(0, 3)] : 0;
+  drawn.inputs = is_grouped ? drawn.group * draw(1, 5) : step * draw(1, 700 / step);
+  if (!is_grouped) drawn.group = drawn.inputs;
+  drawn.rounds_rows = draw(0, 1) == 1;
+  drawn.has_zero = draw(0, 1) == 1;
+  drawn.has_bias = draw(0, 1) == 1;
+  return drawn;
+}
+
+// The row as it is multiplied: rounded to 8 bits, or as it is.
+std::vector<double> rounded_row(const float* x, const Case& c) {
+  std::vector<double> row(x, x + c.inputs);
+  for (int k = 0; c.rounds_rows && k < c.inputs; k += c.group) {
+    float most = 1e-30f;
+    for (int i = k; i < k + c.group; ++i) most = std::max(most, std::fabs(x[i]));
+    const float scale = most / 127;
+    for (int i = k; i < k + c.group; ++i) row[i] = std::nearbyintf(x[i] / scale) * scale;
+  }
+  return row;
+}
+
+struct Drawn {
+  Product product;
+  std::unique_ptr<uint8_t[]> values, positions, zero_points;
+  std::unique_ptr<float[]> x, y, bias, scale;
+  std::vector<double> weight;  // (outputs, inputs), as it is meant.
+};
+
+void draw_int8(Drawn& drawn, const Case& c) {
+  drawn.values = exactly<uint8_t>(c.outputs * c.inputs);
+  const int groups = c.inputs / c.group;
+  if (c.has_zero) drawn.zero_points = exactly<uint8_t>(c.outputs * groups);
+  for (int i = 0; c.has_zero && i < c.outputs * groups; ++i) drawn.zero_points[i] = draw(0, 255);
+  for (int i = 0; i < c.outputs * c.inputs; ++i) {
+    drawn.values[i] = draw(0, 255);
+    const int zero = c.has_zero ? static_cast<int8_t>(drawn.zero_points[i / c.group]) : 0;
+    drawn.weight.push_back(static_cast<int8_t>(drawn.values[i]) - zero);
+  }
+}
+
+void draw_int4(Drawn& drawn, const Case& c) {
+  const int groups = c.inputs / c.group;
+  drawn.values = exactly<uint8_t>(c.outputs * c.inputs / 2);
+  const int words = (c.outputs + 7) / 8 * groups;
+  if (c.has_zero) drawn.zero_points = exactly<uint8_t>(4 * words);
+  for (int i = 0; c.has_zero && i < 4 * words; ++i) drawn.zero_points[i] = draw(0, 255);
+  for (int n = 0; n < c.outputs; ++n) {
+    for (int k = 0; k < c.inputs; ++k) {
+      const int nibble = draw(0, 15);
+      drawn.values[(n * c.inputs + k) / 2] |= nibble << 4 * (k % 2);
+      int zero = 8;
+      if (c.has_zero) {
+        const int word = n / 8 * groups + k / c.group;
+        zero = drawn.zero_points[4 * word + n % 8 / 2] >> 4 * (n % 2) & 15;
+      }
+      drawn.weight.push_back(nibble - zero);
+    }
+  }
+}
+
+void draw_sparse(Drawn& drawn, const Case& c) {
+  drawn.values = exactly<uint8_t>(c.outputs * c.inputs / 2);
+  drawn.positions = exactly<uint8_t>(c.outputs * c.inputs / 8);
+  drawn.weight.assign(c.outputs * c.inputs, 0);
+  for (int four = 0; four < c.outputs * c.inputs / 4; ++four) {
+    const int first = draw(0, 2), second = draw(first + 1, 3);
+    drawn.positions[four / 2] |= (first | second << 2) << 4 * (four % 2);
+    for (int i = 0; i < 2; ++i) {
+      drawn.values[2 * four + i] = draw(0, 255);
+      const int place = i == 0 ? first : second;
+      drawn.weight[4 * four + place] = static_cast<int8_t>(drawn.values[2 * four + i]);
+    }
+  }
+}
+
+void draw_floats(Drawn& drawn, const Case& c) {
+  drawn.values = exactly<uint8_t>(c.outputs * c.inputs * sizeof(float));
+  auto* floats = reinterpret_cast<float*>(drawn.values.get());
+  for (int i = 0; i < c.outputs * c.inputs; ++i) {
+    drawn.weight.push_back(floats[i] = draw_float());
+  }
+}
+
+void check_product(const Level& level, const char* what, Layout layout, const Case& c) {
+  Drawn drawn;
+  Weight& weight = drawn.product.weight;
+  weight.value_stride = c.inputs;
+  switch (layout) {
+    case Layout::int8:
+      draw_int8(drawn, c);
+      break;
+    case Layout::int4:
+      draw_int4(drawn, c);
+      weight.value_stride = c.inputs / 2;
+      break;
+    case Layout::sparse24_int8:
+      draw_sparse(drawn, c);
+      weight.value_stride = c.inputs / 2;
+      weight.position_stride = c.inputs / 8;
+      break;
+    case Layout::floats:
+      draw_floats(drawn, c);
+      weight.value_stride = 4 * c.inputs;
+  }
+  const int groups = c.inputs / c.group;
+  drawn.x = exactly<float>(c.rows * c.inputs);
+  drawn.y = exactly<float>(c.rows * c.outputs);
+  drawn.scale = exactly<float>(c.outputs * groups);
+  if (c.has_bias) drawn.bias = exactly<float>(c.outputs);
+  for (int i = 0; i < c.rows * c.inputs; ++i) drawn.x[i] = draw_float();
+  for (int i = 0; i < c.outputs * groups; ++i) drawn.scale[i] = 0.1f * draw_float();
+  for (int n = 0; c.has_bias && n < c.outputs; ++n) drawn.bias[n] = draw_float();
+
+  weight.layout = layout;
+  weight.values = drawn.values.get();
+  weight.positions = drawn.positions.get();
+  weight.scale = {drawn.scale.get(), Number::float32};
+  weight.zero_points = drawn.zero_points.get();
+  weight.outputs = c.outputs;
+  weight.inputs = c.inputs;
+  weight.group = c.group;
+  drawn.product.x = {drawn.x.get(), Number::float32};
+  drawn.product.y = drawn.y.get();
+  drawn.product.bias = {drawn.bias.get(), Number::float32};
+  drawn.product.rows = c.rows;
+  drawn.product.rounds_rows = c.rounds_rows;
+  level.kernels.linear(drawn.product);
+
+  std::vector<double> truth, sizes;
+  for (int m = 0; m < c.rows; ++m) {
+    const std::vector<double> row = rounded_row(drawn.x.get() + m * c.inputs, c);
+    for (int n = 0; n < c.outputs; ++n) {
+      double total = 0, size = 0;
+      for (int k = 0; k < c.inputs; ++k) {
+        const bool is_float = layout == Layout::floats;
+        const double scale = is_float ? 1 : drawn.scale[n * groups + k / c.group];
+        const double term = row[k] * scale * drawn.weight[n * c.inputs + k];
+        total += term;
+        size += term * term;
+      }
+      truth.push_back(total + (c.has_bias ? drawn.bias[n] : 0));
+      sizes.push_back(std::sqrt(size) + std::fabs(total));
+    }
+  }
+  compare(level.name, what, drawn.y.get(), truth, sizes);
+}
+
+void check_attention(const Level& level) {
+  const int sequences = draw(1, 3), key_heads = draw(1, 3), shares = draw(1, 3);
+  const int dim = draw(1, 70), block_size = draw(1, 8), blocks = 12, heads = key_heads * shares;
+  const int width = 40 / block_size + 1;
+  auto q = exactly<float>(sequences * heads * dim), y = exactly<float>(sequences * heads * dim);
+  const int numbers = blocks * block_size * key_heads * dim;
+  auto keys = exactly<float>(numbers), values = exactly<float>(numbers);
+  auto lengths = exactly<int64_t>(sequences), rows = exactly<int64_t>(sequences);
+  auto table = exactly<int32_t>(sequences * width);
+  for (int i = 0; i < sequences * heads * dim; ++i) q[i] = draw_float();
+  for (int i = 0; i < numbers; ++i) keys[i] = draw_float(), values[i] = draw_float();
+  for (int b = 0; b < sequences; ++b) {
+    lengths[b] = draw(1, 40);
+    rows[b] = sequences - 1 - b;
+  }
+  for (int i = 0; i < sequences * width; ++i) table[i] = draw(0, blocks - 1);
+  Attention attention;
+  attention.q = {q.get(), Number::float32};
+  attention.y = y.get();
+  attention.keys = {keys.get(), Number::float32};
+  attention.values = values.get();
+  attention.lengths = lengths.get();
+  attention.table_rows = rows.get();
+  attention.table = table.get();
+  attention.table_width = width;
+  attention.sequences = sequences;
+  attention.heads = heads;
+  attention.key_heads = key_heads;
+  attention.head_dim = dim;
+  attention.block_size = block_size;
+  attention.scale = 0.3f;
+  level.kernels.attention(attention);
+
+  std::vector<double> truth;
+  for (int b = 0; b < sequences; ++b) {
+    for (int h = 0; h < heads; ++h) {
+      std::vector<double> weights, mixed(dim, 0);
+      double total = 0;
+      const auto at = [&](int t, int i) {
+        const int slot = table[rows[b] * width + t / block_size] * block_size + t % block_size;
+        return (slot * key_heads + h / shares) * dim + i;
+      };
+      for (int t = 0; t < lengths[b]; ++t) {
+        double score = 0;
+        for (int i = 0; i < dim; ++i) score += q[(b * heads + h) * dim + i] * keys[at(t, i)];
+        weights.push_back(std::exp(score * 0.3));
+        total += weights.back();
+      }
+      for (int t = 0; t < lengths[b]; ++t) {
+        for (int i = 0; i < dim; ++i) mixed[i] += weights[t] / total * values[at(t, i)];
+      }
+      truth.insert(truth.end(), mixed.begin(), mixed.end());
+    }
+  }
+  compare(level.name, "attention", y.get(), truth, std::vector<double>(truth.size(), 1));
+}
+
+}  // namespace
+
+// The number of rounds may be given.
+int main(int count, char** words) {
+  const int rounds = count > 1 ? std::atoi(words[1]) : 60;
+  for (const Level* level = first_level(); level != last_level(); ++level) {
+    if (!level->is_supported()) continue;
+    for (int i = 0; i < rounds; ++i) {
+      const bool is_grouped = draw(0, 1) == 1;
+      check_product(*level, "int8", Layout::int8, draw_case(1, is_grouped));
+      check_product(*level, "int4", Layout::int4, draw_case(32, true));
+      check_product(*level, "sparse", Layout::sparse24_int8, draw_case(8, is_grouped));
+      Case floats = draw_case(1, false);
+      floats.rounds_rows = false;
+      check_product(*level, "floats", Layout::floats, floats);
+      check_attention(*level);
+    }
+    std::printf("%s: %d rounds\n", level->name, rounds);
+  }
+  return failures == 0 ? 0 : 1;
+}

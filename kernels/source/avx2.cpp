@@ -1,0 +1,8 @@
+#define MINIGPT4_LEVEL avx2
+#define MINIGPT4_USE_AVX2
+#include "level.hpp"
+
+namespace minigpt4 {
+extern const Kernels avx2_kernels;
+const Kernels avx2_kernels = {avx2::linear, avx2::attention};
+}  // namespace minigpt4

@@ -1,0 +1,32 @@
+// All kernels of one level. A file defines MINIGPT4_LEVEL and what it may use, and includes this.
+#pragma once
+
+#include "attention.hpp"
+#include "float_product.hpp"
+#include "formats.hpp"
+#include "integer_product.hpp"
+
+namespace minigpt4 {
+namespace MINIGPT4_LEVEL {
+
+template <class Format>
+void multiply_by(const Product& product) {
+  if (Format::kHolds16Bits || product.rounds_rows) return multiply_integers<Format, 1>(product);
+  multiply_integers<Format, Format::kHolds16Bits ? 1 : 2>(product);
+}
+
+static void linear(const Product& product) {
+  switch (product.weight.layout) {
+    case Layout::floats:
+      return multiply_floats(product);
+    case Layout::int8:
+      return multiply_by<Int8>(product);
+    case Layout::int4:
+      return multiply_by<Int4>(product);
+    case Layout::sparse24_int8:
+      return multiply_by<Sparse24>(product);
+  }
+}
+
+}  // namespace MINIGPT4_LEVEL
+}  // namespace minigpt4

@@ -1,0 +1,290 @@
+// The operators torch.ops.minigpt4_kernels.*: torch's tensors in, torch's tensors out.
+//
+// Owns   the checks. What passes them is read by the kernels without another.
+// Takes  contiguous tensors on the CPU. Uses torch's stable interface alone, so that one build
+//        serves later versions of torch.
+#include <optional>
+#include <stdexcept>
+#include <string>
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include "levels.hpp"
+
+namespace {
+
+using minigpt4::Floats;
+using minigpt4::Layout;
+using minigpt4::Number;
+using minigpt4::Product;
+using minigpt4::Weight;
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+[[noreturn]] void refuse(const std::string& what) {
+  throw std::runtime_error("minigpt4_kernels: " + what);
+}
+
+std::string show_shape(const Tensor& tensor) {
+  std::string shown = "(";
+  for (int64_t i = 0; i < tensor.dim(); ++i) {
+    shown += (i ? ", " : "") + std::to_string(tensor.size(i));
+  }
+  return shown + ")";
+}
+
+void require_plain(const Tensor& tensor, const char* name, int64_t dim) {
+  if (!tensor.is_cpu()) refuse(std::string(name) + " is not on the CPU.");
+  if (tensor.dim() != dim) {
+    refuse(std::string(name) + " has the shape " + show_shape(tensor) + "; it should have " +
+           std::to_string(dim) + " dimensions.");
+  }
+  if (!tensor.is_contiguous()) {
+    refuse(std::string(name) + " is not contiguous: call .contiguous() first.");
+  }
+}
+
+void require_shape(const Tensor& tensor, const char* name, int64_t rows, int64_t columns) {
+  require_plain(tensor, name, 2);
+  if (tensor.size(0) != rows || tensor.size(1) != columns) {
+    refuse(std::string(name) + " has the shape " + show_shape(tensor) + "; it should have (" +
+           std::to_string(rows) + ", " + std::to_string(columns) + ").");
+  }
+}
+
+void require_type(const Tensor& tensor, const char* name, ScalarType type, const char* shown) {
+  if (tensor.scalar_type() != type) refuse(std::string(name) + " is not of " + shown + ".");
+}
+
+Number number_of(const Tensor& tensor, const char* name) {
+  switch (tensor.scalar_type()) {
+    case ScalarType::Float:
+      return Number::float32;
+    case ScalarType::Half:
+      return Number::float16;
+    case ScalarType::BFloat16:
+      return Number::bfloat16;
+    default:
+      refuse(std::string(name) + " is not of float32, float16 or bfloat16.");
+  }
+}
+
+Floats floats_of(const Tensor& tensor, const char* name) {
+  return {tensor.const_data_ptr(), number_of(tensor, name)};
+}
+
+const uint8_t* bytes_of(const Tensor& tensor) {
+  return static_cast<const uint8_t*>(tensor.const_data_ptr());
+}
+
+// Fills in the scales, whose shape says how many inputs share one.
+void take_scale(Weight& weight, const Tensor& scale) {
+  require_plain(scale, "scale", 2);
+  const int64_t groups = scale.size(1);
+  if (scale.size(0) != weight.outputs || groups == 0 || weight.inputs % groups != 0) {
+    refuse("scale has the shape " + show_shape(scale) + ", which does not fit a weight of " +
+           std::to_string(weight.outputs) + " outputs and " + std::to_string(weight.inputs) +
+           " inputs.");
+  }
+  weight.scale = floats_of(scale, "scale");
+  weight.group = weight.inputs / groups;
+  const bool is_fit = weight.group == 32 || weight.group == 64 || weight.group % 128 == 0;
+  if (groups > 1 && !is_fit) {
+    refuse("groups of " + std::to_string(weight.group) +
+           " inputs: only 32, 64 and multiples of 128 are computed.");
+  }
+}
+
+// Checks the rows and multiplies.
+Tensor multiply(Product& product, const Tensor& x, const std::optional<Tensor>& bias) {
+  const Weight& weight = product.weight;
+  require_plain(x, "x", 2);
+  if (x.size(1) != weight.inputs) {
+    refuse("x has the shape " + show_shape(x) + ", but the weight has " +
+           std::to_string(weight.inputs) + " inputs.");
+  }
+  if (bias) {
+    require_plain(*bias, "bias", 1);
+    if (bias->size(0) != weight.outputs) {
+      refuse("bias has the shape " + show_shape(*bias) + ", but the weight has " +
+             std::to_string(weight.outputs) + " outputs.");
+    }
+    product.bias = floats_of(*bias, "bias");
+  }
+  product.x = floats_of(x, "x");
+  product.rows = x.size(0);
+  Tensor y = torch::stable::new_empty(x, {product.rows, weight.outputs});
+  product.y = y.mutable_data_ptr();
+  if (product.rows > 0 && weight.outputs > 0) minigpt4::level_in_use().kernels.linear(product);
+  return y;
+}
+
+Tensor linear_int8(const Tensor& x, const Tensor& weight, const Tensor& scale,
+                   std::optional<Tensor> zero_point, std::optional<Tensor> bias, bool integer) {
+  require_plain(weight, "weight", 2);
+  require_type(weight, "weight", ScalarType::Char, "int8");
+  Product product;
+  product.weight.layout = Layout::int8;
+  product.weight.outputs = weight.size(0);
+  product.weight.inputs = weight.size(1);
+  product.weight.values = bytes_of(weight);
+  product.weight.value_stride = weight.size(1);
+  product.rounds_rows = integer;
+  take_scale(product.weight, scale);
+  if (zero_point) {
+    require_shape(*zero_point, "zero_point", weight.size(0), scale.size(1));
+    require_type(*zero_point, "zero_point", ScalarType::Char, "int8");
+    product.weight.zero_points = bytes_of(*zero_point);
+  }
+  return multiply(product, x, bias);
+}
+
+Tensor linear_int4(const Tensor& x, const Tensor& packed, const Tensor& scale,
+                   std::optional<Tensor> zero_point, std::optional<Tensor> bias, bool integer) {
+  require_plain(packed, "packed", 2);
+  require_type(packed, "packed", ScalarType::Int, "int32");
+  Product product;
+  product.weight.layout = Layout::int4;
+  product.weight.outputs = packed.size(0);
+  product.weight.inputs = packed.size(1) * 8;
+  product.weight.values = bytes_of(packed);
+  product.weight.value_stride = packed.size(1) * 4;
+  product.rounds_rows = integer;
+  take_scale(product.weight, scale);
+  if (zero_point) {
+    require_shape(*zero_point, "zero_point", (packed.size(0) + 7) / 8, scale.size(1));
+    require_type(*zero_point, "zero_point", ScalarType::Int, "int32");
+    product.weight.zero_points = bytes_of(*zero_point);
+  }
+  return multiply(product, x, bias);
+}
+
+Tensor linear_sparse24_int8(const Tensor& x, const Tensor& values, const Tensor& positions,
+                            const Tensor& scale, std::optional<Tensor> bias, bool integer) {
+  require_plain(values, "values", 2);
+  require_type(values, "values", ScalarType::Char, "int8");
+  if (values.size(1) % 4 != 0) {
+    refuse("values has the shape " + show_shape(values) + "; 4 should divide its second number.");
+  }
+  require_shape(positions, "positions", values.size(0), values.size(1) / 4);
+  require_type(positions, "positions", ScalarType::Byte, "uint8");
+  Product product;
+  product.weight.layout = Layout::sparse24_int8;
+  product.weight.outputs = values.size(0);
+  product.weight.inputs = values.size(1) * 2;
+  product.weight.values = bytes_of(values);
+  product.weight.value_stride = values.size(1);
+  product.weight.positions = bytes_of(positions);
+  product.weight.position_stride = positions.size(1);
+  product.rounds_rows = integer;
+  take_scale(product.weight, scale);
+  return multiply(product, x, bias);
+}
+
+Tensor linear_float(const Tensor& x, const Tensor& weight, std::optional<Tensor> bias) {
+  require_plain(weight, "weight", 2);
+  Product product;
+  product.weight.type = number_of(weight, "weight");
+  product.weight.outputs = weight.size(0);
+  product.weight.inputs = weight.size(1);
+  product.weight.group = weight.size(1);
+  product.weight.values = bytes_of(weight);
+  product.weight.value_stride = weight.size(1) * static_cast<int64_t>(weight.element_size());
+  return multiply(product, x, bias);
+}
+
+// (B, H, D) queries, one token of each sequence, over (blocks, block_size, Hkv, D) keys and values.
+// The caller answers for lengths and for the blocks in the table.
+Tensor attend_one(const Tensor& q, const Tensor& keys, const Tensor& values, const Tensor& lengths,
+                  const Tensor& table_rows, const Tensor& table, double scale) {
+  require_plain(q, "q", 3);
+  require_plain(keys, "keys", 4);
+  require_plain(values, "values", 4);
+  require_plain(lengths, "lengths", 1);
+  require_plain(table_rows, "table_rows", 1);
+  require_plain(table, "table", 2);
+  require_type(lengths, "lengths", ScalarType::Long, "int64");
+  require_type(table_rows, "table_rows", ScalarType::Long, "int64");
+  require_type(table, "table", ScalarType::Int, "int32");
+  if (lengths.size(0) != q.size(0) || table_rows.size(0) != q.size(0)) {
+    refuse("lengths and table_rows should have a number for each of the " +
+           std::to_string(q.size(0)) + " rows of q.");
+  }
+  if (keys.size(3) != q.size(2) || keys.size(2) == 0 || q.size(1) % keys.size(2) != 0) {
+    refuse("keys of the shape " + show_shape(keys) + " do not fit q of the shape " +
+           show_shape(q) + ".");
+  }
+  const bool is_alike = show_shape(keys) == show_shape(values);
+  if (!is_alike || keys.scalar_type() != values.scalar_type()) {
+    refuse("keys and values should be of one shape and type.");
+  }
+  minigpt4::Attention attention;
+  attention.q = floats_of(q, "q");
+  attention.keys = floats_of(keys, "keys");
+  attention.values = values.const_data_ptr();
+  attention.lengths = static_cast<const int64_t*>(lengths.const_data_ptr());
+  attention.table_rows = static_cast<const int64_t*>(table_rows.const_data_ptr());
+  attention.table = static_cast<const int32_t*>(table.const_data_ptr());
+  attention.table_width = table.size(1);
+  attention.sequences = q.size(0);
+  attention.heads = q.size(1);
+  attention.key_heads = keys.size(2);
+  attention.head_dim = q.size(2);
+  attention.block_size = keys.size(1);
+  attention.scale = static_cast<float>(scale);
+  Tensor y = torch::stable::empty_like(q);
+  attention.y = y.mutable_data_ptr();
+  if (q.numel() > 0) minigpt4::level_in_use().kernels.attention(attention);
+  return y;
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY(minigpt4_kernels, library) {
+  library.def(
+      "linear_int8(Tensor x, Tensor weight, Tensor scale, Tensor? zero_point, Tensor? bias, "
+      "bool integer) -> Tensor");
+  library.def(
+      "linear_int4(Tensor x, Tensor packed, Tensor scale, Tensor? zero_point, Tensor? bias, "
+      "bool integer) -> Tensor");
+  library.def(
+      "linear_sparse24_int8(Tensor x, Tensor values, Tensor positions, Tensor scale, "
+      "Tensor? bias, bool integer) -> Tensor");
+  library.def("linear_float(Tensor x, Tensor weight, Tensor? bias) -> Tensor");
+  library.def(
+      "attend_one(Tensor q, Tensor keys, Tensor values, Tensor lengths, Tensor table_rows, "
+      "Tensor table, float scale) -> Tensor");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(minigpt4_kernels, CPU, library) {
+  library.impl("linear_int8", TORCH_BOX(&linear_int8));
+  library.impl("linear_int4", TORCH_BOX(&linear_int4));
+  library.impl("linear_sparse24_int8", TORCH_BOX(&linear_sparse24_int8));
+  library.impl("linear_float", TORCH_BOX(&linear_float));
+  library.impl("attend_one", TORCH_BOX(&attend_one));
+}
+
+// The levels, for Python's ctypes.
+#if defined(_WIN32)
+#define MINIGPT4_EXPORT extern "C" __declspec(dllexport)
+#else
+#define MINIGPT4_EXPORT extern "C" __attribute__((visibility("default")))
+#endif
+
+// The name of a level that this processor has, or null behind the last.
+MINIGPT4_EXPORT const char* minigpt4_kernels_level(int number) {
+  for (const auto* level = minigpt4::first_level(); level != minigpt4::last_level(); ++level) {
+    if (level->is_supported() && number-- == 0) return level->name;
+  }
+  return nullptr;
+}
+
+MINIGPT4_EXPORT const char* minigpt4_kernels_level_in_use() {
+  return minigpt4::level_in_use().name;
+}
+
+MINIGPT4_EXPORT int minigpt4_kernels_use_level(const char* name) {
+  return minigpt4::use_level(name) ? 1 : 0;
+}

@@ -1,0 +1,69 @@
+// What a product of rows with a weight is, as plain data that all levels share.
+//
+// Owns   nothing: the pointers are those of torch's tensors, which outlive the call.
+// Never  names a vector instruction.
+#pragma once
+
+#include <cstdint>
+
+namespace minigpt4 {
+
+enum class Number { float32, float16, bfloat16 };
+
+// Floats of any of these types, as they lie in a tensor.
+struct Floats {
+  const void* data = nullptr;
+  Number type = Number::float32;
+};
+
+enum class Layout { floats, int8, int4, sparse24_int8 };
+
+// One weight (outputs, inputs). `group` is how many inputs of a row share a scale: all of them
+// where it equals `inputs`.
+struct Weight {
+  Layout layout = Layout::floats;
+  const uint8_t* values = nullptr;
+  const uint8_t* positions = nullptr;  // Of 2:4 weights only.
+  int64_t value_stride = 0;            // Bytes from one row to the next.
+  int64_t position_stride = 0;
+  Number type = Number::float32;  // Of float weights only.
+  Floats scale;                   // (outputs, inputs / group)
+  const uint8_t* zero_points = nullptr;  // int8 (outputs, groups), or nibbles packed along outputs.
+  int64_t outputs = 0;
+  int64_t inputs = 0;
+  int64_t group = 0;
+
+  int64_t groups() const { return inputs / group; }
+};
+
+// y (rows, outputs) = x (rows, inputs) · weightᵀ + bias. x and y are of one type.
+struct Product {
+  Weight weight;
+  Floats x;
+  void* y = nullptr;
+  Floats bias;  // Without data: none.
+  int64_t rows = 0;
+  bool rounds_rows = false;  // Rows become 8-bit integers; otherwise they keep 16 bits.
+};
+
+// One token of each sequence over keys and values in blocks: (B, H, D) → (B, H, D).
+struct Attention {
+  Floats q;
+  void* y = nullptr;
+  Floats keys;  // (blocks, block_size, key_heads, head_dim), values alike and of the same type.
+  const void* values = nullptr;
+  const int64_t* lengths = nullptr;     // (B,)
+  const int64_t* table_rows = nullptr;  // (B,)
+  const int32_t* table = nullptr;       // (…, table_width)
+  int64_t table_width = 0;
+  int64_t sequences = 0, heads = 0, key_heads = 0, head_dim = 0, block_size = 0;
+  float scale = 0;
+};
+
+// What one level of instructions computes.
+struct Kernels {
+  void (*linear)(const Product&);
+  void (*attention)(const Attention&);
+};
+
+}  // namespace minigpt4

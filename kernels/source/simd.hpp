@@ -1,0 +1,22 @@
+// The vectors of the level that a file is compiled for: floats, whole numbers, bytes.
+//
+// Each simd_*.hpp has the same functions, so that what is built on them is written once.
+#pragma once
+
+#include "half.hpp"
+
+#if defined(_MSC_VER)
+#define MINIGPT4_INLINE static __forceinline
+#else
+#define MINIGPT4_INLINE static inline __attribute__((always_inline))
+#endif
+
+#if defined(MINIGPT4_USE_AVX512)
+#include "simd_avx512.hpp"
+#elif defined(MINIGPT4_USE_AVX2)
+#include "simd_avx2.hpp"
+#elif defined(MINIGPT4_USE_NEON)
+#include "simd_neon.hpp"
+#else
+#include "simd_portable.hpp"
+#endif

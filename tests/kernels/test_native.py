@@ -1,0 +1,317 @@
+"""The CPU kernels in C++: each, on each level that this processor has, against plain torch.
+
+A weight's integers are drawn at random, and the twin multiplies by the floats that they stand for.
+"""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.nn import functional
+
+from minigpt4_runtime.formats.integer import INTEGER_FORMATS
+from minigpt4_runtime.kernels.registry import linear_kernel
+
+native = pytest.importorskip("minigpt4_kernels", reason="the CPU kernels are not built")
+operators = torch.ops.minigpt4_kernels
+
+# How far a product may be from its twin, as a share of the largest result. Rows of 16 bits are the
+# only numbers that differ where floats stay floats; rows of 8 bits are rounded alike.
+TOLERANCE = {torch.float32: 2e-4, torch.float16: 2e-3, torch.bfloat16: 1e-2}
+DTYPES = list(TOLERANCE)
+EXAMPLES = settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+
+
+@pytest.fixture(params=native.levels())
+def level(request):
+    before = native.level()
+    native.use_level(request.param)
+    yield request.param
+    native.use_level(before)
+
+
+@pytest.fixture(autouse=True)
+def keep_threads():
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def assert_close(found: Tensor, truth: Tensor, size: Tensor | None = None):
+    """`size` is what sums of such numbers come to, where they do not cancel out by chance."""
+    assert found.shape == truth.shape
+    if truth.numel():
+        limit = TOLERANCE[found.dtype] * torch.maximum(truth.abs(), truth.abs().mean())
+        limit = limit if size is None else torch.maximum(limit, TOLERANCE[found.dtype] * size)
+        assert ((found.float() - truth).abs() <= limit).all()
+
+
+def round_rows(x: Tensor, group: int) -> Tensor:
+    groups = x.unflatten(1, (-1, group))
+    scale = groups.abs().amax(-1, keepdim=True).clamp(min=1e-30) / 127
+    return ((groups / scale).round() * scale).flatten(1)
+
+
+def multiply(x: Tensor, numbers: Tensor, scale: Tensor, bias, integer: bool) -> tuple:
+    """The twin: `numbers` (N, K) are whole, and `scale` (N, G) is for groups of them.
+
+    Also what sums of as many such numbers come to.
+    """
+    group = x.shape[1] // scale.shape[1]
+    wide = round_rows(x.float(), group) if integer else x.float()
+    weight = (numbers.double().unflatten(1, (-1, group)) * scale.double()[..., None]).flatten(1)
+    product = functional.linear(wide.double(), weight)
+    size = functional.linear(wide.double().square(), weight.square()).sqrt()
+    return (product if bias is None else product + bias.double()).float(), size.float()
+
+
+def draw_sizes(draw, step: int, groups: tuple[int, ...]) -> tuple[int, int, int, int]:
+    """Rows, outputs, inputs and the group, which is the inputs themselves in a third of cases."""
+    rows = draw(st.sampled_from([1, 1, 2, 3, 4, 5, 7, 8, 13, 33]))
+    outputs = draw(st.integers(1, 70))
+    group = draw(st.sampled_from(groups))
+    if group:
+        inputs = group * draw(st.integers(1, 1100 // group))
+    else:
+        inputs = step * draw(st.one_of(st.integers(1, 40), st.integers(1, 3000 // step)))
+        group = inputs
+    return rows, outputs, inputs, group
+
+
+@st.composite
+def products(draw, step=1, groups=(0, 32, 64, 128, 256)):
+    rows, outputs, inputs, group = draw_sizes(draw, step, groups)
+    torch.manual_seed(draw(st.integers(0, 2**31)))
+    torch.set_num_threads(draw(st.integers(1, 4)))
+    x = torch.randn(rows, inputs, dtype=torch.float32).to(draw(st.sampled_from(DTYPES)))
+    scale = torch.rand(outputs, inputs // group) * 0.1 + 0.01
+    scale = (scale * (torch.rand(scale.shape) - 0.5).sign()).to(draw(st.sampled_from(DTYPES)))
+    bias = torch.randn(outputs).to(x.dtype) if draw(st.booleans()) else None
+    return x, scale, bias, draw(st.booleans()), draw(st.booleans())
+
+
+def pack_words(nibbles: Tensor) -> Tensor:
+    packed = (nibbles[:, ::2] | nibbles[:, 1::2] << 4).to(torch.uint8).contiguous()
+    return packed.flatten().view(torch.int32).view(len(nibbles), -1)
+
+
+@EXAMPLES
+@given(case=products())
+def test_int8_equals_its_twin(level, case):
+    x, scale, bias, integer, has_zero = case
+    outputs, inputs = len(scale), x.shape[1]
+    numbers = torch.randint(-128, 128, (outputs, inputs), dtype=torch.int8)
+    zero = torch.randint(-128, 128, scale.shape, dtype=torch.int8) if has_zero else None
+    found = operators.linear_int8(x, numbers, scale, zero, bias, integer)
+    shifted = numbers.float()
+    if zero is not None:
+        group = inputs // scale.shape[1]
+        shifted = (shifted.unflatten(1, (-1, group)) - zero.float()[..., None]).flatten(1)
+    assert found.dtype == x.dtype
+    assert_close(found, *multiply(x, shifted, scale, bias, integer))
+
+
+@EXAMPLES
+@given(case=products(groups=(32, 64, 128, 256)))
+def test_int4_equals_its_twin(level, case):
+    x, scale, bias, integer, has_zero = case
+    outputs, inputs = len(scale), x.shape[1]
+    group = inputs // scale.shape[1]
+    nibbles = torch.randint(0, 16, (outputs, inputs))
+    shifts, zero = torch.full(scale.shape, 8), None
+    if has_zero:
+        padded = torch.randint(0, 16, (-(-outputs // 8) * 8, scale.shape[1]))
+        shifts, zero = padded[:outputs], pack_words(padded.T).T.contiguous()
+    found = operators.linear_int4(x, pack_words(nibbles), scale, zero, bias, integer)
+    numbers = (nibbles.unflatten(1, (-1, group)) - shifts[..., None]).flatten(1)
+    assert_close(found, *multiply(x, numbers, scale, bias, integer))
+
+
+@EXAMPLES
+@given(case=products(step=8))
+def test_sparse_int8_equals_its_twin(level, case):
+    x, scale, bias, integer, _ = case
+    outputs, inputs = len(scale), x.shape[1]
+    values = torch.randint(-128, 128, (outputs, inputs // 2), dtype=torch.int8)
+    places = torch.rand(outputs, inputs // 4, 4).argsort(-1)[..., :2].sort(-1).values
+    numbers = torch.zeros(outputs, inputs // 4, 4)
+    numbers.scatter_(2, places, values.float().unflatten(1, (-1, 2)))
+    # Four positions of 2 bits in a byte.
+    fours = places.reshape(outputs, inputs // 8, 4)
+    packed = (fours << torch.tensor([0, 2, 4, 6])).sum(-1).to(torch.uint8)
+    found = operators.linear_sparse24_int8(x, values, packed, scale, bias, integer)
+    assert_close(found, *multiply(x, numbers.flatten(1), scale, bias, integer))
+
+
+@EXAMPLES
+@given(case=products(groups=(0,)), dtype=st.sampled_from(DTYPES))
+def test_floats_equal_their_twin(level, case, dtype):
+    x, scale, bias, _, _ = case
+    weight = torch.randn(len(scale), x.shape[1]).to(dtype)
+    found = operators.linear_float(x, weight, bias)
+    assert_close(found, *multiply(x, weight, torch.ones(len(weight), 1), bias, False))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_rounding_to_the_dtype_of_the_rows_is_torchs(level, dtype):
+    """Each weight's row picks one number of x: what it is as float32 is torch's own rounding."""
+    x = torch.tensor([[1.0]], dtype=dtype)
+    torch.manual_seed(0)
+    exponents = torch.randint(-30, 30, (4096, 1)).float()
+    special = torch.tensor([0.0, -0.0, 65519.0, 65520.0, 2.0**-25, 3 * 2.0**-25, 1e-9])
+    weight = torch.cat([torch.randn(4096, 1) * 2.0**exponents, special[:, None]])
+    found = operators.linear_float(x, weight, None)
+    assert torch.equal(found[0], weight[:, 0].to(dtype))
+
+
+@pytest.mark.parametrize("integer", [False, True])
+def test_rows_without_numbers(level, integer):
+    weight = torch.ones(5, 64, dtype=torch.int8)
+    scale = torch.ones(5, 1)
+    for rows, outputs in ((0, 5), (3, 0)):
+        x = torch.ones(rows, 64)
+        found = operators.linear_int8(x, weight[:outputs], scale[:outputs], None, None, integer)
+        assert found.shape == (rows, outputs)
+    zeros = operators.linear_int8(torch.zeros(2, 64), weight, scale, None, torch.ones(5), integer)
+    assert torch.equal(zeros, torch.ones(2, 5))
+
+
+@pytest.mark.parametrize("integer", [False, True])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+def test_a_row_with_no_number_gives_none(level, integer, bad):
+    """And leaves other rows alone."""
+    x = torch.ones(3, 96)
+    x[1, 70] = bad
+    weight, scale = torch.ones(5, 96, dtype=torch.int8), torch.ones(5, 1)
+    found = operators.linear_int8(x, weight, scale, None, None, integer)
+    assert found[1].isnan().all()
+    assert torch.allclose(found[[0, 2]], torch.tensor(96.0), rtol=1e-4)
+
+
+def test_all_levels_give_the_same_sums():
+    """Where rows are rounded to 8 bits, the sums are of whole numbers: no level differs."""
+    torch.manual_seed(1)
+    x = torch.randn(6, 704)
+    weight = torch.randint(-127, 128, (33, 704), dtype=torch.int8)
+    scale = torch.rand(33, 1)
+    before, found = native.level(), []
+    for name in native.levels():
+        native.use_level(name)
+        found.append(operators.linear_int8(x, weight, scale, None, None, True))
+    native.use_level(before)
+    for each in found[1:]:
+        assert torch.allclose(each, found[0], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"x": torch.ones(2, 33)}, r"x has the shape \(2, 33\), but the weight has 64 inputs"),
+        ({"x": torch.ones(64, 2).T}, "x is not contiguous"),
+        ({"x": torch.ones(2, 64, dtype=torch.int64)}, "x is not of float32"),
+        ({"weight": torch.ones(5, 64)}, "weight is not of int8"),
+        ({"scale": torch.ones(5, 3)}, r"scale has the shape \(5, 3\), which does not fit"),
+        ({"scale": torch.ones(5, 4)}, "groups of 16 inputs"),
+        ({"zero_point": torch.ones(5, 2, dtype=torch.int8)}, "zero_point has the shape"),
+        ({"bias": torch.ones(4)}, r"bias has the shape \(4\)"),
+    ],
+)
+def test_what_does_not_fit_is_refused(arguments, message):
+    good = {
+        "x": torch.ones(2, 64),
+        "weight": torch.ones(5, 64, dtype=torch.int8),
+        "scale": torch.ones(5, 1),
+        "zero_point": None,
+        "bias": None,
+    }
+    with pytest.raises(RuntimeError, match=message):
+        operators.linear_int8(**(good | arguments), integer=True)
+
+
+BEHIND_THE_END = """
+import ctypes, mmap, sys
+import torch, minigpt4_kernels
+operators, page = torch.ops.minigpt4_kernels, mmap.PAGESIZE
+memory = mmap.mmap(-1, 4 * page)
+address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+libc = ctypes.CDLL(None)
+assert libc.mprotect(ctypes.c_void_p(address + 3 * page), page, 0) == 0
+
+def at_the_end(rows, columns, dtype, offset):
+    size = rows * columns * dtype.itemsize
+    start = 3 * page - size - offset // dtype.itemsize * dtype.itemsize
+    flat = torch.frombuffer(memory, dtype=dtype, count=rows * columns, offset=start)
+    return flat.view(rows, columns)
+
+def multiply(rows, inputs, offset):
+    x, scale = torch.ones(rows, inputs), torch.ones(7, 1)
+    weight = at_the_end(7, inputs, torch.int8, offset)
+    operators.linear_int8(x, weight, scale, None, None, True)
+    packed = at_the_end(7, inputs // 8, torch.int32, offset)
+    operators.linear_int4(x, packed, torch.ones(7, inputs // 32), None, None, False)
+    values = at_the_end(7, inputs // 2, torch.int8, offset)
+    positions = at_the_end(7, inputs // 8, torch.uint8, offset)
+    operators.linear_sparse24_int8(x, values, positions.clone(), scale, None, True)
+    operators.linear_sparse24_int8(x, values.clone(), positions, scale, None, True)
+    for dtype in (torch.float32, torch.float16, torch.bfloat16):
+        weight = at_the_end(7, inputs - 3, dtype, offset)
+        operators.linear_float(x[:, 3:].contiguous(), weight, None)
+
+for level in minigpt4_kernels.levels():
+    minigpt4_kernels.use_level(level)
+    for rows in (1, 5):
+        for inputs in (32, 96, 160, 416):
+            for offset in (0, 5):
+                multiply(rows, inputs, offset)
+print("unharmed")
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="guards a page by mprotect")
+def test_nothing_behind_a_mapped_files_end_is_read():
+    """The page behind each weight may not be read: a process that does so dies."""
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", BEHIND_THE_END],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (0, "unharmed\n"), done.stderr
+
+
+def test_a_level_is_forced_by_the_environment():
+    code = "import minigpt4_kernels; print(minigpt4_kernels.level())"
+    for name in native.levels():
+        env = os.environ | {"MINIGPT4_KERNELS_LEVEL": name}
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=env
+        )
+        assert done.stdout == f"{name}\n"
+    with pytest.raises(ValueError, match="has no level 'quantum'"):
+        native.use_level("quantum")
+
+
+FAMILIES = sorted(
+    name for name in INTEGER_FORMATS if INTEGER_FORMATS[name].group_size in (None, 32, 128)
+)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_formats_kernel_is_its_own_product(level, name):
+    """Of a packed weight, through the table of kernels, with rows of any shape."""
+    torch.manual_seed(3)
+    weight_format = INTEGER_FORMATS[name]
+    parts = weight_format.pack(torch.randn(24, 384))
+    kernel = linear_kernel(weight_format, device=torch.device("cpu"), widen_from=None)
+    assert kernel != weight_format.multiply
+    for rows in (torch.randn(2, 5, 384), torch.randn(384, 3).T, torch.randn(384)):
+        bias = torch.randn(24)
+        truth = weight_format.multiply(rows, parts, bias)
+        assert_close(kernel(rows, parts, bias), truth)

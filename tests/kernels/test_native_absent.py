@@ -1,0 +1,49 @@
+"""Without the CPU kernels everything works as before, and one sentence says what is lost."""
+
+import importlib
+import sys
+
+import pytest
+import torch
+
+from minigpt4_runtime.formats.integer import INTEGER_FORMATS
+from minigpt4_runtime.kernels import native
+from minigpt4_runtime.kernels.registry import linear_kernel
+
+
+@pytest.fixture
+def find_again():
+    native.find.cache_clear()
+    yield
+    native.find.cache_clear()
+
+
+@pytest.mark.parametrize("name", ["w8a8", "w8a16", "w4a8-g32", "w4a16-g32-asymmetric"])
+def test_a_format_multiplies_by_itself(monkeypatch, find_again, name):
+    monkeypatch.setitem(sys.modules, "minigpt4_kernels", None)
+    weight_format = INTEGER_FORMATS[name]
+    kernel = linear_kernel(weight_format, device=torch.device("cpu"), widen_from=None)
+    assert kernel == weight_format.multiply
+    module, lost = native.find()
+    assert module is None
+    assert "not installed: quantised weights are multiplied by plain torch" in lost
+    assert lost.endswith(native.INSTALL)
+
+
+def test_a_build_for_another_torch_is_named(monkeypatch, find_again):
+    def fail(name):
+        raise OSError("undefined symbol: torch_parallel_for")
+
+    monkeypatch.setattr(importlib, "import_module", fail)
+    module, lost = native.find()
+    assert module is None
+    assert f"cannot be loaded by torch {torch.__version__} (undefined symbol" in lost
+
+
+def test_a_broken_package_is_not_hidden(monkeypatch, find_again):
+    def fail(name):
+        raise ModuleNotFoundError("No module named 'ctypes'", name="ctypes")
+
+    monkeypatch.setattr(importlib, "import_module", fail)
+    with pytest.raises(ModuleNotFoundError, match="ctypes"):
+        native.find()
