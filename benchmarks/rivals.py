@@ -22,6 +22,7 @@ from minigpt4_runtime import EngineConfig, MiniGPT4, SamplingParams
 from minigpt4_runtime.bench.presets import cut_layers
 from minigpt4_runtime.config import DTypeName, ModelConfig, VisionConfig
 from minigpt4_runtime.convert.key_map import language_origins
+from minigpt4_runtime.formats.registry import FormatChoice
 from minigpt4_runtime.model.llama import Llama
 from minigpt4_runtime.optional import require
 from minigpt4_runtime.presets import PRESETS
@@ -56,15 +57,15 @@ class Ours:
 
     def __init__(
         self, config: ModelConfig | None, *, device: str, dtype: DTypeName,
-        num_blocks: int | None = None,
+        num_blocks: int | None = None, formats: FormatChoice = "float",
     ) -> None:  # fmt: skip
-        """Random weights in a shape, or without a shape the demo model."""
+        """Random weights in a shape and formats, or without a shape the demo model."""
         settings: Any = {"device": device, "dtype": dtype}
         settings["engine"] = EngineConfig(prefix_cache=False, num_blocks=num_blocks)
         if config is None:
             self._model = MiniGPT4.load(**settings)
         else:
-            self._model = MiniGPT4.with_random_weights(config, **settings)
+            self._model = MiniGPT4.with_random_weights(config, formats=formats, **settings)
         self.language: Llama = self._model._loaded.rank_model.language  # noqa: SLF001 - for transformers.
 
     def generate(self, prompts: Sequence[Sequence[int]], counts: Sequence[int]) -> TimedAnswers:

@@ -29,6 +29,7 @@ from minigpt4_runtime.config import (
 from minigpt4_runtime.engine.engine import EngineStats
 from minigpt4_runtime.engine.request import Heard, ImageInput, TokenEvent
 from minigpt4_runtime.engine.ticket import Ticket
+from minigpt4_runtime.formats.registry import FormatChoice
 from minigpt4_runtime.images.pixels import ImageLimits
 from minigpt4_runtime.images.pixels import load as load_image
 from minigpt4_runtime.loaded import DEMO_MODEL_DIR as DEMO_MODEL_DIR
@@ -135,12 +136,13 @@ class MiniGPT4:
         dtype: DTypeName | Literal["auto"] = "auto",
         engine: EngineConfig | Mapping[str, Any] | None = None,
         tensor_parallel: int = 1,
+        formats: FormatChoice = "float",
         seed: int = 0,
     ) -> MiniGPT4:
         """Make a model of any shape without a file, for measuring: its answers are nonsense.
 
         It takes the demo model's tokenizer. Ids beyond that add nothing to an answer's text.
-        Settings are those of `load`.
+        `formats` hold the weights, as in the manifest of a folder. Settings are those of `load`.
 
         Raises:
             ConfigError: a setting has no meaning, or the shape has fewer ids than the tokenizer.
@@ -148,7 +150,7 @@ class MiniGPT4:
         """
         return cls(
             LoadedModel(
-                WeightSource(config, seed=seed), device=device, dtype=dtype,
+                WeightSource(config, seed=seed, formats=formats), device=device, dtype=dtype,
                 engine=EngineConfig.read(engine), image_limits=ImageLimits(),
                 tensor_parallel=tensor_parallel, vision=VisionSettings(),
             )
