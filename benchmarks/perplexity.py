@@ -22,12 +22,14 @@ import pydoc_data.topics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from gguf_model import INSTALL, GgufLlama
 from torch import Tensor
+from torch.nn import functional
 
 from minigpt4_runtime.api import DEMO_MODEL_DIR
 from minigpt4_runtime.checkpoint.config_file import load_config
@@ -37,20 +39,25 @@ from minigpt4_runtime.checkpoint.mapped import FolderTensors
 from minigpt4_runtime.checkpoint.weight_source import WeightSource
 from minigpt4_runtime.checkpoint.weights import read_folder_weights
 from minigpt4_runtime.config import ModelConfig, VisionConfig
+from minigpt4_runtime.formats.contracts import LinearKernel
+from minigpt4_runtime.formats.integer import IntegerFormat
+from minigpt4_runtime.formats.rounding import round_rows
+from minigpt4_runtime.formats.sparse import SparseFormat
 from minigpt4_runtime.model.causal import causal_attention
+from minigpt4_runtime.model.linear import Linear
 from minigpt4_runtime.model.llama import Llama
 from minigpt4_runtime.quantise.calibrate import LayerWalk
 from minigpt4_runtime.quantise.choice import QuantisePlan, choose
 from minigpt4_runtime.quantise.quantise import quantise
 
-# Behind a format's name: rounded by GPTQ.
-CALIBRATED = "+gptq"
+# Behind a format's name: rounded as --calibrate does it.
+CALIBRATED = "+calibrated"
 CPU = torch.device("cpu")
-FORMATS = (
-    "w8a16", "w8a8", "w8a16-g32", "w8a8-g32", "w4a16-g32", "w4a16-g64", "w4a16-g32-asymmetric",
-    "w4a16-g64-asymmetric", "w4a8-g32", "w4a8-g32-asymmetric", "w4a16-g32+gptq",
-    "w4a16-g64+gptq", "w4a16-g32-asymmetric+gptq",
-)  # fmt: skip
+FORMATS = [
+    "w8a16", "w8a8", "w4a16-g32", "w4a16-g64", "w4a16-g32-asymmetric", "w4a8-g32",
+    "w4a16-g64+calibrated", "w4a16-g32+calibrated", "w4a16-g32-asymmetric+calibrated",
+    "w8a16-sparse24", "w8a16-sparse24+calibrated",
+]  # fmt: skip
 LLAMA_FORMATS = ("Q8_0", "Q4_0", "Q4_1", "Q4_K_M")
 
 
@@ -141,7 +148,7 @@ def judge_ours(
         else:
             quantise(float_dir, out_dir, plan)
     where = {"device": CPU, "dtype": torch.float32}
-    models = {name: load_language(each, **where) for name, each in folders.items()}
+    models = {name: _widen(load_language(each, **where)) for name, each in folders.items()}
     judged = [Judged(name, _count_bits(each, model)) for name, each in folders.items()]
     for number, window in enumerate(windows, start=1):
         wanted = _log_probabilities(models["float32"], window)
@@ -152,6 +159,28 @@ def judge_ours(
         print(f"\r{number} of {len(windows)} windows", end="", file=sys.stderr, flush=True)
     print(file=sys.stderr)
     return judged
+
+
+def _widen(language: Llama) -> Llama:
+    """Keep every matrix as floats too: the same products, unpacked once for all windows."""
+    for module in language.modules():
+        if isinstance(module, Linear) and isinstance(
+            chosen := module.weight_format, IntegerFormat | SparseFormat
+        ):
+            module.use(
+                chosen, _multiply_wide(chosen, chosen.unpack(dict(module.named_parameters())))
+            )
+    return language
+
+
+def _multiply_wide(chosen: IntegerFormat | SparseFormat, weight: Tensor) -> LinearKernel:
+    group_size = getattr(chosen, "group_size", None) or weight.shape[1]
+
+    def multiply(rows: Tensor, _: Mapping[str, Tensor], __: Tensor | None) -> Tensor:
+        taken = round_rows(rows, group_size) if chosen.rounds_rows else rows
+        return functional.linear(taken, weight)
+
+    return multiply
 
 
 def _calibrate(
