@@ -113,9 +113,11 @@ def main() -> None:
             }
             for each in judged
         ]  # fmt: skip
+        _show(rows, len(windows) * (options.length - 1))
         if options.llama:
-            rows += judge_llama(model, windows, options.llama, Path(folder), judged[0].perplexity)
-    _show(rows, len(windows) * (options.length - 1))
+            theirs = judge_llama(model, windows, options.llama, Path(folder), judged[0].perplexity)
+            _show(theirs, len(windows) * (options.length - 1))
+            rows += theirs
     if options.json:
         options.json.write_text(json.dumps(rows, indent=2) + "\n")
 
@@ -246,14 +248,15 @@ def judge_llama(
 
 
 def _show(rows: list[dict[str, object]], num_ids: int) -> None:
-    print(f"{num_ids} ids\n\n| format | bits | perplexity | change | KL | same choice |")
+    print(f"\n{num_ids} ids\n\n| format | bits | perplexity | change | KL | same choice |")
     print("|---|---|---|---|---|---|")
     for row in rows:
         kl = "" if row["kl"] is None else f"{row['kl']:.5f}"
         same = "" if row["same"] is None else f"{row['same']:.2%}"
         print(
             f"| {row['format']} | {row['bits']:.2f} | {row['perplexity']:.4f} "
-            f"| {row['change']:+.2%} | {kl} | {same} |"
+            f"| {row['change']:+.2%} | {kl} | {same} |",
+            flush=True,
         )
 
 
