@@ -25,6 +25,7 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from gguf_model import INSTALL, GgufLlama
@@ -32,6 +33,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from minigpt4_runtime.api import DEMO_MODEL_DIR
+from minigpt4_runtime.checkpoint.blank_model import Where
 from minigpt4_runtime.checkpoint.config_file import load_config
 from minigpt4_runtime.checkpoint.folder import write_folder
 from minigpt4_runtime.checkpoint.load import load_language
@@ -105,7 +107,7 @@ def main() -> None:
     lessons = ids[-options.lessons * options.length :].view(-1, options.length)
     with tempfile.TemporaryDirectory() as folder:
         judged = judge_ours(model, windows, lessons, options.formats, Path(folder))
-        rows = [
+        rows: list[dict[str, Any]] = [
             {
                 "format": each.name, "bits": round(each.bits, 2), "perplexity": each.perplexity,
                 "change": each.perplexity / judged[0].perplexity - 1,
@@ -149,7 +151,7 @@ def judge_ours(
             _calibrate(model, float_dir, out_dir, plan, lessons)
         else:
             quantise(float_dir, out_dir, plan)
-    where = {"device": CPU, "dtype": torch.float32}
+    where = Where(device=CPU, dtype=torch.float32)
     models = {name: _widen(load_language(each, **where)) for name, each in folders.items()}
     judged = [Judged(name, _count_bits(each, model)) for name, each in folders.items()]
     for number, window in enumerate(windows, start=1):
@@ -233,7 +235,7 @@ def _log_probabilities(language: Llama, window: Tensor) -> Tensor:
 
 def judge_llama(
     model: GgufLlama, windows: Tensor, python: str, folder: Path, truth: float
-) -> list[dict[str, object]]:
+) -> list[dict[str, Any]]:
     """llama.cpp's formats of the same floats, in its own environment."""
     model.write(folder / "model.gguf")
     job = {"folder": str(folder), "formats": LLAMA_FORMATS, "windows": windows.tolist()}
@@ -247,7 +249,7 @@ def judge_llama(
     ]
 
 
-def _show(rows: list[dict[str, object]], num_ids: int) -> None:
+def _show(rows: list[dict[str, Any]], num_ids: int) -> None:
     print(f"\n{num_ids} ids\n\n| format | bits | perplexity | change | KL | same choice |")
     print("|---|---|---|---|---|---|")
     for row in rows:
