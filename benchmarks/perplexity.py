@@ -22,14 +22,18 @@ import pydoc_data.topics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from gguf_model import INSTALL, GgufLlama
 from torch import Tensor
+from torch.nn import functional
 
 from minigpt4_runtime.api import DEMO_MODEL_DIR
+from minigpt4_runtime.checkpoint.blank_model import Where
 from minigpt4_runtime.checkpoint.config_file import load_config
 from minigpt4_runtime.checkpoint.folder import write_folder
 from minigpt4_runtime.checkpoint.load import load_language
@@ -37,20 +41,25 @@ from minigpt4_runtime.checkpoint.mapped import FolderTensors
 from minigpt4_runtime.checkpoint.weight_source import WeightSource
 from minigpt4_runtime.checkpoint.weights import read_folder_weights
 from minigpt4_runtime.config import ModelConfig, VisionConfig
+from minigpt4_runtime.formats.contracts import LinearKernel
+from minigpt4_runtime.formats.integer import IntegerFormat
+from minigpt4_runtime.formats.rounding import round_rows
+from minigpt4_runtime.formats.sparse import SparseFormat
 from minigpt4_runtime.model.causal import causal_attention
+from minigpt4_runtime.model.linear import Linear
 from minigpt4_runtime.model.llama import Llama
 from minigpt4_runtime.quantise.calibrate import LayerWalk
 from minigpt4_runtime.quantise.choice import QuantisePlan, choose
 from minigpt4_runtime.quantise.quantise import quantise
 
-# Behind a format's name: rounded by GPTQ.
-CALIBRATED = "+gptq"
+# Behind a format's name: rounded as --calibrate does it.
+CALIBRATED = "+calibrated"
 CPU = torch.device("cpu")
-FORMATS = (
-    "w8a16", "w8a8", "w8a16-g32", "w8a8-g32", "w4a16-g32", "w4a16-g64", "w4a16-g32-asymmetric",
-    "w4a16-g64-asymmetric", "w4a8-g32", "w4a8-g32-asymmetric", "w4a16-g32+gptq",
-    "w4a16-g64+gptq", "w4a16-g32-asymmetric+gptq",
-)  # fmt: skip
+FORMATS = [
+    "w8a16", "w8a8", "w4a16-g32", "w4a16-g64", "w4a16-g32-asymmetric", "w4a8-g32",
+    "w4a16-g64+calibrated", "w4a16-g32+calibrated", "w4a16-g32-asymmetric+calibrated",
+    "w8a16-sparse24", "w8a16-sparse24+calibrated",
+]  # fmt: skip
 LLAMA_FORMATS = ("Q8_0", "Q4_0", "Q4_1", "Q4_K_M")
 
 
@@ -98,7 +107,7 @@ def main() -> None:
     lessons = ids[-options.lessons * options.length :].view(-1, options.length)
     with tempfile.TemporaryDirectory() as folder:
         judged = judge_ours(model, windows, lessons, options.formats, Path(folder))
-        rows = [
+        rows: list[dict[str, Any]] = [
             {
                 "format": each.name, "bits": round(each.bits, 2), "perplexity": each.perplexity,
                 "change": each.perplexity / judged[0].perplexity - 1,
@@ -106,9 +115,11 @@ def main() -> None:
             }
             for each in judged
         ]  # fmt: skip
+        _show(rows, len(windows) * (options.length - 1))
         if options.llama:
-            rows += judge_llama(model, windows, options.llama, Path(folder), judged[0].perplexity)
-    _show(rows, len(windows) * (options.length - 1))
+            theirs = judge_llama(model, windows, options.llama, Path(folder), judged[0].perplexity)
+            _show(theirs, len(windows) * (options.length - 1))
+            rows += theirs
     if options.json:
         options.json.write_text(json.dumps(rows, indent=2) + "\n")
 
@@ -140,8 +151,8 @@ def judge_ours(
             _calibrate(model, float_dir, out_dir, plan, lessons)
         else:
             quantise(float_dir, out_dir, plan)
-    where = {"device": CPU, "dtype": torch.float32}
-    models = {name: load_language(each, **where) for name, each in folders.items()}
+    where = Where(device=CPU, dtype=torch.float32)
+    models = {name: _widen(load_language(each, **where)) for name, each in folders.items()}
     judged = [Judged(name, _count_bits(each, model)) for name, each in folders.items()]
     for number, window in enumerate(windows, start=1):
         wanted = _log_probabilities(models["float32"], window)
@@ -152,6 +163,28 @@ def judge_ours(
         print(f"\r{number} of {len(windows)} windows", end="", file=sys.stderr, flush=True)
     print(file=sys.stderr)
     return judged
+
+
+def _widen(language: Llama) -> Llama:
+    """Keep every matrix as floats too: the same products, unpacked once for all windows."""
+    for module in language.modules():
+        if isinstance(module, Linear) and isinstance(
+            chosen := module.weight_format, IntegerFormat | SparseFormat
+        ):
+            module.use(
+                chosen, _multiply_wide(chosen, chosen.unpack(dict(module.named_parameters())))
+            )
+    return language
+
+
+def _multiply_wide(chosen: IntegerFormat | SparseFormat, weight: Tensor) -> LinearKernel:
+    group_size = getattr(chosen, "group_size", None) or weight.shape[1]
+
+    def multiply(rows: Tensor, _: Mapping[str, Tensor], __: Tensor | None) -> Tensor:
+        taken = round_rows(rows, group_size) if chosen.rounds_rows else rows
+        return functional.linear(taken, weight)
+
+    return multiply
 
 
 def _calibrate(
@@ -202,7 +235,7 @@ def _log_probabilities(language: Llama, window: Tensor) -> Tensor:
 
 def judge_llama(
     model: GgufLlama, windows: Tensor, python: str, folder: Path, truth: float
-) -> list[dict[str, object]]:
+) -> list[dict[str, Any]]:
     """llama.cpp's formats of the same floats, in its own environment."""
     model.write(folder / "model.gguf")
     job = {"folder": str(folder), "formats": LLAMA_FORMATS, "windows": windows.tolist()}
@@ -216,15 +249,16 @@ def judge_llama(
     ]
 
 
-def _show(rows: list[dict[str, object]], num_ids: int) -> None:
-    print(f"{num_ids} ids\n\n| format | bits | perplexity | change | KL | same choice |")
+def _show(rows: list[dict[str, Any]], num_ids: int) -> None:
+    print(f"\n{num_ids} ids\n\n| format | bits | perplexity | change | KL | same choice |")
     print("|---|---|---|---|---|---|")
     for row in rows:
         kl = "" if row["kl"] is None else f"{row['kl']:.5f}"
         same = "" if row["same"] is None else f"{row['same']:.2%}"
         print(
             f"| {row['format']} | {row['bits']:.2f} | {row['perplexity']:.4f} "
-            f"| {row['change']:+.2%} | {kl} | {same} |"
+            f"| {row['change']:+.2%} | {kl} | {same} |",
+            flush=True,
         )
 
 

@@ -94,7 +94,8 @@ def test_it_is_smaller_by_what_its_format_says(quantised):
     assert towers["language"][0] == wanted
     assert set(towers["language"]) == {wanted, eight_bits, "float16"}
     assert towers["vision"] == (eight_bits, "float16")
-    assert towers["projection"] == towers["qformer"] == (eight_bits,)
+    assert towers["qformer"] == (eight_bits,)
+    assert towers["projection"] == ("float16",)
 
 
 def test_logits_stay_near_those_of_floats(quantised):
@@ -183,6 +184,7 @@ def test_the_choice_without_a_word_on_head_and_image_side():
         "language.head": "w8a8",
         "vision": "w8a8",
         "vision.vit.patch_embedding": "float",
+        "vision.projection": "float",
     }
     asymmetric = QuantisePlan(weights="w4a16", group_size=128, is_symmetric=False)
     assert choose(asymmetric, config)["language.layers"] == "w4a16-g128-asymmetric"
@@ -198,6 +200,7 @@ def test_head_and_image_side_have_words_of_their_own():
         "language.head": "w4a16-g32",
         "vision": "w4a8-g128",
         "vision.vit.patch_embedding": "float",
+        "vision.projection": "float",
     }
 
 
@@ -285,7 +288,10 @@ def test_the_command_in_both_spellings(spelling, tmp_path):
     done = run_command(spelling, DEMO_DIR, "--format", "w4a16", "--out", tmp_path / "out",
                        "--group-size", 32, "--head", "keep", "--image-side", "w8a8")  # fmt: skip
     assert (done.returncode, done.stdout.strip()) == (0, str(tmp_path / "out"))
-    assert "w4a16-g32 in language.layers, w8a8 in vision, float elsewhere." in done.stderr
+    assert (
+        "w4a16-g32 in language.layers, w8a8 in vision, float in vision.vit.patch_embedding and "
+        "vision.projection and elsewhere." in done.stderr
+    )
     assert f"--model {tmp_path / 'out'}" in done.stderr
     again = run_command(spelling, DEMO_DIR, "--format", "w4a16", "--out", tmp_path / "out")
     assert again.returncode == 1

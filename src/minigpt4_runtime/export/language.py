@@ -149,7 +149,7 @@ def _describe(
     config: LanguageConfig, dtype: torch.dtype, layer_format: WeightFormat
 ) -> dict[str, Any]:
     """The content of config.json."""
-    settings = {
+    settings: dict[str, Any] = {
         "architectures": ["LlamaForCausalLM"],
         **config.to_mapping(),
         "model_type": "llama",
@@ -167,9 +167,9 @@ def _describe(
 def _quantization_config(found: IntegerFormat) -> dict[str, Any]:
     """What compressed-tensors calls the layout."""
     layout = "int-quantized" if found.rounds_rows else "pack-quantized"
-    shared = {"strategy": "group", "group_size": found.group_size}
+    shared: dict[str, Any] = {"strategy": "group", "group_size": found.group_size}
     if found.group_size is None:
-        shared = {"strategy": "channel", "group_size": None}
+        shared: dict[str, Any] = {"strategy": "channel", "group_size": None}
     weights = {
         "num_bits": found.bits, "type": "int", "symmetric": found.is_symmetric, "dynamic": False,
         **shared,

@@ -42,11 +42,11 @@ def show_formats(choice: FormatChoice) -> str:
     """A choice in words: "w8a8 in language.head and vision, float elsewhere"."""
     if isinstance(choice, str):
         return choice
-    names = [name for name in dict.fromkeys(choice.values()) if name != DENSE.name]
-    where = {name: " and ".join(p for p in choice if choice[p] == name) for name in names}
-    return ", ".join(
-        [*(f"{n} in {parts}" for n, parts in where.items()), f"{DENSE.name} elsewhere"]
-    )
+    where = {name: [part for part in choice if choice[part] == name] for name in choice.values()}
+    floats = where.pop(DENSE.name, [])
+    held = [f"{name} in {' and '.join(parts)}" for name, parts in where.items()]
+    rest = f"in {' and '.join(floats)} and elsewhere" if floats else "elsewhere"
+    return ", ".join([*held, f"{DENSE.name} {rest}"])
 
 
 def unknown_format(choice: FormatChoice) -> object:

@@ -29,8 +29,8 @@ _OLDEST_PYTHON = (3, 11)
 # Weights, and the dtype of all that is computed. Rows of 8 bits (w8a8) take no more memory.
 _WAYS: tuple[tuple[str, DTypeName], ...] = (
     *((DENSE.name, dtype) for dtype in DTYPE_NAMES),
-    *((weights, dtype) for weights in ("w8a16", "w4a16") for dtype in ("float32", "float16")),
-)
+    ("w8a16", "float32"), ("w8a16", "float16"), ("w4a16", "float32"), ("w4a16", "float16"),
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from minigpt4_runtime.checkpoint.blank_model import ModelWeight
 from minigpt4_runtime.config import LanguageConfig
@@ -104,7 +105,7 @@ class LayerWalk:
 
             handles.append(linear.register_forward_pre_hook(add))
 
-        handles: list[torch.utils.hooks.RemovableHandle] = []
+        handles: list[RemovableHandle] = []
         for name, module in layer.named_modules():
             if isinstance(module, Linear):
                 watch(name, module)

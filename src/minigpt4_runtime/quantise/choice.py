@@ -21,9 +21,9 @@ FAMILIES = tuple(dict.fromkeys(each.family for each in INTEGER_FORMATS.values())
 _WHOLE_NAMES: Mapping[str, IntegerFormat | SparseFormat] = {**INTEGER_FORMATS, **SPARSE_FORMATS}
 KEEP = "keep"
 _FLOAT = "float"
-# It reads pixels, has a thousandth of the image side's weights, and 588 inputs, which no group
-# divides.
-_ALWAYS_FLOAT = "vision.vit.patch_embedding"
+# The first has 588 inputs, which no group divides; 8 bits in the second make more than half of the
+# image side's error (docs/quantisation.md). Both are a small part of its weights.
+_ALWAYS_FLOAT = ("vision.vit.patch_embedding", "vision.projection")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +61,7 @@ def choose(plan: QuantisePlan, config: ModelConfig) -> FormatChoice:
             named[part] = IntegerFormat(8, found.rounds_rows) if is_plain else found
     choice = {part: each.name for part, each in named.items()}
     if "vision" in choice:
-        choice[_ALWAYS_FLOAT] = _FLOAT
+        choice |= dict.fromkeys(_ALWAYS_FLOAT, _FLOAT)
     _refuse_unfit(choice, config)
     return choice
 

@@ -60,4 +60,5 @@ def round_by_inputs(weight: Tensor, products: Tensor, chosen: IntegerFormat) -> 
 def _inverse_factor(products: Tensor) -> Tensor:
     """The upper Cholesky factor of the inverse: a row has what a column's error costs the later."""
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(products.double()))
-    return torch.linalg.cholesky(inverse, upper=True).float()
+    upper: Tensor = torch.linalg.cholesky(inverse, upper=True)
+    return upper.float()
