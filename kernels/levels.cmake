@@ -17,8 +17,8 @@ function(add_level name msvc)
   else()
     set(options "${ARGN}")
     if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
-      # Sums that are added up in another order need more registers than there are.
-      list(APPEND options -fno-tree-reassoc)
+      # These passes put off additions until more sums wait for them than there are registers.
+      list(APPEND options -fno-tree-reassoc -fno-tree-ter)
     endif()
   endif()
   set_source_files_properties("${file}" PROPERTIES COMPILE_OPTIONS "${options}")

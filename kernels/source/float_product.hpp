@@ -18,28 +18,33 @@ MINIGPT4_INLINE Float load_weight(const uint8_t* p) {
   return type == Number::bfloat16 ? load_bfloat16(bits) : load_float16(bits);
 }
 
-// sums[m * stride + n] += the products of `inputs` numbers, which whole vectors divide.
+// sums[m * kFloatTileOutputs + n] += the products of `inputs` numbers, which whole vectors divide.
 template <Number type, int M, int N>
 void add_float_tile(const uint8_t* const* weights, const float* const* rows, int64_t inputs,
-                    float* sums, int64_t stride) {
+                    int64_t ahead, float* sums) {
   constexpr int kSize = type == Number::float32 ? 4 : 2;
   Float totals[M][N];
   for (auto& row : totals) {
     for (Float& total : row) total = zero();
   }
-  for (int64_t k = 0; k < inputs; k += kLanes) {
+  const auto add_step = [&](int64_t k) MINIGPT4_LAMBDA {
     Float numbers[N];
-    for (int n = 0; n < N; ++n) {
-      prefetch(weights[n] + k * kSize + kPrefetchBytes);
-      numbers[n] = load_weight<type>(weights[n] + k * kSize);
-    }
+    for (int n = 0; n < N; ++n) numbers[n] = load_weight<type>(weights[n] + k * kSize);
     for (int m = 0; m < M; ++m) {
       const Float row = load(rows[m] + k);
       for (int n = 0; n < N; ++n) totals[m][n] = multiply_add(numbers[n], row, totals[m][n]);
     }
+  };
+  // A cache line at once, and one prefetch for it.
+  constexpr int kLine = std::max(1, 64 / (kSize * kLanes)) * kLanes;
+  int64_t k = 0;
+  for (; k + kLine <= inputs; k += kLine) {
+    for (int n = 0; n < N; ++n) prefetch(weights[n] + k * kSize + ahead);
+    for (int i = 0; i < kLine; i += kLanes) add_step(k + i);
   }
+  for (; k < inputs; k += kLanes) add_step(k);
   for (int m = 0; m < M; ++m) {
-    for (int n = 0; n < N; ++n) sums[m * stride + n] += sum(totals[m][n]);
+    for (int n = 0; n < N; ++n) sums[m * kFloatTileOutputs + n] += sum(totals[m][n]);
   }
 }
 
@@ -60,11 +65,11 @@ class FloatProduct {
   void multiply(int64_t first, int64_t last) const {
     const bool is_narrow = product_.rows <= kNarrowRows;
     const int64_t strip = is_narrow ? weight_.inputs : kStrip;
-    float* sums = static_cast<float*>(scratch(1, sizeof(float) * product_.rows * kTileOutputs));
+    float* sums = static_cast<float*>(scratch(1, sizeof(float) * product_.rows * kFloatTileOutputs));
     const int64_t whole = weight_.inputs / kLanes * kLanes;
-    for (int64_t n = first; n < last; n += kTileOutputs) {
-      const int64_t outputs = std::min<int64_t>(kTileOutputs, last - n);
-      std::memset(sums, 0, sizeof(float) * product_.rows * kTileOutputs);
+    for (int64_t n = first; n < last; n += kFloatTileOutputs) {
+      const int64_t outputs = std::min<int64_t>(kFloatTileOutputs, last - n);
+      std::memset(sums, 0, sizeof(float) * product_.rows * kFloatTileOutputs);
       for (int64_t k = 0; k < whole; k += strip) {
         add_strip(n, outputs, k, std::min(whole, k + strip), sums);
       }
@@ -73,7 +78,7 @@ class FloatProduct {
   }
 
   void add_strip(int64_t n, int64_t outputs, int64_t k, int64_t end, float* sums) const {
-    const uint8_t* weights[kTileOutputs];
+    const uint8_t* weights[kFloatTileOutputs];
     for (int64_t i = 0; i < outputs; ++i) {
       weights[i] = weight_.values + (n + i) * weight_.value_stride + k * kSize;
     }
@@ -82,23 +87,24 @@ class FloatProduct {
       const int64_t count = left >= kTileRows ? kTileRows : left >= 2 ? 2 : 1;
       const float* rows[kTileRows];
       for (int64_t i = 0; i < count; ++i) rows[i] = rows_ + (m + i) * weight_.inputs + k;
-      add(weights, outputs, rows, count, end - k, sums + m * kTileOutputs);
+      const int64_t ahead = m > 0 ? 0 : kPrefetchBytes;
+      add(weights, outputs, rows, count, end - k, ahead, sums + m * kFloatTileOutputs);
       m += count;
     }
   }
 
   static void add(const uint8_t* const* weights, int64_t outputs, const float* const* rows,
-                  int64_t count, int64_t inputs, float* sums) {
-    constexpr int M = kTileRows, N = kTileOutputs;
+                  int64_t count, int64_t inputs, int64_t ahead, float* sums) {
+    constexpr int M = kTileRows, N = kFloatTileOutputs;
     for (int64_t n = 0; n < outputs && outputs < N; ++n) {
-      if (count == M) add_float_tile<type, M, 1>(weights + n, rows, inputs, sums + n, N);
-      if (count == 2) add_float_tile<type, 2, 1>(weights + n, rows, inputs, sums + n, N);
-      if (count == 1) add_float_tile<type, 1, 1>(weights + n, rows, inputs, sums + n, N);
+      if (count == M) add_float_tile<type, M, 1>(weights + n, rows, inputs, ahead, sums + n);
+      if (count == 2) add_float_tile<type, 2, 1>(weights + n, rows, inputs, ahead, sums + n);
+      if (count == 1) add_float_tile<type, 1, 1>(weights + n, rows, inputs, ahead, sums + n);
     }
     if (outputs < N) return;
-    if (count == M) return add_float_tile<type, M, N>(weights, rows, inputs, sums, N);
-    if (count == 2) return add_float_tile<type, 2, N>(weights, rows, inputs, sums, N);
-    add_float_tile<type, 1, N>(weights, rows, inputs, sums, N);
+    if (count == M) return add_float_tile<type, M, N>(weights, rows, inputs, ahead, sums);
+    if (count == 2) return add_float_tile<type, 2, N>(weights, rows, inputs, ahead, sums);
+    add_float_tile<type, 1, N>(weights, rows, inputs, ahead, sums);
   }
 
   void store_outputs(int64_t n, int64_t outputs, int64_t whole, const float* sums) const {
@@ -107,7 +113,7 @@ class FloatProduct {
       const float bias = product_.bias.data == nullptr ? 0 : load_one(product_.bias, output);
       const Floats weights{weight_.values, type};
       for (int64_t m = 0; m < product_.rows; ++m) {
-        float value = sums[m * kTileOutputs + i];
+        float value = sums[m * kFloatTileOutputs + i];
         for (int64_t k = whole; k < weight_.inputs; ++k) {
           value += load_one(weights, output * weight_.inputs + k) * rows_[m * weight_.inputs + k];
         }
@@ -131,7 +137,7 @@ void multiply_floats_of(const Product& product) {
     rows = wide;
   }
   const FloatProduct<type> work(product, rows);
-  in_parallel(product.weight.outputs, 8 * kTileOutputs, work.run, &work);
+  in_parallel(product.weight.outputs, 8 * kFloatTileOutputs, work.run, &work);
 }
 
 static void multiply_floats(const Product& product) {

@@ -12,8 +12,8 @@ namespace minigpt4 {
 namespace MINIGPT4_LEVEL {
 
 constexpr int64_t kPrefetchBytes = 2048;
-// Numbers of a weight's row that stay in the first cache while many rows pass, and its rows.
-constexpr int64_t kStripNumbers = 2048;
+// Bytes of a weight's row that stay in the first cache while many rows pass, and its rows.
+constexpr int64_t kStripBytes = 1024;
 constexpr int64_t kBlockOutputs = 16;
 constexpr int64_t kNarrowRows = 4;  // Up to so many, a weight's rows are read to their ends.
 constexpr int64_t kLongestSpan = 128;  // 16-bit sums of nibbles hold this many.
@@ -29,58 +29,95 @@ struct Tile {
   int64_t spans;
   int64_t steps;  // In a span.
   int lanes;      // Scales in a step, where spans are shorter than steps.
+  int64_t ahead;  // Bytes from a weight's step to what is fetched meanwhile.
   float* sums;    // sums[m * stride + n] += …
   int64_t stride;
 };
 
+// The sums of a span, before they are floats. Everything in it is known to the compiler, which keeps
+// them in registers.
 template <class Format, int Planes, int M, int N>
-void add_tile(const Tile& tile) {
-  Float totals[M][N];
-  for (auto& row : totals) {
-    for (Float& total : row) total = zero();
-  }
-  int64_t step = 0;
-  for (int64_t span = 0; span < tile.spans; ++span) {
-    typename Format::Sum sums[M][N][Planes];
+struct TileSums {
+  typename Format::Sum sums[M][N][Planes];
+
+  MINIGPT4_MEMBER void start() {
     for (auto& row : sums) {
       for (auto& planes : row) {
         for (auto& each : planes) each = Format::start();
       }
     }
-    for (const int64_t end = step + tile.steps; step < end; ++step) {
-      typename Format::Numbers numbers[N];
-      for (int n = 0; n < N; ++n) {
-        const uint8_t* values = tile.values[n] + step * Format::kValueBytes;
-        prefetch(values + kPrefetchBytes);
-        numbers[n] = Format::load(values, tile.positions[n] + step * Format::kPositionBytes);
-      }
-      for (int part = 0; part < Format::kParts; ++part) {
-        typename Format::Part parts[N];
-        for (int n = 0; n < N; ++n) parts[n] = Format::part(numbers[n], part);
-        for (int m = 0; m < M; ++m) {
-          const uint8_t* row = tile.rows[m] + step * (Planes * Format::kPlaneBytes);
-          row += part * (Format::kPlaneBytes / Format::kParts);
-          for (int p = 0; p < Planes; ++p) {
-            for (int n = 0; n < N; ++n) {
-              Format::add(sums[m][n][p], parts[n], row + p * Format::kPlaneBytes);
-            }
+  }
+
+  MINIGPT4_MEMBER void add_step(const uint8_t* const (&values)[N],
+                                const uint8_t* const (&positions)[N],
+                                const uint8_t* const (&rows)[M], int64_t step) {
+    typename Format::Numbers numbers[N];
+    for (int n = 0; n < N; ++n) {
+      numbers[n] = Format::load(values[n] + step * Format::kValueBytes,
+                                positions[n] + step * Format::kPositionBytes);
+    }
+    for (int part = 0; part < Format::kParts; ++part) {
+      typename Format::Part parts[N];
+      for (int n = 0; n < N; ++n) parts[n] = Format::part(numbers[n], part);
+      for (int m = 0; m < M; ++m) {
+        const uint8_t* row = rows[m] + step * (Planes * Format::kPlaneBytes) +
+                             part * (Format::kPlaneBytes / Format::kParts);
+        for (int p = 0; p < Planes; ++p) {
+          for (int n = 0; n < N; ++n) {
+            Format::add(sums[m][n][p], parts[n], row + p * Format::kPlaneBytes);
           }
         }
       }
     }
+  }
+};
+
+template <class Format, int Planes, int M, int N>
+void add_tile(const Tile& tile) {
+  // So many steps at once as a cache line has, and one prefetch for them.
+  constexpr int kUnrolled = std::max(1, 64 / Format::kValueBytes);
+  Float totals[M][N];
+  for (auto& row : totals) {
+    for (Float& total : row) total = zero();
+  }
+  const uint8_t *values[N], *positions[N], *rows[M];
+  for (int n = 0; n < N; ++n) values[n] = tile.values[n], positions[n] = tile.positions[n];
+  for (int m = 0; m < M; ++m) rows[m] = tile.rows[m];
+  const auto forward = [&](int64_t steps) {
+    for (int n = 0; n < N; ++n) {
+      values[n] += steps * Format::kValueBytes;
+      positions[n] += steps * Format::kPositionBytes;
+    }
+    for (int m = 0; m < M; ++m) rows[m] += steps * (Planes * Format::kPlaneBytes);
+  };
+  for (int64_t span = 0; span < tile.spans; ++span) {
+    TileSums<Format, Planes, M, N> tile_sums;
+    tile_sums.start();
+    int64_t left = tile.steps;
+    for (; left >= kUnrolled; left -= kUnrolled) {
+      for (int n = 0; n < N; ++n) prefetch(values[n] + tile.ahead);
+      for (int i = 0; i < kUnrolled; ++i) tile_sums.add_step(values, positions, rows, i);
+      forward(kUnrolled);
+    }
+    for (; left > 0; --left) {
+      tile_sums.add_step(values, positions, rows, 0);
+      forward(1);
+    }
+    Float weight_scales[N];
+    for (int n = 0; n < N; ++n) {
+      const float* scales = tile.weight_scales[n];
+      weight_scales[n] = scales ? set_lanes(scales + span * tile.lanes, tile.lanes) : set(1);
+    }
     for (int m = 0; m < M; ++m) {
       const Float row_scale = set_lanes(tile.row_scales[m] + span * tile.lanes, tile.lanes);
       for (int n = 0; n < N; ++n) {
-        Float value = to_float(Format::finish(sums[m][n][0]));
+        const auto& sums = tile_sums.sums[m][n];
+        Float value = to_float(Format::finish(sums[0]));
         if (Planes == 2) {
-          const Float low = to_float(Format::finish(sums[m][n][Planes - 1]));
+          const Float low = to_float(Format::finish(sums[Planes - 1]));
           value = multiply_add(value, set(kPlaneBase), low);
         }
-        Float scale = row_scale;
-        if (tile.weight_scales[n] != nullptr) {
-          const float* scales = tile.weight_scales[n] + span * tile.lanes;
-          scale = multiply(scale, set_lanes(scales, tile.lanes));
-        }
+        const Float scale = multiply(row_scale, weight_scales[n]);
         totals[m][n] = multiply_add(value, scale, totals[m][n]);
       }
     }
@@ -102,7 +139,7 @@ class IntegerProduct {
     corrects_ = Format::kOffset != 0 || weight_.zero_points != nullptr;
     const bool is_narrow = product.rows <= kNarrowRows;
     block_outputs_ = is_narrow ? kTileOutputs : kBlockOutputs;
-    strip_steps_ = is_narrow ? layout.steps : kStripNumbers / Format::kNumbers;
+    strip_steps_ = is_narrow ? layout.steps : kStripBytes / Format::kValueBytes;
     scales_ = layout.scales;
   }
 
@@ -187,7 +224,7 @@ class IntegerProduct {
   }
 
   void add_part(const Block& block, int64_t step, int64_t spans, int64_t steps) const {
-    Tile tile = at(step, spans, steps);
+    Tile tile = at(spans, steps);
     for (int64_t m = 0; m < product_.rows;) {
       const int64_t count = take_rows(tile, m, step);
       for (int64_t n = 0; n < block.outputs;) {
@@ -201,6 +238,7 @@ class IntegerProduct {
         }
         take_scales(tile, block, n, outputs, step);
         tile.sums = block.sums + m * block_outputs_ + n;
+        tile.ahead = m > 0 ? 0 : product_.rows <= kNarrowRows ? kPrefetchBytes : kStripBytes;
         add(tile, count, outputs);
         n += outputs;
       }
@@ -213,7 +251,7 @@ class IntegerProduct {
   void add_rest(const Block& block, int64_t step) const {
     uint8_t values[Format::kValueBytes], positions[Format::kPositionBytes + 1];
     const int64_t rest = weight_.inputs - step * Format::kNumbers;
-    Tile tile = at(step, 1, 1);
+    Tile tile = at(1, 1);
     tile.values[0] = values;
     tile.positions[0] = positions;
     for (int64_t n = 0; n < block.outputs; ++n) {
@@ -239,7 +277,7 @@ class IntegerProduct {
     }
   }
 
-  Tile at(int64_t, int64_t spans, int64_t steps) const {
+  Tile at(int64_t spans, int64_t steps) const {
     Tile tile = {};
     tile.spans = spans;
     tile.steps = steps;

@@ -6,10 +6,13 @@
 #include "half.hpp"
 
 #if defined(_MSC_VER)
-#define MINIGPT4_INLINE static __forceinline
+#define MINIGPT4_MEMBER __forceinline
+#define MINIGPT4_LAMBDA
 #else
-#define MINIGPT4_INLINE static inline __attribute__((always_inline))
+#define MINIGPT4_LAMBDA __attribute__((always_inline))
+#define MINIGPT4_MEMBER inline __attribute__((always_inline))
 #endif
+#define MINIGPT4_INLINE static MINIGPT4_MEMBER
 
 #if defined(MINIGPT4_USE_AVX512)
 #include "simd_avx512.hpp"

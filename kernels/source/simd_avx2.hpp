@@ -9,7 +9,7 @@ namespace minigpt4 {
 namespace MINIGPT4_LEVEL {
 
 constexpr int kBytes = 32, kLanes = 8;
-constexpr int kTileRows = 4, kTileOutputs = 2;  // Sums that fit 16 registers.
+constexpr int kTileRows = 4, kTileOutputs = 2, kFloatTileOutputs = 3;  // Sums that fit 16 registers.
 
 using Float = __m256;
 using Integers = __m256i;

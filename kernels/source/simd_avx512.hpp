@@ -9,7 +9,7 @@ namespace minigpt4 {
 namespace MINIGPT4_LEVEL {
 
 constexpr int kBytes = 64, kLanes = 16;
-constexpr int kTileRows = 4, kTileOutputs = 4;  // Sums that fit 32 registers.
+constexpr int kTileRows = 4, kTileOutputs = 4, kFloatTileOutputs = 4;  // Sums that fit 32 registers.
 
 using Float = __m512;
 using Integers = __m512i;

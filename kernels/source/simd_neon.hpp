@@ -9,7 +9,7 @@ namespace minigpt4 {
 namespace MINIGPT4_LEVEL {
 
 constexpr int kBytes = 16, kLanes = 4;
-constexpr int kTileRows = 4, kTileOutputs = 4;  // Sums that fit 32 registers.
+constexpr int kTileRows = 4, kTileOutputs = 4, kFloatTileOutputs = 4;  // Sums that fit 32 registers.
 
 using Float = float32x4_t;
 using Integers = int32x4_t;

@@ -10,7 +10,7 @@ namespace minigpt4 {
 namespace MINIGPT4_LEVEL {
 
 constexpr int kBytes = 16, kLanes = 4;
-constexpr int kTileRows = 4, kTileOutputs = 2;
+constexpr int kTileRows = 4, kTileOutputs = 2, kFloatTileOutputs = 2;
 
 struct Float {
   float lane[kLanes];

@@ -39,6 +39,7 @@ HELD_TO_THE_REFERENCE = {
     "sdpa": [("cpu", torch.float32), *ON_A_GPU],
     "triton": [("cpu", torch.float32), *ON_A_GPU],
     "npu": [("cpu", torch.float16), ("npu", torch.float16)],
+    "native": [("cpu", torch.float32)],
 }
 MARKS = {"cpu": (), "cuda": pytest.mark.gpu, "npu": pytest.mark.npu}
 
@@ -73,6 +74,8 @@ def kernel(request, monkeypatch) -> Kernel:
     name, device, dtype = request.param
     if (name, device) == ("triton", "cpu"):
         skip_unless_interpreted()
+    if name == "native":
+        pytest.importorskip("minigpt4_kernels", reason="the CPU kernels are not built")
     if (name, device) == ("npu", "cpu"):
         monkeypatch.setitem(sys.modules, "torch_npu", stand_in_for_torch_npu())
     return Kernel(name, attention_kernel(name), device, dtype)

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from minigpt4_runtime.formats.integer import INTEGER_FORMATS
+from minigpt4_runtime.kernels.native import prepare_w8a8_sparse24, prepare_w8a16_sparse24
 from minigpt4_runtime.kernels.registry import linear_kernel
 
 native = pytest.importorskip("minigpt4_kernels", reason="the CPU kernels are not built")
@@ -146,7 +147,9 @@ def test_sparse_int8_equals_its_twin(level, case):
     # Four positions of 2 bits in a byte.
     fours = places.reshape(outputs, inputs // 8, 4)
     packed = (fours << torch.tensor([0, 2, 4, 6])).sum(-1).to(torch.uint8)
-    found = operators.linear_sparse24_int8(x, values, packed, scale, bias, integer)
+    prepare = prepare_w8a8_sparse24 if integer else prepare_w8a16_sparse24
+    parts = {"weight_values": values, "weight_positions": packed, "weight_scale": scale}
+    found = prepare(None)(x, parts, bias)
     assert_close(found, *multiply(x, numbers.flatten(1), scale, bias, integer))
 
 

@@ -15,6 +15,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
+from minigpt4_runtime.errors import BackendUnavailableError
 from minigpt4_runtime.formats.contracts import LinearKernel
 
 INSTALL = "pip install minigpt4-runtime-kernels"
@@ -38,51 +39,62 @@ def find() -> tuple[ModuleType | None, str]:
     )
 
 
+def require() -> ModuleType:
+    """The package that holds the kernels.
+
+    Raises:
+        BackendUnavailableError: it is not installed, or not for this torch.
+    """
+    module, lost = find()
+    if module is None:
+        raise BackendUnavailableError(lost)
+    return module
+
+
 def prepare_w8a16(widen_from: int | None) -> LinearKernel | None:  # noqa: ARG001
     """Products with 8-bit weights; the rows keep 16 bits. None without the kernels."""
-    return _multiply_int8(rounds_rows=False)
+    return _kernel("linear_int8", _INT8, rounds_rows=False)
 
 
 def prepare_w8a8(widen_from: int | None) -> LinearKernel | None:  # noqa: ARG001
     """Products with 8-bit weights and rows rounded to 8 bits. None without the kernels."""
-    return _multiply_int8(rounds_rows=True)
+    return _kernel("linear_int8", _INT8, rounds_rows=True)
 
 
 def prepare_w4a16(widen_from: int | None) -> LinearKernel | None:  # noqa: ARG001
     """Products with 4-bit weights; the rows keep 16 bits. None without the kernels."""
-    return _multiply_int4(rounds_rows=False)
+    return _kernel("linear_int4", _INT4, rounds_rows=False)
 
 
 def prepare_w4a8(widen_from: int | None) -> LinearKernel | None:  # noqa: ARG001
     """Products with 4-bit weights and rows rounded to 8 bits. None without the kernels."""
-    return _multiply_int4(rounds_rows=True)
+    return _kernel("linear_int4", _INT4, rounds_rows=True)
 
 
-def _multiply_int8(*, rounds_rows: bool) -> LinearKernel | None:
+def prepare_w8a16_sparse24(widen_from: int | None) -> LinearKernel | None:  # noqa: ARG001
+    """Products with 2:4 sparse 8-bit weights; the rows keep 16 bits. None without the kernels."""
+    return _kernel("linear_sparse24_int8", _SPARSE24, rounds_rows=False)
+
+
+def prepare_w8a8_sparse24(widen_from: int | None) -> LinearKernel | None:  # noqa: ARG001
+    """The same, with rows rounded to 8 bits."""
+    return _kernel("linear_sparse24_int8", _SPARSE24, rounds_rows=True)
+
+
+# The parts that an operator takes, in its order; None is passed for one that a weight lacks.
+_INT8 = ("weight", "weight_scale", "weight_zero_point")
+_INT4 = ("weight_packed", "weight_scale", "weight_zero_point")
+_SPARSE24 = ("weight_values", "weight_positions", "weight_scale")
+
+
+def _kernel(name: str, part_names: tuple[str, ...], *, rounds_rows: bool) -> LinearKernel | None:
     if find()[0] is None:
         return None
-    operator = torch.ops.minigpt4_kernels.linear_int8.default
+    operator = getattr(torch.ops.minigpt4_kernels, name).default
 
     def multiply(rows: Tensor, parts: Mapping[str, Tensor], bias: Tensor | None) -> Tensor:
-        weight, scale = parts["weight"], parts["weight_scale"]
-        zero_point = parts.get("weight_zero_point")
         flat = rows.reshape(-1, rows.shape[-1]).contiguous()
-        product: Tensor = operator(flat, weight, scale, zero_point, bias, rounds_rows)
-        return product.view(*rows.shape[:-1], len(weight))
-
-    return multiply
-
-
-def _multiply_int4(*, rounds_rows: bool) -> LinearKernel | None:
-    if find()[0] is None:
-        return None
-    operator = torch.ops.minigpt4_kernels.linear_int4.default
-
-    def multiply(rows: Tensor, parts: Mapping[str, Tensor], bias: Tensor | None) -> Tensor:
-        packed, scale = parts["weight_packed"], parts["weight_scale"]
-        zero_point = parts.get("weight_zero_point")
-        flat = rows.reshape(-1, rows.shape[-1]).contiguous()
-        product: Tensor = operator(flat, packed, scale, zero_point, bias, rounds_rows)
-        return product.view(*rows.shape[:-1], len(packed))
+        product: Tensor = operator(flat, *map(parts.get, part_names), bias, rounds_rows)
+        return product.view(*rows.shape[:-1], product.shape[-1])
 
     return multiply

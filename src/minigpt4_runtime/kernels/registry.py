@@ -19,6 +19,7 @@ ATTENTION_KERNELS = {
     "sdpa": "minigpt4_runtime.kernels.attention_sdpa:SdpaAttention",
     "triton": "minigpt4_runtime.kernels.attention_triton:TritonAttention",
     "npu": "minigpt4_runtime.kernels.attention_npu:NpuAttention",
+    "native": "minigpt4_runtime.kernels.attention_native:NativeAttention",
 }
 # By the family of a weight format and the kind of device, or "*" for any other.
 # What a row leads to may give None: the kernel is not installed.
@@ -28,6 +29,8 @@ LINEAR_KERNELS = {
     ("w8a8", "cpu"): "minigpt4_runtime.kernels.native:prepare_w8a8",
     ("w4a16", "cpu"): "minigpt4_runtime.kernels.native:prepare_w4a16",
     ("w4a8", "cpu"): "minigpt4_runtime.kernels.native:prepare_w4a8",
+    ("w8a16-sparse24", "cpu"): "minigpt4_runtime.kernels.native:prepare_w8a16_sparse24",
+    ("w8a8-sparse24", "cpu"): "minigpt4_runtime.kernels.native:prepare_w8a8_sparse24",
 }
 
 

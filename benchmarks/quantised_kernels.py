@@ -1,0 +1,128 @@
+"""The CPU kernels' products alone, beside torch's, in one run.
+
+Prints for each kind of weight and number of rows: the bytes of the weight read a second, as a share
+of the best that a plain read reaches here, and the speed as a multiple of torch's float32 product
+of the same shape. Weights are larger than the caches. Rounds go over all cases in turn, and each
+case has its best round, so that what else the machine does for a while falls on all of them.
+"""
+
+import argparse
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import minigpt4_kernels
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+OPERATORS = torch.ops.minigpt4_kernels
+GROUP = 128
+
+
+@dataclass
+class Case:
+    """One product, the bytes that it reads, and the seconds of its best round."""
+
+    name: str
+    rows: int
+    weight_bytes: int
+    work: Callable[[], Tensor]
+    seconds: float = float("inf")
+
+    def run(self) -> None:
+        """Time it once."""
+        started = time.perf_counter()
+        self.work()
+        self.seconds = min(self.seconds, time.perf_counter() - started)
+
+
+def quantised(outputs: int, inputs: int, rows: list[int]) -> list[Case]:
+    """Products with 8-bit, 4-bit and 2:4 weights of this shape, with and without rounded rows."""
+    int8 = torch.randint(-127, 128, (outputs, inputs), dtype=torch.int8)
+    int4 = int8[:, : inputs // 2].contiguous().view(torch.int32)
+    values = int8[:, : inputs // 2].contiguous()
+    positions = torch.full((outputs, inputs // 8), 0x44, dtype=torch.uint8)
+    scale = torch.rand(outputs, 1)
+    scales = torch.rand(outputs, inputs // GROUP).half()
+    cases = []
+    for count in rows:
+        x = torch.randn(count, inputs)
+        for activations, rounds in (("a8", True), ("a16", False)):
+
+            def by_int8(x: Tensor = x, rounds: bool = rounds) -> Tensor:
+                return OPERATORS.linear_int8(x, int8, scale, None, None, rounds)
+
+            def by_int4(x: Tensor = x, rounds: bool = rounds) -> Tensor:
+                return OPERATORS.linear_int4(x, int4, scales, None, None, rounds)
+
+            def by_sparse(x: Tensor = x, rounds: bool = rounds) -> Tensor:
+                return OPERATORS.linear_sparse24_int8(x, values, positions, scale, None, rounds)
+
+            cases += [
+                Case(f"w8{activations}", count, int8.nbytes, by_int8),
+                Case(f"w4{activations}-g{GROUP}", count, int4.nbytes + scales.nbytes, by_int4),
+                Case(f"2:4 w8{activations}", count, values.nbytes + positions.nbytes, by_sparse),
+            ]
+    return cases
+
+
+def floats(outputs: int, inputs: int, rows: list[int]) -> list[Case]:
+    """Products with float weights of this shape, ours and torch's."""
+    wide = torch.randn(outputs, inputs)
+    cases = []
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        weight = wide.to(dtype)
+        name = str(dtype).removeprefix("torch.")
+        for count in rows:
+            x = torch.randn(count, inputs)
+
+            def ours(x: Tensor = x, weight: Tensor = weight) -> Tensor:
+                return OPERATORS.linear_float(x, weight, None)
+
+            cases.append(Case(name, count, weight.nbytes, ours))
+            if dtype == torch.float32:
+
+                def by_torch(x: Tensor = x, weight: Tensor = weight) -> Tensor:
+                    return functional.linear(x, weight)
+
+                cases.append(Case("torch float32", count, weight.nbytes, by_torch))
+    return cases
+
+
+def main() -> None:
+    """Measure."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--outputs", type=int, default=11008)
+    parser.add_argument("--inputs", type=int, default=4096)
+    parser.add_argument("--rows", type=int, nargs="+", default=[1, 4, 8, 16, 64, 512])
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--rounds", type=int, default=3)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    size = (args.outputs, args.inputs, args.rows)
+    buffer = torch.ones(args.outputs * args.inputs)
+    ones = torch.ones(args.inputs)
+    reads = [
+        Case("sum", 1, buffer.nbytes, buffer.sum),
+        Case("vector", 1, buffer.nbytes, lambda: torch.mv(buffer.view(-1, args.inputs), ones)),
+    ]
+    cases = [*reads, *quantised(*size), *floats(*size)]
+    for case in cases * (args.rounds + 1):
+        case.run()
+    few = [case for case in cases if case.rows == 1]
+    best = max(case.weight_bytes / case.seconds for case in few)
+    by_torch = {case.rows: case.seconds for case in cases if case.name == "torch float32"}
+    print(
+        f"{args.outputs}×{args.inputs}, {args.threads} threads, level {minigpt4_kernels.level()}; "
+        "best read: the fastest of all one-row products and sums"
+    )
+    print(f"{'weight':>14} {'rows':>5} {'of best read':>13} {'× torch float32':>16}")
+    for case in cases[len(reads) :]:
+        share = case.weight_bytes / case.seconds / best
+        ratio = by_torch[case.rows] / case.seconds
+        print(f"{case.name:>14} {case.rows:>5} {share:>13.0%} {ratio:>16.2f}")
+
+
+if __name__ == "__main__":
+    main()
