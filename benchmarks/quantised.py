@@ -56,8 +56,8 @@ class Llama:
         """In tokens per second."""
         seconds = self._ask({"prompts": work.lengths, "new": work.counts[0]})
         if work.is_decode:
-            return sum(count - 1 for count in work.counts) / seconds["others"]
-        return sum(work.lengths) / seconds["first"]
+            return sum(count - 1 for count in work.counts) / float(seconds["others"])
+        return sum(work.lengths) / float(seconds["first"])
 
     def close(self) -> None:
         """End the process."""

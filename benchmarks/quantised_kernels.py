@@ -10,6 +10,7 @@ import argparse
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import minigpt4_kernels
 import torch
@@ -50,13 +51,13 @@ def quantised(outputs: int, inputs: int, rows: list[int]) -> list[Case]:
         x = torch.randn(count, inputs)
         for activations, rounds in (("a8", True), ("a16", False)):
 
-            def by_int8(x: Tensor = x, rounds: bool = rounds) -> Tensor:
+            def by_int8(x: Tensor = x, rounds: bool = rounds) -> Any:
                 return OPERATORS.linear_int8(x, int8, scale, None, None, rounds)
 
-            def by_int4(x: Tensor = x, rounds: bool = rounds) -> Tensor:
+            def by_int4(x: Tensor = x, rounds: bool = rounds) -> Any:
                 return OPERATORS.linear_int4(x, int4, scales, None, None, rounds)
 
-            def by_sparse(x: Tensor = x, rounds: bool = rounds) -> Tensor:
+            def by_sparse(x: Tensor = x, rounds: bool = rounds) -> Any:
                 return OPERATORS.linear_sparse24_int8(x, values, positions, scale, None, rounds)
 
             cases += [
@@ -77,13 +78,13 @@ def floats(outputs: int, inputs: int, rows: list[int]) -> list[Case]:
         for count in rows:
             x = torch.randn(count, inputs)
 
-            def ours(x: Tensor = x, weight: Tensor = weight) -> Tensor:
+            def ours(x: Tensor = x, weight: Tensor = weight) -> Any:
                 return OPERATORS.linear_float(x, weight, None)
 
             cases.append(Case(name, count, weight.nbytes, ours))
             if dtype == torch.float32:
 
-                def by_torch(x: Tensor = x, weight: Tensor = weight) -> Tensor:
+                def by_torch(x: Tensor = x, weight: Tensor = weight) -> Any:
                     return functional.linear(x, weight)
 
                 cases.append(Case("torch float32", count, weight.nbytes, by_torch))

@@ -28,7 +28,8 @@ MATRICES = {
 }  # fmt: skip
 
 
-@llama.llama_log_callback  # Here, so that it lives as long as the library calls it.
+# Here, so that it lives as long as the library calls it.
+@llama.llama_log_callback  # type: ignore[untyped-decorator]
 def _say_nothing(*_: Any) -> None:
     """Drop a line of the library's log."""
 

@@ -167,12 +167,10 @@ def _describe(
 def _quantization_config(found: IntegerFormat) -> dict[str, Any]:
     """What compressed-tensors calls the layout."""
     layout = "int-quantized" if found.rounds_rows else "pack-quantized"
-    shared: dict[str, Any] = {"strategy": "group", "group_size": found.group_size}
-    if found.group_size is None:
-        shared: dict[str, Any] = {"strategy": "channel", "group_size": None}
+    strategy = "channel" if found.group_size is None else "group"
     weights = {
         "num_bits": found.bits, "type": "int", "symmetric": found.is_symmetric, "dynamic": False,
-        **shared,
+        "strategy": strategy, "group_size": found.group_size,
     }  # fmt: skip
     rows = {"num_bits": 8, "type": "int", "symmetric": True, "dynamic": True, "strategy": "token"}
     group = {
