@@ -68,7 +68,8 @@ def _count_bits(path: Path) -> float:
         for each in gguf.GGUFReader(path).tensors
         if each.name.startswith("blk.") and len(each.shape) == 2
     ]
-    return 8 * sum(each.n_bytes for each in matrices) / sum(each.n_elements for each in matrices)
+    num_bytes = sum(int(each.n_bytes) for each in matrices)
+    return 8 * num_bytes / sum(int(each.n_elements) for each in matrices)
 
 
 if __name__ == "__main__":

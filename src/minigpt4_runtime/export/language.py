@@ -169,7 +169,7 @@ def _quantization_config(found: IntegerFormat) -> dict[str, Any]:
     layout = "int-quantized" if found.rounds_rows else "pack-quantized"
     shared: dict[str, Any] = {"strategy": "group", "group_size": found.group_size}
     if found.group_size is None:
-        shared: dict[str, Any] = {"strategy": "channel", "group_size": None}
+        shared = {"strategy": "channel", "group_size": None}
     weights = {
         "num_bits": found.bits, "type": "int", "symmetric": found.is_symmetric, "dynamic": False,
         **shared,

@@ -9,6 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from torch import Tensor
+
 from minigpt4_runtime.checkpoint.blank_model import ModelWeight
 from minigpt4_runtime.checkpoint.config_file import load_config
 from minigpt4_runtime.checkpoint.folder import TOKENIZER_NAME, check_target, write_folder
@@ -72,7 +74,8 @@ def quantise(
         if progress is not None:
             progress("rounding", num_bytes, total_bytes)
 
-    floats, pack = FolderTensors(stored), ModelWeight.pack
+    floats = FolderTensors(stored)
+    pack: Callable[[ModelWeight, Tensor], dict[str, Tensor]] = ModelWeight.pack
     if samples is not None:
         rows = encode_samples(samples, model_dir, config, floats["language.token_embedding.weight"])
         pack = LayerWalk(config.language, formats, floats, rows).pack
