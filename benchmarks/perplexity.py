@@ -180,13 +180,10 @@ def _widen(language: Llama) -> Llama:
 def _multiply_wide(chosen: IntegerFormat | SparseFormat, weight: Tensor) -> LinearKernel:
     group_size = getattr(chosen, "group_size", None) or weight.shape[1]
 
-    def multiply(
-        rows: Tensor,
-        parts: Mapping[str, Tensor],  # noqa: ARG001
-        bias: Tensor | None,  # noqa: ARG001
-    ) -> Tensor:
+    def multiply(rows: Tensor, parts: Mapping[str, Tensor], bias: Tensor | None) -> Tensor:
+        del parts
         taken = round_rows(rows, group_size) if chosen.rounds_rows else rows
-        return functional.linear(taken, weight)
+        return functional.linear(taken, weight, bias)
 
     return multiply
 

@@ -180,7 +180,7 @@ def test_shards_are_read_one_weight_at_a_time(tmp_path):
 def test_the_choice_without_a_word_on_head_and_image_side():
     config = PRESETS["vicuna-7b"]
     assert choose(QuantisePlan(weights="w4a8"), config) == {
-        "language.layers": "w4a8-g64",
+        "language.layers": "w4a8-g32",
         "language.head": "w8a8",
         "vision": "w8a8",
         "vision.vit.patch_embedding": "float",

@@ -235,7 +235,7 @@ class FormatOptions:
         option(
             "COUNT",
             "Inputs that share a scale: 32, 64 or 128. Without it, 8 bits have a scale for each "
-            "row, and 4 bits for each 64 inputs, or 32 where 64 does not divide them.",
+            "row, and 4 bits for each 32 inputs.",
         ),
     ] = None
     asymmetric: Annotated[

@@ -42,12 +42,12 @@ def choose(plan: QuantisePlan, config: ModelConfig) -> FormatChoice:
 
     Without a word on them, the head and the image side get 8 bits, and rows that are rounded where
     those of the layers are. There 8 bits have a scale for each row, whatever the plan says of
-    groups. Groups are of 64 where 64 divides the layers' inputs, else of 32.
+    groups. 4 bits have groups of 32 where it says nothing.
 
     Raises:
         ConfigError: a name is unknown, or a format cannot hold a weight of this model.
     """
-    layers = _read(plan.weights, plan, config)
+    layers = _read(plan.weights, plan)
     eight_bits = IntegerFormat(8, layers.rounds_rows)
     named: dict[str, IntegerFormat | SparseFormat] = {
         "language.layers": layers, "language.head": eight_bits, "vision": eight_bits,
@@ -56,7 +56,7 @@ def choose(plan: QuantisePlan, config: ModelConfig) -> FormatChoice:
         if value == KEEP:
             del named[part]
         elif value is not None:
-            found = _read(value, plan, config)
+            found = _read(value, plan)
             is_plain = found.bits == 8 and value in FAMILIES
             named[part] = IntegerFormat(8, found.rounds_rows) if is_plain else found
     choice = {part: each.name for part, each in named.items()}
@@ -66,7 +66,7 @@ def choose(plan: QuantisePlan, config: ModelConfig) -> FormatChoice:
     return choice
 
 
-def _read(typed: str, plan: QuantisePlan, config: ModelConfig) -> IntegerFormat | SparseFormat:
+def _read(typed: str, plan: QuantisePlan) -> IntegerFormat | SparseFormat:
     """A format by its whole name, or by its family and what else the plan says."""
     if typed in _WHOLE_NAMES and typed not in FAMILIES:
         return _WHOLE_NAMES[typed]
@@ -80,10 +80,7 @@ def _read(typed: str, plan: QuantisePlan, config: ModelConfig) -> IntegerFormat 
         sizes = ", ".join(map(str, GROUP_SIZES))
         raise ConfigError(f"The group size is {plan.group_size}; it can be {sizes}.")
     bits: Literal[8, 4] = 4 if typed.startswith("w4") else 8
-    group_size = plan.group_size
-    if bits == 4 and group_size is None:
-        language = config.language
-        group_size = 64 if language.hidden_size % 64 == language.intermediate_size % 64 == 0 else 32
+    group_size = plan.group_size or (GROUP_SIZES[0] if bits == 4 else None)
     return IntegerFormat(bits, typed.endswith("a8"), group_size, plan.is_symmetric)
 
 
