@@ -16,8 +16,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-OPERATORS = torch.ops.minigpt4_kernels
 GROUP = 128
+
+
+def multiply(operator: str, *arguments: Tensor | bool | None) -> Tensor:
+    """The product that one of the kernels' operators gives."""
+    product: Tensor = getattr(torch.ops.minigpt4_kernels, operator)(*arguments)
+    return product
 
 
 @dataclass
@@ -51,13 +56,13 @@ def quantised(outputs: int, inputs: int, rows: list[int]) -> list[Case]:
         for activations, rounds in (("a8", True), ("a16", False)):
 
             def by_int8(x: Tensor = x, rounds: bool = rounds) -> Tensor:
-                return OPERATORS.linear_int8(x, int8, scale, None, None, rounds)
+                return multiply("linear_int8", x, int8, scale, None, None, rounds)
 
             def by_int4(x: Tensor = x, rounds: bool = rounds) -> Tensor:
-                return OPERATORS.linear_int4(x, int4, scales, None, None, rounds)
+                return multiply("linear_int4", x, int4, scales, None, None, rounds)
 
             def by_sparse(x: Tensor = x, rounds: bool = rounds) -> Tensor:
-                return OPERATORS.linear_sparse24_int8(x, values, positions, scale, None, rounds)
+                return multiply("linear_sparse24_int8", x, values, positions, scale, None, rounds)
 
             cases += [
                 Case(f"w8{activations}", count, int8.nbytes, by_int8),
@@ -78,7 +83,7 @@ def floats(outputs: int, inputs: int, rows: list[int]) -> list[Case]:
             x = torch.randn(count, inputs)
 
             def ours(x: Tensor = x, weight: Tensor = weight) -> Tensor:
-                return OPERATORS.linear_float(x, weight, None)
+                return multiply("linear_float", x, weight, None)
 
             cases.append(Case(name, count, weight.nbytes, ours))
             if dtype == torch.float32:
