@@ -10,15 +10,19 @@ import argparse
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import minigpt4_kernels
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-OPERATORS = torch.ops.minigpt4_kernels
 GROUP = 128
+
+
+def multiply(operator: str, *arguments: Tensor | bool | None) -> Tensor:
+    """The product that one of the kernels' operators gives."""
+    product: Tensor = getattr(torch.ops.minigpt4_kernels, operator)(*arguments)
+    return product
 
 
 @dataclass
@@ -51,14 +55,14 @@ def quantised(outputs: int, inputs: int, rows: list[int]) -> list[Case]:
         x = torch.randn(count, inputs)
         for activations, rounds in (("a8", True), ("a16", False)):
 
-            def by_int8(x: Tensor = x, rounds: bool = rounds) -> Any:
-                return OPERATORS.linear_int8(x, int8, scale, None, None, rounds)
+            def by_int8(x: Tensor = x, rounds: bool = rounds) -> Tensor:
+                return multiply("linear_int8", x, int8, scale, None, None, rounds)
 
-            def by_int4(x: Tensor = x, rounds: bool = rounds) -> Any:
-                return OPERATORS.linear_int4(x, int4, scales, None, None, rounds)
+            def by_int4(x: Tensor = x, rounds: bool = rounds) -> Tensor:
+                return multiply("linear_int4", x, int4, scales, None, None, rounds)
 
-            def by_sparse(x: Tensor = x, rounds: bool = rounds) -> Any:
-                return OPERATORS.linear_sparse24_int8(x, values, positions, scale, None, rounds)
+            def by_sparse(x: Tensor = x, rounds: bool = rounds) -> Tensor:
+                return multiply("linear_sparse24_int8", x, values, positions, scale, None, rounds)
 
             cases += [
                 Case(f"w8{activations}", count, int8.nbytes, by_int8),
@@ -78,13 +82,13 @@ def floats(outputs: int, inputs: int, rows: list[int]) -> list[Case]:
         for count in rows:
             x = torch.randn(count, inputs)
 
-            def ours(x: Tensor = x, weight: Tensor = weight) -> Any:
-                return OPERATORS.linear_float(x, weight, None)
+            def ours(x: Tensor = x, weight: Tensor = weight) -> Tensor:
+                return multiply("linear_float", x, weight, None)
 
             cases.append(Case(name, count, weight.nbytes, ours))
             if dtype == torch.float32:
 
-                def by_torch(x: Tensor = x, weight: Tensor = weight) -> Any:
+                def by_torch(x: Tensor = x, weight: Tensor = weight) -> Tensor:
                     return functional.linear(x, weight)
 
                 cases.append(Case("torch float32", count, weight.nbytes, by_torch))
