@@ -58,7 +58,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "api": BELOW_API | {"loaded", "probe", "batch"},
     FRONT_DOOR: WORDS | {"api", "ranks.follow"},
     # Whether a model fits is asked of the devices themselves.
-    "hub": WORDS | {"formats", "checkpoint", "convert", "quantise.choice", "devices.registry"},
+    "hub": WORDS
+    | {"formats", "checkpoint", "convert", "quantise.choice", "kernels.native", "devices.registry"},
     "export": WORDS
     | {"images", "formats", "model", "checkpoint", "convert.key_map.language_origins"},
     "server": WORDS | {"api", FRONT_DOOR, "images.fetch"},

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -12,6 +13,7 @@ from minigpt4_runtime.cli.fetch import EXAMPLE_PATH
 from minigpt4_runtime.devices.cpu import CpuBackend
 from minigpt4_runtime.errors import CheckpointError
 from minigpt4_runtime.hub import diagnosis
+from minigpt4_runtime.kernels import native
 from minigpt4_runtime.presets import PRESETS
 
 pytestmark = pytest.mark.usefixtures("cache_home")
@@ -27,12 +29,23 @@ def test_a_machine_that_can(real_minigpt4):
     assert status == 0
     assert found["can_run"]
     checks = {check["name"]: check for check in found["checks"]}
-    assert all(check["is_well"] for check in checks.values())
+    assert all(check["is_well"] for check in checks.values() if check["is_needed"])
     answer = MiniGPT4.load().describe(EXAMPLE_PATH).text
     assert checks["describe a picture"]["seen"] == answer
     assert "cpu" in [device["name"] for device in found["devices"]]
     hub = next(extra for extra in found["extras"] if extra["name"] == "hub")
     assert hub == {"name": "hub", "missing": [], "install": "pip install 'minigpt4-runtime[hub]'"}
+
+
+def test_the_cpu_kernels_are_named_or_what_is_lost_without_them(monkeypatch):
+    kernels = SimpleNamespace(levels=lambda: ("portable", "avx2"), level=lambda: "avx2")
+    monkeypatch.setattr(native, "find", lambda: (kernels, ""))
+    check = diagnosis._check_kernels()
+    assert (check.is_well, check.seen) == (True, "chosen of portable, avx2: avx2")
+    monkeypatch.setattr(native, "find", lambda: (None, "They are not here. Run: pip install them"))
+    check = diagnosis._check_kernels()
+    assert (check.is_well, check.is_needed) == (False, False)
+    assert (check.seen, check.todo) == ("They are not here.", "Run: pip install them")
 
 
 def test_what_fits_follows_from_the_memory(real_minigpt4, monkeypatch):

@@ -13,17 +13,21 @@ from minigpt4_runtime.kernels.registry import linear_kernel
 
 @pytest.fixture
 def find_again():
-    native.find.cache_clear()
+    for kept in (native.find, native._warn_once):
+        kept.cache_clear()
     yield
-    native.find.cache_clear()
+    for kept in (native.find, native._warn_once):
+        kept.cache_clear()
 
 
 @pytest.mark.parametrize("name", ["w8a8", "w8a16", "w4a8-g32", "w4a16-g32-asymmetric"])
-def test_a_format_multiplies_by_itself(monkeypatch, find_again, name):
+def test_a_format_multiplies_by_itself(monkeypatch, find_again, caplog, name):
     monkeypatch.setitem(sys.modules, "minigpt4_kernels", None)
     weight_format = INTEGER_FORMATS[name]
     kernel = linear_kernel(weight_format, device=torch.device("cpu"), widen_from=None)
     assert kernel == weight_format.multiply
+    linear_kernel(weight_format, device=torch.device("cpu"), widen_from=None)
+    assert caplog.messages == [native.find()[1]]
     module, lost = native.find()
     assert module is None
     assert "not installed: quantised weights are multiplied by plain torch" in lost

@@ -112,7 +112,7 @@ def diagnose(try_model: Callable[[], str]) -> Diagnosis:
         devices = [each for each in found if isinstance(each, Device)]
         checks += [each for each in found if isinstance(each, Check)]
         fits = list(_find_fits(devices))
-        checks.append(_check_model(try_model))
+        checks += [_check_kernels(), _check_model(try_model)]
     check, home, models, downloads_bytes = _look_at_cache()
     return Diagnosis(
         checks=(*checks, check),
@@ -151,6 +151,16 @@ def _check_package(name: str) -> Check:
     except metadata.PackageNotFoundError:
         # As with pillow-simd, which is imported as PIL too.
         return Check(name, True, f"here, though not installed as {package}")
+
+
+def _check_kernels() -> Check:
+    from minigpt4_runtime.kernels import native
+
+    package, lost = native.find()
+    if package is None:
+        seen, _, todo = lost.partition(". Run: ")
+        return Check("CPU kernels", False, f"{seen}.", f"Run: {todo}", is_needed=False)
+    return Check("CPU kernels", True, f"chosen of {', '.join(package.levels())}: {package.level()}")
 
 
 def _find_devices() -> Iterator[Device | Check]:

@@ -8,6 +8,7 @@ Never  copies a weight: its bytes are read as they lie in the mapped file.
 from __future__ import annotations
 
 import importlib
+import logging
 from collections.abc import Mapping
 from functools import cache
 from types import ModuleType
@@ -87,8 +88,14 @@ _INT4 = ("weight_packed", "weight_scale", "weight_zero_point")
 _SPARSE24 = ("weight_values", "weight_positions", "weight_scale")
 
 
+@cache
+def _warn_once() -> None:
+    logging.getLogger(__name__).warning(find()[1])
+
+
 def _kernel(name: str, part_names: tuple[str, ...], *, rounds_rows: bool) -> LinearKernel | None:
     if find()[0] is None:
+        _warn_once()
         return None
     operator = getattr(torch.ops.minigpt4_kernels, name).default
 
