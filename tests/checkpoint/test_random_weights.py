@@ -13,6 +13,7 @@ from minigpt4_runtime.checkpoint.blank_model import model_shapes
 from minigpt4_runtime.checkpoint.config_file import load_config
 from minigpt4_runtime.checkpoint.weight_source import WeightSource
 from minigpt4_runtime.devices.cpu import CpuBackend
+from minigpt4_runtime.formats.registry import weight_format
 from minigpt4_runtime.model.parallel import Solo
 
 DEMO_DIR = Path(__file__).parents[2] / "src/minigpt4_runtime/assets/demo"
@@ -48,6 +49,21 @@ def test_a_deep_model_computes_finite_numbers(dtype):
     reply = model.describe(picture, sampling=sampling)
     assert reply.usage.completion_tokens == 5
     assert (model.model_dir, model.dtype, model.device) == (None, dtype, "cpu")
+
+
+@pytest.mark.parametrize("name", ["w8a8", "w4a16-g32-asymmetric", "w8a16-sparse24"])
+def test_quantised_weights_repeat_the_rows_that_were_drawn(name):
+    language = replace(DEMO.language, intermediate_size=1024, vocab_size=2000)
+    config = replace(DEMO, language=language)
+    model = MiniGPT4.with_random_weights(config, device="cpu", formats={"language.layers": name})
+    gate = model._loaded.rank_model.language.layers[0].mlp_gate
+    floats = weight_format(name).unpack(gate._parameters)
+    assert floats.shape == (1024, language.hidden_size)
+    assert floats[:256].unique(dim=0).shape[0] == 256
+    assert all(torch.equal(floats[:256], floats[i : i + 256]) for i in (256, 512, 768))
+    sampling = SamplingParams(max_new_tokens=3, ignore_eos=True, stop=())
+    picture = np.zeros((50, 60, 3), dtype=np.uint8)
+    assert model.describe(picture, sampling=sampling).usage.completion_tokens == 3
 
 
 def test_too_little_memory_is_said_before_anything_is_made(monkeypatch):

@@ -11,9 +11,11 @@ from typing import TypeVar, Unpack
 import torch
 from torch import Tensor, nn
 
-from minigpt4_runtime.checkpoint.blank_model import Where, list_parts, list_weights
+from minigpt4_runtime.checkpoint.blank_model import ModelWeight, Where, list_parts, list_weights
 from minigpt4_runtime.checkpoint.load import refuse_too_large
+from minigpt4_runtime.formats.dense import DENSE
 
+_PACKED_ROWS = 256
 M = TypeVar("M", bound=nn.Module)
 
 
@@ -29,10 +31,23 @@ def fill_at_random(module: M, *, seed: int = 0, **where: Unpack[Where]) -> M:
     generator = torch.Generator(device).manual_seed(seed)
     weights: dict[str, Tensor] = {}
     for each in list_weights(module):
-        drawn = _draw(each.name, torch.empty(each.shape, device=device, dtype=dtype), generator)
-        weights |= each.pack(drawn)
+        count = _repeats(each)
+        shape = (each.shape[0] // count, *each.shape[1:])
+        drawn = _draw(each.name, torch.empty(shape, device=device, dtype=dtype), generator)
+        along_outputs = {name: part.split[0] for name, part in each.parts().items()}
+        for name, part in each.pack(drawn).items():
+            dim = along_outputs[name]
+            weights[name] = part if count == 1 or dim is None else torch.cat([part] * count, dim)
     module.load_state_dict(weights, strict=True, assign=True)
     return module
+
+
+def _repeats(weight: ModelWeight) -> int:
+    """How often the same rows follow: packing rounds them, which takes longer than drawing."""
+    if weight.weight_format is None or weight.weight_format is DENSE:
+        return 1
+    count, rest = divmod(weight.shape[0], _PACKED_ROWS)
+    return 1 if rest else max(count, 1)
 
 
 def _draw(name: str, weight: Tensor, generator: torch.Generator) -> Tensor:
