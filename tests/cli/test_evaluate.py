@@ -208,7 +208,7 @@ def test_what_describe_wrote_is_compared(minigpt4, folder):
     assert heading == "two against one"
     # The stand-in for the model gives every answer the one id 1.
     assert "tokens until they part" in columns
-    assert row.split()[:4] == ["2", "1", "50.0%", "0.7500"]
+    assert row.split()[:5] == ["2", "1", "50.0%", "100.0%", "0.7500"]
     page = (folder / "report" / "parity.html").read_text()
     assert "A <ins>cat</ins>." in page
     assert page.count("data:image/jpeg") == 1
@@ -221,7 +221,7 @@ def test_parity_with_a_judge(minigpt4, judge, results):
     )  # fmt: skip
     assert shown.status == 1
     assert "error: old has no answer to 1 picture (c.png).\n" in shown.err
-    assert shown.out.splitlines()[2].split()[4] == "0.9800"  # Half of 0.96 and 1.
+    assert shown.out.splitlines()[2].split()[5] == "0.9800"  # Half of 0.96 and 1.
 
 
 @pytest.fixture

@@ -143,7 +143,7 @@ def language(
         bool, flag("Replace the language model's folder that --out names.", "--force")
     ] = False,
 ) -> None:
-    """Export the language model alone, for vLLM and others that read Hugging Face's folders.
+    """Export the language model alone, as a folder in Hugging Face's layout.
 
     Quantised layers are laid out as compressed-tensors has them; the head becomes floats.
     """
