@@ -143,9 +143,10 @@ def language(
         bool, flag("Replace the language model's folder that --out names.", "--force")
     ] = False,
 ) -> None:
-    """Export the language model alone, as a folder in Hugging Face's layout.
+    """Export the language model as a folder for vLLM.
 
-    Quantised layers are laid out as compressed-tensors has them; the head becomes floats.
+    The folder has the layout of Hugging Face. Quantised layers are laid out as compressed-tensors
+    has them; the head becomes floats.
     """
     from minigpt4_runtime.checkpoint.shelf import find_model
     from minigpt4_runtime.checkpoint.weights import show_bytes
