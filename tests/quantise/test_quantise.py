@@ -317,3 +317,10 @@ def test_ctrl_c_leaves_nothing(tmp_path):
     assert done.returncode == 130
     assert "No half model was left behind" in done.stderr
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["w8a8-sparse24", "w4a16-g32"])
+@pytest.mark.parametrize("more", [{"group_size": 32}, {"is_symmetric": False}])
+def test_a_whole_name_leaves_nothing_to_choose(name, more):
+    with pytest.raises(ConfigError, match=f"{name} has its own groups"):
+        choose(QuantisePlan(weights=name, **more), load_config(DEMO_DIR))

@@ -19,7 +19,7 @@ from torch import Tensor
 from minigpt4_runtime.errors import BackendUnavailableError
 from minigpt4_runtime.formats.contracts import LinearKernel
 
-INSTALL = "pip install minigpt4-runtime-kernels"
+INSTALL = "pip install ./kernels (in a checkout)"
 _MODULE = "minigpt4_kernels"
 
 

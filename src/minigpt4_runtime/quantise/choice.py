@@ -45,9 +45,18 @@ def choose(plan: QuantisePlan, config: ModelConfig) -> FormatChoice:
     groups. 4 bits have groups of 32 where it says nothing.
 
     Raises:
-        ConfigError: a name is unknown, or a format cannot hold a weight of this model.
+        ConfigError: a name is unknown, settings contradict each other, or a format cannot hold a weight of this model.
     """
     layers = _read(plan.weights, plan)
+    if (
+        plan.weights in _WHOLE_NAMES
+        and plan.weights not in FAMILIES
+        and (plan.group_size is not None or not plan.is_symmetric)
+    ):
+        raise ConfigError(
+            f"{plan.weights} has its own groups and zero points: leave out the group size and "
+            "asymmetric."
+        )
     eight_bits = IntegerFormat(8, layers.rounds_rows)
     named: dict[str, IntegerFormat | SparseFormat] = {
         "language.layers": layers, "language.head": eight_bits, "vision": eight_bits,

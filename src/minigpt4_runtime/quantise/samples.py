@@ -49,8 +49,10 @@ def read_samples(path: Path) -> list[Sample]:
         return [Sample(each) for each in find_images([path], recursive=True)[:MOST_SAMPLES]]
     try:
         lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--calibrate {path} cannot be read ({error}).") from None
+    except OSError as error:
+        raise ConfigError(f"--calibrate {path} cannot be read ({error.strerror}).") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"--calibrate {path} is no text in UTF-8.") from None
     samples = [_read_line(path, number, line) for number, line in enumerate(lines, start=1)]
     found = [each for each in samples if each is not None]
     if not found:
