@@ -45,7 +45,8 @@ def choose(plan: QuantisePlan, config: ModelConfig) -> FormatChoice:
     groups. 4 bits have groups of 32 where it says nothing.
 
     Raises:
-        ConfigError: a name is unknown, settings contradict each other, or a format cannot hold a weight of this model.
+        ConfigError: a name is unknown, settings contradict each other, or a format cannot hold a
+            weight of this model.
     """
     layers = _read(plan.weights, plan)
     if (
