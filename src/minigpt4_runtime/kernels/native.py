@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 import logging
 from collections.abc import Mapping
-from functools import cache
+from functools import cache, partial
 from types import ModuleType
 
 import torch
@@ -52,52 +52,26 @@ def require() -> ModuleType:
     return module
 
 
-def prepare_w8a16(widen_from: int | None) -> LinearKernel | None:  # noqa: ARG001
-    """Products with 8-bit weights; the rows keep 16 bits. None without the kernels."""
-    return _kernel("linear_int8", _INT8, rounds_rows=False)
-
-
-def prepare_w8a8(widen_from: int | None) -> LinearKernel | None:  # noqa: ARG001
-    """Products with 8-bit weights and rows rounded to 8 bits. None without the kernels."""
-    return _kernel("linear_int8", _INT8, rounds_rows=True)
-
-
-def prepare_w4a16(widen_from: int | None) -> LinearKernel | None:  # noqa: ARG001
-    """Products with 4-bit weights; the rows keep 16 bits. None without the kernels."""
-    return _kernel("linear_int4", _INT4, rounds_rows=False)
-
-
-def prepare_w4a8(widen_from: int | None) -> LinearKernel | None:  # noqa: ARG001
-    """Products with 4-bit weights and rows rounded to 8 bits. None without the kernels."""
-    return _kernel("linear_int4", _INT4, rounds_rows=True)
-
-
-def prepare_w8a16_sparse24(widen_from: int | None) -> LinearKernel | None:  # noqa: ARG001
-    """Products with 2:4 sparse 8-bit weights; the rows keep 16 bits. None without the kernels."""
-    return _kernel("linear_sparse24_int8", _SPARSE24, rounds_rows=False)
-
-
-def prepare_w8a8_sparse24(widen_from: int | None) -> LinearKernel | None:  # noqa: ARG001
-    """The same, with rows rounded to 8 bits."""
-    return _kernel("linear_sparse24_int8", _SPARSE24, rounds_rows=True)
-
-
-# The parts that an operator takes, in its order; None is passed for one that a weight lacks.
-_INT8 = ("weight", "weight_scale", "weight_zero_point")
-_INT4 = ("weight_packed", "weight_scale", "weight_zero_point")
-_SPARSE24 = ("weight_values", "weight_positions", "weight_scale")
-
-
 @cache
 def _warn_once() -> None:
     logging.getLogger(__name__).warning(find()[1])
 
 
-def _kernel(name: str, part_names: tuple[str, ...], *, rounds_rows: bool) -> LinearKernel | None:
+def _prepare(
+    operator_name: str,
+    part_names: tuple[str, ...],
+    rounds_rows: bool,
+    widen_from: int | None,  # noqa: ARG001
+) -> LinearKernel | None:
+    """The product by an operator, which takes these parts in order; None without the kernels.
+
+    `rounds_rows` rounds the rows to 8 bits; without it they keep 16. An operator gets None for a
+    part that a weight lacks.
+    """
     if find()[0] is None:
         _warn_once()
         return None
-    operator = getattr(torch.ops.minigpt4_kernels, name).default
+    operator = getattr(torch.ops.minigpt4_kernels, operator_name).default
 
     def multiply(rows: Tensor, parts: Mapping[str, Tensor], bias: Tensor | None) -> Tensor:
         flat = rows.reshape(-1, rows.shape[-1]).contiguous()
@@ -105,3 +79,15 @@ def _kernel(name: str, part_names: tuple[str, ...], *, rounds_rows: bool) -> Lin
         return product.view(*rows.shape[:-1], product.shape[-1])
 
     return multiply
+
+
+_INT8 = ("weight", "weight_scale", "weight_zero_point")
+_INT4 = ("weight_packed", "weight_scale", "weight_zero_point")
+_SPARSE24 = ("weight_values", "weight_positions", "weight_scale")
+# For the rows of LINEAR_KERNELS: the family of formats is in the name.
+prepare_w8a16 = partial(_prepare, "linear_int8", _INT8, False)
+prepare_w8a8 = partial(_prepare, "linear_int8", _INT8, True)
+prepare_w4a16 = partial(_prepare, "linear_int4", _INT4, False)
+prepare_w4a8 = partial(_prepare, "linear_int4", _INT4, True)
+prepare_w8a16_sparse24 = partial(_prepare, "linear_sparse24_int8", _SPARSE24, False)
+prepare_w8a8_sparse24 = partial(_prepare, "linear_sparse24_int8", _SPARSE24, True)
