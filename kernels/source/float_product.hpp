@@ -11,6 +11,8 @@
 namespace minigpt4 {
 namespace MINIGPT4_LEVEL {
 
+constexpr int64_t kFloatPrefetchBytes = 2048;
+
 template <Number type>
 MINIGPT4_INLINE Float load_weight(const uint8_t* p) {
   if (type == Number::float32) return load(reinterpret_cast<const float*>(p));
@@ -63,8 +65,7 @@ class FloatProduct {
   static constexpr int64_t kStrip = 2048;
 
   void multiply(int64_t first, int64_t last) const {
-    const bool is_narrow = product_.rows <= kNarrowRows;
-    const int64_t strip = is_narrow ? weight_.inputs : kStrip;
+    const int64_t strip = product_.rows <= kTileRows ? weight_.inputs : kStrip;
     float* sums = static_cast<float*>(scratch(1, sizeof(float) * product_.rows * kFloatTileOutputs));
     const int64_t whole = weight_.inputs / kLanes * kLanes;
     for (int64_t n = first; n < last; n += kFloatTileOutputs) {
@@ -87,7 +88,7 @@ class FloatProduct {
       const int64_t count = left >= kTileRows ? kTileRows : left >= 2 ? 2 : 1;
       const float* rows[kTileRows];
       for (int64_t i = 0; i < count; ++i) rows[i] = rows_ + (m + i) * weight_.inputs + k;
-      const int64_t ahead = m > 0 ? 0 : kPrefetchBytes;
+      const int64_t ahead = m > 0 ? 0 : kFloatPrefetchBytes;
       add(weights, outputs, rows, count, end - k, ahead, sums + m * kFloatTileOutputs);
       m += count;
     }

@@ -4,7 +4,10 @@
 //
 // A format has: kNumbers in a step, the bytes of its values, positions and of one plane of a row;
 // load for a step; part and add for each of the kParts in which it is multiplied; arrange, which puts
-// a row's integers in order; the offset that each of its numbers has too much.
+// a row's integers in order; the offset that each of its numbers has too much, and of what in a row
+// the sum is times that offset (correction). One that kIsWide also
+// has the number of rows kWideFrom which that pays, arrange_step, which turns a step of kLanes outputs so that an output is a lane, a piece of
+// kPiece of a row's integers in that order, and add_wide.
 #pragma once
 
 #include "integer_rows.hpp"
@@ -23,25 +26,74 @@ struct Int8 : Int8Vectors {
   }
   MINIGPT4_INLINE Part part(const Numbers& numbers, int) { return numbers; }
   MINIGPT4_INLINE void add(Sum& sum, const Part& part, const uint8_t* row) {
-    sum = Int8Vectors::add(sum, part, row);
+    sum = Int8Vectors::add(sum, part, load_bytes(row));
   }
   MINIGPT4_INLINE Integers finish(Sum sum) { return sum; }
 
-  static void arrange(const int32_t* integers, uint8_t* out) {
-    if (kHolds16Bits) {
-      int16_t wide[kNumbers];
-      for (int i = 0; i < kNumbers; ++i) wide[i] = static_cast<int16_t>(integers[i]);
-      std::memcpy(out, wide, sizeof wide);
-    } else {
-      for (int i = 0; i < kNumbers; ++i) out[i] = static_cast<uint8_t>(integers[i]);
-    }
+  static constexpr bool kIsWide = true;
+  static constexpr int kWideFrom = 17, kWideBytes = kHolds16Bits ? 2 : 1, kPiece = 4;
+  MINIGPT4_INLINE Sum add_wide(Sum sum, Bytes numbers, Bytes row) {
+    return Int8Vectors::add(sum, numbers, row);
   }
 
+  MINIGPT4_INLINE void arrange_step(const uint8_t* const* values, uint8_t* out) {
+    Bytes vectors[kLanes];
+    for (int n = 0; n < kLanes; ++n) vectors[n] = Int8Vectors::load(values[n]);
+    transpose(vectors);
+    for (int i = 0; i < kLanes; ++i) store_bytes(out + i * kWideVectors * kBytes, vectors[i]);
+  }
+
+  template <int kCount>
+  static void arrange_piece(const int32_t* integers, uint8_t* out) {
+    if (kHolds16Bits) {
+      int16_t wide[kCount];
+      for (int i = 0; i < kCount; ++i) wide[i] = static_cast<int16_t>(integers[i]);
+      std::memcpy(out, wide, sizeof wide);
+    } else {
+      for (int i = 0; i < kCount; ++i) out[i] = static_cast<uint8_t>(integers[i]);
+    }
+  }
+  static void arrange(const int32_t* integers, uint8_t* out) {
+    arrange_piece<kNumbers>(integers, out);
+  }
+
+  static int32_t correction(int32_t integer) { return integer; }
   static float offset(const Weight& weight, int64_t output, int64_t group) {
     if (weight.zero_points == nullptr) return kOffset;
     const auto* zero_points = reinterpret_cast<const int8_t*>(weight.zero_points);
     return static_cast<float>(kOffset + zero_points[output * weight.groups() + group]);
   }
+};
+
+// 8-bit weights and rows where bytes are multiplied unsigned by signed: |x| · (w ^ s), s being all
+// ones where x is negative. As w ^ -1 is -w - 1, the sum lacks the magnitudes of the negative x.
+struct Int8Magnitudes {
+  static constexpr int kNumbers = kBytes, kValueBytes = kBytes, kPositionBytes = 0, kParts = 1;
+  static constexpr int kPlaneBytes = 2 * kBytes, kOffset = -1;
+  static constexpr bool kHolds16Bits = false, kIsWide = false;
+  using Numbers = Bytes;
+  using Part = Bytes;
+  using Sum = Integers;
+
+  MINIGPT4_INLINE Sum start() { return no_integers(); }
+  MINIGPT4_INLINE Numbers load(const uint8_t* values, const uint8_t*) {
+    return load_bytes(values);
+  }
+  MINIGPT4_INLINE Part part(const Numbers& numbers, int) { return numbers; }
+  MINIGPT4_INLINE void add(Sum& sum, const Part& part, const uint8_t* row) {
+    sum = dot(sum, load_bytes(row), exclusive_or(part, load_bytes(row + kBytes)));
+  }
+  MINIGPT4_INLINE Integers finish(Sum sum) { return sum; }
+
+  static void arrange(const int32_t* integers, uint8_t* out) {
+    for (int i = 0; i < kBytes; ++i) {
+      const int32_t sign = integers[i] >> 31;
+      out[i] = static_cast<uint8_t>((integers[i] ^ sign) - sign);
+      out[kBytes + i] = static_cast<uint8_t>(sign);
+    }
+  }
+  static int32_t correction(int32_t integer) { return std::max(-integer, 0); }
+  static float offset(const Weight&, int64_t, int64_t) { return kOffset; }
 };
 
 // Byte k of a row holds number 2k in its low half and 2k + 1 in its high half, each 8 too much.
@@ -66,14 +118,35 @@ struct Int4 {
   }
   MINIGPT4_INLINE Integers finish(Sum sum) { return finish_nibbles(sum); }
 
-  static void arrange(const int32_t* integers, uint8_t* out) {
-    for (int i = 0; i < kBytes; ++i) {
-      out[i] = static_cast<uint8_t>(integers[2 * i]);
-      out[kBytes + i] = static_cast<uint8_t>(integers[2 * i + 1]);
+  static constexpr bool kIsWide = true;
+  static constexpr int kWideFrom = 5, kWideBytes = 1, kPiece = 8;
+  MINIGPT4_INLINE Sum add_wide(Sum sum, Bytes numbers, Bytes row) {
+    return add_nibbles(sum, numbers, row);
+  }
+
+  MINIGPT4_INLINE void arrange_step(const uint8_t* const* values, uint8_t* out) {
+    Bytes vectors[kLanes];
+    for (int n = 0; n < kLanes; ++n) vectors[n] = load_bytes(values[n]);
+    transpose(vectors);
+    for (int i = 0; i < kLanes; ++i) {
+      store_bytes(out + 2 * i * kWideVectors * kBytes, low_nibbles(vectors[i]));
+      store_bytes(out + (2 * i + 1) * kWideVectors * kBytes, high_nibbles(vectors[i]));
     }
   }
 
+  template <int kCount>
+  static void arrange_piece(const int32_t* integers, uint8_t* out) {
+    for (int i = 0; i < kCount / 2; ++i) {
+      out[i] = static_cast<uint8_t>(integers[2 * i]);
+      out[kCount / 2 + i] = static_cast<uint8_t>(integers[2 * i + 1]);
+    }
+  }
+  static void arrange(const int32_t* integers, uint8_t* out) {
+    arrange_piece<kNumbers>(integers, out);
+  }
+
   // Zero points are nibbles too: that of output n is in word (n / 8, group), at bits 4 (n % 8).
+  static int32_t correction(int32_t integer) { return integer; }
   static float offset(const Weight& weight, int64_t output, int64_t group) {
     if (weight.zero_points == nullptr) return kOffset;
     const uint8_t* word = weight.zero_points + 4 * (output / 8 * weight.groups() + group);
@@ -86,7 +159,7 @@ struct Int4 {
 struct Sparse24 : SparseVectors {
   static constexpr int kNumbers = 2 * kBytes, kValueBytes = kBytes, kPositionBytes = kBytes / 4;
   static constexpr int kPlaneBytes = 2 * kBytes, kOffset = 0, kParts = 1;
-  static constexpr bool kHolds16Bits = false;
+  static constexpr bool kHolds16Bits = false, kIsWide = false;
   using Part = Numbers;
   using Sum = Integers;
 
@@ -106,6 +179,7 @@ struct Sparse24 : SparseVectors {
     }
   }
 
+  static int32_t correction(int32_t integer) { return integer; }
   static float offset(const Weight&, int64_t, int64_t) { return 0; }
 };
 

@@ -39,7 +39,7 @@ struct RoundedRows {
   RowLayout layout;
   uint8_t* values = nullptr;
   float* scales = nullptr;
-  float* sums = nullptr;  // The scale times the sum of the integers.
+  float* sums = nullptr;  // The scale times the sum of what offsets are multiplied by.
 
   const uint8_t* row(int64_t m) const { return values + m * layout.row_bytes; }
   const float* scale(int64_t m) const { return scales + m * layout.scales; }
@@ -62,6 +62,15 @@ inline void store_one(void* y, Number type, int64_t index, float value) {
     static_cast<uint16_t*>(y)[index] =
         type == Number::bfloat16 ? narrow_bfloat16(value) : narrow_float16(value);
   }
+}
+
+// `count` results at an index of y.
+inline void store_row(void* y, Number type, int64_t index, int64_t count, const float* values) {
+  if (type == Number::float32) {
+    std::memcpy(static_cast<float*>(y) + index, values, count * sizeof(float));
+    return;
+  }
+  for (int64_t i = 0; i < count; ++i) store_one(y, type, index + i, values[i]);
 }
 
 // `count` floats from an index on, as float32.
@@ -105,35 +114,36 @@ inline float round_shared(const float* x, int64_t count, float limit, int32_t* i
   return scale;
 }
 
-inline int64_t sum_of(const int32_t* integers, int64_t count) {
+template <class Order>
+int64_t sum_of(const int32_t* integers, int64_t count) {
   int32_t total = 0;  // At most 2^15 · 2^16 of them in a span.
-  for (int64_t i = 0; i < count; ++i) total += integers[i];
+  for (int64_t i = 0; i < count; ++i) total += Order::correction(integers[i]);
   return total;
 }
 
-template <class Format, int Planes>
+template <class Order, int Planes>
 void arrange_row(const int32_t* integers, int64_t steps, uint8_t* out) {
-  int32_t high[Format::kNumbers], low[Format::kNumbers];
-  for (int64_t step = 0; step < steps; ++step, integers += Format::kNumbers) {
+  int32_t high[Order::kNumbers], low[Order::kNumbers];
+  for (int64_t step = 0; step < steps; ++step, integers += Order::kNumbers) {
     if (Planes == 1) {
-      Format::arrange(integers, out);
+      Order::arrange(integers, out);
     } else {
-      for (int i = 0; i < Format::kNumbers; ++i) {
+      for (int i = 0; i < Order::kNumbers; ++i) {
         const float share = integers[i] * (1.0f / kPlaneBase);
         high[i] = static_cast<int32_t>(share + (share < 0 ? -0.5f : 0.5f));
         low[i] = integers[i] - high[i] * kPlaneBase;
       }
-      Format::arrange(high, out);
-      Format::arrange(low, out + Format::kPlaneBytes);
+      Order::arrange(high, out);
+      Order::arrange(low, out + Order::kPlaneBytes);
     }
-    out += Planes * Format::kPlaneBytes;
+    out += Planes * Order::kPlaneBytes;
   }
 }
 
-template <class Format, int Planes>
+template <class Order, int Planes>
 void round_rows(const Floats& x, const RoundedRows& rounded, int64_t first, int64_t last) {
   const RowLayout& layout = rounded.layout;
-  const int64_t width = layout.steps * Format::kNumbers;
+  const int64_t width = layout.steps * Order::kNumbers;
   float* floats = static_cast<float*>(scratch(2, width * (sizeof(float) + sizeof(int32_t))));
   int32_t* integers = reinterpret_cast<int32_t*>(floats + width);
   const float limit = layout.is_8_bit ? kLimit8 : kLimit16;
@@ -151,10 +161,10 @@ void round_rows(const Floats& x, const RoundedRows& rounded, int64_t first, int6
         const int64_t span = start / layout.span;
         scales[span] = scale;
         sums[layout.sums == 1 ? 0 : span] +=
-            scale * sum_of(integers + start, std::min(layout.span, end - start));
+            scale * sum_of<Order>(integers + start, std::min(layout.span, end - start));
       }
     }
-    arrange_row<Format, Planes>(integers, layout.steps, rounded.values + m * layout.row_bytes);
+    arrange_row<Order, Planes>(integers, layout.steps, rounded.values + m * layout.row_bytes);
   }
 }
 

@@ -15,12 +15,20 @@ void multiply_by(const Product& product) {
   multiply_integers<Format, Format::kHolds16Bits ? 1 : 2>(product);
 }
 
+static void multiply_by_int8(const Product& product) {
+  const bool is_plain = product.rounds_rows && product.weight.zero_points == nullptr;
+  if constexpr (Int8::kHolds16Bits) {
+    if (is_plain && product.rows < kTileRows) return multiply_integers<Int8Magnitudes, 1>(product);
+  }
+  multiply_by<Int8>(product);
+}
+
 static void linear(const Product& product) {
   switch (product.weight.layout) {
     case Layout::floats:
       return multiply_floats(product);
     case Layout::int8:
-      return multiply_by<Int8>(product);
+      return multiply_by_int8(product);
     case Layout::int4:
       return multiply_by<Int4>(product);
     case Layout::sparse24_int8:

@@ -9,7 +9,9 @@ namespace minigpt4 {
 namespace MINIGPT4_LEVEL {
 
 constexpr int kBytes = 32, kLanes = 8;
-constexpr int kTileRows = 4, kTileOutputs = 2, kFloatTileOutputs = 3;  // Sums that fit 16 registers.
+// Sums that fit 16 registers.
+constexpr int kTileRows = 4, kTileOutputs = 2, kFloatTileOutputs = 3;
+constexpr int kWideRows = 3, kWideVectors = 2;
 
 using Float = __m256;
 using Integers = __m256i;
@@ -37,9 +39,11 @@ MINIGPT4_INLINE Float load_bfloat16(const uint16_t* p) {
 }
 
 // One float for all lanes, or two for one half each.
-MINIGPT4_INLINE Float set_lanes(const float* p, int count) {
-  if (count == 1) return _mm256_broadcast_ss(p);
-  return _mm256_set_m128(_mm_broadcast_ss(p + 1), _mm_broadcast_ss(p));
+template <int kCount>
+MINIGPT4_INLINE Float set_lanes(const float* p) {
+  if (kCount == 1) return _mm256_broadcast_ss(p);
+  const __m256 both = _mm256_castpd_ps(_mm256_broadcast_sd(reinterpret_cast<const double*>(p)));
+  return _mm256_permutevar_ps(both, _mm256_set_epi32(1, 1, 1, 1, 0, 0, 0, 0));
 }
 
 MINIGPT4_INLINE float sum(Float x) {
@@ -65,6 +69,7 @@ MINIGPT4_INLINE void prefetch(const void* p) {
 MINIGPT4_INLINE Bytes load_bytes(const uint8_t* p) {
   return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
 }
+MINIGPT4_INLINE Bytes exclusive_or(Bytes a, Bytes b) { return _mm256_xor_si256(a, b); }
 MINIGPT4_INLINE Bytes low_nibbles(Bytes x) { return _mm256_and_si256(x, _mm256_set1_epi8(15)); }
 MINIGPT4_INLINE Bytes high_nibbles(Bytes x) { return low_nibbles(_mm256_srli_epi16(x, 4)); }
 
@@ -96,6 +101,37 @@ MINIGPT4_INLINE Integers finish_nibbles(NibbleSum sums) {
 }
 #endif
 MINIGPT4_INLINE Integers no_integers() { return _mm256_setzero_si256(); }
+MINIGPT4_INLINE Integers add(Integers a, Integers b) { return _mm256_add_epi32(a, b); }
+
+MINIGPT4_INLINE void store_bytes(uint8_t* p, Bytes x) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), x);
+}
+
+// Four bytes in each lane.
+MINIGPT4_INLINE Bytes repeat(const uint8_t* p) {
+  int32_t four;
+  std::memcpy(&four, p, sizeof four);
+  return _mm256_set1_epi32(four);
+}
+
+// Lane i of vector n ↔ lane n of vector i.
+MINIGPT4_INLINE void transpose(Bytes (&x)[kLanes]) {
+  Bytes pairs[kLanes], fours[kLanes];
+  for (int i = 0; i < kLanes; i += 2) {
+    pairs[i] = _mm256_unpacklo_epi32(x[i], x[i + 1]);
+    pairs[i + 1] = _mm256_unpackhi_epi32(x[i], x[i + 1]);
+  }
+  for (int i = 0; i < kLanes; i += 4) {
+    for (int j = 0; j < 2; ++j) {
+      fours[i + 2 * j] = _mm256_unpacklo_epi64(pairs[i + j], pairs[i + j + 2]);
+      fours[i + 2 * j + 1] = _mm256_unpackhi_epi64(pairs[i + j], pairs[i + j + 2]);
+    }
+  }
+  for (int i = 0; i < 4; ++i) {
+    x[i] = _mm256_permute2x128_si256(fours[i], fours[i + 4], 0x20);
+    x[i + 4] = _mm256_permute2x128_si256(fours[i], fours[i + 4], 0x31);
+  }
+}
 
 struct Int8Vectors {
 #if defined(MINIGPT4_USE_VNNI)
@@ -106,8 +142,8 @@ struct Int8Vectors {
   MINIGPT4_INLINE Numbers load(const uint8_t* p) {
     return _mm256_xor_si256(load_bytes(p), _mm256_set1_epi8(-128));
   }
-  MINIGPT4_INLINE Integers add(Integers sums, Numbers numbers, const uint8_t* row) {
-    return dot(sums, numbers, load_bytes(row));
+  MINIGPT4_INLINE Integers add(Integers sums, Numbers numbers, Bytes row) {
+    return dot(sums, numbers, row);
   }
 #else
   // Rows are of 16 bits, and weights become so: as fast as bytes are here, and twice as exact.
@@ -117,8 +153,8 @@ struct Int8Vectors {
   MINIGPT4_INLINE Numbers load(const uint8_t* p) {
     return _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
   }
-  MINIGPT4_INLINE Integers add(Integers sums, Numbers numbers, const uint8_t* row) {
-    return _mm256_add_epi32(sums, _mm256_madd_epi16(numbers, load_bytes(row)));
+  MINIGPT4_INLINE Integers add(Integers sums, Numbers numbers, Bytes row) {
+    return _mm256_add_epi32(sums, _mm256_madd_epi16(numbers, row));
   }
 #endif
 };

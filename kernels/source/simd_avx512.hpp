@@ -9,7 +9,9 @@ namespace minigpt4 {
 namespace MINIGPT4_LEVEL {
 
 constexpr int kBytes = 64, kLanes = 16;
-constexpr int kTileRows = 4, kTileOutputs = 4, kFloatTileOutputs = 4;  // Sums that fit 32 registers.
+// Sums that fit 32 registers.
+constexpr int kTileRows = 4, kTileOutputs = 4, kFloatTileOutputs = 4;
+constexpr int kWideRows = 4, kWideVectors = 2;
 
 using Float = __m512;
 using Integers = __m512i;
@@ -39,9 +41,10 @@ MINIGPT4_INLINE Float load_bfloat16(const uint16_t* p) {
 }
 
 // One float for all lanes, two for one half each, or four for a quarter each.
-MINIGPT4_INLINE Float set_lanes(const float* p, int count) {
-  if (count == 1) return _mm512_set1_ps(*p);
-  if (count == 2) {
+template <int kCount>
+MINIGPT4_INLINE Float set_lanes(const float* p) {
+  if (kCount == 1) return _mm512_set1_ps(*p);
+  if (kCount == 2) {
     return _mm512_insertf32x8(_mm512_set1_ps(p[0]), _mm256_set1_ps(p[1]), 1);
   }
   const __m512i quarters = _mm512_set_epi32(3, 3, 3, 3, 2, 2, 2, 2, 1, 1, 1, 1, 0, 0, 0, 0);
@@ -57,9 +60,47 @@ MINIGPT4_INLINE void prefetch(const void* p) {
 }
 
 MINIGPT4_INLINE Bytes load_bytes(const uint8_t* p) { return _mm512_loadu_si512(p); }
+MINIGPT4_INLINE Bytes exclusive_or(Bytes a, Bytes b) { return _mm512_xor_si512(a, b); }
 MINIGPT4_INLINE Bytes low_nibbles(Bytes x) { return _mm512_and_si512(x, _mm512_set1_epi8(15)); }
 MINIGPT4_INLINE Bytes high_nibbles(Bytes x) { return low_nibbles(_mm512_srli_epi16(x, 4)); }
 MINIGPT4_INLINE Integers no_integers() { return _mm512_setzero_si512(); }
+MINIGPT4_INLINE Integers add(Integers a, Integers b) { return _mm512_add_epi32(a, b); }
+MINIGPT4_INLINE void store_bytes(uint8_t* p, Bytes x) { _mm512_storeu_si512(p, x); }
+
+// Four bytes in each lane.
+MINIGPT4_INLINE Bytes repeat(const uint8_t* p) {
+  int32_t four;
+  std::memcpy(&four, p, sizeof four);
+  return _mm512_set1_epi32(four);
+}
+
+// Lane i of vector n ↔ lane n of vector i.
+MINIGPT4_INLINE void transpose(Bytes (&x)[kLanes]) {
+  Bytes pairs[kLanes], fours[kLanes], eights[kLanes];
+  for (int i = 0; i < kLanes; i += 2) {
+    pairs[i] = _mm512_unpacklo_epi32(x[i], x[i + 1]);
+    pairs[i + 1] = _mm512_unpackhi_epi32(x[i], x[i + 1]);
+  }
+  // Vector 4i + j has numbers j, j + 4, j + 8 and j + 12 of four of them.
+  for (int i = 0; i < kLanes; i += 4) {
+    for (int j = 0; j < 2; ++j) {
+      fours[i + 2 * j] = _mm512_unpacklo_epi64(pairs[i + j], pairs[i + j + 2]);
+      fours[i + 2 * j + 1] = _mm512_unpackhi_epi64(pairs[i + j], pairs[i + j + 2]);
+    }
+  }
+  for (int i = 0; i < kLanes; i += 8) {
+    for (int j = 0; j < 4; ++j) {
+      eights[i + j] = _mm512_shuffle_i32x4(fours[i + j], fours[i + j + 4], 0x88);
+      eights[i + j + 4] = _mm512_shuffle_i32x4(fours[i + j], fours[i + j + 4], 0xdd);
+    }
+  }
+  for (int j = 0; j < 4; ++j) {
+    x[j] = _mm512_shuffle_i32x4(eights[j], eights[j + 8], 0x88);
+    x[j + 8] = _mm512_shuffle_i32x4(eights[j], eights[j + 8], 0xdd);
+    x[j + 4] = _mm512_shuffle_i32x4(eights[j + 4], eights[j + 12], 0x88);
+    x[j + 12] = _mm512_shuffle_i32x4(eights[j + 4], eights[j + 12], 0xdd);
+  }
+}
 
 // sums += unsigned bytes · signed bytes, each four of them together. Two neighbours' products must
 // not exceed 16 bits: 128 · 127 · 2 does not.
@@ -97,8 +138,8 @@ struct Int8Vectors {
   MINIGPT4_INLINE Numbers load(const uint8_t* p) {
     return _mm512_xor_si512(load_bytes(p), _mm512_set1_epi8(-128));
   }
-  MINIGPT4_INLINE Integers add(Integers sums, Numbers numbers, const uint8_t* row) {
-    return dot(sums, numbers, load_bytes(row));
+  MINIGPT4_INLINE Integers add(Integers sums, Numbers numbers, Bytes row) {
+    return dot(sums, numbers, row);
   }
 #else
   // Rows are of 16 bits, and weights become so: as fast as bytes are here, and twice as exact.
@@ -108,8 +149,8 @@ struct Int8Vectors {
   MINIGPT4_INLINE Numbers load(const uint8_t* p) {
     return _mm512_cvtepi8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
   }
-  MINIGPT4_INLINE Integers add(Integers sums, Numbers numbers, const uint8_t* row) {
-    return _mm512_add_epi32(sums, _mm512_madd_epi16(numbers, load_bytes(row)));
+  MINIGPT4_INLINE Integers add(Integers sums, Numbers numbers, Bytes row) {
+    return _mm512_add_epi32(sums, _mm512_madd_epi16(numbers, row));
   }
 #endif
 };

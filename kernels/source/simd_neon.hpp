@@ -9,7 +9,9 @@ namespace minigpt4 {
 namespace MINIGPT4_LEVEL {
 
 constexpr int kBytes = 16, kLanes = 4;
-constexpr int kTileRows = 4, kTileOutputs = 4, kFloatTileOutputs = 4;  // Sums that fit 32 registers.
+// Sums that fit 32 registers.
+constexpr int kTileRows = 4, kTileOutputs = 4, kFloatTileOutputs = 4;
+constexpr int kWideRows = 4, kWideVectors = 2;
 
 using Float = float32x4_t;
 using Integers = int32x4_t;
@@ -29,7 +31,8 @@ MINIGPT4_INLINE Float to_float(Integers a) { return vcvtq_f32_s32(a); }
 MINIGPT4_INLINE float sum(Float x) { return vaddvq_f32(x); }
 MINIGPT4_INLINE float max_lane(Float x) { return vmaxvq_f32(x); }
 // A step here is at most the shortest group.
-MINIGPT4_INLINE Float set_lanes(const float* p, int) { return vld1q_dup_f32(p); }
+template <int>
+MINIGPT4_INLINE Float set_lanes(const float* p) { return vld1q_dup_f32(p); }
 
 MINIGPT4_INLINE Float load_float16(const uint16_t* p) {
   return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p)));
@@ -51,9 +54,31 @@ MINIGPT4_INLINE void prefetch(const void* p) {
 }
 
 MINIGPT4_INLINE Bytes load_bytes(const uint8_t* p) { return vld1q_u8(p); }
+MINIGPT4_INLINE Bytes exclusive_or(Bytes a, Bytes b) { return veorq_u8(a, b); }
 MINIGPT4_INLINE Bytes low_nibbles(Bytes x) { return vandq_u8(x, vdupq_n_u8(15)); }
 MINIGPT4_INLINE Bytes high_nibbles(Bytes x) { return vshrq_n_u8(x, 4); }
 MINIGPT4_INLINE Integers no_integers() { return vdupq_n_s32(0); }
+MINIGPT4_INLINE Integers add(Integers a, Integers b) { return vaddq_s32(a, b); }
+MINIGPT4_INLINE void store_bytes(uint8_t* p, Bytes x) { vst1q_u8(p, x); }
+
+// Four bytes in each lane.
+MINIGPT4_INLINE Bytes repeat(const uint8_t* p) {
+  uint32_t four;
+  std::memcpy(&four, p, sizeof four);
+  return vreinterpretq_u8_u32(vdupq_n_u32(four));
+}
+
+// Lane i of vector n ↔ lane n of vector i.
+MINIGPT4_INLINE void transpose(Bytes (&x)[kLanes]) {
+  uint32x4_t words[kLanes];
+  for (int i = 0; i < kLanes; ++i) words[i] = vreinterpretq_u32_u8(x[i]);
+  const uint32x4x2_t low = vzipq_u32(words[0], words[2]), high = vzipq_u32(words[1], words[3]);
+  for (int i = 0; i < 2; ++i) {
+    const uint32x4x2_t both = vzipq_u32(low.val[i], high.val[i]);
+    x[2 * i] = vreinterpretq_u8_u32(both.val[0]);
+    x[2 * i + 1] = vreinterpretq_u8_u32(both.val[1]);
+  }
+}
 
 // sums += bytes · bytes, each four of them together; both signed, nibbles being so as well.
 MINIGPT4_INLINE Integers dot(Integers sums, Bytes a, Bytes b) {
@@ -71,8 +96,8 @@ struct Int8Vectors {
   static constexpr bool kHolds16Bits = false;
   using Numbers = Bytes;
   MINIGPT4_INLINE Numbers load(const uint8_t* p) { return load_bytes(p); }
-  MINIGPT4_INLINE Integers add(Integers sums, Numbers numbers, const uint8_t* row) {
-    return dot(sums, numbers, load_bytes(row));
+  MINIGPT4_INLINE Integers add(Integers sums, Numbers numbers, Bytes row) {
+    return dot(sums, numbers, row);
   }
 };
 

@@ -11,6 +11,7 @@ namespace MINIGPT4_LEVEL {
 
 constexpr int kBytes = 16, kLanes = 4;
 constexpr int kTileRows = 4, kTileOutputs = 2, kFloatTileOutputs = 2;
+constexpr int kWideRows = 2, kWideVectors = 2;
 
 struct Float {
   float lane[kLanes];
@@ -65,7 +66,8 @@ MINIGPT4_INLINE Float load_bfloat16(const uint16_t* p) {
   return each_lane([&](int i) { return widen_bfloat16(p[i]); });
 }
 // A step here is at most the shortest group.
-MINIGPT4_INLINE Float set_lanes(const float* p, int) { return set(*p); }
+template <int>
+MINIGPT4_INLINE Float set_lanes(const float* p) { return set(*p); }
 MINIGPT4_INLINE float sum(const Float& x) {
   return (x.lane[0] + x.lane[2]) + (x.lane[1] + x.lane[3]);
 }
@@ -82,6 +84,10 @@ MINIGPT4_INLINE Bytes load_bytes(const uint8_t* p) {
   std::memcpy(out.lane, p, kBytes);
   return out;
 }
+MINIGPT4_INLINE Bytes exclusive_or(Bytes a, const Bytes& b) {
+  for (int i = 0; i < kBytes; ++i) a.lane[i] ^= b.lane[i];
+  return a;
+}
 MINIGPT4_INLINE Bytes low_nibbles(Bytes x) {
   for (uint8_t& each : x.lane) each &= 15;
   return x;
@@ -91,6 +97,27 @@ MINIGPT4_INLINE Bytes high_nibbles(Bytes x) {
   return x;
 }
 MINIGPT4_INLINE Integers no_integers() { return Integers{{0, 0, 0, 0}}; }
+MINIGPT4_INLINE Integers add(const Integers& a, const Integers& b) {
+  Integers out;
+  for (int i = 0; i < kLanes; ++i) out.lane[i] = a.lane[i] + b.lane[i];
+  return out;
+}
+MINIGPT4_INLINE void store_bytes(uint8_t* p, const Bytes& x) { std::memcpy(p, x.lane, kBytes); }
+
+// Four bytes in each lane.
+MINIGPT4_INLINE Bytes repeat(const uint8_t* p) {
+  Bytes out;
+  for (int i = 0; i < kBytes; i += 4) std::memcpy(out.lane + i, p, 4);
+  return out;
+}
+
+// Lane i of vector n ↔ lane n of vector i.
+MINIGPT4_INLINE void transpose(Bytes (&x)[kLanes]) {
+  const Bytes before[kLanes] = {x[0], x[1], x[2], x[3]};
+  for (int n = 0; n < kLanes; ++n) {
+    for (int i = 0; i < kLanes; ++i) std::memcpy(x[i].lane + 4 * n, before[n].lane + 4 * i, 4);
+  }
+}
 
 // sums += bytes · bytes, each four of them together; both signed, nibbles being so as well.
 MINIGPT4_INLINE Integers dot(Integers sums, const Bytes& a, const Bytes& b) {
@@ -112,8 +139,8 @@ struct Int8Vectors {
   static constexpr bool kHolds16Bits = false;
   using Numbers = Bytes;
   MINIGPT4_INLINE Numbers load(const uint8_t* p) { return load_bytes(p); }
-  MINIGPT4_INLINE Integers add(const Integers& sums, const Numbers& numbers, const uint8_t* row) {
-    return dot(sums, numbers, load_bytes(row));
+  MINIGPT4_INLINE Integers add(const Integers& sums, const Numbers& numbers, const Bytes& row) {
+    return dot(sums, numbers, row);
   }
 };
 

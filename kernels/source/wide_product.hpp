@@ -1,0 +1,331 @@
+// Products with integer weights for many rows: a block of outputs is put in order once, so that the
+// lanes of a vector are outputs, and then multiplied by one row after another.
+//
+// Owns   the order of a block and its tiles of sums. A format (formats.hpp) says how its numbers come
+//        into that order.
+#pragma once
+
+#include <algorithm>
+
+#include "weight_scales.hpp"
+
+namespace minigpt4 {
+namespace MINIGPT4_LEVEL {
+
+constexpr int64_t kChunk = 32;  // Numbers of a row that are summed up before the sums are widened.
+constexpr int64_t kStripBytes = 16384;  // Of a block in order: it stays in the first cache.
+constexpr int64_t kBlockOutputs = kLanes * kWideVectors;
+
+// The order of a row: in a chunk, four bytes of it are what one lane is multiplied by.
+template <class Format>
+struct WideOrder {
+  static constexpr int kNumbers = kChunk, kPlaneBytes = kChunk * Format::kWideBytes;
+
+  static int32_t correction(int32_t integer) { return Format::correction(integer); }
+
+  static void arrange(const int32_t* integers, uint8_t* out) {
+    for (int i = 0; i < kNumbers; i += Format::kPiece) {
+      Format::template arrange_piece<Format::kPiece>(integers + i, out + i * Format::kWideBytes);
+    }
+  }
+};
+
+// A block of weights in order against some rows.
+struct WideTile {
+  const uint8_t* weights;  // (chunks, vectors of a chunk, kWideVectors) vectors.
+  const uint8_t* rows[kWideRows];
+  const float* row_scales[kWideRows];
+  const float* row_sums[kWideRows];
+  const float* scales;   // (spans, kBlockOutputs); null where a row of weights has one scale.
+  const float* offsets;  // The same; null where a number has nothing too much.
+  int64_t spans;
+  int64_t chunks;  // In a span.
+  float* sums[kWideRows];  // (kBlockOutputs) += …
+};
+
+template <class Format, int Planes, int M>
+void add_wide_tile(const WideTile& tile) {
+  constexpr int C = kWideVectors, kVectors = kChunk * Format::kWideBytes / 4;
+  constexpr int kPlaneBytes = WideOrder<Format>::kPlaneBytes;
+  Float totals[M][C];
+  for (int m = 0; m < M; ++m) {
+    for (int c = 0; c < C; ++c) totals[m][c] = load(tile.sums[m] + c * kLanes);
+  }
+  const uint8_t *weights = tile.weights, *rows[M];
+  for (int m = 0; m < M; ++m) rows[m] = tile.rows[m];
+  for (int64_t span = 0; span < tile.spans; ++span) {
+    Integers whole[M][C][Planes];
+    for (auto& row : whole) {
+      for (auto& planes : row) {
+        for (auto& each : planes) each = no_integers();
+      }
+    }
+    for (int64_t chunk = 0; chunk < tile.chunks; ++chunk) {
+      typename Format::Sum sums[M][C][Planes];
+      for (auto& row : sums) {
+        for (auto& planes : row) {
+          for (auto& each : planes) each = Format::start();
+        }
+      }
+      MINIGPT4_UNROLL
+      for (int v = 0; v < kVectors; ++v) {
+        Bytes numbers[C];
+        for (int c = 0; c < C; ++c) numbers[c] = load_bytes(weights + (v * C + c) * kBytes);
+        for (int m = 0; m < M; ++m) {
+          for (int p = 0; p < Planes; ++p) {
+            const Bytes row = repeat(rows[m] + p * kPlaneBytes + 4 * v);
+            for (int c = 0; c < C; ++c) {
+              sums[m][c][p] = Format::add_wide(sums[m][c][p], numbers[c], row);
+            }
+          }
+        }
+      }
+      for (int m = 0; m < M; ++m) {
+        rows[m] += Planes * kPlaneBytes;
+        for (int c = 0; c < C; ++c) {
+          for (int p = 0; p < Planes; ++p) {
+            whole[m][c][p] = add(whole[m][c][p], Format::finish(sums[m][c][p]));
+          }
+        }
+      }
+      weights += kVectors * C * kBytes;
+    }
+    for (int c = 0; c < C; ++c) {
+      const int64_t place = span * kBlockOutputs + c * kLanes;
+      const Float scale = tile.scales ? load(tile.scales + place) : set(1);
+      for (int m = 0; m < M; ++m) {
+        Float value = to_float(whole[m][c][0]);
+        if (Planes == 2) {
+          value = multiply_add(value, set(kPlaneBase), to_float(whole[m][c][Planes - 1]));
+        }
+        const Float both = multiply(scale, set(tile.row_scales[m][span]));
+        totals[m][c] = multiply_add(value, both, totals[m][c]);
+        if (tile.offsets) {
+          const Float sum = set(-tile.row_sums[m][span]);
+          totals[m][c] = multiply_add(sum, load(tile.offsets + place), totals[m][c]);
+        }
+      }
+    }
+  }
+  for (int m = 0; m < M; ++m) {
+    for (int c = 0; c < C; ++c) store(tile.sums[m] + c * kLanes, totals[m][c]);
+  }
+}
+
+// The work of one product that all threads share.
+template <class Format, int Planes>
+class WideProduct {
+ public:
+  using Order = WideOrder<Format>;
+  static constexpr int64_t kOutputsAtOnce = kBlockOutputs;
+
+  WideProduct(const Product& product, const RoundedRows& rounded)
+      : product_(product), weight_(product.weight), rounded_(rounded) {
+    const RowLayout& layout = rounded.layout;
+    is_grouped_ = layout.sums > 1;
+    corrects_ = Format::kOffset != 0 || weight_.zero_points != nullptr;
+    // All scales of a row are read as whole vectors.
+    spans_ = round_up(layout.scales, kLanes);
+    // Whole steps and spans.
+    const int64_t strip = kStripBytes / (kBlockOutputs * Format::kWideBytes);
+    const int64_t part = std::max<int64_t>(Format::kNumbers, is_grouped_ ? layout.span : kFreeSpan);
+    strip_ = std::max(part, strip / part * part);
+  }
+
+  static void run(const void* work, int64_t first, int64_t last) {
+    const auto* mine = static_cast<const WideProduct*>(work);
+    for (int64_t n = first; n < last; n += kBlockOutputs) {
+      mine->multiply_block(n, std::min(kBlockOutputs, last - n));
+    }
+  }
+
+ private:
+  static constexpr int kRows = Planes == 1 ? kWideRows : (kWideRows + 1) / 2;
+
+  struct Block {
+    int64_t first, outputs;
+    float *scales, *offsets;  // (spans_, kBlockOutputs), or (kBlockOutputs) without groups.
+    float* sums;              // (rows, kBlockOutputs)
+    uint8_t* weights;         // A strip of it in order.
+  };
+
+  void multiply_block(int64_t first, int64_t outputs) const {
+    const int64_t rows = product_.rows;
+    const int64_t weight_bytes = strip_ * kBlockOutputs * Format::kWideBytes;
+    const int64_t floats = kBlockOutputs * (2 * spans_ + rows);
+    auto* memory = static_cast<uint8_t*>(scratch(1, weight_bytes + sizeof(float) * floats));
+    Block block = {first, outputs, nullptr, nullptr, nullptr, memory};
+    block.scales = reinterpret_cast<float*>(memory + weight_bytes);
+    block.offsets = block.scales + kBlockOutputs * spans_;
+    block.sums = block.offsets + kBlockOutputs * spans_;
+    take_scales(block);
+    std::memset(block.sums, 0, sizeof(float) * rows * kBlockOutputs);
+    for (int64_t start = 0; start < weight_.inputs; start += strip_) {
+      const int64_t end = std::min(weight_.inputs, start + strip_);
+      arrange(block, start, end);
+      add_strip(block, start, end);
+    }
+    store_block(block);
+  }
+
+  // Scales of neighbouring outputs side by side.
+  void take_scales(const Block& block) const {
+    std::memset(block.scales, 0, sizeof(float) * 2 * kBlockOutputs * spans_);
+    if (!is_grouped_) {
+      for (int64_t n = 0; n < block.outputs; ++n) {
+        block.scales[n] = load_one(weight_.scale, block.first + n);
+        block.offsets[n] = Format::offset(weight_, block.first + n, 0);
+      }
+      return;
+    }
+    float* memory = static_cast<float*>(scratch(2, sizeof(float) * 2 * kLanes * spans_));
+    std::memset(memory, 0, sizeof(float) * 2 * kLanes * spans_);
+    for (int64_t c = 0; c < kWideVectors; ++c) {
+      const int64_t count = std::min<int64_t>(kLanes, block.outputs - c * kLanes);
+      for (int64_t n = 0; n < count; ++n) {
+        load_scales<Format>(weight_, block.first + c * kLanes + n, rounded_.layout.span,
+                            rounded_.layout.scales, memory + n * spans_,
+                            memory + (kLanes + n) * spans_);
+      }
+      turn(memory, block.scales + c * kLanes);
+      if (weight_.zero_points) turn(memory + kLanes * spans_, block.offsets + c * kLanes);
+    }
+    if (weight_.zero_points) return;
+    for (int64_t i = 0; i < kBlockOutputs * spans_; ++i) {
+      block.offsets[i] = block.scales[i] * Format::kOffset;
+    }
+  }
+
+  // (kLanes, spans_) → (spans_, kBlockOutputs)
+  void turn(const float* from, float* to) const {
+    for (int64_t s = 0; s < spans_; s += kLanes) {
+      Bytes vectors[kLanes];
+      for (int i = 0; i < kLanes; ++i) {
+        vectors[i] = load_bytes(reinterpret_cast<const uint8_t*>(from + i * spans_ + s));
+      }
+      transpose(vectors);
+      for (int i = 0; i < kLanes; ++i) {
+        store_bytes(reinterpret_cast<uint8_t*>(to + (s + i) * kBlockOutputs), vectors[i]);
+      }
+    }
+  }
+
+  // The weights of a strip, each step of each kLanes outputs put in order. Zeros fill up a chunk.
+  void arrange(const Block& block, int64_t start, int64_t end) const {
+    constexpr int kStepBytes = Format::kNumbers * Format::kWideBytes * kBlockOutputs;
+    uint8_t copies[kLanes][Format::kValueBytes] = {};
+    // What is read next: the next strip, or the first one of the next block.
+    const int64_t ahead = end < weight_.inputs ? bytes_of(end - start)
+                                               : kBlockOutputs * weight_.value_stride - bytes_of(start);
+    const int64_t padded = start + round_up(end - start, std::max<int64_t>(kChunk, Format::kNumbers));
+    for (int c = 0; c < kWideVectors; ++c) {
+      uint8_t* out = block.weights + c * kBytes;
+      for (int64_t k = start; k < padded; k += Format::kNumbers, out += kStepBytes) {
+        const int64_t there = std::clamp<int64_t>(end - k, 0, Format::kNumbers);
+        const uint8_t* values[kLanes];
+        for (int n = 0; n < kLanes; ++n) {
+          const int64_t output = c * kLanes + n;
+          values[n] = copies[n];
+          if (output < block.outputs && there > 0) {
+            const uint8_t* stored = weight_.values +
+                                    (block.first + output) * weight_.value_stride + bytes_of(k);
+            prefetch(stored + ahead);
+            if (there == Format::kNumbers) {
+              values[n] = stored;
+              continue;
+            }
+            // Nothing behind a weight's end is read.
+            std::memcpy(copies[n], stored, bytes_of(there));
+          }
+          if (there < Format::kNumbers) {
+            std::memset(copies[n] + bytes_of(there), 0, Format::kValueBytes - bytes_of(there));
+          }
+        }
+        Format::arrange_step(values, out);
+      }
+    }
+  }
+
+  static int64_t bytes_of(int64_t numbers) {
+    return numbers * Format::kValueBytes / Format::kNumbers;
+  }
+
+  void add_strip(const Block& block, int64_t start, int64_t end) const {
+    const RowLayout& layout = rounded_.layout;
+    const int64_t chunks = round_up(end - start, kChunk) / kChunk;
+    const bool is_one = layout.scales == 1;
+    const int64_t span_chunks = is_one ? chunks : layout.span / kChunk;
+    WideTile tile = {};
+    tile.weights = block.weights;
+    tile.chunks = span_chunks;
+    const int64_t first_span = is_one ? 0 : start / layout.span;
+    if (is_grouped_) {
+      tile.scales = block.scales + first_span * kBlockOutputs;
+      tile.offsets = corrects_ ? block.offsets + first_span * kBlockOutputs : nullptr;
+    }
+    for (int64_t m = 0; m < product_.rows;) {
+      const int64_t left = product_.rows - m;
+      const int64_t count = left >= kRows ? kRows : left >= 2 ? 2 : 1;
+      for (int64_t i = 0; i < count; ++i) {
+        tile.rows[i] = rounded_.row(m + i) + start / kChunk * (Planes * Order::kPlaneBytes);
+        tile.row_scales[i] = rounded_.scale(m + i) + first_span;
+        tile.row_sums[i] = rounded_.sum(m + i) + (is_grouped_ ? first_span : 0);
+        tile.sums[i] = block.sums + (m + i) * kBlockOutputs;
+      }
+      tile.spans = chunks / span_chunks;
+      multiply_tile(tile, count);
+      if (const int64_t rest = chunks % span_chunks) add_rest(tile, count, rest);
+      m += count;
+    }
+  }
+
+  // The last span of rows of 16 bits may be shorter.
+  static void add_rest(const WideTile& whole, int64_t count, int64_t chunks) {
+    WideTile tile = whole;
+    const int64_t done = whole.spans * whole.chunks;
+    tile.weights += done * kChunk * Format::kWideBytes * kBlockOutputs;
+    for (int64_t i = 0; i < count; ++i) {
+      tile.rows[i] += done * Planes * Order::kPlaneBytes;
+      tile.row_scales[i] += whole.spans;
+    }
+    tile.spans = 1;
+    tile.chunks = chunks;
+    multiply_tile(tile, count);
+  }
+
+  static void multiply_tile(const WideTile& tile, int64_t rows) {
+    if (rows == kRows) return add_wide_tile<Format, Planes, kRows>(tile);
+    if (rows == 2) return add_wide_tile<Format, Planes, 2>(tile);
+    add_wide_tile<Format, Planes, 1>(tile);
+  }
+
+  void store_block(const Block& block) const {
+    float bias[kBlockOutputs] = {}, results[kBlockOutputs];
+    for (int64_t n = 0; n < block.outputs && product_.bias.data != nullptr; ++n) {
+      bias[n] = load_one(product_.bias, block.first + n);
+    }
+    for (int64_t m = 0; m < product_.rows; ++m) {
+      for (int c = 0; c < kBlockOutputs; c += kLanes) {
+        Float value = load(block.sums + m * kBlockOutputs + c);
+        if (!is_grouped_) {
+          if (corrects_) {
+            value = multiply_add(load(block.offsets + c), set(-rounded_.sum(m)[0]), value);
+          }
+          value = multiply(value, load(block.scales + c));
+        }
+        store(results + c, add(value, load(bias + c)));
+      }
+      store_row(product_.y, product_.x.type, m * weight_.outputs + block.first, block.outputs,
+                results);
+    }
+  }
+
+  const Product& product_;
+  const Weight& weight_;
+  const RoundedRows& rounded_;
+  bool is_grouped_, corrects_;
+  int64_t spans_, strip_;
+};
+
+}  // namespace MINIGPT4_LEVEL
+}  // namespace minigpt4
