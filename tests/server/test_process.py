@@ -84,7 +84,6 @@ def serve_here(model, grace_seconds, talk):
             return talk(Running(listen.url_of(listener), app))
         except BaseException:
             tell_to_end()
-            tell_to_end()
             raise
 
     before = signal.signal(signal.SIGTERM, signal.SIG_IGN)

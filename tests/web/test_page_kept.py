@@ -59,13 +59,18 @@ def reload(page):
     page.wait_for_selector("#about strong")
 
 
-def test_a_reload_keeps_the_dialogue_and_its_pictures(page):
+def test_a_reload_keeps_the_dialogue_its_pictures_and_the_colour(page):
+    is_dark = "document.body.classList.contains('dark')"
+    assert not page.evaluate(is_dark)
+    page.click("#colour")
+    page.wait_for_function(is_dark)
     put_pictures(page, PICTURES / "one.png", PICTURES / "two.png")
     ask(page, "Describe these.")
     ask(page, "Where is the triangle?")
     before = texts(page, QUESTIONS), texts(page, ANSWERS)
     wait_until_kept(page, 2)
     reload(page)
+    page.wait_for_function(is_dark)
     wait_for_count(page, ANSWERS, 2)
     assert (texts(page, QUESTIONS), texts(page, ANSWERS)) == before
     wait_for_count(page, PICTURES_ASKED, 2)
@@ -147,15 +152,6 @@ def test_a_dialogue_is_saved_as_json_for_the_api_and_as_markdown(page):
     assert saved.value.path().read_text(encoding="utf-8") == (
         f"*Picture: two.png*\n\n**Question:** How many shapes are there?\n\n{answer}\n"
     )
-
-
-def test_the_colour_is_chosen_and_kept(page):
-    is_dark = "document.body.classList.contains('dark')"
-    assert not page.evaluate(is_dark)
-    page.click("#colour")
-    page.wait_for_function(is_dark)
-    reload(page)
-    page.wait_for_function(is_dark)
 
 
 def test_turns_come_back_as_they_were_kept(tmp_path):
