@@ -21,7 +21,8 @@ def train_demo(monkeypatch):
         for stage, plan in train_demo.PLANS.items()
     }
     monkeypatch.setattr(train_demo, "PLANS", plans)
-    monkeypatch.setattr(train_demo, "FITTED_BATCHES", 2)
+    monkeypatch.setattr(train_demo, "FITTED_BATCHES", 1)
+    monkeypatch.setattr("demo_lessons.TOKENIZER_SCENES", 200)
     return train_demo
 
 
