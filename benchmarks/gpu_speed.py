@@ -196,8 +196,8 @@ def compiled_encoder(setting: Setting) -> Iterator[VisionEncoder]:
     from minigpt4_runtime.export.onnx import GraphPlan, export_onnx
 
     with tempfile.TemporaryDirectory() as work_dir:
-        model_dir = DEMO_MODEL_DIR if setting.is_dry else write_full_model(Path(work_dir, "model"))
-        graph_dir = Path(work_dir, "graph")
+        model_dir, graph_dir = Path(work_dir, "model"), Path(work_dir, "graph")
+        write_picture_model(model_dir, setting)
         export_onnx(model_dir, graph_dir, images=[], plan=GraphPlan(batch_sizes=None))
         yield vision_encoder("onnx")(
             graph_dir / "vision.onnx", None, device=setting.device, dtype=torch.float32,
@@ -205,16 +205,23 @@ def compiled_encoder(setting: Setting) -> Iterator[VisionEncoder]:
         )  # fmt: skip
 
 
-def write_full_model(model_dir: Path) -> Path:
-    """A model folder with the published image side and a tiny language model."""
+def write_picture_model(model_dir: Path, setting: Setting) -> None:
+    """A model folder with the published image side; in a dry run one layer of the demo model's."""
     from load_memory import TOKENIZER
     from vision_export import RandomWeights, full_config
 
     from minigpt4_runtime.checkpoint.folder import write_folder
 
     config = full_config(PRESETS["vicuna-7b"].vision.num_hidden_layers)
+    if setting.is_dry:
+        demo = picture_config(setting)
+        assert demo.qformer is not None
+        config = replace(
+            demo,
+            vision=replace(demo.vision, num_hidden_layers=1),
+            qformer=replace(demo.qformer, num_hidden_layers=1),
+        )
     write_folder(model_dir, config, RandomWeights(model_shapes(config)), TOKENIZER)
-    return model_dir
 
 
 # --- one decode step ------------------------------------------------------------------------------

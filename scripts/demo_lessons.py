@@ -29,6 +29,7 @@ COLOURS, SIZES, BACKGROUNDS = (
 # One label per attribute; 0 is "nothing here".
 ATTRIBUTES = {"kind": scenes.KINDS, "colour": COLOURS, "size": SIZES}
 TEMPLATE = TEMPLATES["vicuna"]
+TOKENIZER_SCENES = 4000
 
 
 def train_tokenizer(path: Path) -> None:
@@ -36,7 +37,7 @@ def train_tokenizer(path: Path) -> None:
     rng = random.Random(0)
     lines = [TEMPLATE.system, TEMPLATE.separator, TEMPLATE.user, TEMPLATE.assistant] * 500
     lines += ["<Img>", "</Img> "] * 500
-    for _ in range(4000):
+    for _ in range(TOKENIZER_SCENES):
         scene = scenes.random_scene(rng, held_out=False)
         lines += [scenes.describe(scene), scenes.ask_description(rng)]
         for question in (scenes.ask(scene, rng) for _ in range(4)):

@@ -22,6 +22,9 @@ if not Path("/dev/nvidiactl").exists():
 # A shell starts what runs in the background with Ctrl-C ignored, and so would be what is tested.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# What tests write need not survive a power cut, and a busy disk makes them wait for that.
+os.fsync = lambda descriptor: None
+
 GOLDENS = Path(__file__).parent / "goldens"
 
 
@@ -54,6 +57,16 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     for mark, why_not in WHY_NOT.items():
         if item.get_closest_marker(mark) and (reason := why_not()):
             pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def tls_once() -> Iterator[None]:
+    """Lets HTTP clients share what they need for TLS: each would read all certificates anew."""
+    from httpx._transports import default
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(default, "create_ssl_context", cache(default.create_ssl_context))
+        yield
 
 
 @pytest.fixture
@@ -112,19 +125,26 @@ def golden_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str]
 def graph_dir(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """Exports the image side of a model folder once, for any number of pictures; None is the demo.
 
-    The graphs are shared: copy one before you change it.
+    The graphs are shared, by all processes that run tests: copy one before you change it.
     """
+    from filelock import FileLock
+
     from minigpt4_runtime.api import DEMO_MODEL_DIR
     from minigpt4_runtime.export.onnx import GraphPlan, export_onnx
 
-    out_dir = tmp_path_factory.mktemp("graphs")
+    own = tmp_path_factory.getbasetemp()
+    shared = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "graphs"
 
     @cache
     def export(model_dir: Path | None = None) -> Path:
         model_dir = model_dir or DEMO_MODEL_DIR
-        plan = GraphPlan(batch_sizes=None, om_batch_sizes=(1, 2, 4))
-        export_onnx(model_dir, out_dir / model_dir.name, images=[], plan=plan)
-        return out_dir / model_dir.name
+        graph = shared / model_dir.name
+        shared.mkdir(exist_ok=True)
+        with FileLock(shared / f"{model_dir.name}.lock"):
+            if not graph.exists():
+                plan = GraphPlan(batch_sizes=None, om_batch_sizes=(1, 2, 4))
+                export_onnx(model_dir, graph, images=[], plan=plan)
+        return graph
 
     return export
 

@@ -39,6 +39,10 @@ class Golden:
     def content(self) -> dict:
         return json.loads((self.folder / "cases.json").read_text(encoding="utf-8"))
 
+    @cached_property
+    def _played(self) -> dict[int, tuple[list[Message], list[Reply]]]:
+        return {}
+
     @property
     def pictures(self) -> list[str]:
         return sorted(key.split("/")[0] for key in self.arrays if key.endswith("/pixels"))
@@ -58,10 +62,15 @@ class Golden:
         return [case for case in cases if not any(map(ends_in_mark, case["turns"]))]
 
     def play(self, case: dict) -> tuple[list[Message], list[Reply]]:
-        """Go through a case as a user of the API would: the last question, and all replies.
+        """Go through a case once, as a user of the API would: the last question, and all replies.
 
         A picture after a text begins a message: within one, pictures would come first.
         """
+        if case["id"] not in self._played:
+            self._played[case["id"]] = self._play(case)
+        return self._played[case["id"]]
+
+    def _play(self, case: dict) -> tuple[list[Message], list[Reply]]:
         messages: list[Message] = []
         parts: list = []
         replies: list[Reply] = []

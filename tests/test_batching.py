@@ -4,10 +4,11 @@ Every golden case of one turn, with every search, all at once through engines of
 """
 
 import pytest
-from golden_cases import GOLDENS, NAMES, Golden, run_together
+from golden_cases import GOLDENS, Golden, run_together
 
 from minigpt4_runtime import MiniGPT4, SamplingParams
 
+VARIANTS = ["vicuna", "llama2-gqa"]
 ENGINES = {
     "as it comes": {},
     "cut into chunks": {"max_step_tokens": 24, "max_running": 8},
@@ -24,12 +25,12 @@ def load(golden_model_dir, name, **engine) -> Golden:
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize("name", ["vicuna", "llama2-gqa"])
+@pytest.mark.parametrize("name", VARIANTS)
 def test_together_as_alone(golden_model_dir, name, engine):
-    run_together(load(golden_model_dir, name, **ENGINES[engine]), most=8)
+    run_together(load(golden_model_dir, name, **ENGINES[engine]), most=5)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", VARIANTS)
 def test_preempted_as_not(golden_model_dir, name):
     """The longest prompt alone nearly fills the cache: the others push each other out."""
     golden = load(golden_model_dir, name)
@@ -41,7 +42,7 @@ def test_preempted_as_not(golden_model_dir, name):
     assert golden.model.stats().num_preempted > 0
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", VARIANTS)
 def test_cached_as_computed(golden_model_dir, name):
     golden = load(golden_model_dir, name)
     run_together(golden, most=6)

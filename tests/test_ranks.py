@@ -1,5 +1,8 @@
 """One model over several processes answers as one process does, and none of them is left behind."""
 
+import contextlib
+import io
+import itertools
 import json
 import os
 import shutil
@@ -13,6 +16,7 @@ import pytest
 from golden_cases import GOLDENS, SEARCHES, Golden, assert_same_ids
 
 from minigpt4_runtime import Message, MiniGPT4, SamplingParams, follow
+from minigpt4_runtime.cli.main import run
 from minigpt4_runtime.errors import ConfigError, RankLostError
 
 PICTURES = Path(__file__).parents[1] / "examples/images"
@@ -55,17 +59,43 @@ def children_of(leader):
     return found
 
 
-# --- the same answers ---------------------------------------------------------------------------
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """What `minigpt4 describe` says of the pictures without other ranks, and its records."""
+    out, said = tmp_path_factory.mktemp("alone") / "out.jsonl", io.StringIO()
+    words = ["minigpt4", "describe", str(PICTURES), "--device", "cpu", "--out", str(out)]
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(said):
+        patch.setattr(sys, "argv", words)
+        with pytest.raises(SystemExit):
+            run()
+    return said.getvalue(), answers_in(out)
 
 
-@pytest.mark.parametrize("size", [2, 4])
-@pytest.mark.parametrize("name", ["vicuna", "llama2"])
-def test_the_original_s_answers(golden_model_dir, name, size):
+def answers_in(records_path):
+    """The answer for each picture of a file of records, whose last line may be half written."""
+    text = records_path.read_text("utf-8") if records_path.exists() else ""
+    records = [json.loads(line) for line in text.rpartition("\n")[0].splitlines()]
+    return {record["image"]: record["answer"] for record in records}
+
+
+def wait_until(is_so):
+    deadline = time.monotonic() + 60
+    while not is_so():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+# --- the same answers, until a rank is lost -----------------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "size"), [("vicuna", 2), ("llama2", 4)])
+def test_the_original_s_answers_until_a_rank_is_killed(golden_model_dir, name, size):
     alone = load(golden_model_dir(name))
     with load(golden_model_dir(name), tensor_parallel=size) as model:
         golden = Golden(GOLDENS / name, model)
         assert model.tensor_parallel == size
-        assert len(followers()) == size - 1
+        pids = sorted(followers())
+        assert len(pids) == size - 1
         tickets = [
             (model.submit(golden.question(case), golden.sampling(**SEARCHES[search])), ids)
             for case in golden.cases("single")
@@ -77,6 +107,38 @@ def test_the_original_s_answers(golden_model_dir, name, size):
         question = golden.question(golden.cases("single")[0])
         assert model.chat(question, SAMPLED) == alone.chat(question, SAMPLED)
         assert model.probe.traffic().num_bytes > 0
+        if size == 2:  # One that has nothing to do is killed, or one of several at work.
+            os.kill(pids[0], signal.SIGKILL)
+            with pytest.raises(RankLostError, match=r"Rank 1 of 2 ended with status -9\. Load"):
+                model.chat(question)
+        else:
+            lose_at_work(model, pids[1], signal.SIGKILL, "Rank 2 of 4 ended with status -9")
+    assert not followers()
+
+
+def lose_at_work(model, pid, blow, why):
+    """Everything that runs ends and says why, and nothing more is taken."""
+    tickets = [model.submit([Message("user", ("Count.",))], ENDLESS) for _ in range(3)]
+    next(iter(tickets[0]))
+    os.kill(pid, blow)
+    for ticket in tickets:
+        with pytest.raises(RankLostError, match=f"{why}.* Load the model again"):
+            for _ in ticket:
+                pass
+    with pytest.raises(RankLostError):
+        model.submit([Message("user", ("Still there?",))])
+
+
+def test_heads_that_share_keys_and_an_odd_vocabulary_until_a_rank_hangs(
+    golden_model_dir, monkeypatch
+):
+    monkeypatch.setattr("minigpt4_runtime.ranks.PATIENCE_SECONDS", 2)
+    with load(golden_model_dir("llama2-gqa"), tensor_parallel=2) as model:
+        golden = Golden(GOLDENS / "llama2-gqa", model)
+        for case in golden.cases("single")[:6]:
+            reply = model.chat(golden.question(case), golden.sampling())
+            assert_same_ids(golden, reply.token_ids, case["output_ids"]["greedy"])
+        lose_at_work(model, *followers(), signal.SIGSTOP, "does not answer")
     assert not followers()
 
 
@@ -93,117 +155,91 @@ def test_eight_ranks(eight_heads_dir):
     assert ours == [alone.chat(question, search) for search in searches]
 
 
-def test_heads_that_share_keys_and_an_odd_vocabulary(golden_model_dir):
-    with load(golden_model_dir("llama2-gqa"), tensor_parallel=2) as model:
-        golden = Golden(GOLDENS / "llama2-gqa", model)
-        for case in golden.cases("single")[:6]:
-            reply = model.chat(golden.question(case), golden.sampling())
-            assert_same_ids(golden, reply.token_ids, case["output_ids"]["greedy"])
-
-
-def test_two_instances_side_by_side(tmp_path):
-    """Each a program of its own, as two users on one machine would start it."""
-    command = [sys.executable, "-m", "minigpt4_runtime.cli.main", "describe", str(PICTURES),
-               "--device", "cpu", "--tensor-parallel", "2"]  # fmt: skip
-    runs = [
-        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        for _ in range(2)
-    ]
-    alone = subprocess.run([*command[:-1], "1"], capture_output=True, text=True, check=True)
-    for run in runs:
-        out, err = run.communicate(timeout=120)
-        assert (run.returncode, out) == (0, alone.stdout), err
+# --- programs of their own ----------------------------------------------------------------------
 
 
 def torchrun(*program):
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2",
                "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]  # fmt: skip
-    return subprocess.run(
+    done = subprocess.run(
         [*command, *program], capture_output=True, text=True, check=False, timeout=120
     )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
-def test_torchrun_starts_them(tmp_path):
+def test_torchrun_starts_them(alone, tmp_path):
     """Every rank is given the same command; one of them does the job."""
     command = ["-m", "minigpt4_runtime.cli.main", "describe", str(PICTURES),
                "--device", "cpu", "--tensor-parallel", "2"]  # fmt: skip
-    ours = torchrun(*command, "--out", str(tmp_path / "out.jsonl"))
-    assert ours.returncode == 0, ours.stderr
-    alone = subprocess.run([sys.executable, *command[:-2]], capture_output=True, text=True)
-    assert ours.stdout == alone.stdout
-    assert len((tmp_path / "out.jsonl").read_text("utf-8").splitlines()) == len(
-        list(PICTURES.iterdir())
-    )
+    said, answers = alone
+    assert torchrun(*command, "--out", str(tmp_path / "out.jsonl")) == said
+    assert answers_in(tmp_path / "out.jsonl") == answers
 
 
 PROGRAM = """
-import sys
-from minigpt4_runtime import MiniGPT4, follow
+import os, sys
+from minigpt4_runtime import ConfigError, MiniGPT4, follow
 
-with_follow, picture = sys.argv[1] == "follow", sys.argv[2]
-if with_follow and follow(2):
+if os.environ["RANK"] == "1":
+    try:
+        MiniGPT4.load(device="cpu", tensor_parallel=2)
+    except ConfigError as error:
+        print("refused:", error)
+if follow(2):
     print("followed")
     sys.exit()
 with MiniGPT4.load(device="cpu", tensor_parallel=2) as model:
-    print("answer:", model.describe(picture).text)
+    print("answer:", model.describe(sys.argv[1]).text)
 """
 
 
-def test_a_program_of_ones_own_follows_first(tmp_path):
-    program, picture = tmp_path / "program.py", PICTURES / "three.png"
+def test_a_program_of_ones_own_follows_first(alone, tmp_path):
+    program, picture = tmp_path / "program.py", str(PICTURES / "three.png")
     program.write_text(PROGRAM, "utf-8")
-    done = torchrun(str(program), "follow", str(picture))
-    assert done.returncode == 0, done.stderr
-    answer = load().describe(picture).text
-    assert sorted(done.stdout.splitlines()) == [f"answer: {answer}", "followed"]
-    refused = torchrun(str(program), "no", str(picture))
-    assert refused.returncode != 0
-    assert "This process is rank 1 of 2 under torchrun" in refused.stderr
+    answer, followed, refused = sorted(torchrun(str(program), picture).splitlines())
+    assert (answer, followed) == (f"answer: {alone[1][picture]}", "followed")
+    assert refused.startswith("refused: This process is rank 1 of 2 under torchrun")
+
+
+def test_two_instances_side_by_side_end_each_for_itself(alone, tmp_path, request):
+    """Each a program of its own, as two users on one machine would start it."""
+    many = tmp_path / "many"
+    many.mkdir()
+    for number, picture in itertools.product(range(300), PICTURES.iterdir()):
+        shutil.copy(picture, many / f"{number}-{picture.name}")
+    command = [sys.executable, "-m", "minigpt4_runtime.cli.main", "describe", str(many),
+               "--device", "cpu", "--tensor-parallel", "2", "--out"]  # fmt: skip
+    records = [tmp_path / "one.jsonl", tmp_path / "other.jsonl"]
+    one, other = (
+        subprocess.Popen([*command, str(path)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        for path in records
+    )
+    request.addfinalizer(one.kill)
+    request.addfinalizer(other.kill)
+    for path in records:
+        wait_until(lambda path=path: len(answers_in(path)) >= 4)
+    # A lost rank ends its own instance, in words, and what is done is kept.
+    (follower,) = children_of(one.pid)
+    os.kill(follower, signal.SIGKILL)
+    _, err = one.communicate(timeout=60)
+    assert one.returncode == 1
+    assert b"error: Rank 1 of 2 ended with status -9." in err
+    # A leader that is killed takes its ranks with it.
+    (follower,) = children_of(other.pid)
+    environment = Path(f"/proc/{follower}/environ").read_bytes().split(b"\0")
+    (folder,) = (each for each in environment if each.startswith(b"MINIGPT4_RANKS="))
+    other.kill()
+    _, err = other.communicate(timeout=60)
+    assert other.returncode == -signal.SIGKILL, err
+    wait_until(lambda: has_ended(follower))
+    assert not Path(folder.decode().partition("=")[2]).exists()
+    for path in records:
+        for picture, answer in answers_in(path).items():
+            assert answer == alone[1][str(PICTURES / picture.rpartition("-")[2])]
 
 
 # --- what goes wrong ----------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("blow", [signal.SIGKILL, signal.SIGSTOP])
-def test_a_rank_that_dies_or_hangs_ends_what_runs(blow, monkeypatch):
-    monkeypatch.setattr("minigpt4_runtime.ranks.PATIENCE_SECONDS", 4)
-    with load(tensor_parallel=4) as model:
-        tickets = [model.submit([Message("user", ("Count.",))], ENDLESS) for _ in range(3)]
-        next(iter(tickets[0]))
-        os.kill(sorted(followers())[1], blow)
-        why = "Rank 2 of 4 ended with status -9" if blow == signal.SIGKILL else "does not answer"
-        for ticket in tickets:
-            with pytest.raises(RankLostError, match=f"{why}.* Load the model again"):
-                for _ in ticket:
-                    pass
-        with pytest.raises(RankLostError):
-            model.submit([Message("user", ("Still there?",))])
-    assert not followers()
-
-
-def test_a_killed_rank_is_named():
-    with load(tensor_parallel=2) as model:
-        (pid,) = followers()
-        os.kill(pid, signal.SIGKILL)
-        with pytest.raises(RankLostError, match=r"Rank 1 of 2 ended with status -9\. Load"):
-            model.chat([Message("user", ("Hello?",))])
-
-
-def test_the_command_line_says_so_and_keeps_what_is_done(tmp_path):
-    pictures = [str(path) for path in PICTURES.iterdir()] * 200
-    out = tmp_path / "out.jsonl"
-    command = [sys.executable, "-m", "minigpt4_runtime.cli.main", "describe", *pictures,
-               "--device", "cpu", "--tensor-parallel", "2", "--out", str(out)]  # fmt: skip
-    run = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert run.stdout.readline()
-    (follower,) = children_of(run.pid)
-    os.kill(follower, signal.SIGKILL)
-    _, err = run.communicate(timeout=60)
-    assert run.returncode == 1
-    assert "error: Rank 1 of 2 ended with status -9." in err
-    records = [json.loads(line) for line in out.read_text("utf-8").splitlines()]
-    assert records
-    assert all(record["answer"] for record in records)
 
 
 def test_a_rank_that_does_not_start_says_why(tmp_path, monkeypatch):
@@ -214,22 +250,6 @@ def test_a_rank_that_does_not_start_says_why(tmp_path, monkeypatch):
     with pytest.raises(RankLostError, match=r"Rank 1 of 2 ended with status 1 .*no room for me"):
         load(tensor_parallel=2)
     assert not followers()
-
-
-def test_ranks_end_with_a_leader_that_is_killed():
-    program = (
-        "import os, signal, sys\n"
-        "from minigpt4_runtime import MiniGPT4\n"
-        "model = MiniGPT4.load(device='cpu', tensor_parallel=2)\n"
-        "followers = model._loaded.ranks._followers\n"
-        "print(*[p.pid for p in followers._processes.values()], followers._folder, flush=True)\n"
-        "os.kill(os.getpid(), signal.SIGKILL)\n"
-    )
-    leader = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert leader.returncode == -signal.SIGKILL
-    follower, folder = leader.stdout.split()
-    assert has_ended(int(follower))
-    assert not Path(folder).exists()
 
 
 def test_ctrl_c_ends_all_at_once():
@@ -248,19 +268,14 @@ def test_ctrl_c_ends_all_at_once():
     _, err = leader.communicate(timeout=60)
     assert leader.returncode != 0
     assert "KeyboardInterrupt" in err
-    assert has_ended(follower)
+    wait_until(lambda: has_ended(follower))
 
 
 def has_ended(pid):
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        try:
-            if " Z " in Path(f"/proc/{pid}/stat").read_text():
-                return True
-        except OSError:
-            return True
-        time.sleep(0.05)
-    return False
+    try:
+        return " Z " in Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return True
 
 
 @pytest.mark.parametrize(
@@ -292,7 +307,12 @@ def test_an_environment_that_torchrun_would_not_make(monkeypatch, changes, messa
         monkeypatch.setenv(name, value)
     with pytest.raises(ConfigError, match=message):
         load(tensor_parallel=2)
-    load().close()  # One rank alone asks for no environment.
+
+
+def test_one_rank_alone_asks_for_no_environment(monkeypatch):
+    for name in ("RANK", "WORLD_SIZE"):
+        monkeypatch.setenv(name, "4")
+    load().close()
 
 
 def test_a_follower_of_torchruns_leaves_the_model_to_its_leader(monkeypatch):

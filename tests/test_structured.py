@@ -86,7 +86,7 @@ def _composed(inner):
     )  # fmt: skip
 
 
-@settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck))
 @given(schema=st.recursive(_plain, _composed, max_leaves=4), seed=st.integers(0, 99))
 def test_an_answer_is_of_its_schema(model, schema, seed):
     reply = answer(model, json_schema=schema, seed=seed, **HOT)
@@ -99,7 +99,7 @@ def test_an_answer_is_of_its_schema(model, schema, seed):
 
 def test_any_object(model):
     reply = answer(model, json_schema='{"type": "object"}', seed=3, temperature=9.0,
-                   max_new_tokens=400)  # fmt: skip
+                   max_new_tokens=100)  # fmt: skip
     if reply.finish_reason == "stop":
         assert isinstance(json.loads(reply.text), dict)
     assert reply.text.startswith("{")
@@ -108,13 +108,12 @@ def test_any_object(model):
 def test_among_others_and_preempted_as_alone(model):
     forms = [{"json_schema": SHAPES}, {"regex": "[a-z]{3,30}[0-9]{5,25}"}, {}]
     asked = [
-        {**form, **HOT, "seed": seed, "num_beams": beams, "temperature": 0.0 if beams > 1 else 3.0,
-         "max_new_tokens": 60}
-        for form in forms for seed in (1, 2) for beams in (1, 2)
+        {**form, "num_beams": beams, "temperature": 0.0 if beams > 1 else 3.0, "max_new_tokens": 50}
+        for form in forms for beams in (1, 2)
     ]  # fmt: skip
     alone = [answer(model, **each).token_ids for each in asked]
     engine = model.engine_config
-    model.probe.use_engine({"num_blocks": 16, "block_size": 16, "max_running": 12})
+    model.probe.use_engine({"num_blocks": 12, "block_size": 16, "max_running": 6})
     try:
         tickets = [submit(model, **each) for each in asked]
         together = [reply_of(ticket).token_ids for ticket in tickets]
@@ -195,12 +194,11 @@ def test_a_form_can_be_prepared(model):
         model.prepare(SamplingParams(json_schema={"type": "array", "uniqueItems": True}))
 
 
-def test_a_model_on_two_ranks_keeps_to_the_form():
-    asked = [{"json_schema": SHAPES, **HOT, "seed": seed} for seed in range(3)]
-    with MiniGPT4.load(device="cpu", dtype="float32") as alone:
-        expected = [answer(alone, **each).text for each in asked]
-    with MiniGPT4.load(device="cpu", dtype="float32", tensor_parallel=2) as model:
-        tickets = [submit(model, **each) for each in asked]
+def test_a_model_on_two_ranks_keeps_to_the_form(model):
+    asked = [{"json_schema": SHAPES, **HOT, "seed": seed} for seed in range(2)]
+    expected = [answer(model, **each).text for each in asked]
+    with MiniGPT4.load(device="cpu", tensor_parallel=2) as divided:
+        tickets = [submit(divided, **each) for each in asked]
         assert [reply_of(ticket).text for ticket in tickets] == expected
     for text in expected:
         jsonschema_rs.validate(SHAPES, json.loads(text))

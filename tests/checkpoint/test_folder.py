@@ -2,9 +2,9 @@
 
 import errno
 import os
-import subprocess
+import signal
 import sys
-import textwrap
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -18,6 +18,8 @@ from minigpt4_runtime.checkpoint.config_file import load_config
 from minigpt4_runtime.checkpoint.folder import write_folder
 from minigpt4_runtime.checkpoint.load import load_model
 from minigpt4_runtime.checkpoint.manifest import SourceRecord, read_manifest
+from minigpt4_runtime.cli import convert as convert_command
+from minigpt4_runtime.cli.main import run
 from minigpt4_runtime.convert.convert import convert
 from minigpt4_runtime.errors import CheckpointError
 
@@ -204,36 +206,26 @@ def test_folders_on_the_way_are_made_and_links_followed(tmp_path):
     assert read_manifest(tmp_path / "models" / "deep" / "out").dtypes == ("float32",)
 
 
-@pytest.mark.skipif(os.name != "posix", reason="sends a signal as a terminal does")
 @pytest.mark.parametrize("stage", ["reading", "writing", "comparing", "computing"])
-def test_ctrl_c_at_the_command_line(stage, tmp_path):
-    """The real thing: SIGINT to a process that converts."""
-    code = """
-        import os, signal, sys
-        from contextlib import contextmanager
-        from minigpt4_runtime.cli import convert, main
+def test_ctrl_c_at_the_command_line(stage, tmp_path, monkeypatch, capsys):
+    @contextmanager
+    def bar_that_interrupts():
+        def interrupt(now, done_bytes, total_bytes):
+            if now == stage:
+                signal.raise_signal(signal.SIGINT)
 
-        @contextmanager
-        def bar_that_interrupts(stage=sys.argv.pop(1)):
-            def interrupt(now, done_bytes, total_bytes):
-                if now == stage:
-                    os.kill(os.getpid(), signal.SIGINT)
-            yield interrupt
+        yield interrupt
 
-        convert.byte_bar = bar_that_interrupts
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        main.run()
-    """
-    done = subprocess.run(
-        [
-            sys.executable, "-c", textwrap.dedent(code), stage, "convert", "--verify",
-            "--language", LLAMA2.language_dir, "--vision", LLAMA2.vision,
-            "--projection", LLAMA2.projection, "--out", tmp_path / "out",
-        ],
-        capture_output=True, text=True, check=False, timeout=120,
-    )  # fmt: skip
-    assert done.returncode == 130
-    assert (done.stdout, done.stderr) == ("", "Stopped. No half model was left behind.\n")
+    words = [
+        "minigpt4", "convert", "--verify", "--language", LLAMA2.language_dir,
+        "--vision", LLAMA2.vision, "--projection", LLAMA2.projection, "--out", tmp_path / "out",
+    ]  # fmt: skip
+    monkeypatch.setattr(convert_command, "byte_bar", bar_that_interrupts)
+    monkeypatch.setattr(sys, "argv", list(map(str, words)))
+    with pytest.raises(SystemExit) as ending:
+        run()
+    assert ending.value.code == 130
+    assert capsys.readouterr() == ("", "Stopped. No half model was left behind.\n")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -22,13 +22,17 @@ class Outcome:
 
 @pytest.fixture
 def real_minigpt4(monkeypatch, capsys):
-    """Runs the command in this process: `real_minigpt4("describe", "cat.png")`."""
+    """Runs the command in this process: `real_minigpt4("describe", "cat.png")`.
+
+    `given` is its standard input, as text or as bytes.
+    """
 
     def invoke(*arguments, given=""):
         from minigpt4_runtime.cli.main import run
 
+        stdin = io.BytesIO(given.encode() if isinstance(given, str) else given)
         monkeypatch.setattr(sys, "argv", ["minigpt4", *map(str, arguments)])
-        monkeypatch.setattr(sys, "stdin", io.StringIO(given))
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(stdin, "utf-8"))
         capsys.readouterr()
         with pytest.raises(SystemExit) as ending:
             run()

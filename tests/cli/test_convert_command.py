@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -22,14 +24,18 @@ def convert(real_minigpt4, language_dir, tmp_path):
     """Runs the command on the golden's other files."""
 
     def run(*more):
-        return real_minigpt4(
-            "convert", "--language", language_dir, "--vision", GOLDEN / "eva_vit_g.pth",
-            "--qformer", GOLDEN / "blip2_pretrained_flant5xxl.pth",
-            "--bert", GOLDEN / "bert-base-uncased",
-            "--projection", GOLDEN / "pretrained_minigpt4_7b.pth", "--out", tmp_path / "out", *more,
-        )  # fmt: skip
+        return real_minigpt4("convert", *convert_options(language_dir, tmp_path / "out"), *more)
 
     return run
+
+
+def convert_options(language_dir, out_dir):
+    return (
+        "--language", language_dir, "--vision", GOLDEN / "eva_vit_g.pth",
+        "--qformer", GOLDEN / "blip2_pretrained_flant5xxl.pth",
+        "--bert", GOLDEN / "bert-base-uncased",
+        "--projection", GOLDEN / "pretrained_minigpt4_7b.pth", "--out", out_dir,
+    )  # fmt: skip
 
 
 def test_a_delta_is_added_to_its_base(convert, language_dir, tmp_path):
@@ -90,3 +96,18 @@ def test_options_of_a_format_that_cannot_be(convert, tmp_path, options, said):
     assert refused.status == 1
     assert said in refused.err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_conversion_loads_no_compiler(language_dir, tmp_path):
+    """Torch's takes seconds to load, and some operations on the meta device ask for it."""
+    code = (
+        "import sys\n"
+        "from minigpt4_runtime.cli.main import run\n"
+        "try: run()\n"
+        "except SystemExit as ending: print(ending.code, 'torch._dynamo' in sys.modules)"
+    )
+    options = convert_options(language_dir, tmp_path / "out")
+    shown = subprocess.run(
+        [sys.executable, "-c", code, "convert", *options], capture_output=True, text=True
+    )
+    assert shown.stdout.splitlines()[-1] == "0 False", shown.stderr

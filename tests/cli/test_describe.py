@@ -185,19 +185,18 @@ def test_a_file_url_is_a_path(minigpt4, folder):
     assert shown.out.splitlines()[0] == f"{folder}/sub/c.png: {ANSWER.format('c.png')}"
 
 
-def test_a_picture_may_come_on_stdin(start, folder):
+def test_a_picture_may_come_on_stdin(start, minigpt4, folder):
     png = (folder / "a.png").read_bytes()
     whole = start("describe", "-", *MODEL, encoding=None).communicate(png, timeout=60)
     assert whole == (f"{ANSWER.format('- (stdin)')}\n".encode(), b"")
     for content, message in (
-        (b"", b"is empty"),
-        (png[:40], b"is damaged"),
-        (b"x", b"is not a pic"),
+        (b"", "is empty"),
+        (png[:40], "is damaged"),
+        (b"x", "is not a pic"),
     ):
-        process = start("describe", "-", *MODEL, encoding=None)
-        out, err = process.communicate(content, timeout=60)
-        assert (process.returncode, out) == (1, b"")
-        assert err.startswith(b"error: - (stdin) " + message)
+        shown = minigpt4("describe", "-", *MODEL, given=content)
+        assert (shown.status, shown.out) == (1, "")
+        assert shown.err.startswith(f"error: - (stdin) {message}")
 
 
 def test_an_error_advises_nothing_that_describe_cannot_do(minigpt4, folder):
@@ -306,7 +305,7 @@ def test_ctrl_c_loses_nothing(start, folder, name):
     assert list(json.loads(text)) == ["a.png"] if name == "r.json" else len(text.splitlines()) == 1
 
 
-def test_a_full_disk_behind_the_results(start, folder):
+def test_a_full_disk_behind_the_results(start, minigpt4, folder):
     resource = pytest.importorskip("resource")
     command = start(
         "describe", "a.png", "b.jpg", "--out", "r.jsonl", *MODEL,
@@ -318,6 +317,6 @@ def test_a_full_disk_behind_the_results(start, folder):
     assert "error: r.jsonl cannot be written (File too large)." in err
     first, _torn = (folder / "r.jsonl").read_text().splitlines()
     assert json.loads(first)["image"] == "a.png"
-    again = start("describe", "a.png", "b.jpg", "--out", "r.jsonl", "--resume", *MODEL)
-    assert again.wait(timeout=60) == 0
+    again = minigpt4("describe", "a.png", "b.jpg", "--out", "r.jsonl", "--resume", *MODEL)
+    assert again.status == 0
     assert [record["image"] for record in records(folder / "r.jsonl")] == ["a.png", "b.jpg"]

@@ -1,5 +1,6 @@
 """`minigpt4 doctor` and `minigpt4 models`: true on this machine, and when something is missing."""
 
+import functools
 import json
 import os
 import subprocess
@@ -16,7 +17,15 @@ from minigpt4_runtime.hub import diagnosis
 from minigpt4_runtime.kernels import native
 from minigpt4_runtime.presets import PRESETS
 
-pytestmark = pytest.mark.usefixtures("cache_home")
+pytestmark = pytest.mark.usefixtures("cache_home", "loaded_once")
+
+
+@pytest.fixture(scope="module")
+def loaded_once():
+    """The model that the doctor tries is the same each time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(MiniGPT4, "load", functools.cache(MiniGPT4.load))
+        yield
 
 
 def ask(real_minigpt4):
@@ -77,16 +86,17 @@ def test_what_is_read_by_people_says_the_same(real_minigpt4, monkeypatch):
     assert shown.out.endswith("Pictures can be described.\n")
 
 
-@pytest.mark.parametrize("package", ["torch", "numpy", "PIL"])
-def test_a_missing_package_is_a_finding(package):
+def test_missing_packages_are_findings():
     """In a process of its own: nothing on the way to the doctor may need what it looks for."""
     code = (
-        f"import sys; sys.modules[{package!r}] = None; sys.argv = ['minigpt4', 'doctor']\n"
+        "import sys; sys.modules |= dict.fromkeys(['torch', 'numpy', 'PIL']);"
+        "sys.argv = ['minigpt4', 'doctor']\n"
         "from minigpt4_runtime.cli.main import run; run()"
     )
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, encoding="utf-8")
     assert shown.returncode == 1, shown.stderr
-    assert f"FAIL  {package}: " in shown.stdout
+    for package in ("torch", "numpy", "PIL"):
+        assert f"FAIL  {package}: " in shown.stdout
     assert "Run: pip install minigpt4-runtime" in shown.stdout
     assert shown.stdout.endswith("Something is missing.\n")
 

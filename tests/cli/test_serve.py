@@ -46,6 +46,18 @@ def test_limits_on_connections_reach_the_server():
         assert config.connections == wanted
 
 
+@pytest.mark.parametrize(("is_insecure", "own_names_only"), [(False, True), (True, False)])
+def test_without_keys_it_answers_to_its_own_names_unless_told_otherwise(
+    is_insecure, own_names_only
+):
+    from minigpt4_runtime.cli import serve
+    from minigpt4_runtime.cli.options import ModelOptions
+
+    access, limits = serve.AccessOptions(insecure=is_insecure), serve.LimitOptions()
+    config = serve._settings(access, limits, ModelOptions(), name="a", log_content=False)
+    assert config.own_names_only is own_names_only
+
+
 @pytest.mark.parametrize("url", ["nonsense", "localhost:8000", "http://", "ftp://a.example"])
 def test_the_page_is_told_a_url(minigpt4, url):
     outcome = minigpt4("web", "--url", url, "--port", "99999")

@@ -4,10 +4,21 @@ import hashlib
 import json
 import re
 import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache, cached_property
+from pathlib import Path
 
 import pytest
 import torch
-from published_files import edit, edit_json, read_language, read_published
+from published_files import (
+    GOLDENS,
+    edit,
+    edit_json,
+    files_of,
+    read_language,
+    read_published,
+)
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -17,7 +28,7 @@ from minigpt4_runtime.checkpoint.config_file import load_config
 from minigpt4_runtime.checkpoint.load import load_model
 from minigpt4_runtime.convert import convert as convert_module
 from minigpt4_runtime.convert import key_map, recipe, verify
-from minigpt4_runtime.convert.convert import convert
+from minigpt4_runtime.convert.convert import Conversion, convert
 from minigpt4_runtime.errors import CheckpointError, ConfigError
 from minigpt4_runtime.model.eva_vit import resize_positions
 
@@ -84,10 +95,43 @@ def expected_weight(name: str, tensors: dict[str, torch.Tensor]) -> torch.Tensor
     return tensors[published]
 
 
+@dataclass(frozen=True)
+class Converted:
+    """A golden that was converted and verified, and the steps of its progress."""
+
+    folder: Path
+    conversion: Conversion
+    steps: list[tuple[str, int, int]]
+
+    @cached_property
+    def weights(self) -> dict[str, torch.Tensor]:
+        return load_file(self.folder / "model.safetensors")
+
+    def read_bytes(self) -> bytes:
+        return (self.folder / "model.safetensors").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def converted(tmp_path_factory) -> Callable[..., Converted]:
+    """Converts a golden once for each dtype and image size. Do not change the folders."""
+
+    @cache
+    def run(variant, dtype=None, image_size=None):
+        files = files_of(variant, GOLDENS / variant / "checkpoint")
+        folder, steps = tmp_path_factory.mktemp(variant) / "out", []
+        conversion = convert(
+            files, folder, dtype=dtype, image_size=image_size, verify=True,
+            progress=lambda *step: steps.append(step),
+        )  # fmt: skip
+        return Converted(folder, conversion, steps)
+
+    return run
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
-def test_every_weight_is_the_published_one_rounded(published, dtype, tmp_path):
-    conversion = convert(published, tmp_path / "out", dtype=dtype)
-    written, tensors = load_file(tmp_path / "out" / "model.safetensors"), all_published(published)
+def test_every_weight_is_the_published_one_rounded(published, variant, dtype, converted):
+    found = converted(variant, dtype)
+    conversion, written, tensors = found.conversion, found.weights, all_published(published)
     assert {name: tuple(weight.shape) for name, weight in written.items()} == model_shapes(
         conversion.config
     )
@@ -97,9 +141,9 @@ def test_every_weight_is_the_published_one_rounded(published, dtype, tmp_path):
     assert conversion.manifest.dtypes == (dtype,)
 
 
-def test_without_a_dtype_nothing_is_rounded(published, tmp_path):
-    conversion = convert(published, tmp_path / "out", verify=True)
-    written, tensors = load_file(tmp_path / "out" / "model.safetensors"), all_published(published)
+def test_without_a_dtype_nothing_is_rounded(published, variant, converted):
+    found = converted(variant)
+    conversion, written, tensors = found.conversion, found.weights, all_published(published)
     assert {name: tuple(weight.shape) for name, weight in written.items()} == model_shapes(
         conversion.config
     )
@@ -107,18 +151,16 @@ def test_without_a_dtype_nothing_is_rounded(published, tmp_path):
         expected = expected_weight(name, tensors)
         assert weight.dtype == expected.dtype, name
         # As bits: to `equal`, -0.0 would be 0.0.
-        found, wanted = (each.contiguous().view(torch.uint8) for each in (weight, expected))
-        assert torch.equal(found, wanted), name
+        bits = [each.contiguous().view(torch.uint8) for each in (weight, expected)]
+        assert torch.equal(*bits), name
     assert conversion.manifest.dtypes == ("float16", "float32")
     assert conversion.num_bytes == sum(weight.nbytes for weight in written.values())
 
 
-def test_without_a_dtype_a_model_in_float32_is_the_same(published, tmp_path):
-    convert(published, tmp_path / "own")
-    convert(published, tmp_path / "wide", dtype="float32")
+def test_without_a_dtype_a_model_in_float32_is_the_same(variant, converted):
     own, wide = (
-        load_model(tmp_path / name, device=torch.device("cpu"), dtype=torch.float32).state_dict()
-        for name in ("own", "wide")
+        load_model(each.folder, device=torch.device("cpu"), dtype=torch.float32).state_dict()
+        for each in (converted(variant), converted(variant, "float32"))
     )
     assert own.keys() == wide.keys()
     assert all(torch.equal(own[name], wide[name]) for name in own)
@@ -146,9 +188,8 @@ def test_every_dtype_survives_and_what_is_made_of_two_takes_the_wider(vicuna, tm
     assert torch.equal(written["vision.vit.position_embedding"], tensors["pos_embed"][0])
 
 
-def test_the_config_is_read_from_the_shapes(published, variant, tmp_path):
-    convert(published, tmp_path / "out")
-    config = load_config(tmp_path / "out")
+def test_the_config_is_read_from_the_shapes(published, variant, converted):
+    config = load_config(converted(variant).folder)
     assert config.template == variant
     assert (config.vision.image_size, config.vision.patch_size) == (56, 14)
     assert (config.vision.hidden_size, config.vision.num_attention_heads) == (176, 2)
@@ -166,13 +207,13 @@ def test_the_config_is_read_from_the_shapes(published, variant, tmp_path):
         assert getattr(config.language, name) == language[name]
 
 
-def test_the_folder_holds_what_it_should(published, tmp_path):
-    convert(published, tmp_path / "out")
-    names = {path.name for path in (tmp_path / "out").iterdir()}
+def test_the_folder_holds_what_it_should(published, variant, converted):
+    folder = converted(variant).folder
+    names = {path.name for path in folder.iterdir()}
     assert names == {"config.json", "manifest.json", "model.safetensors", "tokenizer.model"}
-    tokenizer = (tmp_path / "out" / "tokenizer.model").read_bytes()
+    tokenizer = (folder / "tokenizer.model").read_bytes()
     assert tokenizer == (published.language_dir / "tokenizer.model").read_bytes()
-    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text("utf-8"))
+    manifest = json.loads((folder / "manifest.json").read_text("utf-8"))
     assert manifest["format_version"] == 1
     assert manifest["weight_format"] == "float"
     assert manifest["dtypes"] == ["float16", "float32"]
@@ -186,18 +227,16 @@ def test_the_folder_holds_what_it_should(published, tmp_path):
     assert (("bert", "config.json") in by_name) == (published.bert_dir is not None)
 
 
-def test_the_same_files_give_the_same_bytes(published, tmp_path):
-    for name in ("one", "two"):
-        convert(published, tmp_path / name)
-    for path in (tmp_path / "one").iterdir():
-        assert path.read_bytes() == (tmp_path / "two" / path.name).read_bytes()
+def test_the_same_files_give_the_same_bytes(published, variant, converted, tmp_path):
+    convert(published, tmp_path / "again")
+    for path in converted(variant).folder.iterdir():
+        assert path.read_bytes() == (tmp_path / "again" / path.name).read_bytes()
 
 
-def test_shards(published, tmp_path):
-    convert(published, tmp_path / "whole")
+def test_shards(published, variant, converted, tmp_path):
     convert(published, tmp_path / "out", max_shard_bytes=500_000)
     index = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text("utf-8"))
-    whole = load_file(tmp_path / "whole" / "model.safetensors")
+    whole = converted(variant).weights
     files = sorted((tmp_path / "out").glob("*.safetensors"))
     assert [path.name for path in files] == [
         f"model-{number:05d}-of-{len(files):05d}.safetensors" for number in range(1, len(files) + 1)
@@ -215,25 +254,21 @@ def test_shards(published, tmp_path):
         assert path.stat().st_size <= 500_000 + 8 + header_bytes
 
 
-def test_small_pieces_make_the_same_files(published, tmp_path, monkeypatch):
-    convert(published, tmp_path / "whole")
+def test_small_pieces_make_the_same_files(variant, published, converted, tmp_path, monkeypatch):
     monkeypatch.setattr(writer, "CHUNK_ITEMS", 1000)
     convert(published, tmp_path / "out", verify=True)
-    name = "model.safetensors"
-    assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "out" / name).read_bytes()
+    whole = converted(variant).read_bytes()
+    assert (tmp_path / "out" / "model.safetensors").read_bytes() == whole
 
 
 @pytest.mark.parametrize(("dtype", "verify"), [(None, False), (None, True), ("float32", True)])
-def test_progress_reaches_the_total(published, dtype, verify, tmp_path):
-    seen: list[tuple[str, int, int]] = []
-    convert(
-        published,
-        tmp_path / "out",
-        dtype=dtype,
-        verify=verify,
-        progress=lambda *step: seen.append(step),
-    )
-    stages, done, totals = zip(*seen, strict=True)
+def test_progress_reaches_the_total(published, variant, dtype, verify, converted, tmp_path):
+    steps: list[tuple[str, int, int]] = []
+    if verify:
+        steps = converted(variant, dtype).steps
+    else:
+        convert(published, tmp_path / "out", progress=lambda *step: steps.append(step))
+    stages, done, totals = zip(*steps, strict=True)
     assert list(done) == sorted(done)
     assert set(totals) == {done[-1]}
     expected = ["reading", "writing", *(["comparing", "computing"] if verify else [])]
@@ -278,11 +313,11 @@ def replace_language(files, tensors, form: str) -> None:
         "safetensors without an index",
     ],
 )  # fmt: skip
-def test_forms_of_the_language_model(llama2, form, tmp_path):
-    convert(llama2, tmp_path / "before")
+def test_forms_of_the_language_model(llama2, form, converted, tmp_path):
     replace_language(llama2, read_language(llama2.language_dir), form)
     convert(llama2, tmp_path / "out", verify=True)
-    before, after = (load_file(tmp_path / name / "model.safetensors") for name in ("before", "out"))
+    before = converted("llama2").weights
+    after = load_file(tmp_path / "out" / "model.safetensors")
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
 
@@ -344,10 +379,9 @@ def test_rope_theta(llama2, changes, tmp_path):
     assert convert(llama2, tmp_path / "out", verify=True).config.language.rope_theta == 5e5
 
 
-def test_tensors_that_lie_crosswise_or_share_a_storage(llama2, tmp_path):
+def test_tensors_that_lie_crosswise_or_share_a_storage(llama2, converted, tmp_path):
     tensors = read_language(llama2.language_dir)
     replace_language(llama2, tensors, "one bin")
-    convert(llama2, tmp_path / "before")
     crosswise = {
         name: weight.T.contiguous().T if weight.dim() == 2 else weight
         for name, weight in tensors.items()
@@ -357,8 +391,8 @@ def test_tensors_that_lie_crosswise_or_share_a_storage(llama2, tmp_path):
         crosswise[f"model.layers.{n}.input_layernorm.weight"] = together[n]
     torch.save(crosswise, llama2.language_dir / "pytorch_model.bin")
     convert(llama2, tmp_path / "out", verify=True)
-    name = "model.safetensors"
-    assert (tmp_path / "before" / name).read_bytes() == (tmp_path / "out" / name).read_bytes()
+    whole = converted("llama2").read_bytes()
+    assert (tmp_path / "out" / "model.safetensors").read_bytes() == whole
 
 
 # --- what a projection file may hold more ------------------------------------------------------
@@ -400,13 +434,14 @@ def test_a_llama2_projection_with_its_own_ln_vision(llama2, tmp_path):
     assert torch.equal(written["vision.ln_vision.weight"], own["ln_vision.weight"])
 
 
-def test_another_image_size(published, variant, tmp_path):
-    conversion = convert(published, tmp_path / "out", image_size=112, verify=True)
+def test_another_image_size(published, variant, converted):
+    found = converted(variant, image_size=112)
+    conversion = found.conversion
     assert conversion.config.vision.image_size == 112
     assert conversion.config.rows_per_image == (8 if variant == "vicuna" else 16)
     table = read_published(published.vision)["pos_embed"][0]
     assert table.dtype == torch.float16
-    written = load_file(tmp_path / "out" / "model.safetensors")["vision.vit.position_embedding"]
+    written = found.weights["vision.vit.position_embedding"]
     assert written.dtype == torch.float32
     assert torch.equal(written, resize_positions(table.float(), 64))
 
@@ -424,13 +459,15 @@ def test_an_unknown_dtype(published, tmp_path):
 # --- --verify ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dtype", [None, "float32", "float16", "bfloat16"])
-@pytest.mark.parametrize("image_size", [None, 112])
-def test_verify_computes_both_sides(published, dtype, image_size, tmp_path):
-    verification = convert(
-        published, tmp_path / "out", dtype=dtype, image_size=image_size, verify=True
-    ).verification
-    assert verification.num_weights == len(model_shapes(load_config(tmp_path / "out")))
+@pytest.mark.parametrize(
+    ("dtype", "image_size"),
+    [(None, None), ("float32", None), ("float16", None), ("bfloat16", None), (None, 112),
+     ("float16", 112)],
+)  # fmt: skip
+def test_verify_computes_both_sides(variant, dtype, image_size, converted):
+    conversion = converted(variant, dtype, image_size).conversion
+    verification = conversion.verification
+    assert verification.num_weights == len(model_shapes(conversion.config))
     assert 0 < verification.rows_difference < 1e-5
     assert 0 < verification.logits_difference < 1e-5
 

@@ -93,9 +93,8 @@ def scrambled(path: Path) -> bytes:
         ),
     ],
 )
-@pytest.mark.parametrize("field", ["vision", "projection"])
-def test_a_stand_in_for_a_weight_file(llama2, field, make, said, fails):
-    path = getattr(llama2, field)
+def test_a_stand_in_for_a_weight_file(llama2, make, said, fails):
+    path = llama2.projection
     path.write_bytes(make(path))
     message = fails(llama2)
     assert str(path) in message
@@ -104,12 +103,17 @@ def test_a_stand_in_for_a_weight_file(llama2, field, make, said, fails):
 
 @pytest.mark.parametrize("content", [WEB_PAGE, LFS_POINTER])
 @pytest.mark.parametrize(
-    "name", ["pytorch_model-00002-of-00004.bin", "tokenizer.model", "config.json"]
-)
-def test_a_stand_in_in_the_language_folder(llama2, name, content, fails):
-    (llama2.language_dir / name).write_bytes(content)
+    "name",
+    ["eva_vit_g.pth", *(
+        f"llama/{name}"
+        for name in ("pytorch_model-00002-of-00004.bin", "tokenizer.model", "config.json")
+    )],
+)  # fmt: skip
+def test_a_stand_in_for_another_file(llama2, name, content, fails):
+    path = llama2.vision.parent / name
+    path.write_bytes(content)
     message = fails(llama2)
-    assert str(llama2.language_dir / name) in message
+    assert str(path) in message
     assert "web page" in message or "Git LFS pointer" in message
 
 
@@ -374,9 +378,14 @@ def test_a_strange_class_token(vicuna, fails):
 
 
 @pytest.mark.parametrize(
-    ("value", "said"), [(float("nan"), "holds NaN"), (float("-inf"), "holds an infinite value")]
+    ("value", "said", "dtype"),
+    [
+        (float("nan"), "holds NaN", None),
+        (float("nan"), "holds NaN", "float16"),
+        (float("-inf"), "holds an infinite value", "float16"),
+        (float("-inf"), "holds an infinite value", "float32"),
+    ],
 )
-@pytest.mark.parametrize("dtype", [None, "float16", "float32"])
 def test_nan_and_inf_are_named(vicuna, value, said, dtype, fails):
     name = "Qformer.bert.encoder.layer.1.output_query.dense.weight"
 

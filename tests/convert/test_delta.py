@@ -40,22 +40,24 @@ def fails(files, tmp_path, **options) -> str:
     return str(caught.value)
 
 
-def test_a_delta_without_its_base_is_named(variant, tmp_path, base_dir):
-    files = copy_golden(variant, tmp_path / "published")
-    make_delta(files, base_dir)
-    message = fails(files, tmp_path)
-    assert f"{files.language_dir} holds delta weights, the difference between a model" in message
+def test_a_delta_without_its_base_is_named(llama2, tmp_path, base_dir):
+    make_delta(llama2, base_dir)
+    message = fails(llama2, tmp_path)
+    assert f"{llama2.language_dir} holds delta weights, the difference between a model" in message
     assert "its norms are near 0 (at most 0.00" in message
     assert "`minigpt4 convert --base DIR`" in message
 
 
-def test_whole_weights_are_no_delta(published, tmp_path):
-    message = fails(replace(published, base_dir=published.language_dir), tmp_path)
-    assert f"{published.language_dir} holds whole weights and no delta" in message
+def test_whole_weights_are_no_delta(llama2, tmp_path):
+    message = fails(replace(llama2, base_dir=llama2.language_dir), tmp_path)
+    assert f"{llama2.language_dir} holds whole weights and no delta" in message
     assert "Leave --base out" in message
 
 
-@pytest.mark.parametrize("form", ["bins", "safetensors", "legacy"])
+@pytest.mark.parametrize(
+    ("variant", "form"),
+    [("vicuna", "bins"), ("llama2", "safetensors"), ("llama2", "legacy")],
+)
 def test_a_delta_is_added_to_its_base(variant, form, tmp_path, base_dir):
     files = copy_golden(variant, tmp_path / "published")
     wanted = make_delta(files, base_dir)

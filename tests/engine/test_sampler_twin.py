@@ -135,7 +135,7 @@ def same(choice, expected, *, is_exact):
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=75, deadline=None)
 @given(step=steps())
 def test_it_chooses_what_the_reference_chooses(step, device):
     logits, asked = step
@@ -148,7 +148,7 @@ def test_it_chooses_what_the_reference_chooses(step, device):
     torch.testing.assert_close(logits, before, rtol=0, atol=0, equal_nan=True)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(step=steps())
 def test_among_others_each_chooses_as_alone(step):
     logits, asked = step

@@ -234,7 +234,7 @@ def step_with(stepper, accident):
     stepper.step()
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=250, deadline=None)
 @given(LOADS)
 def test_every_answer_is_what_it_is_alone(load):
     requests = load.requests()

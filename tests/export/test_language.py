@@ -21,8 +21,8 @@ from minigpt4_runtime.quantise.quantise import quantise
 
 DEMO_DIR = Path(__file__).parents[2] / "src/minigpt4_runtime/assets/demo"
 PLANS = [
-    ("w8a16", None, True), ("w8a16", 32, False), ("w8a8", None, True), ("w8a8", 32, False),
-    ("w4a16", 32, True), ("w4a16", 32, False), ("w4a8", 32, True), ("w4a8", 32, False),
+    ("w8a16", None, True), ("w8a16", 32, False), ("w8a8", None, True), ("w4a16", 32, True),
+    ("w4a16", 32, False), ("w4a8", 32, False),
 ]  # fmt: skip
 
 

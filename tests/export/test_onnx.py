@@ -67,20 +67,20 @@ def test_one_graph_from_pixels_to_rows_for_any_number_of_pictures(graph_dir):
 
 
 @pytest.fixture(scope="module")
-def half(tmp_path_factory):
+def half(golden_model_dir, tmp_path_factory):
     """A float16 graph for one picture, written as one that is too large for a single file."""
     out_dir = tmp_path_factory.mktemp("half") / "graph"
     plan = GraphPlan(dtype="float16", batch_sizes=(1,))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(_onnx_program, "_LARGE_MODEL_THRESHOLD", 0)
-        export_onnx(DEMO_MODEL_DIR, out_dir, images=pictures(2), plan=plan)
+        export_onnx(golden_model_dir("llama2"), out_dir, images=pictures(2), plan=plan)
     return out_dir
 
 
 def test_float16_takes_float32_pixels_and_says_how_far_it_is(half):
     assert ends_of(half / ONNX_NAME) == [
-        ("pixels", onnx.TensorProto.FLOAT, [1, 3, 96, 96]),
-        ("rows", onnx.TensorProto.FLOAT16, [1, 10, 160]),
+        ("pixels", onnx.TensorProto.FLOAT, [1, 3, 56, 56]),
+        ("rows", onnx.TensorProto.FLOAT16, [1, 4, 64]),
     ]
     assert onnx.load(half / ONNX_NAME, load_external_data=False).opset_import[0].version == 20
     check = read_record(half).check
@@ -89,19 +89,19 @@ def test_float16_takes_float32_pixels_and_says_how_far_it_is(half):
     assert check.largest_absolute > check.largest_relative
 
 
-def test_weights_beyond_one_file_lie_beside_it(half, tmp_path):
+def test_weights_beyond_one_file_lie_beside_it(half, golden_model_dir, tmp_path):
     files = read_record(half).files
     assert sorted(files) == ["vision.onnx", "vision.onnx.data"]
     assert files["vision.onnx"] < 2**20 < files["vision.onnx.data"]
     graph = shutil.copytree(half, tmp_path / "moved")
     encoder = vision_encoder("onnx")(
-        find_graph(graph, DEMO_MODEL_DIR).path, (1,),
+        find_graph(graph, golden_model_dir("llama2")).path, (1,),
         device=torch.device("cpu"), dtype=torch.float32,
     )  # fmt: skip
-    assert encoder.encode(torch.zeros(2, 3, 96, 96)).shape == (2, 10, 160)
+    assert encoder.encode(torch.zeros(2, 3, 56, 56)).shape == (2, 4, 64)
     (graph / "vision.onnx.data").unlink()
     with pytest.raises(CheckpointError, match=r"vision\.onnx\.data is missing"):
-        find_graph(graph, DEMO_MODEL_DIR)
+        find_graph(graph, golden_model_dir("llama2"))
 
 
 def test_a_graph_that_differs_is_not_kept(cheap_export, tmp_path, monkeypatch):

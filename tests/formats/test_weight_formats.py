@@ -169,7 +169,7 @@ def assert_product(found, rows, weight, bias, share):
 
 
 @pytest.mark.parametrize("name", NAMES)
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(data=st.data())
 def test_what_is_packed_multiplies_like_the_floats(name, data):
     chosen = weight_format(name)
@@ -319,9 +319,8 @@ def test_every_linear_of_a_loaded_model_multiplies_by_its_weight(written, dtype)
         assert parameter.dtype == (before[name] if name in parts else torch.float32), name
 
 
-@pytest.mark.parametrize("size", [1, 2, 4])
-def test_the_parts_of_ranks_make_up_the_whole(written, size):
-    folder = written[3]
+def test_the_parts_of_ranks_make_up_the_whole(written):
+    folder, size = written[3], 4
     whole = linears(load_model(folder, device=CPU, dtype=torch.float32).language)
     where = {"device": CPU, "dtype": torch.float32}
     ranks = [load_language(folder, **where, group=OneOf(rank, size)) for rank in range(size)]

@@ -26,7 +26,7 @@ operators = torch.ops.minigpt4_kernels
 TOLERANCE = {torch.float32: 2e-4, torch.float16: 2e-3, torch.bfloat16: 1e-2}
 DTYPES = list(TOLERANCE)
 EXAMPLES = settings(
-    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 
 
@@ -290,13 +290,14 @@ def test_nothing_behind_a_mapped_files_end_is_read():
 
 
 def test_a_level_is_forced_by_the_environment():
-    code = "import minigpt4_kernels; print(minigpt4_kernels.level())"
-    for name in native.levels():
-        env = os.environ | {"MINIGPT4_KERNELS_LEVEL": name}
-        done = subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=env
-        )
-        assert done.stdout == f"{name}\n"
+    code = "import minigpt4_kernels; print(*minigpt4_kernels.levels(), minigpt4_kernels.level())"
+    weakest = native.levels()[0]
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True, text=True, check=True,
+        env=os.environ | {"MINIGPT4_KERNELS_LEVEL": weakest},
+    )  # fmt: skip
+    assert done.stdout.split() == [*native.levels(), weakest]
     with pytest.raises(ValueError, match="has no level 'quantum'"):
         native.use_level("quantum")
 

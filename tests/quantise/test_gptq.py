@@ -22,7 +22,7 @@ def derived(weight, products, chosen, grid):
 
     After a column is rounded, the least square of the product's change is reached by moving all
     columns that are left by  -(w - q) / [F⁻¹]₀₀ · [F⁻¹]₀ , where F is the matrix of products over
-    the columns that are left; F⁻¹ is computed anew each time.
+    the columns that are left; F⁻¹ is computed anew for each column.
     """
     products = products.double()
     products = products + 0.01 * products.diagonal().mean() * torch.eye(len(products))
@@ -30,11 +30,11 @@ def derived(weight, products, chosen, grid):
     size = weight.shape[1] // grid.scale.shape[1]
     low, high = chosen.limits
     integers = torch.zeros(weight.shape, dtype=torch.int8)
+    rests = [order[place:] for place in range(len(order))]
+    firsts = [torch.linalg.inv(products[left][:, left])[0] for left in rests]
     for number, row in enumerate(weight.double()):
         row = row.clone()
-        for place, column in enumerate(order):
-            left = order[place:]
-            inverse = torch.linalg.inv(products[left][:, left])
+        for column, left, first in zip(order, rests, firsts, strict=True):
             scale = float(grid.scale[number, column // size])
             zero = (
                 0.0 if grid.zero_point is None else float(grid.zero_point[number, column // size])
@@ -42,7 +42,7 @@ def derived(weight, products, chosen, grid):
             whole = min(max(round(float(row[column]) / scale + zero), low), high)
             error = float(row[column]) - (whole - zero) * scale
             integers[number, column] = whole
-            row[left] -= error / inverse[0, 0] * inverse[0]
+            row[left] -= error / first[0] * first
     return integers
 
 

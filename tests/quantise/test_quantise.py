@@ -3,9 +3,7 @@
 import errno
 import json
 import shutil
-import subprocess
-import sys
-import textwrap
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -36,12 +34,23 @@ CPU = torch.device("cpu")
 LOGITS = {"w8a16": 0.02, "w8a8": 0.06, "w4a16": 0.2, "w4a8": 0.2}
 
 
+@pytest.fixture(scope="module")
+def folder_in(tmp_path_factory):
+    """Quantises the demo model once for each format. Do not change the folders."""
+    out_dir = tmp_path_factory.mktemp("quantised")
+
+    @cache
+    def make(name):
+        quantise(DEMO_DIR, out_dir / name, QuantisePlan(weights=name))
+        return out_dir / name
+
+    return make
+
+
 @pytest.fixture(scope="module", params=LOGITS)
-def quantised(request, tmp_path_factory):
+def quantised(request, folder_in):
     """(format, folder) of the demo model."""
-    out_dir = tmp_path_factory.mktemp("quantised") / request.param
-    quantise(DEMO_DIR, out_dir, QuantisePlan(weights=request.param))
-    return request.param, out_dir
+    return request.param, folder_in(request.param)
 
 
 def answers(folder, **how):
@@ -126,25 +135,20 @@ def test_it_answers_in_other_dtypes(quantised, dtype):
     assert "cross" in reply.text
 
 
-def test_ranks_share_it(float_answers, tmp_path):
-    quantise(DEMO_DIR, tmp_path / "out", QuantisePlan(weights="w8a16"))
-    for count in (2, 4):
-        assert answers(tmp_path / "out", device="cpu", tensor_parallel=count) == float_answers
+def test_ranks_share_it(folder_in, float_answers):
+    assert answers(folder_in("w8a16"), device="cpu", tensor_parallel=2) == float_answers
 
 
-def test_a_group_that_ranks_would_cut_is_refused_in_words(tmp_path):
-    quantise(DEMO_DIR, tmp_path / "out", QuantisePlan(weights="w4a16"))
+def test_a_group_that_ranks_would_cut_is_refused_in_words(folder_in):
     with pytest.raises(ConfigError, match="each rank's part counts"):
-        answers(tmp_path / "out", device="cpu", tensor_parallel=4)
+        answers(folder_in("w4a16"), device="cpu", tensor_parallel=2)
 
 
-def test_its_image_side_becomes_a_graph_of_its_own(quantised, float_answers, tmp_path):
+def test_its_image_side_becomes_a_graph_of_its_own(folder_in, float_answers, tmp_path):
     pytest.importorskip("onnxruntime")
     from minigpt4_runtime.export.onnx import export_onnx
 
-    family, folder = quantised
-    if family.startswith("w4"):
-        return  # The same image side.
+    folder = folder_in("w8a8")  # Every format's image side is unpacked in the same way.
     with pytest.raises(CheckpointError, match=r"is not a folder made by"):
         answers(folder, vision_graph=DEMO_DIR)
     export_onnx(folder, tmp_path / "graph", images=[image(PICTURES[0])])
@@ -153,7 +157,7 @@ def test_its_image_side_becomes_a_graph_of_its_own(quantised, float_answers, tmp
         answers(DEMO_DIR, vision_graph=tmp_path / "graph")
 
 
-def test_shards_are_read_one_weight_at_a_time(tmp_path):
+def test_shards_are_read_one_weight_at_a_time(folder_in, tmp_path):
     stored = load_file(DEMO_DIR / "model.safetensors")
     source = Path(shutil.copytree(DEMO_DIR, tmp_path / "shards"))
     (source / "model.safetensors").unlink()
@@ -163,10 +167,9 @@ def test_shards_are_read_one_weight_at_a_time(tmp_path):
         save_file({name: stored[name] for name in some}, source / file)
     weight_map = {name: file for file, some in files.items() for name in some}
     (source / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
-    one, other = tmp_path / "one", tmp_path / "other"
+    one, other = tmp_path / "one", folder_in("w4a8")
     seen = []
     quantise(source, one, QuantisePlan(weights="w4a8"), progress=lambda *each: seen.append(each))
-    quantise(DEMO_DIR, other, QuantisePlan(weights="w4a8"))
     assert (one / "model.safetensors").read_bytes() == (other / "model.safetensors").read_bytes()
     total = inspect_folder(one).num_bytes
     done = [num_bytes for _, num_bytes, _ in seen]
@@ -221,6 +224,13 @@ def test_what_cannot_be_is_one_sentence(plan, said, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("name", ["w8a8-sparse24", "w4a16-g32"])
+@pytest.mark.parametrize("more", [{"group_size": 32}, {"is_symmetric": False}])
+def test_a_whole_name_leaves_nothing_to_choose(name, more):
+    with pytest.raises(ConfigError, match=f"{name} has its own groups"):
+        choose(QuantisePlan(weights=name, **more), load_config(DEMO_DIR))
+
+
 # --- what goes wrong -----------------------------------------------------------------------------
 
 
@@ -270,57 +280,3 @@ def test_a_damaged_weight_is_named(tmp_path):
     with pytest.raises(CheckpointError, match=r"language\.layers\.2\.mlp_up\.weight holds NaN"):
         quantise(source, tmp_path / "out", QuantisePlan(weights="w4a16"))
     assert [each.name for each in tmp_path.iterdir()] == ["source"]
-
-
-# --- the command ---------------------------------------------------------------------------------
-
-
-def run_command(*arguments, code=""):
-    program = textwrap.dedent(code) + "\nfrom minigpt4_runtime.cli.main import run\nrun()"
-    return subprocess.run(
-        [sys.executable, "-c", program, *map(str, arguments)],
-        capture_output=True, text=True, check=False, timeout=300,
-    )  # fmt: skip
-
-
-@pytest.mark.parametrize("spelling", ["quantise", "quantize"])
-def test_the_command_in_both_spellings(spelling, tmp_path):
-    done = run_command(spelling, DEMO_DIR, "--format", "w4a16", "--out", tmp_path / "out",
-                       "--group-size", 32, "--head", "keep", "--image-side", "w8a8")  # fmt: skip
-    assert (done.returncode, done.stdout.strip()) == (0, str(tmp_path / "out"))
-    assert (
-        "w4a16-g32 in language.layers, w8a8 in vision, float in vision.vit.patch_embedding and "
-        "vision.projection and elsewhere." in done.stderr
-    )
-    assert f"--model {tmp_path / 'out'}" in done.stderr
-    again = run_command(spelling, DEMO_DIR, "--format", "w4a16", "--out", tmp_path / "out")
-    assert again.returncode == 1
-    assert again.stderr.startswith("error: ")
-    assert "--force" in again.stderr
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGINT to send")
-def test_ctrl_c_leaves_nothing(tmp_path):
-    code = """
-        import os, signal
-        from minigpt4_runtime.checkpoint import writer
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        real, calls = writer._write_one, []
-        def write(*args, **kwargs):
-            calls.append(1)
-            if len(calls) == 9:
-                os.kill(os.getpid(), signal.SIGINT)
-            real(*args, **kwargs)
-        writer._write_one = write
-    """
-    done = run_command("quantise", DEMO_DIR, "--format", "w8a8", "--out", tmp_path / "o", code=code)
-    assert done.returncode == 130
-    assert "No half model was left behind" in done.stderr
-    assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize("name", ["w8a8-sparse24", "w4a16-g32"])
-@pytest.mark.parametrize("more", [{"group_size": 32}, {"is_symmetric": False}])
-def test_a_whole_name_leaves_nothing_to_choose(name, more):
-    with pytest.raises(ConfigError, match=f"{name} has its own groups"):
-        choose(QuantisePlan(weights=name, **more), load_config(DEMO_DIR))

@@ -21,14 +21,39 @@ def scripts(monkeypatch):
     monkeypatch.syspath_prepend(CHECKOUT / "scripts")
 
 
+# The parts one after the other in one process, which imports their libraries once.
+IN_ONE_PROCESS = """
+import sys
+import gpu
+import gpu_parts
+
+def run_part(part, out_dir, limit_seconds, env):
+    sys.argv = list(part.command[1:])
+    try:
+        gpu_parts.main()
+    except SystemExit as ending:
+        return gpu.Outcome("failed" if ending.code else "done", 0.0, limit_seconds)
+
+gpu.run_part = run_part
+gpu.main()
+"""
+
+
+def run_dry(out_dir, *program):
+    """The output of a dry run."""
+    command = [sys.executable, *program, "--dry-run", "--out", str(out_dir)]
+    done = subprocess.run(
+        command, cwd=CHECKOUT / "benchmarks", capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
 @pytest.fixture(scope="module")
 def dry_run(tmp_path_factory):
     """A dry run's folder and its output."""
     out_dir = tmp_path_factory.mktemp("gpu")
-    command = [sys.executable, "benchmarks/gpu.py", "--dry-run", "--out", str(out_dir)]
-    done = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return out_dir, done.stdout
+    return out_dir, run_dry(out_dir, "-c", IN_ONE_PROCESS)
 
 
 def run_plan(gpu, parts, out_dir, minutes=5.0):
@@ -62,6 +87,14 @@ def test_a_dry_run_executes_every_part(dry_run, scripts):
     assert len(results["profile", "one picture"]["kernels"]) > 5
     assert "done" in output
     assert "FAILED" not in output
+
+
+def test_a_part_runs_as_a_process_of_its_own(tmp_path):
+    output = run_dry(tmp_path, "gpu.py", "--only", "facts")
+    assert "facts: done" in output
+    assert "copy: " in (tmp_path / "facts.log").read_text("utf-8")
+    (part,) = json.loads((tmp_path / "run.json").read_text("utf-8"))["parts"]
+    assert part == "facts"
 
 
 def test_the_report_has_every_table(dry_run):

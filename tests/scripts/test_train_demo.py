@@ -1,6 +1,7 @@
 """The demo model's training runs from nothing to a folder that loads, the same way each time."""
 
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,11 +18,14 @@ def train_demo(monkeypatch):
     import train_demo
 
     plans = {
-        stage: train_demo.Plan(steps=2, batch=2, rate=1e-3, turns=plan.turns)
+        stage: train_demo.Plan(steps=1, batch=2, rate=1e-3, turns=plan.turns)
         for stage, plan in train_demo.PLANS.items()
     }
     monkeypatch.setattr(train_demo, "PLANS", plans)
-    monkeypatch.setattr(train_demo, "FITTED_BATCHES", 2)
+    monkeypatch.setattr(train_demo, "FITTED_BATCHES", 1)
+    monkeypatch.setattr("demo_lessons.TOKENIZER_SCENES", 200)
+    # Most of a step's time on a CPU is Muon's iteration.
+    monkeypatch.setattr(torch.optim, "Muon", partial(torch.optim.Muon, ns_steps=1))
     return train_demo
 
 

@@ -10,7 +10,7 @@ from minigpt4_runtime.images.pixels import ImageLimits
 
 
 @pytest.fixture(scope="session")
-def model():
+def model(tls_once):
     with MiniGPT4.load(image_limits=ImageLimits(max_pixels=1_000_000)) as loaded:
         yield loaded
 

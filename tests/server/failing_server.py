@@ -6,6 +6,7 @@ Run as a process of its own: python failing_server.py stick|break|die|none ARGUM
 import sys
 import threading
 
+from minigpt4_runtime.cli import serve
 from minigpt4_runtime.cli.main import run
 from minigpt4_runtime.engine.runner import Runner
 from minigpt4_runtime.engine.scheduler import Scheduler
@@ -34,5 +35,6 @@ def failing_add(self, sequence):
 
 
 Runner.execute, Scheduler.add = failing_execute, failing_add
+serve._CLOSE_SECONDS = 0.2
 sys.argv[0] = "minigpt4"
 run()

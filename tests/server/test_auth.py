@@ -4,7 +4,7 @@ import hmac
 
 import openai
 import pytest
-from running import NAME, user
+from running import NAME, running, user
 
 from minigpt4_runtime.errors import ConfigError
 from minigpt4_runtime.server import auth
@@ -12,9 +12,16 @@ from minigpt4_runtime.server import auth
 KEYS = ("first-key-of-many-letters", "second-key-of-many-letters")
 
 
-@pytest.fixture
-def guarded(start):
-    return start(api_keys=KEYS)
+@pytest.fixture(scope="module")
+def guarded(model):
+    with running(model, api_keys=KEYS) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def own_names_only(model):
+    with running(model, own_names_only=True) as server:
+        yield server
 
 
 @pytest.mark.parametrize(
@@ -125,9 +132,8 @@ FOREIGN = ["evil.example", "evil.example:8000", "localhost.evil.example", "127.0
 
 
 @pytest.mark.parametrize(("host", "status"), [(h, 200) for h in OWN] + [(h, 403) for h in FOREIGN])
-def test_without_keys_no_site_can_pass_for_this_machine(start, host, status):
-    server = start(own_names_only=True)
-    with server.client() as client:
+def test_without_keys_no_site_can_pass_for_this_machine(own_names_only, host, status):
+    with own_names_only.client() as client:
         for path in ("/v1/models", "/health", "/ready"):
             answer = client.get(path, headers={"Host": host})
             assert answer.status_code == status

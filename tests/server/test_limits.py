@@ -89,7 +89,7 @@ def test_a_large_body_without_a_length_is_refused_while_it_comes(start):
 
 
 def test_a_slow_body_is_given_up(start):
-    server = start(body_seconds=1)
+    server = start(body_seconds=0.3)
     with connect(server) as connection:
         connection.sendall(post(BODY)[:-5])
         assert b" 408 " in connection.recv(4096)
@@ -97,7 +97,7 @@ def test_a_slow_body_is_given_up(start):
 
 
 def test_slow_headers_are_given_up(start, monkeypatch):
-    monkeypatch.setattr("minigpt4_runtime.server.connection._HEADER_SECONDS", 1)
+    monkeypatch.setattr("minigpt4_runtime.server.connection._HEADER_SECONDS", 0.3)
     server = start()
     with connect(server) as connection:
         connection.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\n")
@@ -112,7 +112,7 @@ def test_slow_headers_are_given_up(start, monkeypatch):
     ids=["headers of the next request", "a body that nobody reads"],
 )  # fmt: skip
 def test_what_follows_an_answer_slowly_is_given_up(start, monkeypatch, first):
-    monkeypatch.setattr("minigpt4_runtime.server.connection._HEADER_SECONDS", 1)
+    monkeypatch.setattr("minigpt4_runtime.server.connection._HEADER_SECONDS", 0.3)
     monkeypatch.setattr("minigpt4_runtime.server.connection.KEEP_ALIVE_SECONDS", 0.2)
     server = start()
     with connect(server) as connection:
@@ -340,7 +340,7 @@ def test_a_client_that_reads_nothing_slows_nobody_and_is_given_up(start, monkeyp
 
     monkeypatch.setattr(listen, "bind", bind_with_little_room)
     monkeypatch.setattr("minigpt4_runtime.server.chat._PATIENCE_SECONDS", 0.1)
-    server = start(request_seconds=3)
+    server = start(request_seconds=2)
     with connect(server) as connection:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         connection.sendall(post(stream_body(n=8, logprobs=True, top_logprobs=20)))

@@ -2,9 +2,12 @@
 
 import asyncio
 import gc
+import os
+import signal
 import socket
 
 import pytest
+from fastapi import FastAPI
 
 from minigpt4_runtime.errors import ConfigError
 from minigpt4_runtime.server import listen
@@ -49,6 +52,19 @@ def test_an_address_that_cannot_be_is_told(host, port):
 def test_urls():
     with listen.bind("127.0.0.1", 0) as listener:
         assert listen.url_of(listener) == f"http://127.0.0.1:{listener.getsockname()[1]}"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_an_application_is_served_until_a_signal(number):
+    before, started = signal.getsignal(number), []
+
+    def on_start():
+        started.append(True)
+        os.kill(os.getpid(), number)
+
+    listen.serve_until_told(FastAPI(), listen.bind("127.0.0.1", 0), on_start)
+    assert started
+    assert signal.getsignal(number) is before
 
 
 def test_garbage_is_looked_for_among_what_comes_after_loading():

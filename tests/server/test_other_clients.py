@@ -7,9 +7,6 @@ of packages than this project is pinned to.
 import asyncio
 import gc
 import json
-import os
-import subprocess
-import sys
 from typing import Literal
 
 import pytest
@@ -157,12 +154,17 @@ class TestInstructor:
             create("TOOLS", messages=[user(ABOUT)])
 
 
+@pytest.mark.filterwarnings("ignore")  # Its own, of its database.
 class TestLlm:
     """simonw/llm, by its command line."""
 
     @pytest.fixture
-    def llm(self, server, tmp_path):
+    def llm(self, server, tmp_path, monkeypatch):
         pytest.importorskip("llm")
+        from click.testing import CliRunner
+        from llm.cli import cli
+
+        monkeypatch.setenv("LLM_USER_PATH", str(tmp_path))
         model = {"model_id": "demo", "model_name": NAME, "api_base": f"{server.url}/v1"}
         more = {"vision": True, "supports_schema": True, "api_key_name": "none"}
         lines = [f"{name}: {json.dumps(value)}" for name, value in (model | more).items()]
@@ -170,11 +172,8 @@ class TestLlm:
         (tmp_path / "keys.json").write_text('{"none": "none"}')
 
         def ask(*arguments):
-            done = subprocess.run(
-                [sys.executable, "-m", "llm", *arguments], capture_output=True, text=True,
-                env=os.environ | {"LLM_USER_PATH": str(tmp_path)}, timeout=120, check=False,
-            )  # fmt: skip
-            assert done.returncode == 0, done.stderr
+            done = CliRunner().invoke(cli, arguments)
+            assert done.exit_code == 0, done.output
             return done.stdout.strip()
 
         return ask

@@ -41,7 +41,7 @@ TRIES += [(*route, GenerationMode.NEGATIVE) for route in ROUTES if route[0] == "
 @pytest.mark.parametrize(("method", "path", "mode"), TRIES)
 def test_a_route_keeps_to_its_document(document, method, path, mode):
     operation = document[path][method]
-    tries = {"/v1/chat/completions": 60}.get(path, 20 if method == "POST" else 8)
+    tries = {"/v1/chat/completions": 25}.get(path, 20 if method == "POST" else 8)
 
     @hypothesis.settings(
         max_examples=tries, deadline=None, derandomize=True, database=None,

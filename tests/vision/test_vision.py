@@ -5,6 +5,7 @@ import sys
 import types
 
 import ascend
+import onnx
 import pytest
 import torch
 from hypothesis import given
@@ -17,7 +18,6 @@ from minigpt4_runtime.checkpoint.load import load_vision
 from minigpt4_runtime.config import VisionSettings
 from minigpt4_runtime.errors import BackendUnavailableError, CheckpointError, ConfigError
 from minigpt4_runtime.export.om import atc_command, compile_om
-from minigpt4_runtime.export.onnx import GraphPlan, export_onnx
 from minigpt4_runtime.vision.graph import cut_batches
 from minigpt4_runtime.vision.registry import VISION_RUNTIMES, vision_encoder
 from minigpt4_runtime.vision.torch import TorchVisionEncoder
@@ -27,32 +27,33 @@ CONFIG = load_config(DEMO_MODEL_DIR)
 CASES = ["torch", "onnx", "onnx-single", "om", "om-single"]
 
 
-@pytest.fixture(scope="session")
-def single_graph_dir(tmp_path_factory):
-    out_dir = tmp_path_factory.mktemp("single") / "graph"
-    plan = GraphPlan(batch_sizes=(1,), om_batch_sizes=(1,))
-    export_onnx(DEMO_MODEL_DIR, out_dir, images=[], plan=plan)
-    return out_dir
+def take_one_at_a_time(graph):
+    """Make of a graph for any number of pictures one for a single picture."""
+    content = onnx.load(graph / ONNX_NAME)
+    for end in (*content.graph.input, *content.graph.output):
+        end.type.tensor_type.shape.dim[0].dim_value = 1
+    onnx.save(content, graph / ONNX_NAME)
 
 
 @pytest.fixture(params=CASES)
-def open_encoder(request, graph_dir, single_graph_dir, tmp_path, monkeypatch):
+def open_encoder(request, graph_dir, tmp_path, monkeypatch):
     """Opens the demo model's encoder in one of the runtimes."""
     runtime, _, single = request.param.partition("-")
     if runtime == "torch":
         vision = load_vision(DEMO_MODEL_DIR, dtype=torch.float32)
         return lambda dtype=torch.float32: TorchVisionEncoder(vision.to(dtype), in_float32=True)
-    source = single_graph_dir if single else graph_dir()
+    graph = shutil.copytree(graph_dir(), tmp_path / "graph")
     sizes = (1,) if single else (1, 2, 4)
+    if single:
+        take_one_at_a_time(graph)
     if runtime == "onnx":
-        path, sizes = source / ONNX_NAME, sizes if single else None
+        path, sizes = graph / ONNX_NAME, sizes if single else None
     else:
-        shutil.copytree(source, tmp_path / "graph")
         ascend.put_on_path(monkeypatch, ascend.install_atc(tmp_path / "bin"))
         ascend.install_ais_bench(monkeypatch)
         command = atc_command(CONFIG.vision, soc_version=ascend.SOC_VERSION, batch_sizes=sizes)
-        assert compile_om(tmp_path / "graph", command)
-        path = tmp_path / "graph" / OM_NAME
+        assert compile_om(graph, command)
+        path = graph / OM_NAME
     return lambda dtype=torch.float32: vision_encoder(runtime)(path, sizes, device=CPU, dtype=dtype)
 
 

@@ -4,6 +4,9 @@ import shutil
 
 import pytest
 from page_server import KEY, Serving
+from page_steps import open_page
+
+from minigpt4_runtime import MiniGPT4
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 # Nothing may be fetched from elsewhere, and nothing runs that would try.
@@ -13,16 +16,22 @@ FLAGS = [
 ]  # fmt: skip
 
 
+@pytest.fixture(scope="session")
+def model(tls_once):
+    with MiniGPT4.load(device="cpu") as loaded:
+        yield loaded
+
+
 @pytest.fixture(scope="module")
-def serving():
-    server = Serving()
+def serving(model):
+    server = Serving(model)
     yield server
     server.close()
 
 
 @pytest.fixture(scope="module")
-def guarded():
-    server = Serving(keys=(KEY,))
+def guarded(model):
+    server = Serving(model, keys=(KEY,))
     yield server
     server.close()
 
@@ -39,12 +48,18 @@ def browser():
         browser.close()
 
 
+@pytest.fixture(scope="module")
+def tab(serving, browser):
+    """One for all tests of a file: to a browser that knows the page's scripts it comes quickly.
+
+    It is closed before the server, which would wait for it.
+    """
+    context = browser.new_context(permissions=["clipboard-read", "clipboard-write"])
+    context.set_default_timeout(60_000)
+    yield context.new_page()
+    context.close()
+
+
 @pytest.fixture
-def page(browser, serving):
-    page = browser.new_page(viewport={"width": 1200, "height": 850})
-    page.set_default_timeout(60_000)
-    page.goto(serving.url)
-    # What is said of the model comes last.
-    page.wait_for_selector("#about strong")
-    yield page
-    page.close()
+def page(tab, serving):
+    return open_page(tab, serving.url)

@@ -1,4 +1,4 @@
-"""A real server with the chat page, slowed down so that answers can be seen to grow."""
+"""A real server with the chat page, which can be slowed down so that answers are seen to grow."""
 
 import asyncio
 import contextlib
@@ -6,7 +6,6 @@ import threading
 import time
 from pathlib import Path
 
-from minigpt4_runtime import MiniGPT4
 from minigpt4_runtime.server import listen
 from minigpt4_runtime.server.app import create_app
 from minigpt4_runtime.server.settings import ServerConfig
@@ -15,18 +14,14 @@ from minigpt4_runtime.web.page import build_page, mount
 
 PICTURES = Path(__file__).parents[2] / "examples/images"
 KEY = "a key of more than sixteen".replace(" ", "-")
-STEP_SECONDS = 0.05
-SLOW_STEP_SECONDS = 0.5
+SLOW_STEP_SECONDS = 0.25
 
 
 class Serving:
-    """A server in a thread of this process; `model` is its model."""
+    """A server in a thread of this process."""
 
-    def __init__(self, *, keys=()):
-        self.model = MiniGPT4.load(device="cpu")
-        step = self.model._loaded.engine.step
-        self._step_seconds = STEP_SECONDS
-        self.model._loaded.engine.step = lambda: (time.sleep(self._step_seconds), step())
+    def __init__(self, model, *, keys=()):
+        self.model = model
         listener = listen.bind("127.0.0.1", 0)
         self.url = listen.url_of(listener)
         app = create_app(
@@ -55,13 +50,14 @@ class Serving:
     @contextlib.contextmanager
     def slowly(self):
         """Let answers grow so slowly that a browser on a busy machine is there before they end."""
-        self._step_seconds = SLOW_STEP_SECONDS
+        engine = self.model._loaded.engine
+        step = engine.step
+        engine.step = lambda: (time.sleep(SLOW_STEP_SECONDS), step())
         try:
             yield
         finally:
-            self._step_seconds = STEP_SECONDS
+            del engine.step
 
     def close(self):
         self._server.should_exit = True
         self._thread.join()
-        self.model.close()

@@ -15,12 +15,15 @@ def wait_for(condition, seconds=60):
         time.sleep(0.02)
 
 
-def open_page(browser, serving, *, width=1200, height=850, **options):
-    """A page in a browser of its own, with nothing in its storage."""
-    context = browser.new_context(viewport={"width": width, "height": height}, **options)
-    page = context.new_page()
-    page.set_default_timeout(60_000)
-    page.goto(serving.url)
+def open_page(page, url, *, width=1200, height=850, colour="light"):
+    """The page as it comes to a browser that has kept nothing of it but its scripts."""
+    page.goto("about:blank")  # No page is left that could still write.
+    storage = page.context.new_cdp_session(page)
+    storage.send("Storage.clearDataForOrigin", {"origin": url, "storageTypes": "all"})
+    storage.detach()
+    page.set_viewport_size({"width": width, "height": height})
+    page.emulate_media(color_scheme=colour)
+    page.goto(url)
     # What is said of the model comes last, after a dialogue that was kept.
     page.wait_for_selector("#about strong")
     return page
@@ -44,9 +47,10 @@ def begin(page, question):
     page.wait_for_function(f"document.querySelector('{BOX}').value === ''")
 
 
-def retry(page):
-    page.click("#retry")
-    page.wait_for_selector("#stop:enabled")
+def retry(page, serving):
+    with serving.slowly():
+        page.click("#retry")
+        page.wait_for_selector("#stop:enabled")
     page.wait_for_selector("#stop:disabled")
 
 

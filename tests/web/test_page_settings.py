@@ -6,7 +6,6 @@ from page_steps import (
     ANSWERS,
     BOX,
     ask,
-    open_page,
     put_pictures,
     retry,
     set_number,
@@ -34,13 +33,6 @@ def asked(serving, monkeypatch):
     return asked
 
 
-@pytest.fixture
-def page(browser, serving):
-    page = open_page(browser, serving)
-    yield page
-    page.context.close()
-
-
 def test_every_control_reaches_the_server(page, asked):
     put_pictures(page, PICTURES / "two.png")
     set_text(page, "system", "Answer in few words.")
@@ -58,7 +50,7 @@ def test_every_control_reaches_the_server(page, asked):
     assert messages[0].content == ("Answer in few words.",)
 
 
-def test_an_empty_seed_draws_anew_and_the_same_seed_the_same(page, asked):
+def test_an_empty_seed_draws_anew_and_the_same_seed_the_same(page, serving, asked):
     set_number(page, "temperature", 2)
     set_number(page, "max_tokens", 20)
     set_text(page, "seed", "17")
@@ -66,12 +58,12 @@ def test_an_empty_seed_draws_anew_and_the_same_seed_the_same(page, asked):
     (seeded,) = texts(page, ANSWERS)
     # Typed once and taken away again, it is still no 0.
     set_text(page, "seed", "")
-    retry(page)
+    retry(page, serving)
     drawn = texts(page, ANSWERS)
-    retry(page)
+    retry(page, serving)
     assert texts(page, ANSWERS) != drawn
     set_text(page, "seed", "17")
-    retry(page)
+    retry(page, serving)
     assert texts(page, ANSWERS) == [seeded]
     assert [sampling.seed for _, sampling in asked] == [17, None, None, 17]
 

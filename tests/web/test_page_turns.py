@@ -23,13 +23,6 @@ pytestmark = pytest.mark.filterwarnings("default")
 BUTTONS = ("stop", "retry", "undo", "clear", "save-md", "save-json")
 
 
-@pytest.fixture
-def page(browser, serving):
-    page = open_page(browser, serving, permissions=["clipboard-read", "clipboard-write"])
-    yield page
-    page.context.close()
-
-
 def active(page):
     return [name for name in BUTTONS if page.locator(f"#{name}").is_enabled()]
 
@@ -87,13 +80,14 @@ def test_undo_takes_the_last_turn_back_into_the_box(page):
     assert "two" in texts(page, ANSWERS)[0]
 
 
-def test_only_what_can_be_done_can_be_pressed(page):
+def test_only_what_can_be_done_can_be_pressed(page, serving):
     assert active(page) == []
     put_pictures(page, PICTURES / "four.png")
-    begin(page, "Describe this picture.")
-    assert active(page) == list(BUTTONS)
-    page.click("#stop")
-    page.wait_for_selector("#stop:disabled")
+    with serving.slowly():
+        begin(page, "Describe this picture.")
+        assert active(page) == list(BUTTONS)
+        page.click("#stop")
+        page.wait_for_selector("#stop:disabled")
     assert active(page) == list(BUTTONS[1:])
     assert not page.locator("#dialogue [aria-label=Clear]").is_visible()
     page.click("#clear")
@@ -115,10 +109,11 @@ def test_an_answer_is_copied(page):
     assert page.evaluate("navigator.clipboard.readText()") == texts(page, ANSWERS)[0]
 
 
-@pytest.mark.parametrize(("width", "height"), [(360, 640), (800, 1000), (1400, 900)])
-@pytest.mark.parametrize("colour", ["light", "dark"])
-def test_question_and_answer_are_in_view_on_every_screen(browser, serving, width, height, colour):
-    page = open_page(browser, serving, width=width, height=height, color_scheme=colour)
+@pytest.mark.parametrize(
+    ("width", "height", "colour"), [(360, 640, "dark"), (800, 1000, "light"), (1400, 900, "dark")]
+)
+def test_question_and_answer_are_in_view_on_every_screen(tab, serving, width, height, colour):
+    page = open_page(tab, serving.url, width=width, height=height, colour=colour)
     assert page.evaluate("document.body.classList.contains('dark')") == (colour == "dark")
     for selector in ("#question", "#clear"):
         assert is_in_view(page, selector)
@@ -140,7 +135,6 @@ def test_question_and_answer_are_in_view_on_every_screen(browser, serving, width
         arg=[ANSWERS, "#dialogue"],
     )
     assert page.evaluate("document.documentElement.scrollWidth") <= width
-    page.context.close()
 
 
 def is_in_view(page, selector):

@@ -19,7 +19,6 @@ from minigpt4_runtime.presets import PRESETS
 def _list_parts(
     config: ModelConfig, formats: str | tuple[tuple[str, str], ...]
 ) -> tuple[Part, ...]:
-    """The parts of all weights."""
     # Imported here: the table of sources and `minigpt4 models` need no torch.
     from minigpt4_runtime.checkpoint.blank_model import blank_model, list_parts
 
@@ -27,10 +26,18 @@ def _list_parts(
     return tuple(list_parts(blank_model(config, formats=choice)).values())
 
 
+def list_all_parts(config: ModelConfig, formats: FormatChoice) -> tuple[Part, ...]:
+    """The parts of all weights of a model; a second call for the same costs nothing.
+
+    Raises:
+        ConfigError: a format cannot hold a weight.
+    """
+    return _list_parts(config, formats if isinstance(formats, str) else tuple(formats.items()))
+
+
 def weight_bytes(preset: str, dtype: DTypeName, formats: FormatChoice = DENSE.name) -> int:
     """The size of a preset's weights, in a model folder and in memory."""
-    key = formats if isinstance(formats, str) else tuple(formats.items())
-    parts = _list_parts(PRESETS[preset], key)
+    parts = list_all_parts(PRESETS[preset], formats)
     return sum(WeightForm(part.shape, part.dtype or dtype).num_bytes for part in parts)
 
 

@@ -152,7 +152,12 @@ def vision_map(config: ModelConfig) -> PartMap:
 def _join_biases(tensors: Sequence[Tensor]) -> Tensor:
     """EVA-ViT's keys have no bias: theirs is zero."""
     query, value = tensors
-    return torch.cat([query, torch.zeros_like(query), value])
+    dtype = torch.promote_types(query.dtype, value.dtype)
+    # On the meta device torch.cat and zeros_like would load torch's compiler, which takes seconds.
+    joined = query.new_zeros(2 * query.numel() + value.numel(), dtype=dtype)
+    joined[: query.numel()] = query
+    joined[-value.numel() :] = value
+    return joined
 
 
 def _fit_positions(table: Tensor, num_patches: int) -> Tensor:

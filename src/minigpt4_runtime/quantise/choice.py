@@ -95,6 +95,6 @@ def _read(typed: str, plan: QuantisePlan) -> IntegerFormat | SparseFormat:
 
 
 def _refuse_unfit(choice: FormatChoice, config: ModelConfig) -> None:
-    from minigpt4_runtime.checkpoint.blank_model import blank_model
+    from minigpt4_runtime.checkpoint.sizes import list_all_parts
 
-    blank_model(config, formats=choice)
+    list_all_parts(config, choice)
