@@ -62,17 +62,16 @@ class FloatProduct {
 
  private:
   static constexpr int kSize = type == Number::float32 ? 4 : 2;
-  static constexpr int64_t kStrip = 2048;
+  static constexpr int64_t kStrip = 2048;  // The same for any number of rows, so that sums are too.
 
   void multiply(int64_t first, int64_t last) const {
-    const int64_t strip = product_.rows <= kTileRows ? weight_.inputs : kStrip;
     float* sums = static_cast<float*>(scratch(1, sizeof(float) * product_.rows * kFloatTileOutputs));
     const int64_t whole = weight_.inputs / kLanes * kLanes;
     for (int64_t n = first; n < last; n += kFloatTileOutputs) {
       const int64_t outputs = std::min<int64_t>(kFloatTileOutputs, last - n);
       std::memset(sums, 0, sizeof(float) * product_.rows * kFloatTileOutputs);
-      for (int64_t k = 0; k < whole; k += strip) {
-        add_strip(n, outputs, k, std::min(whole, k + strip), sums);
+      for (int64_t k = 0; k < whole; k += kStrip) {
+        add_strip(n, outputs, k, std::min(whole, k + kStrip), sums);
       }
       store_outputs(n, outputs, whole, sums);
     }

@@ -1,10 +1,12 @@
-"""Which product a Linear multiplies by: chosen once by format and device, exact to the last bit."""
+"""Which product a Linear multiplies by: chosen once by format and device."""
 
 import pytest
 import torch
 from torch.nn import functional
 
 from minigpt4_runtime.formats.dense import DENSE, Dense
+from minigpt4_runtime.kernels import native
+from minigpt4_runtime.kernels.linear_dense import FEW_ROWS
 from minigpt4_runtime.kernels.registry import LINEAR_KERNELS, linear_kernel
 from minigpt4_runtime.model.linear import Linear
 
@@ -33,7 +35,11 @@ def widened(rows, weight, bias):
         (torch.bfloat16, torch.float32, 64, 1, widened),
     ],
 )
-def test_the_route_of_a_dense_product(dtype, rows_dtype, widen_from, num_rows, wanted):
+def test_torchs_route_of_a_dense_product(
+    monkeypatch, dtype, rows_dtype, widen_from, num_rows, wanted
+):
+    """Without the CPU kernels, exact to the last bit."""
+    monkeypatch.setattr(native, "float_product", lambda: None)
     generator = torch.Generator().manual_seed(num_rows)
     linear = Linear(96, 40, bias=True)
     linear.use(DENSE, linear_kernel(DENSE, device=CPU, widen_from=widen_from))
@@ -46,6 +52,30 @@ def test_the_route_of_a_dense_product(dtype, rows_dtype, widen_from, num_rows, w
         found = linear(rows.view(shape))
         assert found.dtype == rows_dtype
         assert torch.equal(found.view(truth.shape), truth)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("rows_dtype", [torch.float32, torch.float16])
+def test_few_rows_go_to_the_cpu_kernels_and_many_to_torch(monkeypatch, dtype, rows_dtype):
+    pytest.importorskip("minigpt4_kernels", reason="the CPU kernels are not built")
+    torch.manual_seed(5)
+    counts = []
+    few = native.float_product()
+
+    def count(rows, parts, bias):
+        counts.append(len(rows))
+        return few(rows, parts, bias)
+
+    monkeypatch.setattr(native, "float_product", lambda: count)
+    multiply = linear_kernel(DENSE, device=CPU, widen_from=None)
+    parts = {"weight": torch.randn(40, 96).to(dtype)}
+    all_rows = torch.randn(FEW_ROWS + 1, 96).to(rows_dtype)
+    for rows in (all_rows[:1], all_rows[:FEW_ROWS], all_rows):
+        found = multiply(rows, parts, None)
+        truth = functional.linear(rows.double(), parts["weight"].double())
+        assert found.dtype == rows_dtype
+        assert torch.allclose(found.double(), truth, rtol=1e-2, atol=0.02)
+    assert counts == [1, FEW_ROWS]
 
 
 class Other(Dense):

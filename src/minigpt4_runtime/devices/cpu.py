@@ -14,7 +14,7 @@ class CpuBackend:
 
     facts = DeviceFacts(
         default_dtype="float32",
-        attention=("sdpa",),
+        attention=("native", "sdpa"),
         cache_share=0.5,
         collective="gloo",
         shares_memory=True,

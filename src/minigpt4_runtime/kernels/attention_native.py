@@ -21,7 +21,8 @@ from minigpt4_runtime.model.llama import Attend
 class NativeAttention:
     """See `AttentionKernel`."""
 
-    limits: ClassVar = KernelLimits()
+    # Without the kernels it takes no cache, and the next one of a device's list is bound.
+    limits: ClassVar = KernelLimits() if native.find()[0] else KernelLimits(formats=())
 
     def __init__(self, cache: FloatCache) -> None:
         self._cache = cache

@@ -36,7 +36,7 @@ def find() -> tuple[ModuleType | None, str]:
         reason = f"cannot be loaded by torch {torch.__version__} ({error})"
     return None, (
         f"The CPU kernels {reason}: quantised weights are multiplied by plain torch, many times "
-        f"more slowly. Run: {INSTALL}"
+        f"more slowly, and a few rows of floats several times. Run: {INSTALL}"
     )
 
 
@@ -57,28 +57,40 @@ def _warn_once() -> None:
     logging.getLogger(__name__).warning(find()[1])
 
 
+def _product(operator_name: str, part_names: tuple[str, ...], *options: bool) -> LinearKernel:
+    """The product by an operator, which takes these parts in order, None for one that is not there.
+
+    Behind rows, parts and bias it takes the options.
+    """
+    operator = getattr(torch.ops.minigpt4_kernels, operator_name).default
+
+    def multiply(rows: Tensor, parts: Mapping[str, Tensor], bias: Tensor | None) -> Tensor:
+        flat = rows.reshape(-1, rows.shape[-1]).contiguous()
+        product: Tensor = operator(flat, *map(parts.get, part_names), bias, *options)
+        return product.view(*rows.shape[:-1], product.shape[-1])
+
+    return multiply
+
+
+def float_product() -> LinearKernel | None:
+    """The product with a weight of floats, summed in float32; None without the kernels."""
+    return _product("linear_float", ("weight",)) if find()[0] else None
+
+
 def _prepare(
     operator_name: str,
     part_names: tuple[str, ...],
     rounds_rows: bool,
     widen_from: int | None,  # noqa: ARG001
 ) -> LinearKernel | None:
-    """The product by an operator, which takes these parts in order; None without the kernels.
+    """The product with integers; None without the kernels.
 
-    `rounds_rows` rounds the rows to 8 bits; without it they keep 16. An operator gets None for a
-    part that a weight lacks.
+    `rounds_rows` rounds the rows to 8 bits; without it they keep 16.
     """
-    if find()[0] is None:
-        _warn_once()
-        return None
-    operator = getattr(torch.ops.minigpt4_kernels, operator_name).default
-
-    def multiply(rows: Tensor, parts: Mapping[str, Tensor], bias: Tensor | None) -> Tensor:
-        flat = rows.reshape(-1, rows.shape[-1]).contiguous()
-        product: Tensor = operator(flat, *map(parts.get, part_names), bias, rounds_rows)
-        return product.view(*rows.shape[:-1], product.shape[-1])
-
-    return multiply
+    if find()[0]:
+        return _product(operator_name, part_names, rounds_rows)
+    _warn_once()
+    return None
 
 
 _INT8 = ("weight", "weight_scale", "weight_zero_point")
