@@ -36,7 +36,8 @@ struct Int8 : Int8Vectors {
     return Int8Vectors::add(sum, numbers, row);
   }
 
-  MINIGPT4_INLINE void arrange_step(const uint8_t* const* values, uint8_t* out) {
+  MINIGPT4_INLINE void arrange_step(const uint8_t* const* values, const uint8_t* const*,
+                                    uint8_t* out) {
     Bytes vectors[kLanes];
     for (int n = 0; n < kLanes; ++n) vectors[n] = Int8Vectors::load(values[n]);
     transpose(vectors);
@@ -124,7 +125,8 @@ struct Int4 {
     return add_nibbles(sum, numbers, row);
   }
 
-  MINIGPT4_INLINE void arrange_step(const uint8_t* const* values, uint8_t* out) {
+  MINIGPT4_INLINE void arrange_step(const uint8_t* const* values, const uint8_t* const*,
+                                    uint8_t* out) {
     Bytes vectors[kLanes];
     for (int n = 0; n < kLanes; ++n) vectors[n] = load_bytes(values[n]);
     transpose(vectors);
@@ -181,6 +183,29 @@ struct Sparse24 : SparseVectors {
 
   static int32_t correction(int32_t integer) { return integer; }
   static float offset(const Weight&, int64_t, int64_t) { return 0; }
+};
+
+// The same weights for many rows: put in order, they are plain 8-bit ones with zeros.
+struct Sparse24InOrder : Int8 {
+  static constexpr int kNumbers = 2 * kBytes, kValueBytes = kBytes, kPositionBytes = kBytes / 4;
+  static constexpr int kWideFrom = 33;
+
+  static void arrange_step(const uint8_t* const* values, const uint8_t* const* positions,
+                           uint8_t* out) {
+    uint8_t dense[kLanes][kNumbers] = {};
+    for (int n = 0; n < kLanes; ++n) {
+      for (int i = 0; i < kValueBytes; ++i) {
+        const int position = positions[n][i / 4] >> 2 * (i % 4) & 3;
+        dense[n][i / 2 * 4 + position] = values[n][i];
+      }
+    }
+    constexpr int kStepBytes = Int8::kNumbers * kWideBytes * kLanes * kWideVectors;
+    for (int k = 0; k < kNumbers; k += Int8::kNumbers, out += kStepBytes) {
+      const uint8_t* starts[kLanes];
+      for (int n = 0; n < kLanes; ++n) starts[n] = dense[n] + k;
+      Int8::arrange_step(starts, nullptr, out);
+    }
+  }
 };
 
 }  // namespace MINIGPT4_LEVEL

@@ -24,7 +24,9 @@ RowLayout lay_out(const Product& product) {
   layout.steps = round_up(weight.inputs, Order::kNumbers) / Order::kNumbers;
   layout.row_bytes = layout.steps * Planes * Order::kPlaneBytes;
   const int64_t numbers = layout.steps * Order::kNumbers;
-  layout.scales = layout.span == weight.inputs ? 1 : round_up(numbers, layout.span) / layout.span;
+  // Whole vectors of them, zeros behind those of the row.
+  const bool is_one = layout.span == weight.inputs;
+  layout.scales = is_one ? 1 : round_up(round_up(numbers, layout.span) / layout.span, kLanes);
   layout.sums = is_grouped ? layout.scales : 1;
   return layout;
 }

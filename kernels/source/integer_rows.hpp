@@ -39,7 +39,7 @@ struct RoundedRows {
   RowLayout layout;
   uint8_t* values = nullptr;
   float* scales = nullptr;
-  float* sums = nullptr;  // The scale times the sum of what offsets are multiplied by.
+  float* sums = nullptr;  // Of what offsets are multiplied by; a single one is times the scales.
 
   const uint8_t* row(int64_t m) const { return values + m * layout.row_bytes; }
   const float* scale(int64_t m) const { return scales + m * layout.scales; }
@@ -160,8 +160,12 @@ void round_rows(const Floats& x, const RoundedRows& rounded, int64_t first, int6
       for (int64_t start = k; start < end; start += layout.span) {
         const int64_t span = start / layout.span;
         scales[span] = scale;
-        sums[layout.sums == 1 ? 0 : span] +=
-            scale * sum_of<Order>(integers + start, std::min(layout.span, end - start));
+        const float sum = sum_of<Order>(integers + start, std::min(layout.span, end - start));
+        if (layout.sums == 1) {
+          sums[0] += scale * sum;
+        } else {
+          sums[span] = sum;
+        }
       }
     }
     arrange_row<Order, Planes>(integers, layout.steps, rounded.values + m * layout.row_bytes);

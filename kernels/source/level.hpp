@@ -23,6 +23,15 @@ static void multiply_by_int8(const Product& product) {
   multiply_by<Int8>(product);
 }
 
+static void multiply_by_sparse24(const Product& product) {
+  using InOrder = Sparse24InOrder;
+  if (product.rows < InOrder::kWideFrom) return multiply_by<Sparse24>(product);
+  if (InOrder::kHolds16Bits || product.rounds_rows) {
+    return multiply_by_way<WideProduct, InOrder, 1>(product);
+  }
+  multiply_by_way<WideProduct, InOrder, InOrder::kHolds16Bits ? 1 : 2>(product);
+}
+
 static void linear(const Product& product) {
   switch (product.weight.layout) {
     case Layout::floats:
@@ -32,7 +41,7 @@ static void linear(const Product& product) {
     case Layout::int4:
       return multiply_by<Int4>(product);
     case Layout::sparse24_int8:
-      return multiply_by<Sparse24>(product);
+      return multiply_by_sparse24(product);
   }
 }
 

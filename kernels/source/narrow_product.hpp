@@ -152,7 +152,7 @@ class NarrowProduct {
   // The scales of some outputs.
   struct Block {
     int64_t first, outputs;
-    float *scales, *offsets;  // (outputs, scales of a row)
+    float *scales, *offsets;  // (outputs, scales of a row), or (outputs) without groups.
     float* products;          // (kRows, outputs, scales): of a row's scales with a weight's.
   };
 
@@ -178,13 +178,13 @@ class NarrowProduct {
 
   void take_scales(const Block& block, int64_t n) const {
     const RowLayout& layout = rounded_.layout;
-    float *scales = block.scales + n * layout.scales, *offsets = block.offsets + n * layout.scales;
     const int64_t output = output_of(block, n);
     if (is_grouped_) {
-      load_scales<Format>(weight_, output, layout.span, layout.scales, scales, offsets);
+      load_scales<Format>(weight_, output, layout.span, layout.scales,
+                          block.scales + n * layout.scales, block.offsets + n * layout.scales);
     } else {
-      scales[0] = load_one(weight_.scale, output);
-      offsets[0] = Format::offset(weight_, output, 0);
+      block.scales[n] = load_one(weight_.scale, output);
+      block.offsets[n] = Format::offset(weight_, output, 0);
     }
   }
 
@@ -193,8 +193,18 @@ class NarrowProduct {
     Tile tile = {};
     tile.ahead = kGroupOutputs * weight_.value_stride;
     tile.sums = sums;
+    float excess[kTileRows][kGroupOutputs];
     for (int64_t i = 0; i < count; ++i) {
-      for (int n = 0; n < kGroupOutputs; ++n) tile.scales[i][n] = scales_of(block, n, m, i);
+      for (int64_t n = 0; n < kGroupOutputs; ++n) {
+        if (is_grouped_) {
+          float* products = block.products + (i * kGroupOutputs + n) * rounded_.layout.scales;
+          excess[i][n] = weigh(block, n, m + i, products);
+          tile.scales[i][n] = products;
+        } else {
+          excess[i][n] = block.offsets[n] * rounded_.sum(m + i)[0];
+          tile.scales[i][n] = rounded_.scale(m + i);
+        }
+      }
     }
     const int64_t whole = weight_.inputs / Format::kNumbers;
     const int64_t span_steps = lanes_ > 1 ? 1 : rounded_.layout.span / Format::kNumbers;
@@ -205,17 +215,24 @@ class NarrowProduct {
     const int64_t rest = whole - spans * span_steps;
     if (rest > 0) add(tile, block, m, count, whole - rest, 1, rest);
     if (weight_.inputs % Format::kNumbers != 0) add_rest(tile, block, m, count, whole);
-    store(block, m, count, sums);
+    store_tile(block, m, count, sums, excess);
   }
 
-  const float* scales_of(const Block& block, int64_t n, int64_t m, int64_t i) const {
+  // The products of a row's scales with those of a weight, and what the offsets take from the result.
+  float weigh(const Block& block, int64_t n, int64_t m, float* products) const {
     const int64_t count = rounded_.layout.scales;
-    const float* row = rounded_.scale(m + i);
-    if (!is_grouped_) return row;
-    float* products = block.products + (i * kGroupOutputs + n) * count;
-    const float* scales = block.scales + n * count;
-    for (int64_t s = 0; s < count; ++s) products[s] = row[s] * scales[s];
-    return products;
+    const float *row = rounded_.scale(m), *sums = rounded_.sum(m);
+    const float *scales = block.scales + n * count, *offsets = block.offsets + n * count;
+    const bool is_constant = weight_.zero_points == nullptr;
+    Float total = zero();
+    for (int64_t s = 0; s < count; s += kLanes) {
+      const Float product = multiply(load(row + s), load(scales + s));
+      minigpt4::MINIGPT4_LEVEL::store(products + s, product);
+      Float excess = load(sums + s);
+      if (!is_constant) excess = multiply(excess, load(offsets + s));
+      total = multiply_add(product, excess, total);
+    }
+    return is_constant ? sum(total) * Format::kOffset : sum(total);
   }
 
   void skip(Tile& tile, int64_t spans) const {
@@ -288,35 +305,17 @@ class NarrowProduct {
     }
   }
 
-  void store(const Block& block, int64_t m, int64_t count, const float* sums) const {
+  void store_tile(const Block& block, int64_t m, int64_t count, const float* sums,
+                  const float (&excess)[kTileRows][kGroupOutputs]) const {
     for (int64_t n = 0; n < block.outputs; ++n) {
-      const int64_t output = block.first + n, scales = rounded_.layout.scales;
+      const int64_t output = block.first + n;
       const float bias = product_.bias.data == nullptr ? 0 : load_one(product_.bias, output);
       for (int64_t i = 0; i < count; ++i) {
-        float value = sums[i * kGroupOutputs + n];
-        value -= correction(block, n, m + i);
-        if (!is_grouped_) value *= block.scales[n * scales];
+        float value = sums[i * kGroupOutputs + n] - excess[i][n];
+        if (!is_grouped_) value *= block.scales[n];
         store_one(product_.y, product_.x.type, (m + i) * weight_.outputs + output, value + bias);
       }
     }
-  }
-
-  // What the numbers have too much, times the sums of the row.
-  float correction(const Block& block, int64_t n, int64_t m) const {
-    const float* sums = rounded_.sum(m);
-    const bool is_constant = weight_.zero_points == nullptr;
-    if (is_constant && Format::kOffset == 0) return 0;
-    const int64_t count = rounded_.layout.scales;
-    if (!is_grouped_) return block.offsets[n * count] * sums[0];
-    const float* factors = (is_constant ? block.scales : block.offsets) + n * count;
-    Float total = zero();
-    int64_t s = 0;
-    for (; s + kLanes <= count; s += kLanes) {
-      total = multiply_add(load(factors + s), load(sums + s), total);
-    }
-    float all = sum(total);
-    for (; s < count; ++s) all += factors[s] * sums[s];
-    return is_constant ? all * Format::kOffset : all;
   }
 
   const Product& product_;

@@ -1,4 +1,5 @@
 #define MINIGPT4_LEVEL portable
+#define MINIGPT4_IS_PORTABLE
 #include "level.hpp"
 
 namespace minigpt4 {

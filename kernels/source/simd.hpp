@@ -8,14 +8,19 @@
 #if defined(_MSC_VER)
 #define MINIGPT4_MEMBER __forceinline
 #define MINIGPT4_LAMBDA
-#define MINIGPT4_UNROLL
 #else
-// The next loop, whose length the compiler knows, becomes its steps in a row.
-#define MINIGPT4_UNROLL _Pragma("GCC unroll 16")
 #define MINIGPT4_LAMBDA __attribute__((always_inline))
 #define MINIGPT4_MEMBER inline __attribute__((always_inline))
 #endif
 #define MINIGPT4_INLINE static MINIGPT4_MEMBER
+
+// The next loop, whose length the compiler knows, becomes its steps in a row. Portable vectors are
+// loops themselves, and compilers take minutes for loops in loops.
+#if defined(_MSC_VER) || defined(MINIGPT4_IS_PORTABLE)
+#define MINIGPT4_UNROLL
+#else
+#define MINIGPT4_UNROLL _Pragma("GCC unroll 16")
+#endif
 
 #if defined(MINIGPT4_USE_AVX512)
 #include "simd_avx512.hpp"
@@ -23,6 +28,6 @@
 #include "simd_avx2.hpp"
 #elif defined(MINIGPT4_USE_NEON)
 #include "simd_neon.hpp"
-#else
+#elif defined(MINIGPT4_IS_PORTABLE)
 #include "simd_portable.hpp"
 #endif

@@ -1,6 +1,6 @@
 // The scales of a weight's row, one for each span of its inputs.
 //
-// Owns   their conversion to float32, and what zero points and offsets take from a row's results.
+// Owns   their conversion to float32, and that of zero points.
 #pragma once
 
 #include <algorithm>
@@ -10,8 +10,8 @@
 namespace minigpt4 {
 namespace MINIGPT4_LEVEL {
 
-// scales (spans) of one output, and with zero points offsets: the scales times what each number of a
-// span has too much. `spans` may exceed those of the weight: zeros follow.
+// scales (spans) of one output, and if there are zero points those of the spans as offsets. `spans`
+// may exceed those of the weight: zeros follow.
 template <class Format>
 void load_scales(const Weight& weight, int64_t output, int64_t span, int64_t spans, float* scales,
                  float* offsets) {
@@ -26,7 +26,7 @@ void load_scales(const Weight& weight, int64_t output, int64_t span, int64_t spa
   std::fill(scales + whole, scales + spans, 0.0f);
   if (weight.zero_points == nullptr) return;
   for (int64_t s = 0; s < whole; ++s) {
-    offsets[s] = scales[s] * Format::offset(weight, output, s / repeats);
+    offsets[s] = Format::offset(weight, output, s / repeats);
   }
   std::fill(offsets + whole, offsets + spans, 0.0f);
 }

@@ -37,7 +37,7 @@ struct WideTile {
   const float* row_scales[kWideRows];
   const float* row_sums[kWideRows];
   const float* scales;   // (spans, kBlockOutputs); null where a row of weights has one scale.
-  const float* offsets;  // The same; null where a number has nothing too much.
+  const float* offsets;  // The same, of zero points; null where all numbers have Format::kOffset.
   int64_t spans;
   int64_t chunks;  // In a span.
   float* sums[kWideRows];  // (kBlockOutputs) += …
@@ -98,12 +98,13 @@ void add_wide_tile(const WideTile& tile) {
         if (Planes == 2) {
           value = multiply_add(value, set(kPlaneBase), to_float(whole[m][c][Planes - 1]));
         }
+        if (tile.offsets) {
+          value = multiply_add(set(-tile.row_sums[m][span]), load(tile.offsets + place), value);
+        } else if (Format::kOffset != 0 && tile.scales) {
+          value = add(value, set(-Format::kOffset * tile.row_sums[m][span]));
+        }
         const Float both = multiply(scale, set(tile.row_scales[m][span]));
         totals[m][c] = multiply_add(value, both, totals[m][c]);
-        if (tile.offsets) {
-          const Float sum = set(-tile.row_sums[m][span]);
-          totals[m][c] = multiply_add(sum, load(tile.offsets + place), totals[m][c]);
-        }
       }
     }
   }
@@ -123,9 +124,7 @@ class WideProduct {
       : product_(product), weight_(product.weight), rounded_(rounded) {
     const RowLayout& layout = rounded.layout;
     is_grouped_ = layout.sums > 1;
-    corrects_ = Format::kOffset != 0 || weight_.zero_points != nullptr;
-    // All scales of a row are read as whole vectors.
-    spans_ = round_up(layout.scales, kLanes);
+    spans_ = round_up(layout.scales, kLanes);  // The turned scales are whole vectors too.
     // Whole steps and spans.
     const int64_t strip = kStripBytes / (kBlockOutputs * Format::kWideBytes);
     const int64_t part = std::max<int64_t>(Format::kNumbers, is_grouped_ ? layout.span : kFreeSpan);
@@ -190,10 +189,6 @@ class WideProduct {
       turn(memory, block.scales + c * kLanes);
       if (weight_.zero_points) turn(memory + kLanes * spans_, block.offsets + c * kLanes);
     }
-    if (weight_.zero_points) return;
-    for (int64_t i = 0; i < kBlockOutputs * spans_; ++i) {
-      block.offsets[i] = block.scales[i] * Format::kOffset;
-    }
   }
 
   // (kLanes, spans_) → (spans_, kBlockOutputs)
@@ -214,6 +209,7 @@ class WideProduct {
   void arrange(const Block& block, int64_t start, int64_t end) const {
     constexpr int kStepBytes = Format::kNumbers * Format::kWideBytes * kBlockOutputs;
     uint8_t copies[kLanes][Format::kValueBytes] = {};
+    uint8_t position_copies[kLanes][Format::kPositionBytes + 1] = {};
     // What is read next: the next strip, or the first one of the next block.
     const int64_t ahead = end < weight_.inputs ? bytes_of(end - start)
                                                : kBlockOutputs * weight_.value_stride - bytes_of(start);
@@ -222,26 +218,32 @@ class WideProduct {
       uint8_t* out = block.weights + c * kBytes;
       for (int64_t k = start; k < padded; k += Format::kNumbers, out += kStepBytes) {
         const int64_t there = std::clamp<int64_t>(end - k, 0, Format::kNumbers);
-        const uint8_t* values[kLanes];
+        const uint8_t *values[kLanes], *positions[kLanes];
         for (int n = 0; n < kLanes; ++n) {
-          const int64_t output = c * kLanes + n;
+          const int64_t output = block.first + c * kLanes + n;
+          const bool is_there = output < block.first + block.outputs && there > 0;
           values[n] = copies[n];
-          if (output < block.outputs && there > 0) {
-            const uint8_t* stored = weight_.values +
-                                    (block.first + output) * weight_.value_stride + bytes_of(k);
+          positions[n] = position_copies[n];
+          const uint8_t* stored = weight_.values + output * weight_.value_stride + bytes_of(k);
+          const uint8_t* stored_positions = weight_.positions + output * weight_.position_stride +
+                                            k * Format::kPositionBytes / Format::kNumbers;
+          if (is_there && there == Format::kNumbers) {
             prefetch(stored + ahead);
-            if (there == Format::kNumbers) {
-              values[n] = stored;
-              continue;
-            }
-            // Nothing behind a weight's end is read.
-            std::memcpy(copies[n], stored, bytes_of(there));
+            values[n] = stored;
+            positions[n] = stored_positions;
+            continue;
           }
-          if (there < Format::kNumbers) {
-            std::memset(copies[n] + bytes_of(there), 0, Format::kValueBytes - bytes_of(there));
+          // Nothing behind a weight's end is read.
+          const int64_t bytes = is_there ? bytes_of(there) : 0;
+          const int64_t position_bytes = bytes * Format::kPositionBytes / Format::kValueBytes;
+          std::memset(copies[n], 0, Format::kValueBytes);
+          std::memset(position_copies[n], 0, Format::kPositionBytes);
+          if (bytes > 0) std::memcpy(copies[n], stored, bytes);
+          if (position_bytes > 0) {
+            std::memcpy(position_copies[n], stored_positions, position_bytes);
           }
         }
-        Format::arrange_step(values, out);
+        Format::arrange_step(values, positions, out);
       }
     }
   }
@@ -261,7 +263,7 @@ class WideProduct {
     const int64_t first_span = is_one ? 0 : start / layout.span;
     if (is_grouped_) {
       tile.scales = block.scales + first_span * kBlockOutputs;
-      tile.offsets = corrects_ ? block.offsets + first_span * kBlockOutputs : nullptr;
+      if (weight_.zero_points) tile.offsets = block.offsets + first_span * kBlockOutputs;
     }
     for (int64_t m = 0; m < product_.rows;) {
       const int64_t left = product_.rows - m;
@@ -308,9 +310,7 @@ class WideProduct {
       for (int c = 0; c < kBlockOutputs; c += kLanes) {
         Float value = load(block.sums + m * kBlockOutputs + c);
         if (!is_grouped_) {
-          if (corrects_) {
-            value = multiply_add(load(block.offsets + c), set(-rounded_.sum(m)[0]), value);
-          }
+          value = multiply_add(load(block.offsets + c), set(-rounded_.sum(m)[0]), value);
           value = multiply(value, load(block.scales + c));
         }
         store(results + c, add(value, load(bias + c)));
@@ -323,7 +323,7 @@ class WideProduct {
   const Product& product_;
   const Weight& weight_;
   const RoundedRows& rounded_;
-  bool is_grouped_, corrects_;
+  bool is_grouped_;
   int64_t spans_, strip_;
 };
 
