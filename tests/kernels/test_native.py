@@ -269,7 +269,7 @@ def multiply(rows, inputs, offset):
 
 for level in minigpt4_kernels.levels():
     minigpt4_kernels.use_level(level)
-    for rows in (1, 5):
+    for rows in (1, 5, 40):
         for inputs in (32, 96, 160, 416):
             for offset in (0, 5):
                 multiply(rows, inputs, offset)
