@@ -156,7 +156,7 @@ class NarrowProduct {
     float* products;          // (kRows, outputs, scales): of a row's scales with a weight's.
   };
 
-  // A last block has less than kGroupOutputs: its last one then stands in all other places.
+  // A last block may have fewer than kGroupOutputs: its last output then fills the other places.
   void multiply_block(int64_t first, int64_t outputs) const {
     const int64_t scales = rounded_.layout.scales;
     float* memory =
@@ -211,7 +211,7 @@ class NarrowProduct {
     const int64_t spans = span_steps == 0 ? 0 : whole / span_steps;
     add(tile, block, m, count, 0, spans, span_steps);
     // A last span may be shorter, and a last step too.
-    skip(tile, spans);
+    skip(tile, count, spans);
     const int64_t rest = whole - spans * span_steps;
     if (rest > 0) add(tile, block, m, count, whole - rest, 1, rest);
     if (weight_.inputs % Format::kNumbers != 0) add_rest(tile, block, m, count, whole);
@@ -227,7 +227,7 @@ class NarrowProduct {
     Float total = zero();
     for (int64_t s = 0; s < count; s += kLanes) {
       const Float product = multiply(load(row + s), load(scales + s));
-      minigpt4::MINIGPT4_LEVEL::store(products + s, product);
+      store(products + s, product);
       Float excess = load(sums + s);
       if (!is_constant) excess = multiply(excess, load(offsets + s));
       total = multiply_add(product, excess, total);
@@ -235,10 +235,10 @@ class NarrowProduct {
     return is_constant ? sum(total) * Format::kOffset : sum(total);
   }
 
-  void skip(Tile& tile, int64_t spans) const {
+  void skip(Tile& tile, int64_t count, int64_t spans) const {
     if (rounded_.layout.scales == 1) return;
-    for (auto& row : tile.scales) {
-      for (const float*& scales : row) scales += spans * lanes_;
+    for (int64_t i = 0; i < count; ++i) {
+      for (const float*& scales : tile.scales[i]) scales += spans * lanes_;
     }
   }
 
