@@ -22,10 +22,11 @@ import pydoc_data.topics
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from gguf_model import INSTALL, GgufLlama
@@ -49,16 +50,16 @@ from minigpt4_runtime.model.causal import causal_attention
 from minigpt4_runtime.model.linear import Linear
 from minigpt4_runtime.model.llama import Llama
 from minigpt4_runtime.quantise.calibrate import LayerWalk
-from minigpt4_runtime.quantise.choice import QuantisePlan, choose
+from minigpt4_runtime.quantise.choice import Method, QuantisePlan, choose
 from minigpt4_runtime.quantise.quantise import quantise
 
-# Behind a format's name: rounded as --calibrate does it.
-CALIBRATED = "+calibrated"
+# Behind a format's name: rounded as --calibrate does it with that --method.
+METHODS = get_args(Method)
 CPU = torch.device("cpu")
 FORMATS = [
     "w8a16", "w8a8", "w4a16-g32", "w4a16-g64", "w4a16-g32-asymmetric", "w4a8-g32",
-    "w4a16-g64+calibrated", "w4a16-g32+calibrated", "w4a16-g32-asymmetric+calibrated",
-    "w8a16-sparse24", "w8a16-sparse24+calibrated",
+    "w4a16-g64+gptq", "w4a16-g32+gptq", "w4a16-g32+awq", "w4a16-g32+awq+gptq",
+    "w4a16-g32-asymmetric+gptq", "w8a16-sparse24", "w8a16-sparse24+gptq",
 ]  # fmt: skip
 LLAMA_FORMATS = ("Q8_0", "Q4_0", "Q4_1", "Q4_K_M")
 
@@ -145,12 +146,13 @@ def judge_ours(
     _write_floats(model, float_dir)
     folders = {"float32": float_dir}
     for name in formats:
-        plan = QuantisePlan(weights=name.removesuffix(CALIBRATED), image_side="keep")
         out_dir = folders.setdefault(name, folder / name)
-        if name.endswith(CALIBRATED):
-            _calibrate(model, float_dir, out_dir, plan, lessons)
+        started = time.process_time()
+        if "+" in name:
+            _calibrate(model, float_dir, out_dir, name, lessons)
         else:
-            quantise(float_dir, out_dir, plan)
+            quantise(float_dir, out_dir, _plan(name))
+        print(f"{name} took {time.process_time() - started:.0f} s of CPU", file=sys.stderr)
     where = Where(device=CPU, dtype=torch.float32)
     models = {name: _widen(load_language(each, **where)) for name, each in folders.items()}
     judged = [Judged(name, _count_bits(each, model)) for name, each in folders.items()]
@@ -188,15 +190,21 @@ def _multiply_wide(chosen: IntegerFormat | SparseFormat, weight: Tensor) -> Line
     return multiply
 
 
+def _plan(weights: str) -> QuantisePlan:
+    return QuantisePlan(weights=weights, image_side="keep")
+
+
 def _calibrate(
-    model: GgufLlama, float_dir: Path, out_dir: Path, plan: QuantisePlan, lessons: Tensor
+    model: GgufLlama, float_dir: Path, out_dir: Path, name: str, lessons: Tensor
 ) -> None:
     """What `minigpt4 quantise --calibrate` does, with text alone in place of pictures."""
+    weights, method = name.split("+", 1)
     config = load_config(float_dir)
-    formats = choose(plan, config)
+    formats = choose(_plan(weights), config)
     floats = FolderTensors(read_folder_weights(float_dir))
     table = floats["language.token_embedding.weight"]
-    walk = LayerWalk(model.config, formats, floats, [table[ids] for ids in lessons])
+    rows = [table[ids] for ids in lessons]
+    walk = LayerWalk(model.config, formats, floats, rows, METHODS[METHODS.index(method)])
     tokenizer = DEMO_MODEL_DIR / "tokenizer.model"
     write_folder(out_dir, config, floats, tokenizer, formats=formats, pack=walk.pack)
 

@@ -24,6 +24,9 @@ def test_the_command_in_both_spellings(spelling, real_minigpt4, tmp_path):
     assert again.status == 1
     assert again.err.startswith("error: ")
     assert "--force" in again.err
+    alone = real_minigpt4(*given, "--force", "--method", "awq")
+    assert alone.status == 1
+    assert "error: --method is awq, and there is nothing to read: give --calibrate." in alone.err
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGINT to send")

@@ -3,9 +3,11 @@
 import json
 import random
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from minigpt4_runtime.checkpoint.config_file import load_config
 from minigpt4_runtime.checkpoint.load import load_model
@@ -15,7 +17,7 @@ from minigpt4_runtime.evaluation import scenes
 from minigpt4_runtime.formats.registry import format_of
 from minigpt4_runtime.model.causal import causal_attention
 from minigpt4_runtime.quantise import samples as samples_module
-from minigpt4_runtime.quantise.choice import QuantisePlan
+from minigpt4_runtime.quantise.choice import Method, QuantisePlan
 from minigpt4_runtime.quantise.quantise import quantise
 from minigpt4_runtime.quantise.samples import Sample, encode_samples, read_samples
 
@@ -47,8 +49,12 @@ def hidden_of(folder, rows):
 
 def test_layers_come_nearer_to_the_floats_than_without(pictures, tmp_path):
     quantise(DEMO_DIR, tmp_path / "plain", PLAN)
-    quantise(DEMO_DIR, tmp_path / "by", PLAN, calibrate=pictures / "texts.jsonl")
-    assert read_manifest(tmp_path / "by") == read_manifest(tmp_path / "plain")
+    for method in get_args(Method):
+        by, texts = tmp_path / method, pictures / "texts.jsonl"
+        quantise(DEMO_DIR, by, PLAN, calibrate=texts, method=method)
+        # It is a folder like any other.
+        assert read_manifest(by) == read_manifest(tmp_path / "plain")
+        assert forms_in(by) == forms_in(tmp_path / "plain")
     config = load_config(DEMO_DIR)
     table = load_model(DEMO_DIR, device=CPU, dtype=torch.float32).language.token_embedding.weight
     # Pictures that were not calibrated by.
@@ -59,11 +65,20 @@ def test_layers_come_nearer_to_the_floats_than_without(pictures, tmp_path):
         others.append(Sample(tmp_path / f"{number}.png", scenes.describe(scene)))
     rows = encode_samples(others, DEMO_DIR, config, table)
     truth = hidden_of(DEMO_DIR, rows)
-    by, plain = (
-        float((hidden_of(tmp_path / each, rows) - truth).square().mean())
-        for each in ("by", "plain")
-    )
-    assert 0 < by < 0.75 * plain
+    errors = {
+        each: float((hidden_of(tmp_path / each, rows) - truth).square().mean())
+        for each in ("plain", *get_args(Method))
+    }
+    assert 0 < errors["gptq"] < 0.75 * errors["plain"]
+    assert 0 < errors["awq"] < 0.9 * errors["plain"]
+    assert 0 < errors["awq+gptq"] < 0.75 * errors["plain"]
+
+
+def forms_in(folder):
+    return {
+        name: (tensor.shape, tensor.dtype)
+        for name, tensor in load_file(folder / "model.safetensors").items()
+    }
 
 
 def test_only_layers_are_rounded_otherwise(pictures, tmp_path):
@@ -129,6 +144,12 @@ def test_what_cannot_be_calibrated_by_leaves_nothing(make, said, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_method_without_pictures_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="--method is awq, and there is nothing to read"):
+        quantise(DEMO_DIR, tmp_path / "out", PLAN, method="awq")
+    assert not (tmp_path / "out").exists()
+
+
 def write(folder, text):
     (folder / "texts.jsonl").write_text(text)
     return folder / "texts.jsonl"
@@ -137,7 +158,8 @@ def write(folder, text):
 def test_two_of_four_are_kept_by_magnitude_or_by_inputs(pictures, tmp_path):
     plan = QuantisePlan(weights="w8a8-sparse24", image_side="keep")
     quantise(DEMO_DIR, tmp_path / "plain", plan)
-    quantise(DEMO_DIR, tmp_path / "by", plan, calibrate=pictures / "texts.jsonl")
+    # 2:4 formats are not scaled, whatever the method.
+    quantise(DEMO_DIR, tmp_path / "by", plan, calibrate=pictures / "texts.jsonl", method="awq")
     floats = load_model(DEMO_DIR, device=CPU, dtype=torch.float32).language
     plain, by = (
         load_model(tmp_path / each, device=CPU, dtype=torch.float32).language

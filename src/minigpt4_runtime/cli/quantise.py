@@ -11,6 +11,7 @@ import typer
 from minigpt4_runtime.cli.convert import byte_bar, hold_cache
 from minigpt4_runtime.cli.options import WEIGHTS_HELP, FormatOptions, flag, option, spread_options
 from minigpt4_runtime.cli.terminal import note
+from minigpt4_runtime.quantise.choice import Method
 
 if TYPE_CHECKING:
     from minigpt4_runtime.quantise.quantise import Quantised
@@ -36,8 +37,16 @@ def quantise(
         Path | None,
         option(
             "PATH",
-            "Pictures to round the layers by (GPTQ): a folder, or better a .jsonl of pictures and "
+            "Pictures to round the layers by: a folder, or better a .jsonl of pictures and "
             "texts, as `minigpt4 describe FOLDER --out FILE.jsonl` writes it. The first 128 count.",
+        ),
+    ] = None,
+    method: Annotated[
+        Method | None,
+        typer.Option(
+            help="With --calibrate: gptq, which makes up for errors and is the default; awq, which "
+            "scales what reads large inputs; or both.",
+            show_default=False,
         ),
     ] = None,
     force: Annotated[bool, flag("Replace the model folder that --out names.", "--force")] = False,
@@ -54,7 +63,13 @@ def quantise(
     try:
         with hold_cache(out), byte_bar() as progress:
             done = quantise_folder(
-                find_model(model), out, plan, calibrate=calibrate, force=force, progress=progress
+                find_model(model),
+                out,
+                plan,
+                calibrate=calibrate,
+                method=method,
+                force=force,
+                progress=progress,
             )
     except KeyboardInterrupt:
         note("Stopped. No half model was left behind.")

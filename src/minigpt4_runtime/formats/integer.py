@@ -149,6 +149,13 @@ class IntegerFormat:
             groups += grid.zero_point[..., None]
         return groups.round_().clamp_(*self.limits).to(torch.int8).view(weight.shape)
 
+    def to_floats(self, integers: Tensor, grid: Grid) -> Tensor:
+        """The other way: integers (out, in) of a grid → float32."""
+        groups = integers.float().view(*grid.scale.shape, -1)
+        if grid.zero_point is not None:
+            groups = groups - grid.zero_point[..., None]
+        return (groups * grid.scale[..., None]).flatten(1)
+
     def store(self, integers: Tensor, grid: Grid) -> dict[str, Tensor]:
         """The parts of integers (out, in) and their grid."""
         import torch
@@ -192,10 +199,8 @@ class IntegerFormat:
         for first in range(0, len(stored), step):
             some = slice(first, first + step)
             integers = stored[some] if self.bits == 8 else unpack_words(stored[some])
-            groups = integers.float().view(len(integers), scales.shape[1], -1)
-            if zeros is not None:
-                groups = groups - zeros[some].float()[..., None]
-            yield (groups * scales[some].float()[..., None]).flatten(1)
+            zero_point = None if zeros is None else zeros[some].float()
+            yield self.to_floats(integers, Grid(scales[some].float(), zero_point))
 
 
 def pack_words(integers: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """The rounding of the language model's layers by what they read: one layer at a time.
 
-Owns   the walk of calibration rows through the layers, each of which is rounded by its inputs and
-       then computed as it was rounded, so that the next can make up for it.
+Owns   the walk of calibration rows through the layers, each of which is scaled or not, rounded by
+       its inputs and then computed as it was rounded, so that the next can make up for it.
 Takes  the floats of a model, and rows (T, C) for each sample; gives the parts of each weight.
 Never  holds more than one layer of floats.
 """
@@ -22,22 +22,19 @@ from minigpt4_runtime.model.causal import causal_attention
 from minigpt4_runtime.model.linear import Linear
 from minigpt4_runtime.model.llama import LlamaLayer, Rotation
 from minigpt4_runtime.model.parallel import Solo
+from minigpt4_runtime.quantise.awq import Inputs, scale_layer
+from minigpt4_runtime.quantise.choice import DEFAULT_METHOD, Method
 from minigpt4_runtime.quantise.gptq import round_by_inputs
 
 _LAYERS = "language.layers."
-_BY_INPUTS = (IntegerFormat, SparseFormat)
-
-
-def _pack(weight: Tensor, products: Tensor, chosen: WeightFormat) -> dict[str, Tensor]:
-    """A weight's parts by its inputs: GPTQ for integers, Wanda's criterion for 2:4."""
-    if isinstance(chosen, SparseFormat):
-        return chosen.pack_by_inputs(weight, products.diagonal())
-    assert isinstance(chosen, IntegerFormat)
-    return chosen.store(*round_by_inputs(weight, products, chosen))
 
 
 class LayerWalk:
-    """Packs the weights of layers by their inputs, in the order in which a model has them."""
+    """Packs the weights of layers by their inputs, in the order in which a model has them.
+
+    "gptq" makes up for errors as it rounds, "awq" scales before it rounds, "awq+gptq" does both.
+    2:4 formats have Wanda's criterion alone.
+    """
 
     def __init__(
         self,
@@ -45,36 +42,66 @@ class LayerWalk:
         formats: FormatChoice,
         floats: Mapping[str, Tensor],
         rows: list[Tensor],
+        method: Method = DEFAULT_METHOD,
     ) -> None:
         self._config, self._formats, self._floats, self._rows = config, formats, floats, rows
+        self._method = method
         self._next_layer = 0
         self._packed: dict[str, dict[str, Tensor]] = {}
 
     def pack(self, weight: ModelWeight, floats: Tensor) -> dict[str, Tensor]:
         """The parts of a weight; of those outside the layers, as its format packs it."""
-        in_layers = weight.name.startswith(_LAYERS)
-        if not in_layers or not isinstance(weight.weight_format, _BY_INPUTS):
+        if not weight.name.startswith(_LAYERS):
             return weight.pack(floats)
-        while weight.name not in self._packed:
+        while not weight.name.startswith(f"{_LAYERS}{self._next_layer - 1}."):
             self._round_layer()
-        return weight.whole_names(self._packed.pop(weight.name))
+        parts = self._packed.pop(weight.name, None)
+        return weight.pack(floats) if parts is None else weight.whole_names(parts)
 
     @torch.inference_mode()
     def _round_layer(self) -> None:
         prefix = f"{_LAYERS}{self._next_layer}."
         layer = self._load(prefix)
-        products = self._sum_products(layer)
+        inputs = self._sum_inputs(layer)
+        scales = self._scale(layer, prefix, inputs) if self._method != "gptq" else {}
         for name, linear in layer.named_modules():
             if not isinstance(linear, Linear):
                 continue
             chosen = format_of(self._formats, f"{prefix}{name}")
-            parts = _pack(linear.weight, products[name], chosen)
+            parts = self._pack(linear.weight, inputs[name], scales.get(name), chosen)
             self._packed[f"{prefix}{name}.weight"] = parts
             linear.use(chosen, chosen.multiply)
             for part, tensor in parts.items():
                 setattr(linear, part, nn.Parameter(tensor, requires_grad=False))
         self._rows = [self._compute(layer, rows) for rows in self._rows]
         self._next_layer += 1
+
+    def _scale(
+        self, layer: LlamaLayer, prefix: str, inputs: Mapping[str, Inputs]
+    ) -> dict[str, Tensor]:
+        chosen = format_of(self._formats, f"{prefix}mlp_down")
+        if not isinstance(chosen, IntegerFormat):
+            return {}
+        scales = scale_layer(layer, inputs, chosen, self._floats[f"{prefix}mlp_norm.weight"].dtype)
+        for name in ("attention_norm", "mlp_norm"):
+            norm = layer.get_submodule(name).get_parameter("weight")
+            self._packed[f"{prefix}{name}.weight"] = {"weight": norm}
+        return scales
+
+    def _pack(
+        self, weight: Tensor, inputs: Inputs, scales: Tensor | None, chosen: WeightFormat
+    ) -> dict[str, Tensor]:
+        """The parts of a weight whose columns are scaled already."""
+        if isinstance(chosen, SparseFormat):
+            return chosen.pack_by_inputs(weight, inputs.products.diagonal())
+        assert isinstance(chosen, IntegerFormat)
+        if self._method == "awq":
+            importance = None if scales is None else inputs.importance(scales)
+            return chosen.store(*chosen.round(weight, importance))
+        products = inputs.products
+        if scales is not None:
+            products = products / scales / scales[:, None]
+        return chosen.store(*round_by_inputs(weight, products, chosen))
 
     def _load(self, prefix: str) -> LlamaLayer:
         with torch.device("meta"):
@@ -85,9 +112,9 @@ class LayerWalk:
         layer.load_state_dict(floats, strict=True, assign=True)
         return layer.requires_grad_(False).eval()
 
-    def _sum_products(self, layer: LlamaLayer) -> dict[str, Tensor]:
-        """For each Linear the sum of x · xᵀ over its inputs; those of one input share one sum."""
-        sums: dict[str, Tensor] = {}
+    def _sum_inputs(self, layer: LlamaLayer) -> dict[str, Inputs]:
+        """For each Linear the sums over its inputs; those of one input share them."""
+        sums: dict[str, Inputs] = {}
         last: list[tuple[Tensor, str]] = []
         shares: dict[str, str] = {}
 
@@ -100,8 +127,10 @@ class LayerWalk:
                 last[:] = [(rows, name)]
                 wide = rows.float()
                 if name not in sums:
-                    sums[name] = torch.zeros(rows.shape[-1], rows.shape[-1])
-                sums[name].addmm_(wide.T, wide)
+                    size = rows.shape[-1]
+                    sums[name] = Inputs(torch.zeros(size, size), torch.zeros(size))
+                sums[name].products.addmm_(wide.T, wide)
+                sums[name].magnitudes.add_(wide.abs().sum(0))
 
             handles.append(linear.register_forward_pre_hook(add))
 

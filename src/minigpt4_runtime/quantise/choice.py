@@ -17,6 +17,9 @@ from minigpt4_runtime.formats.integer import GROUP_SIZES, INTEGER_FORMATS, Integ
 from minigpt4_runtime.formats.registry import FormatChoice
 from minigpt4_runtime.formats.sparse import SPARSE_FORMATS, SparseFormat
 
+# How layers are rounded by what they read: see `LayerWalk`.
+Method = Literal["gptq", "awq", "awq+gptq"]
+DEFAULT_METHOD: Method = "gptq"
 FAMILIES = tuple(dict.fromkeys(each.family for each in INTEGER_FORMATS.values()))
 _WHOLE_NAMES: Mapping[str, IntegerFormat | SparseFormat] = {**INTEGER_FORMATS, **SPARSE_FORMATS}
 KEEP = "keep"

@@ -17,11 +17,11 @@ from minigpt4_runtime.checkpoint.folder import TOKENIZER_NAME, check_target, wri
 from minigpt4_runtime.checkpoint.manifest import read_manifest
 from minigpt4_runtime.checkpoint.mapped import FolderTensors
 from minigpt4_runtime.checkpoint.weights import read_folder_weights
-from minigpt4_runtime.errors import CheckpointError
+from minigpt4_runtime.errors import CheckpointError, ConfigError
 from minigpt4_runtime.formats.dense import DENSE
 from minigpt4_runtime.formats.registry import FormatChoice, show_formats
 from minigpt4_runtime.quantise.calibrate import LayerWalk
-from minigpt4_runtime.quantise.choice import QuantisePlan, choose
+from minigpt4_runtime.quantise.choice import DEFAULT_METHOD, Method, QuantisePlan, choose
 from minigpt4_runtime.quantise.samples import encode_samples, read_samples
 
 # Gets the stage, the bytes that are written so far, and their total.
@@ -43,12 +43,14 @@ def quantise(
     plan: QuantisePlan,
     *,
     calibrate: Path | None = None,
+    method: Method | None = None,
     force: bool = False,
     progress: Progress | None = None,
 ) -> Quantised:
     """Make a model folder whose weights are held as the plan says. It appears whole, or not at all.
 
-    `calibrate` are pictures for which the layers' errors shall be small: see `read_samples`.
+    `calibrate` are pictures for which the layers' errors shall be small: see `read_samples`, and
+    `LayerWalk` for the method.
 
     Raises:
         CheckpointError: the model is damaged or quantised already, or the folder cannot be written.
@@ -64,6 +66,8 @@ def quantise(
         raise CheckpointError(f"{out_dir} is the model itself. Choose another --out.")
     formats = choose(plan, config)
     check_target(out_dir, force=force)
+    if calibrate is None and method is not None:
+        raise ConfigError(f"--method is {method}, and there is nothing to read: give --calibrate.")
     samples = None if calibrate is None else read_samples(calibrate)
     stored = read_folder_weights(model_dir)
     bytes_after = 0
@@ -78,7 +82,7 @@ def quantise(
     pack: Callable[[ModelWeight, Tensor], dict[str, Tensor]] = ModelWeight.pack
     if samples is not None:
         rows = encode_samples(samples, model_dir, config, floats["language.token_embedding.weight"])
-        pack = LayerWalk(config.language, formats, floats, rows).pack
+        pack = LayerWalk(config.language, formats, floats, rows, method or DEFAULT_METHOD).pack
     write_folder(
         out_dir, config, floats, model_dir / TOKENIZER_NAME,
         formats=formats, sources=manifest.sources, force=force, pack=pack, on_bytes=count,
