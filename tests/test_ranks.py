@@ -15,9 +15,11 @@ from pathlib import Path
 import pytest
 from golden_cases import GOLDENS, SEARCHES, Golden, assert_same_ids
 
-from minigpt4_runtime import Message, MiniGPT4, SamplingParams, follow
+from minigpt4_runtime import Message, MiniGPT4, SamplingParams, follow, image
 from minigpt4_runtime.cli.main import run
 from minigpt4_runtime.errors import ConfigError, RankLostError
+from minigpt4_runtime.quantise.choice import QuantisePlan
+from minigpt4_runtime.quantise.quantise import quantise
 
 PICTURES = Path(__file__).parents[1] / "examples/images"
 SAMPLED = SamplingParams(temperature=1.0, seed=7, max_new_tokens=30, stop=(), ignore_eos=True)
@@ -153,6 +155,19 @@ def test_eight_ranks(eight_heads_dir):
         ours = [model.chat(question, search) for search in searches]
     alone = load(eight_heads_dir)
     assert ours == [alone.chat(question, search) for search in searches]
+
+
+def test_a_quantised_model_in_eight_ranks(eight_heads_dir, tmp_path):
+    """Each rank rounds its part of a row by its own scale: logits move, and answers stay."""
+    quantise(eight_heads_dir, tmp_path / "w8a8", QuantisePlan(weights="w8a8"))
+    question = [Message("user", (image(PICTURES / "three.png"), "Tell me about it."))]
+    search = SamplingParams(max_new_tokens=8, stop=(), ignore_eos=True, logprobs=1)
+    with load(tmp_path / "w8a8", tensor_parallel=8) as model:
+        ours = model.chat(question, search)
+    alone = load(tmp_path / "w8a8").chat(question, search)
+    assert ours.token_ids == alone.token_ids
+    chances = [[each.logprob for each in reply.logprobs] for reply in (ours, alone)]
+    assert chances[0] == pytest.approx(chances[1], abs=0.1)
 
 
 # --- programs of their own ----------------------------------------------------------------------
