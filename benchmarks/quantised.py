@@ -8,7 +8,8 @@ decode1, decode8   new tokens per second of 1 or 8 answers after prompts of 16 t
 prefill            tokens per second of a prompt of 512
 
 The table shows the bytes of weights that a side reads for each step, as a share of the best rate at
-which this machine reads, measured in the same run.
+which this machine reads, measured in the same run, and the peak memory of this process during a
+work: ours, mapped files included, without llama.cpp's.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ class Llama:
         self._process = subprocess.Popen(
             [python, SCRIPT], stdin=subprocess.PIPE, stdout=subprocess.PIPE, encoding="utf-8"
         )
-        self.num_bytes = self._ask(wanted)["bytes"]
+        self.num_bytes: int = self._ask(wanted)["bytes"]
 
     def rate(self, work: Work) -> float:
         """In tokens per second."""
@@ -73,7 +74,10 @@ class Llama:
 
 @dataclass(frozen=True)
 class Row:
-    """The rates of both sides at one work, in tokens per second, and the share of what is read."""
+    """The rates of both sides at one work, in tokens per second, and the share of what is read.
+
+    `our_peak_bytes` is None if the system does not tell.
+    """
 
     weights: str
     rival: str
@@ -82,17 +86,12 @@ class Row:
     theirs: list[float]
     our_share: float | None
     their_share: float | None
+    our_peak_bytes: int | None
 
     @property
     def ratio(self) -> float:
         """Of the medians."""
         return statistics.median(self.ours) / statistics.median(self.theirs)
-
-
-def read_bytes(ours: Ours) -> int:
-    """The bytes of weights that a step of one row reads: layers and head."""
-    language = ours.language
-    return sum(each.nbytes for each in (*language.layers.parameters(), *language.head.parameters()))
 
 
 def compare(weights: str, args: argparse.Namespace, read_per_second: float) -> list[Row]:
@@ -101,36 +100,63 @@ def compare(weights: str, args: argparse.Namespace, read_per_second: float) -> l
         wide_config(args.layers), device="cpu", dtype="float32", num_blocks=256,
         formats={"language.layers": weights, "language.head": weights},
     )  # fmt: skip
+    rows = []
     with tempfile.TemporaryDirectory() as made:
         folder = str(args.folder or made)
         theirs = Llama(
             args.llama, folder=folder, layers=args.layers, format=PAIRS[weights],
             threads=torch.get_num_threads(),
         )  # fmt: skip
-        rows = []
         for work in works(args.new):
             if args.only and work.name not in args.only:
                 continue
-            rates: tuple[list[float], list[float]] = ([], [])
-            for repeat in range(args.repeats + 1):
-                prompts = work.prompts(ours.language.config.vocab_size, repeat)
-                mine = work.rate(ours.generate(prompts, work.counts), work)
-                ours.rest()
-                other = theirs.rate(work)
-                if repeat:  # The first time warms up.
-                    rates[0].append(mine)
-                    rates[1].append(other)
-            shares: list[float | None] = [None, None]
-            if work.is_decode:
-                # A table row of the embeddings is all that is read of them.
-                table = 32000 * 4096 * (theirs.num_bytes / total_numbers(args.layers, tables=2))
-                sizes = (read_bytes(ours), theirs.num_bytes - table)
-                steps = [statistics.median(each) / len(work.lengths) for each in rates]
-                shares = [n * s / read_per_second for n, s in zip(sizes, steps, strict=True)]
-            rows.append(Row(weights, PAIRS[weights], work.name, *rates, *shares))
-            print(show(rows[-1]), flush=True)
+            ours.reset_peak_memory()
+            mine, others = take_turns(work, ours, theirs, repeats=args.repeats)
+            row = Row(
+                weights, PAIRS[weights], work.name, mine, others,
+                share_read(work, mine, read_bytes(ours), read_per_second),
+                share_read(work, others, their_read_bytes(theirs, args.layers), read_per_second),
+                ours.peak_memory_bytes(),
+            )  # fmt: skip
+            print(show(row), flush=True)
+            rows.append(row)
         theirs.close()
     return rows
+
+
+def take_turns(
+    work: Work, ours: Ours, theirs: Llama, *, repeats: int
+) -> tuple[list[float], list[float]]:
+    """The rates of both sides, in tokens per second. A first turn, which warms up, is left out."""
+    rates: tuple[list[float], list[float]] = ([], [])
+    for repeat in range(repeats + 1):
+        prompts = work.prompts(ours.language.config.vocab_size, repeat)
+        rates[0].append(work.rate(ours.generate(prompts, work.counts), work))
+        ours.rest()
+        rates[1].append(theirs.rate(work))
+    return rates[0][1:], rates[1][1:]
+
+
+def share_read(
+    work: Work, rates: list[float], num_bytes: float, read_per_second: float
+) -> float | None:
+    """The bytes read for each step, as a share of what could be; None where nothing is decoded."""
+    if not work.is_decode:
+        return None
+    steps_per_second = statistics.median(rates) / len(work.lengths)
+    return num_bytes * steps_per_second / read_per_second
+
+
+def read_bytes(ours: Ours) -> int:
+    """The bytes of weights that a step of one row reads: layers and head."""
+    language = ours.language
+    return sum(each.nbytes for each in (*language.layers.parameters(), *language.head.parameters()))
+
+
+def their_read_bytes(theirs: Llama, num_layers: int) -> float:
+    """The same of llama.cpp: its file without the embeddings, of which a step reads a row."""
+    table = 32000 * 4096 * (theirs.num_bytes / total_numbers(num_layers, tables=2))
+    return theirs.num_bytes - table
 
 
 def total_numbers(num_layers: int, *, tables: int) -> int:
@@ -146,7 +172,8 @@ def show(row: Row) -> str:
         for each in (row.ours, row.theirs)
     )
     names = f"{row.weights:9} {row.rival:6} {row.work:8}"
-    return f"{names} {spread}  {row.ratio:5.2f}  {' '.join(shares)}"
+    peak = "" if row.our_peak_bytes is None else f"{row.our_peak_bytes / 2**30:.2f} GiB"
+    return f"{names} {spread}  {row.ratio:5.2f}  {' '.join(shares)}  {peak}".rstrip()
 
 
 def main() -> None:
@@ -168,7 +195,8 @@ def main() -> None:
     best = measure_ceilings("cpu", "float32").gigabytes_per_second
     print(f"{processor_name()}, {args.threads} threads, {best:.1f} GB/s read at best")
     print(
-        "ours      theirs work     tokens/s: ours, theirs (lowest–highest); ratio; shares of that"
+        "ours      theirs work     tokens/s: ours, theirs (lowest–highest); ratio; shares of that; "
+        "our peak memory"
     )
     rows = [
         row

@@ -86,6 +86,14 @@ class Ours:
         """Change the engine's settings."""
         self._model.probe.use_engine({**asdict(self._model.engine_config), **settings})
 
+    def reset_peak_memory(self) -> None:
+        """Let `peak_memory_bytes` count from here on."""
+        self._model.probe.reset_peak_memory()
+
+    def peak_memory_bytes(self) -> int | None:
+        """The largest size of this process; None if the system does not tell."""
+        return self._model.probe.peak_memory_bytes()
+
     def rest(self) -> None:
         """Wait for the end of the engine's thread, after a second without work."""
         for thread in threading.enumerate():

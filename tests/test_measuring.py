@@ -118,6 +118,8 @@ def test_a_model_without_files_can_be_divided():
     with MiniGPT4.with_random_weights(config, device="cpu", tensor_parallel=2) as model:
         assert len(list(model.probe.submit_tokens([3, 4], FREE))) == 6
         layers = model.probe.weight_bytes()["layers"]
+        with pytest.raises(RequestError, match="Ranks share this model"):
+            model.probe.expect([3], [4], image_rows={})
     whole = MiniGPT4.with_random_weights(config, device="cpu").probe.weight_bytes()["layers"]
     assert layers == pytest.approx(whole / 2, rel=0.01)  # Norms are whole on each rank.
 

@@ -1,6 +1,7 @@
 """Probe: the measuring points of a loaded model.
 
-Owns   callbacks at the end of stages and tokens, memory, traffic between ranks, other engines.
+Owns   callbacks at the end of stages and tokens, what the model expects of a given answer, memory,
+       traffic between ranks, other engines.
 Takes  a LoadedModel; `MiniGPT4.probe` is one.
 Never  measures: it reads no clock of its own.
 """
@@ -19,10 +20,11 @@ from minigpt4_runtime.devices.contracts import Traffic
 from minigpt4_runtime.engine.request import Heard, NoWatch
 from minigpt4_runtime.engine.runner import IMAGES_AT_ONCE
 from minigpt4_runtime.engine.ticket import Ticket
-from minigpt4_runtime.errors import RequestError
+from minigpt4_runtime.errors import PromptTooLongError, RequestError
 from minigpt4_runtime.images.pixels import open_rgb, prepare
 from minigpt4_runtime.loaded import LoadedModel
 from minigpt4_runtime.messages import image
+from minigpt4_runtime.model.causal import causal_attention
 
 if TYPE_CHECKING:
     from minigpt4_runtime.messages import ImageLike
@@ -93,6 +95,38 @@ class Probe:
             raise RequestError("With beams no token is known before the end: leave out on_token.")
         watch = _Listener(on_token) if on_token is not None else NoWatch()
         return self._loaded.submit(token_ids, (), sampling, watch, lambda event: event.token_id)
+
+    @torch.inference_mode()
+    def expect(
+        self,
+        prompt_ids: Sequence[int],
+        answer_ids: Sequence[int],
+        *,
+        image_rows: Mapping[int, Tensor],
+    ) -> Tensor:
+        """Log-probabilities before each token of a given answer: (T, V) float64 on the CPU.
+
+        `image_rows` are rows as `embed_images` gives them, by where they begin in the prompt. All
+        places are computed at once with the model's weights and products, but without the engine:
+        its cache and its attention kernel have no part in it.
+
+        Raises:
+            RequestError: ranks share the model, or the ids are none of its vocabulary, or too many.
+        """
+        language, most = self._loaded.rank_model.language, self._loaded.config.language
+        if language.group.size > 1:
+            raise RequestError("Ranks share this model. Load it without tensor_parallel for that.")
+        self._loaded.check_ids(answer_ids)
+        token_ids = [*prompt_ids, *answer_ids[:-1]]
+        if len(token_ids) > most.max_position_embeddings:
+            raise PromptTooLongError(len(token_ids), most.max_position_embeddings)
+        device = language.token_embedding.weight.device
+        embeddings = language.embed(torch.tensor(token_ids, device=device))
+        for start, rows in image_rows.items():
+            embeddings[start : start + len(rows)] = rows
+        positions = torch.arange(len(token_ids), device=device)
+        hidden = language(embeddings, positions, causal_attention())[-len(answer_ids) :]
+        return language.logits(hidden).cpu().double().log_softmax(-1)
 
     def use_engine(self, engine: EngineConfig | Mapping[str, Any]) -> None:
         """Run with other settings from here on. Nothing computed before is kept.

@@ -6,12 +6,16 @@ import json
 import random
 import signal
 import sys
+from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from minigpt4_runtime.evaluation import judge as judge_room
 from minigpt4_runtime.evaluation import scenes
+
+ROOT = Path(__file__).parents[2]
+PICTURES, DEMO_DIR = ROOT / "examples/images", ROOT / "src/minigpt4_runtime/assets/demo"
 
 
 class StandInJudge:
@@ -222,6 +226,29 @@ def test_parity_with_a_judge(minigpt4, judge, results):
     assert shown.status == 1
     assert "error: old has no answer to 1 picture (c.png).\n" in shown.err
     assert shown.out.splitlines()[2].split()[5] == "0.9800"  # Half of 0.96 and 1.
+
+
+def test_parity_with_two_models_and_the_pictures(real_minigpt4, tmp_path):
+    ask = ("describe", PICTURES / "two.png", "--device", "cpu", "--prompt", "How many?")
+    real_minigpt4(*ask, "--out", tmp_path / "one.jsonl")
+    real_minigpt4(*ask, "--dtype", "bfloat16", "--out", tmp_path / "two.jsonl")
+    judge = (
+        "evaluate", "parity", "--reference", tmp_path / "one.jsonl", "--device", "cpu",
+        "--candidate", tmp_path / "two.jsonl", "--reference-model", DEMO_DIR,
+    )  # fmt: skip
+    shown = real_minigpt4(*judge, "--images", PICTURES)
+    assert shown.status == 1
+    assert "KL needs --reference-model, --candidate-model and --images." in shown.err
+    judge += ("--candidate-model", DEMO_DIR, "--images", PICTURES)
+    shown = real_minigpt4(*judge)
+    assert shown.status == 1
+    assert "error: No KL for 1 picture" in shown.err
+    assert "Give the prompt of the answers." in shown.err
+    judge += ("--prompt", "How many?", "--candidate-dtype", "bfloat16", "--out", tmp_path / "out")
+    shown = real_minigpt4(*judge)
+    assert shown.status == 0
+    report = json.loads((tmp_path / "out" / "parity.json").read_text())
+    assert 0 < report["mean_kl"] == report["pairs"][0]["kl"] < 0.05
 
 
 @pytest.fixture

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
 from minigpt4_runtime.cli.options import ModelOptions, option, spread_options
 from minigpt4_runtime.cli.terminal import ProgressBar, note, progress_bar, show_report
 from minigpt4_runtime.cli.terminal import report as report_error
-from minigpt4_runtime.config import SamplingParams
+from minigpt4_runtime.config import EngineConfig, SamplingParams
 from minigpt4_runtime.errors import ConfigError
 from minigpt4_runtime.report.files import ReportFolder
+from minigpt4_runtime.text.prompt import DESCRIBE_PROMPT
 
 if TYPE_CHECKING:
     from minigpt4_runtime.api import MiniGPT4
+    from minigpt4_runtime.evaluation.divergence import Divergence
     from minigpt4_runtime.evaluation.judge import Judge
     from minigpt4_runtime.report.files import Report
     from minigpt4_runtime.report.ledger import Ledger
@@ -100,7 +102,55 @@ def clip(
     _show(report, folder, report.left_out)
 
 
+@dataclass(frozen=True, kw_only=True)
+class PairOptions:
+    """The two models whose answers are compared, for the KL divergence."""
+
+    reference_model: Annotated[
+        Path | None,
+        option(
+            "DIR",
+            "The model of the reference's answers, as a folder or a name. With --candidate-model "
+            "and --images, the KL divergence is given too.",
+        ),
+    ] = None
+    candidate_model: Annotated[Path | None, option("DIR", "The candidate's model.")] = None
+    reference_dtype: Annotated[
+        str, option("DTYPE", "auto, float32, float16 or bfloat16: what that model computes in.")
+    ] = "auto"
+    candidate_dtype: Annotated[str, option("DTYPE", "The same of the candidate's.")] = "auto"
+    prompt: Annotated[str, option("TEXT", "What was asked about each picture.")] = DESCRIBE_PROMPT
+
+    def load(self, images: Path | None, device: str) -> Divergence | None:
+        """Load both; None without these options.
+
+        Raises:
+            ConfigError: one of them or the folder of pictures is missing.
+        """
+        if self == PairOptions():
+            return None
+        if self.reference_model is None or self.candidate_model is None or images is None:
+            raise ConfigError(
+                "KL needs --reference-model, --candidate-model and --images. Give all three."
+            )
+        from minigpt4_runtime.api import MiniGPT4
+        from minigpt4_runtime.evaluation.divergence import Divergence
+
+        note("Loading both models …")
+        engine = EngineConfig(num_blocks=1)  # No answer is generated.
+        reference, candidate = (
+            # `load` itself refuses a dtype that it does not know.
+            MiniGPT4.load(model, device=device, dtype=cast(Any, dtype), engine=engine)
+            for model, dtype in (
+                (self.reference_model, self.reference_dtype),
+                (self.candidate_model, self.candidate_dtype),
+            )
+        )
+        return Divergence(reference, candidate, images_dir=images, prompt=self.prompt)
+
+
 @evaluate.command()
+@spread_options
 def parity(
     *,
     reference: Annotated[
@@ -110,19 +160,24 @@ def parity(
     candidate: Annotated[Path, option("FILE", "What it wrote after a change.")],
     images: Annotated[
         Path | None,
-        option("DIR", "Show pictures of this folder in the page."),
+        option("DIR", "The folder with the pictures: shown in the page, and to the models."),
     ] = None,
     judge: Annotated[
         Path | None,
         option("DIR", "A CLIP model: compare the texts' embeddings too."),
     ] = None,
-    device: JudgeDevice = "auto",
+    models: PairOptions,
+    device: Annotated[
+        str, option("DEVICE", "Where the judge and the models run: auto, cpu, cuda, …")
+    ] = "auto",
     out: OutDir = None,
 ) -> None:
     """Tell whether a change has altered answers, where and how much.
 
     A change is another way to run the same model. Where answers part is counted in tokens if both
-    files are .jsonl with token_ids, else in words.
+    files are .jsonl with token_ids, else in words. With both models, each is fed the reference's
+    answers, and the KL divergence says how far the candidate's expectations of the next token lie
+    from the reference's: in nats, the mean over an answer's tokens and over pictures.
     """
     from minigpt4_runtime.evaluation import answers
     from minigpt4_runtime.evaluation import parity as parity_judge
@@ -137,10 +192,12 @@ def parity(
     those = answers.line_up_by_name(runs)
     folder = ReportFolder.open(out, "parity")
     loaded = _load_judge(judge, device) if judge else None
+    divergence = models.load(images, device)
     with _at_work(folder, parity_judge.LEDGER_KEYS, len(those.cases)) as (ledger, bar):
         report = parity_judge.compare(
-            those, judge=loaded, ledger=ledger, images_dir=images, on_pair=bar.advance
-        )
+            those, judge=loaded, ledger=ledger, divergence=divergence, images_dir=images,
+            on_pair=bar.advance,
+        )  # fmt: skip
     _show(report, folder, report.left_out)
 
 

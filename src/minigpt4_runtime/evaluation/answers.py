@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import takewhile
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from minigpt4_runtime.errors import ConfigError
@@ -24,10 +25,14 @@ _SHOWN_NAMES = 5
 
 @dataclass(frozen=True)
 class Answer:
-    """The answer about one image. `token_ids` are None if the file has none."""
+    """The answer about one image. `token_ids` are None if the file has none.
+
+    So is `num_prompt`, the length of the prompt in tokens.
+    """
 
     text: str
     token_ids: tuple[int, ...] | None = None
+    num_prompt: int | None = None
 
 
 @dataclass(frozen=True)
@@ -196,7 +201,7 @@ def _read_records(path: Path) -> dict[str, Answer | None]:
                 "`minigpt4 describe --out` wrote."
             )
         image = record["image"]
-        answer = _answer(path, image, record["answer"], record.get("token_ids"))
+        answer = _answer(path, image, record["answer"], record)
         if answer is not None or answers.get(image) is None:
             answers[image] = answer
     return answers
@@ -206,7 +211,9 @@ def _is_record(value: Mapping[str, Any]) -> bool:
     return isinstance(value.get("image"), str) and "answer" in value
 
 
-def _answer(path: Path, image: str, text: object, token_ids: Any = None) -> Answer | None:
+def _answer(
+    path: Path, image: str, text: object, record: Mapping[str, Any] = MappingProxyType({})
+) -> Answer | None:
     if text is None:
         return None
     if not isinstance(text, str):
@@ -214,4 +221,9 @@ def _answer(path: Path, image: str, text: object, token_ids: Any = None) -> Answ
             f"{path}: the answer to {image} is {type(text).__name__}. It must be text, or null "
             "where there is none."
         )
-    return Answer(text, tuple(token_ids) if isinstance(token_ids, list) and token_ids else None)
+    token_ids, num_prompt = record.get("token_ids"), record.get("prompt_tokens")
+    return Answer(
+        text,
+        tuple(token_ids) if isinstance(token_ids, list) and token_ids else None,
+        num_prompt if isinstance(num_prompt, int) else None,
+    )

@@ -2,7 +2,8 @@
 
 Owns   the comparison of two answers (equal or not, where they part, how similar they are), and its
        report.
-Takes  a LineUp of two runs, and a Judge to compare embeddings too.
+Takes  a LineUp of two runs; a Judge to compare embeddings too; a Divergence to compare what their
+       models expect.
 Never  says which of two answers is better.
 """
 
@@ -17,7 +18,8 @@ from pathlib import Path
 from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
-from minigpt4_runtime.evaluation.answers import Case, LineUp
+from minigpt4_runtime.errors import RequestError
+from minigpt4_runtime.evaluation.answers import Case, LineUp, name_some
 from minigpt4_runtime.evaluation.images import find_thumbnail
 from minigpt4_runtime.evaluation.pages import judged_page, show_cards
 from minigpt4_runtime.optional import require
@@ -28,6 +30,7 @@ from minigpt4_runtime.report.table import Column, Table
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+    from minigpt4_runtime.evaluation.divergence import Divergence
     from minigpt4_runtime.evaluation.judge import Judge
 
 distance = require("rapidfuzz.distance", extra="eval")
@@ -35,6 +38,14 @@ distance = require("rapidfuzz.distance", extra="eval")
 LEDGER_KEYS = ("judge", "reference", "candidate")
 _SHOWN_CASES = 50
 _SHOWN_IN_TEXT, _SHOWN_CHARACTERS = 3, 76
+_KL = (
+    "KL: the divergence of what the candidate's model expects at each token of the reference's "
+    "answer from what the reference's model expects there."
+)
+_NO_KL = (
+    "KL is not known: it takes both models and the pictures (--reference-model, --candidate-model, "
+    "--images), and a reference with token_ids."
+)
 _WORD = re.compile(r"\w+|[^\w\s]")
 _WORD_OR_SPACE = re.compile(r"\w+|\s+|[^\w\s]")
 
@@ -45,7 +56,9 @@ class Pair:
 
     They part after `num_equal` tokens or words; None if the texts are equal. `agreement` is the
     share of places, of those of the longer answer, with the same token or word. `edit_ratio` is 1
-    less the share of characters to edit, `cosine` the similarity of the texts' embeddings.
+    less the share of characters to edit, `cosine` the similarity of the texts' embeddings. `kl` is
+    the KL divergence of next-token distributions, reference to candidate, in nats: the mean over
+    the tokens of the reference's answer.
     """
 
     name: str
@@ -55,6 +68,7 @@ class Pair:
     agreement: float
     edit_ratio: float
     cosine: float | None = None
+    kl: float | None = None
 
 
 def compare(
@@ -62,23 +76,32 @@ def compare(
     *,
     judge: Judge | None,
     ledger: Ledger,
+    divergence: Divergence | None = None,
     images_dir: Path | None = None,
     on_pair: Callable[[], None] = lambda: None,
 ) -> ParityReport:
     """Compare a reference and a candidate, image by image."""
     has_ids = all(answer.token_ids for case in those.cases for answer in case.answers)
     pairs = []
+    unknown: dict[str, list[str]] = {}  # Images without a KL, by the reason.
     for case in those.cases:
         reference, candidate = (answer.text for answer in case.answers)
         cosine = _cosine(reference, candidate, judge, ledger) if judge else None
+        try:
+            kl = _kl(case, divergence, ledger) if divergence else None
+        except RequestError as error:
+            kl = None
+            unknown.setdefault(str(error), []).append(case.name)
         pairs.append(Pair(
             case.name, reference, candidate, _count_equal(case, has_ids=has_ids),
             _agreement(case, has_ids=has_ids),
-            distance.Levenshtein.normalized_similarity(reference, candidate), cosine,
+            distance.Levenshtein.normalized_similarity(reference, candidate), cosine, kl,
         ))  # fmt: skip
         on_pair()
     unit = "tokens" if has_ids else "words"
-    return ParityReport(those.runs, tuple(pairs), those.left_out, unit, images_dir)
+    faults = (f"No KL for {name_some(names)}. {why}" for why, names in unknown.items())
+    left_out = (*those.left_out, *faults)
+    return ParityReport(those.runs, tuple(pairs), left_out, unit, images_dir)
 
 
 def _count_equal(case: Case, *, has_ids: bool) -> int | None:
@@ -116,6 +139,18 @@ def _cosine(reference: str, candidate: str, judge: Judge, ledger: Ledger) -> flo
         }  # fmt: skip
         ledger.add(record)
     return float(record["cosine"])
+
+
+def _kl(case: Case, divergence: Divergence, ledger: Ledger) -> float:
+    about = {
+        "judge": f"{divergence.name}, {case.name}",
+        "reference": case.answers[0].text, "candidate": case.answers[1].text,
+    }  # fmt: skip
+    record = ledger.find(**about)
+    if record is None:
+        record = {**about, "kl": divergence.of(case)}
+        ledger.add(record)
+    return float(record["kl"])
 
 
 @dataclass(frozen=True)
@@ -160,6 +195,12 @@ class ParityReport:
         cosines = [pair.cosine for pair in self.pairs if pair.cosine is not None]
         return statistics.fmean(cosines) if cosines else None
 
+    @property
+    def mean_kl(self) -> float | None:
+        """Over all images that have it; None if none has."""
+        divergences = [pair.kl for pair in self.pairs if pair.kl is not None]
+        return statistics.fmean(divergences) if divergences else None
+
     def table(self) -> Table:
         """One row with all totals."""
         parting = self.first_parting
@@ -167,19 +208,21 @@ class ParityReport:
             (
                 Column("pictures"), Column("same answer"), Column("rate", ".1%"),
                 Column(f"{self.unit} that agree", ".1%"), Column("edit ratio", ".4f"),
-                Column("cosine", ".4f"),
+                Column("cosine", ".4f"), Column("KL, nats", ".3g"),
                 Column(f"{self.unit} until they part: median", "g"), Column("fewest"),
             ),
             ((
                 len(self.pairs), len(self.pairs) - len(parting), self.exact_rate,
                 self.mean_agreement, self.mean_edit_ratio, self.mean_cosine,
-                statistics.median(parting) if parting else None, min(parting, default=None),
+                self.mean_kl, statistics.median(parting) if parting else None,
+                min(parting, default=None),
             ),),
         )  # fmt: skip
 
     def as_text(self) -> str:
         """The table, and the ends of the least similar answers from where they part."""
         lines = [f"{self.runs[1]} against {self.runs[0]}", self.table().as_text()]
+        lines += [_NO_KL] if self.mean_kl is None else []
         for pair in self.worst_first[:_SHOWN_IN_TEXT]:
             one, other = (
                 shorten(text, _SHOWN_CHARACTERS, placeholder=" …") for text in _endings(pair)
@@ -202,6 +245,7 @@ class ParityReport:
             "mean_agreement": self.mean_agreement,
             "mean_edit_ratio": self.mean_edit_ratio,
             "mean_cosine": self.mean_cosine,
+            "mean_kl": self.mean_kl,
             "num_equal_unit": self.unit,
             "left_out": list(self.left_out),
             "pairs": [vars(pair) for pair in self.pairs],
@@ -210,19 +254,10 @@ class ParityReport:
     def as_rows(self) -> Table:
         """One row for each image."""
         names = (
-            "image",
-            "num_equal",
-            "agreement",
-            "edit_ratio",
-            "cosine",
-            "reference",
-            "candidate",
-        )
-        rows = (
-            (p.name, p.num_equal, p.agreement, p.edit_ratio, p.cosine, p.reference, p.candidate)
-            for p in self.pairs
-        )
-        return Table(tuple(map(Column, names)), tuple(rows))
+            "num_equal", "agreement", "edit_ratio", "cosine", "kl", "reference", "candidate",
+        )  # fmt: skip
+        rows = ((each.name, *(vars(each)[name] for name in names)) for each in self.pairs)
+        return Table(tuple(map(Column, ("image", *names))), tuple(rows))
 
     def as_page(self) -> str:
         """The table, where answers part, and the answers that changed most."""
@@ -230,7 +265,7 @@ class ParityReport:
         return judged_page(
             f"Does {self.runs[1]} say what {self.runs[0]} says?",
             "Same answer: equal in every character. Edit ratio: 1 less the number of characters "
-            "to put in, take out or replace, as a share of the longer answer.",
+            f"to put in, take out or replace, as a share of the longer answer. {self._about_kl}",
             tables=[self.table()],
             left_out=self.left_out,
             charts=self._charts(),
@@ -242,6 +277,10 @@ class ParityReport:
                 empty="All answers are the same.",
             ),
         )
+
+    @property
+    def _about_kl(self) -> str:
+        return _NO_KL if self.mean_kl is None else _KL
 
     def _charts(self) -> Iterator[Chart]:
         if self.first_parting:
@@ -261,6 +300,7 @@ class ParityReport:
         removed, added = mark_changes(pair.reference, pair.candidate)
         title = f"{pair.name} · edit ratio {pair.edit_ratio:.4f}"
         title += f" · cosine {pair.cosine:.4f}" if pair.cosine is not None else ""
+        title += f" · KL {pair.kl:.3g}" if pair.kl is not None else ""
         title += f" · they part after {pair.num_equal} {self.unit}"
         entries = CardText(self.runs[0], removed), CardText(self.runs[1], added)
         return Card(title, entries, find_thumbnail(self.images_dir, pair.name))
