@@ -19,6 +19,7 @@ from minigpt4_runtime.config import EngineConfig, SamplingParams
 from minigpt4_runtime.devices.contracts import Traffic
 from minigpt4_runtime.engine.request import Heard, NoWatch
 from minigpt4_runtime.engine.runner import IMAGES_AT_ONCE
+from minigpt4_runtime.engine.sampler import overflow_error
 from minigpt4_runtime.engine.ticket import Ticket
 from minigpt4_runtime.errors import PromptTooLongError, RequestError
 from minigpt4_runtime.images.pixels import open_rgb, prepare
@@ -111,22 +112,26 @@ class Probe:
         its cache and its attention kernel have no part in it.
 
         Raises:
-            RequestError: ranks share the model, or the ids are none of its vocabulary, or too many.
+            RequestError: ranks share the model, its numbers overflow, or the ids are none of its
+                vocabulary, or too many.
         """
-        language, most = self._loaded.rank_model.language, self._loaded.config.language
+        language = self._loaded.rank_model.language
         if language.group.size > 1:
             raise RequestError("Ranks share this model. Load it without tensor_parallel for that.")
         self._loaded.check_ids(answer_ids)
         token_ids = [*prompt_ids, *answer_ids[:-1]]
-        if len(token_ids) > most.max_position_embeddings:
-            raise PromptTooLongError(len(token_ids), most.max_position_embeddings)
+        if len(token_ids) > language.config.max_position_embeddings:
+            raise PromptTooLongError(len(token_ids), language.config.max_position_embeddings)
         device = language.token_embedding.weight.device
         embeddings = language.embed(torch.tensor(token_ids, device=device))
         for start, rows in image_rows.items():
             embeddings[start : start + len(rows)] = rows
         positions = torch.arange(len(token_ids), device=device)
         hidden = language(embeddings, positions, causal_attention())[-len(answer_ids) :]
-        return language.logits(hidden).cpu().double().log_softmax(-1)
+        logits = language.logits(hidden).cpu().double()
+        if not logits.isfinite().all():
+            raise overflow_error()
+        return logits.log_softmax(-1)
 
     def use_engine(self, engine: EngineConfig | Mapping[str, Any]) -> None:
         """Run with other settings from here on. Nothing computed before is kept.

@@ -4,6 +4,7 @@ import math
 from pathlib import Path
 
 import pytest
+import torch
 
 from minigpt4_runtime import MiniGPT4, SamplingParams
 from minigpt4_runtime.api import DEMO_MODEL_DIR
@@ -139,6 +140,12 @@ def test_what_cannot_be_known_says_why(demo, reply, changes, message):
         divergence(demo, demo).of(case_of(reply, **changes))
 
 
+def test_numbers_that_overflow_are_no_distance(demo, reply, monkeypatch):
+    monkeypatch.setattr(demo._loaded.rank_model.language.norm.weight, "data", torch.tensor(math.inf))
+    with pytest.raises(RequestError, match="numbers overflowed"):
+        divergence(demo, demo).of(case_of(reply))
+
+
 def test_another_model_is_no_version_of_this_one(demo, golden_model_dir):
-    with pytest.raises(ConfigError, match="other vocabularies, templates or rows"):
+    with pytest.raises(ConfigError, match="differ in vocabulary, template or rows"):
         divergence(demo, load(golden_model_dir("llama2")))

@@ -40,8 +40,8 @@ class Divergence:
         self._encoded, other = (each.encode_prompt(self._ask(nothing)) for each in self._models)
         if self._encoded != other:
             raise ConfigError(
-                "The reference's and the candidate's model have other vocabularies, templates or "
-                "rows for a picture. KL is known only between versions of one model."
+                "The two models differ in vocabulary, template or rows for a picture. KL is known "
+                "only between versions of one model."
             )
         names = (f"{each.model_dir} {each.dtype} {each.device}" for each in self._models)
         self.name = f"KL, {' to '.join(names)}, {prompt}"
