@@ -135,7 +135,11 @@ void attend_of(const Attention& attention) {
   // A thread's heads are those that lie side by side, and all that share a key.
   const int64_t shares = attention.heads / attention.key_heads;
   const int64_t step = round_up(std::max<int64_t>(1, attention.heads / 8), shares);
-  in_parallel(attention.sequences * attention.heads, step, work.run, &work);
+  int64_t tokens = 0;
+  for (int64_t i = 0; i < attention.sequences; ++i) tokens += attention.lengths[i];
+  const int64_t cost = 2 * attention.head_dim * tokens / attention.sequences;
+  const int64_t heads = attention.sequences * attention.heads;
+  in_parallel(heads, steps_worth(step, cost), work.run, &work);
 }
 
 static void attention(const Attention& attention) {

@@ -137,7 +137,8 @@ void multiply_floats_of(const Product& product) {
     rows = wide;
   }
   const FloatProduct<type> work(product, rows);
-  in_parallel(product.weight.outputs, 8 * kFloatTileOutputs, work.run, &work);
+  const int64_t step = steps_worth(8 * kFloatTileOutputs, count);
+  in_parallel(product.weight.outputs, step, work.run, &work);
 }
 
 static void multiply_floats(const Product& product) {

@@ -62,7 +62,8 @@ void multiply_by_way(const Product& product) {
     in_parallel(layout.rows, rows_at_once, round, &rounding);
   }
   const Work work(product, rounded);
-  in_parallel(product.weight.outputs, Work::kOutputsAtOnce, work.run, &work);
+  const int64_t step = steps_worth(Work::kOutputsAtOnce, layout.rows * layout.inputs);
+  in_parallel(product.weight.outputs, step, work.run, &work);
 }
 
 template <class Format, int Planes>

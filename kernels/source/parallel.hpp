@@ -13,6 +13,14 @@ int64_t num_threads();
 
 using Task = void (*)(const void* work, int64_t first, int64_t last);
 
+// Waking another thread costs about as much as so many multiplications.
+constexpr int64_t kLeastWork = 1 << 17;
+
+// The least multiple of `step` that is work enough for a task, if one of `count` costs so much.
+inline int64_t steps_worth(int64_t step, int64_t cost) {
+  return step * (1 + kLeastWork / (step * (cost > 0 ? cost : 1)));
+}
+
 // Calls task(work, first, last) for parts of [0, count) that are multiples of `step`, but the last.
 void in_parallel(int64_t count, int64_t step, Task task, const void* work);
 

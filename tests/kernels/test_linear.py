@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional
 
 from minigpt4_runtime.formats.dense import DENSE, Dense
-from minigpt4_runtime.kernels import native
+from minigpt4_runtime.kernels import linear_dense, native
 from minigpt4_runtime.kernels.linear_dense import FEW_ROWS
 from minigpt4_runtime.kernels.registry import LINEAR_KERNELS, linear_kernel
 from minigpt4_runtime.model.linear import Linear
@@ -70,6 +70,9 @@ def test_few_rows_go_to_the_cpu_kernels_and_many_to_torch(monkeypatch, dtype, ro
     multiply = linear_kernel(DENSE, device=CPU, widen_from=None)
     parts = {"weight": torch.randn(40, 96).to(dtype)}
     all_rows = torch.randn(FEW_ROWS + 1, 96).to(rows_dtype)
+    assert len(multiply(all_rows[:2], parts, None)) == 2
+    assert counts == []  # A small weight is torch's.
+    monkeypatch.setattr(linear_dense, "LEAST_NUMBERS", 40 * 96)
     for rows in (all_rows[:1], all_rows[:FEW_ROWS], all_rows):
         found = multiply(rows, parts, None)
         truth = functional.linear(rows.double(), parts["weight"].double())

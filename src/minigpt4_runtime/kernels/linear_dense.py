@@ -12,8 +12,10 @@ from minigpt4_runtime.formats.contracts import LinearKernel
 from minigpt4_runtime.formats.dense import DENSE
 from minigpt4_runtime.kernels import native
 
-# Up to so many rows the CPU kernels are faster than torch (benchmarks/quantised_kernels.py).
+# Up to so many rows the CPU kernels are faster than torch (benchmarks/quantised_kernels.py), if the
+# weight has so many numbers: a call costs more than torch's own.
 FEW_ROWS = 32
+LEAST_NUMBERS = 2**18
 
 
 def prepare(widen_from: int | None) -> LinearKernel:
@@ -29,7 +31,7 @@ def prepare(widen_from: int | None) -> LinearKernel:
 
     def multiply(rows: Tensor, parts: Mapping[str, Tensor], bias: Tensor | None) -> Tensor:
         num_rows = rows.numel() // rows.shape[-1]
-        if few and num_rows <= few_rows:
+        if few and num_rows <= few_rows and parts["weight"].numel() >= LEAST_NUMBERS:
             return few(rows, parts, bias)
         if num_rows < wide_rows:
             return DENSE.multiply(rows, parts, bias)
