@@ -57,7 +57,7 @@ from minigpt4_runtime.quantise.quantise import quantise
 METHODS = get_args(Method)
 CPU = torch.device("cpu")
 FORMATS = [
-    "w8a16", "w8a8", "w4a16-g32", "w4a16-g64", "w4a16-g32-asymmetric", "w4a8-g32",
+    "w8a16", "w8a8", "w8a8-g32", "w4a16-g32", "w4a16-g64", "w4a16-g32-asymmetric", "w4a8-g32",
     "w4a16-g64+gptq", "w4a16-g32+gptq", "w4a16-g32+awq", "w4a16-g32+awq+gptq",
     "w4a16-g32-asymmetric+gptq", "w8a16-sparse24", "w8a16-sparse24+gptq",
 ]  # fmt: skip
