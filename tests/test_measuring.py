@@ -124,6 +124,14 @@ def test_a_model_without_files_can_be_divided():
     assert layers == pytest.approx(whole / 2, rel=0.01)  # Norms are whole on each rank.
 
 
+def test_what_is_expected_has_a_row_for_each_token_of_the_answer(model):
+    vocab_size = model.config.language.vocab_size
+    for answer in ([4], [4, 5, 6]):
+        expected = model.probe.expect([1, 3], answer, image_rows={})
+        assert expected.shape == (len(answer), vocab_size)
+        assert torch.allclose(expected.exp().sum(1), torch.ones(len(answer)).double())
+
+
 def test_weights_are_counted_where_they_are(model):
     weights = model.probe.weight_bytes()
     file_bytes = sum(path.stat().st_size for path in model.model_dir.glob("*.safetensors"))

@@ -139,7 +139,7 @@ void attend_of(const Attention& attention) {
   for (int64_t i = 0; i < attention.sequences; ++i) tokens += attention.lengths[i];
   const int64_t cost = 2 * attention.head_dim * tokens / attention.sequences;
   const int64_t heads = attention.sequences * attention.heads;
-  in_parallel(heads, steps_worth(step, cost), work.run, &work);
+  in_parallel(heads, least_step(step, cost), work.run, &work);
 }
 
 static void attention(const Attention& attention) {

@@ -137,7 +137,7 @@ void multiply_floats_of(const Product& product) {
     rows = wide;
   }
   const FloatProduct<type> work(product, rows);
-  const int64_t step = steps_worth(8 * kFloatTileOutputs, count);
+  const int64_t step = least_step(8 * kFloatTileOutputs, count);
   in_parallel(product.weight.outputs, step, work.run, &work);
 }
 

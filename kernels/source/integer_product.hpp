@@ -62,7 +62,7 @@ void multiply_by_way(const Product& product) {
     in_parallel(layout.rows, rows_at_once, round, &rounding);
   }
   const Work work(product, rounded);
-  const int64_t step = steps_worth(Work::kOutputsAtOnce, layout.rows * layout.inputs);
+  const int64_t step = least_step(Work::kOutputsAtOnce, layout.rows * layout.inputs);
   in_parallel(product.weight.outputs, step, work.run, &work);
 }
 

@@ -16,8 +16,8 @@ using Task = void (*)(const void* work, int64_t first, int64_t last);
 // Waking another thread costs about as much as so many multiplications.
 constexpr int64_t kLeastWork = 1 << 17;
 
-// The least multiple of `step` that is work enough for a task, if one of `count` costs so much.
-inline int64_t steps_worth(int64_t step, int64_t cost) {
+// The least multiple of `step` that is work enough for a task, if each item costs so much.
+inline int64_t least_step(int64_t step, int64_t cost) {
   return step * (1 + kLeastWork / (step * (cost > 0 ? cost : 1)));
 }
 
@@ -25,7 +25,7 @@ inline int64_t steps_worth(int64_t step, int64_t cost) {
 void in_parallel(int64_t count, int64_t step, Task task, const void* work);
 
 // At least `bytes` of memory of this thread, on a cache line; its content lasts until the next call
-// with the same `slot`. A zero stands behind nothing: the memory is not cleared.
+// with the same `slot`. It is not cleared.
 void* scratch(int slot, size_t bytes);
 
 }  // namespace minigpt4

@@ -30,7 +30,7 @@ struct WideOrder {
   }
 };
 
-// A block of weights in order against some rows.
+// A block of weights in order, and some rows.
 struct WideTile {
   const uint8_t* weights;  // (chunks, vectors of a chunk, kWideVectors) vectors.
   const uint8_t* rows[kWideRows];
@@ -43,61 +43,81 @@ struct WideTile {
   float* sums[kWideRows];  // (kBlockOutputs) += …
 };
 
+// The sums of a span, before they are floats: each lane is an output.
 template <class Format, int Planes, int M>
-void add_wide_tile(const WideTile& tile) {
-  constexpr int C = kWideVectors, kVectors = kChunk * Format::kWideBytes / 4;
-  constexpr int kPlaneBytes = WideOrder<Format>::kPlaneBytes;
-  Float totals[M][C];
-  for (int m = 0; m < M; ++m) {
-    for (int c = 0; c < C; ++c) totals[m][c] = load(tile.sums[m] + c * kLanes);
-  }
-  const uint8_t *weights = tile.weights, *rows[M];
-  for (int m = 0; m < M; ++m) rows[m] = tile.rows[m];
-  for (int64_t span = 0; span < tile.spans; ++span) {
-    Integers whole[M][C][Planes];
+struct WideSums {
+  static constexpr int kVectors = kChunk * Format::kWideBytes / 4;
+  static constexpr int kPlaneBytes = WideOrder<Format>::kPlaneBytes;
+  Integers whole[M][kWideVectors][Planes];
+
+  MINIGPT4_MEMBER void start() {
     for (auto& row : whole) {
       for (auto& planes : row) {
         for (auto& each : planes) each = no_integers();
       }
     }
-    for (int64_t chunk = 0; chunk < tile.chunks; ++chunk) {
-      typename Format::Sum sums[M][C][Planes];
-      for (auto& row : sums) {
-        for (auto& planes : row) {
-          for (auto& each : planes) each = Format::start();
-        }
+  }
+
+  MINIGPT4_MEMBER void add_chunk(const uint8_t* weights, const uint8_t* const (&rows)[M]) {
+    typename Format::Sum sums[M][kWideVectors][Planes];
+    for (auto& row : sums) {
+      for (auto& planes : row) {
+        for (auto& each : planes) each = Format::start();
       }
-      MINIGPT4_UNROLL
-      for (int v = 0; v < kVectors; ++v) {
-        Bytes numbers[C];
-        for (int c = 0; c < C; ++c) numbers[c] = load_bytes(weights + (v * C + c) * kBytes);
-        for (int m = 0; m < M; ++m) {
-          for (int p = 0; p < Planes; ++p) {
-            const Bytes row = repeat(rows[m] + p * kPlaneBytes + 4 * v);
-            for (int c = 0; c < C; ++c) {
-              sums[m][c][p] = Format::add_wide(sums[m][c][p], numbers[c], row);
-            }
-          }
-        }
+    }
+    MINIGPT4_UNROLL
+    for (int v = 0; v < kVectors; ++v) {
+      Bytes numbers[kWideVectors];
+      for (int c = 0; c < kWideVectors; ++c) {
+        numbers[c] = load_bytes(weights + (v * kWideVectors + c) * kBytes);
       }
       for (int m = 0; m < M; ++m) {
-        rows[m] += Planes * kPlaneBytes;
-        for (int c = 0; c < C; ++c) {
-          for (int p = 0; p < Planes; ++p) {
-            whole[m][c][p] = add(whole[m][c][p], Format::finish(sums[m][c][p]));
+        for (int p = 0; p < Planes; ++p) {
+          const Bytes row = repeat(rows[m] + p * kPlaneBytes + 4 * v);
+          for (int c = 0; c < kWideVectors; ++c) {
+            sums[m][c][p] = Format::add_wide(sums[m][c][p], numbers[c], row);
           }
         }
       }
-      weights += kVectors * C * kBytes;
     }
-    for (int c = 0; c < C; ++c) {
+    for (int m = 0; m < M; ++m) {
+      for (int c = 0; c < kWideVectors; ++c) {
+        for (int p = 0; p < Planes; ++p) {
+          whole[m][c][p] = add(whole[m][c][p], Format::finish(sums[m][c][p]));
+        }
+      }
+    }
+  }
+
+  MINIGPT4_MEMBER Float finish(int m, int c) const {
+    const Float value = to_float(whole[m][c][0]);
+    if (Planes == 1) return value;
+    return multiply_add(value, set(kPlaneBase), to_float(whole[m][c][Planes - 1]));
+  }
+};
+
+template <class Format, int Planes, int M>
+void add_wide_tile(const WideTile& tile) {
+  using Sums = WideSums<Format, Planes, M>;
+  Float totals[M][kWideVectors];
+  for (int m = 0; m < M; ++m) {
+    for (int c = 0; c < kWideVectors; ++c) totals[m][c] = load(tile.sums[m] + c * kLanes);
+  }
+  const uint8_t *weights = tile.weights, *rows[M];
+  for (int m = 0; m < M; ++m) rows[m] = tile.rows[m];
+  for (int64_t span = 0; span < tile.spans; ++span) {
+    Sums sums;
+    sums.start();
+    for (int64_t chunk = 0; chunk < tile.chunks; ++chunk) {
+      sums.add_chunk(weights, rows);
+      weights += Sums::kVectors * kWideVectors * kBytes;
+      for (int m = 0; m < M; ++m) rows[m] += Planes * Sums::kPlaneBytes;
+    }
+    for (int c = 0; c < kWideVectors; ++c) {
       const int64_t place = span * kBlockOutputs + c * kLanes;
       const Float scale = tile.scales ? load(tile.scales + place) : set(1);
       for (int m = 0; m < M; ++m) {
-        Float value = to_float(whole[m][c][0]);
-        if (Planes == 2) {
-          value = multiply_add(value, set(kPlaneBase), to_float(whole[m][c][Planes - 1]));
-        }
+        Float value = sums.finish(m, c);
         if (tile.offsets) {
           value = multiply_add(set(-tile.row_sums[m][span]), load(tile.offsets + place), value);
         } else if (Format::kOffset != 0 && tile.scales) {
@@ -109,7 +129,7 @@ void add_wide_tile(const WideTile& tile) {
     }
   }
   for (int m = 0; m < M; ++m) {
-    for (int c = 0; c < C; ++c) store(tile.sums[m] + c * kLanes, totals[m][c]);
+    for (int c = 0; c < kWideVectors; ++c) store(tile.sums[m] + c * kLanes, totals[m][c]);
   }
 }
 
@@ -205,47 +225,56 @@ class WideProduct {
     }
   }
 
+  // Where a step of kLanes outputs is read: as it is stored, or for what is not whole as a copy.
+  struct Step {
+    const uint8_t *values[kLanes], *positions[kLanes];
+    uint8_t value_copies[kLanes][Format::kValueBytes];
+    uint8_t position_copies[kLanes][Format::kPositionBytes + 1];
+  };
+
   // The weights of a strip, each step of each kLanes outputs put in order. Zeros fill up a chunk.
   void arrange(const Block& block, int64_t start, int64_t end) const {
     constexpr int kStepBytes = Format::kNumbers * Format::kWideBytes * kBlockOutputs;
-    uint8_t copies[kLanes][Format::kValueBytes] = {};
-    uint8_t position_copies[kLanes][Format::kPositionBytes + 1] = {};
     // What is read next: the next strip, or the first one of the next block.
     const int64_t ahead = end < weight_.inputs ? bytes_of(end - start)
                                                : kBlockOutputs * weight_.value_stride - bytes_of(start);
     const int64_t padded = start + round_up(end - start, std::max<int64_t>(kChunk, Format::kNumbers));
+    Step step;
     for (int c = 0; c < kWideVectors; ++c) {
+      const int64_t first = block.first + c * kLanes, last = block.first + block.outputs;
       uint8_t* out = block.weights + c * kBytes;
       for (int64_t k = start; k < padded; k += Format::kNumbers, out += kStepBytes) {
         const int64_t there = std::clamp<int64_t>(end - k, 0, Format::kNumbers);
-        const uint8_t *values[kLanes], *positions[kLanes];
         for (int n = 0; n < kLanes; ++n) {
-          const int64_t output = block.first + c * kLanes + n;
-          const bool is_there = output < block.first + block.outputs && there > 0;
-          values[n] = copies[n];
-          positions[n] = position_copies[n];
-          const uint8_t* stored = weight_.values + output * weight_.value_stride + bytes_of(k);
-          const uint8_t* stored_positions = weight_.positions + output * weight_.position_stride +
-                                            k * Format::kPositionBytes / Format::kNumbers;
-          if (is_there && there == Format::kNumbers) {
-            prefetch(stored + ahead);
-            values[n] = stored;
-            positions[n] = stored_positions;
-            continue;
-          }
-          // Nothing behind a weight's end is read.
-          const int64_t bytes = is_there ? bytes_of(there) : 0;
-          const int64_t position_bytes = bytes * Format::kPositionBytes / Format::kValueBytes;
-          std::memset(copies[n], 0, Format::kValueBytes);
-          std::memset(position_copies[n], 0, Format::kPositionBytes);
-          if (bytes > 0) std::memcpy(copies[n], stored, bytes);
-          if (position_bytes > 0) {
-            std::memcpy(position_copies[n], stored_positions, position_bytes);
-          }
+          find(step, n, first + n, k, first + n < last ? there : 0, ahead);
         }
-        Format::arrange_step(values, positions, out);
+        Format::arrange_step(step.values, step.positions, out);
       }
     }
+  }
+
+  // An output's numbers from k on, of which `there` are stored: nothing behind them is read.
+  void find(Step& step, int n, int64_t output, int64_t k, int64_t there, int64_t ahead) const {
+    step.values[n] = step.value_copies[n];
+    step.positions[n] = step.position_copies[n];
+    if (there < Format::kNumbers) {
+      std::memset(step.value_copies[n], 0, Format::kValueBytes);
+      std::memset(step.position_copies[n], 0, Format::kPositionBytes);
+      if (there == 0) return;
+    }
+    const uint8_t* values = weight_.values + output * weight_.value_stride + bytes_of(k);
+    const uint8_t* positions = weight_.positions + output * weight_.position_stride +
+                               k * Format::kPositionBytes / Format::kNumbers;
+    if (there == Format::kNumbers) {
+      prefetch(values + ahead);
+      step.values[n] = values;
+      step.positions[n] = positions;
+      return;
+    }
+    std::memcpy(step.value_copies[n], values, bytes_of(there));
+    if (Format::kPositionBytes == 0) return;
+    std::memcpy(step.position_copies[n], positions,
+                there * Format::kPositionBytes / Format::kNumbers);
   }
 
   static int64_t bytes_of(int64_t numbers) {

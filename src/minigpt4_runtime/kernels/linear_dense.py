@@ -1,6 +1,7 @@
 """Products with a matrix of floats on a CPU, where torch is slow with few rows and with halves.
 
-Owns   the route, chosen by the number of rows. Takes rows and a weight; gives rows.
+Owns   the route, chosen by the number of rows and the weight's size.
+Takes  rows and a weight; gives rows.
 """
 
 import sys
@@ -26,12 +27,11 @@ def prepare(widen_from: int | None) -> LinearKernel:
     few = native.float_product()
     if few is None and widen_from is None:
         return DENSE.multiply
-    few_rows = FEW_ROWS if few else 0
     wide_rows = widen_from or sys.maxsize
 
     def multiply(rows: Tensor, parts: Mapping[str, Tensor], bias: Tensor | None) -> Tensor:
         num_rows = rows.numel() // rows.shape[-1]
-        if few and num_rows <= few_rows and parts["weight"].numel() >= LEAST_NUMBERS:
+        if few and num_rows <= FEW_ROWS and parts["weight"].numel() >= LEAST_NUMBERS:
             return few(rows, parts, bias)
         if num_rows < wide_rows:
             return DENSE.multiply(rows, parts, bias)
