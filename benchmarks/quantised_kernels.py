@@ -19,7 +19,7 @@ from torch.nn import functional
 GROUP = 128
 
 
-def multiply(operator: str, *arguments: Tensor | bool | None) -> Tensor:
+def multiply(operator: str, *arguments: Tensor | int | None) -> Tensor:
     """The product that one of the kernels' operators gives."""
     product: Tensor = getattr(torch.ops.minigpt4_kernels, operator)(*arguments)
     return product
@@ -45,11 +45,11 @@ class Case:
 def quantised(outputs: int, inputs: int, rows: list[int]) -> list[Case]:
     """Products with 8-bit, 4-bit and 2:4 weights of this shape, with and without rounded rows."""
     int8 = torch.randint(-127, 128, (outputs, inputs), dtype=torch.int8)
-    int4 = int8[:, : inputs // 2].contiguous().view(torch.int32)
+    int4 = int8[:, : inputs // 2].contiguous().view(torch.int32).view(-1, inputs // 8, 16)
     values = int8[:, : inputs // 2].contiguous()
     positions = torch.full((outputs, inputs // 8), 0x44, dtype=torch.uint8)
     scale = torch.rand(outputs, 1)
-    scales = torch.rand(outputs, inputs // GROUP).half()
+    scales = torch.rand(outputs // 16, inputs // GROUP, 16).half()
     cases = []
     for count in rows:
         x = torch.randn(count, inputs)
@@ -59,7 +59,7 @@ def quantised(outputs: int, inputs: int, rows: list[int]) -> list[Case]:
                 return multiply("linear_int8", x, int8, scale, None, None, rounds)
 
             def by_int4(x: Tensor = x, rounds: bool = rounds) -> Tensor:
-                return multiply("linear_int4", x, int4, scales, None, None, rounds)
+                return multiply("linear_int4", x, int4, scales, None, None, outputs, rounds)
 
             def by_sparse(x: Tensor = x, rounds: bool = rounds) -> Tensor:
                 return multiply("linear_sparse24_int8", x, values, positions, scale, None, rounds)
@@ -98,7 +98,7 @@ def floats(outputs: int, inputs: int, rows: list[int]) -> list[Case]:
 def main() -> None:
     """Measure."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--outputs", type=int, default=11008)
+    parser.add_argument("--outputs", type=int, default=11008, help="a multiple of 16")
     parser.add_argument("--inputs", type=int, default=4096)
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 4, 8, 16, 64, 512])
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())

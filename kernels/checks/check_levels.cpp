@@ -57,14 +57,23 @@ void compare(const char* level, const char* what, const float* found,
 struct Case {
   int rows, outputs, inputs, group;
   bool rounds_rows, has_zero, has_bias;
+
+  // Of weights in order: the outputs with those that fill up the last block, and a scale's place.
+  int ordered_outputs() const {
+    return (outputs + kOrderedOutputs - 1) / kOrderedOutputs * kOrderedOutputs;
+  }
+  int ordered_scale(int n, int k) const {
+    const int block = n / kOrderedOutputs, groups = inputs / group;
+    return (block * groups + k / group) * kOrderedOutputs + n % kOrderedOutputs;
+  }
 };
 
 Case draw_case(int step, bool is_grouped) {
-  const int groups[] = {32, 64, 128, 256};
+  const int groups[] = {32, 64, 128};
   Case drawn;
   drawn.rows = draw(0, 2) > 0 ? draw(1, 9) : draw(17, 40);  // Many rows take another way.
   drawn.outputs = draw(1, 21);
-  drawn.group = is_grouped ? groups[draw(0, 3)] : 0;
+  drawn.group = is_grouped ? groups[draw(0, 2)] : 0;
   drawn.inputs = is_grouped ? drawn.group * draw(1, 5) : step * draw(1, 700 / step);
   if (!is_grouped) drawn.group = drawn.inputs;
   drawn.rounds_rows = draw(0, 1) == 1;
@@ -88,7 +97,7 @@ std::vector<double> rounded_row(const float* x, const Case& c) {
 struct Drawn {
   Product product;
   std::unique_ptr<uint8_t[]> values, positions, zero_points;
-  std::unique_ptr<float[]> x, y, bias, scale;
+  std::unique_ptr<float[]> x, y, bias, scale, ordered_zero_points;
   std::vector<double> weight;  // (outputs, inputs), as it is meant.
 };
 
@@ -104,21 +113,19 @@ void draw_int8(Drawn& drawn, const Case& c) {
   }
 }
 
+// What stands for the places behind the last output is drawn too: no result may depend on it.
 void draw_int4(Drawn& drawn, const Case& c) {
-  const int groups = c.inputs / c.group;
-  drawn.values = exactly<uint8_t>(c.outputs * c.inputs / 2);
-  const int words = (c.outputs + 7) / 8 * groups;
-  if (c.has_zero) drawn.zero_points = exactly<uint8_t>(4 * words);
-  for (int i = 0; c.has_zero && i < 4 * words; ++i) drawn.zero_points[i] = draw(0, 255);
+  constexpr int kAtOnce = kOrderedOutputs;
+  const int groups = c.inputs / c.group, padded = c.ordered_outputs();
+  drawn.values = exactly<uint8_t>(padded * c.inputs / 2);
+  if (c.has_zero) drawn.ordered_zero_points = exactly<float>(padded * groups);
+  for (int i = 0; i < padded * c.inputs / 2; ++i) drawn.values[i] = draw(0, 255);
+  for (int i = 0; c.has_zero && i < padded * groups; ++i) drawn.ordered_zero_points[i] = draw(0, 15);
   for (int n = 0; n < c.outputs; ++n) {
     for (int k = 0; k < c.inputs; ++k) {
-      const int nibble = draw(0, 15);
-      drawn.values[(n * c.inputs + k) / 2] |= nibble << 4 * (k % 2);
-      int zero = 8;
-      if (c.has_zero) {
-        const int word = n / 8 * groups + k / c.group;
-        zero = drawn.zero_points[4 * word + n % 8 / 2] >> 4 * (n % 2) & 15;
-      }
+      const int word = (n / kAtOnce * (c.inputs / 8) + k / 8) * kAtOnce + n % kAtOnce;
+      const int nibble = drawn.values[4 * word + k % 8 / 2] >> 4 * (k % 2) & 15;
+      const float zero = c.has_zero ? drawn.ordered_zero_points[c.ordered_scale(n, k)] : 8;
       drawn.weight.push_back(nibble - zero);
     }
   }
@@ -157,7 +164,6 @@ void check_product(const Level& level, const char* what, Layout layout, const Ca
       break;
     case Layout::int4:
       draw_int4(drawn, c);
-      weight.value_stride = c.inputs / 2;
       break;
     case Layout::sparse24_int8:
       draw_sparse(drawn, c);
@@ -171,10 +177,12 @@ void check_product(const Level& level, const char* what, Layout layout, const Ca
   const int groups = c.inputs / c.group;
   drawn.x = exactly<float>(c.rows * c.inputs);
   drawn.y = exactly<float>(c.rows * c.outputs);
-  drawn.scale = exactly<float>(c.outputs * groups);
+  const bool is_ordered = layout == Layout::int4;
+  const int scales = (is_ordered ? c.ordered_outputs() : c.outputs) * groups;
+  drawn.scale = exactly<float>(scales);
   if (c.has_bias) drawn.bias = exactly<float>(c.outputs);
   for (int i = 0; i < c.rows * c.inputs; ++i) drawn.x[i] = draw_float();
-  for (int i = 0; i < c.outputs * groups; ++i) drawn.scale[i] = 0.1f * draw_float();
+  for (int i = 0; i < scales; ++i) drawn.scale[i] = 0.1f * draw_float();
   for (int n = 0; c.has_bias && n < c.outputs; ++n) drawn.bias[n] = draw_float();
 
   weight.layout = layout;
@@ -182,6 +190,7 @@ void check_product(const Level& level, const char* what, Layout layout, const Ca
   weight.positions = drawn.positions.get();
   weight.scale = {drawn.scale.get(), Number::float32};
   weight.zero_points = drawn.zero_points.get();
+  weight.ordered_zero_points = {drawn.ordered_zero_points.get(), Number::float32};
   weight.outputs = c.outputs;
   weight.inputs = c.inputs;
   weight.group = c.group;
@@ -199,7 +208,8 @@ void check_product(const Level& level, const char* what, Layout layout, const Ca
       double total = 0, size = 0;
       for (int k = 0; k < c.inputs; ++k) {
         const bool is_float = layout == Layout::floats;
-        const double scale = is_float ? 1 : drawn.scale[n * groups + k / c.group];
+        const int place = is_ordered ? c.ordered_scale(n, k) : n * groups + k / c.group;
+        const double scale = is_float ? 1 : drawn.scale[place];
         const double term = row[k] * scale * drawn.weight[n * c.inputs + k];
         total += term;
         size += term * term;

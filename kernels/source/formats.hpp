@@ -1,13 +1,14 @@
 // The formats of integer weights: how a step of numbers is read, and the order of a row for it.
 //
-// Owns   the layouts in memory, which are those of the files: nothing is packed anew.
+// Owns   the layouts in memory: those of the files, but for 4 bits.
 //
-// A format has: kNumbers in a step, the bytes of its values, positions and of one plane of a row;
-// load for a step; part and add for each of the kParts in which it is multiplied; arrange, which puts
-// a row's integers in order; the offset that each of its numbers has too much, and of what in a row
-// the sum is times that offset (correction). One that kIsWide also
-// has the number of rows kWideFrom which that pays, arrange_step, which turns a step of kLanes outputs so that an output is a lane, a piece of
-// kPiece of a row's integers in that order, and add_wide.
+// A format has: kNumbers in a step and the bytes of its values; the offset that each of its numbers has
+// too much, and of what in a row the sum is times that offset (correction).
+// For few rows (narrow_product.hpp): the bytes of positions and of one plane of a row; load for a step;
+// add, which multiplies it; arrange, which puts a row's integers in order.
+// One that kIsWide is for many rows (wide_product.hpp) from kWideFrom on: it has a tile's kVectors of
+// outputs and kRows; a piece of kPiece of a row's integers in order; add_wide; and arrange_step, which
+// turns a step of kLanes outputs so that an output is a lane, or it kIsOrdered so in memory.
 #pragma once
 
 #include "integer_rows.hpp"
@@ -16,22 +17,21 @@ namespace minigpt4 {
 namespace MINIGPT4_LEVEL {
 
 struct Int8 : Int8Vectors {
-  static constexpr int kValueBytes = kNumbers, kPositionBytes = 0, kParts = 1;
-  using Part = Numbers;
+  static constexpr int kValueBytes = kNumbers, kPositionBytes = 0;
   using Sum = Integers;
 
   MINIGPT4_INLINE Sum start() { return no_integers(); }
   MINIGPT4_INLINE Numbers load(const uint8_t* values, const uint8_t*) {
     return Int8Vectors::load(values);
   }
-  MINIGPT4_INLINE Part part(const Numbers& numbers, int) { return numbers; }
-  MINIGPT4_INLINE void add(Sum& sum, const Part& part, const uint8_t* row) {
-    sum = Int8Vectors::add(sum, part, load_bytes(row));
+  MINIGPT4_INLINE void add(Sum& sum, const Numbers& numbers, const uint8_t* row) {
+    sum = Int8Vectors::add(sum, numbers, load_bytes(row));
   }
   MINIGPT4_INLINE Integers finish(Sum sum) { return sum; }
 
-  static constexpr bool kIsWide = true;
+  static constexpr bool kIsWide = true, kIsOrdered = false;
   static constexpr int kWideFrom = 17, kWideBytes = kHolds16Bits ? 2 : 1, kPiece = 4;
+  static constexpr int kVectors = kWideVectors, kRows = kWideRows;
   MINIGPT4_INLINE Sum add_wide(Sum sum, Bytes numbers, Bytes row) {
     return Int8Vectors::add(sum, numbers, row);
   }
@@ -41,7 +41,7 @@ struct Int8 : Int8Vectors {
     Bytes vectors[kLanes];
     for (int n = 0; n < kLanes; ++n) vectors[n] = Int8Vectors::load(values[n]);
     transpose(vectors);
-    for (int i = 0; i < kLanes; ++i) store_bytes(out + i * kWideVectors * kBytes, vectors[i]);
+    for (int i = 0; i < kLanes; ++i) store_bytes(out + i * kVectors * kBytes, vectors[i]);
   }
 
   template <int kCount>
@@ -69,20 +69,18 @@ struct Int8 : Int8Vectors {
 // 8-bit weights and rows where bytes are multiplied unsigned by signed: |x| · (w ^ s), s being all
 // ones where x is negative. As w ^ -1 is -w - 1, the sum lacks the magnitudes of the negative x.
 struct Int8Magnitudes {
-  static constexpr int kNumbers = kBytes, kValueBytes = kBytes, kPositionBytes = 0, kParts = 1;
+  static constexpr int kNumbers = kBytes, kValueBytes = kBytes, kPositionBytes = 0;
   static constexpr int kPlaneBytes = 2 * kBytes, kOffset = -1;
-  static constexpr bool kHolds16Bits = false, kIsWide = false;
+  static constexpr bool kHolds16Bits = false, kIsWide = false, kIsOrdered = false;
   using Numbers = Bytes;
-  using Part = Bytes;
   using Sum = Integers;
 
   MINIGPT4_INLINE Sum start() { return no_integers(); }
   MINIGPT4_INLINE Numbers load(const uint8_t* values, const uint8_t*) {
     return load_bytes(values);
   }
-  MINIGPT4_INLINE Part part(const Numbers& numbers, int) { return numbers; }
-  MINIGPT4_INLINE void add(Sum& sum, const Part& part, const uint8_t* row) {
-    sum = dot(sum, load_bytes(row), exclusive_or(part, load_bytes(row + kBytes)));
+  MINIGPT4_INLINE void add(Sum& sum, const Numbers& numbers, const uint8_t* row) {
+    sum = dot(sum, load_bytes(row), exclusive_or(numbers, load_bytes(row + kBytes)));
   }
   MINIGPT4_INLINE Integers finish(Sum sum) { return sum; }
 
@@ -97,43 +95,26 @@ struct Int8Magnitudes {
   static float offset(const Weight&, int64_t, int64_t) { return kOffset; }
 };
 
-// Byte k of a row holds number 2k in its low half and 2k + 1 in its high half, each 8 too much.
+// 4-bit weights lie in order, 16 outputs side by side: for each 8 inputs, 4 bytes of each output. Byte
+// i of them holds number 2i in its low half and 2i + 1 in its high half, each 8 too much.
 struct Int4 {
-  static constexpr int kNumbers = 2 * kBytes, kValueBytes = kBytes, kPositionBytes = 0;
-  static constexpr int kPlaneBytes = 2 * kBytes, kOffset = 8, kParts = 2;
-  static constexpr bool kHolds16Bits = false;
-  using Numbers = Bytes;
-  using Part = Bytes;
+  static constexpr int kNumbers = 32, kValueBytes = 16;
+  static constexpr int kOffset = 8;
+  static constexpr bool kHolds16Bits = false, kIsWide = true, kIsOrdered = true;
+  static constexpr int kWideFrom = 1, kWideBytes = 1, kPiece = 8;
+  static constexpr int kVectors = kOrderedOutputs / kLanes;
+  static constexpr int kRows = std::max(1, kWideRows * kWideVectors / kVectors);
   using Sum = NibbleSum;
 
   MINIGPT4_INLINE Sum start() { return no_integers(); }
-  MINIGPT4_INLINE Numbers load(const uint8_t* values, const uint8_t*) {
-    return load_bytes(values);
-  }
-  // The even numbers, then the odd ones.
-  MINIGPT4_INLINE Part part(const Numbers& numbers, int part) {
-    return part == 0 ? low_nibbles(numbers) : high_nibbles(numbers);
-  }
-  MINIGPT4_INLINE void add(Sum& sum, const Part& part, const uint8_t* row) {
-    sum = add_nibbles(sum, part, load_bytes(row));
-  }
   MINIGPT4_INLINE Integers finish(Sum sum) { return finish_nibbles(sum); }
-
-  static constexpr bool kIsWide = true;
-  static constexpr int kWideFrom = 5, kWideBytes = 1, kPiece = 8;
   MINIGPT4_INLINE Sum add_wide(Sum sum, Bytes numbers, Bytes row) {
     return add_nibbles(sum, numbers, row);
   }
 
-  MINIGPT4_INLINE void arrange_step(const uint8_t* const* values, const uint8_t* const*,
-                                    uint8_t* out) {
-    Bytes vectors[kLanes];
-    for (int n = 0; n < kLanes; ++n) vectors[n] = load_bytes(values[n]);
-    transpose(vectors);
-    for (int i = 0; i < kLanes; ++i) {
-      store_bytes(out + 2 * i * kWideVectors * kBytes, low_nibbles(vectors[i]));
-      store_bytes(out + (2 * i + 1) * kWideVectors * kBytes, high_nibbles(vectors[i]));
-    }
+  // The even numbers, then the odd ones.
+  MINIGPT4_INLINE Bytes part(Bytes packed, int part) {
+    return part == 0 ? low_nibbles(packed) : high_nibbles(packed);
   }
 
   template <int kCount>
@@ -143,32 +124,20 @@ struct Int4 {
       out[kCount / 2 + i] = static_cast<uint8_t>(integers[2 * i + 1]);
     }
   }
-  static void arrange(const int32_t* integers, uint8_t* out) {
-    arrange_piece<kNumbers>(integers, out);
-  }
 
-  // Zero points are nibbles too: that of output n is in word (n / 8, group), at bits 4 (n % 8).
   static int32_t correction(int32_t integer) { return integer; }
-  static float offset(const Weight& weight, int64_t output, int64_t group) {
-    if (weight.zero_points == nullptr) return kOffset;
-    const uint8_t* word = weight.zero_points + 4 * (output / 8 * weight.groups() + group);
-    const int place = static_cast<int>(output % 8);
-    return static_cast<float>(word[place / 2] >> 4 * (place % 2) & 15);
-  }
 };
 
 // Two of four neighbours are kept. A byte of positions holds four of them, 2 bits each.
 struct Sparse24 : SparseVectors {
   static constexpr int kNumbers = 2 * kBytes, kValueBytes = kBytes, kPositionBytes = kBytes / 4;
-  static constexpr int kPlaneBytes = 2 * kBytes, kOffset = 0, kParts = 1;
-  static constexpr bool kHolds16Bits = false, kIsWide = false;
-  using Part = Numbers;
+  static constexpr int kPlaneBytes = 2 * kBytes, kOffset = 0;
+  static constexpr bool kHolds16Bits = false, kIsWide = false, kIsOrdered = false;
   using Sum = Integers;
 
   MINIGPT4_INLINE Sum start() { return no_integers(); }
-  MINIGPT4_INLINE const Part& part(const Numbers& numbers, int) { return numbers; }
-  MINIGPT4_INLINE void add(Sum& sum, const Part& part, const uint8_t* row) {
-    sum = SparseVectors::add(sum, part, row);
+  MINIGPT4_INLINE void add(Sum& sum, const Numbers& numbers, const uint8_t* row) {
+    sum = SparseVectors::add(sum, numbers, row);
   }
   MINIGPT4_INLINE Integers finish(Sum sum) { return sum; }
 
@@ -199,7 +168,7 @@ struct Sparse24InOrder : Int8 {
         dense[n][i / 2 * 4 + position] = values[n][i];
       }
     }
-    constexpr int kStepBytes = Int8::kNumbers * kWideBytes * kLanes * kWideVectors;
+    constexpr int kStepBytes = Int8::kNumbers * kWideBytes * kLanes * kVectors;
     for (int k = 0; k < kNumbers; k += Int8::kNumbers, out += kStepBytes) {
       const uint8_t* starts[kLanes];
       for (int n = 0; n < kLanes; ++n) starts[n] = dense[n] + k;

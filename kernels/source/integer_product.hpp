@@ -12,22 +12,21 @@ namespace MINIGPT4_LEVEL {
 template <class Order, int Planes>
 RowLayout lay_out(const Product& product) {
   const Weight& weight = product.weight;
-  const bool is_grouped = weight.group < weight.inputs;
   RowLayout layout;
+  layout.is_grouped = weight.is_grouped();
   layout.inputs = weight.inputs;
   layout.rows = product.rows;
   layout.is_8_bit = product.rounds_rows;
-  layout.span = is_grouped            ? std::min(weight.group, kLongestSpan)
+  layout.span = layout.is_grouped     ? weight.group
                 : product.rounds_rows ? weight.inputs
                                       : kFreeSpan;
-  layout.shared = is_grouped && product.rounds_rows ? weight.group : layout.span;
   layout.steps = round_up(weight.inputs, Order::kNumbers) / Order::kNumbers;
   layout.row_bytes = layout.steps * Planes * Order::kPlaneBytes;
   const int64_t numbers = layout.steps * Order::kNumbers;
   // Whole vectors of them, zeros behind those of the row.
   const bool is_one = layout.span == weight.inputs;
   layout.scales = is_one ? 1 : round_up(round_up(numbers, layout.span) / layout.span, kLanes);
-  layout.sums = is_grouped ? layout.scales : 1;
+  layout.sums = layout.is_grouped ? layout.scales : 1;
   return layout;
 }
 
@@ -71,7 +70,7 @@ void multiply_integers(const Product& product) {
   if constexpr (Format::kIsWide) {
     if (product.rows >= Format::kWideFrom) return multiply_by_way<WideProduct, Format, Planes>(product);
   }
-  multiply_by_way<NarrowProduct, Format, Planes>(product);
+  if constexpr (!Format::kIsOrdered) multiply_by_way<NarrowProduct, Format, Planes>(product);
 }
 
 }  // namespace MINIGPT4_LEVEL

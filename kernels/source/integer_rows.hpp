@@ -22,16 +22,16 @@ constexpr int kPlaneBase = 255;
 constexpr float kLimit8 = 127, kLimit16 = 127 * kPlaneBase + 127;
 constexpr float kSmallest = 1e-30f;
 
-// How a row is divided. A span is what a kernel sums up in integers, and `shared` inputs, which are
-// whole spans, share a scale. Where each span has its own sum, a weight's zero points may differ
-// from span to span.
+// How a row is divided. A span is what a kernel sums up in integers; its inputs share a scale. Where
+// each span has its own sum, a weight's zero points may differ from span to span.
 struct RowLayout {
   int64_t inputs = 0, rows = 0;
-  int64_t span = 0, shared = 0;
+  int64_t span = 0;
   int64_t steps = 0;      // With the last one filled up by zeros.
   int64_t row_bytes = 0;
   int64_t scales = 0;     // Of a row; zeros behind them fill up a step.
   int64_t sums = 0;
+  bool is_grouped = false;
   bool is_8_bit = false;
 };
 
@@ -39,7 +39,7 @@ struct RoundedRows {
   RowLayout layout;
   uint8_t* values = nullptr;
   float* scales = nullptr;
-  float* sums = nullptr;  // Of what offsets are multiplied by; a single one is times the scales.
+  float* sums = nullptr;  // Of what offsets are multiplied by; without groups one, times the scales.
 
   const uint8_t* row(int64_t m) const { return values + m * layout.row_bytes; }
   const float* scale(int64_t m) const { return scales + m * layout.scales; }
@@ -154,18 +154,14 @@ void round_rows(const Floats& x, const RoundedRows& rounded, int64_t first, int6
     float* sums = rounded.sums + m * layout.sums;
     std::memset(scales, 0, layout.scales * sizeof(float));
     std::memset(sums, 0, layout.sums * sizeof(float));
-    for (int64_t k = 0; k < layout.inputs; k += layout.shared) {
-      const int64_t end = std::min(layout.inputs, k + layout.shared);
-      const float scale = round_shared(floats + k, end - k, limit, integers + k);
-      for (int64_t start = k; start < end; start += layout.span) {
-        const int64_t span = start / layout.span;
-        scales[span] = scale;
-        const float sum = sum_of<Order>(integers + start, std::min(layout.span, end - start));
-        if (layout.sums == 1) {
-          sums[0] += scale * sum;
-        } else {
-          sums[span] = sum;
-        }
+    for (int64_t k = 0, span = 0; k < layout.inputs; k += layout.span, ++span) {
+      const int64_t count = std::min(layout.span, layout.inputs - k);
+      scales[span] = round_shared(floats + k, count, limit, integers + k);
+      const float sum = sum_of<Order>(integers + k, count);
+      if (layout.is_grouped) {
+        sums[span] = sum;
+      } else {
+        sums[0] += scales[span] * sum;
       }
     }
     arrange_row<Order, Planes>(integers, layout.steps, rounded.values + m * layout.row_bytes);

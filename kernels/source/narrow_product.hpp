@@ -11,8 +11,7 @@
 namespace minigpt4 {
 namespace MINIGPT4_LEVEL {
 
-constexpr int64_t kLongestSpan = 128;  // 16-bit sums of nibbles hold this many.
-constexpr int64_t kFreeSpan = 256;     // Of 16-bit rows where the weight has no groups.
+constexpr int64_t kFreeSpan = 256;  // Of 16-bit rows where the weight has no groups.
 
 constexpr int kGroupOutputs = 4;  // Rows of weights that are read together.
 
@@ -53,16 +52,11 @@ struct TileSums {
       numbers[n] = Format::load(values[n] + step * Format::kValueBytes,
                                 positions[n] + step * Format::kPositionBytes);
     }
-    for (int part = 0; part < Format::kParts; ++part) {
-      typename Format::Part parts[N];
-      for (int n = 0; n < N; ++n) parts[n] = Format::part(numbers[n], part);
-      for (int m = 0; m < M; ++m) {
-        const uint8_t* row = rows[m] + step * (Planes * Format::kPlaneBytes) +
-                             part * (Format::kPlaneBytes / Format::kParts);
-        for (int p = 0; p < Planes; ++p) {
-          for (int n = 0; n < N; ++n) {
-            Format::add(sums[m][n][p], parts[n], row + p * Format::kPlaneBytes);
-          }
+    for (int m = 0; m < M; ++m) {
+      const uint8_t* row = rows[m] + step * (Planes * Format::kPlaneBytes);
+      for (int p = 0; p < Planes; ++p) {
+        for (int n = 0; n < N; ++n) {
+          Format::add(sums[m][n][p], numbers[n], row + p * Format::kPlaneBytes);
         }
       }
     }
@@ -135,7 +129,7 @@ class NarrowProduct {
   NarrowProduct(const Product& product, const RoundedRows& rounded)
       : product_(product), weight_(product.weight), rounded_(rounded) {
     const RowLayout& layout = rounded.layout;
-    is_grouped_ = layout.sums > 1;
+    is_grouped_ = layout.is_grouped;
     lanes_ = is_grouped_ && layout.span < Format::kNumbers ? Format::kNumbers / layout.span : 1;
   }
 
@@ -180,8 +174,7 @@ class NarrowProduct {
     const RowLayout& layout = rounded_.layout;
     const int64_t output = output_of(block, n);
     if (is_grouped_) {
-      load_scales<Format>(weight_, output, layout.span, layout.scales,
-                          block.scales + n * layout.scales, block.offsets + n * layout.scales);
+      load_scales<Format>(weight_, output, layout.scales, block.scales + n * layout.scales, block.offsets + n * layout.scales);
     } else {
       block.scales[n] = load_one(weight_.scale, output);
       block.offsets[n] = Format::offset(weight_, output, 0);
@@ -289,9 +282,6 @@ class NarrowProduct {
 
   template <int M>
   void add_lanes(const Tile& tile) const {
-    if constexpr (Format::kNumbers >= 128) {
-      if (lanes_ == 4) return add_tiles<M, 4>(tile);
-    }
     if constexpr (Format::kNumbers >= 64) {
       if (lanes_ == 2) return add_tiles<M, 2>(tile);
     }

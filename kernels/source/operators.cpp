@@ -54,6 +54,15 @@ void require_shape(const Tensor& tensor, const char* name, int64_t rows, int64_t
   }
 }
 
+// A tensor in order, of so many blocks of outputs.
+void require_blocks(const Tensor& tensor, const char* name, int64_t blocks) {
+  require_plain(tensor, name, 3);
+  if (tensor.size(0) != blocks || tensor.size(2) != minigpt4::kOrderedOutputs) {
+    refuse(std::string(name) + " has the shape " + show_shape(tensor) + "; it should have (" +
+           std::to_string(blocks) + ", …, " + std::to_string(minigpt4::kOrderedOutputs) + ").");
+  }
+}
+
 void require_type(const Tensor& tensor, const char* name, ScalarType type, const char* shown) {
   if (tensor.scalar_type() != type) refuse(std::string(name) + " is not of " + shown + ".");
 }
@@ -79,22 +88,29 @@ const uint8_t* bytes_of(const Tensor& tensor) {
   return static_cast<const uint8_t*>(tensor.const_data_ptr());
 }
 
+[[noreturn]] void refuse_scale(const Weight& weight, const Tensor& scale) {
+  refuse("scale has the shape " + show_shape(scale) + ", which does not fit a weight of " +
+         std::to_string(weight.outputs) + " outputs and " + std::to_string(weight.inputs) +
+         " inputs.");
+}
+
+void take_groups(Weight& weight, const Tensor& scale) {
+  const int64_t groups = scale.size(1);
+  if (groups == 0 || weight.inputs % groups != 0) refuse_scale(weight, scale);
+  weight.scale = floats_of(scale, "scale");
+  weight.group = weight.inputs / groups;
+  const bool is_fit = weight.group == 32 || weight.group == 64 || weight.group == 128;
+  if (weight.is_grouped() && !is_fit) {
+    refuse("groups of " + std::to_string(weight.group) +
+           " inputs: only 32, 64 and 128 are computed.");
+  }
+}
+
 // Fills in the scales, whose shape says how many inputs share one.
 void take_scale(Weight& weight, const Tensor& scale) {
   require_plain(scale, "scale", 2);
-  const int64_t groups = scale.size(1);
-  if (scale.size(0) != weight.outputs || groups == 0 || weight.inputs % groups != 0) {
-    refuse("scale has the shape " + show_shape(scale) + ", which does not fit a weight of " +
-           std::to_string(weight.outputs) + " outputs and " + std::to_string(weight.inputs) +
-           " inputs.");
-  }
-  weight.scale = floats_of(scale, "scale");
-  weight.group = weight.inputs / groups;
-  const bool is_fit = weight.group == 32 || weight.group == 64 || weight.group % 128 == 0;
-  if (groups > 1 && !is_fit) {
-    refuse("groups of " + std::to_string(weight.group) +
-           " inputs: only 32, 64 and multiples of 128 are computed.");
-  }
+  if (scale.size(0) != weight.outputs) refuse_scale(weight, scale);
+  take_groups(weight, scale);
 }
 
 // Checks the rows and multiplies.
@@ -141,22 +157,27 @@ Tensor linear_int8(const Tensor& x, const Tensor& weight, const Tensor& scale,
   return multiply(product, x, bias);
 }
 
-Tensor linear_int4(const Tensor& x, const Tensor& packed, const Tensor& scale,
-                   std::optional<Tensor> zero_point, std::optional<Tensor> bias, bool integer) {
-  require_plain(packed, "packed", 2);
-  require_type(packed, "packed", ScalarType::Int, "int32");
+// Words, scales and zero points in order: see product.hpp.
+Tensor linear_int4(const Tensor& x, const Tensor& words, const Tensor& scale,
+                   std::optional<Tensor> zero_point, std::optional<Tensor> bias, int64_t outputs,
+                   bool integer) {
+  const int64_t blocks = (outputs + minigpt4::kOrderedOutputs - 1) / minigpt4::kOrderedOutputs;
+  require_blocks(words, "words", blocks);
+  require_type(words, "words", ScalarType::Int, "int32");
+  require_blocks(scale, "scale", blocks);
   Product product;
   product.weight.layout = Layout::int4;
-  product.weight.outputs = packed.size(0);
-  product.weight.inputs = packed.size(1) * 8;
-  product.weight.values = bytes_of(packed);
-  product.weight.value_stride = packed.size(1) * 4;
+  product.weight.outputs = outputs;
+  product.weight.inputs = words.size(1) * 8;
+  product.weight.values = bytes_of(words);
   product.rounds_rows = integer;
-  take_scale(product.weight, scale);
+  take_groups(product.weight, scale);
   if (zero_point) {
-    require_shape(*zero_point, "zero_point", (packed.size(0) + 7) / 8, scale.size(1));
-    require_type(*zero_point, "zero_point", ScalarType::Int, "int32");
-    product.weight.zero_points = bytes_of(*zero_point);
+    require_blocks(*zero_point, "zero_point", blocks);
+    if (zero_point->size(1) != scale.size(1)) {
+      refuse("zero_point has the shape " + show_shape(*zero_point) + ", unlike scale.");
+    }
+    product.weight.ordered_zero_points = floats_of(*zero_point, "zero_point");
   }
   return multiply(product, x, bias);
 }
@@ -247,8 +268,8 @@ STABLE_TORCH_LIBRARY(minigpt4_kernels, library) {
       "linear_int8(Tensor x, Tensor weight, Tensor scale, Tensor? zero_point, Tensor? bias, "
       "bool integer) -> Tensor");
   library.def(
-      "linear_int4(Tensor x, Tensor packed, Tensor scale, Tensor? zero_point, Tensor? bias, "
-      "bool integer) -> Tensor");
+      "linear_int4(Tensor x, Tensor words, Tensor scale, Tensor? zero_point, Tensor? bias, "
+      "int outputs, bool integer) -> Tensor");
   library.def(
       "linear_sparse24_int8(Tensor x, Tensor values, Tensor positions, Tensor scale, "
       "Tensor? bias, bool integer) -> Tensor");

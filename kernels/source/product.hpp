@@ -18,6 +18,10 @@ struct Floats {
 
 enum class Layout { floats, int8, int4, sparse24_int8 };
 
+// 4-bit weights lie in order: blocks of so many outputs, the last one filled up. Words of 8 numbers are
+// (blocks, inputs / 8, kOrderedOutputs), scales and zero points (blocks, groups, kOrderedOutputs).
+constexpr int kOrderedOutputs = 16;
+
 // One weight (outputs, inputs). `group` is how many inputs of a row share a scale: all of them
 // where it equals `inputs`.
 struct Weight {
@@ -27,13 +31,15 @@ struct Weight {
   int64_t value_stride = 0;            // Bytes from one row to the next.
   int64_t position_stride = 0;
   Number type = Number::float32;  // Of float weights only.
-  Floats scale;                   // (outputs, inputs / group)
-  const uint8_t* zero_points = nullptr;  // int8 (outputs, groups), or nibbles packed along outputs.
+  Floats scale;                   // (outputs, inputs / group); of 4-bit weights in order, see below.
+  const uint8_t* zero_points = nullptr;  // int8 (outputs, groups)
+  Floats ordered_zero_points;            // Of 4-bit weights only. Without data: 8 everywhere.
   int64_t outputs = 0;
   int64_t inputs = 0;
   int64_t group = 0;
 
   int64_t groups() const { return inputs / group; }
+  bool is_grouped() const { return group < inputs || layout == Layout::int4; }
 };
 
 // y (rows, outputs) = x (rows, inputs) · weightᵀ + bias. x and y are of one type.

@@ -1,5 +1,6 @@
-// Products with integer weights for many rows: a block of outputs is put in order once, so that the
-// lanes of a vector are outputs, and then multiplied by one row after another.
+// Products with integer weights whose lanes are outputs. For many rows a block of outputs is put in
+// order once, and then multiplied by one row after another; weights that lie in order are multiplied
+// by few rows as they lie.
 //
 // Owns   the order of a block and its tiles of sums. A format (formats.hpp) says how its numbers come
 //        into that order.
@@ -14,7 +15,7 @@ namespace MINIGPT4_LEVEL {
 
 constexpr int64_t kChunk = 32;  // Numbers of a row that are summed up before the sums are widened.
 constexpr int64_t kStripBytes = 16384;  // Of a block in order: it stays in the first cache.
-constexpr int64_t kBlockOutputs = kLanes * kWideVectors;
+constexpr int64_t kAhead = 4096;  // Bytes from what is read to what is fetched, of weights in order.
 
 // The order of a row: in a chunk, four bytes of it are what one lane is multiplied by.
 template <class Format>
@@ -31,24 +32,48 @@ struct WideOrder {
 };
 
 // A block of weights in order, and some rows.
+template <class Format>
 struct WideTile {
-  const uint8_t* weights;  // (chunks, vectors of a chunk, kWideVectors) vectors.
-  const uint8_t* rows[kWideRows];
-  const float* row_scales[kWideRows];
-  const float* row_sums[kWideRows];
-  const float* scales;   // (spans, kBlockOutputs); null where a row of weights has one scale.
+  static constexpr int kOutputs = kLanes * Format::kVectors;
+  const uint8_t* weights;  // (chunks, bytes of a lane in a chunk / 4, kVectors) vectors, or packed.
+  const uint8_t* rows[Format::kRows];
+  const float* row_scales[Format::kRows];
+  const float* row_sums[Format::kRows];
+  const float* scales;   // (spans, kOutputs); null where a row of weights has one scale.
   const float* offsets;  // The same, of zero points; null where all numbers have Format::kOffset.
   int64_t spans;
   int64_t chunks;  // In a span.
-  float* sums[kWideRows];  // (kBlockOutputs) += …
+  float* sums[Format::kRows];  // (kOutputs) += …
+};
+
+// Numbers of a block that was put in order: each vector is read as it is.
+template <class Format>
+struct Arranged {
+  static constexpr int kChunkBytes = kChunk * Format::kWideBytes * kLanes * Format::kVectors;
+  MINIGPT4_INLINE void fetch_ahead(const uint8_t*, int) {}
+  MINIGPT4_INLINE Bytes load(const uint8_t* weights, int v, int c) {
+    return load_bytes(weights + (v * Format::kVectors + c) * kBytes);
+  }
+};
+
+// Numbers that lie in order in memory: a vector has two of them in each byte.
+template <class Format>
+struct Packed {
+  static constexpr int kChunkBytes = kChunk * kLanes * Format::kVectors / 2;
+  MINIGPT4_INLINE void fetch_ahead(const uint8_t* weights, int v) {
+    if (v % 2 == 0) prefetch(weights + v / 2 * Format::kVectors * kBytes + kAhead);
+  }
+  MINIGPT4_INLINE Bytes load(const uint8_t* weights, int v, int c) {
+    return Format::part(load_bytes(weights + (v / 2 * Format::kVectors + c) * kBytes), v % 2);
+  }
 };
 
 // The sums of a span, before they are floats: each lane is an output.
 template <class Format, int Planes, int M>
 struct WideSums {
-  static constexpr int kVectors = kChunk * Format::kWideBytes / 4;
+  static constexpr int kVectors = Format::kVectors, kSteps = kChunk * Format::kWideBytes / 4;
   static constexpr int kPlaneBytes = WideOrder<Format>::kPlaneBytes;
-  Integers whole[M][kWideVectors][Planes];
+  Integers whole[M][kVectors][Planes];
 
   MINIGPT4_MEMBER void start() {
     for (auto& row : whole) {
@@ -58,30 +83,30 @@ struct WideSums {
     }
   }
 
+  template <class Source>
   MINIGPT4_MEMBER void add_chunk(const uint8_t* weights, const uint8_t* const (&rows)[M]) {
-    typename Format::Sum sums[M][kWideVectors][Planes];
+    typename Format::Sum sums[M][kVectors][Planes];
     for (auto& row : sums) {
       for (auto& planes : row) {
         for (auto& each : planes) each = Format::start();
       }
     }
     MINIGPT4_UNROLL
-    for (int v = 0; v < kVectors; ++v) {
-      Bytes numbers[kWideVectors];
-      for (int c = 0; c < kWideVectors; ++c) {
-        numbers[c] = load_bytes(weights + (v * kWideVectors + c) * kBytes);
-      }
+    for (int v = 0; v < kSteps; ++v) {
+      Source::fetch_ahead(weights, v);
+      Bytes numbers[kVectors];
+      for (int c = 0; c < kVectors; ++c) numbers[c] = Source::load(weights, v, c);
       for (int m = 0; m < M; ++m) {
         for (int p = 0; p < Planes; ++p) {
           const Bytes row = repeat(rows[m] + p * kPlaneBytes + 4 * v);
-          for (int c = 0; c < kWideVectors; ++c) {
+          for (int c = 0; c < kVectors; ++c) {
             sums[m][c][p] = Format::add_wide(sums[m][c][p], numbers[c], row);
           }
         }
       }
     }
     for (int m = 0; m < M; ++m) {
-      for (int c = 0; c < kWideVectors; ++c) {
+      for (int c = 0; c < kVectors; ++c) {
         for (int p = 0; p < Planes; ++p) {
           whole[m][c][p] = add(whole[m][c][p], Format::finish(sums[m][c][p]));
         }
@@ -96,12 +121,13 @@ struct WideSums {
   }
 };
 
-template <class Format, int Planes, int M>
-void add_wide_tile(const WideTile& tile) {
+template <class Source, class Format, int Planes, int M>
+void add_wide_tile(const WideTile<Format>& tile) {
   using Sums = WideSums<Format, Planes, M>;
-  Float totals[M][kWideVectors];
+  constexpr int kVectors = Format::kVectors;
+  Float totals[M][kVectors];
   for (int m = 0; m < M; ++m) {
-    for (int c = 0; c < kWideVectors; ++c) totals[m][c] = load(tile.sums[m] + c * kLanes);
+    for (int c = 0; c < kVectors; ++c) totals[m][c] = load(tile.sums[m] + c * kLanes);
   }
   const uint8_t *weights = tile.weights, *rows[M];
   for (int m = 0; m < M; ++m) rows[m] = tile.rows[m];
@@ -109,12 +135,12 @@ void add_wide_tile(const WideTile& tile) {
     Sums sums;
     sums.start();
     for (int64_t chunk = 0; chunk < tile.chunks; ++chunk) {
-      sums.add_chunk(weights, rows);
-      weights += Sums::kVectors * kWideVectors * kBytes;
+      sums.template add_chunk<Source>(weights, rows);
+      weights += Source::kChunkBytes;
       for (int m = 0; m < M; ++m) rows[m] += Planes * Sums::kPlaneBytes;
     }
-    for (int c = 0; c < kWideVectors; ++c) {
-      const int64_t place = span * kBlockOutputs + c * kLanes;
+    for (int c = 0; c < kVectors; ++c) {
+      const int64_t place = span * tile.kOutputs + c * kLanes;
       const Float scale = tile.scales ? load(tile.scales + place) : set(1);
       for (int m = 0; m < M; ++m) {
         Float value = sums.finish(m, c);
@@ -129,7 +155,7 @@ void add_wide_tile(const WideTile& tile) {
     }
   }
   for (int m = 0; m < M; ++m) {
-    for (int c = 0; c < kWideVectors; ++c) store(tile.sums[m] + c * kLanes, totals[m][c]);
+    for (int c = 0; c < kVectors; ++c) store(tile.sums[m] + c * kLanes, totals[m][c]);
   }
 }
 
@@ -138,12 +164,14 @@ template <class Format, int Planes>
 class WideProduct {
  public:
   using Order = WideOrder<Format>;
-  static constexpr int64_t kOutputsAtOnce = kBlockOutputs;
+  using Tile = WideTile<Format>;
+  static constexpr int64_t kBlockOutputs = Tile::kOutputs, kOutputsAtOnce = kBlockOutputs;
 
   WideProduct(const Product& product, const RoundedRows& rounded)
       : product_(product), weight_(product.weight), rounded_(rounded) {
     const RowLayout& layout = rounded.layout;
-    is_grouped_ = layout.sums > 1;
+    is_grouped_ = layout.is_grouped;
+    has_offsets_ = weight_.zero_points || weight_.ordered_zero_points.data;
     spans_ = round_up(layout.scales, kLanes);  // The turned scales are whole vectors too.
     // Whole steps and spans.
     const int64_t strip = kStripBytes / (kBlockOutputs * Format::kWideBytes);
@@ -159,7 +187,7 @@ class WideProduct {
   }
 
  private:
-  static constexpr int kRows = Planes == 1 ? kWideRows : (kWideRows + 1) / 2;
+  static constexpr int kRows = Planes == 1 ? Format::kRows : (Format::kRows + 1) / 2;
 
   struct Block {
     int64_t first, outputs;
@@ -177,14 +205,52 @@ class WideProduct {
     block.scales = reinterpret_cast<float*>(memory + weight_bytes);
     block.offsets = block.scales + kBlockOutputs * spans_;
     block.sums = block.offsets + kBlockOutputs * spans_;
-    take_scales(block);
     std::memset(block.sums, 0, sizeof(float) * rows * kBlockOutputs);
+    if constexpr (Format::kIsOrdered) {
+      take_ordered_scales(block);
+      if (rows <= kRows) {
+        add_strip<Packed<Format>>(block, packed(block, 0), 0, weight_.inputs);
+        return store_block(block);
+      }
+    } else {
+      take_scales(block);
+    }
     for (int64_t start = 0; start < weight_.inputs; start += strip_) {
       const int64_t end = std::min(weight_.inputs, start + strip_);
-      arrange(block, start, end);
-      add_strip(block, start, end);
+      if constexpr (Format::kIsOrdered) {
+        widen(block, start, end);
+      } else {
+        arrange(block, start, end);
+      }
+      add_strip<Arranged<Format>>(block, block.weights, start, end);
     }
     store_block(block);
+  }
+
+  void take_ordered_scales(const Block& block) const {
+    const int64_t count = weight_.groups() * kBlockOutputs, first = block.first * weight_.groups();
+    load_row(weight_.scale, first, count, block.scales);
+    if (has_offsets_) load_row(weight_.ordered_zero_points, first, count, block.offsets);
+  }
+
+  // Where the numbers from input k on lie.
+  const uint8_t* packed(const Block& block, int64_t k) const {
+    return weight_.values + (block.first * weight_.inputs + k * kBlockOutputs) / 2;
+  }
+
+  // The weights of a strip, each number in a byte of its own.
+  void widen(const Block& block, int64_t start, int64_t end) const {
+    using Source = Packed<Format>;
+    const uint8_t* from = packed(block, start);
+    uint8_t* out = block.weights;
+    for (int64_t k = start; k < end; k += kChunk, from += Source::kChunkBytes) {
+      for (int v = 0; v < kChunk / 4; ++v) {
+        Source::fetch_ahead(from, v);
+        for (int c = 0; c < Format::kVectors; ++c, out += kBytes) {
+          store_bytes(out, Source::load(from, v, c));
+        }
+      }
+    }
   }
 
   // Scales of neighbouring outputs side by side.
@@ -199,15 +265,14 @@ class WideProduct {
     }
     float* memory = static_cast<float*>(scratch(2, sizeof(float) * 2 * kLanes * spans_));
     std::memset(memory, 0, sizeof(float) * 2 * kLanes * spans_);
-    for (int64_t c = 0; c < kWideVectors; ++c) {
+    for (int64_t c = 0; c < Format::kVectors; ++c) {
       const int64_t count = std::min<int64_t>(kLanes, block.outputs - c * kLanes);
       for (int64_t n = 0; n < count; ++n) {
-        load_scales<Format>(weight_, block.first + c * kLanes + n, rounded_.layout.span,
-                            rounded_.layout.scales, memory + n * spans_,
-                            memory + (kLanes + n) * spans_);
+        load_scales<Format>(weight_, block.first + c * kLanes + n, rounded_.layout.scales,
+                            memory + n * spans_, memory + (kLanes + n) * spans_);
       }
       turn(memory, block.scales + c * kLanes);
-      if (weight_.zero_points) turn(memory + kLanes * spans_, block.offsets + c * kLanes);
+      if (has_offsets_) turn(memory + kLanes * spans_, block.offsets + c * kLanes);
     }
   }
 
@@ -240,7 +305,7 @@ class WideProduct {
                                                : kBlockOutputs * weight_.value_stride - bytes_of(start);
     const int64_t padded = start + round_up(end - start, std::max<int64_t>(kChunk, Format::kNumbers));
     Step step;
-    for (int c = 0; c < kWideVectors; ++c) {
+    for (int c = 0; c < Format::kVectors; ++c) {
       const int64_t first = block.first + c * kLanes, last = block.first + block.outputs;
       uint8_t* out = block.weights + c * kBytes;
       for (int64_t k = start; k < padded; k += Format::kNumbers, out += kStepBytes) {
@@ -281,18 +346,19 @@ class WideProduct {
     return numbers * Format::kValueBytes / Format::kNumbers;
   }
 
-  void add_strip(const Block& block, int64_t start, int64_t end) const {
+  template <class Source>
+  void add_strip(const Block& block, const uint8_t* weights, int64_t start, int64_t end) const {
     const RowLayout& layout = rounded_.layout;
     const int64_t chunks = round_up(end - start, kChunk) / kChunk;
     const bool is_one = layout.scales == 1;
     const int64_t span_chunks = is_one ? chunks : layout.span / kChunk;
-    WideTile tile = {};
-    tile.weights = block.weights;
+    Tile tile = {};
+    tile.weights = weights;
     tile.chunks = span_chunks;
     const int64_t first_span = is_one ? 0 : start / layout.span;
     if (is_grouped_) {
       tile.scales = block.scales + first_span * kBlockOutputs;
-      if (weight_.zero_points) tile.offsets = block.offsets + first_span * kBlockOutputs;
+      if (has_offsets_) tile.offsets = block.offsets + first_span * kBlockOutputs;
     }
     for (int64_t m = 0; m < product_.rows;) {
       const int64_t left = product_.rows - m;
@@ -304,30 +370,34 @@ class WideProduct {
         tile.sums[i] = block.sums + (m + i) * kBlockOutputs;
       }
       tile.spans = chunks / span_chunks;
-      multiply_tile(tile, count);
-      if (const int64_t rest = chunks % span_chunks) add_rest(tile, count, rest);
+      multiply_tile<Source>(tile, count);
+      if (const int64_t rest = chunks % span_chunks) add_rest<Source>(tile, count, rest);
       m += count;
     }
   }
 
   // The last span of rows of 16 bits may be shorter.
-  static void add_rest(const WideTile& whole, int64_t count, int64_t chunks) {
-    WideTile tile = whole;
+  template <class Source>
+  static void add_rest(const Tile& whole, int64_t count, int64_t chunks) {
+    Tile tile = whole;
     const int64_t done = whole.spans * whole.chunks;
-    tile.weights += done * kChunk * Format::kWideBytes * kBlockOutputs;
+    tile.weights += done * Source::kChunkBytes;
     for (int64_t i = 0; i < count; ++i) {
       tile.rows[i] += done * Planes * Order::kPlaneBytes;
       tile.row_scales[i] += whole.spans;
     }
     tile.spans = 1;
     tile.chunks = chunks;
-    multiply_tile(tile, count);
+    multiply_tile<Source>(tile, count);
   }
 
-  static void multiply_tile(const WideTile& tile, int64_t rows) {
-    if (rows == kRows) return add_wide_tile<Format, Planes, kRows>(tile);
-    if (rows == 2) return add_wide_tile<Format, Planes, 2>(tile);
-    add_wide_tile<Format, Planes, 1>(tile);
+  template <class Source>
+  static void multiply_tile(const Tile& tile, int64_t rows) {
+    if (rows == kRows) return add_wide_tile<Source, Format, Planes, kRows>(tile);
+    if constexpr (kRows > 2) {
+      if (rows == 2) return add_wide_tile<Source, Format, Planes, 2>(tile);
+    }
+    add_wide_tile<Source, Format, Planes, 1>(tile);
   }
 
   void store_block(const Block& block) const {
@@ -352,7 +422,7 @@ class WideProduct {
   const Product& product_;
   const Weight& weight_;
   const RoundedRows& rounded_;
-  bool is_grouped_;
+  bool is_grouped_, has_offsets_;
   int64_t spans_, strip_;
 };
 

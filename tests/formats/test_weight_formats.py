@@ -24,12 +24,13 @@ from minigpt4_runtime.checkpoint.config_file import load_config
 from minigpt4_runtime.checkpoint.folder import write_folder
 from minigpt4_runtime.checkpoint.load import load_language, load_model
 from minigpt4_runtime.checkpoint.manifest import read_manifest
+from minigpt4_runtime.checkpoint.random_weights import fill_at_random
 from minigpt4_runtime.checkpoint.report import inspect_folder
 from minigpt4_runtime.checkpoint.sizes import running_bytes, weight_bytes
 from minigpt4_runtime.checkpoint.weight_source import WeightSource
 from minigpt4_runtime.config import LanguageConfig, ModelConfig, QFormerConfig, VisionConfig
 from minigpt4_runtime.errors import CheckpointError, ConfigError
-from minigpt4_runtime.formats.contracts import Part
+from minigpt4_runtime.formats.contracts import InOrder, Part
 from minigpt4_runtime.formats.dense import DENSE
 from minigpt4_runtime.formats.registry import WEIGHT_FORMATS, format_of, weight_format
 from minigpt4_runtime.kernels.registry import linear_kernel
@@ -196,8 +197,10 @@ def test_what_is_packed_multiplies_like_the_floats(name, data):
     assert_product(product, rows, weight.float(), bias, share)
     # So does whatever is chosen in its place, on either route.
     for widen_from in (None, 8):
-        kernel = linear_kernel(chosen, device=CPU, widen_from=widen_from)
-        assert_product(kernel(rows, packed, bias), rows, weight.float(), bias, share)
+        kernel, held = linear_kernel(chosen, device=CPU, widen_from=widen_from), packed
+        if isinstance(kernel, InOrder):
+            held, kernel = kernel.arrange(packed)
+        assert_product(kernel(rows, held, bias), rows, weight.float(), bias, share)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -317,6 +320,46 @@ def test_every_linear_of_a_loaded_model_multiplies_by_its_weight(written, dtype)
     parts = {f"{n}.{p}" for n, each in linears(model.vision).items() for p in each.part_names}
     for name, parameter in model.vision.named_parameters():
         assert parameter.dtype == (before[name] if name in parts else torch.float32), name
+
+
+def test_a_kernel_gets_the_loaded_parts_in_its_own_order(written):
+    """Here: flipped, and doubled, which no product with the parts as they are stored would show."""
+    choice, _, floats, folder = written
+
+    def kernel_of(chosen):
+        def arrange(parts):
+            def multiply(rows, flipped, bias):
+                held = {name: part.flip(0) for name, part in flipped.items()}
+                return 2 * chosen.multiply(rows, held, bias)
+
+            return {name: part.flip(0) for name, part in parts.items()}, multiply
+
+        return chosen.multiply if chosen is DENSE else InOrder(arrange)
+
+    where = {"device": CPU, "dtype": torch.float32, "kernel_of": kernel_of}
+    loaded = load_model(folder, **where)
+    blank = blank_model(load_config(folder), None, choice, kernel_of)
+    drawn = linears(fill_at_random(blank, **where))
+    for name, linear in linears(loaded).items():
+        assert linear.wanted_order is None
+        assert not any(part.requires_grad for part in linear.parameters())
+        weight = floats[f"{name}.weight"].float()
+        rows, bias = torch.randn(3, weight.shape[1]), floats.get(f"{name}.bias")
+        factor = 1 if linear.weight_format is DENSE else 2
+        share = tolerance(linear.weight_format.name) + 1e-5
+        assert_product(linear(rows) / factor, rows, weight, bias, share)
+        assert drawn[name](rows).isfinite().all()
+        assert drawn[name].wanted_order is None
+
+
+def test_a_linear_multiplies_before_it_is_settled_too():
+    linear = Linear(8, 4, bias=False)
+    linear.use(DENSE, InOrder(lambda parts: (dict(parts), lambda rows, *_: rows * 0)))
+    linear.requires_grad_(False)
+    rows = torch.randn(2, 8)
+    assert torch.equal(linear(rows), rows @ linear.weight.T)
+    linear.settle()
+    assert torch.equal(linear(rows), torch.zeros(2, 8))
 
 
 def test_the_parts_of_ranks_make_up_the_whole(written):

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from minigpt4_runtime.checkpoint.weights import TensorShape
 from minigpt4_runtime.config import ModelConfig
-from minigpt4_runtime.formats.contracts import LinearKernel, Part, WeightFormat
+from minigpt4_runtime.formats.contracts import InOrder, LinearKernel, Part, WeightFormat
 from minigpt4_runtime.formats.dense import DENSE
 from minigpt4_runtime.formats.registry import FormatChoice, format_of
 from minigpt4_runtime.model.linear import Linear
@@ -27,7 +27,7 @@ from minigpt4_runtime.model.parallel import Group
 T = TypeVar("T")
 Side = TypeVar("Side", MiniGPT4Model, Llama, VisionPart)
 # A format → the kernel for its products on the device where the model will run.
-KernelOf = Callable[[WeightFormat], LinearKernel]
+KernelOf = Callable[[WeightFormat], LinearKernel | InOrder]
 
 
 class Where(TypedDict, total=False):

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Unpack
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from minigpt4_runtime.checkpoint.blank_model import (
     KernelOf,
@@ -39,6 +39,7 @@ from minigpt4_runtime.config import DTYPE_NAMES, ModelConfig
 from minigpt4_runtime.errors import BackendUnavailableError, CheckpointError
 from minigpt4_runtime.formats.contracts import Part
 from minigpt4_runtime.formats.registry import FormatChoice
+from minigpt4_runtime.model.linear import Linear, settle
 from minigpt4_runtime.model.llama import Llama
 from minigpt4_runtime.model.minigpt4 import MiniGPT4Model, VisionPart
 from minigpt4_runtime.model.parallel import Group, Solo, share, split_dimension
@@ -60,7 +61,7 @@ class _Folder:
 
 
 def load_model(model_dir: Path, **where: Unpack[Where]) -> MiniGPT4Model:
-    """Load a model. On a CPU, weights of the wanted dtype stay in the mapped file.
+    """Load a model. On a CPU, weights of the wanted dtype and order stay in the mapped file.
 
     Raises:
         CheckpointError: a file is damaged, or a weight is missing, too many or misshapen.
@@ -128,10 +129,11 @@ def _fill(module: Side, prefix: str, folder: _Folder, where: Where) -> Side:
         if name.startswith(prefix)
     }
     dtypes = {name: dtype_of(part, dtype) for name, part in parts.items()}
+    moved = _names_to_arrange(module)
     mapped = {
         name: place
         for name, place in stored.items()
-        if device.type == "cpu" and _may_stay_mapped(place, dtypes[name])
+        if device.type == "cpu" and name not in moved and _may_stay_mapped(place, dtypes[name])
     }
     copied = [name for name in stored if name not in mapped]
     refuse_too_large(
@@ -144,7 +146,19 @@ def _fill(module: Side, prefix: str, folder: _Folder, where: Where) -> Side:
     for name in copied:
         weights[name] = read_tensor(stored[name], device=device, dtype=dtypes[name], buffer=buffer)
     module.load_state_dict(weights, strict=True, assign=True)
+    weights.clear()  # Each tensor in the old order goes once it is in the new one.
+    settle(module)
     return module
+
+
+def _names_to_arrange(module: nn.Module) -> set[str]:
+    """The parts that get another order: mapped pages would stay beside them."""
+    return {
+        f"{name}.{part}"
+        for name, each in module.named_modules()
+        if isinstance(each, Linear) and each.wanted_order is not None
+        for part in each.part_names
+    }
 
 
 def _may_stay_mapped(place: StoredTensor, dtype: torch.dtype) -> bool:

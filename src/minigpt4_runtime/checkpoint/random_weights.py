@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from minigpt4_runtime.checkpoint.blank_model import ModelWeight, Where, list_parts, list_weights
 from minigpt4_runtime.checkpoint.load import refuse_too_large
 from minigpt4_runtime.formats.dense import DENSE
+from minigpt4_runtime.model.linear import settle
 
 _PACKED_ROWS = 256
 M = TypeVar("M", bound=nn.Module)
@@ -39,6 +40,7 @@ def fill_at_random(module: M, *, seed: int = 0, **where: Unpack[Where]) -> M:
             dim = along_outputs[name]
             weights[name] = part if count == 1 or dim is None else torch.cat([part] * count, dim)
     module.load_state_dict(weights, strict=True, assign=True)
+    settle(module)
     return module
 
 

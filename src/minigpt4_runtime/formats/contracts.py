@@ -6,7 +6,7 @@ Takes  nothing: there is no code here that computes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
@@ -37,6 +37,16 @@ class LinearKernel(Protocol):
 
     def __call__(self, rows: Tensor, parts: Mapping[str, Tensor], bias: Tensor | None) -> Tensor:
         """(…, in) → (…, out), in the dtype of `rows`: `rows @ weight.T + bias`."""
+
+
+@dataclass(frozen=True)
+class InOrder:
+    """A kernel that wants a weight's parts in an order of its own, once they are loaded.
+
+    `arrange` gives the parts in that order, and the product with them.
+    """
+
+    arrange: Callable[[Mapping[str, Tensor]], tuple[dict[str, Tensor], LinearKernel]]
 
 
 class WeightFormat(Protocol):

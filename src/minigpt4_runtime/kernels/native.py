@@ -2,7 +2,8 @@
 
 Owns   whether it is there, what is lost without it, and the products that it computes.
 Takes  rows and the parts of a weight; gives rows.
-Never  copies a weight: its bytes are read as they lie in the mapped file.
+Never  copies a weight of floats or 8 bits: its bytes are read as they lie in the mapped file.
+       One of 4 bits is put in order when it is loaded: a vector has numbers of several outputs.
 """
 
 from __future__ import annotations
@@ -15,12 +16,15 @@ from types import ModuleType
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from minigpt4_runtime.errors import BackendUnavailableError
-from minigpt4_runtime.formats.contracts import LinearKernel
+from minigpt4_runtime.formats.contracts import InOrder, LinearKernel
+from minigpt4_runtime.formats.integer import unpack_words
 
 INSTALL = "pip install ./kernels (in a checkout)"
 _MODULE = "minigpt4_kernels"
+_ORDERED_OUTPUTS = 16
 
 
 @cache
@@ -57,7 +61,7 @@ def _warn_once() -> None:
     logging.getLogger(__name__).warning(find()[1])
 
 
-def _product(operator_name: str, part_names: tuple[str, ...], *options: bool) -> LinearKernel:
+def _product(operator_name: str, part_names: tuple[str, ...], *options: int) -> LinearKernel:
     """The product by an operator, which takes these parts in order, None for one that is not there.
 
     Behind rows, parts and bias it takes the options.
@@ -93,13 +97,39 @@ def _prepare(
     return None
 
 
+def _prepare_int4(rounds_rows: bool, widen_from: int | None) -> InOrder | None:  # noqa: ARG001
+    if find()[0]:
+        return InOrder(partial(_arrange_int4, rounds_rows))
+    _warn_once()
+    return None
+
+
+def _arrange_int4(
+    rounds_rows: bool, parts: Mapping[str, Tensor]
+) -> tuple[dict[str, Tensor], LinearKernel]:
+    """Words, scales and zero points of 16 outputs side by side: see kernels/source/product.hpp."""
+    outputs = len(parts["weight_packed"])
+    arranged = {name: _side_by_side(parts[name]) for name in _INT4[:2]}
+    if (packed := parts.get("weight_zero_point")) is not None:
+        numbers = unpack_words(packed.T).T + 8  # As they are stored, from 0 to 15.
+        arranged["weight_zero_point"] = _side_by_side(numbers.half())
+    return arranged, _product("linear_int4", _INT4, outputs, rounds_rows)
+
+
+def _side_by_side(tensor: Tensor) -> Tensor:
+    """(outputs, C) → (blocks, C, 16), zeros filling up the last block."""
+    blocks, missing = divmod(len(tensor) + _ORDERED_OUTPUTS - 1, _ORDERED_OUTPUTS)
+    padded = functional.pad(tensor, (0, 0, 0, _ORDERED_OUTPUTS - 1 - missing))
+    return padded.view(blocks, _ORDERED_OUTPUTS, -1).transpose(1, 2).contiguous()
+
+
 _INT8 = ("weight", "weight_scale", "weight_zero_point")
 _INT4 = ("weight_packed", "weight_scale", "weight_zero_point")
 _SPARSE24 = ("weight_values", "weight_positions", "weight_scale")
 # For the rows of LINEAR_KERNELS: the family of formats is in the name.
 prepare_w8a16 = partial(_prepare, "linear_int8", _INT8, False)
 prepare_w8a8 = partial(_prepare, "linear_int8", _INT8, True)
-prepare_w4a16 = partial(_prepare, "linear_int4", _INT4, False)
-prepare_w4a8 = partial(_prepare, "linear_int4", _INT4, True)
+prepare_w4a16 = partial(_prepare_int4, False)
+prepare_w4a8 = partial(_prepare_int4, True)
 prepare_w8a16_sparse24 = partial(_prepare, "linear_sparse24_int8", _SPARSE24, False)
 prepare_w8a8_sparse24 = partial(_prepare, "linear_sparse24_int8", _SPARSE24, True)

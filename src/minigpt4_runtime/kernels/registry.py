@@ -11,7 +11,7 @@ import torch
 
 from minigpt4_runtime.cache.key_value import KeyValueCache
 from minigpt4_runtime.errors import BackendUnavailableError
-from minigpt4_runtime.formats.contracts import LinearKernel, WeightFormat
+from minigpt4_runtime.formats.contracts import InOrder, LinearKernel, WeightFormat
 from minigpt4_runtime.kernels.contracts import AttentionKernel
 
 ATTENTION_KERNELS = {
@@ -58,13 +58,13 @@ def bind_attention(names: Sequence[str], cache: KeyValueCache) -> AttentionKerne
 
 def linear_kernel(
     weight_format: WeightFormat, *, device: torch.device, widen_from: int | None
-) -> LinearKernel:
+) -> LinearKernel | InOrder:
     """The product with weights of a format on a device: the table's, else the format's own.
 
     `widen_from` is the number of rows from which on that device multiplies faster in float32.
     """
     for kind in (device.type, "*"):
         if target := LINEAR_KERNELS.get((weight_format.family, kind)):
-            kernel = cast(LinearKernel | None, resolve_name(target)(widen_from))
+            kernel = cast(LinearKernel | InOrder | None, resolve_name(target)(widen_from))
             return kernel or weight_format.multiply
     return weight_format.multiply

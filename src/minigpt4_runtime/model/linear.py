@@ -8,7 +8,7 @@ Never  knows its tower. Weight formats and shards compose here, not in subclasse
 import torch
 from torch import Tensor, nn
 
-from minigpt4_runtime.formats.contracts import LinearKernel, WeightFormat
+from minigpt4_runtime.formats.contracts import InOrder, LinearKernel, WeightFormat
 from minigpt4_runtime.formats.dense import DENSE
 
 
@@ -22,22 +22,50 @@ class Linear(nn.Module):
         self.part_names: tuple[str, ...] = ("weight",)
         self.weight = nn.Parameter(torch.empty(self.shape))
         self.bias = nn.Parameter(torch.empty(out_features)) if bias else None
+        self.wanted_order: InOrder | None = None
         self._multiply: LinearKernel = DENSE.multiply
 
-    def use(self, weight_format: WeightFormat, kernel: LinearKernel) -> None:
-        """Hold the weight in a format, and multiply with `kernel`. In a new format it is empty."""
-        self._multiply = kernel
+    def use(self, weight_format: WeightFormat, kernel: LinearKernel | InOrder) -> None:
+        """Hold the weight in a format, and multiply with `kernel`. In a new format it is empty.
+
+        A kernel that wants another order multiplies once `settle` was called.
+        """
+        self.wanted_order = kernel if isinstance(kernel, InOrder) else None
+        self._multiply = weight_format.multiply if isinstance(kernel, InOrder) else kernel
         if weight_format is self.weight_format:
             return
+        parts = weight_format.parts(*self.shape)
+        dtypes = [getattr(torch, part.dtype) if part.dtype else None for part in parts.values()]
+        empty = [torch.empty(p.shape, dtype=d) for p, d in zip(parts.values(), dtypes, strict=True)]
+        self._hold(dict(zip(parts, empty, strict=True)))
+        self.weight_format = weight_format
+
+    def _hold(self, parts: dict[str, Tensor]) -> None:
         for name in self.part_names:
             delattr(self, name)
-        parts = weight_format.parts(*self.shape)
-        for name, part in parts.items():
-            dtype = getattr(torch, part.dtype) if part.dtype else None
-            tensor = torch.empty(part.shape, dtype=dtype)
+        for name, tensor in parts.items():
             setattr(self, name, nn.Parameter(tensor, requires_grad=tensor.is_floating_point()))
-        self.weight_format, self.part_names = weight_format, tuple(parts)
+        self.part_names = tuple(parts)
+
+    def settle(self) -> None:
+        """Put the loaded parts into the order that the kernel wants, for good.
+
+        They are then no longer those of the format.
+        """
+        if self.wanted_order is not None:
+            parts = {name: self.get_parameter(name).detach() for name in self.part_names}
+            arranged, self._multiply = self.wanted_order.arrange(parts)
+            self._hold(arranged)
+            self.requires_grad_(False)
+            self.wanted_order = None
 
     def forward(self, rows: Tensor) -> Tensor:
         """(…, in_features) → (…, out_features), in the dtype of `rows`."""
         return self._multiply(rows, self._parameters, self.bias)  # type: ignore[arg-type]
+
+
+def settle(module: nn.Module) -> None:
+    """Settle each Linear of a module, one after the other: see `Linear.settle`."""
+    for each in module.modules():
+        if isinstance(each, Linear):
+            each.settle()
