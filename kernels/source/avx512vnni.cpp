@@ -5,5 +5,5 @@
 
 namespace minigpt4 {
 extern const Kernels avx512vnni_kernels;
-const Kernels avx512vnni_kernels = {avx512vnni::linear, avx512vnni::attention};
+const Kernels avx512vnni_kernels = {avx512vnni::linear, avx512vnni::attention, avx512vnni::norm, avx512vnni::gate};
 }  // namespace minigpt4

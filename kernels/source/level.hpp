@@ -5,6 +5,7 @@
 #include "float_product.hpp"
 #include "formats.hpp"
 #include "integer_product.hpp"
+#include "row_operations.hpp"
 
 namespace minigpt4 {
 namespace MINIGPT4_LEVEL {

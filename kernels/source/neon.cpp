@@ -4,5 +4,5 @@
 
 namespace minigpt4 {
 extern const Kernels neon_kernels;
-const Kernels neon_kernels = {neon::linear, neon::attention};
+const Kernels neon_kernels = {neon::linear, neon::attention, neon::norm, neon::gate};
 }  // namespace minigpt4

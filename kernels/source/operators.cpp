@@ -261,6 +261,53 @@ Tensor attend_one(const Tensor& q, const Tensor& keys, const Tensor& values, con
   return y;
 }
 
+void require_like(const Tensor& tensor, const char* name, const Tensor& other, const char* like) {
+  if (show_shape(tensor) != show_shape(other) || tensor.scalar_type() != other.scalar_type()) {
+    refuse(std::string(name) + " of the shape " + show_shape(tensor) + " should be like " + like +
+           ", of the shape " + show_shape(other) + ", and of its type.");
+  }
+}
+
+// (R, C) rows → their norm, by the weight (C). `added` becomes the sum of both.
+Tensor add_rms_norm_(const Tensor& hidden, std::optional<Tensor> added, const Tensor& weight,
+                     double epsilon) {
+  require_plain(hidden, "hidden", 2);
+  require_plain(weight, "weight", 1);
+  if (weight.size(0) != hidden.size(1)) {
+    refuse("weight has the shape " + show_shape(weight) + ", but hidden has " +
+           std::to_string(hidden.size(1)) + " columns.");
+  }
+  minigpt4::Norm norm;
+  if (added) {
+    require_plain(*added, "added", 2);
+    require_like(*added, "added", hidden, "hidden");
+    norm.added = added->mutable_data_ptr();
+  }
+  norm.hidden = hidden.const_data_ptr();
+  norm.type = number_of(hidden, "hidden");
+  norm.weight = floats_of(weight, "weight");
+  norm.rows = hidden.size(0);
+  norm.width = hidden.size(1);
+  norm.epsilon = static_cast<float>(epsilon);
+  Tensor y = torch::stable::empty_like(hidden);
+  norm.y = y.mutable_data_ptr();
+  if (hidden.numel() > 0) minigpt4::level_in_use().kernels.norm(norm);
+  return y;
+}
+
+Tensor gate_(const Tensor& gate, const Tensor& up) {
+  require_plain(gate, "gate", 2);
+  require_plain(up, "up", 2);
+  require_like(up, "up", gate, "gate");
+  minigpt4::Gate work;
+  work.gate = gate.mutable_data_ptr();
+  work.up = up.const_data_ptr();
+  work.type = number_of(gate, "gate");
+  work.count = gate.numel();
+  if (work.count > 0) minigpt4::level_in_use().kernels.gate(work);
+  return gate;
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY(minigpt4_kernels, library) {
@@ -277,6 +324,9 @@ STABLE_TORCH_LIBRARY(minigpt4_kernels, library) {
   library.def(
       "attend_one(Tensor q, Tensor keys, Tensor values, Tensor lengths, Tensor table_rows, "
       "Tensor table, float scale) -> Tensor");
+  library.def(
+      "add_rms_norm_(Tensor hidden, Tensor(a!)? added, Tensor weight, float epsilon) -> Tensor");
+  library.def("gate_(Tensor(a!) gate, Tensor up) -> Tensor(a!)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(minigpt4_kernels, CPU, library) {
@@ -285,6 +335,8 @@ STABLE_TORCH_LIBRARY_IMPL(minigpt4_kernels, CPU, library) {
   library.impl("linear_sparse24_int8", TORCH_BOX(&linear_sparse24_int8));
   library.impl("linear_float", TORCH_BOX(&linear_float));
   library.impl("attend_one", TORCH_BOX(&attend_one));
+  library.impl("add_rms_norm_", TORCH_BOX(&add_rms_norm_));
+  library.impl("gate_", TORCH_BOX(&gate_));
 }
 
 // The levels, for Python's ctypes.

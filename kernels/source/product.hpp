@@ -66,10 +66,32 @@ struct Attention {
   float scale = 0;
 };
 
+// Rows (rows, width) at unit root mean square, times a weight → y. With `added`, of hidden + added,
+// which takes the place of `added`.
+struct Norm {
+  const void* hidden = nullptr;
+  void* added = nullptr;
+  Number type = Number::float32;  // Of hidden, added and y.
+  Floats weight;                  // (width)
+  void* y = nullptr;
+  int64_t rows = 0, width = 0;
+  float epsilon = 0;
+};
+
+// silu(gate) · up, in place of gate.
+struct Gate {
+  void* gate = nullptr;
+  const void* up = nullptr;
+  Number type = Number::float32;  // Of both.
+  int64_t count = 0;
+};
+
 // What one level of instructions computes.
 struct Kernels {
   void (*linear)(const Product&);
   void (*attention)(const Attention&);
+  void (*norm)(const Norm&);
+  void (*gate)(const Gate&);
 };
 
 }  // namespace minigpt4

@@ -20,7 +20,7 @@ from minigpt4_runtime.checkpoint.weight_source import WeightSource
 from minigpt4_runtime.config import DTypeName, VisionSettings
 from minigpt4_runtime.devices.contracts import DeviceBackend
 from minigpt4_runtime.errors import ConfigError
-from minigpt4_runtime.kernels.registry import linear_kernel
+from minigpt4_runtime.kernels.registry import linear_kernel, row_operations
 from minigpt4_runtime.model.llama import Llama
 from minigpt4_runtime.model.parallel import Group
 from minigpt4_runtime.vision.contracts import VisionEncoder
@@ -81,7 +81,7 @@ def load_rank_model(
     kernel_of = partial(linear_kernel, device=backend.device, widen_from=widen_from)
     where = Where(
         device=backend.device, dtype=torch_dtype, free_bytes=free_bytes, group=group,
-        kernel_of=kernel_of,
+        kernel_of=kernel_of, operations=row_operations(backend.device),
     )  # fmt: skip
     vision_bytes = 0
     if encoder is not None or group.rank:

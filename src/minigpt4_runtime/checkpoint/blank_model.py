@@ -23,6 +23,7 @@ from minigpt4_runtime.model.linear import Linear
 from minigpt4_runtime.model.llama import Llama
 from minigpt4_runtime.model.minigpt4 import MiniGPT4Model, VisionPart
 from minigpt4_runtime.model.parallel import Group
+from minigpt4_runtime.model.row_operations import TORCH_OPERATIONS, RowOperations
 
 T = TypeVar("T")
 Side = TypeVar("Side", MiniGPT4Model, Llama, VisionPart)
@@ -34,7 +35,7 @@ class Where(TypedDict, total=False):
     """The device of a model, the dtype of its floats, and the kernels of its weights.
 
     Of a group's weights only this rank's part is held. Without `kernel_of` each format uses its own
-    `multiply`.
+    `multiply`, and without `operations` the language model has torch's.
     """
 
     device: Required[torch.device]
@@ -42,6 +43,7 @@ class Where(TypedDict, total=False):
     free_bytes: int | None
     group: Group
     kernel_of: KernelOf
+    operations: RowOperations
 
 
 def blank_model(
@@ -65,8 +67,10 @@ def blank_model(
 
 
 def blank_for(where: Where, config: ModelConfig, formats: FormatChoice) -> MiniGPT4Model:
-    """The same, for the group and the kernels in `where`."""
-    return blank_model(config, where.get("group"), formats, where.get("kernel_of"))
+    """The same, for the group, the kernels and the operations in `where`."""
+    model = blank_model(config, where.get("group"), formats, where.get("kernel_of"))
+    model.language.use(where.get("operations", TORCH_OPERATIONS))
+    return model
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from minigpt4_runtime.cache.key_value import KeyValueCache
 from minigpt4_runtime.errors import BackendUnavailableError
 from minigpt4_runtime.formats.contracts import InOrder, LinearKernel, WeightFormat
 from minigpt4_runtime.kernels.contracts import AttentionKernel
+from minigpt4_runtime.model.row_operations import TORCH_OPERATIONS, RowOperations
 
 ATTENTION_KERNELS = {
     "reference": "minigpt4_runtime.kernels.attention_reference:ReferenceAttention",
@@ -32,6 +33,9 @@ LINEAR_KERNELS = {
     ("w8a16-sparse24", "cpu"): "minigpt4_runtime.kernels.native:prepare_w8a16_sparse24",
     ("w8a8-sparse24", "cpu"): "minigpt4_runtime.kernels.native:prepare_w8a8_sparse24",
 }
+
+# By the kind of device; torch's own without a row.
+ROW_OPERATIONS = {"cpu": "minigpt4_runtime.kernels.row_operations_native:prepare"}
 
 
 def attention_kernel(name: str) -> type[AttentionKernel]:
@@ -54,6 +58,13 @@ def bind_attention(names: Sequence[str], cache: KeyValueCache) -> AttentionKerne
         f"{str(cache.dtype).removeprefix('torch.')} in blocks of {cache.shape.block_size} tokens. "
         "Choose another cache_dtype or block_size."
     )
+
+
+def row_operations(device: torch.device) -> RowOperations:
+    """What lies between the products, on a device."""
+    if target := ROW_OPERATIONS.get(device.type):
+        return cast(RowOperations, resolve_name(target)())
+    return TORCH_OPERATIONS
 
 
 def linear_kernel(

@@ -16,6 +16,7 @@ from torch.nn import functional
 from minigpt4_runtime.config import LanguageConfig
 from minigpt4_runtime.model.linear import Linear
 from minigpt4_runtime.model.parallel import Group, Solo, share
+from minigpt4_runtime.model.row_operations import TORCH_OPERATIONS, RowOperations
 
 
 class Attend(Protocol):
@@ -32,19 +33,15 @@ class RMSNorm(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(size))
         self.eps = eps
-        self._eps = torch.tensor([eps], device="cpu")
+        self.operations: RowOperations = TORCH_OPERATIONS
 
     def forward(self, hidden: Tensor) -> Tensor:
         """(T, C) → (T, C)."""
-        rows = hidden.float()
-        if not rows.is_cpu:
-            normed = functional.rms_norm(rows, self.weight.shape, eps=self.eps)
-            return self.weight * normed.to(hidden.dtype)
-        # There, torch's own rms_norm is seven operations, and this five.
-        length = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
-        mean_square = torch.addcmul(self._eps, length, length, value=1 / rows.shape[-1])
-        normed = rows * mean_square.rsqrt_()
-        return normed.to(hidden.dtype).mul_(self.weight)
+        return self.operations.norm(hidden, self.weight, self.eps)
+
+    def add(self, hidden: Tensor, added: Tensor) -> tuple[Tensor, Tensor]:
+        """The sum of both, and its norm. `added` may be overwritten."""
+        return self.operations.add_and_norm(hidden, added, self.weight, self.eps)
 
 
 class Rotation:
@@ -102,12 +99,13 @@ class LlamaLayer(nn.Module):
         self.mlp_gate = Linear(size, gated_size, bias=False)
         self.mlp_up = Linear(size, gated_size, bias=False)
         self.mlp_down = Linear(gated_size, size, bias=False)
+        self.operations: RowOperations = TORCH_OPERATIONS
 
     def forward(self, hidden: Tensor, rotation: Rotation, attend: Attend) -> Tensor:
         """(T, C) → (T, C)."""
-        hidden = hidden + self.attention(self.attention_norm(hidden), rotation, attend)
-        normed = self.mlp_norm(hidden)
-        gated = functional.silu(self.mlp_gate(normed)) * self.mlp_up(normed)
+        attended = self.attention(self.attention_norm(hidden), rotation, attend)
+        hidden, normed = self.mlp_norm.add(hidden, attended)
+        gated = self.operations.gate(self.mlp_gate(normed), self.mlp_up(normed))
         return hidden + self._group.sum(self.mlp_down(gated))
 
 
@@ -130,6 +128,12 @@ class Llama(nn.Module):
         )
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.head = Linear(config.hidden_size, num_ids, bias=False)
+
+    def use(self, operations: RowOperations) -> None:
+        """Compute what lies between the products with these operations."""
+        for module in self.modules():
+            if isinstance(module, RMSNorm | LlamaLayer):
+                module.operations = operations
 
     def embed(self, token_ids: Tensor) -> Tensor:
         """(T,) ids → (T, C) rows: this rank's part of the sum that is the embeddings.
