@@ -27,6 +27,14 @@ os.fsync = lambda descriptor: None
 
 GOLDENS = Path(__file__).parent / "goldens"
 
+# They take longest and come first: a worker that began one last would end long after the others.
+LONGEST_FILES = (
+    "test_ranks.py", "test_gpu_run.py", "test_chat_page.py", "test_parity.py", "test_page_turns.py",
+    "test_page_kept.py", "test_quantise.py", "test_fetch.py", "test_bench.py",
+    "test_page_settings.py", "test_process.py", "test_convert.py", "test_attention.py",
+    "test_calibrate.py", "test_schema.py", "test_page_process.py", "test_vision.py",
+)  # fmt: skip
+
 
 def _why_not_gpu() -> str | None:
     import torch
@@ -50,6 +58,12 @@ def _why_not_weights() -> str | None:
 
 
 WHY_NOT = {"gpu": _why_not_gpu, "npu": _why_not_npu, "weights": _why_not_weights}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let the files that take longest come first; all else keeps its order."""
+    places = {name: place for place, name in enumerate(LONGEST_FILES)}
+    items.sort(key=lambda item: places.get(item.path.name, len(places)))
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
