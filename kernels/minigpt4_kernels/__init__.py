@@ -10,6 +10,9 @@ from pathlib import Path
 
 import torch
 
+# Counts changes of the operators' arguments: the runtime takes the number that it was written for.
+INTERFACE = 2
+
 _SUFFIX = {"nt": ".dll"}.get(os.name, ".so")
 _PATH = Path(__file__).with_name(f"_library{_SUFFIX}")
 

@@ -2,6 +2,7 @@
 
 import importlib
 import sys
+from types import ModuleType
 
 import pytest
 import torch
@@ -42,6 +43,24 @@ def test_a_build_for_another_torch_is_named(monkeypatch, find_again):
     module, lost = native.find()
     assert module is None
     assert f"cannot be loaded by torch {torch.__version__} (undefined symbol" in lost
+
+
+def test_a_build_of_another_version_is_not_used(monkeypatch, find_again):
+    """Its operators take other arguments."""
+    package = ModuleType("minigpt4_kernels")
+    monkeypatch.setitem(sys.modules, "minigpt4_kernels", package)
+    for _ in ("the first version", "a later one"):
+        native.find.cache_clear()
+        module, lost = native.find()
+        assert module is None
+        assert "are of another version than this package" in lost
+        assert lost.endswith(native.INSTALL)
+        package.INTERFACE = 99
+
+
+def test_the_build_beside_these_tests_is_of_this_version():
+    kernels = pytest.importorskip("minigpt4_kernels", reason="the CPU kernels are not built")
+    assert kernels.INTERFACE == native._INTERFACE
 
 
 def test_a_broken_package_is_not_hidden(monkeypatch, find_again):

@@ -24,6 +24,7 @@ from minigpt4_runtime.formats.integer import unpack_words
 
 INSTALL = "pip install ./kernels (in a checkout)"
 _MODULE = "minigpt4_kernels"
+_INTERFACE = 2
 _ORDERED_OUTPUTS = 16
 
 
@@ -31,7 +32,10 @@ _ORDERED_OUTPUTS = 16
 def find() -> tuple[ModuleType | None, str]:
     """The package that holds the kernels, or None and a sentence that says what is lost."""
     try:
-        return importlib.import_module(_MODULE), ""
+        module = importlib.import_module(_MODULE)
+        if getattr(module, "INTERFACE", 1) == _INTERFACE:
+            return module, ""
+        reason = "are of another version than this package and are not used"
     except ModuleNotFoundError as error:
         if error.name != _MODULE:
             raise
