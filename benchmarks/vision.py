@@ -2,12 +2,14 @@
 
 python benchmarks/vision_export.py --work-dir DIR --keep
 python benchmarks/vision.py --model DIR/model --graph DIR/graph [--batch 1 4] [--json vision.json]
+                            [--quantised DIR]
 
 Each side encodes the same random images, in turns and in float32. transformers is Blip2VisionModel,
 Blip2QFormerModel and our projection, on the same tensors as the torch side; it is left out if it is
-not installed. All sides must give the same rows before they are timed. The table has latencies,
-ratios of medians (above 1 if a side is faster than transformers), and the speed of the tower's
-products as a share of the machine's best, measured in the same run.
+not installed. All sides must give the same rows before they are timed; of the same model quantised,
+the distance is printed. The table has latencies, ratios of medians (above 1 if a side is faster
+than transformers), and the speed of the tower's products as a share of the machine's best, measured
+in the same run.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 
@@ -34,6 +37,7 @@ from minigpt4_runtime.checkpoint.config_file import load_config
 from minigpt4_runtime.checkpoint.graph_folder import find_graph
 from minigpt4_runtime.checkpoint.load import load_vision
 from minigpt4_runtime.config import ModelConfig, QFormerConfig, VisionConfig
+from minigpt4_runtime.kernels.registry import linear_kernel
 from minigpt4_runtime.model.minigpt4 import VisionPart
 from minigpt4_runtime.optional import require
 from minigpt4_runtime.vision.registry import vision_encoder
@@ -152,6 +156,10 @@ def open_sides(args: argparse.Namespace) -> dict[str, Encode]:
     }
     if importlib.util.find_spec("transformers") and config.qformer:
         sides["transformers"] = transformers_side(vision, config)
+    if args.quantised:
+        kernel_of = partial(linear_kernel, device=cpu, widen_from=None)
+        rounded = load_vision(args.quantised, dtype=torch.float32, kernel_of=kernel_of)
+        sides["quantised"] = vision_encoder("torch")(rounded).encode
     return sides
 
 
@@ -175,6 +183,9 @@ def measure(sides: dict[str, Encode], pixels: Tensor, repeats: int, gflop: float
     rows = {name: encode(pixels) for name, encode in sides.items()}
     for name, each in rows.items():
         share = float((each - rows["torch"]).abs().max() / rows["torch"].abs().max())
+        if name == "quantised":
+            print(f"quantised: rows differ by {share:.1e} of the largest value at most")
+            continue
         assert share <= LARGEST_DIFFERENCE, f"{name} differs by {share:.1e} of the largest value"
     times: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(repeats):
@@ -210,6 +221,7 @@ def main() -> None:
     )
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--graph", type=Path, required=True, help="exported for any batch, float32")
+    parser.add_argument("--quantised", type=Path, help="the same model, quantised")
     parser.add_argument("--batch", type=int, nargs="*", default=[1, 4])
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--json", type=Path, help="write the times there too")
