@@ -500,10 +500,10 @@ def test_the_same_tensor_in_two_shards(vicuna, fails):
         ({"architectures": 3}, 'describes 3 of model_type "llama"'),
         ({"model_type": "minigpt4"}, "is a MiniGPT-4 model folder already"),
         (
-            {"rope_scaling": {"type": "linear", "factor": 2}},
-            'rope_scaling is {"type": "linear", "factor": 2}; only null',
+            {"rope_scaling": {"type": "dynamic", "factor": 2}},
+            'rope_scaling is {"type": "dynamic", "factor": 2}; rope_scaling of the kind',
         ),
-        ({"rope_parameters": {"rope_type": "yarn"}}, 'only the rope_type "default" is known'),
+        ({"rope_parameters": {"rope_type": "yarn"}}, "rope_scaling.factor is None; it must be"),
         ({"attention_bias": True}, "attention_bias is true; only false is known"),
         ({"mlp_bias": True}, "mlp_bias is true; only false is known"),
         ({"hidden_act": "gelu"}, 'hidden_act is "gelu"; only "silu" is known'),
