@@ -134,7 +134,9 @@ class RopeScaling:
             raise ConfigError(f"rope_scaling is of the kind {kind!r:.40}, which is no name.")
         given = {name: value for name, value in values.items() if value is not None}
         if given.get("partial_rotary_factor", 1) != 1:
-            raise ConfigError("rope_scaling.partial_rotary_factor turns only a part of each head.")
+            raise ConfigError(
+                "rope_scaling.partial_rotary_factor turns only a part of each head; 1 is known."
+            )
         factor: Any = given.get("factor")
         if kind == "default" or (kind in _NOTHING_BY_ONE and factor == 1):
             return None

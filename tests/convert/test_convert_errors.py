@@ -504,6 +504,7 @@ def test_the_same_tensor_in_two_shards(vicuna, fails):
             'rope_scaling is {"type": "dynamic", "factor": 2}; rope_scaling of the kind',
         ),
         ({"rope_parameters": {"rope_type": "yarn"}}, "rope_scaling.factor is None; it must be"),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5; only 1 is known"),
         ({"attention_bias": True}, "attention_bias is true; only false is known"),
         ({"mlp_bias": True}, "mlp_bias is true; only false is known"),
         ({"hidden_act": "gelu"}, 'hidden_act is "gelu"; only "silu" is known'),

@@ -45,6 +45,7 @@ def _is_read(quantisation: object) -> bool:
 
 # Settings of config.json: a check whether our Llama computes a value, and the known ones in words.
 _KNOWN_SETTINGS: dict[str, tuple[Callable[[object], bool], str]] = {
+    "partial_rotary_factor": (_one_of(None, 1), "1"),
     "attention_bias": (_one_of(None, False), "false"),
     "mlp_bias": (_one_of(None, False), "false"),
     "hidden_act": (_one_of(None, "silu", "swish"), '"silu"'),
