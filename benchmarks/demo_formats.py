@@ -112,7 +112,7 @@ def main() -> None:
     for name in args.formats:
         chosen, _, is_calibrated = name.partition("+")
         model = args.work_dir / name
-        options = ["--calibrate", lessons] if is_calibrated else []
+        options: list[str | Path] = ["--calibrate", lessons] if is_calibrated else []
         run("quantise", DEMO_MODEL_DIR, "--format", chosen, "--out", model, "--force", *options)
         print(costs.row(model, name), flush=True)
 

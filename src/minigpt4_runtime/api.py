@@ -52,6 +52,7 @@ from minigpt4_runtime.text.tokenizer import EncodedPrompt, ImageSpan
 
 if TYPE_CHECKING:
     from minigpt4_runtime.messages import ImageLike
+    from minigpt4_runtime.rope_scaling import RopeScaling
 
 Messages = Sequence[Message | Mapping[str, Any]]
 
@@ -92,6 +93,8 @@ class MiniGPT4:
         vision_runtime: VisionRuntimeName = "auto",
         vision_graph: str | PathLike[str] | None = None,
         provider: str | None = None,
+        rope_scaling: RopeScaling | Mapping[str, Any] | str | None = None,
+        max_context: int | None = None,
     ) -> MiniGPT4:
         """Load a model folder; without one, the bundled demo model, which knows drawn scenes.
 
@@ -109,6 +112,11 @@ class MiniGPT4:
             vision_graph: a folder made by `minigpt4 export vision`, or a file in it.
             provider: the provider of ONNX Runtime: cuda, cann, openvino or cpu. Without it, the
                 first of these that it has.
+            rope_scaling: how positions are stretched beyond the length of training: "yarn:4",
+                "linear:2", "ntk:2", "llama3:8", or with all fields of config.json; "none" for not
+                at all. Without it, what the folder's config.json says.
+            max_context: how many tokens a sequence may have; without it, as many as positions
+                reach.
 
         Raises:
             ConfigError: a setting has no meaning, or this process is to `follow` another.
@@ -117,7 +125,7 @@ class MiniGPT4:
             BackendUnavailableError: the device is not on this machine, or has too little memory.
         """
         model_dir = find_model(model) if model is not None else DEMO_MODEL_DIR
-        source = WeightSource.folder(model_dir)
+        source = WeightSource.folder(model_dir, rope_scaling=rope_scaling, max_context=max_context)
         vision = VisionSettings(runtime=vision_runtime, graph=vision_graph, provider=provider)
         return cls(
             LoadedModel(

@@ -15,6 +15,7 @@ from os import PathLike
 from typing import Any, Literal, Self, get_args
 
 from minigpt4_runtime.errors import ConfigError
+from minigpt4_runtime.rope_scaling import RopeScaling
 
 DTypeName = Literal["float32", "float16", "bfloat16"]
 DTYPE_NAMES: tuple[DTypeName, ...] = get_args(DTypeName)
@@ -189,7 +190,12 @@ class QFormerConfig(_Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class LanguageConfig(_Settings):
-    """A Llama-family language model."""
+    """A Llama-family language model.
+
+    `rope_scaling` stretches its positions; also given as a mapping or as text, such as "yarn:4". A
+    static NTK is another base and nothing else, so it goes into `rope_theta` and
+    `max_position_embeddings` at once. `max_context` limits the tokens of a sequence further.
+    """
 
     hidden_size: int
     intermediate_size: int
@@ -201,6 +207,8 @@ class LanguageConfig(_Settings):
     rms_norm_eps: float
     rope_theta: float = 10000.0
     model_type: Literal["llama"] = "llama"
+    rope_scaling: RopeScaling | None = None
+    max_context: int | None = None
 
     def __post_init__(self) -> None:
         """Check what the shapes alone can tell."""
@@ -219,11 +227,93 @@ class LanguageConfig(_Settings):
                 f"{self.num_attention_heads} attention heads cannot share "
                 f"{self.num_key_value_heads} key/value heads evenly."
             )
+        self._take_scaling()
+        if self.max_context is not None:
+            _check_size("max_context", self.max_context)
+            if self.max_context > self._reach:
+                raise ConfigError(
+                    f"max_context is {self.max_context}, but the positions of this model reach "
+                    f"{self._reach} tokens. Lower it, or stretch them with rope_scaling, such as "
+                    "yarn:4."
+                )
+
+    def _take_scaling(self) -> None:
+        """Read the scaling, and give it the length of training where it needs one."""
+        scaling = RopeScaling.read(self.rope_scaling)
+        if scaling is not None and scaling.rope_type == "ntk":
+            if self.head_dim == 2:
+                raise ConfigError("rope_scaling by ntk needs heads wider than 2.")
+            base = self.rope_theta * scaling.factor ** (self.head_dim / (self.head_dim - 2))
+            object.__setattr__(self, "rope_theta", base)
+            length = int(self.max_position_embeddings * scaling.factor)
+            object.__setattr__(self, "max_position_embeddings", length)
+            scaling = None
+            _check_numbers(self)
+        elif scaling is not None and scaling.rope_type != "linear":
+            length = scaling.original_max_position_embeddings or self.max_position_embeddings
+            scaling = dataclasses.replace(scaling, original_max_position_embeddings=length)
+            if scaling.rope_type == "yarn" and self.rope_theta <= 1:
+                raise ConfigError(
+                    f"rope_scaling by yarn needs a rope_theta above 1; it is {self.rope_theta}."
+                )
+        object.__setattr__(self, "rope_scaling", scaling)
+        _check_size("The context that rope_scaling gives", self._reach)
+
+    def stretched(self, rope_scaling: object = None, max_context: int | None = None) -> Self:
+        """With another scaling of the length of training, or another limit; None changes nothing.
+
+        Raises:
+            ConfigError: a value has no meaning, or the limit is beyond the positions.
+        """
+        changed = self
+        if rope_scaling is not None:
+            changed = dataclasses.replace(
+                self,
+                rope_scaling=RopeScaling.read(rope_scaling),
+                max_position_embeddings=self.trained_length,
+                max_context=None,
+            )
+        if max_context is None:
+            return changed
+        return dataclasses.replace(changed, max_context=max_context)
+
+    def to_mapping(self) -> dict[str, Any]:
+        """See `_Settings`; without the two settings at the end where they are None."""
+        values = super().to_mapping()
+        values["rope_scaling"] = self.rope_scaling.to_mapping() if self.rope_scaling else None
+        optional = ("rope_scaling", "max_context")
+        return {n: value for n, value in values.items() if n not in optional or value is not None}
 
     @property
     def head_dim(self) -> int:
         """Width of one attention head."""
         return self.hidden_size // self.num_attention_heads
+
+    @property
+    def context_length(self) -> int:
+        """How many tokens a sequence may have."""
+        return self._reach if self.max_context is None else self.max_context
+
+    @property
+    def positions(self) -> str:
+        """How its positions are told apart, in words."""
+        words = f"rotary, base {self.rope_theta:g}"
+        if self.rope_scaling is None:
+            return words
+        return f"{words}, stretched by {self.rope_scaling} from {self.trained_length} tokens"
+
+    @property
+    def trained_length(self) -> int:
+        """How many tokens a sequence had at most in training, as far as the settings tell."""
+        original = self.rope_scaling and self.rope_scaling.original_max_position_embeddings
+        return original or self.max_position_embeddings
+
+    @property
+    def _reach(self) -> int:
+        """How far the positions reach: published configs state it, or the length of training."""
+        if self.rope_scaling is None or self.max_position_embeddings > self.trained_length:
+            return self.max_position_embeddings
+        return int(self.trained_length * self.rope_scaling.factor)
 
 
 @dataclass(frozen=True, kw_only=True)

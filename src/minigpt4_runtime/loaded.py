@@ -92,7 +92,7 @@ class LoadedModel:
             self.ranks.lead(runner),
             config,
             num_blocks=runner.num_blocks,
-            max_context=self.config.language.max_position_embeddings,
+            max_context=self.config.language.context_length,
             bos_id=self.tokenizer.bos_id,
             eos_id=self.tokenizer.eos_id,
             has_float64=self.backend.facts.has_float64,

@@ -120,8 +120,8 @@ class Probe:
             raise RequestError("Ranks share this model. Load it without tensor_parallel for that.")
         self._loaded.check_ids(answer_ids)
         token_ids = [*prompt_ids, *answer_ids[:-1]]
-        if len(token_ids) > language.config.max_position_embeddings:
-            raise PromptTooLongError(len(token_ids), language.config.max_position_embeddings)
+        if len(token_ids) > language.config.context_length:
+            raise PromptTooLongError(len(token_ids), language.config.context_length)
         device = language.token_embedding.weight.device
         embeddings = language.embed(torch.tensor(token_ids, device=device))
         for start, rows in image_rows.items():

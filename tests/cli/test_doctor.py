@@ -191,6 +191,7 @@ def test_models_are_listed_and_deleted(real_minigpt4, cache_home, golden_model_d
     assert real_minigpt4("models").out.startswith("mine\t3.5 MiB\t")
     (entry,) = json.loads(real_minigpt4("models", "--json").out)["models"]
     assert entry["name"] == "mine"
+    assert "mine (3.5 MiB, context of 2048 tokens)" in real_minigpt4("doctor").out
     # A link is taken away, and not what it leads to.
     shown = real_minigpt4("models", "--delete", "mine")
     assert (shown.status, shown.err) == (0, "mine is deleted: 0 bytes are free again.\n")

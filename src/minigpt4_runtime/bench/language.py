@@ -193,7 +193,7 @@ class LanguageBench:
     @property
     def context(self) -> int:
         """How many tokens prompt and answer may have together."""
-        return self._model.config.language.max_position_embeddings
+        return self._model.config.language.context_length
 
     def fitting(
         self, asked: Sequence[tuple[int, int]], notes: list[str]

@@ -57,6 +57,8 @@ class FolderReport:
     image_size: int
     rows_per_image: int
     context_length: int
+    positions: str
+    rope_scaling: dict[str, Any] | None
     vocab_size: int
     towers: tuple[TowerReport, ...]
     num_files: int
@@ -87,6 +89,7 @@ class FolderReport:
             ("template", self.template),
             ("image", f"{self.image_size} pixels a side, {self.rows_per_image} rows"),
             ("context", f"{self.context_length} tokens, vocabulary {self.vocab_size}"),
+            ("positions", self.positions),
             (
                 "weights",
                 f"{self.weight_format} ({', '.join(self.dtypes)}), files: {self.num_files}",
@@ -124,7 +127,9 @@ def inspect_folder(model_dir: Path) -> FolderReport:
         template=config.template,
         image_size=config.vision.image_size,
         rows_per_image=config.rows_per_image,
-        context_length=config.language.max_position_embeddings,
+        context_length=config.language.context_length,
+        positions=config.language.positions,
+        rope_scaling=scaling.to_mapping() if (scaling := config.language.rope_scaling) else None,
         vocab_size=config.language.vocab_size,
         towers=tuple(_report_towers(config, stored, manifest.weight_format)),
         num_files=len({place.path for place in stored.values()}),

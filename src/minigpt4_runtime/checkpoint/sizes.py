@@ -47,5 +47,5 @@ def running_bytes(preset: str, dtype: DTypeName, formats: FormatChoice = DENSE.n
     The intermediate values of a step are small beside these and not counted.
     """
     language = PRESETS[preset].language
-    cache_bytes = language.max_position_embeddings * token_bytes(language, dtype)
+    cache_bytes = language.context_length * token_bytes(language, dtype)
     return weight_bytes(preset, dtype, formats) + cache_bytes

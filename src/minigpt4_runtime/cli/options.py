@@ -104,6 +104,22 @@ class ModelOptions:
             "first of these that it has.",
         ),
     ] = None
+    rope_scaling: Annotated[
+        str | None,
+        option(
+            "KIND:FACTOR",
+            "Stretch positions beyond the length of training: yarn:4, linear:2, ntk:2 or llama3:8; "
+            "none for not at all. Without it, what the folder's config.json says.",
+        ),
+    ] = None
+    max_context: Annotated[
+        int | None,
+        option(
+            "COUNT",
+            "The most tokens of a prompt and its answer together. Without it, as many as "
+            "positions reach.",
+        ),
+    ] = None
 
     def follow(self) -> bool:
         """Follow rank 0 if torchrun has started this process for that; return whether it has."""

@@ -42,7 +42,7 @@ def fit_num_blocks(
     """
     shape, dtype = _cache_form(config, language)
     block_bytes = CACHE_FORMATS[dtype].block_bytes(shape, dtype)
-    most = config.max_running * -(-language.config.max_position_embeddings // config.block_size)
+    most = config.max_running * -(-language.config.context_length // config.block_size)
     left_bytes = _UNKNOWN_FREE_BYTES if free_bytes is None else free_bytes
     num_blocks = min(most, int(left_bytes * share) // block_bytes)
     if num_blocks < 1:
@@ -91,7 +91,7 @@ class Runner:
         self._language = language
         self._vision = vision
         self._images = ImageCache(config.image_cache_bytes)
-        max_context = language.config.max_position_embeddings
+        max_context = language.config.context_length
         device = language.token_embedding.weight.device
         shape, dtype = _cache_form(config, language)
         self._cache = CACHE_FORMATS[dtype].create(shape, num_blocks, dtype=dtype, device=device)

@@ -17,9 +17,10 @@ from itertools import count, product
 from typing import Any
 
 from minigpt4_runtime.checkpoint import shelf
+from minigpt4_runtime.checkpoint.config_file import load_config
 from minigpt4_runtime.checkpoint.weights import show_bytes
 from minigpt4_runtime.config import DTYPE_NAMES, DTypeName
-from minigpt4_runtime.errors import BackendUnavailableError, ConfigError
+from minigpt4_runtime.errors import BackendUnavailableError, ConfigError, MiniGPT4Error
 from minigpt4_runtime.formats.dense import DENSE
 
 DISTRIBUTION = "minigpt4-runtime"
@@ -224,7 +225,7 @@ def _look_at_cache() -> tuple[Check, str, list[shelf.ShelvedModel], int]:
         downloads = shelf.measure(shelf.downloads_dir())
         home.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=home).close()
-        names = ", ".join(f"{each.name} ({show_bytes(each.num_bytes)})" for each in models)
+        names = ", ".join(map(_show_model, models))
         kept = f"; {show_bytes(downloads)} of downloads" if downloads else ""
         seen = f"{home}: {names or 'no models'}{kept}"
         check = Check("cache", True, seen, is_needed=False)
@@ -232,6 +233,17 @@ def _look_at_cache() -> tuple[Check, str, list[shelf.ShelvedModel], int]:
         seen = f"{home} cannot be read and written ({error.strerror})"
         check = Check("cache", False, seen, todo, is_needed=False)
     return check, str(home), models, downloads
+
+
+def _show_model(model: shelf.ShelvedModel) -> str:
+    """A model's name, size and context, as far as its config.json can be read."""
+    size = show_bytes(model.num_bytes)
+    try:
+        language = load_config(model.path).language
+    except MiniGPT4Error:
+        return f"{model.name} ({size})"
+    scaling = f" by {language.rope_scaling}" if language.rope_scaling else ""
+    return f"{model.name} ({size}, context of {language.context_length} tokens{scaling})"
 
 
 def _find_extras() -> Iterator[Extra]:

@@ -202,7 +202,7 @@ class Chat:
         parts = [part for message in dialogue for part in message.parts]
         in_dialogue = sum(len(part.text) for part in parts if isinstance(part, TextPart))
         num_characters = max((in_dialogue, *map(len, prompts)))
-        most = self._model.config.language.max_position_embeddings
+        most = self._model.config.language.context_length
         if num_characters > most * _CHARACTERS_PER_TOKEN:
             message = (
                 f"There are {num_characters:,} characters, far more than the {most:,} tokens of "
