@@ -16,7 +16,8 @@ PICTURES = sorted((Path(__file__).parents[1] / "examples/images").glob("*.png"))
 QUESTION = "What is in this picture?"
 WINDOW = 200
 ENDLESS = {"ignore_eos": True, "stop": ()}
-DRAWN = SamplingParams(temperature=1.5, seed=3, max_new_tokens=400, **ENDLESS)
+NARROW = 100
+DRAWN = SamplingParams(temperature=1.5, seed=3, max_new_tokens=150, **ENDLESS)
 
 
 def user(*parts):
@@ -112,36 +113,44 @@ def test_each_picture_is_encoded_once_and_few_tokens_are_computed_again():
         assert sum(each < 80 for each in computed[5:]) >= 10
 
 
+@pytest.fixture(scope="module")
+def narrow_answers():
+    """Drawn answers to three dialogues within a narrow window, each alone."""
+    with MiniGPT4.load(device="cpu", engine={"cache_window": NARROW}) as narrow:
+        return [narrow.chat(long_dialogue(count), DRAWN).token_ids for count in (1, 2, 9)]
+
+
 @pytest.mark.parametrize(
     "engine",
     [
         {"prefix_cache": False},
         {"max_step_tokens": 7, "max_running": 4},
-        {"block_size": 3, "num_blocks": 90, "max_running": 4},
-        {"cache_dtype": "bfloat16"},
+        {"block_size": 3, "num_blocks": 70, "max_running": 4},
     ],
-    ids=["no prefix cache", "small steps", "preemptions", "another cache dtype"],
+    ids=["no prefix cache", "small steps", "preemptions"],
 )
-def test_answers_are_the_same_alone_together_and_after_preemptions(model, engine):
-    asked = [long_dialogue(count) for count in (1, 3, 9)]
-    expected = [model.chat(each, DRAWN).token_ids for each in asked]
-    with MiniGPT4.load(device="cpu", engine={"cache_window": WINDOW, **engine}) as other:
-        tickets = [other.submit(each, DRAWN) for each in (*asked, *asked)]
+def test_answers_are_the_same_alone_together_and_after_preemptions(narrow_answers, engine):
+    with MiniGPT4.load(device="cpu", engine={"cache_window": NARROW, **engine}) as other:
+        tickets = [other.submit(long_dialogue(count), DRAWN) for count in (1, 2, 9, 1, 2, 9)]
         replies = [list(ticket)[-1].reply for ticket in tickets]
-        if "num_blocks" in engine:
-            assert other.stats().num_preempted > 0
         stats = other.stats()
-        assert stats.num_free_blocks == stats.num_blocks
-    if "cache_dtype" in engine:
-        assert all(len(reply.token_ids) == 400 for reply in replies)
-        return
-    assert [reply.token_ids for reply in replies] == expected * 2
+    assert [reply.token_ids for reply in replies] == narrow_answers * 2
+    assert all(reply.usage.evicted_tokens > NARROW / 2 for reply in replies)
+    assert stats.num_free_blocks == stats.num_blocks
+    assert (stats.num_preempted > 0) == ("num_blocks" in engine)
 
 
-def test_two_ranks_answer_as_one(model):
-    with MiniGPT4.load(device="cpu", tensor_parallel=2, engine={"cache_window": WINDOW}) as two:
-        for asked in (long_dialogue(1), long_dialogue(9)):
-            assert two.chat(asked, DRAWN).token_ids == model.chat(asked, DRAWN).token_ids
+def test_two_ranks_answer_as_one(narrow_answers):
+    with MiniGPT4.load(device="cpu", tensor_parallel=2, engine={"cache_window": NARROW}) as two:
+        assert two.chat(long_dialogue(9), DRAWN).token_ids == narrow_answers[2]
+
+
+def test_keys_of_half_the_size_slide_too():
+    halved = {"cache_window": NARROW, "cache_dtype": "bfloat16"}
+    with MiniGPT4.load(device="cpu", engine=halved) as other:
+        reply = other.chat(long_dialogue(2), DRAWN)
+    assert len(reply.token_ids) == DRAWN.max_new_tokens
+    assert reply.usage.evicted_tokens > NARROW / 2
 
 
 def test_beams_search_beyond_the_window(model):
@@ -169,17 +178,17 @@ def test_a_form_and_a_stop_hold_across_the_window(model):
 def test_a_text_goes_on_without_end(model):
     ticket = model.submit_text("A red star. " * 100, DRAWN)
     reply = list(ticket)[-1].reply
-    assert len(reply.token_ids) == 400
+    assert len(reply.token_ids) == DRAWN.max_new_tokens
     assert reply.usage.prompt_tokens <= WINDOW + 4
-    assert reply.usage.evicted_tokens > 400
+    assert reply.usage.evicted_tokens > WINDOW
 
 
 def test_the_deltas_tell_what_has_left_so_far(model):
-    usages = [delta.usage for delta in model.stream(long_dialogue(2), DRAWN)]
+    usages = [delta.usage for delta in model.stream(long_dialogue(4), DRAWN)]
     evicted = [usage.evicted_tokens for usage in usages]
     assert evicted == sorted(evicted)
     assert evicted[0] == 0 < evicted[-1]
-    assert {usage.evicted_images for usage in usages} == {0, 1, 2}
+    assert usages[0].evicted_images == 0 < usages[-1].evicted_images
 
 
 def test_what_is_refused(boundless):

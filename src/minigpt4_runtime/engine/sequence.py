@@ -52,7 +52,7 @@ class Sequence:
         self.request = request
         self.seed = seed
         self.max_new_tokens = max_new_tokens
-        # What is left of them in the window, and how many ids of the answer have left it.
+        # What the window holds of both, and how many ids of the answer have left it.
         self._prompt, self._images, self._num_left = request.token_ids, request.images, 0
         # Forked: the same request may be submitted again.
         guide = request.guide

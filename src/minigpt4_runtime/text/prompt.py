@@ -101,7 +101,7 @@ class _Writer:
 
 @dataclass(frozen=True)
 class _Turn:
-    """What one speaker says at once, with the template's word for the speaker."""
+    """What one speaker says at once: texts and images in their order in the prompt."""
 
     role: Role
     parts: tuple[ContentPart, ...]
