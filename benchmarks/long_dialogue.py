@@ -1,7 +1,7 @@
 """A dialogue that never ends: fifty pictures, one a turn, within a window.
 
 python benchmarks/long_dialogue.py
-python benchmarks/long_dialogue.py --turns 200 --window 256 --through api
+python benchmarks/long_dialogue.py --turns 200 --window 256 --through api --blocks 64
 
 The demo model is asked about a new picture in every turn, and each request has the whole dialogue,
 through the API and through a server of its own. A row for every ten turns: pictures encoded so far,
@@ -216,6 +216,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--turns", type=int, default=50)
     parser.add_argument("--window", type=int, default=512)
+    parser.add_argument("--blocks", type=int, help="Of the cache; as many as fit without it")
     parser.add_argument("--through", choices=("api", "server"), nargs="+")
     parser.add_argument("--rounds", type=int, default=5, help="Of the long answer; 0 leaves it out")
     args = parser.parse_args()
@@ -226,7 +227,8 @@ def main() -> None:
     )  # fmt: skip
     is_right, pictures = True, draw_pictures(args.turns)
     for name in args.through or ("api", "server"):
-        with MiniGPT4.load(device="cpu", engine={"cache_window": args.window}) as model:
+        engine = {"cache_window": args.window, "num_blocks": args.blocks}
+        with MiniGPT4.load(device="cpu", engine=engine) as model:
             if name == "api":
                 turns = converse(model, ask_api(model), pictures)
             else:
