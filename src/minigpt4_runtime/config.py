@@ -441,6 +441,9 @@ class EngineConfig(_Settings):
     as the free memory allows and all answers could fill, and `cache_dtype` "auto" keeps them in the
     dtype that the model computes in. `prefix_cache` keeps them findable for
     prompts that begin alike, and `image_cache_bytes` limits the kept rows of images.
+
+    With a `cache_window` no dialogue and no answer is too long: what a prompt begins with stays,
+    and so do up to this many of the last tokens. The oldest turns leave with their pictures.
     """
 
     max_running: int = 64
@@ -450,6 +453,7 @@ class EngineConfig(_Settings):
     cache_dtype: DTypeName | Literal["auto"] = "auto"
     prefix_cache: bool = True
     image_cache_bytes: int = 256 * 2**20
+    cache_window: int | None = None
 
     @classmethod
     def read(cls, given: "EngineConfig | Mapping[str, Any] | None") -> "EngineConfig":
@@ -458,8 +462,8 @@ class EngineConfig(_Settings):
 
     def __post_init__(self) -> None:
         """Refuse values that cannot work, by name."""
-        for name in ("max_running", "max_step_tokens", "block_size", "num_blocks"):
-            if name != "num_blocks" or self.num_blocks is not None:
+        for name in ("max_running", "max_step_tokens", "block_size", "num_blocks", "cache_window"):
+            if name not in ("num_blocks", "cache_window") or getattr(self, name) is not None:
                 _check_size(f"EngineConfig.{name}", getattr(self, name))
         if self.max_step_tokens < self.max_running:
             raise ConfigError(
@@ -476,6 +480,22 @@ class EngineConfig(_Settings):
                 f"EngineConfig.prefix_cache is {self.prefix_cache!r}; it must be True or False."
             )
         Range(int, 0).check("EngineConfig.image_cache_bytes", self.image_cache_bytes)
+
+    def check_window(self, max_context: int) -> None:
+        """Refuse a window that no model of this context, or no cache of these blocks, can hold.
+
+        Raises:
+            ConfigError: the window is larger.
+        """
+        room = max_context
+        if self.num_blocks is not None:
+            room = min(room, self.num_blocks * self.block_size)
+        if self.cache_window is not None and self.cache_window >= room:
+            holder = "model's context" if room == max_context else "cache (num_blocks)"
+            raise ConfigError(
+                f"cache_window is {self.cache_window}, but the {holder} holds {room} tokens, and "
+                "what a prompt begins with takes some of them. Lower it."
+            )
 
 
 # The command line, the server and the chat page read these too.

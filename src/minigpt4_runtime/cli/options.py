@@ -50,6 +50,16 @@ AllowLocalUrls = Annotated[
 ]
 
 
+CacheWindow = Annotated[
+    int | None,
+    option(
+        "COUNT",
+        "Let no dialogue and no answer be too long: keep the prompt's beginning and up to this "
+        "many of the last tokens. The oldest turns leave with their pictures.",
+    ),
+]
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelOptions:
     """The model, and the device and runtime for it."""
