@@ -61,7 +61,7 @@ class LoadedModel:
         self.image_limits = image_limits
         self.ranks = Ranks(tensor_parallel)
         language = source.config.language
-        engine.check_window(language.max_position_embeddings)
+        engine.check_window(language.context_length)
         check_world_size(language, tensor_parallel)
         self.tokenizer = Tokenizer((source.model_dir or DEMO_MODEL_DIR) / "tokenizer.model")
         if source.model_dir is None and language.vocab_size < self.tokenizer.vocab_size:
@@ -105,7 +105,7 @@ class LoadedModel:
     def use_engine(self, config: EngineConfig) -> None:
         """See `Probe.use_engine`."""
         before = self.engine_config
-        config.check_window(self.config.language.max_position_embeddings)
+        config.check_window(self.config.language.context_length)
         self.engine.close()
         self._ending.detach()  # The other ranks go on.
         try:
