@@ -56,7 +56,8 @@ class TritonAttention:
         shares = min(wanted, -(-singles.longest // _MIN_SHARE))
         grid = (count, num_kv_heads, shares)
 
-        def decode(q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        def decode(layer: int, q: Tensor) -> Tensor:
+            keys, values = self._cache.keys[layer], self._cache.values[layer]
             q = q.contiguous()
             dtype = q.dtype if shares == 1 else torch.float32
             mixed = q.new_empty(count, shares, *q.shape[1:], dtype=dtype)
