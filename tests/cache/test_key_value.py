@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minigpt4_runtime import ConfigError, EngineConfig, MiniGPT4
-from minigpt4_runtime.cache.key_value import CACHE_FORMATS, CacheShape, token_bytes
+from minigpt4_runtime.cache.key_value import CACHE_FORMATS, CacheShape
+from minigpt4_runtime.cache.sizes import token_bytes
 from minigpt4_runtime.presets import PRESETS
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "images"
@@ -74,7 +75,7 @@ def test_a_block_takes_what_it_says(dtype):
     cache = new_cache(dtype)
     sides = (cache.keys, cache.values) if hasattr(cache, "keys") else (cache.numbers, cache.scales)
     held = sum(side.nbytes for side in sides)
-    assert type(cache).block_bytes(SHAPE, dtype) * NUM_BLOCKS == held
+    assert SHAPE.block_bytes(dtype) * NUM_BLOCKS == held
 
 
 def test_a_token_of_the_published_model():

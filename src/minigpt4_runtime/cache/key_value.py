@@ -7,16 +7,16 @@ Never  knows which block belongs to which sequence.
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Protocol, Self, cast
+from typing import ClassVar, Protocol, Self
 
 import torch
 from torch import Tensor
 
-from minigpt4_runtime.config import DTYPE_BYTES, CacheDTypeName, DTypeName, LanguageConfig
+from minigpt4_runtime.cache.sizes import head_bytes, int4_group
+from minigpt4_runtime.config import CacheDTypeName
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,16 @@ class CacheShape:
     head_dim: int
     block_size: int
 
+    def block_bytes(self, dtype: CacheDTypeName) -> int:
+        """The size of one block of all layers, keys and values."""
+        return (
+            2
+            * self.num_layers
+            * self.block_size
+            * self.num_heads
+            * head_bytes(self.head_dim, dtype)
+        )
+
 
 class KeyValueCache(Protocol):
     """A cache of one format. Attention kernels state which formats they read."""
@@ -36,10 +46,6 @@ class KeyValueCache(Protocol):
     num_blocks: int
     dtype: torch.dtype  # What is stored.
     device: torch.device
-
-    @classmethod
-    def block_bytes(cls, shape: CacheShape, dtype: CacheDTypeName) -> int:
-        """The size of one block of all layers, keys and values."""
 
     @classmethod
     def create(
@@ -56,6 +62,10 @@ class KeyValueCache(Protocol):
     def copy_blocks(self, sources: Sequence[int], targets: Sequence[int]) -> None:
         """Copy whole blocks of all layers."""
 
+    @classmethod
+    def as_read(cls, rows: Tensor, dtype: CacheDTypeName) -> Tensor:
+        """What would be read of (…, dim) rows if they were written, in the dtype of the rows."""
+
 
 class FloatCache:
     """Keys and values as floats, each (layers, num_blocks, block_size, heads, dim)."""
@@ -67,12 +77,6 @@ class FloatCache:
         self.shape = CacheShape(num_layers, num_heads, head_dim, block_size)
         self.dtype = keys.dtype
         self.device = keys.device
-
-    @classmethod
-    def block_bytes(cls, shape: CacheShape, dtype: CacheDTypeName) -> int:
-        """See `KeyValueCache`."""
-        numbers = shape.num_layers * shape.block_size * shape.num_heads * shape.head_dim
-        return 2 * numbers * DTYPE_BYTES[cast(DTypeName, dtype)]
 
     @classmethod
     def create(
@@ -100,6 +104,11 @@ class FloatCache:
         """See `KeyValueCache`."""
         for side in (self.keys, self.values):
             side[:, targets] = side[:, sources]
+
+    @classmethod
+    def as_read(cls, rows: Tensor, dtype: CacheDTypeName) -> Tensor:
+        """See `KeyValueCache`."""
+        return rows.to(getattr(torch, dtype)).to(rows.dtype)
 
 
 # In place of a scale of 0, which numbers that are alike have, where it divides.
@@ -141,13 +150,6 @@ class QuantisedCache(ABC):
         """Numbers and scales → (…, dim) float32."""
 
     @classmethod
-    def block_bytes(cls, shape: CacheShape, dtype: CacheDTypeName) -> int:  # noqa: ARG003
-        """See `KeyValueCache`."""
-        numbers, scales = map(math.prod, cls.tails(shape.head_dim))
-        head_bytes = numbers * cls.number_dtype.itemsize + scales * cls.scale_dtype.itemsize
-        return 2 * shape.num_layers * shape.block_size * shape.num_heads * head_bytes
-
-    @classmethod
     def create(
         cls,
         shape: CacheShape,
@@ -187,13 +189,17 @@ class QuantisedCache(ABC):
         for side in (self.numbers.view(torch.uint8), self.scales):
             side[:, :, targets] = side[:, :, sources]
 
+    @classmethod
+    def as_read(cls, rows: Tensor, dtype: CacheDTypeName) -> Tensor:  # noqa: ARG003
+        """See `KeyValueCache`."""
+        return cls.unpack(*cls.pack(rows.float())).to(rows.dtype)
 
-class Int8Cache(QuantisedCache):
-    """A byte a number, from -127 to 127, and one float32 scale for each head of a token."""
 
-    number_dtype = torch.int8
+class ScaledCache(QuantisedCache):
+    """Bytes, and one float32 scale for each head of a token: its largest number over `largest`."""
+
     scale_dtype = torch.float32
-    largest: ClassVar[float] = 127
+    largest: ClassVar[float]
 
     @classmethod
     def tails(cls, head_dim: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -205,12 +211,12 @@ class Int8Cache(QuantisedCache):
         """See `QuantisedCache`."""
         scales = rows.abs().amax(-1) / cls.largest
         numbers = rows / scales.clamp(min=_SMALLEST)[..., None]
-        return cls.round(numbers), scales
+        return cls.round(numbers).to(cls.number_dtype), scales
 
     @classmethod
+    @abstractmethod
     def round(cls, numbers: Tensor) -> Tensor:
-        """Numbers from -`largest` to it → as they are stored."""
-        return numbers.round_().to(torch.int8)
+        """Floats from -`largest` to it → what `number_dtype` holds, or nearly."""
 
     @classmethod
     def unpack(cls, numbers: Tensor, scales: Tensor) -> Tensor:
@@ -218,16 +224,28 @@ class Int8Cache(QuantisedCache):
         return numbers.float().mul_(scales[..., None])
 
 
-class Fp8Cache(Int8Cache):
-    """As int8, but the numbers are floats of 8 bits (e4m3), from -448 to 448."""
+class Int8Cache(ScaledCache):
+    """Whole numbers from -127 to 127."""
+
+    number_dtype = torch.int8
+    largest = 127
+
+    @classmethod
+    def round(cls, numbers: Tensor) -> Tensor:
+        """See `ScaledCache`."""
+        return numbers.round_()
+
+
+class Fp8Cache(ScaledCache):
+    """Floats of 8 bits (e4m3) from -448 to 448."""
 
     number_dtype = torch.float8_e4m3fn
     largest = 448
 
     @classmethod
     def round(cls, numbers: Tensor) -> Tensor:
-        """See `Int8Cache`."""
-        return numbers.clamp_(-cls.largest, cls.largest).to(cls.number_dtype)
+        """See `ScaledCache`: what is a little larger would become NaN."""
+        return numbers.clamp_(-cls.largest, cls.largest)
 
 
 class Int4Cache(QuantisedCache):
@@ -241,19 +259,14 @@ class Int4Cache(QuantisedCache):
     scale_dtype = torch.float16
 
     @classmethod
-    def group(cls, head_dim: int) -> int:
-        """How many numbers share a scale."""
-        return math.gcd(head_dim, 32)
-
-    @classmethod
     def tails(cls, head_dim: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """See `QuantisedCache`."""
-        return (head_dim // 2,), (head_dim // cls.group(head_dim), 2)
+        return (head_dim // 2,), (head_dim // int4_group(head_dim), 2)
 
     @classmethod
     def pack(cls, rows: Tensor) -> tuple[Tensor, Tensor]:
         """See `QuantisedCache`."""
-        groups = rows.view(*rows.shape[:-1], -1, cls.group(rows.shape[-1]))
+        groups = rows.view(*rows.shape[:-1], -1, int4_group(rows.shape[-1]))
         lowest, highest = groups.aminmax(dim=-1)
         scales = torch.stack(((highest - lowest) / 15, lowest), -1).to(cls.scale_dtype)
         # Rounded by the scales as they are stored.
@@ -280,11 +293,3 @@ CACHE_FORMATS: dict[CacheDTypeName, type[KeyValueCache]] = {
     "int4": Int4Cache,
     "fp8": Fp8Cache,
 }
-
-
-def token_bytes(config: LanguageConfig, dtype: CacheDTypeName) -> int:
-    """The size of one token's keys and values in all layers, on all ranks together."""
-    shape = CacheShape(
-        config.num_hidden_layers, config.num_key_value_heads, config.head_dim, block_size=1
-    )
-    return CACHE_FORMATS[dtype].block_bytes(shape, dtype)

@@ -41,7 +41,7 @@ def fit_num_blocks(
         BackendUnavailableError: there is no room for a single block.
     """
     shape, dtype = _cache_form(config, language)
-    block_bytes = CACHE_FORMATS[dtype].block_bytes(shape, dtype)
+    block_bytes = shape.block_bytes(dtype)
     most = config.max_running * -(-language.config.max_position_embeddings // config.block_size)
     left_bytes = _UNKNOWN_FREE_BYTES if free_bytes is None else free_bytes
     num_blocks = min(most, int(left_bytes * share) // block_bytes)
