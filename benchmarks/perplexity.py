@@ -8,9 +8,9 @@ Python's own documentation. With --llama, the Python of an environment with llam
 same float weights are rounded and judged by llama.cpp too.
 
 Each format becomes a model folder by what `minigpt4 quantise` runs. Windows of 512 ids are judged
-one by one; every id but a window's first counts. The formats of the cache are those of the float model
-whose keys and values are rounded as a cache keeps them. KL is from the float model's distribution to the
-format's, in nats; "same choice" is how often both have the same likeliest id.
+one by one; every id but a window's first counts. A format of the cache is judged with the float
+model, whose keys and values are rounded as that cache keeps them. KL is from the float model's
+distribution to the format's, in nats; "same choice" is how often both have the same likeliest id.
 """
 
 from __future__ import annotations
@@ -178,7 +178,7 @@ def judge_ours(
 def judge_caches(
     model: GgufLlama, windows: Tensor, caches: list[str], float_dir: Path
 ) -> list[Judged]:
-    """The float model with each format of the cache. Bits are those of a key's or value's number."""
+    """The float model with each format of the cache. Bits are those of a number of a key."""
     language = load_language(float_dir, device=CPU, dtype=torch.float32)
     head_dim = model.config.head_dim
     judged = [

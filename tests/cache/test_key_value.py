@@ -1,5 +1,6 @@
 """The cache of keys and values: what is written is read, whatever its format."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minigpt4_runtime import ConfigError, EngineConfig, MiniGPT4
-from minigpt4_runtime.cache.key_value import CACHE_FORMATS, CacheShape
+from minigpt4_runtime.cache.key_value import CACHE_FORMATS, CacheShape, Int4Cache, Int8Cache
 from minigpt4_runtime.cache.sizes import token_bytes
 from minigpt4_runtime.presets import PRESETS
 
@@ -109,6 +110,26 @@ def test_rows_that_are_hard_to_round(dtype, rows):
             # A float16 holds nothing below 6e-8.
             slack = 1e-6 if dtype == "int4" else 1e-12
             assert ((side - given).abs() <= bound(dtype, given) + slack).all()
+
+
+def test_the_example_of_the_docs():
+    """docs/engine.md shows one head of one token."""
+    page = (Path(__file__).parents[2] / "docs" / "engine.md").read_text("utf-8")
+    key, _, int8, int8_read, _, int4, int4_read = (
+        [float(number) for number in re.findall(r"-?\d+\.?\d*", line.partition(" and ")[0])][-8:]
+        for line in page.partition("```\n")[2].partition("```")[0].splitlines()
+        if line
+    )
+    numbers, scale = Int8Cache.pack(torch.tensor([key]))
+    assert numbers[0].tolist() == int8
+    assert float(scale) == pytest.approx(0.01)
+    packed, scales = Int4Cache.pack(torch.tensor([key]))
+    assert [*(packed[0] & 15).tolist(), *(packed[0] >> 4).tolist()] == int4
+    assert packed[0].tolist() == [106, 112, 248, 60]
+    assert scales.flatten().tolist() == pytest.approx([0.1514, -1.0], abs=1e-4)
+    for cache, parts, read in ((Int8Cache, (numbers, scale), int8_read),
+                               (Int4Cache, (packed, scales), int4_read)):  # fmt: skip
+        assert [round(number, 2) for number in cache.unpack(*parts)[0].tolist()] == read
 
 
 def test_halves_answer_alike():

@@ -356,9 +356,14 @@ import torch
 from minigpt4_runtime.kernels.attention_triton import _attend_share, _sizes
 
 q, keys = torch.empty(1, 32, 128), torch.empty(1, 16, 32, 128)
-sizes = _sizes(q, keys)
-for half, capability in (("fp16", 80), ("bf16", 90)):
-    signature = dict.fromkeys(_attend_share.arg_names, f"*{half}") | {
+# What queries are of, what keys are of, and the GPU.
+for dtype, cached, capability in (
+    ("fp16", "fp16", 80), ("bf16", "bf16", 90), ("fp16", "i8", 80), ("bf16", "fp8e4nv", 90)
+):
+    sizes = _sizes(q, keys, has_scales=cached != dtype)
+    scales = "*fp32" if cached != dtype else f"*{cached}"
+    signature = dict.fromkeys(_attend_share.arg_names, f"*{dtype}") | {
+        "keys": f"*{cached}", "values": f"*{cached}", "key_scales": scales, "value_scales": scales,
         "lengths": "*i64", "table_rows": "*i64", "table": "*i32", "table_width": "i32",
         "scale": "fp32", "log_totals": "*fp32", **dict.fromkeys(sizes, "constexpr"),
     }

@@ -18,7 +18,7 @@ def head_bytes(head_dim: int, dtype: CacheDTypeName) -> int:
     if dtype == "int4":
         # Half a byte a number; a float16 step and lowest for each group.
         return head_dim // 2 + head_dim // int4_group(head_dim) * 4
-    if dtype == "int8" or dtype == "fp8":  # noqa: PLR1714 - mypy narrows by this alone.
+    if dtype == "int8" or dtype == "fp8":
         return head_dim + 4  # With a float32 scale.
     return head_dim * DTYPE_BYTES[dtype]
 
