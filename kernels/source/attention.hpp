@@ -99,7 +99,7 @@ struct CachedInt8 {
 // Nibbles, and a float16 step and lowest for each group of them. A byte has a number of a group's
 // first half in its low bits, and that of the same place in the second half.
 struct CachedInt4 {
-  static constexpr int64_t kMostScales = 128;
+  static constexpr int64_t kMostScales = 256;
   const uint8_t* numbers;
   const uint16_t* scales;
   int64_t dim, half, groups;

@@ -222,7 +222,7 @@ void choose_cache_format(minigpt4::Attention& attention, const Tensor& keys, con
   require_type(*scales, "scales", ScalarType::Half, "float16");
   attention.groups = scales->size(3);
   const int64_t dim = 2 * keys.size(3);
-  if (scales->size(4) != 2 || attention.groups < 1 || attention.groups > 64 ||
+  if (scales->size(4) != 2 || attention.groups < 1 || attention.groups > 128 ||
       dim % (2 * attention.groups) != 0) {
     refuse("scales of the shape " + show_shape(*scales) + " do not divide a head of " +
            std::to_string(dim) + " numbers.");
