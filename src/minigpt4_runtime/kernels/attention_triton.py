@@ -111,13 +111,13 @@ def _load_cached(
     HAS_SCALES: tl.constexpr,
 ) -> tl.tensor:
     """What is cached there, as floats. What is not there is not read, and is 0."""
-    if not HAS_SCALES:
-        return tl.load(numbers, mask=is_there, other=0.0)
-    rows = (
-        tl.load(numbers, mask=is_there).to(tl.float32)
-        * tl.load(scales, mask=is_token, other=0.0)[:, None]
-    )
-    return tl.where(is_there, rows, 0.0)
+    if HAS_SCALES:
+        rows = tl.load(numbers, mask=is_there).to(tl.float32)
+        rows *= tl.load(scales, mask=is_token, other=0.0)[:, None]
+        rows = tl.where(is_there, rows, 0.0)
+    else:
+        rows = tl.load(numbers, mask=is_there, other=0.0)
+    return rows
 
 
 @triton.jit(do_not_specialize=["table_width"])  # type: ignore[untyped-decorator]
