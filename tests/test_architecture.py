@@ -43,7 +43,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "grammar": WORDS | {"text.tokenizer"},
     "formats": WORDS,
     "model": WORDS | {"formats"},
-    "checkpoint": WORDS | {"formats", "model", "cache.key_value.token_bytes"},
+    "checkpoint": WORDS | {"formats", "model", "cache.sizes"},
     "convert": WORDS | {"text.tokenizer", "formats", "model", "checkpoint"},
     "quantise": WORDS | {"text", "images", "batch.finding", "formats", "model", "checkpoint"},
     "cache": WORDS,
@@ -67,7 +67,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     | {"images", "formats", "model", "checkpoint", "convert.key_map.language_origins"},
     "server": WORDS | {"api", FRONT_DOOR, "images.fetch"},
     "web": WORDS | {"api", FRONT_DOOR},
-    "bench": WORDS | {"api", FRONT_DOOR, "report", "cache.key_value.token_bytes"},
+    "bench": WORDS | {"api", FRONT_DOOR, "report", "cache.sizes"},
     "evaluation": WORDS | {"api", FRONT_DOOR, "images", "report"},
     "cli": WORDS
     | {"api", FRONT_DOOR, "server", "web", "export", "bench", "evaluation", "checkpoint", "convert"}

@@ -20,6 +20,7 @@ from minigpt4_runtime.batch.image_run import ImageRun
 from minigpt4_runtime.checkpoint.shelf import find_model
 from minigpt4_runtime.checkpoint.weight_source import WeightSource
 from minigpt4_runtime.config import (
+    CacheDTypeName,
     DTypeName,
     EngineConfig,
     ModelConfig,
@@ -295,6 +296,12 @@ class MiniGPT4:
             BackendUnavailableError: llguidance is not installed.
         """
         self._loaded.guide(sampling)
+
+    @property
+    def cache_dtype(self) -> CacheDTypeName:
+        """How keys and values are kept; "auto" is the dtype of the model."""
+        chosen = self._loaded.engine_config.cache_dtype
+        return self.dtype if chosen == "auto" else chosen
 
     def token_bytes(self, token_id: int) -> bytes:
         """The text of a token within a reply, as UTF-8; the name of a control token."""

@@ -20,6 +20,9 @@ from minigpt4_runtime.rope_scaling import RopeScaling
 DTypeName = Literal["float32", "float16", "bfloat16"]
 DTYPE_NAMES: tuple[DTypeName, ...] = get_args(DTypeName)
 DTYPE_BYTES: dict[DTypeName, int] = {"float32": 4, "float16": 2, "bfloat16": 2}
+# How keys and values are kept. "fp8" is torch.float8_e4m3fn.
+CacheDTypeName = Literal["float32", "float16", "bfloat16", "int8", "int4", "fp8"]
+CACHE_DTYPE_NAMES: tuple[CacheDTypeName, ...] = get_args(CacheDTypeName)
 GrammarKind = Literal["json_schema", "regex"]
 VisionRuntimeName = Literal["auto", "torch", "onnx", "om"]
 
@@ -439,7 +442,8 @@ class EngineConfig(_Settings):
     A step computes at most `max_step_tokens` tokens of at most `max_running` answers (each beam
     counts). Keys and values lie in blocks of `block_size` tokens; `num_blocks` None takes as many
     as the free memory allows and all answers could fill, and `cache_dtype` "auto" keeps them in the
-    dtype that the model computes in. `prefix_cache` keeps them findable for
+    dtype that the model computes in; int8, int4 and fp8 take less memory, and change answers a
+    little (docs/engine.md). `prefix_cache` keeps them findable for
     prompts that begin alike, and `image_cache_bytes` limits the kept rows of images.
 
     With a `cache_window` no dialogue and no answer is too long: what a prompt begins with stays,
@@ -450,7 +454,7 @@ class EngineConfig(_Settings):
     max_step_tokens: int = 512
     block_size: int = 16
     num_blocks: int | None = None
-    cache_dtype: DTypeName | Literal["auto"] = "auto"
+    cache_dtype: CacheDTypeName | Literal["auto"] = "auto"
     prefix_cache: bool = True
     image_cache_bytes: int = 256 * 2**20
     cache_window: int | None = None
@@ -470,10 +474,10 @@ class EngineConfig(_Settings):
                 f"EngineConfig.max_step_tokens is {self.max_step_tokens}, but {self.max_running} "
                 "answers at once take a token each. Raise it or lower max_running."
             )
-        if self.cache_dtype not in ("auto", *DTYPE_NAMES):
+        if self.cache_dtype not in ("auto", *CACHE_DTYPE_NAMES):
             raise ConfigError(
                 f"EngineConfig.cache_dtype is {self.cache_dtype!r}; it must be auto or "
-                f"{', '.join(DTYPE_NAMES)}."
+                f"{', '.join(CACHE_DTYPE_NAMES)}."
             )
         if not isinstance(self.prefix_cache, bool):
             raise ConfigError(

@@ -45,6 +45,11 @@ def test_the_numbers_add_up(published, variant, tmp_path):
     assert all(tower.dtypes == ("bfloat16",) for tower in report.towers)
     projection = [size for name, size in sizes.items() if name.startswith("vision.projection.")]
     assert towers["projection"].num_parameters == sum(projection)
+    language = config.language
+    numbers = 2 * language.num_hidden_layers * language.num_key_value_heads * language.head_dim
+    assert report.token_bytes["float16"] == 2 * numbers
+    held = [f"{2**30 // report.token_bytes[name]:,} tokens in {name}" for name in ("int8", "int4")]
+    assert dict(report.facts())["a GiB holds"].endswith(", ".join(held))
     assert towers["vision"].sizes == {"width": 176, "layers": 3, "heads": 2}
     assert report.num_files == len(list((tmp_path / "out").glob("*.safetensors"))) > 1
 

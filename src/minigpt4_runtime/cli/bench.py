@@ -315,6 +315,7 @@ def _loader(
         config,
         device=where.device,
         dtype=cast(Any, where.dtype),
+        engine=where.engine(),
         tensor_parallel=where.tensor_parallel,
     )
 

@@ -11,9 +11,9 @@ import functools
 import inspect
 import os
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields, is_dataclass
+from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, cast, get_type_hints
 
 import typer
 
@@ -84,6 +84,14 @@ class ModelOptions:
         str,
         option(
             "DTYPE", "auto, float32, float16 or bfloat16; auto is float32 on a CPU, else float16."
+        ),
+    ] = "auto"
+    cache_dtype: Annotated[
+        str,
+        option(
+            "DTYPE",
+            "How keys and values are kept: auto, float32, float16, bfloat16, int8, int4 or fp8; "
+            "auto is as --dtype. int8 takes half of float16, int4 a third.",
         ),
     ] = "auto"
     tensor_parallel: Annotated[
@@ -159,7 +167,16 @@ class ModelOptions:
         # `load` itself refuses a dtype or a runtime that it does not know.
         given = asdict(self)
         model = given.pop("model")
-        return MiniGPT4.load(model, engine=engine, image_limits=image_limits, **given)
+        del given["cache_dtype"]
+        return MiniGPT4.load(model, engine=self.engine(engine), image_limits=image_limits, **given)
+
+    def engine(self, engine: EngineConfig | None = None) -> EngineConfig:
+        """These settings of an engine, or the defaults, with this cache.
+
+        Raises:
+            ConfigError: there is no such format.
+        """
+        return replace(engine or EngineConfig(), cache_dtype=cast(Any, self.cache_dtype))
 
 
 @dataclass(frozen=True, kw_only=True)
