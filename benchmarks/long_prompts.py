@@ -27,7 +27,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from minigpt4_runtime import MiniGPT4, SamplingParams
-from minigpt4_runtime.cache.key_value import token_bytes
+from minigpt4_runtime.cache.sizes import token_bytes
 from minigpt4_runtime.config import EngineConfig, LanguageConfig, ModelConfig, VisionConfig
 from minigpt4_runtime.engine.engine import Engine
 
