@@ -95,7 +95,8 @@ def request_of(model: MiniGPT4, asked: list[Message]) -> Request:
     """What the engine is given for a dialogue."""
     encoded = model.encode_prompt(asked)
     pictures = render(asked, model._template).images
-    images = tuple(map(model._image_input, pictures, encoded.image_spans))
+    starts = [span.start for span in encoded.image_spans]
+    images = tuple(map(model._image_input, pictures, starts))
     return Request(encoded.token_ids, images, SamplingParams())
 
 

@@ -71,11 +71,11 @@ class TestJsonLines:
             results.add(bad("b"))
             assert lines(path) == [
                 {"image": "ä", "answer": "Überall…", "finish_reason": "stop",
-                 "prompt_tokens": None, "completion_tokens": None, "token_ids": None,
-                 "seconds": 0.5, "error": None},
+                 "prompt_tokens": None, "completion_tokens": None, "evicted_tokens": None,
+                 "token_ids": None, "seconds": 0.5, "error": None},
                 {"image": "b", "answer": None, "finish_reason": None, "prompt_tokens": None,
-                 "completion_tokens": None, "token_ids": None, "seconds": 0.1,
-                 "error": "It is damaged."},
+                 "completion_tokens": None, "evicted_tokens": None, "token_ids": None,
+                 "seconds": 0.1, "error": "It is damaged."},
             ]  # fmt: skip
 
     def test_an_existing_file_is_not_touched_without_resume(self, tmp_path):

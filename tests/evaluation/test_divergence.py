@@ -141,9 +141,8 @@ def test_what_cannot_be_known_says_why(demo, reply, changes, message):
 
 
 def test_numbers_that_overflow_are_no_distance(demo, reply, monkeypatch):
-    monkeypatch.setattr(
-        demo._loaded.rank_model.language.norm.weight, "data", torch.tensor(math.inf)
-    )
+    weight = demo._loaded.rank_model.language.norm.weight
+    monkeypatch.setattr(weight, "data", torch.full_like(weight, math.inf))
     with pytest.raises(RequestError, match="numbers overflowed"):
         divergence(demo, demo).of(case_of(reply))
 

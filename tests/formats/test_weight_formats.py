@@ -34,7 +34,7 @@ from minigpt4_runtime.formats.contracts import InOrder, Part
 from minigpt4_runtime.formats.dense import DENSE
 from minigpt4_runtime.formats.registry import WEIGHT_FORMATS, format_of, weight_format
 from minigpt4_runtime.kernels.registry import linear_kernel
-from minigpt4_runtime.model.linear import Linear
+from minigpt4_runtime.model.linear import Linear, settle
 from minigpt4_runtime.model.parallel import Solo, split_dimension
 from minigpt4_runtime.presets import PRESETS
 from minigpt4_runtime.vision.torch import TorchVisionEncoder
@@ -358,7 +358,7 @@ def test_a_linear_multiplies_before_it_is_settled_too():
     linear.requires_grad_(False)
     rows = torch.randn(2, 8)
     assert torch.equal(linear(rows), rows @ linear.weight.T)
-    linear.settle()
+    settle(linear)
     assert torch.equal(linear(rows), torch.zeros(2, 8))
 
 

@@ -51,12 +51,13 @@ def assert_close(found, wanted):
 def test_norms_are_torch_s(level, case, eps):
     hidden, added, weight = case
     ours, kept = NativeOperations(), hidden.clone()
-    assert_close(ours.norm(hidden, weight, eps), TORCH_OPERATIONS.norm(hidden, weight, eps))
-    wanted_sum, wanted = TORCH_OPERATIONS.add_and_norm(hidden, added, weight, eps)
-    found_sum, found = ours.add_and_norm(hidden, added.clone(), weight, eps)
-    assert torch.equal(found_sum, wanted_sum)
-    assert_close(found, wanted)
-    assert torch.equal(hidden, kept)
+    for more in (None, added):
+        wanted_sum, wanted = TORCH_OPERATIONS.add_and_norm(hidden, more, weight, eps)
+        given = None if more is None else more.clone()
+        found_sum, found = ours.add_and_norm(hidden, given, weight, eps)
+        assert torch.equal(found_sum, wanted_sum)
+        assert_close(found, wanted)
+        assert torch.equal(hidden, kept)
 
 
 @EXAMPLES
@@ -76,7 +77,7 @@ def test_gates_of_large_numbers_and_of_none(level):
 def test_a_row_without_numbers_leaves_others_alone(level):
     hidden = torch.ones(3, 70)
     hidden[1, 66] = float("nan")
-    found = NativeOperations().norm(hidden, torch.ones(70), 1e-6)
+    _, found = NativeOperations().add_and_norm(hidden, None, torch.ones(70), 1e-6)
     assert found[1].isnan().all()
     assert torch.allclose(found[[0, 2]], torch.ones(2, 70))
 

@@ -18,15 +18,12 @@ class NativeOperations:
         self._add_and_norm = torch.ops.minigpt4_kernels.add_rms_norm_.default
         self._gate = torch.ops.minigpt4_kernels.gate_.default
 
-    def norm(self, hidden: Tensor, weight: Tensor, eps: float) -> Tensor:
-        """See `RowOperations`."""
-        return self._add_and_norm(hidden, None, weight, eps)  # type: ignore[no-any-return]
-
     def add_and_norm(
-        self, hidden: Tensor, added: Tensor, weight: Tensor, eps: float
+        self, hidden: Tensor, added: Tensor | None, weight: Tensor, eps: float
     ) -> tuple[Tensor, Tensor]:
         """See `RowOperations`."""
-        return added, self._add_and_norm(hidden, added, weight, eps)
+        normed = self._add_and_norm(hidden, added, weight, eps)
+        return (hidden if added is None else added), normed
 
     def gate(self, gate: Tensor, up: Tensor) -> Tensor:
         """See `RowOperations`."""

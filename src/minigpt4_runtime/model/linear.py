@@ -5,6 +5,8 @@ Takes  rows (…, in_features); gives rows (…, out_features).
 Never  knows its tower. Weight formats and shards compose here, not in subclasses.
 """
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
@@ -47,13 +49,12 @@ class Linear(nn.Module):
             setattr(self, name, nn.Parameter(tensor, requires_grad=tensor.is_floating_point()))
         self.part_names = tuple(parts)
 
-    def settle(self) -> None:
-        """Put the loaded parts into the order that the kernel wants, for good.
+    def settle(self, parts: Mapping[str, Tensor]) -> None:
+        """Hold loaded parts in the order that the kernel wants, for good.
 
         They are then no longer those of the format.
         """
         if self.wanted_order is not None:
-            parts = {name: self.get_parameter(name).detach() for name in self.part_names}
             arranged, self._multiply = self.wanted_order.arrange(parts)
             self._hold(arranged)
             self.requires_grad_(False)
@@ -65,7 +66,7 @@ class Linear(nn.Module):
 
 
 def settle(module: nn.Module) -> None:
-    """Settle each Linear of a module, one after the other: see `Linear.settle`."""
+    """Settle the loaded parts of each Linear of a module."""
     for each in module.modules():
         if isinstance(each, Linear):
-            each.settle()
+            each.settle({name: each.get_parameter(name).detach() for name in each.part_names})

@@ -36,12 +36,8 @@ class RMSNorm(nn.Module):
         self.eps = eps
         self.operations: RowOperations = TORCH_OPERATIONS
 
-    def forward(self, hidden: Tensor) -> Tensor:
-        """(T, C) → (T, C)."""
-        return self.operations.norm(hidden, self.weight, self.eps)
-
-    def add(self, hidden: Tensor, added: Tensor) -> tuple[Tensor, Tensor]:
-        """The sum of both, and its norm. `added` may be overwritten."""
+    def forward(self, hidden: Tensor, added: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """(T, C) rows → their sum, if any are added, and its norm. `added` may be overwritten."""
         return self.operations.add_and_norm(hidden, added, self.weight, self.eps)
 
 
@@ -88,8 +84,8 @@ class LlamaLayer(nn.Module):
 
     def forward(self, hidden: Tensor, rotation: Rotation, attend: Attend) -> Tensor:
         """(T, C) → (T, C)."""
-        attended = self.attention(self.attention_norm(hidden), rotation, attend)
-        hidden, normed = self.mlp_norm.add(hidden, attended)
+        hidden, normed = self.attention_norm(hidden)
+        hidden, normed = self.mlp_norm(hidden, self.attention(normed, rotation, attend))
         gated = self.operations.gate(self.mlp_gate(normed), self.mlp_up(normed))
         return hidden + self._group.sum(self.mlp_down(gated))
 
@@ -138,7 +134,8 @@ class Llama(nn.Module):
         hidden: Tensor = embeddings
         for layer in self.layers:
             hidden = layer(hidden, rotation, attend)
-        return self.norm(hidden)  # type: ignore[no-any-return]
+        _, normed = self.norm(hidden)
+        return normed  # type: ignore[no-any-return]
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(B, C) hidden rows → (B, V) logits in float32. Give it only the rows that choose."""

@@ -15,13 +15,13 @@ from torch.nn import functional
 class RowOperations(Protocol):
     """The operations of one kind of device."""
 
-    def norm(self, hidden: Tensor, weight: Tensor, eps: float) -> Tensor:
-        """(T, C) → (T, C): rows at unit root mean square, in float32, times the weight (C,)."""
-
     def add_and_norm(
-        self, hidden: Tensor, added: Tensor, weight: Tensor, eps: float
+        self, hidden: Tensor, added: Tensor | None, weight: Tensor, eps: float
     ) -> tuple[Tensor, Tensor]:
-        """The sum of both, and its norm. `added` may be overwritten."""
+        """(T, C) rows → the sum, if any are added, and its norm. `added` may be overwritten.
+
+        That is: rows at unit root mean square, found in float32, times the weight (C,).
+        """
 
     def gate(self, gate: Tensor, up: Tensor) -> Tensor:
         """silu(gate) * up. `gate` may be overwritten."""
@@ -30,22 +30,20 @@ class RowOperations(Protocol):
 class TorchOperations:
     """See `RowOperations`."""
 
-    def norm(self, hidden: Tensor, weight: Tensor, eps: float) -> Tensor:
+    def add_and_norm(
+        self, hidden: Tensor, added: Tensor | None, weight: Tensor, eps: float
+    ) -> tuple[Tensor, Tensor]:
         """See `RowOperations`."""
+        if added is not None:
+            hidden = hidden + added
         rows = hidden.float()
         if not rows.is_cpu:
-            return weight * functional.rms_norm(rows, weight.shape, eps=eps).to(hidden.dtype)
+            normed = functional.rms_norm(rows, weight.shape, eps=eps)
+            return hidden, weight * normed.to(hidden.dtype)
         # There, torch's own rms_norm is seven operations, and this five.
         length = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
         mean_square = torch.addcmul(_as_tensor(eps), length, length, value=1 / rows.shape[-1])
-        return (rows * mean_square.rsqrt_()).to(hidden.dtype).mul_(weight)
-
-    def add_and_norm(
-        self, hidden: Tensor, added: Tensor, weight: Tensor, eps: float
-    ) -> tuple[Tensor, Tensor]:
-        """See `RowOperations`."""
-        hidden = hidden + added
-        return hidden, self.norm(hidden, weight, eps)
+        return hidden, (rows * mean_square.rsqrt_()).to(hidden.dtype).mul_(weight)
 
     def gate(self, gate: Tensor, up: Tensor) -> Tensor:
         """See `RowOperations`."""
