@@ -31,7 +31,7 @@ from rivals import Ours, in_own_thread, wide_config
 from minigpt4_runtime.bench.ceilings import measure_ceilings
 from minigpt4_runtime.bench.machine import processor_name
 
-PAIRS = {"w8a8": "Q8_0", "w4a8-g32": "Q4_0"}
+PAIRS = {"w8a8": "Q8_0", "w4a8-g32": "Q4_0", "w4a8-g128": "Q4_0"}
 SCRIPT = Path(__file__).with_name("quantised_llama.py")
 
 
