@@ -41,7 +41,7 @@ from rivals import (
 
 from minigpt4_runtime.bench.ceilings import Ceilings, measure_ceilings
 from minigpt4_runtime.bench.machine import processor_name
-from minigpt4_runtime.cache.key_value import token_bytes
+from minigpt4_runtime.cache.sizes import token_bytes
 from minigpt4_runtime.config import DTYPE_NAMES
 from minigpt4_runtime.devices.registry import open_device
 from minigpt4_runtime.errors import BackendUnavailableError

@@ -8,8 +8,9 @@ Python's own documentation. With --llama, the Python of an environment with llam
 same float weights are rounded and judged by llama.cpp too.
 
 Each format becomes a model folder by what `minigpt4 quantise` runs. Windows of 512 ids are judged
-one by one; every id but a window's first counts. KL is from the float model's distribution to the
-format's, in nats; "same choice" is how often both have the same likeliest id.
+one by one; every id but a window's first counts. A format of the cache is judged with the float
+model, whose keys and values are rounded as that cache keeps them. KL is from the float model's
+distribution to the format's, in nats; "same choice" is how often both have the same likeliest id.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 import torch
 from gguf_model import INSTALL, GgufLlama
@@ -34,6 +35,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from minigpt4_runtime.api import DEMO_MODEL_DIR
+from minigpt4_runtime.cache.key_value import CACHE_FORMATS
+from minigpt4_runtime.cache.sizes import head_bytes
 from minigpt4_runtime.checkpoint.blank_model import Where
 from minigpt4_runtime.checkpoint.config_file import load_config
 from minigpt4_runtime.checkpoint.folder import write_folder
@@ -41,14 +44,14 @@ from minigpt4_runtime.checkpoint.load import load_language
 from minigpt4_runtime.checkpoint.mapped import FolderTensors
 from minigpt4_runtime.checkpoint.weight_source import WeightSource
 from minigpt4_runtime.checkpoint.weights import read_folder_weights
-from minigpt4_runtime.config import ModelConfig, VisionConfig
+from minigpt4_runtime.config import CacheDTypeName, ModelConfig, VisionConfig
 from minigpt4_runtime.formats.contracts import LinearKernel
 from minigpt4_runtime.formats.integer import IntegerFormat
 from minigpt4_runtime.formats.rounding import round_rows
 from minigpt4_runtime.formats.sparse import SparseFormat
 from minigpt4_runtime.model.causal import causal_attention
 from minigpt4_runtime.model.linear import Linear
-from minigpt4_runtime.model.llama import Llama
+from minigpt4_runtime.model.llama import Attend, Llama
 from minigpt4_runtime.quantise.calibrate import LayerWalk
 from minigpt4_runtime.quantise.choice import Method, QuantisePlan, choose
 from minigpt4_runtime.quantise.quantise import quantise
@@ -61,6 +64,9 @@ FORMATS = [
     "w4a16-g64+gptq", "w4a16-g32+gptq", "w4a16-g32+awq", "w4a16-g32+awq+gptq",
     "w4a16-g32-asymmetric+gptq", "w8a16-sparse24", "w8a16-sparse24+gptq",
 ]  # fmt: skip
+# Of the cache; "+channels": keys in groups of 32 tokens of one channel, as KIVI has them, which no
+# cache of ours keeps.
+CACHES = ["float16", "bfloat16", "int8", "fp8", "int4", "int4+channels"]
 LLAMA_FORMATS = ("Q8_0", "Q4_0", "Q4_1", "Q4_K_M")
 
 
@@ -98,6 +104,7 @@ def main() -> None:
     parser.add_argument("--lessons", type=int, default=32, help="windows to calibrate by")
     parser.add_argument("--length", type=int, default=512)
     parser.add_argument("--formats", nargs="*", default=FORMATS)
+    parser.add_argument("--caches", nargs="*", default=CACHES)
     parser.add_argument("--llama", help="the Python of an environment with llama-cpp-python")
     parser.add_argument("--json", type=Path, help="write the numbers here too")
     options = parser.parse_args()
@@ -108,6 +115,7 @@ def main() -> None:
     lessons = ids[-options.lessons * options.length :].view(-1, options.length)
     with tempfile.TemporaryDirectory() as folder:
         judged = judge_ours(model, windows, lessons, options.formats, Path(folder))
+        judged += judge_caches(model, windows, options.caches, Path(folder) / "float")
         rows: list[dict[str, Any]] = [
             {
                 "format": each.name, "bits": round(each.bits, 2), "perplexity": each.perplexity,
@@ -165,6 +173,42 @@ def judge_ours(
         print(f"\r{number} of {len(windows)} windows", end="", file=sys.stderr, flush=True)
     print(file=sys.stderr)
     return judged
+
+
+def judge_caches(
+    model: GgufLlama, windows: Tensor, caches: list[str], float_dir: Path
+) -> list[Judged]:
+    """The float model with each format of the cache. Bits are those of a number of a key."""
+    language = load_language(float_dir, device=CPU, dtype=torch.float32)
+    head_dim = model.config.head_dim
+    judged = [
+        Judged(f"cache {name}", 8 * head_bytes(head_dim, _kept(name)) / head_dim) for name in caches
+    ]
+    for window in windows:
+        wanted = _log_probabilities(language, window)
+        for name, each in zip(caches, judged, strict=True):
+            found = _log_probabilities(language, window, _attend_rounded(name))
+            each.add(wanted, found, window[1:])
+    return judged
+
+
+def _kept(name: str) -> CacheDTypeName:
+    return cast(CacheDTypeName, name.removesuffix("+channels"))
+
+
+def _attend_rounded(name: str) -> Attend:
+    """Attention over keys and values as a cache keeps them: a token is rounded by itself."""
+    attend, kept = causal_attention(), CACHE_FORMATS[_kept(name)]
+
+    def round_keys(keys: Tensor) -> Tensor:
+        if not name.endswith("+channels"):
+            return kept.as_read(keys, _kept(name))
+        # (T, heads, dim): a channel's tokens side by side, in whole groups.
+        channels = keys.permute(1, 2, 0)
+        padded = functional.pad(channels, (0, -len(keys) % 32), mode="replicate")
+        return kept.as_read(padded, _kept(name))[..., : len(keys)].permute(2, 0, 1)
+
+    return lambda layer, q, k, v: attend(layer, q, round_keys(k), kept.as_read(v, _kept(name)))
 
 
 def _widen(language: Llama) -> Llama:
@@ -235,10 +279,10 @@ def _count_bits(folder: Path, model: GgufLlama) -> float:
 
 
 @torch.inference_mode()
-def _log_probabilities(language: Llama, window: Tensor) -> Tensor:
+def _log_probabilities(language: Llama, window: Tensor, attend: Attend | None = None) -> Tensor:
     """(T,) ids → (T - 1, V): of each next id."""
     positions = torch.arange(len(window))
-    hidden = language(language.embed(window), positions, causal_attention())
+    hidden = language(language.embed(window), positions, attend or causal_attention())
     return language.logits(hidden[:-1]).log_softmax(-1)
 
 

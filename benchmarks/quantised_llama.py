@@ -1,7 +1,8 @@
-"""llama.cpp's side of benchmarks/quantised.py, run by the Python of its own environment.
+"""llama.cpp's side of quantised.py and long_decode.py, run by the Python of its own environment.
 
 Owns   a GGUF file of 7B's widths with random weights, its rounding, and the clock around decoding.
-Takes  on stdin, one JSON object a line: first {"folder", "layers", "format", "threads"}, then works
+Takes  on stdin, one JSON object a line: first {"folder", "layers", "format", "threads"}, with
+       "context" and "cache", the type of keys and values, unless they are 2048 and F16; then works
        {"prompts": [lengths], "new": count}; answers each with a line of seconds.
 """
 
@@ -89,18 +90,21 @@ def rounded(folder: Path, num_layers: int, name: str) -> Path:
 class Rival:
     """A model of llama.cpp, asked through its C interface."""
 
-    def __init__(self, path: Path, num_threads: int) -> None:
+    def __init__(self, path: Path, num_threads: int, *, context: int, cache: str) -> None:
         self._model = llama.llama_model_load_from_file(
             str(path).encode(), llama.llama_model_default_params()
         )
         settings = llama.llama_context_default_params()
-        settings.n_ctx = settings.n_batch = CONTEXT
+        settings.n_ctx = settings.n_batch = context
+        settings.type_k = settings.type_v = getattr(llama, f"GGML_TYPE_{cache}")
+        if cache != "F16":
+            settings.flash_attn_type = llama.LLAMA_FLASH_ATTN_TYPE_ENABLED
         settings.n_ubatch = 512
         settings.n_seq_max = 8
         settings.kv_unified = True
         settings.n_threads = settings.n_threads_batch = num_threads
         self._context = llama.llama_init_from_model(self._model, settings)
-        self._batch = llama.llama_batch_init(CONTEXT, 0, 1)
+        self._batch = llama.llama_batch_init(context, 0, 1)
 
     def _decode(self, rows: list[tuple[int, int, bool]]) -> None:
         """Compute rows of (position, sequence, whether its logits are wanted)."""
@@ -142,7 +146,10 @@ def main() -> None:
     lines = jobs()
     wanted = next(lines)
     path = rounded(Path(wanted["folder"]), wanted["layers"], wanted["format"])
-    rival = Rival(path, wanted["threads"])
+    rival = Rival(
+        path, wanted["threads"],
+        context=wanted.get("context", CONTEXT), cache=wanted.get("cache", "F16"),
+    )  # fmt: skip
     print(json.dumps({"bytes": path.stat().st_size}), flush=True)
     for work in lines:
         print(json.dumps(rival.run(work["prompts"], work["new"])), flush=True)

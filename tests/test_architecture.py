@@ -20,7 +20,9 @@ SOURCE_DIR = Path(__file__).parents[1] / "src" / PACKAGE
 # The package's own __init__ is a room too: the front door, with the public names.
 FRONT_DOOR = "__init__"
 # Words may be imported everywhere; the version is one of them.
-WORDS = {"errors", "config", "presets", "messages", "optional", "__init__.__version__"}
+WORDS = {
+    "errors", "rope_scaling", "config", "presets", "messages", "optional", "__init__.__version__",
+}  # fmt: skip
 # All that one loaded model is made of.
 BELOW_API = WORDS | {
     "text", "images", "formats", "model", "checkpoint", "cache", "kernels", "devices", "vision",
@@ -31,7 +33,8 @@ BELOW_API = WORDS | {
 # Every room may import itself.
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
-    "config": {"errors"},
+    "rope_scaling": {"errors"},
+    "config": {"errors", "rope_scaling"},
     "presets": {"errors", "config"},
     "messages": {"errors"},
     "optional": {"errors"},
@@ -40,7 +43,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "grammar": WORDS | {"text.tokenizer"},
     "formats": WORDS,
     "model": WORDS | {"formats"},
-    "checkpoint": WORDS | {"formats", "model", "cache.key_value.token_bytes"},
+    "checkpoint": WORDS | {"formats", "model", "cache.sizes"},
     "convert": WORDS | {"text.tokenizer", "formats", "model", "checkpoint"},
     "quantise": WORDS | {"text", "images", "batch.finding", "formats", "model", "checkpoint"},
     "cache": WORDS,
@@ -64,7 +67,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     | {"images", "formats", "model", "checkpoint", "convert.key_map.language_origins"},
     "server": WORDS | {"api", FRONT_DOOR, "images.fetch"},
     "web": WORDS | {"api", FRONT_DOOR},
-    "bench": WORDS | {"api", FRONT_DOOR, "report", "cache.key_value.token_bytes"},
+    "bench": WORDS | {"api", FRONT_DOOR, "report", "cache.sizes"},
     "evaluation": WORDS | {"api", FRONT_DOOR, "images", "report"},
     "cli": WORDS
     | {"api", FRONT_DOOR, "server", "web", "export", "bench", "evaluation", "checkpoint", "convert"}
@@ -85,7 +88,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 DEVICES = {"devices.cpu", "devices.cuda", "devices.npu"}
 
 # Rooms that need nothing but Python, and rooms that load without torch.
-ONLY_STANDARD_LIBRARY = {"errors", "config", "presets", "messages", "optional"}
+ONLY_STANDARD_LIBRARY = {"errors", "rope_scaling", "config", "presets", "messages", "optional"}
 NO_TORCH_ON_LOAD = ONLY_STANDARD_LIBRARY | {
     "text", "grammar", "images", "formats", "batch", "hub", "cli", FRONT_DOOR,
 }  # fmt: skip

@@ -74,6 +74,13 @@ def test_code_runs(page, tmp_path, monkeypatch, capsys):
         assert (tmp_path / "parity.html").read_text(encoding="utf-8").startswith("<!doctype html>")
 
 
+def test_code_about_the_engine_runs(monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)  # It names an example picture.
+    for block in blocks("docs/engine.md", "python"):
+        exec(compile(block, "docs/engine.md", "exec"), {})
+    assert re.search(r"^[1-9]\d* pictures have left the window\.$", capsys.readouterr().out)
+
+
 def test_there_are_commands_to_check():
     assert len(COMMANDS) > 30
 

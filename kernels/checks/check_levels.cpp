@@ -277,17 +277,63 @@ void check_product(const Level& level, const char* what, Layout layout, const Ca
   compare(level.name, what, drawn.y.get(), truth, sizes, tolerance);
 }
 
-void check_attention(const Level& level) {
+// Keys or values of the cache, as they lie there and as they are meant.
+struct CacheSide {
+  std::unique_ptr<uint8_t[]> numbers, scales;
+  std::vector<double> meant;
+};
+
+CacheSide draw_side(CacheFormat format, int heads, int dim, int groups) {
+  CacheSide side;
+  const int count = heads * dim;
+  if (format == CacheFormat::float32) {
+    side.numbers = exactly<uint8_t>(count * sizeof(float));
+    auto* floats = reinterpret_cast<float*>(side.numbers.get());
+    for (int i = 0; i < count; ++i) side.meant.push_back(floats[i] = draw_float());
+  } else if (format == CacheFormat::int8) {
+    side.numbers = exactly<uint8_t>(count);
+    side.scales = exactly<uint8_t>(heads * sizeof(float));
+    auto* scales = reinterpret_cast<float*>(side.scales.get());
+    for (int head = 0; head < heads; ++head) scales[head] = 0.01f * draw_float();
+    for (int i = 0; i < count; ++i) {
+      side.numbers[i] = draw(0, 255);
+      side.meant.push_back(scales[i / dim] * static_cast<int8_t>(side.numbers[i]));
+    }
+  } else {
+    // As float16: 0.125, 0.25 and -1, 0.5.
+    const uint16_t steps[] = {0x3000, 0x3400}, lowests[] = {0xbc00, 0x3800};
+    const double step_values[] = {0.125, 0.25}, lowest_values[] = {-1, 0.5};
+    const int group = dim / groups, half = group / 2;
+    side.numbers = exactly<uint8_t>(count / 2);
+    side.scales = exactly<uint8_t>(heads * groups * 2 * sizeof(uint16_t));
+    auto* scales = reinterpret_cast<uint16_t*>(side.scales.get());
+    for (int i = 0; i < count / 2; ++i) side.numbers[i] = draw(0, 255);
+    for (int g = 0; g < heads * groups; ++g) {
+      const int step = draw(0, 1), lowest = draw(0, 1);
+      scales[2 * g] = steps[step];
+      scales[2 * g + 1] = lowests[lowest];
+      for (int i = 0; i < group; ++i) {
+        const int nibble = side.numbers[g * half + i % half] >> (i < half ? 0 : 4) & 15;
+        side.meant.push_back(lowest_values[lowest] + step_values[step] * nibble);
+      }
+    }
+  }
+  return side;
+}
+
+void check_attention(const Level& level, const char* what, CacheFormat format) {
   const int sequences = draw(1, 3), key_heads = draw(1, 3), shares = draw(1, 3);
-  const int dim = draw(1, 70), block_size = draw(1, 8), blocks = 12, heads = key_heads * shares;
+  const int groups = format == CacheFormat::int4 ? draw(1, 4) : 1;
+  const int dim = format == CacheFormat::int4 ? 2 * groups * draw(1, 20) : draw(1, 70);
+  const int block_size = draw(1, 8), blocks = 12, heads = key_heads * shares;
   const int width = 40 / block_size + 1;
   auto q = exactly<float>(sequences * heads * dim), y = exactly<float>(sequences * heads * dim);
-  const int numbers = blocks * block_size * key_heads * dim;
-  auto keys = exactly<float>(numbers), values = exactly<float>(numbers);
+  const int cached_heads = blocks * block_size * key_heads;
+  const CacheSide keys = draw_side(format, cached_heads, dim, groups);
+  const CacheSide values = draw_side(format, cached_heads, dim, groups);
   auto lengths = exactly<int64_t>(sequences), rows = exactly<int64_t>(sequences);
   auto table = exactly<int32_t>(sequences * width);
   for (int i = 0; i < sequences * heads * dim; ++i) q[i] = draw_float();
-  for (int i = 0; i < numbers; ++i) keys[i] = draw_float(), values[i] = draw_float();
   for (int b = 0; b < sequences; ++b) {
     lengths[b] = draw(1, 40);
     rows[b] = sequences - 1 - b;
@@ -296,8 +342,12 @@ void check_attention(const Level& level) {
   Attention attention;
   attention.q = {q.get(), Number::float32};
   attention.y = y.get();
-  attention.keys = {keys.get(), Number::float32};
-  attention.values = values.get();
+  attention.format = format;
+  attention.keys = keys.numbers.get();
+  attention.values = values.numbers.get();
+  attention.key_scales = keys.scales.get();
+  attention.value_scales = values.scales.get();
+  attention.groups = groups;
   attention.lengths = lengths.get();
   attention.table_rows = rows.get();
   attention.table = table.get();
@@ -321,17 +371,17 @@ void check_attention(const Level& level) {
       };
       for (int t = 0; t < lengths[b]; ++t) {
         double score = 0;
-        for (int i = 0; i < dim; ++i) score += q[(b * heads + h) * dim + i] * keys[at(t, i)];
+        for (int i = 0; i < dim; ++i) score += q[(b * heads + h) * dim + i] * keys.meant[at(t, i)];
         weights.push_back(std::exp(score * 0.3));
         total += weights.back();
       }
       for (int t = 0; t < lengths[b]; ++t) {
-        for (int i = 0; i < dim; ++i) mixed[i] += weights[t] / total * values[at(t, i)];
+        for (int i = 0; i < dim; ++i) mixed[i] += weights[t] / total * values.meant[at(t, i)];
       }
       truth.insert(truth.end(), mixed.begin(), mixed.end());
     }
   }
-  compare(level.name, "attention", y.get(), truth, std::vector<double>(truth.size(), 1));
+  compare(level.name, what, y.get(), truth, std::vector<double>(truth.size(), 1));
 }
 
 }  // namespace
@@ -348,7 +398,9 @@ int main(int count, char** words) {
       Case floats = draw_case(1, false);
       floats.rounds_rows = false;
       check_product(*level, "floats", Layout::floats, floats);
-      check_attention(*level);
+      check_attention(*level, "attention", CacheFormat::float32);
+      check_attention(*level, "attention over int8", CacheFormat::int8);
+      check_attention(*level, "attention over int4", CacheFormat::int4);
     }
     std::printf("%s: %d rounds\n", level->name, rounds);
   }

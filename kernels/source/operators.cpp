@@ -216,10 +216,47 @@ Tensor linear_float(const Tensor& x, const Tensor& weight, std::optional<Tensor>
   return multiply(product, x, bias);
 }
 
-// (B, H, D) queries, one token of each sequence, over (blocks, block_size, Hkv, D) keys and values.
-// The caller answers for lengths and for the blocks in the table.
-Tensor attend_one(const Tensor& q, const Tensor& keys, const Tensor& values, const Tensor& lengths,
-                  const Tensor& table_rows, const Tensor& table, double scale) {
+// The format of a layer's keys and values, and how many groups of a head have their own scale.
+void choose_cache_format(minigpt4::Attention& attention, const Tensor& keys, const Tensor* scales) {
+  using minigpt4::CacheFormat;
+  const auto type = keys.scalar_type();
+  attention.format = type == ScalarType::Char   ? CacheFormat::int8
+                     : type == ScalarType::Byte ? CacheFormat::int4
+                                                : CacheFormat::float32;
+  if (attention.format == CacheFormat::float32) {
+    if (scales != nullptr) refuse("keys of floats have no scales.");
+    const Number number = floats_of(keys, "keys").type;
+    if (number == Number::float16) attention.format = CacheFormat::float16;
+    if (number == Number::bfloat16) attention.format = CacheFormat::bfloat16;
+    return;
+  }
+  if (scales == nullptr) refuse("keys and values of integers should have scales.");
+  const bool is_int8 = attention.format == CacheFormat::int8;
+  require_plain(*scales, "scales", is_int8 ? 3 : 5);
+  for (int64_t i = 0; i < 3; ++i) {
+    if (scales->size(i) != keys.size(i)) {
+      refuse("scales of the shape " + show_shape(*scales) + " do not fit keys of the shape " +
+             show_shape(keys) + ".");
+    }
+  }
+  if (is_int8) return require_type(*scales, "scales", ScalarType::Float, "float32");
+  require_type(*scales, "scales", ScalarType::Half, "float16");
+  attention.groups = scales->size(3);
+  const int64_t dim = 2 * keys.size(3);
+  if (scales->size(4) != 2 || attention.groups < 1 || attention.groups > 128 ||
+      dim % (2 * attention.groups) != 0) {
+    refuse("scales of the shape " + show_shape(*scales) + " do not divide a head of " +
+           std::to_string(dim) + " numbers.");
+  }
+}
+
+// (B, H, D) queries, one token of each sequence, over (blocks, block_size, Hkv, D) keys and values,
+// which are floats, or integers with scales. The caller answers for lengths and for the blocks in
+// the table.
+Tensor attend_one(const Tensor& q, const Tensor& keys, const Tensor& values,
+                  std::optional<Tensor> key_scales, std::optional<Tensor> value_scales,
+                  const Tensor& lengths, const Tensor& table_rows, const Tensor& table,
+                  double scale) {
   require_plain(q, "q", 3);
   require_plain(keys, "keys", 4);
   require_plain(values, "values", 4);
@@ -233,7 +270,8 @@ Tensor attend_one(const Tensor& q, const Tensor& keys, const Tensor& values, con
     refuse("lengths and table_rows should have a number for each of the " +
            std::to_string(q.size(0)) + " rows of q.");
   }
-  if (keys.size(3) != q.size(2) || keys.size(2) == 0 || q.size(1) % keys.size(2) != 0) {
+  const int64_t per_byte = keys.scalar_type() == ScalarType::Byte ? 2 : 1;
+  if (per_byte * keys.size(3) != q.size(2) || keys.size(2) == 0 || q.size(1) % keys.size(2) != 0) {
     refuse("keys of the shape " + show_shape(keys) + " do not fit q of the shape " +
            show_shape(q) + ".");
   }
@@ -242,8 +280,17 @@ Tensor attend_one(const Tensor& q, const Tensor& keys, const Tensor& values, con
     refuse("keys and values should be of one shape and type.");
   }
   minigpt4::Attention attention;
+  choose_cache_format(attention, keys, key_scales ? &*key_scales : nullptr);
+  choose_cache_format(attention, values, value_scales ? &*value_scales : nullptr);
+  if (key_scales) {
+    attention.key_scales = key_scales->const_data_ptr();
+    attention.value_scales = value_scales->const_data_ptr();
+    if (show_shape(*key_scales) != show_shape(*value_scales)) {
+      refuse("keys and values should have scales of one shape.");
+    }
+  }
   attention.q = floats_of(q, "q");
-  attention.keys = floats_of(keys, "keys");
+  attention.keys = keys.const_data_ptr();
   attention.values = values.const_data_ptr();
   attention.lengths = static_cast<const int64_t*>(lengths.const_data_ptr());
   attention.table_rows = static_cast<const int64_t*>(table_rows.const_data_ptr());
@@ -322,8 +369,8 @@ STABLE_TORCH_LIBRARY(minigpt4_kernels, library) {
       "Tensor? bias, bool integer) -> Tensor");
   library.def("linear_float(Tensor x, Tensor weight, Tensor? bias) -> Tensor");
   library.def(
-      "attend_one(Tensor q, Tensor keys, Tensor values, Tensor lengths, Tensor table_rows, "
-      "Tensor table, float scale) -> Tensor");
+      "attend_one(Tensor q, Tensor keys, Tensor values, Tensor? key_scales, Tensor? value_scales, "
+      "Tensor lengths, Tensor table_rows, Tensor table, float scale) -> Tensor");
   library.def(
       "add_rms_norm_(Tensor hidden, Tensor(a!)? added, Tensor weight, float epsilon) -> Tensor");
   library.def("gate_(Tensor(a!) gate, Tensor up) -> Tensor(a!)");

@@ -52,12 +52,21 @@ struct Product {
   bool rounds_rows = false;  // Rows become 8-bit integers; otherwise they keep 16 bits.
 };
 
+// Floats; int8 with a float32 scale for each head of a token; nibbles with a float16 step and lowest
+// for each group of a head.
+enum class CacheFormat { float32, float16, bfloat16, int8, int4 };
+
 // One token of each sequence over keys and values in blocks: (B, H, D) → (B, H, D).
 struct Attention {
   Floats q;
   void* y = nullptr;
-  Floats keys;  // (blocks, block_size, key_heads, head_dim), values alike and of the same type.
+  // Both (blocks, block_size, key_heads, head_dim), or head_dim / 2 bytes of nibbles.
+  CacheFormat format = CacheFormat::float32;
+  const void* keys = nullptr;
   const void* values = nullptr;
+  const void* key_scales = nullptr;  // (blocks, block_size, key_heads, …), of integers only.
+  const void* value_scales = nullptr;
+  int64_t groups = 1;  // Of a head: how many have their own scale.
   const int64_t* lengths = nullptr;     // (B,)
   const int64_t* table_rows = nullptr;  // (B,)
   const int32_t* table = nullptr;       // (…, table_width)

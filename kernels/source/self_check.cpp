@@ -14,8 +14,7 @@ struct Case {
   bool rounds_rows, has_zero;
 };
 
-// Parts of sixteens of rows, and outputs and inputs that fill no block: of every number of rows and
-// size of a step that the levels tell apart.
+// Few rows and many of each kind, groups and none, and sizes that fill no whole tile.
 constexpr Case kCases[] = {
     {Layout::floats, 7, 6, 107, 107, false, false},
     {Layout::int8, 3, 6, 192, 192, true, false},

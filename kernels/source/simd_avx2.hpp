@@ -38,6 +38,19 @@ MINIGPT4_INLINE Float load_bfloat16(const uint16_t* p) {
   return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));
 }
 
+MINIGPT4_INLINE Float load_int8(const int8_t* p) {
+  const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p));
+  return to_float(_mm256_cvtepi8_epi32(bytes));
+}
+
+// The low and the high nibbles of so many bytes as there are lanes.
+MINIGPT4_INLINE void load_nibbles(const uint8_t* p, Float& low, Float& high) {
+  const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p));
+  const __m256i wide = _mm256_cvtepu8_epi32(bytes);
+  low = to_float(_mm256_and_si256(wide, _mm256_set1_epi32(15)));
+  high = to_float(_mm256_srli_epi32(wide, 4));
+}
+
 // One float for all lanes, or two for one half each.
 template <int kCount>
 MINIGPT4_INLINE Float set_lanes(const float* p) {

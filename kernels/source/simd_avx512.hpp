@@ -41,6 +41,19 @@ MINIGPT4_INLINE Float load_bfloat16(const uint16_t* p) {
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
 }
 
+MINIGPT4_INLINE Float load_int8(const int8_t* p) {
+  const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+  return to_float(_mm512_cvtepi8_epi32(bytes));
+}
+
+// The low and the high nibbles of so many bytes as there are lanes.
+MINIGPT4_INLINE void load_nibbles(const uint8_t* p, Float& low, Float& high) {
+  const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+  const __m512i wide = _mm512_cvtepu8_epi32(bytes);
+  low = to_float(_mm512_and_si512(wide, _mm512_set1_epi32(15)));
+  high = to_float(_mm512_srli_epi32(wide, 4));
+}
+
 // One float for all lanes, two for one half each, or four for a quarter each.
 template <int kCount>
 MINIGPT4_INLINE Float set_lanes(const float* p) {

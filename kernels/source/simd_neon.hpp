@@ -42,6 +42,22 @@ MINIGPT4_INLINE Float load_bfloat16(const uint16_t* p) {
   return vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(p), 16));
 }
 
+MINIGPT4_INLINE Float load_int8(const int8_t* p) {
+  uint32_t four;
+  std::memcpy(&four, p, sizeof four);
+  const int16x8_t wide = vmovl_s8(vreinterpret_s8_u8(vcreate_u8(four)));
+  return to_float(vmovl_s16(vget_low_s16(wide)));
+}
+
+// The low and the high nibbles of so many bytes as there are lanes.
+MINIGPT4_INLINE void load_nibbles(const uint8_t* p, Float& low, Float& high) {
+  uint32_t four;
+  std::memcpy(&four, p, sizeof four);
+  const uint16x4_t bytes = vget_low_u16(vmovl_u8(vcreate_u8(four)));
+  low = vcvtq_f32_u32(vmovl_u16(vand_u16(bytes, vdup_n_u16(15))));
+  high = vcvtq_f32_u32(vmovl_u16(vshr_n_u16(bytes, 4)));
+}
+
 // To the nearest, of two to the even one.
 MINIGPT4_INLINE void round(Float x, int32_t* out) { vst1q_s32(out, vcvtnq_s32_f32(x)); }
 

@@ -65,6 +65,14 @@ MINIGPT4_INLINE Float load_float16(const uint16_t* p) {
 MINIGPT4_INLINE Float load_bfloat16(const uint16_t* p) {
   return each_lane([&](int i) { return widen_bfloat16(p[i]); });
 }
+MINIGPT4_INLINE Float load_int8(const int8_t* p) {
+  return each_lane([&](int i) { return static_cast<float>(p[i]); });
+}
+// The low and the high nibbles of so many bytes as there are lanes.
+MINIGPT4_INLINE void load_nibbles(const uint8_t* p, Float& low, Float& high) {
+  low = each_lane([&](int i) { return static_cast<float>(p[i] & 15); });
+  high = each_lane([&](int i) { return static_cast<float>(p[i] >> 4); });
+}
 // A step here is at most the shortest group.
 template <int>
 MINIGPT4_INLINE Float set_lanes(const float* p) { return set(*p); }

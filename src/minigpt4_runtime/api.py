@@ -8,7 +8,8 @@ Never  knows HTTP or the command line.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from os import PathLike
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self, cast
 
@@ -19,6 +20,7 @@ from minigpt4_runtime.batch.image_run import ImageRun
 from minigpt4_runtime.checkpoint.shelf import find_model
 from minigpt4_runtime.checkpoint.weight_source import WeightSource
 from minigpt4_runtime.config import (
+    CacheDTypeName,
     DTypeName,
     EngineConfig,
     ModelConfig,
@@ -47,11 +49,19 @@ from minigpt4_runtime.messages import (
 )
 from minigpt4_runtime.probe import Probe
 from minigpt4_runtime.text.answer import AnswerText
-from minigpt4_runtime.text.prompt import DESCRIBE_PROMPT, Prompt, find_template, render
-from minigpt4_runtime.text.tokenizer import EncodedPrompt, ImageSpan
+from minigpt4_runtime.text.prompt import (
+    DESCRIBE_PROMPT,
+    Prompt,
+    find_template,
+    render,
+    write_script,
+)
+from minigpt4_runtime.text.tokenizer import EncodedPrompt
+from minigpt4_runtime.text.window import Kept, Window, dialogue_window, text_window
 
 if TYPE_CHECKING:
     from minigpt4_runtime.messages import ImageLike
+    from minigpt4_runtime.rope_scaling import RopeScaling
 
 Messages = Sequence[Message | Mapping[str, Any]]
 
@@ -92,6 +102,8 @@ class MiniGPT4:
         vision_runtime: VisionRuntimeName = "auto",
         vision_graph: str | PathLike[str] | None = None,
         provider: str | None = None,
+        rope_scaling: RopeScaling | Mapping[str, Any] | str | None = None,
+        max_context: int | None = None,
     ) -> MiniGPT4:
         """Load a model folder; without one, the bundled demo model, which knows drawn scenes.
 
@@ -109,6 +121,11 @@ class MiniGPT4:
             vision_graph: a folder made by `minigpt4 export vision`, or a file in it.
             provider: the provider of ONNX Runtime: cuda, cann, openvino or cpu. Without it, the
                 first of these that it has.
+            rope_scaling: how positions are stretched beyond the length of training: "yarn:4",
+                "linear:2", "ntk:2", "llama3:8", or with all fields of config.json; "none" for not
+                at all. Without it, what the folder's config.json says.
+            max_context: how many tokens a sequence may have; without it, as many as positions
+                reach.
 
         Raises:
             ConfigError: a setting has no meaning, or this process is to `follow` another.
@@ -117,7 +134,7 @@ class MiniGPT4:
             BackendUnavailableError: the device is not on this machine, or has too little memory.
         """
         model_dir = find_model(model) if model is not None else DEMO_MODEL_DIR
-        source = WeightSource.folder(model_dir)
+        source = WeightSource.folder(model_dir, rope_scaling=rope_scaling, max_context=max_context)
         vision = VisionSettings(runtime=vision_runtime, graph=vision_graph, provider=provider)
         return cls(
             LoadedModel(
@@ -209,20 +226,21 @@ class MiniGPT4:
         The answer grows whether the ticket is read or not; dropping the ticket cancels it.
         """
         sampling = sampling or SamplingParams()
-        prompt = render(read_messages(messages), self._template)
-        encoded = self._encode(prompt)
-        self._loaded.engine.check(len(encoded.token_ids), sampling)
-        images = tuple(
-            self._image_input(source, span)
-            for source, span in zip(prompt.images, encoded.image_spans, strict=True)
+        script = write_script(read_messages(messages), self._template)
+        kept, window = self._keep(
+            lambda: Kept.whole(self._encode(script.prompt())),
+            partial(dialogue_window, script, self._encode),
+            sampling,
         )
-        before, space = self._tokenizer.encode_begun(prompt.begun)
-        begins_with = None if not before or prompt.begun[-1].isspace() else space
+        last_images = script.images[len(script.images) - len(kept.image_starts) :]
+        images = tuple(map(self._image_input, last_images, kept.image_starts))
+        before, space = self._tokenizer.encode_begun(script.begun)
+        begins_with = None if not before or script.begun[-1].isspace() else space
         answer = AnswerText(
             self._tokenizer, self._template, sampling, before=before, begins_with=begins_with
         )
-        watch, reader = _TextWatch(answer), _ReplyReader(len(encoded.token_ids))
-        return self._loaded.submit(encoded.token_ids, images, sampling, watch, reader)
+        watch, reader = _TextWatch(answer), _ReplyReader(kept, window, len(script.images))
+        return self._loaded.submit(kept.token_ids, images, sampling, watch, reader, window)
 
     def submit_text(
         self, text: str | Sequence[int], sampling: SamplingParams | None = None
@@ -238,10 +256,12 @@ class MiniGPT4:
         sampling = sampling or SamplingParams()
         token_ids = self.encode_text(text) if isinstance(text, str) else text
         self._loaded.check_ids(token_ids)
-        self._loaded.engine.check(len(token_ids), sampling)
+        kept, window = self._keep(
+            lambda: Kept(tuple(token_ids), ()), partial(text_window, token_ids), sampling
+        )
         answer = AnswerText(self._tokenizer, None, sampling, before=token_ids, begins_with="")
-        watch, reader = _TextWatch(answer), _ReplyReader(len(token_ids))
-        return self._loaded.submit(token_ids, (), sampling, watch, reader)
+        watch, reader = _TextWatch(answer), _ReplyReader(kept, window, num_images=0)
+        return self._loaded.submit(kept.token_ids, (), sampling, watch, reader, window)
 
     def describe_all(
         self,
@@ -277,6 +297,12 @@ class MiniGPT4:
         """
         self._loaded.guide(sampling)
 
+    @property
+    def cache_dtype(self) -> CacheDTypeName:
+        """How keys and values are kept; "auto" is the dtype of the model."""
+        chosen = self._loaded.engine_config.cache_dtype
+        return self.dtype if chosen == "auto" else chosen
+
     def token_bytes(self, token_id: int) -> bytes:
         """The text of a token within a reply, as UTF-8; the name of a control token."""
         return self._tokenizer.bytes_of(token_id)
@@ -293,6 +319,19 @@ class MiniGPT4:
         """The ids of a text as it is: the BOS id, and the text's ids."""
         return (self._tokenizer.bos_id, *self._tokenizer.encode(text))
 
+    def _keep(
+        self,
+        whole: Callable[[], Kept],
+        make_window: Callable[..., Window],
+        sampling: SamplingParams,
+    ) -> tuple[Kept, Window | None]:
+        """What is computed of a prompt at first, and the window that the rest has left."""
+        engine, size = self._loaded.engine, self.engine_config.cache_window
+        window = make_window(size=size, room=engine.room) if size else None
+        kept = window.fit(0) if window else whole()
+        engine.check(len(kept.token_ids), sampling, window.limit if window else None)
+        return kept, window
+
     def _encode(self, prompt: Prompt) -> EncodedPrompt:
         return self._tokenizer.encode_prompt(
             prompt,
@@ -300,9 +339,10 @@ class MiniGPT4:
             image_token_id=self.config.image_token_id,
         )
 
-    def _image_input(self, source: ImageSource, span: ImageSpan) -> ImageInput:
+    def _image_input(self, source: ImageSource, start: int) -> ImageInput:
         image = load_image(source, self.config.vision, self._loaded.image_limits)
-        return ImageInput(torch.from_numpy(image.values), image.digest, span.start, span.num_rows)
+        rows = self.config.rows_per_image
+        return ImageInput(torch.from_numpy(image.values), image.digest, start, rows)
 
 
 class _Said(NamedTuple):
@@ -333,8 +373,11 @@ class _TextWatch:
 class _ReplyReader:
     """Turns one request's events into deltas of text."""
 
-    def __init__(self, num_prompt: int) -> None:
-        self._num_prompt = num_prompt
+    def __init__(self, kept: Kept, window: Window | None, num_images: int) -> None:
+        """`num_images` are those of the whole prompt."""
+        self._kept = kept
+        self._window = window
+        self._num_images = num_images
         self._token_ids: list[int] = []
         self._logprobs: list[TokenLogprobs] = []
         self._num_told = 0  # Of the logprobs.
@@ -344,7 +387,7 @@ class _ReplyReader:
         if event.logprobs:
             self._logprobs.append(event.logprobs)
         said = cast(_Said, event.note)
-        usage = Usage(self._num_prompt, len(self._token_ids))
+        usage = self._usage()
         if event.finish_reason is None:
             return TextDelta(said.text, None, self._new_logprobs(), usage) if said.text else None
         reply = Reply(
@@ -355,6 +398,12 @@ class _ReplyReader:
             tuple(self._logprobs) or None,
         )
         return TextDelta(said.text, reply, self._new_logprobs(), usage)
+
+    def _usage(self) -> Usage:
+        num_answer = len(self._token_ids)
+        kept = self._window.fit(num_answer - 1) if self._window else self._kept
+        num_left = self._num_images - len(kept.image_starts)
+        return Usage(len(self._kept.token_ids), num_answer, kept.num_tokens, num_left)
 
     def _new_logprobs(self) -> tuple[TokenLogprobs, ...]:
         first, self._num_told = self._num_told, len(self._logprobs)

@@ -15,10 +15,14 @@ from os import PathLike
 from typing import Any, Literal, Self, get_args
 
 from minigpt4_runtime.errors import ConfigError
+from minigpt4_runtime.rope_scaling import RopeScaling
 
 DTypeName = Literal["float32", "float16", "bfloat16"]
 DTYPE_NAMES: tuple[DTypeName, ...] = get_args(DTypeName)
 DTYPE_BYTES: dict[DTypeName, int] = {"float32": 4, "float16": 2, "bfloat16": 2}
+# How keys and values are kept. "fp8" is torch.float8_e4m3fn.
+CacheDTypeName = Literal["float32", "float16", "bfloat16", "int8", "int4", "fp8"]
+CACHE_DTYPE_NAMES: tuple[CacheDTypeName, ...] = get_args(CacheDTypeName)
 GrammarKind = Literal["json_schema", "regex"]
 VisionRuntimeName = Literal["auto", "torch", "onnx", "om"]
 
@@ -189,7 +193,12 @@ class QFormerConfig(_Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class LanguageConfig(_Settings):
-    """A Llama-family language model."""
+    """A Llama-family language model.
+
+    `rope_scaling` stretches its positions; also given as a mapping or as text, such as "yarn:4". A
+    static NTK is another base and nothing else, so it goes into `rope_theta` and
+    `max_position_embeddings` at once. `max_context` limits the tokens of a sequence further.
+    """
 
     hidden_size: int
     intermediate_size: int
@@ -201,6 +210,8 @@ class LanguageConfig(_Settings):
     rms_norm_eps: float
     rope_theta: float = 10000.0
     model_type: Literal["llama"] = "llama"
+    rope_scaling: RopeScaling | None = None
+    max_context: int | None = None
 
     def __post_init__(self) -> None:
         """Check what the shapes alone can tell."""
@@ -219,11 +230,93 @@ class LanguageConfig(_Settings):
                 f"{self.num_attention_heads} attention heads cannot share "
                 f"{self.num_key_value_heads} key/value heads evenly."
             )
+        self._take_scaling()
+        if self.max_context is not None:
+            _check_size("max_context", self.max_context)
+            if self.max_context > self._reach:
+                raise ConfigError(
+                    f"max_context is {self.max_context}, but the positions of this model reach "
+                    f"{self._reach} tokens. Lower it, or stretch them with rope_scaling, such as "
+                    "yarn:4."
+                )
+
+    def _take_scaling(self) -> None:
+        """Read the scaling, and give it the length of training where it needs one."""
+        scaling = RopeScaling.read(self.rope_scaling)
+        if scaling is not None and scaling.rope_type == "ntk":
+            if self.head_dim == 2:
+                raise ConfigError("rope_scaling by ntk needs heads wider than 2.")
+            base = self.rope_theta * scaling.factor ** (self.head_dim / (self.head_dim - 2))
+            object.__setattr__(self, "rope_theta", base)
+            length = int(self.max_position_embeddings * scaling.factor)
+            object.__setattr__(self, "max_position_embeddings", length)
+            scaling = None
+            _check_numbers(self)
+        elif scaling is not None and scaling.rope_type != "linear":
+            length = scaling.original_max_position_embeddings or self.max_position_embeddings
+            scaling = dataclasses.replace(scaling, original_max_position_embeddings=length)
+            if scaling.rope_type == "yarn" and self.rope_theta <= 1:
+                raise ConfigError(
+                    f"rope_scaling by yarn needs a rope_theta above 1; it is {self.rope_theta}."
+                )
+        object.__setattr__(self, "rope_scaling", scaling)
+        _check_size("The context that rope_scaling gives", self._reach)
+
+    def stretched(self, rope_scaling: object = None, max_context: int | None = None) -> Self:
+        """With another scaling of the length of training, or another limit; None changes nothing.
+
+        Raises:
+            ConfigError: a value has no meaning, or the limit is beyond the positions.
+        """
+        changed = self
+        if rope_scaling is not None:
+            changed = dataclasses.replace(
+                self,
+                rope_scaling=RopeScaling.read(rope_scaling),
+                max_position_embeddings=self.trained_length,
+                max_context=None,
+            )
+        if max_context is None:
+            return changed
+        return dataclasses.replace(changed, max_context=max_context)
+
+    def to_mapping(self) -> dict[str, Any]:
+        """See `_Settings`; without the two settings at the end where they are None."""
+        values = super().to_mapping()
+        values["rope_scaling"] = self.rope_scaling.to_mapping() if self.rope_scaling else None
+        optional = ("rope_scaling", "max_context")
+        return {n: value for n, value in values.items() if n not in optional or value is not None}
 
     @property
     def head_dim(self) -> int:
         """Width of one attention head."""
         return self.hidden_size // self.num_attention_heads
+
+    @property
+    def context_length(self) -> int:
+        """How many tokens a sequence may have."""
+        return self._reach if self.max_context is None else self.max_context
+
+    @property
+    def positions(self) -> str:
+        """How its positions are told apart, in words."""
+        words = f"rotary, base {self.rope_theta:g}"
+        if self.rope_scaling is None:
+            return words
+        return f"{words}, stretched by {self.rope_scaling} from {self.trained_length} tokens"
+
+    @property
+    def trained_length(self) -> int:
+        """How many tokens a sequence had at most in training, as far as the settings tell."""
+        original = self.rope_scaling and self.rope_scaling.original_max_position_embeddings
+        return original or self.max_position_embeddings
+
+    @property
+    def _reach(self) -> int:
+        """How far the positions reach: published configs state it, or the length of training."""
+        if self.rope_scaling is None or self.max_position_embeddings > self.trained_length:
+            return self.max_position_embeddings
+        return int(self.trained_length * self.rope_scaling.factor)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -349,17 +442,22 @@ class EngineConfig(_Settings):
     A step computes at most `max_step_tokens` tokens of at most `max_running` answers (each beam
     counts). Keys and values lie in blocks of `block_size` tokens; `num_blocks` None takes as many
     as the free memory allows and all answers could fill, and `cache_dtype` "auto" keeps them in the
-    dtype that the model computes in. `prefix_cache` keeps them findable for
+    dtype that the model computes in; int8, int4 and fp8 take less memory, and change answers a
+    little (docs/engine.md). `prefix_cache` keeps them findable for
     prompts that begin alike, and `image_cache_bytes` limits the kept rows of images.
+
+    With a `cache_window` no dialogue and no answer is too long: what a prompt begins with stays,
+    and so do up to this many of the last tokens. The oldest turns leave with their pictures.
     """
 
     max_running: int = 64
     max_step_tokens: int = 512
     block_size: int = 16
     num_blocks: int | None = None
-    cache_dtype: DTypeName | Literal["auto"] = "auto"
+    cache_dtype: CacheDTypeName | Literal["auto"] = "auto"
     prefix_cache: bool = True
     image_cache_bytes: int = 256 * 2**20
+    cache_window: int | None = None
 
     @classmethod
     def read(cls, given: "EngineConfig | Mapping[str, Any] | None") -> "EngineConfig":
@@ -368,24 +466,40 @@ class EngineConfig(_Settings):
 
     def __post_init__(self) -> None:
         """Refuse values that cannot work, by name."""
-        for name in ("max_running", "max_step_tokens", "block_size", "num_blocks"):
-            if name != "num_blocks" or self.num_blocks is not None:
+        for name in ("max_running", "max_step_tokens", "block_size", "num_blocks", "cache_window"):
+            if name not in ("num_blocks", "cache_window") or getattr(self, name) is not None:
                 _check_size(f"EngineConfig.{name}", getattr(self, name))
         if self.max_step_tokens < self.max_running:
             raise ConfigError(
                 f"EngineConfig.max_step_tokens is {self.max_step_tokens}, but {self.max_running} "
                 "answers at once take a token each. Raise it or lower max_running."
             )
-        if self.cache_dtype not in ("auto", *DTYPE_NAMES):
+        if self.cache_dtype not in ("auto", *CACHE_DTYPE_NAMES):
             raise ConfigError(
                 f"EngineConfig.cache_dtype is {self.cache_dtype!r}; it must be auto or "
-                f"{', '.join(DTYPE_NAMES)}."
+                f"{', '.join(CACHE_DTYPE_NAMES)}."
             )
         if not isinstance(self.prefix_cache, bool):
             raise ConfigError(
                 f"EngineConfig.prefix_cache is {self.prefix_cache!r}; it must be True or False."
             )
         Range(int, 0).check("EngineConfig.image_cache_bytes", self.image_cache_bytes)
+
+    def check_window(self, max_context: int) -> None:
+        """Refuse a window that no model of this context, or no cache of these blocks, can hold.
+
+        Raises:
+            ConfigError: the window is larger.
+        """
+        room = max_context
+        if self.num_blocks is not None:
+            room = min(room, self.num_blocks * self.block_size)
+        if self.cache_window is not None and self.cache_window >= room:
+            holder = "model's context" if room == max_context else "cache (num_blocks)"
+            raise ConfigError(
+                f"cache_window is {self.cache_window}, but the {holder} holds {room} tokens, and "
+                "what a prompt begins with takes some of them. Lower it."
+            )
 
 
 # The command line, the server and the chat page read these too.

@@ -41,13 +41,19 @@ class ImageError(RequestError):
 class PromptTooLongError(RequestError):
     """A prompt does not fit; `num_tokens` and `limit` say by how much.
 
-    `holder` is the place that is too small: the model's context, or the engine's cache.
+    `holder` is the place that is too small: the model's context, the engine's cache or the window.
     """
 
-    def __init__(self, num_tokens: int, limit: int, holder: str = "the model's context") -> None:
+    def __init__(
+        self,
+        num_tokens: int,
+        limit: int,
+        holder: str = "the model's context",
+        advice: str = "Shorten the text, drop older turns, or let them leave with cache_window.",
+    ) -> None:
         super().__init__(
             f"The prompt has {num_tokens} tokens and {holder} holds {limit}, "
-            "one of them for the answer. Shorten the text or drop older turns."
+            f"one of them for the answer. {advice}"
         )
         self.num_tokens = num_tokens
         self.limit = limit

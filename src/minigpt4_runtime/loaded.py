@@ -21,7 +21,7 @@ from minigpt4_runtime.config import (
     VisionSettings,
 )
 from minigpt4_runtime.engine.engine import Engine
-from minigpt4_runtime.engine.request import ImageInput, Request, StopWatch, TokenEvent
+from minigpt4_runtime.engine.request import ImageInput, Request, StopWatch, TokenEvent, Window
 from minigpt4_runtime.engine.ticket import Ticket
 from minigpt4_runtime.errors import (
     BackendUnavailableError,
@@ -61,6 +61,7 @@ class LoadedModel:
         self.image_limits = image_limits
         self.ranks = Ranks(tensor_parallel)
         language = source.config.language
+        engine.check_window(language.context_length)
         check_world_size(language, tensor_parallel)
         self.tokenizer = Tokenizer((source.model_dir or DEMO_MODEL_DIR) / "tokenizer.model")
         if source.model_dir is None and language.vocab_size < self.tokenizer.vocab_size:
@@ -92,7 +93,7 @@ class LoadedModel:
             self.ranks.lead(runner),
             config,
             num_blocks=runner.num_blocks,
-            max_context=self.config.language.max_position_embeddings,
+            max_context=self.config.language.context_length,
             bos_id=self.tokenizer.bos_id,
             eos_id=self.tokenizer.eos_id,
             has_float64=self.backend.facts.has_float64,
@@ -104,6 +105,7 @@ class LoadedModel:
     def use_engine(self, config: EngineConfig) -> None:
         """See `Probe.use_engine`."""
         before = self.engine_config
+        config.check_window(self.config.language.context_length)
         self.engine.close()
         self._ending.detach()  # The other ranks go on.
         try:
@@ -124,16 +126,17 @@ class LoadedModel:
         self.engine.close()
         self.ranks.close()
 
-    def submit(
+    def submit(  # noqa: PLR0917 - a request, and how it is read.
         self,
         token_ids: Sequence[int],
         images: tuple[ImageInput, ...],
         sampling: SamplingParams,
         watch: StopWatch,
         read: Callable[[TokenEvent], T | None],
+        window: Window | None = None,
     ) -> Ticket[T]:
         """Go on from these ids. `watch` and `read` turn the answer into the ticket's pieces."""
-        request = Request(tuple(token_ids), images, sampling, watch, self.guide(sampling))
+        request = Request(tuple(token_ids), images, sampling, watch, self.guide(sampling), window)
         return self.engine.submit(request, read)
 
     def check_ids(self, token_ids: Sequence[int]) -> None:

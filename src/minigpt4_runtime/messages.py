@@ -158,10 +158,17 @@ def _read_part(part: object) -> ContentPart:
 
 @dataclass(frozen=True)
 class Usage:
-    """The size of a request in tokens. Image rows count as prompt tokens."""
+    """The size of a request in tokens. Image rows count as prompt tokens.
+
+    With a `cache_window`, about `evicted_tokens` tokens, and `evicted_images` images among them,
+    had left the window when the last token was chosen. `prompt_tokens` are those of the prompt that
+    had not left it at first.
+    """
 
     prompt_tokens: int
     completion_tokens: int
+    evicted_tokens: int = 0
+    evicted_images: int = 0
 
 
 @dataclass(frozen=True)

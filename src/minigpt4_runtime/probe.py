@@ -15,6 +15,7 @@ import numpy
 import torch
 from torch import Tensor
 
+from minigpt4_runtime.cache.key_value import CACHE_FORMATS
 from minigpt4_runtime.config import EngineConfig, SamplingParams
 from minigpt4_runtime.devices.contracts import Traffic
 from minigpt4_runtime.engine.request import Heard, NoWatch
@@ -26,6 +27,7 @@ from minigpt4_runtime.images.pixels import open_rgb, prepare
 from minigpt4_runtime.loaded import LoadedModel
 from minigpt4_runtime.messages import image
 from minigpt4_runtime.model.causal import causal_attention
+from minigpt4_runtime.model.llama import Attend
 
 if TYPE_CHECKING:
     from minigpt4_runtime.messages import ImageLike
@@ -108,8 +110,8 @@ class Probe:
         """Log-probabilities before each token of a given answer: (T, V) float64 on the CPU.
 
         `image_rows` are rows as `embed_images` gives them, by where they begin in the prompt. All
-        places are computed at once with the model's weights and products, but without the engine:
-        its cache and its attention kernel have no part in it.
+        places are computed at once with the model's weights and products, but without the engine.
+        Keys and values are rounded as its cache would keep them.
 
         Raises:
             RequestError: ranks share the model, its numbers overflow, or the ids are none of its
@@ -120,18 +122,28 @@ class Probe:
             raise RequestError("Ranks share this model. Load it without tensor_parallel for that.")
         self._loaded.check_ids(answer_ids)
         token_ids = [*prompt_ids, *answer_ids[:-1]]
-        if len(token_ids) > language.config.max_position_embeddings:
-            raise PromptTooLongError(len(token_ids), language.config.max_position_embeddings)
+        if len(token_ids) > language.config.context_length:
+            raise PromptTooLongError(len(token_ids), language.config.context_length)
         device = language.token_embedding.weight.device
         embeddings = language.embed(torch.tensor(token_ids, device=device))
         for start, rows in image_rows.items():
             embeddings[start : start + len(rows)] = rows
         positions = torch.arange(len(token_ids), device=device)
-        hidden = language(embeddings, positions, causal_attention())[-len(answer_ids) :]
+        hidden = language(embeddings, positions, self._attend_rounded())[-len(answer_ids) :]
         logits = language.logits(hidden).cpu().double()
         if not logits.isfinite().all():
             raise overflow_error()
         return logits.log_softmax(-1)
+
+    def _attend_rounded(self) -> Attend:
+        """Dense attention with keys and values as the engine's cache keeps them."""
+        attend, chosen = causal_attention(), self._loaded.engine_config.cache_dtype
+        if chosen == "auto":
+            return attend
+        kept = CACHE_FORMATS[chosen]
+        return lambda layer, q, k, v: attend(
+            layer, q, kept.as_read(k, chosen), kept.as_read(v, chosen)
+        )
 
     def use_engine(self, engine: EngineConfig | Mapping[str, Any]) -> None:
         """Run with other settings from here on. Nothing computed before is kept.

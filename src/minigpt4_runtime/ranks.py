@@ -106,8 +106,13 @@ def make_runner(model: RankModel, backend: DeviceBackend, config: EngineConfig) 
     """The runner of a rank. All ranks make as many blocks as the one with the least memory can.
 
     Raises:
-        BackendUnavailableError: the cache does not fit.
+        BackendUnavailableError: the cache does not fit, or the device lacks its format.
     """
+    if config.cache_dtype == "fp8" and not backend.facts.has_float8:
+        raise BackendUnavailableError(
+            f"cache_dtype is 'fp8', which {backend.device} does not compute with: it takes a CUDA "
+            "device of capability 8.9 or newer. Choose int8, which takes as much memory."
+        )
     language, share = model.language, backend.facts.cache_share
     num_blocks = config.num_blocks or fit_num_blocks(
         config, language, free_bytes=model.left_bytes, share=share

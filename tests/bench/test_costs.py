@@ -8,7 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from minigpt4_runtime import ConfigError, MiniGPT4
 from minigpt4_runtime.bench.costs import vision_gigaflops
 from minigpt4_runtime.bench.presets import cut_layers, find_preset
-from minigpt4_runtime.cache.key_value import token_bytes
+from minigpt4_runtime.cache.sizes import token_bytes
 from minigpt4_runtime.checkpoint.blank_model import blank_model
 from minigpt4_runtime.kernels import native
 from minigpt4_runtime.presets import PRESETS

@@ -1,6 +1,7 @@
 """`minigpt4 convert` and `minigpt4 inspect`, and what a folder says about itself."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -44,6 +45,11 @@ def test_the_numbers_add_up(published, variant, tmp_path):
     assert all(tower.dtypes == ("bfloat16",) for tower in report.towers)
     projection = [size for name, size in sizes.items() if name.startswith("vision.projection.")]
     assert towers["projection"].num_parameters == sum(projection)
+    language = config.language
+    numbers = 2 * language.num_hidden_layers * language.num_key_value_heads * language.head_dim
+    assert report.token_bytes["float16"] == 2 * numbers
+    held = [f"{2**30 // report.token_bytes[name]:,} tokens in {name}" for name in ("int8", "int4")]
+    assert dict(report.facts())["a GiB holds"].endswith(", ".join(held))
     assert towers["vision"].sizes == {"width": 176, "layers": 3, "heads": 2}
     assert report.num_files == len(list((tmp_path / "out").glob("*.safetensors"))) > 1
 
@@ -63,6 +69,23 @@ def test_inspect_prints_tables(vicuna_folder):
     ):  # fmt: skip
         assert said in done.stdout
     assert done.stderr == ""
+
+
+def test_inspect_says_how_positions_are_told_apart(vicuna_folder, tmp_path):
+    shown = run("inspect", vicuna_folder).stdout
+    assert "rotary, base 10000 " in shown
+    assert "stretched" not in shown
+    shutil.copytree(vicuna_folder, folder := tmp_path / "stretched")
+    values = json.loads((folder / "config.json").read_text("utf-8"))
+    scaling = {"rope_type": "yarn", "factor": 4.0}
+    values["text_config"]["rope_scaling"] = scaling
+    (folder / "config.json").write_text(json.dumps(values), "utf-8")
+    shown = run("inspect", folder).stdout
+    assert "8192 tokens, vocabulary" in shown
+    assert "rotary, base 10000, stretched by yarn:4 from 2048 tokens" in shown
+    said = json.loads(run("inspect", folder, "--json").stdout)
+    assert said["context_length"] == 8192
+    assert said["rope_scaling"].items() >= scaling.items()
 
 
 def test_inspect_prints_json(vicuna_folder):

@@ -130,8 +130,8 @@ def test_what_fails_is_reported_recorded_and_skipped(minigpt4, folder, bad_pictu
     assert errors[2:] == ["2 described, 2 failed"]
     by_name = {record["image"]: record for record in records(out)}
     assert set(by_name["a.png"]) == {
-        "image", "answer", "finish_reason", "prompt_tokens", "completion_tokens", "token_ids",
-        "seconds", "error",
+        "image", "answer", "finish_reason", "prompt_tokens", "completion_tokens", "evicted_tokens",
+        "token_ids", "seconds", "error",
     }  # fmt: skip
     assert by_name["a.png"]["answer"] == ANSWER.format("a.png")
     assert by_name["a.png"]["finish_reason"] == "stop"

@@ -3,6 +3,7 @@
 import functools
 import json
 import os
+import re
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -69,6 +70,14 @@ def test_what_fits_follows_from_the_memory(real_minigpt4, monkeypatch):
         for preset in ("vicuna-7b", "llama2-7b")
         for dtype in ("float16", "bfloat16")
     }
+    whole = next(fit for fit in found["fits"] if fit["preset"] == "vicuna-7b"
+                 and (fit["weights"], fit["dtype"]) == ("w4a16", "float16"))  # fmt: skip
+    context = PRESETS["vicuna-7b"].language.max_position_embeddings
+    left = 20 * 2**30 - (whole["needed_bytes"] - context * 2**19)
+    room = int(left * CpuBackend.facts.cache_share)
+    assert whole["tokens"] == {
+        "float16": room // 2**19, "int8": room // (264 * 2**10), "int4": room // (160 * 2**10),
+    }  # fmt: skip
 
 
 def test_what_is_read_by_people_says_the_same(real_minigpt4, monkeypatch):
@@ -81,7 +90,8 @@ def test_what_is_read_by_people_says_the_same(real_minigpt4, monkeypatch):
     assert "      cpu: 20.0 GiB free" in shown.out
     assert "no    vicuna-7b in float32: " in shown.out
     assert "ok    vicuna-7b in float16: " in shown.out
-    assert "ok    vicuna-7b as w4a16 in float16: 5.8 GiB" in shown.out
+    assert "ok    vicuna-7b as w4a16 in float16: 5.8 GiB, on cpu; room for " in shown.out
+    assert re.search(r"room for [\d,]+ tokens in float16, [\d,]+ tokens in int8", shown.out)
     assert "no    hub: pip install 'minigpt4-runtime[hub]'" in shown.out
     assert shown.out.endswith("Pictures can be described.\n")
 
@@ -191,6 +201,7 @@ def test_models_are_listed_and_deleted(real_minigpt4, cache_home, golden_model_d
     assert real_minigpt4("models").out.startswith("mine\t3.5 MiB\t")
     (entry,) = json.loads(real_minigpt4("models", "--json").out)["models"]
     assert entry["name"] == "mine"
+    assert "mine (3.5 MiB, context of 2048 tokens)" in real_minigpt4("doctor").out
     # A link is taken away, and not what it leads to.
     shown = real_minigpt4("models", "--delete", "mine")
     assert (shown.status, shown.err) == (0, "mine is deleted: 0 bytes are free again.\n")

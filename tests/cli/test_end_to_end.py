@@ -1,6 +1,7 @@
 """The command with a real model and real files, once in a process of its own."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,8 @@ from minigpt4_runtime import MiniGPT4, SamplingParams, image
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
 SHORT = SamplingParams(max_new_tokens=12)
+PICTURE = Path(__file__).parents[2] / "examples/images/three.png"
+NOTE = r"The oldest \d+ tokens have left the window; pictures among them: \d+\."
 
 
 @pytest.fixture(scope="module")
@@ -81,3 +84,30 @@ def test_a_folder_that_is_no_model_is_one_line(real_minigpt4, tmp_path):
     assert (shown.status, shown.out) == (1, "")
     assert shown.err.startswith("error: ")
     assert shown.err.count("\n") == 1
+
+
+def test_a_chat_within_a_window_never_ends_and_notes_what_has_left(real_minigpt4):
+    """Twelve pictures, of which the window holds four."""
+    lines = [line for _ in range(12) for line in (f"/image {PICTURE}", "What is in this picture?")]
+    shown = real_minigpt4(
+        "chat", "--device", "cpu", "--cache-window", "200", given="\n".join(lines)
+    )
+    assert shown.status == 0
+    assert len(shown.out.splitlines()) == 12
+    notes = [line for line in shown.err.splitlines() if "have left the window" in line]
+    # Not with every answer: only where more has left.
+    assert 2 <= len(notes) <= 6
+    assert all(re.fullmatch(NOTE, line) for line in notes)
+    counts = [int(re.findall(r"\d+", line)[-1]) for line in notes]
+    assert counts == sorted(set(counts))
+
+
+def test_a_description_that_outgrows_its_window_says_so(real_minigpt4, tmp_path):
+    shown = real_minigpt4(
+        "describe", PICTURE, "--device", "cpu", "--cache-window", "150", "--regex", "(a|b){400}",
+        "--max-new-tokens", "2000", "--out", tmp_path / "out.jsonl",
+    )  # fmt: skip
+    assert shown.status == 0
+    assert "1 of the answers outgrew the window: the end of such an" in shown.err
+    record = json.loads((tmp_path / "out.jsonl").read_text("utf-8"))
+    assert record["evicted_tokens"] > 0

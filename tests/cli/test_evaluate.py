@@ -228,10 +228,12 @@ def test_parity_with_a_judge(minigpt4, judge, results):
     assert shown.out.splitlines()[2].split()[5] == "0.9800"  # Half of 0.96 and 1.
 
 
-def test_parity_with_two_models_and_the_pictures(real_minigpt4, tmp_path):
+@pytest.mark.parametrize("change", [("dtype", "bfloat16"), ("cache-dtype", "int4")])
+def test_parity_with_two_models_and_the_pictures(real_minigpt4, tmp_path, change):
+    option, value = change
     ask = ("describe", PICTURES / "two.png", "--device", "cpu", "--prompt", "How many?")
     real_minigpt4(*ask, "--out", tmp_path / "one.jsonl")
-    real_minigpt4(*ask, "--dtype", "bfloat16", "--out", tmp_path / "two.jsonl")
+    real_minigpt4(*ask, f"--{option}", value, "--out", tmp_path / "two.jsonl")
     judge = (
         "evaluate", "parity", "--reference", tmp_path / "one.jsonl", "--device", "cpu",
         "--candidate", tmp_path / "two.jsonl", "--reference-model", DEMO_DIR,
@@ -244,7 +246,7 @@ def test_parity_with_two_models_and_the_pictures(real_minigpt4, tmp_path):
     assert shown.status == 1
     assert "error: No KL for 1 picture" in shown.err
     assert "Give the prompt of the answers." in shown.err
-    judge += ("--prompt", "How many?", "--candidate-dtype", "bfloat16", "--out", tmp_path / "out")
+    judge += ("--prompt", "How many?", f"--candidate-{option}", value, "--out", tmp_path / "out")
     shown = real_minigpt4(*judge)
     assert shown.status == 0
     report = json.loads((tmp_path / "out" / "parity.json").read_text())

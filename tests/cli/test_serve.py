@@ -46,6 +46,19 @@ def test_limits_on_connections_reach_the_server():
         assert config.connections == wanted
 
 
+def test_a_window_reaches_the_engine(monkeypatch):
+    from minigpt4_runtime.cli import serve
+    from minigpt4_runtime.cli.options import ModelOptions
+
+    given = {}
+    monkeypatch.setattr(ModelOptions, "load", lambda _, **settings: given.update(settings))
+    access, where = serve.AccessOptions(), ModelOptions()
+    limits = serve.LimitOptions(cache_window=300)
+    config = serve._settings(access, limits, where, name="a", log_content=False)
+    serve._load(where, limits, config, announce_demo=False)
+    assert given["engine"].cache_window == 300
+
+
 @pytest.mark.parametrize(("is_insecure", "own_names_only"), [(False, True), (True, False)])
 def test_without_keys_it_answers_to_its_own_names_unless_told_otherwise(
     is_insecure, own_names_only

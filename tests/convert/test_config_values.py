@@ -13,6 +13,7 @@ from minigpt4_runtime.convert.architecture import detect_config
 from minigpt4_runtime.convert.convert import convert
 from minigpt4_runtime.convert.language_folder import read_language_folder
 from minigpt4_runtime.errors import CheckpointError, ConfigError
+from minigpt4_runtime.rope_scaling import RopeScaling
 
 LLAMA = GOLDENS / "llama2" / "checkpoint" / "llama"
 NUMBERS = (
@@ -62,18 +63,51 @@ def test_scaling_that_scales_nothing(read, name, scaling):
 
 
 @pytest.mark.parametrize(
-    "scaling",
+    ("scaling", "said"),
     [
-        {"type": "linear", "factor": 2.0}, {"type": "dynamic", "factor": "4"}, {"factor": 2},
-        {"rope_type": "yarn", "factor": 1.0}, {"type": "linear"}, "linear", [1.0], 2.0,
-        {"type": ["default"]},
+        ({"type": "dynamic", "factor": "4"}, "the keys in the cache are already turned by the"),
+        ({"type": "longrope", "factor": 4, "short_factor": [1]}, "already turned"),
+        ({"factor": 2}, "of the kind None; known are linear, llama3, yarn, ntk"),
+        ({"type": "su"}, "of the kind 'su'; known are"),
+        ({"type": "linear"}, "factor is None; it must be a number of at least 1"),
+        ({"rope_type": "yarn", "factor": 0.5}, "factor is 0.5; it must be a number of at least 1"),
+        ({"rope_type": "yarn", "factor": 2, "beta_fats": 3}, "has no setting 'beta_fats'"),
+        ({"rope_type": "yarn", "factor": 2, "beta_slow": 40}, "beta_slow is 40; it must be below"),
+        ({"rope_type": "yarn", "factor": 2, "truncate": 1}, "it must be true or false"),
+        ({"rope_type": "default", "partial_rotary_factor": 0.5}, "turns only a part of each head"),
+        ("linear", "named values are wanted"), ([1.0], "give named values"), (2.0, "give named"),
+        ({"type": ["default"]}, "of the kind ['default'], which is no name"),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("name", ["rope_scaling", "rope_parameters"])
-def test_scaling_that_is_not_known(read, name, scaling):
+def test_scaling_that_is_not_possible(read, name, scaling, said):
     with pytest.raises(CheckpointError) as caught:
         read(**{name: scaling})
-    assert f"config.json: {name} is {json.dumps(scaling)}; only " in str(caught.value)
+    assert f"config.json: {name} is {json.dumps(scaling)[:80]}; " in str(caught.value)
+    assert said in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["rope_scaling", "rope_parameters"])
+def test_scaling_is_read_as_transformers_reads_it(read, name):
+    linear = read(**{name: {"type": "linear", "factor": "4.0"}})
+    assert linear.rope_scaling == RopeScaling(rope_type="linear", factor=4)
+    assert (linear.max_position_embeddings, linear.context_length) == (2048, 8192)
+    published = {"type": "yarn", "factor": 2, "finetuned": True, "rope_theta": 5e5}
+    yarn = read(**{name: published}, rope_theta=7.0, max_position_embeddings=4096)
+    assert (yarn.rope_theta, yarn.rope_scaling.original_max_position_embeddings) == (5e5, 4096)
+    assert yarn.context_length == 8192
+    llama3 = {"rope_type": "llama3", "factor": 32.0, "original_max_position_embeddings": 1024}
+    assert read(**{name: llama3}).context_length == 4096  # As the file says, not 32 times 1024.
+    outer = read(**{name: llama3}, original_max_position_embeddings=512).rope_scaling
+    assert outer.original_max_position_embeddings == 512
+    ntk = read(**{name: {"rope_type": "ntk", "factor": 2}}, rope_theta=1e4)
+    assert ntk.rope_theta == pytest.approx(1e4 * 2 ** (16 / 14))
+    assert (ntk.rope_scaling, ntk.context_length) == (None, 8192)
+
+
+def test_rope_scaling_counts_before_rope_parameters(read):
+    both = {"rope_parameters": {"rope_type": "yarn", "factor": 2, "rope_theta": 5e5}}
+    assert read(rope_scaling={"type": "default"}, **both) == read(rope_parameters=None)
 
 
 def test_rope_theta_as_text_in_both_places(read):

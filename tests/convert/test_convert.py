@@ -21,6 +21,8 @@ from published_files import (
 )
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from transformers import LlamaConfig
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from minigpt4_runtime.checkpoint import writer
 from minigpt4_runtime.checkpoint.blank_model import model_shapes
@@ -31,6 +33,7 @@ from minigpt4_runtime.convert import key_map, recipe, verify
 from minigpt4_runtime.convert.convert import Conversion, convert
 from minigpt4_runtime.errors import CheckpointError, ConfigError
 from minigpt4_runtime.model.eva_vit import resize_positions
+from minigpt4_runtime.model.rotary import rotary_speeds
 
 # Ours → published, written independently of the key map.
 REVERSED = [
@@ -377,6 +380,19 @@ def test_settings_that_may_be_absent(llama2, tmp_path):
 def test_rope_theta(llama2, changes, tmp_path):
     change_language_config(llama2, **changes)
     assert convert(llama2, tmp_path / "out", verify=True).config.language.rope_theta == 5e5
+
+
+@pytest.mark.parametrize("kind", ["linear", "llama3", "yarn", "ntk"])
+def test_stretched_positions_are_verified_and_written(llama2, kind, tmp_path):
+    change_language_config(llama2, rope_scaling={"type": kind, "factor": 4})
+    config = convert(llama2, tmp_path / "out", verify=True).config
+    assert config.language.context_length == 4 * 2048
+    assert load_config(tmp_path / "out") == config
+    written = json.loads((tmp_path / "out" / "config.json").read_text("utf-8"))["text_config"]
+    theirs = LlamaRotaryEmbedding(LlamaConfig(**written))
+    speeds = rotary_speeds(config.language, torch.device("cpu"))
+    torch.testing.assert_close(speeds, theirs.inv_freq, rtol=1e-5, atol=0)
+    assert theirs.attention_scaling == pytest.approx(1.1386294 if kind == "yarn" else 1.0)
 
 
 def test_tensors_that_lie_crosswise_or_share_a_storage(llama2, converted, tmp_path):

@@ -198,10 +198,15 @@ def _search_without_cache(request, max_new_tokens):
 
 
 def _state_of(request, answer):
-    identities = [*request.token_ids, *answer]
-    for picture in request.images:
+    token_ids, starts = request.token_ids, [picture.start for picture in request.images]
+    if request.window:
+        kept = request.window.fit(len(answer))
+        token_ids, starts, answer = kept.token_ids, kept.image_starts, answer[kept.num_answer :]
+    identities = [*token_ids, *answer]
+    pictures = request.images[len(request.images) - len(starts) :]
+    for picture, start in zip(pictures, starts, strict=True):
         for row in range(picture.num_rows):
-            identities[picture.start + row] = (picture.digest, row)
+            identities[start + row] = (picture.digest, row)
     state = NOTHING_BEFORE
     for identity in identities:
         state = state_after(state, identity)

@@ -1,7 +1,7 @@
 """Which tokens run when, against a runner that remembers what each cache slot holds. No torch."""
 
-from dataclasses import dataclass
-from itertools import accumulate
+from dataclasses import dataclass, replace
+from itertools import accumulate, pairwise
 
 from fake_runner import END, PLACEHOLDER, FakeRunner, SumWatch, answer_without_cache, choose
 from hypothesis import given, settings
@@ -11,6 +11,8 @@ from minigpt4_runtime.config import EngineConfig, SamplingParams
 from minigpt4_runtime.engine.request import ImageInput, NoWatch, Request
 from minigpt4_runtime.engine.scheduler import Scheduler
 from minigpt4_runtime.engine.sequence import Sequence
+from minigpt4_runtime.text.tokenizer import EncodedPrompt, ImageSpan
+from minigpt4_runtime.text.window import Window
 
 ROWS = 3  # Of every picture.
 MANY_BLOCKS = 1000
@@ -111,8 +113,9 @@ def lacks_one_token(sequence):
 def blocks_needed(request, block_size):
     scheduler = Scheduler(EngineConfig(block_size=block_size), num_blocks=1, eos_id=END)
     sampling = request.sampling
+    limit = request.window.limit if request.window else None
     return scheduler.blocks_needed(
-        len(request.token_ids), sampling.num_beams, sampling.max_new_tokens
+        len(request.token_ids), sampling.num_beams, sampling.max_new_tokens, limit
     )
 
 
@@ -137,6 +140,7 @@ class Ask:
     divisor: int | None  # Of its stop watch.
     steps_before: int
     cancelled_after: int | None
+    window: int | None
 
     def request(self, before, max_running):
         ids, images = [], []
@@ -150,7 +154,28 @@ class Ask:
         num_beams = min(self.num_beams, max_running)
         sampling = SamplingParams(max_new_tokens=self.max_new_tokens, num_beams=num_beams)
         watch = SumWatch(self.divisor) if self.divisor else NoWatch()
-        return Request(tuple(ids), tuple(images), sampling, watch)
+        if self.window is None:
+            return Request(tuple(ids), tuple(images), sampling, watch)
+        images = [replace(image, start=image.start + 1) for image in images]
+        window = window_of([1, *ids], images, self.window)
+        ids, starts = window.fit(0).token_ids, window.fit(0).image_starts
+        left = images[len(images) - len(starts) :]
+        images = [replace(image, start=start) for image, start in zip(left, starts, strict=True)]
+        return Request(ids, tuple(images), sampling, watch, window=window)
+
+
+def window_of(ids, images, size):
+    """The first token stays; of the others each may leave, and a picture as a whole."""
+    inside = {image.start + row for image in images for row in range(1, ROWS)}
+    cuts = [place for place in range(1, len(ids) + 1) if place not in inside]
+
+    def encode(skipped):
+        cut = cuts[skipped]
+        spans = [ImageSpan(each.start - cut + 1, ROWS) for each in images if each.start >= cut]
+        return EncodedPrompt((ids[0], *ids[cut:]), tuple(spans), (), "")
+
+    sizes = [stop - start for start, stop in pairwise(cuts)]
+    return Window(encode, sizes, size=size, room=MANY_BLOCKS)
 
 
 @dataclass(frozen=True)
@@ -191,6 +216,7 @@ ASKS = st.builds(
     divisor=st.sampled_from((None, None, 6)),
     steps_before=st.sampled_from((0, 0, 1, 4)),
     cancelled_after=st.sampled_from((None, None, None, None, 0, 1, 2, 7)),
+    window=st.sampled_from((None, None, 4, 7, 12)),
 )
 LOADS = st.builds(
     Load,

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch.nn import functional
 
-from minigpt4_runtime.cache.key_value import token_bytes
+from minigpt4_runtime.cache.sizes import token_bytes
 from minigpt4_runtime.checkpoint.blank_model import blank_model, dtype_of, list_weights
 from minigpt4_runtime.checkpoint.config_file import load_config
 from minigpt4_runtime.checkpoint.folder import write_folder

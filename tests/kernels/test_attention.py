@@ -13,7 +13,7 @@ from itertools import product
 
 import pytest
 import torch
-from step_batches import Cached, batch_of
+from step_batches import Cached, batch_of, draw, lay_out, slots_before
 from torch import Tensor
 from torch.nn import functional
 
@@ -150,36 +150,6 @@ REFERENCE = Kernel("reference", ReferenceAttention, "cpu", torch.float32)
 
 def both(cache: FloatCache) -> tuple[Tensor, Tensor]:
     return cache.keys, cache.values
-
-
-def draw(generator, *shape, dtype=torch.float32) -> Tensor:
-    return torch.randn(shape, generator=generator).to(dtype).float()
-
-
-def lay_out(lengths, block_size, generator) -> list[Cached]:
-    """Every other sequence lies in one run of blocks, the others wherever there is room."""
-    needs = [-(-num_tokens // block_size) for num_tokens, _ in lengths]
-    # Nobody has the first block: tables are padded with its number.
-    free = torch.randperm(sum(needs[0::2]) + 2, generator=generator) + 1 + sum(needs[1::2])
-    free, first_of_run, row, sequences = free.tolist(), 1, 0, []
-    for index, ((num_tokens, num_rows), need) in enumerate(zip(lengths, needs, strict=True)):
-        if index % 2:
-            blocks = range(first_of_run, first_of_run + need)
-            first_of_run += need
-        else:
-            blocks = [free.pop() for _ in range(need)]
-        sequences.append(Cached(row, num_rows, num_tokens, tuple(blocks)))
-        row += num_rows
-    return sequences
-
-
-def slots_before(sequences, block_size) -> list[int]:
-    """The slots that were filled before this step."""
-    return [
-        each.blocks[i // block_size] * block_size + i % block_size
-        for each in sequences
-        for i in range(each.num_tokens - each.num_rows)
-    ]
 
 
 def draw_step(lengths, *, heads=(4, 2), head_dim=8, block_size=4, dtype=torch.float32) -> Step:
@@ -386,9 +356,14 @@ import torch
 from minigpt4_runtime.kernels.attention_triton import _attend_share, _sizes
 
 q, keys = torch.empty(1, 32, 128), torch.empty(1, 16, 32, 128)
-sizes = _sizes(q, keys)
-for half, capability in (("fp16", 80), ("bf16", 90)):
-    signature = dict.fromkeys(_attend_share.arg_names, f"*{half}") | {
+# What queries are of, what keys are of, and the GPU.
+for dtype, cached, capability in (
+    ("fp16", "fp16", 80), ("bf16", "bf16", 90), ("fp16", "i8", 80), ("bf16", "fp8e4nv", 90)
+):
+    sizes = _sizes(q, keys, has_scales=cached != dtype)
+    scales = "*fp32" if cached != dtype else f"*{cached}"
+    signature = dict.fromkeys(_attend_share.arg_names, f"*{dtype}") | {
+        "keys": f"*{cached}", "values": f"*{cached}", "key_scales": scales, "value_scales": scales,
         "lengths": "*i64", "table_rows": "*i64", "table": "*i32", "table_width": "i32",
         "scale": "fp32", "log_totals": "*fp32", **dict.fromkeys(sizes, "constexpr"),
     }

@@ -7,7 +7,8 @@ from torch.nn import functional
 from minigpt4_runtime.config import LanguageConfig, VisionConfig
 from minigpt4_runtime.model.causal import causal_attention
 from minigpt4_runtime.model.eva_vit import EvaVit, resize_positions
-from minigpt4_runtime.model.llama import Llama, RMSNorm, Rotation
+from minigpt4_runtime.model.llama import Llama, RMSNorm
+from minigpt4_runtime.model.rotary import Rotation
 
 
 def randomise(module, seed=0):
@@ -30,10 +31,14 @@ def test_rms_norm_is_torch_s(dtype):
 def test_rotation_keeps_distances_only():
     generator = torch.Generator().manual_seed(2)
     q, k = torch.randn(2, 1, 1, 8, generator=generator)
+    config = LanguageConfig(
+        hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=2, vocab_size=20, max_position_embeddings=128, rms_norm_eps=1e-6,
+    )  # fmt: skip
 
     def score(query_position, key_position):
-        turn_q = Rotation(torch.tensor([query_position]), 8, 10000.0, torch.float32)
-        turn_k = Rotation(torch.tensor([key_position]), 8, 10000.0, torch.float32)
+        turn_q = Rotation(torch.tensor([query_position]), config, torch.float32)
+        turn_k = Rotation(torch.tensor([key_position]), config, torch.float32)
         return float((turn_q(q) * turn_k(k)).sum())
 
     assert score(9, 4) == pytest.approx(score(105, 100), rel=1e-4)

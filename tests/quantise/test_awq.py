@@ -7,8 +7,9 @@ import torch
 from minigpt4_runtime.config import LanguageConfig
 from minigpt4_runtime.formats.integer import INTEGER_FORMATS
 from minigpt4_runtime.model.causal import causal_attention
-from minigpt4_runtime.model.llama import LlamaLayer, Rotation
+from minigpt4_runtime.model.llama import LlamaLayer
 from minigpt4_runtime.model.parallel import Solo
+from minigpt4_runtime.model.rotary import Rotation
 from minigpt4_runtime.quantise.awq import Inputs, find_scales, fold, scale_layer
 
 W4 = INTEGER_FORMATS["w4a16-g32"]
@@ -129,12 +130,16 @@ def test_inputs_that_never_come():
     assert find_scales([weight], sums_of(torch.zeros(3, 128)), W4) is None
 
 
-def draw_layer(num_key_value_heads=4, norm_dtype=torch.float32):
-    config = LanguageConfig(
+def layer_config(num_key_value_heads=4):
+    return LanguageConfig(
         hidden_size=64, intermediate_size=128, num_hidden_layers=1, num_attention_heads=4,
         num_key_value_heads=num_key_value_heads, vocab_size=64, max_position_embeddings=64,
         rms_norm_eps=1e-6, rope_theta=10000.0,
     )  # fmt: skip
+
+
+def draw_layer(num_key_value_heads=4, norm_dtype=torch.float32):
+    config = layer_config(num_key_value_heads)
     layer, generator = LlamaLayer(config, 0, Solo()).requires_grad_(False), torch.Generator()
     generator.manual_seed(7)
     for name, weight in layer.named_parameters():
@@ -147,7 +152,7 @@ def draw_layer(num_key_value_heads=4, norm_dtype=torch.float32):
 
 
 def compute(layer, rows):
-    rotation = Rotation(torch.arange(len(rows)), 16, 10000.0, rows.dtype)
+    rotation = Rotation(torch.arange(len(rows)), layer_config(), rows.dtype)
     return layer(rows, rotation, causal_attention())
 
 

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 from minigpt4_runtime.config import SamplingParams
 from minigpt4_runtime.errors import RequestError
-from minigpt4_runtime.messages import ImageSource, Message, TextDelta
+from minigpt4_runtime.messages import ImageSource, Message, Reply, TextDelta
 
 
 class Streams(Protocol):
@@ -60,7 +60,7 @@ class Dialogue:
         question: str,
         params: SamplingParams,
         on_text: Callable[[str], None],
-    ) -> None:
+    ) -> Reply:
         """Ask, and hand the answer's text on as it grows. Ctrl-C keeps the answer so far.
 
         Raises:
@@ -69,16 +69,19 @@ class Dialogue:
         if self.latest is None:
             raise RequestError("There is no picture to talk about. Show one: /image PATH")
         asked = Message("user", (*self._waiting, question))
-        answer = ""
+        answer, reply = "", None
         try:
             for delta in model.stream([*self._turns, asked], params):
-                answer = delta.reply.text if delta.reply else answer + delta.text
+                reply = delta.reply
+                answer = reply.text if reply else answer + delta.text
                 on_text(delta.text)
         except KeyboardInterrupt:
             if answer.strip():
                 self._keep(asked, answer.strip())
             raise
+        assert reply is not None, "a stream ends with its reply"
         self._keep(asked, answer)
+        return reply
 
     def _keep(self, asked: Message, answer: str) -> None:
         self._turns += [asked, Message("assistant", (answer,))]

@@ -27,6 +27,7 @@ class Record:
     finish_reason: str | None = None
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
+    evicted_tokens: int | None = None
     token_ids: tuple[int, ...] | None = None
     seconds: float
     error: str | None = None

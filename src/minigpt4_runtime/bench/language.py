@@ -20,7 +20,7 @@ from minigpt4_runtime.bench.costs import step_bytes
 from minigpt4_runtime.bench.machine import GIB, available_memory_bytes
 from minigpt4_runtime.bench.ramp_up import BatchVerdict, RampUp, find_largest_batch
 from minigpt4_runtime.bench.spread import Measured, Spread
-from minigpt4_runtime.cache.key_value import token_bytes
+from minigpt4_runtime.cache.sizes import token_bytes
 from minigpt4_runtime.config import EngineConfig, SamplingParams
 from minigpt4_runtime.errors import BackendUnavailableError, ConfigError, RequestError
 
@@ -193,7 +193,7 @@ class LanguageBench:
     @property
     def context(self) -> int:
         """How many tokens prompt and answer may have together."""
-        return self._model.config.language.max_position_embeddings
+        return self._model.config.language.context_length
 
     def fitting(
         self, asked: Sequence[tuple[int, int]], notes: list[str]
@@ -264,7 +264,7 @@ class LanguageBench:
         self._free_cache()
         if self._model.device == "cpu":
             tokens = work.batch_size * (work.input_length + work.output_length)
-            needed = tokens * token_bytes(self._model.config.language, self._model.dtype)
+            needed = tokens * token_bytes(self._model.config.language, self._model.cache_dtype)
             # All ranks share one memory: each has its part of the cache, and a whole step.
             needed += self._model.tensor_parallel * step_bytes(
                 self._model.config, num_tokens=work.step_tokens, num_answers=work.batch_size
@@ -340,7 +340,7 @@ class LanguageBench:
         """What a rank reads in a decode step when half of each answer is generated."""
         weights = self._model.probe.weight_bytes()
         context = work.input_length + work.output_length / 2
-        cached = token_bytes(self._model.config.language, self._model.dtype)
+        cached = token_bytes(self._model.config.language, self._model.cache_dtype)
         cached //= self._model.tensor_parallel
         return (weights["layers"] + weights["head"] + work.batch_size * context * cached) / 1e9
 

@@ -7,14 +7,16 @@ Never  knows which block belongs to which sequence.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, Self
+from typing import ClassVar, Protocol, Self
 
 import torch
 from torch import Tensor
 
-from minigpt4_runtime.config import DTYPE_BYTES, DTYPE_NAMES, DTypeName, LanguageConfig
+from minigpt4_runtime.cache.sizes import head_bytes, int4_group
+from minigpt4_runtime.config import CacheDTypeName
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,16 @@ class CacheShape:
     head_dim: int
     block_size: int
 
+    def block_bytes(self, dtype: CacheDTypeName) -> int:
+        """The size of one block of all layers, keys and values."""
+        return (
+            2
+            * self.num_layers
+            * self.block_size
+            * self.num_heads
+            * head_bytes(self.head_dim, dtype)
+        )
+
 
 class KeyValueCache(Protocol):
     """A cache of one format. Attention kernels state which formats they read."""
@@ -36,12 +48,8 @@ class KeyValueCache(Protocol):
     device: torch.device
 
     @classmethod
-    def block_bytes(cls, shape: CacheShape, dtype: DTypeName) -> int:
-        """The size of one block of all layers, keys and values."""
-
-    @classmethod
     def create(
-        cls, shape: CacheShape, num_blocks: int, *, dtype: DTypeName, device: torch.device
+        cls, shape: CacheShape, num_blocks: int, *, dtype: CacheDTypeName, device: torch.device
     ) -> Self:
         """A cache that is not written to: no memory is taken before a block is first used."""
 
@@ -53,6 +61,10 @@ class KeyValueCache(Protocol):
 
     def copy_blocks(self, sources: Sequence[int], targets: Sequence[int]) -> None:
         """Copy whole blocks of all layers."""
+
+    @classmethod
+    def as_read(cls, rows: Tensor, dtype: CacheDTypeName) -> Tensor:
+        """What would be read of (…, dim) rows if they were written, in the dtype of the rows."""
 
 
 class FloatCache:
@@ -67,14 +79,8 @@ class FloatCache:
         self.device = keys.device
 
     @classmethod
-    def block_bytes(cls, shape: CacheShape, dtype: DTypeName) -> int:
-        """See `KeyValueCache`."""
-        numbers = shape.num_layers * shape.block_size * shape.num_heads * shape.head_dim
-        return 2 * numbers * DTYPE_BYTES[dtype]
-
-    @classmethod
     def create(
-        cls, shape: CacheShape, num_blocks: int, *, dtype: DTypeName, device: torch.device
+        cls, shape: CacheShape, num_blocks: int, *, dtype: CacheDTypeName, device: torch.device
     ) -> Self:
         """See `KeyValueCache`."""
         size = (shape.num_layers, num_blocks, shape.block_size, shape.num_heads, shape.head_dim)
@@ -99,14 +105,191 @@ class FloatCache:
         for side in (self.keys, self.values):
             side[:, targets] = side[:, sources]
 
+    @classmethod
+    def as_read(cls, rows: Tensor, dtype: CacheDTypeName) -> Tensor:
+        """See `KeyValueCache`."""
+        return rows.to(getattr(torch, dtype)).to(rows.dtype)
+
+
+# In place of a scale of 0, which numbers that are alike have, where it divides.
+_SMALLEST = torch.finfo(torch.float32).tiny
+
+
+class QuantisedCache(ABC):
+    """Keys and values as numbers of a byte or less, and the scales that make floats of them.
+
+    A token's head is rounded when it is written, by itself, and is not touched again: copies and
+    shared blocks hold the same numbers. Both tensors begin with (layers, 2, num_blocks, block_size,
+    heads); of the 2, the first are the keys. Each format says what stands behind these.
+    """
+
+    scale_dtype: ClassVar[torch.dtype]
+    number_dtype: ClassVar[torch.dtype]
+
+    def __init__(self, numbers: Tensor, scales: Tensor, head_dim: int) -> None:
+        self.numbers = numbers
+        self.scales = scales
+        num_layers, _, self.num_blocks, block_size, num_heads = numbers.shape[:5]
+        self.shape = CacheShape(num_layers, num_heads, head_dim, block_size)
+        self.dtype = numbers.dtype
+        self.device = numbers.device
+
+    @classmethod
+    @abstractmethod
+    def tails(cls, head_dim: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """What one head of one token takes: the shapes of its numbers and of its scales."""
+
+    @classmethod
+    @abstractmethod
+    def pack(cls, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """(…, dim) float32 → numbers and scales."""
+
+    @classmethod
+    @abstractmethod
+    def unpack(cls, numbers: Tensor, scales: Tensor) -> Tensor:
+        """Numbers and scales → (…, dim) float32."""
+
+    @classmethod
+    def create(
+        cls,
+        shape: CacheShape,
+        num_blocks: int,
+        *,
+        dtype: CacheDTypeName,  # noqa: ARG003
+        device: torch.device,
+    ) -> Self:
+        """See `KeyValueCache`."""
+        lead = (shape.num_layers, 2, num_blocks, shape.block_size, shape.num_heads)
+        numbers, scales = cls.tails(shape.head_dim)
+        return cls(
+            torch.empty(lead + numbers, dtype=cls.number_dtype, device=device),
+            torch.empty(lead + scales, dtype=cls.scale_dtype, device=device),
+            shape.head_dim,
+        )
+
+    def write(self, layer: int, slots: Tensor, keys: Tensor, values: Tensor) -> None:
+        """See `KeyValueCache`."""
+        parts = self.pack(torch.stack((keys, values)).float())
+        for side, new in zip((self.numbers, self.scales), parts, strict=True):
+            # As bytes, since torch copies no float8.
+            here, there = (x.view(torch.uint8) if x.dtype.itemsize == 1 else x for x in (side, new))
+            here[layer].flatten(1, 2).index_copy_(1, slots, there)
+
+    def read(self, layer: int, slots: Tensor, heads: slice = slice(None)) -> tuple[Tensor, Tensor]:
+        """See `KeyValueCache`; of some heads alone where it is asked for these."""
+        numbers, scales = (
+            side[layer].flatten(1, 2)[:, :, heads].index_select(1, slots)
+            for side in (self.numbers.view(torch.uint8), self.scales)
+        )
+        keys, values = self.unpack(numbers.view(self.number_dtype), scales)
+        return keys, values
+
+    def copy_blocks(self, sources: Sequence[int], targets: Sequence[int]) -> None:
+        """See `KeyValueCache`."""
+        for side in (self.numbers.view(torch.uint8), self.scales):
+            side[:, :, targets] = side[:, :, sources]
+
+    @classmethod
+    def as_read(cls, rows: Tensor, dtype: CacheDTypeName) -> Tensor:  # noqa: ARG003
+        """See `KeyValueCache`."""
+        return cls.unpack(*cls.pack(rows.float())).to(rows.dtype)
+
+
+class ScaledCache(QuantisedCache):
+    """Bytes, and one float32 scale for each head of a token: its largest number over `largest`."""
+
+    scale_dtype = torch.float32
+    largest: ClassVar[float]
+
+    @classmethod
+    def tails(cls, head_dim: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """See `QuantisedCache`."""
+        return (head_dim,), ()
+
+    @classmethod
+    def pack(cls, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """See `QuantisedCache`."""
+        scales = rows.abs().amax(-1) / cls.largest
+        numbers = rows / scales.clamp(min=_SMALLEST)[..., None]
+        return cls.round(numbers).to(cls.number_dtype), scales
+
+    @classmethod
+    @abstractmethod
+    def round(cls, numbers: Tensor) -> Tensor:
+        """Floats from -`largest` to it → what `number_dtype` holds, or nearly."""
+
+    @classmethod
+    def unpack(cls, numbers: Tensor, scales: Tensor) -> Tensor:
+        """See `QuantisedCache`."""
+        return numbers.float().mul_(scales[..., None])
+
+
+class Int8Cache(ScaledCache):
+    """Whole numbers from -127 to 127."""
+
+    number_dtype = torch.int8
+    largest = 127
+
+    @classmethod
+    def round(cls, numbers: Tensor) -> Tensor:
+        """See `ScaledCache`."""
+        return numbers.round_()
+
+
+class Fp8Cache(ScaledCache):
+    """Floats of 8 bits (e4m3) from -448 to 448."""
+
+    number_dtype = torch.float8_e4m3fn
+    largest = 448
+
+    @classmethod
+    def round(cls, numbers: Tensor) -> Tensor:
+        """See `ScaledCache`: what is a little larger would become NaN."""
+        return numbers.clamp_(-cls.largest, cls.largest)
+
+
+class Int4Cache(QuantisedCache):
+    """Half a byte a number, from 0 to 15; a float16 step and lowest for each group of a head.
+
+    A group is of 32 neighbours, or fewer where these do not divide a head. A byte holds a number of
+    a group's first half in its low bits, and that of the same place in the second half.
+    """
+
+    number_dtype = torch.uint8
+    scale_dtype = torch.float16
+
+    @classmethod
+    def tails(cls, head_dim: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """See `QuantisedCache`."""
+        return (head_dim // 2,), (head_dim // int4_group(head_dim), 2)
+
+    @classmethod
+    def pack(cls, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """See `QuantisedCache`."""
+        groups = rows.view(*rows.shape[:-1], -1, int4_group(rows.shape[-1]))
+        lowest, highest = groups.aminmax(dim=-1)
+        scales = torch.stack(((highest - lowest) / 15, lowest), -1).to(cls.scale_dtype)
+        # Rounded by the scales as they are stored.
+        step, start = scales.float().unsqueeze(-2).unbind(-1)
+        steps = (groups - start) / step.clamp(min=_SMALLEST)
+        first, second = steps.round_().clamp_(0, 15).to(torch.uint8).chunk(2, -1)
+        return (first | second << 4).flatten(-2), scales
+
+    @classmethod
+    def unpack(cls, numbers: Tensor, scales: Tensor) -> Tensor:
+        """See `QuantisedCache`."""
+        packed = numbers.view(*scales.shape[:-1], -1)
+        steps = torch.cat((packed & 15, packed >> 4), -1).float()
+        step, start = scales.float().unsqueeze(-2).unbind(-1)
+        return torch.addcmul(start, steps, step).flatten(-2)
+
 
 # A format for each EngineConfig.cache_dtype but "auto".
-CACHE_FORMATS: dict[DTypeName, type[FloatCache]] = dict.fromkeys(DTYPE_NAMES, FloatCache)
-
-
-def token_bytes(config: LanguageConfig, dtype: DTypeName) -> int:
-    """The size of one token's keys and values in all layers, on all ranks together."""
-    shape = CacheShape(
-        config.num_hidden_layers, config.num_key_value_heads, config.head_dim, block_size=1
-    )
-    return CACHE_FORMATS[dtype].block_bytes(shape, dtype)
+CACHE_FORMATS: dict[CacheDTypeName, type[KeyValueCache]] = {
+    "float32": FloatCache,
+    "float16": FloatCache,
+    "bfloat16": FloatCache,
+    "int8": Int8Cache,
+    "int4": Int4Cache,
+    "fp8": Fp8Cache,
+}

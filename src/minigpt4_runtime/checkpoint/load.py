@@ -60,21 +60,27 @@ class _Folder:
     parts: Mapping[str, Part]
 
 
-def load_model(model_dir: Path, **where: Unpack[Where]) -> MiniGPT4Model:
+def load_model(
+    model_dir: Path, config: ModelConfig | None = None, **where: Unpack[Where]
+) -> MiniGPT4Model:
     """Load a model. On a CPU, weights of the wanted dtype and order stay in the mapped file.
+
+    `config` takes the place of the folder's own, for settings that change no shape.
 
     Raises:
         CheckpointError: a file is damaged, or a weight is missing, too many or misshapen.
         ConfigError: config.json holds something that cannot work.
         BackendUnavailableError: the weights take more than `free_bytes`, where that is known.
     """
-    folder = _open(model_dir)
+    folder = _open(model_dir, config)
     return _fill(blank_for(where, folder.config, folder.formats), "", folder, where)
 
 
-def load_language(model_dir: Path, **where: Unpack[Where]) -> Llama:
+def load_language(
+    model_dir: Path, config: ModelConfig | None = None, **where: Unpack[Where]
+) -> Llama:
     """Load this rank's part of the language model alone. See `load_model`."""
-    folder = _open(model_dir)
+    folder = _open(model_dir, config)
     language = blank_for(where, folder.config, folder.formats).language
     return _fill(language, _LANGUAGE, folder, where)
 
@@ -90,8 +96,9 @@ def load_vision(
     return _fill(vision, "vision.", folder, where)
 
 
-def _open(model_dir: Path) -> _Folder:
-    config, formats = load_config(model_dir), read_manifest(model_dir).weight_format
+def _open(model_dir: Path, config: ModelConfig | None = None) -> _Folder:
+    config = config or load_config(model_dir)
+    formats = read_manifest(model_dir).weight_format
     stored = read_folder_weights(model_dir)
     parts = list_parts(blank_model(config, formats=formats))
     wanted = {name: part.shape for name, part in parts.items()}

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from minigpt4_runtime.cache.sizes import token_bytes
 from minigpt4_runtime.checkpoint.config_file import load_config
 from minigpt4_runtime.checkpoint.manifest import SourceRecord, read_manifest
 from minigpt4_runtime.checkpoint.weights import (
@@ -19,7 +20,7 @@ from minigpt4_runtime.checkpoint.weights import (
     read_folder_weights,
     show_bytes,
 )
-from minigpt4_runtime.config import ModelConfig
+from minigpt4_runtime.config import CACHE_DTYPE_NAMES, CacheDTypeName, ModelConfig
 from minigpt4_runtime.formats.dense import DENSE
 from minigpt4_runtime.formats.registry import FormatChoice, format_of, show_formats
 
@@ -29,6 +30,8 @@ _TOWERS = {
     "projection": ("vision.projection.",),
     "language": ("language.",),
 }
+# bfloat16 takes what float16 does, and fp8 what int8 does.
+SHOWN_CACHES: tuple[CacheDTypeName, ...] = ("float16", "int8", "int4")
 _DTYPE_NAMES: dict[str, str] = {code: name for name, code in DTYPE_CODES.items()}
 
 
@@ -49,7 +52,10 @@ class TowerReport:
 
 @dataclass(frozen=True)
 class FolderReport:
-    """A model folder at a glance. `variant` is "vicuna" (with a Q-Former) or "llama2" (without)."""
+    """A model folder at a glance. `variant` is "vicuna" (with a Q-Former) or "llama2" (without).
+
+    `token_bytes` is what a token's keys and values take, by the format of the cache.
+    """
 
     path: str
     variant: str
@@ -57,7 +63,10 @@ class FolderReport:
     image_size: int
     rows_per_image: int
     context_length: int
+    positions: str
+    rope_scaling: dict[str, Any] | None
     vocab_size: int
+    token_bytes: Mapping[CacheDTypeName, int]
     towers: tuple[TowerReport, ...]
     num_files: int
     dtypes: tuple[str, ...]
@@ -87,6 +96,14 @@ class FolderReport:
             ("template", self.template),
             ("image", f"{self.image_size} pixels a side, {self.rows_per_image} rows"),
             ("context", f"{self.context_length} tokens, vocabulary {self.vocab_size}"),
+            ("positions", self.positions),
+            (
+                "a GiB holds",
+                "keys and values of "
+                + ", ".join(
+                    f"{2**30 // self.token_bytes[name]:,} tokens in {name}" for name in SHOWN_CACHES
+                ),
+            ),
             (
                 "weights",
                 f"{self.weight_format} ({', '.join(self.dtypes)}), files: {self.num_files}",
@@ -124,8 +141,11 @@ def inspect_folder(model_dir: Path) -> FolderReport:
         template=config.template,
         image_size=config.vision.image_size,
         rows_per_image=config.rows_per_image,
-        context_length=config.language.max_position_embeddings,
+        context_length=config.language.context_length,
+        positions=config.language.positions,
+        rope_scaling=scaling.to_mapping() if (scaling := config.language.rope_scaling) else None,
         vocab_size=config.language.vocab_size,
+        token_bytes={name: token_bytes(config.language, name) for name in CACHE_DTYPE_NAMES},
         towers=tuple(_report_towers(config, stored, manifest.weight_format)),
         num_files=len({place.path for place in stored.values()}),
         dtypes=manifest.dtypes,

@@ -6,9 +6,9 @@ Never  reads a file.
 
 from functools import cache
 
-from minigpt4_runtime.cache.key_value import token_bytes
+from minigpt4_runtime.cache.sizes import token_bytes
 from minigpt4_runtime.checkpoint.weights import WeightForm
-from minigpt4_runtime.config import DTypeName, ModelConfig
+from minigpt4_runtime.config import CacheDTypeName, DTypeName, ModelConfig
 from minigpt4_runtime.formats.contracts import Part
 from minigpt4_runtime.formats.dense import DENSE
 from minigpt4_runtime.formats.registry import FormatChoice
@@ -47,5 +47,10 @@ def running_bytes(preset: str, dtype: DTypeName, formats: FormatChoice = DENSE.n
     The intermediate values of a step are small beside these and not counted.
     """
     language = PRESETS[preset].language
-    cache_bytes = language.max_position_embeddings * token_bytes(language, dtype)
+    cache_bytes = language.context_length * token_bytes(language, dtype)
     return weight_bytes(preset, dtype, formats) + cache_bytes
+
+
+def fitting_tokens(preset: str, dtype: CacheDTypeName, num_bytes: int) -> int:
+    """How many tokens' keys and values of a preset go into so much memory."""
+    return max(0, num_bytes) // token_bytes(PRESETS[preset].language, dtype)

@@ -8,7 +8,7 @@ Never  chooses a device or a dtype.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -27,7 +27,8 @@ from minigpt4_runtime.model.minigpt4 import MiniGPT4Model
 class WeightSource:
     """A model folder, or without one a shape whose weights are drawn with `seed`.
 
-    The manifest of a folder has the formats of its weights.
+    The manifest of a folder has the formats of its weights. `config` is the folder's, with the
+    settings for long sequences that a user has chosen.
     """
 
     config: ModelConfig
@@ -36,13 +37,18 @@ class WeightSource:
     formats: FormatChoice = DENSE.name
 
     @classmethod
-    def folder(cls, model_dir: Path) -> WeightSource:
-        """The weights of a model folder.
+    def folder(
+        cls, model_dir: Path, *, rope_scaling: object = None, max_context: int | None = None
+    ) -> WeightSource:
+        """The weights of a model folder. See `LanguageConfig.stretched` for the settings.
 
         Raises:
             CheckpointError: it is none.
+            ConfigError: a setting has no meaning.
         """
-        return cls(load_config(model_dir), model_dir)
+        config = load_config(model_dir)
+        language = config.language.stretched(rope_scaling, max_context)
+        return cls(replace(config, language=language), model_dir)
 
     def to_mapping(self) -> dict[str, Any]:
         """Plain values that `from_mapping` reads back."""
@@ -59,14 +65,14 @@ class WeightSource:
     def load_model(self, **where: Unpack[Where]) -> MiniGPT4Model:
         """Both sides, the language model being this rank's part. See `load.load_model`."""
         if self.model_dir is not None:
-            return load_model(self.model_dir, **where)
+            return load_model(self.model_dir, self.config, **where)
         blank = blank_for(where, self.config, self.formats)
         return fill_at_random(blank, seed=self.seed, **where)
 
     def load_language(self, **where: Unpack[Where]) -> Llama:
         """This rank's part of the language model alone."""
         if self.model_dir is not None:
-            return load_language(self.model_dir, **where)
+            return load_language(self.model_dir, self.config, **where)
         language = blank_for(where, self.config, self.formats).language
         # With one seed all ranks would hold the same rows.
         return fill_at_random(language, seed=self.seed + where["group"].rank, **where)

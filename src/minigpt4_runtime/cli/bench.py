@@ -309,10 +309,13 @@ def _loader(
     from minigpt4_runtime.bench.presets import cut_layers, find_preset
 
     config = cut_layers(find_preset(shape.preset), vision=vision, language=language)
+    stretched = config.language.stretched(where.rope_scaling, where.max_context)
+    config = replace(config, language=stretched)
     return lambda: MiniGPT4.with_random_weights(
         config,
         device=where.device,
         dtype=cast(Any, where.dtype),
+        engine=where.engine(),
         tensor_parallel=where.tensor_parallel,
     )
 

@@ -14,12 +14,13 @@ from minigpt4_runtime.batch.dialogue import Dialogue
 from minigpt4_runtime.batch.finding import STDIN, read_place, source_of
 from minigpt4_runtime.cli.options import (
     AllowLocalUrls,
+    CacheWindow,
     ModelOptions,
     SamplingOptions,
     spread_options,
 )
 from minigpt4_runtime.cli.terminal import is_interactive, note, read_line, report, use_line_editing
-from minigpt4_runtime.config import SamplingParams
+from minigpt4_runtime.config import EngineConfig, SamplingParams
 from minigpt4_runtime.errors import MiniGPT4Error, PromptTooLongError, RequestError
 from minigpt4_runtime.messages import ImageSource
 
@@ -47,6 +48,7 @@ def chat(
     ] = None,
     *,
     allow_local_urls: AllowLocalUrls = False,
+    cache_window: CacheWindow = None,
     where: ModelOptions,
     sampling: SamplingOptions,
 ) -> None:
@@ -59,7 +61,8 @@ def chat(
     dialogue = Dialogue()
     if image is not None:
         dialogue.show(_find_image(image, allows_local=allow_local_urls))
-    session = _Session(where.load(), params, dialogue, allows_local=allow_local_urls)
+    model = where.load(engine=EngineConfig(cache_window=cache_window))
+    session = _Session(model, params, dialogue, allows_local=allow_local_urls)
     if is_interactive():
         use_line_editing()
         opening = f"Ask about {image}." if image else "Show a picture: /image PATH."
@@ -79,6 +82,7 @@ class _Session:
         self._params = params
         self._dialogue = dialogue
         self._allows_local = allows_local
+        self._num_evicted = 0  # Tokens, as far as a note has told.
         self.num_failed = 0
 
     def run(self) -> None:
@@ -92,7 +96,10 @@ class _Session:
                 self.num_failed += 1
                 report(error)
                 if isinstance(error, PromptTooLongError):
-                    note("/reset starts over with the picture shown last.")
+                    note(
+                        "/reset starts over with the picture shown last. With --cache-window COUNT "
+                        "a dialogue never ends."
+                    )
 
     def _take(self, line: str) -> None:
         if line.startswith("//"):
@@ -141,11 +148,18 @@ class _Session:
             ends_line = ends_line and not text
 
         try:
-            self._dialogue.ask(self._model, question, self._params, show)
+            reply = self._dialogue.ask(self._model, question, self._params, show)
             ends_line = False
         finally:
             if not ends_line:
                 print(flush=True)
+        # One note whenever more has left: most questions find the window as it was.
+        if reply.usage.evicted_tokens > self._num_evicted:
+            note(
+                f"The oldest {reply.usage.evicted_tokens} tokens have left the window; pictures "
+                f"among them: {reply.usage.evicted_images}."
+            )
+        self._num_evicted = reply.usage.evicted_tokens
 
 
 def _next_line() -> str:

@@ -20,6 +20,7 @@ from minigpt4_runtime.batch.finding import (
 from minigpt4_runtime.batch.results import Record, open_results
 from minigpt4_runtime.cli.options import (
     AllowLocalUrls,
+    CacheWindow,
     ModelOptions,
     SamplingOptions,
     flag,
@@ -27,6 +28,7 @@ from minigpt4_runtime.cli.options import (
     spread_options,
 )
 from minigpt4_runtime.cli.terminal import ProgressBar, note, progress_bar, report
+from minigpt4_runtime.config import EngineConfig
 from minigpt4_runtime.messages import Described, ImageSource
 from minigpt4_runtime.text.prompt import DESCRIBE_PROMPT
 
@@ -62,6 +64,7 @@ def describe(
         ),
     ] = False,
     allow_local_urls: AllowLocalUrls = False,
+    cache_window: CacheWindow = None,
     where: ModelOptions,
     sampling: SamplingOptions,
 ) -> None:
@@ -75,8 +78,8 @@ def describe(
     machine and to a picture of up to 32 MiB, without a redirect, within 10 seconds.
 
     A record in a .jsonl has the keys image, answer, finish_reason, prompt_tokens,
-    completion_tokens, token_ids, seconds and error; answer or error is null. An existing .jsonl
-    is only continued, never replaced; a .json is replaced when all is done.
+    completion_tokens, evicted_tokens, token_ids, seconds and error; answer or error is null. An
+    existing .jsonl is only continued, never replaced; a .json is replaced when all is done.
     """
     params = sampling.params()
     places = [read_place(path) for path in paths]
@@ -96,15 +99,21 @@ def describe(
 
             def ask(sources: list[ImageSource]) -> Iterator[Described]:
                 with bar.aside():
-                    model = where.load()
+                    model = where.load(engine=EngineConfig(cache_window=cache_window))
                 return model.describe_all(sources, prompt, params)
 
             for index, record in _describe_all(todo, ask, allows_local=allow_local_urls):
                 results.add(record)
                 tally["failed" if record.answer is None else "described"] += 1
+                tally["outgrown"] += bool(record.evicted_tokens)
                 screen.add(index, record)
                 bar.advance()
     finally:
+        if tally["outgrown"]:
+            note(
+                f"{tally['outgrown']} of the answers outgrew the window: the end of such an "
+                "answer was chosen without the picture."
+            )
         if tally.total() and (len(images) > 1 or tally["done"]):
             before = f", {tally['done']} done before" if tally["done"] else ""
             note(f"{tally['described']} described, {tally['failed']} failed{before}")
@@ -142,6 +151,7 @@ def _record(image: str, described: Described) -> Record:
         finish_reason=reply.finish_reason,
         prompt_tokens=reply.usage.prompt_tokens,
         completion_tokens=reply.usage.completion_tokens,
+        evicted_tokens=reply.usage.evicted_tokens,
         token_ids=reply.token_ids,
         seconds=seconds,
     )

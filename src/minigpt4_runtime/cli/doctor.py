@@ -52,11 +52,15 @@ def _print_lines(diagnosis: Diagnosis) -> None:
     for device in diagnosis.devices:
         free = "free memory unknown" if device.free_bytes is None else show_bytes(device.free_bytes)
         print(f"      {device.name}: {free} free, default dtype {device.default_dtype}")
-    print("\nWhat fits (weights, and keys and values of one full context)")
+    print("\nWhat fits (weights, and keys and values of one full context; room with --cache-dtype)")
     for fit in diagnosis.fits:
         needed = show_bytes(fit.needed_bytes)
         held = "" if fit.weights == "float" else f" as {fit.weights}"
-        print(f"{_mark(fit)}  {fit.preset}{held} in {fit.dtype}: {needed}, on {fit.device}")
+        kept = [
+            f"{count:,} tokens in {name}" for name, count in (fit.tokens or {}).items() if count
+        ]
+        room = f"; room for {', '.join(kept)}" if kept else ""
+        print(f"{_mark(fit)}  {fit.preset}{held} in {fit.dtype}: {needed}, on {fit.device}{room}")
     print("\nExtras")
     for extra in diagnosis.extras:
         mark, rest = ("no  ", f": {extra.install}") if extra.missing else ("ok  ", "")

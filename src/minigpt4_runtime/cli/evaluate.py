@@ -119,6 +119,15 @@ class PairOptions:
         str, option("DTYPE", "auto, float32, float16 or bfloat16: what that model computes in.")
     ] = "auto"
     candidate_dtype: Annotated[str, option("DTYPE", "The same of the candidate's.")] = "auto"
+    reference_cache_dtype: Annotated[
+        str,
+        option(
+            "DTYPE",
+            "auto, float32, float16, bfloat16, int8, int4 or fp8: how that model keeps keys and "
+            "values.",
+        ),
+    ] = "auto"
+    candidate_cache_dtype: Annotated[str, option("DTYPE", "The same of the candidate's.")] = "auto"
     prompt: Annotated[str, option("TEXT", "What was asked about each picture.")] = DESCRIBE_PROMPT
 
     def load(self, images: Path | None, device: str) -> Divergence | None:
@@ -137,15 +146,18 @@ class PairOptions:
         from minigpt4_runtime.evaluation.divergence import Divergence
 
         note("Loading both models …")
-        engine = EngineConfig(num_blocks=1)  # No answer is generated.
         reference, candidate = (
             # `load` itself refuses a dtype that it does not know.
-            MiniGPT4.load(model, device=device, dtype=cast(Any, dtype), engine=engine)
-            for model, dtype in (
-                (self.reference_model, self.reference_dtype),
-                (self.candidate_model, self.candidate_dtype),
+            MiniGPT4.load(
+                model, device=device, dtype=cast(Any, dtype),
+                # No answer is generated.
+                engine=EngineConfig(num_blocks=1, cache_dtype=cast(Any, cache_dtype)),
             )
-        )
+            for model, dtype, cache_dtype in (
+                (self.reference_model, self.reference_dtype, self.reference_cache_dtype),
+                (self.candidate_model, self.candidate_dtype, self.candidate_cache_dtype),
+            )
+        )  # fmt: skip
         return Divergence(reference, candidate, images_dir=images, prompt=self.prompt)
 
 

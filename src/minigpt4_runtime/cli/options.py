@@ -11,9 +11,9 @@ import functools
 import inspect
 import os
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields, is_dataclass
+from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, cast, get_type_hints
 
 import typer
 
@@ -50,6 +50,16 @@ AllowLocalUrls = Annotated[
 ]
 
 
+CacheWindow = Annotated[
+    int | None,
+    option(
+        "COUNT",
+        "Let no dialogue and no answer be too long: keep the prompt's beginning and up to this "
+        "many of the last tokens. The oldest turns leave with their pictures.",
+    ),
+]
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelOptions:
     """The model, and the device and runtime for it."""
@@ -74,6 +84,14 @@ class ModelOptions:
         str,
         option(
             "DTYPE", "auto, float32, float16 or bfloat16; auto is float32 on a CPU, else float16."
+        ),
+    ] = "auto"
+    cache_dtype: Annotated[
+        str,
+        option(
+            "DTYPE",
+            "How keys and values are kept: auto, float32, float16, bfloat16, int8, int4 or fp8; "
+            "auto is as --dtype. int8 takes half of float16, int4 a third.",
         ),
     ] = "auto"
     tensor_parallel: Annotated[
@@ -102,6 +120,22 @@ class ModelOptions:
             "PROVIDER",
             "What ONNX Runtime computes on: cuda, cann, openvino or cpu. Without it, the "
             "first of these that it has.",
+        ),
+    ] = None
+    rope_scaling: Annotated[
+        str | None,
+        option(
+            "KIND:FACTOR",
+            "Stretch positions beyond the length of training: yarn:4, linear:2, ntk:2 or llama3:8; "
+            "none for not at all. Without it, what the folder's config.json says.",
+        ),
+    ] = None
+    max_context: Annotated[
+        int | None,
+        option(
+            "COUNT",
+            "The most tokens of a prompt and its answer together. Without it, as many as "
+            "positions reach.",
         ),
     ] = None
 
@@ -133,7 +167,16 @@ class ModelOptions:
         # `load` itself refuses a dtype or a runtime that it does not know.
         given = asdict(self)
         model = given.pop("model")
-        return MiniGPT4.load(model, engine=engine, image_limits=image_limits, **given)
+        del given["cache_dtype"]
+        return MiniGPT4.load(model, engine=self.engine(engine), image_limits=image_limits, **given)
+
+    def engine(self, engine: EngineConfig | None = None) -> EngineConfig:
+        """These settings of an engine, or the defaults, with this cache.
+
+        Raises:
+            ConfigError: there is no such format.
+        """
+        return replace(engine or EngineConfig(), cache_dtype=cast(Any, self.cache_dtype))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from minigpt4_runtime.cli.options import ModelOptions, flag, option, spread_options
+from minigpt4_runtime.cli.options import CacheWindow, ModelOptions, flag, option, spread_options
 from minigpt4_runtime.cli.web import ExamplesOption, chat_page, check_page
 from minigpt4_runtime.config import EngineConfig
 from minigpt4_runtime.errors import ConfigError
@@ -114,6 +114,7 @@ class LimitOptions:
         ServerConfig.max_images
     )
     max_pixels: Annotated[int, option("COUNT", "Width times height of one picture.")] = 40_000_000
+    cache_window: CacheWindow = None
     max_tokens: Annotated[int, option("COUNT", "Tokens of one answer that may be asked for.")] = (
         ServerConfig.max_tokens
     )
@@ -234,7 +235,9 @@ def _load(
     running, step = limits.max_running, max(EngineConfig.max_step_tokens, limits.max_running)
     return where.load(
         announce_demo=announce_demo,
-        engine=EngineConfig(max_running=running, max_step_tokens=step),
+        engine=EngineConfig(
+            max_running=running, max_step_tokens=step, cache_window=limits.cache_window
+        ),
         image_limits=ImageLimits(max_bytes=config.max_body_bytes, max_pixels=limits.max_pixels),
     )
 

@@ -20,6 +20,7 @@ from minigpt4_runtime.checkpoint.file_kind import (
 from minigpt4_runtime.checkpoint.weights import list_indexed_files, list_some
 from minigpt4_runtime.config import LanguageConfig
 from minigpt4_runtime.errors import CheckpointError, ConfigError
+from minigpt4_runtime.rope_scaling import RopeScaling
 from minigpt4_runtime.text.tokenizer import Tokenizer
 
 # Safetensors first: a folder that has both needs no pickle to be opened.
@@ -29,22 +30,10 @@ _WEIGHT_FILES = (
 )
 _SHARD_NAME = re.compile(r"(?P<start>.+)-(?P<number>\d{5})-of-(?P<total>\d{5})(?P<end>\.\w+)")
 _OTHER_MODEL = "Take the language model that this MiniGPT-4 was made for."
-# Kinds of rope_scaling that change nothing where their factor is 1.
-_SCALES_BY_FACTOR = ("linear", "dynamic", "llama3")
 
 
 def _one_of(*allowed: object) -> Callable[[object], bool]:
     return lambda value: value in allowed
-
-
-def _scales_nothing(scaling: object) -> bool:
-    """Whether positions are left as they are: no scaling, or one by 1."""
-    if not isinstance(scaling, Mapping):
-        return scaling is None
-    kind, factor = scaling.get("rope_type", scaling.get("type")), as_number(scaling.get("factor"))
-    if kind is None:
-        return factor in (None, 1)
-    return kind == "default" or (kind in _SCALES_BY_FACTOR and factor == 1)
 
 
 def _is_read(quantisation: object) -> bool:
@@ -56,8 +45,7 @@ def _is_read(quantisation: object) -> bool:
 
 # Settings of config.json: a check whether our Llama computes a value, and the known ones in words.
 _KNOWN_SETTINGS: dict[str, tuple[Callable[[object], bool], str]] = {
-    "rope_scaling": (_scales_nothing, "null"),
-    "rope_parameters": (_scales_nothing, 'the rope_type "default"'),
+    "partial_rotary_factor": (_one_of(None, 1), "1"),
     "attention_bias": (_one_of(None, False), "false"),
     "mlp_bias": (_one_of(None, False), "false"),
     "hidden_act": (_one_of(None, "silu", "swish"), '"silu"'),
@@ -116,20 +104,19 @@ def read_llama_config(path: Path, values: Mapping[str, Any]) -> LanguageConfig:
     missing = [f"{n} ({show_value(values, n)})" for n in names if values.get(n) is None]
     if missing:
         raise CheckpointError(f"{path} lacks {list_some(missing)}. Take the published file again.")
-    inner_theta = (values.get("rope_parameters") or {}).get("rope_theta")
     optional = {
         "num_key_value_heads": values["num_attention_heads"],
         "max_position_embeddings": 2048,
         "rms_norm_eps": 1e-6,
-        # Transformers 5 keeps it inside rope_parameters; before, it was a name of its own.
-        "rope_theta": 10000.0 if inner_theta is None else inner_theta,
+        "rope_theta": 10000.0,
     }
-    found = {name: values[name] for name in optional if values.get(name) is not None}
+    rope_scaling, inner = _read_rope(path, values)
+    found = {**{name: values.get(name) for name in optional}, **inner}
+    found = {name: value for name, value in found.items() if value is not None}
     chosen = {**{name: values[name] for name in names}, **optional, **found}
+    numbers = {name: as_number(value) for name, value in chosen.items()}
     try:
-        config = LanguageConfig.from_mapping(
-            {name: as_number(value) for name, value in chosen.items()}
-        )
+        config = LanguageConfig.from_mapping({**numbers, "rope_scaling": rope_scaling})
     except ConfigError as error:
         raise CheckpointError(f"{path}: {error}") from None
     if as_number(values.get("head_dim")) not in (None, config.head_dim):
@@ -139,6 +126,34 @@ def read_llama_config(path: Path, values: Mapping[str, Any]) -> LanguageConfig:
             f"{config.head_dim} wide; this is not known. {_OTHER_MODEL}"
         )
     return config
+
+
+def _read_rope(
+    path: Path, values: Mapping[str, Any]
+) -> tuple[RopeScaling | None, dict[str, object]]:
+    """The scaling of positions, and the `rope_theta` that stands beside it, if there is one.
+
+    Transformers 5 has rope_parameters, in which rope_theta counts first; earlier ones, and all
+    where both are given, rope_scaling.
+    """
+    name = "rope_scaling" if values.get("rope_scaling") else "rope_parameters"
+    given = values.get(name) or None
+    if isinstance(given, Mapping):
+        given = {key: as_number(value) for key, value in given.items()}
+        # Where it stands outside too, transformers takes that.
+        outer = as_number(values.get("original_max_position_embeddings"))
+        if outer is not None and given.get("rope_type", given.get("type")) in ("yarn", "llama3"):
+            given["original_max_position_embeddings"] = outer
+    try:
+        if isinstance(given, str):
+            raise ConfigError("named values are wanted.")
+        scaling = RopeScaling.read(given)
+    except ConfigError as error:
+        raise CheckpointError(
+            f"{path}: {name} is {show_value(values, name)}; {error} {_OTHER_MODEL}"
+        ) from None
+    inner = given.get("rope_theta") if isinstance(given, Mapping) else None
+    return scaling, {} if inner is None else {"rope_theta": inner}
 
 
 def _refuse_other_models(path: Path, values: Mapping[str, Any]) -> None:

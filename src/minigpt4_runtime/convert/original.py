@@ -14,6 +14,7 @@ from torch.nn import functional
 from minigpt4_runtime.config import LanguageConfig, ModelConfig, QFormerConfig, VisionConfig
 from minigpt4_runtime.convert.inventory import Inventory
 from minigpt4_runtime.convert.recipe import Reader
+from minigpt4_runtime.model.rotary import rotary_speeds
 
 # Rows of a matrix that are widened to float32 at once.
 _ROWS_AT_ONCE = 2048
@@ -180,10 +181,12 @@ def _rotate(rows: Tensor, config: LanguageConfig) -> Tensor:
     """(T, heads·D) → the same, turned by position, as complex numbers."""
     half = config.head_dim // 2
     heads = rows.view(len(rows), -1, 2, half)
-    speeds = config.rope_theta ** (-torch.arange(half) / half)
+    # The one thing that is shared: no weight is in it, and tests hold it to transformers.
+    speeds = rotary_speeds(config, rows.device)
     turns = torch.outer(torch.arange(len(rows)).float(), speeds)[:, None]
+    scale = config.rope_scaling.attention_scale if config.rope_scaling else 1.0
     turned = torch.complex(heads[:, :, 0], heads[:, :, 1]) * torch.polar(
-        torch.ones_like(turns), turns
+        torch.full_like(turns, scale), turns
     )
     return torch.cat([turned.real, turned.imag], dim=-1).view(len(rows), -1)
 

@@ -27,6 +27,7 @@ class DeviceFacts:
     cache_share: float
     collective: str  # torch.distributed's name of the library that sums over such devices.
     shares_memory: bool = False
+    has_float8: bool = False  # Keys and values may be kept in 8-bit floats.
     has_float64: bool = True  # Sorting and sums of it too; else the CPU draws tokens.
 
 

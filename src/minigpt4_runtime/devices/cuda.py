@@ -34,7 +34,11 @@ class CudaBackend:
         torch.backends.cuda.enable_cudnn_sdp(False)
         attention = ("triton", "sdpa") if _runs_triton(self.device) else ("sdpa",)
         self.facts = DeviceFacts(
-            default_dtype="float16", attention=attention, cache_share=0.9, collective="nccl"
+            default_dtype="float16",
+            attention=attention,
+            cache_share=0.9,
+            collective="nccl",
+            has_float8=torch.cuda.get_device_capability(self.device) >= (8, 9),
         )
 
     def free_memory_bytes(self) -> int | None:

@@ -107,26 +107,32 @@ class Engine:
 
     # --- for callers --------------------------------------------------------------------------
 
-    def check(self, num_prompt: int, sampling: SamplingParams) -> None:
+    @property
+    def room(self) -> int:
+        """How many tokens a request can have at once, as the context and the cache allow."""
+        return min(self._max_context, self._num_blocks * self._config.block_size)
+
+    def check(self, num_prompt: int, sampling: SamplingParams, limit: int | None = None) -> None:
         """Refuse a request that can never be served, before any image is opened.
+
+        With a window, `limit` is its limit, and the prompt fits into it.
 
         Raises:
             PromptTooLongError: the prompt leaves no room for an answer.
             RequestError: the beams need more room than there is.
         """
-        room = self._num_blocks * self._config.block_size
-        if num_prompt >= self._max_context:
+        if limit is None and num_prompt >= self._max_context:
             raise PromptTooLongError(num_prompt, self._max_context)
-        if num_prompt >= room:
-            raise PromptTooLongError(num_prompt, room, holder="the engine's cache")
+        if limit is None and num_prompt >= self.room:
+            raise PromptTooLongError(num_prompt, self.room, holder="the engine's cache")
         beams, most = sampling.num_beams, self._config.max_running
         if beams > most:
             raise RequestError(
                 f"num_beams is {beams}, but only {most} answers run at once, which is max_running. "
                 "Lower it."
             )
-        max_new_tokens = self._max_new_tokens(num_prompt, sampling)
-        needed = self._scheduler.blocks_needed(num_prompt, beams, max_new_tokens)
+        max_new_tokens = self._max_new_tokens(num_prompt, sampling, limit)
+        needed = self._scheduler.blocks_needed(num_prompt, beams, max_new_tokens, limit)
         if needed > self._num_blocks:
             raise RequestError(
                 f"A search with {beams} beams on a prompt of {num_prompt} tokens takes {needed} "
@@ -141,7 +147,8 @@ class Engine:
             RequestError: `check` refuses the request, or the engine is closed.
         """
         sampling, num_prompt = request.sampling, len(request.token_ids)
-        self.check(num_prompt, sampling)
+        limit = request.window.limit if request.window else None
+        self.check(num_prompt, sampling, limit)
         inbox = Inbox()
         with self._changed:
             if self._end:
@@ -150,7 +157,7 @@ class Engine:
                 next(self._ids),
                 request,
                 seed=secrets.randbits(63) if sampling.seed is None else sampling.seed,
-                max_new_tokens=self._max_new_tokens(num_prompt, sampling),
+                max_new_tokens=self._max_new_tokens(num_prompt, sampling, limit),
             )
             self._arrived.append((sequence, inbox))
             self._changed.notify_all()
@@ -183,9 +190,10 @@ class Engine:
             thread.join()
         self._runner = None
 
-    def _max_new_tokens(self, num_prompt: int, sampling: SamplingParams) -> int:
-        room = min(self._max_context, self._num_blocks * self._config.block_size)
-        return min(sampling.max_new_tokens, room - num_prompt)
+    def _max_new_tokens(self, num_prompt: int, sampling: SamplingParams, limit: int | None) -> int:
+        if limit is not None:
+            return sampling.max_new_tokens
+        return min(sampling.max_new_tokens, self.room - num_prompt)
 
     # --- the thread ---------------------------------------------------------------------------
 

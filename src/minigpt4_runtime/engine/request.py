@@ -61,6 +61,31 @@ class Guide(Protocol):
         """A copy, for another branch of the answer."""
 
 
+class Kept(Protocol):
+    """What a window holds: these ids, and the last images of the request, with their starts.
+
+    The first `num_answer` ids of the answer have left it.
+    """
+
+    @property
+    def token_ids(self) -> tuple[int, ...]: ...  # noqa: D102
+    @property
+    def image_starts(self) -> tuple[int, ...]: ...  # noqa: D102
+    @property
+    def num_answer(self) -> int: ...  # noqa: D102
+
+
+class Window(Protocol):
+    """Lets the oldest tokens of a request leave where it has more than `limit` of them."""
+
+    @property
+    def limit(self) -> int:
+        """How many tokens are held at once."""
+
+    def fit(self, num_answer: int) -> Kept:
+        """What is held beside an answer of so many ids: at most `limit` tokens."""
+
+
 @dataclass(frozen=True, eq=False)
 class ImageInput:
     """An image in a prompt: its pixels (3, S, S), and where its rows start among the ids.
@@ -78,7 +103,7 @@ class ImageInput:
 class Request:
     """A prompt and how to go on from it. Its `watch` reads the answer as it grows.
 
-    A `guide` restricts the answer to a form.
+    A `guide` restricts the answer to a form. With a `window` it may outgrow any context.
     """
 
     token_ids: tuple[int, ...]
@@ -86,6 +111,7 @@ class Request:
     sampling: SamplingParams
     watch: StopWatch = field(default_factory=NoWatch)
     guide: Guide | None = None
+    window: Window | None = None
 
 
 @dataclass(frozen=True)

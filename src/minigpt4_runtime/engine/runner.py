@@ -17,7 +17,7 @@ from torch import Tensor
 
 from minigpt4_runtime.cache.image_cache import ImageCache
 from minigpt4_runtime.cache.key_value import CACHE_FORMATS, CacheShape, KeyValueCache
-from minigpt4_runtime.config import DTypeName, EngineConfig
+from minigpt4_runtime.config import CacheDTypeName, EngineConfig
 from minigpt4_runtime.engine.plan import StepPlan
 from minigpt4_runtime.engine.step_buffers import StepBuffers
 from minigpt4_runtime.errors import BackendUnavailableError
@@ -41,8 +41,8 @@ def fit_num_blocks(
         BackendUnavailableError: there is no room for a single block.
     """
     shape, dtype = _cache_form(config, language)
-    block_bytes = CACHE_FORMATS[dtype].block_bytes(shape, dtype)
-    most = config.max_running * -(-language.config.max_position_embeddings // config.block_size)
+    block_bytes = shape.block_bytes(dtype)
+    most = config.max_running * -(-language.config.context_length // config.block_size)
     left_bytes = _UNKNOWN_FREE_BYTES if free_bytes is None else free_bytes
     num_blocks = min(most, int(left_bytes * share) // block_bytes)
     if num_blocks < 1:
@@ -53,7 +53,7 @@ def fit_num_blocks(
     return num_blocks
 
 
-def _cache_form(config: EngineConfig, language: Llama) -> tuple[CacheShape, DTypeName]:
+def _cache_form(config: EngineConfig, language: Llama) -> tuple[CacheShape, CacheDTypeName]:
     """The shape and dtype of this rank's cache; auto is the dtype that the model computes in."""
     shape = CacheShape(
         language.config.num_hidden_layers, language.num_key_value_heads,
@@ -61,7 +61,7 @@ def _cache_form(config: EngineConfig, language: Llama) -> tuple[CacheShape, DTyp
     )  # fmt: skip
     computes_in = str(language.token_embedding.weight.dtype).removeprefix("torch.")
     dtype = computes_in if config.cache_dtype == "auto" else config.cache_dtype
-    return shape, cast(DTypeName, dtype)
+    return shape, cast(CacheDTypeName, dtype)
 
 
 @dataclass
@@ -91,7 +91,7 @@ class Runner:
         self._language = language
         self._vision = vision
         self._images = ImageCache(config.image_cache_bytes)
-        max_context = language.config.max_position_embeddings
+        max_context = language.config.context_length
         device = language.token_embedding.weight.device
         shape, dtype = _cache_form(config, language)
         self._cache = CACHE_FORMATS[dtype].create(shape, num_blocks, dtype=dtype, device=device)

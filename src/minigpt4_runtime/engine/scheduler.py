@@ -80,8 +80,15 @@ class Scheduler:
         """How many blocks no running sequence holds."""
         return self._pool.num_free
 
-    def blocks_needed(self, num_prompt: int, num_branches: int, max_new_tokens: int) -> int:
-        """How many blocks a request takes at the most, once it runs alone."""
+    def blocks_needed(
+        self, num_prompt: int, num_branches: int, max_new_tokens: int, limit: int | None = None
+    ) -> int:
+        """How many blocks a request takes at the most, once it runs alone.
+
+        `limit` is that of its window.
+        """
+        if limit is not None and num_prompt + max_new_tokens - 1 > limit:
+            return num_branches * self._num_blocks(limit)
         # The last token's key is never needed, and branches share the prompt's full blocks.
         shared, rest = divmod(num_prompt, self._block_size)
         return shared + num_branches * self._num_blocks(rest + max_new_tokens - 1)
@@ -256,7 +263,7 @@ class Scheduler:
 
     def _take(self, sequence: Sequence, before: list[int]) -> int:
         """A block behind those before it, with room for the longest answer of the sequence."""
-        whole = self._num_blocks(sequence.num_prompt + sequence.max_new_tokens)
+        whole = self._num_blocks(sequence.most_tokens)
         return self._pool.take(before[-1] if before else None, room=whole - len(before))
 
     def _preempt(self, sequence: Sequence) -> None:
@@ -311,6 +318,13 @@ class Scheduler:
             return (self._extend_one(sequence, choice),)
         return self._extend_beams(sequence, choice)
 
+    def _slide(self, sequence: Sequence) -> None:
+        """Let what does not fit into the sequence's window leave it."""
+        if sequence.slide():
+            self._release(sequence)
+            self._reuse(sequence, sequence.branches[0])
+            self.num_reused_tokens += sequence.branches[0].num_computed
+
     def _fork_trunk(self, sequence: Sequence) -> None:
         """Let all branches start from the prompt, after a preemption took their blocks."""
         trunk = sequence.branches[0]
@@ -327,6 +341,8 @@ class Scheduler:
         reason: FinishReason | None = "length" if is_last else None
         if is_end or heard.ends:
             reason = "stop"
+        if reason is None:
+            self._slide(sequence)
         return TokenEvent(token.token_id, reason, token.logprobs, heard.note)
 
     def _extend_beams(
@@ -351,6 +367,7 @@ class Scheduler:
         for parent in parents:
             self._pool.release(parent.blocks)
             self._free_row(parent)
+        self._slide(sequence)
         return ()
 
     def _grow(self, sequence: Sequence, parent: Branch, continuation: Continuation) -> Branch:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from array import array
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from minigpt4_runtime.engine.beam import BeamSearch
 from minigpt4_runtime.engine.plan import ImageRows
@@ -52,6 +52,8 @@ class Sequence:
         self.request = request
         self.seed = seed
         self.max_new_tokens = max_new_tokens
+        # What the window holds of both, and how many ids of the answer have left it.
+        self._prompt, self._images, self._num_left = request.token_ids, request.images, 0
         # Forked: the same request may be submitted again.
         guide = request.guide
         self.branches = [Branch(watch=request.watch.fork(), guide=guide.fork() if guide else None)]
@@ -64,8 +66,14 @@ class Sequence:
 
     @property
     def num_prompt(self) -> int:
-        """How many tokens the prompt has."""
-        return len(self.request.token_ids)
+        """How many tokens the prompt has, as far as they have not left the window."""
+        return len(self._prompt)
+
+    @property
+    def most_tokens(self) -> int:
+        """How many tokens a branch may have at once."""
+        whole, window = self.num_prompt + self.max_new_tokens, self.request.window
+        return whole if window is None else min(whole, window.limit)
 
     @property
     def max_branches(self) -> int:
@@ -73,8 +81,28 @@ class Sequence:
         return self.request.sampling.num_beams
 
     def num_tokens(self, branch: Branch) -> int:
-        """The length of the prompt and of a branch's answer."""
-        return self.num_prompt + len(branch.answer)
+        """The length of the prompt and of a branch's answer, but for what has left the window."""
+        return self.num_prompt + len(branch.answer) - self._num_left
+
+    def slide(self) -> bool:
+        """Let the oldest tokens leave if there are more than the window holds.
+
+        All others then have new positions and are to be computed anew, as if nothing else had been
+        said: an answer stays the same in any batch, and after a preemption.
+        """
+        window, answer = self.request.window, self.branches[0].answer
+        if window is None or self.num_tokens(self.branches[0]) <= window.limit:
+            return False
+        kept, images = window.fit(len(answer)), self.request.images
+        self._prompt, self._num_left = kept.token_ids, kept.num_answer
+        last_images = images[len(images) - len(kept.image_starts) :]
+        self._images = tuple(
+            replace(image, start=start)
+            for image, start in zip(last_images, kept.image_starts, strict=True)
+        )
+        for branch in self.branches:
+            branch.keys = []
+        return True
 
     def missing(self) -> list[int]:
         """How many tokens of each branch are not computed yet."""
@@ -82,14 +110,14 @@ class Sequence:
 
     def token_ids(self, branch: Branch, start: int, stop: int) -> tuple[int, ...]:
         """A branch's ids at these positions."""
-        prompt, answer = self.request.token_ids, branch.answer
-        first, last = max(0, start - len(prompt)), max(0, stop - len(prompt))
+        prompt, answer = self._prompt, branch.answer
+        first, last = (max(0, each - len(prompt)) + self._num_left for each in (start, stop))
         return (*prompt[start:stop], *answer[first:last])
 
     def images(self, start: int, stop: int) -> tuple[ImageRows, ...]:
         """Which rows of which images stand at these positions."""
         found = []
-        for image in self.request.images:
+        for image in self._images:
             first = max(start, image.start)
             last = min(stop, image.start + image.num_rows)
             if first < last:

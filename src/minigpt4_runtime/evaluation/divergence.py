@@ -43,7 +43,10 @@ class Divergence:
                 "The two models differ in vocabulary, template or rows for a picture. KL is known "
                 "only between versions of one model."
             )
-        names = (f"{each.model_dir} {each.dtype} {each.device}" for each in self._models)
+        names = (
+            f"{each.model_dir} {each.dtype} {each.device}, cache {each.cache_dtype}"
+            for each in self._models
+        )
         self.name = f"KL, {' to '.join(names)}, {prompt}"
 
     def of(self, case: Case) -> float:

@@ -17,9 +17,10 @@ from itertools import count, product
 from typing import Any
 
 from minigpt4_runtime.checkpoint import shelf
+from minigpt4_runtime.checkpoint.config_file import load_config
 from minigpt4_runtime.checkpoint.weights import show_bytes
-from minigpt4_runtime.config import DTYPE_NAMES, DTypeName
-from minigpt4_runtime.errors import BackendUnavailableError, ConfigError
+from minigpt4_runtime.config import DTYPE_NAMES, CacheDTypeName, DTypeName
+from minigpt4_runtime.errors import BackendUnavailableError, ConfigError, MiniGPT4Error
 from minigpt4_runtime.formats.dense import DENSE
 
 DISTRIBUTION = "minigpt4-runtime"
@@ -49,18 +50,23 @@ class Check:
 
 @dataclass(frozen=True)
 class Device:
-    """A device that opens. `free_bytes` is None if the system does not report it."""
+    """A device that opens. `free_bytes` is None if the system does not report it.
+
+    Of what weights leave free, keys and values take `cache_share`.
+    """
 
     name: str
     free_bytes: int | None
     default_dtype: str
+    cache_share: float
 
 
 @dataclass(frozen=True)
 class Fit:
     """Whether a preset in a dtype fits into a device; None if its free memory is unknown.
 
-    `weights` is float, or what `minigpt4 quantise --format` makes of it.
+    `weights` is float, or what `minigpt4 quantise --format` makes of it. `tokens` says how many
+    tokens' keys and values the engine would keep beside the weights, by its cache_dtype.
     """
 
     preset: str
@@ -69,6 +75,7 @@ class Fit:
     device: str
     needed_bytes: int
     fits: bool | None
+    tokens: dict[CacheDTypeName, int] | None
 
 
 @dataclass(frozen=True)
@@ -172,7 +179,10 @@ def _find_devices() -> Iterator[Device | Check]:
             name = kind if kind == "cpu" else f"{kind}:{index}"
             try:
                 device = open_device(name)
-                yield Device(name, device.free_memory_bytes(), device.facts.default_dtype)
+                facts = device.facts
+                yield Device(
+                    name, device.free_memory_bytes(), facts.default_dtype, facts.cache_share
+                )
             except BackendUnavailableError:
                 break
             except Exception as error:  # noqa: BLE001 - as above.
@@ -184,7 +194,7 @@ def _find_devices() -> Iterator[Device | Check]:
 
 
 def _find_fits(devices: list[Device]) -> Iterator[Fit]:
-    from minigpt4_runtime.checkpoint.sizes import running_bytes
+    from minigpt4_runtime.checkpoint.sizes import fitting_tokens, running_bytes, weight_bytes
     from minigpt4_runtime.presets import PRESETS
     from minigpt4_runtime.quantise.choice import QuantisePlan, choose
 
@@ -193,9 +203,16 @@ def _find_fits(devices: list[Device]) -> Iterator[Fit]:
         formats = DENSE.name if weights == DENSE.name else choose(plan, PRESETS[preset])
         needed = running_bytes(preset, dtype, formats)
         for device in devices:
-            free = device.free_bytes
-            fits = None if free is None else needed <= free
-            yield Fit(preset, weights, dtype, device.name, needed, fits)
+            fits, tokens = None, None
+            if device.free_bytes is not None:
+                fits = needed <= device.free_bytes
+                left = device.free_bytes - weight_bytes(preset, dtype, formats)
+                kept: tuple[CacheDTypeName, ...] = (dtype, "int8", "int4")
+                tokens = {
+                    name: fitting_tokens(preset, name, int(left * device.cache_share))
+                    for name in kept
+                }
+            yield Fit(preset, weights, dtype, device.name, needed, fits, tokens)
 
 
 def _check_model(try_model: Callable[[], str]) -> Check:
@@ -224,7 +241,7 @@ def _look_at_cache() -> tuple[Check, str, list[shelf.ShelvedModel], int]:
         downloads = shelf.measure(shelf.downloads_dir())
         home.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=home).close()
-        names = ", ".join(f"{each.name} ({show_bytes(each.num_bytes)})" for each in models)
+        names = ", ".join(map(_show_model, models))
         kept = f"; {show_bytes(downloads)} of downloads" if downloads else ""
         seen = f"{home}: {names or 'no models'}{kept}"
         check = Check("cache", True, seen, is_needed=False)
@@ -232,6 +249,17 @@ def _look_at_cache() -> tuple[Check, str, list[shelf.ShelvedModel], int]:
         seen = f"{home} cannot be read and written ({error.strerror})"
         check = Check("cache", False, seen, todo, is_needed=False)
     return check, str(home), models, downloads
+
+
+def _show_model(model: shelf.ShelvedModel) -> str:
+    """A model's name, size and context, as far as its config.json can be read."""
+    size = show_bytes(model.num_bytes)
+    try:
+        language = load_config(model.path).language
+    except MiniGPT4Error:
+        return f"{model.name} ({size})"
+    scaling = f" by {language.rope_scaling}" if language.rope_scaling else ""
+    return f"{model.name} ({size}, context of {language.context_length} tokens{scaling})"
 
 
 def _find_extras() -> Iterator[Extra]:

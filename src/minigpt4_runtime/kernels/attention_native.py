@@ -1,7 +1,7 @@
 """Causal attention on a CPU: rows that decode by the kernel in C++, prompts as in attention_sdpa.
 
 Owns   nothing. Takes packed rows, the cache and the batch; gives attended rows.
-Never  copies the keys of a sequence that decodes.
+Never  copies the keys of a sequence that decodes: floats, int8 and int4 are read as they lie there.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from minigpt4_runtime.cache.key_value import FloatCache
+from minigpt4_runtime.cache.key_value import FloatCache, Int4Cache, Int8Cache
 from minigpt4_runtime.kernels import native
 from minigpt4_runtime.kernels.attention_sdpa import Decode, Singles, attend_with
 from minigpt4_runtime.kernels.contracts import KernelLimits, StepBatch
@@ -22,9 +22,11 @@ class NativeAttention:
     """See `AttentionKernel`."""
 
     # Without the kernels it takes no cache, and the next one of a device's list is bound.
-    limits: ClassVar = KernelLimits() if native.find()[0] else KernelLimits(formats=())
+    limits: ClassVar = KernelLimits(
+        formats=(FloatCache, Int8Cache, Int4Cache) if native.find()[0] else ()
+    )
 
-    def __init__(self, cache: FloatCache) -> None:
+    def __init__(self, cache: FloatCache | Int8Cache | Int4Cache) -> None:
         self._cache = cache
         native.require()
         self._operator = torch.ops.minigpt4_kernels.attend_one.default
@@ -37,12 +39,18 @@ class NativeAttention:
         lengths, table_rows = singles.lengths.contiguous(), singles.table_rows.contiguous()
         table = singles.block_table.contiguous()
 
-        def decode(q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-            scale = q.shape[2] ** -0.5
-            operator = self._operator
-            attended: Tensor = operator(
-                q.contiguous(), keys, values, lengths, table_rows, table, scale
+        def decode(layer: int, q: Tensor) -> Tensor:
+            attended: Tensor = self._operator(
+                q.contiguous(), *self._sides(layer), lengths, table_rows, table, q.shape[2] ** -0.5
             )
             return attended
 
         return decode
+
+    def _sides(self, layer: int) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+        """A layer's keys and values, and the scales of both."""
+        cache = self._cache
+        if isinstance(cache, FloatCache):
+            return cache.keys[layer], cache.values[layer], None, None
+        (keys, values), (key_scales, value_scales) = cache.numbers[layer], cache.scales[layer]
+        return keys, values, key_scales, value_scales

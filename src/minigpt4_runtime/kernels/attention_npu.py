@@ -46,7 +46,8 @@ class NpuAttention:
         num_blocks = -(-singles.longest // self._cache.shape.block_size)
         table = singles.block_table.index_select(0, singles.table_rows)[:, :num_blocks].contiguous()
 
-        def decode(q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        def decode(layer: int, q: Tensor) -> Tensor:
+            keys, values = self._cache.keys[layer], self._cache.values[layer]
             attended, _ = self._operator(
                 q.reshape(len(q), 1, -1),  # BSH: (B, 1, H·D)
                 keys.flatten(2),  # (num_blocks, block_size, Hkv·D)

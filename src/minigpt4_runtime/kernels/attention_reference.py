@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from minigpt4_runtime.cache.key_value import KeyValueCache
-from minigpt4_runtime.kernels.contracts import KernelLimits, SequenceRows, StepBatch
+from minigpt4_runtime.kernels.contracts import KernelLimits, StepBatch
 from minigpt4_runtime.model.llama import Attend
 
 
@@ -31,18 +31,11 @@ class ReferenceAttention:
             attended = torch.empty_like(q)
             for sequence in batch.sequences:
                 rows = slice(sequence.first_row, sequence.first_row + sequence.num_rows)
-                keys, values = cache.read(layer, self._slots(batch, sequence))
+                keys, values = cache.read(layer, batch.slots_of(sequence, cache.shape.block_size))
                 attended[rows] = _attend_one(q[rows], keys.to(q.dtype), values.to(q.dtype))
             return attended
 
         return attend
-
-    def _slots(self, batch: StepBatch, sequence: SequenceRows) -> Tensor:
-        """Where a sequence's tokens lie, in order."""
-        size = self._cache.shape.block_size
-        blocks = batch.blocks_of(sequence, size).long()
-        places = torch.arange(size, device=blocks.device)
-        return (blocks[:, None] * size + places).flatten()[: sequence.num_tokens]
 
 
 def _attend_one(q: Tensor, keys: Tensor, values: Tensor) -> Tensor:

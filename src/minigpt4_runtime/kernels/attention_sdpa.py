@@ -3,7 +3,8 @@
 Owns   the reading of a sequence's keys from its blocks, and the division of a step between prompts
        and a kernel for many sequences of one row.
 Takes  packed rows, the cache and the batch; gives attended rows.
-Never  copies many keys whose blocks lie in one run: they are read in place.
+Never  copies many floats whose blocks lie in one run: they are read in place. Of quantised keys and
+       values it widens one sequence's, of a few heads at a time.
 """
 
 from __future__ import annotations
@@ -16,12 +17,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from minigpt4_runtime.cache.key_value import FloatCache
+from minigpt4_runtime.cache.key_value import FloatCache, QuantisedCache
 from minigpt4_runtime.kernels.contracts import KernelLimits, SequenceRows, StepBatch
 from minigpt4_runtime.model.llama import Attend
 
-# (B, H, D) queries, one of each sequence, and a layer's keys and values in blocks → (B, H, D).
-Decode = Callable[[Tensor, Tensor, Tensor], Tensor]
+# A layer's number and (B, H, D) queries, one of each sequence → (B, H, D).
+Decode = Callable[[int, Tensor], Tensor]
+TorchCache = FloatCache | QuantisedCache
 
 
 @dataclass(frozen=True)
@@ -44,16 +46,20 @@ Decoding = Callable[[Singles], Decode]
 
 # Up to this size, copying a layer's keys costs less than one call for each sequence.
 _COPIED_BYTES = 2**21
+# What a sequence's keys and values may take as float32, if one head of them does not take more.
+_WIDENED_BYTES = 2**25
 
 
 class SdpaAttention:
     """See `AttentionKernel`. Sequences of one row attend together while they are short."""
 
-    limits: ClassVar = KernelLimits()
+    limits: ClassVar = KernelLimits(formats=(FloatCache, QuantisedCache))
 
-    def __init__(self, cache: FloatCache) -> None:
+    def __init__(self, cache: TorchCache) -> None:
         self._cache = cache
-        self._token_bytes = cache.keys[0, 0, 0].nbytes
+        self._copied_as = cache.dtype if isinstance(cache, FloatCache) else torch.float32
+        numbers = cache.shape.num_heads * cache.shape.head_dim
+        self._token_bytes = numbers * self._copied_as.itemsize
 
     def __call__(self, batch: StepBatch) -> Attend:
         """See `AttentionKernel`."""
@@ -69,7 +75,7 @@ class SdpaAttention:
         places = torch.arange(singles.longest, device=lengths.device)
         is_past_end = places >= lengths
         # As a bias, which torch would otherwise make of a mask in every layer.
-        bias = torch.zeros(is_past_end.shape, dtype=self._cache.dtype, device=lengths.device)
+        bias = torch.zeros(is_past_end.shape, dtype=self._copied_as, device=lengths.device)
         bias = bias.masked_fill_(is_past_end, float("-inf"))[:, None, None]  # (B, 1, 1, S)
         places = places.minimum(lengths - 1)
         table = singles.block_table[:, : -(-singles.longest // block_size)]
@@ -77,11 +83,9 @@ class SdpaAttention:
         slots = (blocks * block_size + places % block_size).flatten()
         shape = (len(lengths), -1, self._cache.shape.num_heads, self._cache.shape.head_dim)
 
-        def decode(q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-            k, v = (
-                side.flatten(0, 1).index_select(0, slots).view(shape).transpose(1, 2)
-                for side in (keys, values)
-            )
+        def decode(layer: int, q: Tensor) -> Tensor:
+            sides = self._cache.read(layer, slots)
+            k, v = (side.view(shape).transpose(1, 2) for side in sides)
             queries = q.view(len(q), shape[2], -1, shape[3])
             out = _attention(queries, k, v, attn_mask=bias.to(q.dtype))
             return out.view_as(q)
@@ -89,7 +93,7 @@ class SdpaAttention:
         return decode
 
 
-def attend_with(cache: FloatCache, batch: StepBatch, decoding: Decoding | None) -> Attend:
+def attend_with(cache: TorchCache, batch: StepBatch, decoding: Decoding | None) -> Attend:
     """Prepare a step in which the sequences of one row attend together, as `decoding` has it."""
     num_rows = [each.num_rows for each in batch.sequences]
     singles = [i for i, count in enumerate(num_rows) if count == 1] if decoding else []
@@ -107,28 +111,27 @@ def attend_with(cache: FloatCache, batch: StepBatch, decoding: Decoding | None) 
 
     def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         cache.write(layer, batch.slots, k, v)
-        keys, values = cache.keys[layer], cache.values[layer]
         attended = torch.cat(
             [
-                view.attend(part, keys, values) if view else part
+                view.attend(layer, part) if view else part
                 for part, view in zip(q.split_with_sizes(num_rows), views, strict=True)
             ]
         )
         if decode:
-            attended[rows] = decode(q[rows], keys, values)
+            attended[rows] = decode(layer, q[rows])
         return attended
 
     return attend
 
 
-def _attend_decoding(cache: FloatCache, batch: StepBatch, decoding: Decoding) -> Attend:
+def _attend_decoding(cache: TorchCache, batch: StepBatch, decoding: Decoding) -> Attend:
     """Prepare a step in which every sequence has one row."""
     num_tokens = tuple(each.num_tokens for each in batch.sequences)
     decode = decoding(Singles(num_tokens, batch.lengths, batch.table_rows, batch.block_table))
 
     def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         cache.write(layer, batch.slots, k, v)
-        return decode(q, cache.keys[layer], cache.values[layer])
+        return decode(layer, q)
 
     return attend
 
@@ -146,32 +149,22 @@ def _attention(q: Tensor, k: Tensor, v: Tensor, **masks: Tensor | bool | None) -
 
 
 @dataclass(frozen=True)
-class _View:
-    """One sequence's part of a layer. `blocks` None: they lie in one run, from slot `start` on.
+class _FloatView:
+    """One sequence's part of a cache of floats.
 
-    `mask` None: no key lies in the future, or all are new.
+    `blocks` None: they lie in one run, from slot `start` on.
     """
 
+    cache: FloatCache
     num_tokens: int
     start: int
     blocks: Tensor | None
     mask: Tensor | None
 
-    def attend(self, q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """(R, H, D) queries at the sequence's end, and a layer's keys and values → (R, H, D)."""
-        keys, values = self._read(keys), self._read(values)
-        num_rows, num_heads, head_dim = q.shape
-        shares = num_heads // keys.shape[1]
-        if num_rows == 1:
-            # One token sees all: the heads that share keys are so many queries of one head.
-            queries = q.view(1, -1, shares, head_dim)
-            return _attention(queries, keys, values).view_as(q)
-        if shares > 1:
-            keys, values = (side.repeat_interleave(shares, dim=1) for side in (keys, values))
-        out = _attention(
-            q.transpose(0, 1)[None], keys, values, attn_mask=self.mask, is_causal=self.mask is None
-        )
-        return out[0].transpose(0, 1)
+    def attend(self, layer: int, q: Tensor) -> Tensor:
+        """A layer's number, and (R, H, D) queries at the sequence's end → (R, H, D)."""
+        keys, values = (self._read(side[layer]) for side in (self.cache.keys, self.cache.values))
+        return _attend_one(q, keys, values, self.mask)
 
     def _read(self, side: Tensor) -> Tensor:
         """A layer's (num_blocks, block_size, Hkv, D) → the sequence's (1, Hkv, S, D)."""
@@ -188,12 +181,55 @@ class _View:
         )
 
 
-def _view(sequence: SequenceRows, batch: StepBatch, cache: FloatCache) -> _View:
+@dataclass(frozen=True)
+class _WidenedView:
+    """One sequence's part of a quantised cache, read a few heads at a time."""
+
+    cache: QuantisedCache
+    slots: Tensor
+    mask: Tensor | None
+
+    def attend(self, layer: int, q: Tensor) -> Tensor:
+        """See `_FloatView`."""
+        shape = self.cache.shape
+        shares = q.shape[1] // shape.num_heads
+        head_bytes = 2 * len(self.slots) * shape.head_dim * torch.float32.itemsize
+        at_once = max(1, _WIDENED_BYTES // head_bytes)
+        attended = []
+        for first in range(0, shape.num_heads, at_once):
+            heads = slice(first, min(first + at_once, shape.num_heads))
+            sides = self.cache.read(layer, self.slots, heads)
+            keys, values = (side.to(q.dtype).transpose(0, 1)[None] for side in sides)
+            queries = q[:, heads.start * shares : heads.stop * shares]
+            attended.append(_attend_one(queries, keys, values, self.mask))
+        return torch.cat(attended, dim=1)
+
+
+def _attend_one(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+    """(R, H, D) queries at the end of a sequence's (1, Hkv, S, D) keys and values → (R, H, D).
+
+    `mask` None: no key lies in the future, or all are new.
+    """
+    num_rows, num_heads, head_dim = q.shape
+    shares = num_heads // keys.shape[1]
+    if num_rows == 1:
+        # One token sees all: the heads that share keys are so many queries of one head.
+        queries = q.reshape(1, -1, shares, head_dim)
+        return _attention(queries, keys, values).reshape(q.shape)
+    if shares > 1:
+        keys, values = (side.repeat_interleave(shares, dim=1) for side in (keys, values))
+    out = _attention(q.transpose(0, 1)[None], keys, values, attn_mask=mask, is_causal=mask is None)
+    return out[0].transpose(0, 1)
+
+
+def _view(sequence: SequenceRows, batch: StepBatch, cache: TorchCache) -> _FloatView | _WidenedView:
     count, total, mask = sequence.num_rows, sequence.num_tokens, None
     if 1 < count < total:
         mask = torch.ones(count, total, dtype=torch.bool, device=cache.device)
         mask = mask.tril(total - count)
+    if isinstance(cache, QuantisedCache):
+        return _WidenedView(cache, batch.slots_of(sequence, cache.shape.block_size), mask)
     block_size = cache.shape.block_size
     if sequence.run_start is not None:
-        return _View(total, sequence.run_start * block_size, None, mask)
-    return _View(total, 0, batch.blocks_of(sequence, block_size), mask)
+        return _FloatView(cache, total, sequence.run_start * block_size, None, mask)
+    return _FloatView(cache, total, 0, batch.blocks_of(sequence, block_size), mask)

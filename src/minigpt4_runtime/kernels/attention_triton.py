@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
-from minigpt4_runtime.cache.key_value import FloatCache
+from minigpt4_runtime.cache.key_value import FloatCache, Fp8Cache, Int8Cache
 from minigpt4_runtime.kernels.attention_sdpa import Decode, Singles, attend_with
 from minigpt4_runtime.kernels.contracts import KernelLimits, StepBatch
 from minigpt4_runtime.model.llama import Attend
@@ -39,9 +39,9 @@ _MIN_SHARE = 128
 class TritonAttention:
     """See `AttentionKernel`."""
 
-    limits: ClassVar = KernelLimits()
+    limits: ClassVar = KernelLimits(formats=(FloatCache, Int8Cache, Fp8Cache))
 
-    def __init__(self, cache: FloatCache) -> None:
+    def __init__(self, cache: FloatCache | Int8Cache | Fp8Cache) -> None:
         self._cache = cache
         device = cache.device
         self._is_current = device.type == "cpu" or device.index == torch.cuda.current_device()
@@ -56,7 +56,8 @@ class TritonAttention:
         shares = min(wanted, -(-singles.longest // _MIN_SHARE))
         grid = (count, num_kv_heads, shares)
 
-        def decode(q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        def decode(layer: int, q: Tensor) -> Tensor:
+            keys, values, key_scales, value_scales = self._sides(layer)
             q = q.contiguous()
             dtype = q.dtype if shares == 1 else torch.float32
             mixed = q.new_empty(count, shares, *q.shape[1:], dtype=dtype)
@@ -64,9 +65,11 @@ class TritonAttention:
             # Triton launches on the current device, wherever the tensors are.
             with nullcontext() if self._is_current else torch.cuda.device(q.device):
                 _attend_share[grid](
-                    q, keys, values, singles.lengths, singles.table_rows, singles.block_table,
-                    mixed, log_totals, singles.block_table.shape[1], q.shape[2] ** -0.5,
-                    **_sizes(q, keys), num_stages=2,
+                    q, keys, values, key_scales, value_scales, singles.lengths,
+                    singles.table_rows, singles.block_table, mixed, log_totals,
+                    singles.block_table.shape[1], q.shape[2] ** -0.5,
+                    **_sizes(q, keys, has_scales=not isinstance(self._cache, FloatCache)),
+                    num_stages=2,
                 )  # fmt: skip
             if shares == 1:
                 return mixed[:, 0]
@@ -74,8 +77,17 @@ class TritonAttention:
 
         return decode
 
+    def _sides(self, layer: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """A layer's keys and values, and the scales of both, which floats do not have."""
+        cache = self._cache
+        if isinstance(cache, FloatCache):
+            keys, values = cache.keys[layer], cache.values[layer]
+            return keys, values, keys, values
+        (keys, values), (key_scales, value_scales) = cache.numbers[layer], cache.scales[layer]
+        return keys, values, key_scales, value_scales
 
-def _sizes(q: Tensor, keys: Tensor) -> dict[str, int]:
+
+def _sizes(q: Tensor, keys: Tensor, *, has_scales: bool) -> dict[str, int]:
     """The sizes that the kernel is compiled for."""
     (_, num_heads, head_dim), (_, block_size, num_kv_heads, _) = q.shape, keys.shape
     group = num_heads // num_kv_heads
@@ -86,7 +98,26 @@ def _sizes(q: Tensor, keys: Tensor) -> dict[str, int]:
         "HEAD_DIM": head_dim,
         "DIMS": max(_MIN_SIDE, triton.next_power_of_2(head_dim)),
         "KEYS": _KEYS_AT_ONCE,
+        "HAS_SCALES": has_scales,
     }
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _load_cached(
+    numbers: tl.tensor,  # Where they lie: (KEYS, DIMS)
+    scales: tl.tensor,  # Likewise: (KEYS,)
+    is_there: tl.tensor,
+    is_token: tl.tensor,
+    HAS_SCALES: tl.constexpr,
+) -> tl.tensor:
+    """What is cached there, as floats. What is not there is not read, and is 0."""
+    if HAS_SCALES:
+        rows = tl.load(numbers, mask=is_there).to(tl.float32)
+        rows *= tl.load(scales, mask=is_token, other=0.0)[:, None]
+        rows = tl.where(is_there, rows, 0.0)
+    else:
+        rows = tl.load(numbers, mask=is_there, other=0.0)
+    return rows
 
 
 @triton.jit(do_not_specialize=["table_width"])  # type: ignore[untyped-decorator]
@@ -94,6 +125,8 @@ def _attend_share(  # noqa: PLR0913, PLR0917
     queries: tl.tensor,  # (B, H, HEAD_DIM)
     keys: tl.tensor,  # (num_blocks, BLOCK_SIZE, Hkv, HEAD_DIM)
     values: tl.tensor,
+    key_scales: tl.tensor,  # (num_blocks, BLOCK_SIZE, Hkv), of numbers that have scales only.
+    value_scales: tl.tensor,
     lengths: tl.tensor,  # (B,)
     table_rows: tl.tensor,  # (B,): which row of the block table each sequence has.
     table: tl.tensor,  # (rows, table_width)
@@ -107,6 +140,7 @@ def _attend_share(  # noqa: PLR0913, PLR0917
     HEAD_DIM: tl.constexpr,
     DIMS: tl.constexpr,  # Likewise.
     KEYS: tl.constexpr,
+    HAS_SCALES: tl.constexpr,
 ) -> None:
     """One program: one sequence, one key/value head, one share of the sequence's tokens."""
     sequence, kv_head, share = tl.program_id(0), tl.program_id(1), tl.program_id(2)
@@ -132,10 +166,14 @@ def _attend_share(  # noqa: PLR0913, PLR0917
         is_token = tokens < last
         block = tl.load(own_table + tokens // BLOCK_SIZE, is_token, 0)
         slots = block.to(tl.int64) * BLOCK_SIZE + tokens % BLOCK_SIZE
-        there = ((slots * num_kv_heads + kv_head) * HEAD_DIM)[:, None] + dims[None, :]
+        cached_heads = slots * num_kv_heads + kv_head
+        there = (cached_heads * HEAD_DIM)[:, None] + dims[None, :]
         is_there = is_token[:, None] & is_dim[None, :]
-        k = tl.load(keys + there, mask=is_there, other=0.0).to(q.dtype)
-        v = tl.load(values + there, mask=is_there, other=0.0).to(q.dtype)
+        k = _load_cached(keys + there, key_scales + cached_heads, is_there, is_token, HAS_SCALES)
+        v = _load_cached(
+            values + there, value_scales + cached_heads, is_there, is_token, HAS_SCALES
+        )
+        k, v = k.to(q.dtype), v.to(q.dtype)
         scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
         scores = tl.where(is_token[None, :], scores, float("-inf"))
         larger = tl.maximum(largest, tl.max(scores, 1))

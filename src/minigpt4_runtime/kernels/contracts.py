@@ -1,7 +1,7 @@
 """The contract of an attention kernel, and the step that it attends to.
 
-Owns   the protocols, and the assignment of a step's rows to sequences.
-Takes  nothing: there is no code here that computes.
+Owns   the protocols, and the assignment of a step's rows to sequences and slots.
+Takes  nothing: there is no code here that attends.
 """
 
 from __future__ import annotations
@@ -49,10 +49,16 @@ class StepBatch:
         """The blocks that hold a sequence, in order."""
         return self.block_table[sequence.table_row, : -(-sequence.num_tokens // block_size)]
 
+    def slots_of(self, sequence: SequenceRows, block_size: int) -> Tensor:
+        """Where a sequence's tokens lie, in order."""
+        blocks = self.blocks_of(sequence, block_size).long()
+        places = torch.arange(block_size, device=blocks.device)
+        return (blocks[:, None] * block_size + places).flatten()[: sequence.num_tokens]
+
 
 @dataclass(frozen=True)
 class KernelLimits:
-    """Which caches a kernel takes: its formats, their dtypes and sizes that are multiples."""
+    """Which caches a kernel takes: formats, the dtypes of floats, and sizes that are multiples."""
 
     formats: tuple[type, ...] = (FloatCache,)
     dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.float16, torch.bfloat16)
@@ -64,7 +70,7 @@ class KernelLimits:
         shape = cache.shape
         return (
             isinstance(cache, self.formats)
-            and cache.dtype in self.dtypes
+            and (not isinstance(cache, FloatCache) or cache.dtype in self.dtypes)
             and shape.block_size % self.block_size_step == 0
             and shape.head_dim % self.head_dim_step == 0
         )

@@ -16,6 +16,7 @@ from torch.nn import functional
 from minigpt4_runtime.config import LanguageConfig
 from minigpt4_runtime.model.linear import Linear
 from minigpt4_runtime.model.parallel import Group, Solo, share
+from minigpt4_runtime.model.rotary import Rotation
 from minigpt4_runtime.model.row_operations import TORCH_OPERATIONS, RowOperations
 
 
@@ -42,22 +43,6 @@ class RMSNorm(nn.Module):
     def add(self, hidden: Tensor, added: Tensor) -> tuple[Tensor, Tensor]:
         """The sum of both, and its norm. `added` may be overwritten."""
         return self.operations.add_and_norm(hidden, added, self.weight, self.eps)
-
-
-class Rotation:
-    """Rotary positions (Su et al., 2021) for the tokens of one step, shared by all layers."""
-
-    def __init__(self, positions: Tensor, head_dim: int, theta: float, dtype: torch.dtype) -> None:
-        exponents = torch.arange(0, head_dim, 2, device=positions.device).float() / head_dim
-        angles = positions.float()[:, None] * (1.0 / theta**exponents)
-        cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
-        self._cos = torch.cat([cos, cos], dim=-1)[:, None]  # (T, 1, D)
-        self._sin = torch.cat([-sin, sin], dim=-1)[:, None]
-
-    def __call__(self, heads: Tensor) -> Tensor:
-        """(T, H, D) → (T, H, D): the first half of a head turns against the second."""
-        swapped = heads.roll(heads.shape[-1] // 2, dims=-1)
-        return torch.addcmul(heads * self._cos, swapped, self._sin)
 
 
 class LlamaAttention(nn.Module):
@@ -149,9 +134,7 @@ class Llama(nn.Module):
 
     def forward(self, embeddings: Tensor, positions: Tensor, attend: Attend) -> Tensor:
         """(T, C) rows at (T,) positions → (T, C) hidden rows, normed and ready for the head."""
-        rotation = Rotation(
-            positions, self.config.head_dim, self.config.rope_theta, embeddings.dtype
-        )
+        rotation = Rotation(positions, self.config, embeddings.dtype)
         hidden: Tensor = embeddings
         for layer in self.layers:
             hidden = layer(hidden, rotation, attend)

@@ -49,12 +49,20 @@ class Choice(BaseModel):
     finish_reason: FinishReason
 
 
+LEFT_OUT = Field(exclude_if=lambda value: value is None)
+
+
 class UsageCount(BaseModel):
-    """The usage in tokens; the prompt counts once. Rows of pictures are prompt tokens."""
+    """The usage in tokens; the prompt counts once. Rows of pictures are prompt tokens.
+
+    The last two are an extension, there where something has left the window (`--cache-window`).
+    """
 
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
+    evicted_tokens: Annotated[int | None, LEFT_OUT] = None
+    evicted_images: Annotated[int | None, LEFT_OUT] = None
 
 
 class ChatCompletion(BaseModel):
@@ -68,14 +76,11 @@ class ChatCompletion(BaseModel):
     usage: UsageCount
 
 
-_LEFT_OUT = Field(exclude_if=lambda value: value is None)
-
-
 class Delta(BaseModel):
     """The new text. The role stands in a choice's first piece only."""
 
-    role: Annotated[Literal["assistant"] | None, _LEFT_OUT] = None
-    content: Annotated[str | None, _LEFT_OUT] = None
+    role: Annotated[Literal["assistant"] | None, LEFT_OUT] = None
+    content: Annotated[str | None, LEFT_OUT] = None
 
 
 class ChunkChoice(BaseModel):

@@ -200,9 +200,15 @@ class Chat:
         subject: str = "messages",
     ) -> None:
         parts = [part for message in dialogue for part in message.parts]
-        in_dialogue = sum(len(part.text) for part in parts if isinstance(part, TextPart))
+        lengths = [
+            sum(len(part.text) for part in message.parts if isinstance(part, TextPart))
+            for message in dialogue
+        ]
+        # Older messages may leave a window: then only single ones can be too long.
+        has_window = self._model.engine_config.cache_window is not None
+        in_dialogue = max(lengths, default=0) if has_window else sum(lengths)
         num_characters = max((in_dialogue, *map(len, prompts)))
-        most = self._model.config.language.max_position_embeddings
+        most = self._model.config.language.context_length
         if num_characters > most * _CHARACTERS_PER_TOKEN:
             message = (
                 f"There are {num_characters:,} characters, far more than the {most:,} tokens of "

@@ -17,6 +17,7 @@ from pydantic_core import to_json
 
 from minigpt4_runtime.messages import Reply, TextDelta
 from minigpt4_runtime.server.absent import RequestPart
+from minigpt4_runtime.server.answered import LEFT_OUT
 from minigpt4_runtime.server.failures import Failure
 from minigpt4_runtime.server.forms import TextFormat
 from minigpt4_runtime.server.protocol import (
@@ -164,13 +165,15 @@ class ReasoningTokens(BaseModel):
 
 
 class ResponseUsage(BaseModel):
-    """The usage in tokens. Rows of pictures are input tokens."""
+    """The usage in tokens; see `UsageCount`. Rows of pictures are input tokens."""
 
     input_tokens: int
     input_tokens_details: CachedTokens = CachedTokens()
     output_tokens: int
     output_tokens_details: ReasoningTokens = ReasoningTokens()
     total_tokens: int
+    evicted_tokens: Annotated[int | None, LEFT_OUT] = None
+    evicted_images: Annotated[int | None, LEFT_OUT] = None
 
 
 class ResponseAnswer(BaseModel):
@@ -235,6 +238,8 @@ class ResponseWriter:
                 "usage": ResponseUsage(
                     input_tokens=usage.prompt_tokens, output_tokens=usage.completion_tokens,
                     total_tokens=usage.prompt_tokens + usage.completion_tokens,
+                    evicted_tokens=usage.evicted_tokens or None,
+                    evicted_images=usage.evicted_images or None,
                 ),
             }
         )  # fmt: skip

@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Protocol
 
 from pydantic import BaseModel
 
-from minigpt4_runtime.messages import Reply, TextDelta, TokenLogprobs
+from minigpt4_runtime.messages import Reply, TextDelta, TokenLogprobs, Usage
 from minigpt4_runtime.server.answered import (
     AnswerMessage,
     ChatChunk,
@@ -124,12 +124,12 @@ class CompletionWriter:
         """The whole request's tokens: each of its prompts once, and all its answers."""
         per_prompt = len(replies) // self._num_prompts
         prompt = sum(reply.usage.prompt_tokens for reply in replies[::per_prompt])
-        return _count(prompt, sum(reply.usage.completion_tokens for reply in replies))
+        return _count([reply.usage for reply in replies], prompt)
 
     def _usage_so_far(self, delta: TextDelta) -> UsageCount | None:
         """One answer's tokens up to this piece, if each piece is to have them."""
         usage = delta.usage if self._wants_counts else None
-        return _count(usage.prompt_tokens, usage.completion_tokens) if usage else None
+        return _count([usage], usage.prompt_tokens) if usage else None
 
 
 class ChatWriter(CompletionWriter):
@@ -203,9 +203,15 @@ def finite(logprob: float) -> float:
     return max(logprob, -9999.0)
 
 
-def _count(prompt: int, completion: int) -> UsageCount:
+def _count(usages: Sequence[Usage], prompt: int) -> UsageCount:
+    # Of several answers, the most that has left the window of one.
+    completion = sum(each.completion_tokens for each in usages)
     return UsageCount(
-        prompt_tokens=prompt, completion_tokens=completion, total_tokens=prompt + completion
+        prompt_tokens=prompt,
+        completion_tokens=completion,
+        total_tokens=prompt + completion,
+        evicted_tokens=max(each.evicted_tokens for each in usages) or None,
+        evicted_images=max(each.evicted_images for each in usages) or None,
     )
 
 

@@ -53,7 +53,7 @@ def tokenize(model: MiniGPT4, asked: TokenizeRequest) -> Tokenized:
     else:
         ids = model.encode_text(asked.prompt)
         ids = ids[1:] if asked.add_special_tokens is False else ids
-    most = model.config.language.max_position_embeddings
+    most = model.config.language.context_length
     return Tokenized(count=len(ids), max_model_len=most, tokens=list(ids))
 
 

@@ -1,7 +1,7 @@
 """Messages × template → text pieces with image slots between them.
 
 Owns   the templates, as data, and the order in which the original joins a dialogue.
-Takes  checked messages; gives a Prompt: pieces of text around image slots.
+Takes  checked messages; gives a Script, and Prompts of it: pieces of text around image slots.
 Never  tokenises. Users' input stays text: only a template can place a BOS or an image slot.
 """
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from minigpt4_runtime.errors import ConfigError
-from minigpt4_runtime.messages import ContentPart, ImageSource, Message
+from minigpt4_runtime.messages import ContentPart, ImageSource, Message, Role
 
 # The prompt that the command line, the API and the demo model's training share.
 DESCRIBE_PROMPT = "Describe this image in detail."
@@ -99,7 +99,54 @@ class _Writer:
         self.pieces.append(["</Img>"])
 
 
+@dataclass(frozen=True)
+class _Turn:
+    """What one speaker says at once: texts and images in their order in the prompt."""
+
+    role: Role
+    parts: tuple[ContentPart, ...]
+
+
+@dataclass(frozen=True)
+class Script:
+    """A dialogue in the order of its template, cut where its oldest turns can be left out.
+
+    Each of the `exchanges` begins with a turn of the user, and has the answers to it.
+    """
+
+    template: Template
+    system: str
+    exchanges: tuple[tuple[_Turn, ...], ...]
+    begun: str
+
+    @property
+    def images(self) -> tuple[ImageSource, ...]:
+        """All images, in the order of the prompt."""
+        turns = (turn for exchange in self.exchanges for turn in exchange)
+        return tuple(part for turn in turns for part in turn.parts if not isinstance(part, str))
+
+    def prompt(self, first: int = 0, stop: int | None = None) -> Prompt:
+        """The template's beginning, these exchanges, and the opening of the answer."""
+        writer, template = _Writer(), self.template
+        writer.text(self.system + template.separator)
+        for exchange in self.exchanges[first:stop]:
+            for turn in exchange:
+                if turn.role == "user" and template.user_starts_with_bos:
+                    writer.begin_of_sequence()
+                speaker = template.user if turn.role == "user" else template.assistant
+                _write_turn(writer, template, speaker, turn.parts)
+        writer.text(template.assistant)
+        return Prompt(
+            tuple(tuple(piece) for piece in writer.pieces), tuple(writer.images), self.begun
+        )
+
+
 def render(messages: Sequence[Message], template: Template) -> Prompt:
+    """The prompt of a whole dialogue; see `write_script`."""
+    return write_script(messages, template).prompt()
+
+
+def write_script(messages: Sequence[Message], template: Template) -> Script:
     """Join a dialogue as upstream's Conversation does, and open the assistant's turn.
 
     System messages, wherever they stand, replace the template's own together. Within a user message
@@ -107,23 +154,23 @@ def render(messages: Sequence[Message], template: Template) -> Prompt:
     upstream's upload_img and ask do. Messages stay in their order, so a text before an image can
     be said in two messages. A last message by the assistant begins the answer.
     """
-    writer = _Writer()
-    turns = [message for message in messages if message.role != "system"]
-    is_begun = bool(turns) and turns[-1].role == "assistant"
-    begun = _joined_text(turns.pop()) if is_begun else ""
+    said = [message for message in messages if message.role != "system"]
+    is_begun = bool(said) and said[-1].role == "assistant"
+    begun = _joined_text(said.pop()) if is_begun else ""
     told = [_joined_text(message) for message in messages if message.role == "system"]
-    writer.text(("\n".join(told) if told else template.system) + template.separator)
-    for role, group in groupby(turns, key=lambda message: message.role):
+    turns: list[_Turn] = []
+    for role, group in groupby(said, key=lambda message: message.role):
         if role == "assistant":
-            for message in group:
-                _write_turn(writer, template, template.assistant, [_joined_text(message)])
-            continue
-        for turn in _user_turns([part for message in group for part in _images_first(message)]):
-            if template.user_starts_with_bos:
-                writer.begin_of_sequence()
-            _write_turn(writer, template, template.user, turn)
-    writer.text(template.assistant)
-    return Prompt(tuple(tuple(piece) for piece in writer.pieces), tuple(writer.images), begun)
+            turns += [_Turn(role, (_joined_text(message),)) for message in group]
+        else:
+            parts = [part for message in group for part in _images_first(message)]
+            turns += [_Turn(role, tuple(turn)) for turn in _user_turns(parts)]
+    # What the assistant says before any user belongs to the first exchange.
+    starts = [index for index, turn in enumerate(turns) if turn.role == "user"]
+    ends = (*starts[1:], len(turns))
+    exchanges = [tuple(turns[i:j]) for i, j in zip((0, *starts[1:]), ends, strict=True)]
+    system = "\n".join(told) if told else template.system
+    return Script(template, system, tuple(exchanges), begun)
 
 
 def _joined_text(message: Message) -> str:
