@@ -7,6 +7,7 @@
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <memory>
 #include <random>
 #include <vector>
@@ -44,9 +45,10 @@ std::unique_ptr<T[]> exactly(size_t count) {
 }
 
 void compare(const char* level, const char* what, const float* found,
-             const std::vector<double>& truth, const std::vector<double>& sizes) {
+             const std::vector<double>& truth, const std::vector<double>& sizes,
+             double tolerance = 3e-4) {
   for (size_t i = 0; i < truth.size(); ++i) {
-    if (!(std::fabs(found[i] - truth[i]) <= 3e-4 * sizes[i] + 1e-6)) {
+    if (!(std::fabs(found[i] - truth[i]) <= tolerance * sizes[i] + 1e-6)) {
       std::printf("%s: %s: %g is not %g\n", level, what, found[i], truth[i]);
       ++failures;
       return;
@@ -54,9 +56,35 @@ void compare(const char* level, const char* what, const float* found,
   }
 }
 
+// A level that has to prove itself, and computes one kind of product wrongly.
+template <Layout kLayout, int kRows>
+Level lying_level() {
+  static constexpr auto linear = [](const Product& product) {
+    first_level()->kernels.linear(product);
+    const bool is_wrong = product.weight.layout == kLayout && product.rows >= kRows;
+    if (is_wrong) static_cast<uint8_t*>(product.y)[3] ^= 0x80;  // A number's sign.
+  };
+  static const Kernels kernels = {linear, nullptr, nullptr, nullptr};
+  return {"lying", [] { return true; }, kernels, true};
+}
+
+void check_choice() {
+  const Level first = *first_level(), honest = {"honest", first.is_supported, first.kernels, true};
+  const Level lying[] = {lying_level<Layout::floats, 1>(), lying_level<Layout::int8, 17>(),
+                         lying_level<Layout::int4, 17>(), lying_level<Layout::sparse24_int8, 33>()};
+  for (const Level& level : lying) {
+    const std::vector<Level> usable = usable_levels(std::vector<Level>{first, honest, level});
+    if (usable.size() != 2 || usable.back().name != honest.name) {
+      std::printf("a level that computes wrongly is not left out, or a right one is\n");
+      ++failures;
+    }
+  }
+}
+
 struct Case {
   int rows, outputs, inputs, group;
   bool rounds_rows, has_zero, has_bias;
+  Number weight_type = Number::float32, row_type = Number::float32;  // Or bfloat16.
 
   // Of weights in order: the outputs with those that fill up the last block, and a scale's place.
   int ordered_outputs() const {
@@ -79,6 +107,8 @@ Case draw_case(int step, bool is_grouped) {
   drawn.rounds_rows = draw(0, 1) == 1;
   drawn.has_zero = draw(0, 1) == 1;
   drawn.has_bias = draw(0, 1) == 1;
+  if (draw(0, 1) == 1) drawn.weight_type = Number::bfloat16;
+  if (draw(0, 1) == 1) drawn.row_type = Number::bfloat16;
   return drawn;
 }
 
@@ -94,9 +124,26 @@ std::vector<double> rounded_row(const float* x, const Case& c) {
   return row;
 }
 
+int size_of(Number type) { return type == Number::bfloat16 ? 2 : 4; }
+
+// bfloat16 is the upper half of a float.
+float read(const uint8_t* values, Number type, int i) {
+  float value = 0;
+  const int size = size_of(type);
+  std::memcpy(reinterpret_cast<uint8_t*>(&value) + 4 - size, values + size * i, size);
+  return value;
+}
+
+// Writes a float, cut off if need be, and gives what was written.
+float write(uint8_t* values, Number type, int i, float value) {
+  const int size = size_of(type);
+  std::memcpy(values + size * i, reinterpret_cast<const uint8_t*>(&value) + 4 - size, size);
+  return read(values, type, i);
+}
+
 struct Drawn {
   Product product;
-  std::unique_ptr<uint8_t[]> values, positions, zero_points;
+  std::unique_ptr<uint8_t[]> values, positions, zero_points, rows, results;
   std::unique_ptr<float[]> x, y, bias, scale, ordered_zero_points;
   std::vector<double> weight;  // (outputs, inputs), as it is meant.
 };
@@ -147,10 +194,9 @@ void draw_sparse(Drawn& drawn, const Case& c) {
 }
 
 void draw_floats(Drawn& drawn, const Case& c) {
-  drawn.values = exactly<uint8_t>(c.outputs * c.inputs * sizeof(float));
-  auto* floats = reinterpret_cast<float*>(drawn.values.get());
+  drawn.values = exactly<uint8_t>(c.outputs * c.inputs * size_of(c.weight_type));
   for (int i = 0; i < c.outputs * c.inputs; ++i) {
-    drawn.weight.push_back(floats[i] = draw_float());
+    drawn.weight.push_back(write(drawn.values.get(), c.weight_type, i, draw_float()));
   }
 }
 
@@ -172,16 +218,21 @@ void check_product(const Level& level, const char* what, Layout layout, const Ca
       break;
     case Layout::floats:
       draw_floats(drawn, c);
-      weight.value_stride = 4 * c.inputs;
+      weight.value_stride = size_of(c.weight_type) * c.inputs;
+      weight.type = c.weight_type;
   }
   const int groups = c.inputs / c.group;
   drawn.x = exactly<float>(c.rows * c.inputs);
   drawn.y = exactly<float>(c.rows * c.outputs);
+  drawn.rows = exactly<uint8_t>(c.rows * c.inputs * size_of(c.row_type));
+  drawn.results = exactly<uint8_t>(c.rows * c.outputs * size_of(c.row_type));
   const bool is_ordered = layout == Layout::int4;
   const int scales = (is_ordered ? c.ordered_outputs() : c.outputs) * groups;
   drawn.scale = exactly<float>(scales);
   if (c.has_bias) drawn.bias = exactly<float>(c.outputs);
-  for (int i = 0; i < c.rows * c.inputs; ++i) drawn.x[i] = draw_float();
+  for (int i = 0; i < c.rows * c.inputs; ++i) {
+    drawn.x[i] = write(drawn.rows.get(), c.row_type, i, draw_float());
+  }
   for (int i = 0; i < scales; ++i) drawn.scale[i] = 0.1f * draw_float();
   for (int n = 0; c.has_bias && n < c.outputs; ++n) drawn.bias[n] = draw_float();
 
@@ -194,12 +245,15 @@ void check_product(const Level& level, const char* what, Layout layout, const Ca
   weight.outputs = c.outputs;
   weight.inputs = c.inputs;
   weight.group = c.group;
-  drawn.product.x = {drawn.x.get(), Number::float32};
-  drawn.product.y = drawn.y.get();
+  drawn.product.x = {drawn.rows.get(), c.row_type};
+  drawn.product.y = drawn.results.get();
   drawn.product.bias = {drawn.bias.get(), Number::float32};
   drawn.product.rows = c.rows;
   drawn.product.rounds_rows = c.rounds_rows;
   level.kernels.linear(drawn.product);
+  for (int i = 0; i < c.rows * c.outputs; ++i) {
+    drawn.y[i] = read(drawn.results.get(), c.row_type, i);
+  }
 
   std::vector<double> truth, sizes;
   for (int m = 0; m < c.rows; ++m) {
@@ -214,11 +268,13 @@ void check_product(const Level& level, const char* what, Layout layout, const Ca
         total += term;
         size += term * term;
       }
-      truth.push_back(total + (c.has_bias ? drawn.bias[n] : 0));
-      sizes.push_back(std::sqrt(size) + std::fabs(total));
+      const double bias = c.has_bias ? drawn.bias[n] : 0;
+      truth.push_back(total + bias);
+      sizes.push_back(std::sqrt(size) + std::fabs(total) + std::fabs(bias));
     }
   }
-  compare(level.name, what, drawn.y.get(), truth, sizes);
+  const double tolerance = c.row_type == Number::bfloat16 ? 5e-3 : 3e-4;
+  compare(level.name, what, drawn.y.get(), truth, sizes, tolerance);
 }
 
 // Keys or values of the cache, as they lie there and as they are meant.
@@ -334,7 +390,6 @@ void check_attention(const Level& level, const char* what, CacheFormat format) {
 int main(int count, char** words) {
   const int rounds = count > 1 ? std::atoi(words[1]) : 60;
   for (const Level* level = first_level(); level != last_level(); ++level) {
-    if (!level->is_supported()) continue;
     for (int i = 0; i < rounds; ++i) {
       const bool is_grouped = draw(0, 1) == 1;
       check_product(*level, "int8", Layout::int8, draw_case(1, is_grouped));
@@ -349,5 +404,6 @@ int main(int count, char** words) {
     }
     std::printf("%s: %d rounds\n", level->name, rounds);
   }
+  check_choice();
   return failures == 0 ? 0 : 1;
 }

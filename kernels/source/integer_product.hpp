@@ -38,7 +38,8 @@ void multiply_by_way(const Product& product) {
   RoundedRows rounded;
   rounded.layout = lay_out<Order, Planes>(product);
   const RowLayout& layout = rounded.layout;
-  const size_t value_bytes = layout.rows * layout.row_bytes;
+  // AMX reads whole sixteens of rows, and no sum depends on what follows the last one.
+  const size_t value_bytes = round_up(layout.rows, std::max(1, kMatrixRows)) * layout.row_bytes;
   const size_t float_bytes = layout.rows * (layout.scales + layout.sums) * sizeof(float);
   rounded.values = static_cast<uint8_t*>(scratch(0, value_bytes + float_bytes));
   rounded.scales = reinterpret_cast<float*>(rounded.values + value_bytes);

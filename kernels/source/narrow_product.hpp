@@ -285,6 +285,9 @@ class NarrowProduct {
     if constexpr (Format::kNumbers >= 64) {
       if (lanes_ == 2) return add_tiles<M, 2>(tile);
     }
+    if constexpr (Format::kNumbers >= 128) {
+      if (lanes_ == 4) return add_tiles<M, 4>(tile);
+    }
     add_tiles<M, 1>(tile);
   }
 

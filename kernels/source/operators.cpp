@@ -393,10 +393,10 @@ STABLE_TORCH_LIBRARY_IMPL(minigpt4_kernels, CPU, library) {
 #define MINIGPT4_EXPORT extern "C" __attribute__((visibility("default")))
 #endif
 
-// The name of a level that this processor has, or null behind the last.
+// The name of a level that can be used, or null behind the last.
 MINIGPT4_EXPORT const char* minigpt4_kernels_level(int number) {
   for (const auto* level = minigpt4::first_level(); level != minigpt4::last_level(); ++level) {
-    if (level->is_supported() && number-- == 0) return level->name;
+    if (number-- == 0) return level->name;
   }
   return nullptr;
 }

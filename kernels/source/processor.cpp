@@ -9,7 +9,10 @@
 #include <cpuid.h>
 #endif
 #endif
-#if defined(__linux__) && defined(MINIGPT4_ARM)
+#if defined(__linux__) && defined(MINIGPT4_X86)
+#include <sys/syscall.h>
+#include <unistd.h>
+#elif defined(__linux__) && defined(MINIGPT4_ARM)
 #include <sys/auxv.h>
 #elif defined(__APPLE__)
 #include <sys/sysctl.h>
@@ -49,10 +52,21 @@ uint64_t saved_state() {
 #endif
 }
 
-constexpr uint64_t kYmm = 0x6, kZmm = 0xe6;
+constexpr uint64_t kYmm = 0x6, kZmm = 0xe6, kTiles = 0x60000;
 
 bool saves(uint64_t state) { return (saved_state() & state) == state; }
 bool bit(uint32_t word, int number) { return (word >> number & 1) != 0; }
+
+// Linux keeps the registers of tiles, 8 KiB a thread, for processes that ask. Other systems are not
+// known to.
+bool ask_for_tiles() {
+#if defined(__linux__)
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;
+  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+  return false;
+#endif
+}
 
 }  // namespace
 
@@ -83,6 +97,19 @@ bool has_avx512vnni() {
   return has;
 }
 
+bool has_avx512bf16() {
+  static const bool has = has_avx512vnni() && bit(cpuid(7, 1).eax, 5);
+  return has;
+}
+
+bool has_amx() {
+  static const bool has = [] {
+    const uint32_t edx = cpuid(7, 0).edx;
+    return has_avx512bf16() && bit(edx, 24) && bit(edx, 25) && saves(kTiles) && ask_for_tiles();
+  }();
+  return has;
+}
+
 bool has_neon_dotprod() { return false; }
 
 #elif defined(MINIGPT4_ARM)
@@ -91,6 +118,8 @@ bool has_avx2() { return false; }
 bool has_avxvnni() { return false; }
 bool has_avx512() { return false; }
 bool has_avx512vnni() { return false; }
+bool has_avx512bf16() { return false; }
+bool has_amx() { return false; }
 
 bool has_neon_dotprod() {
 #if defined(__APPLE__)

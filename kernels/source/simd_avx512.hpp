@@ -1,4 +1,5 @@
-// Vectors of 64 bytes: AVX-512 F, BW, DQ and VL; with MINIGPT4_USE_VNNI also VNNI.
+// Vectors of 64 bytes: AVX-512 F, BW, DQ and VL; with MINIGPT4_USE_VNNI also VNNI, and with
+// MINIGPT4_USE_BF16 also BF16.
 #pragma once
 
 #include <immintrin.h>
@@ -140,6 +141,14 @@ MINIGPT4_INLINE NibbleSum add_nibbles(NibbleSum sums, Bytes nibbles, Bytes row) 
 MINIGPT4_INLINE Integers finish_nibbles(NibbleSum sums) {
   return _mm512_madd_epi16(sums, _mm512_set1_epi16(1));
 }
+#endif
+
+#if defined(MINIGPT4_USE_BF16)
+using Pairs = __m512bh;
+MINIGPT4_INLINE Pairs load_pairs(const uint16_t* p) { return (__m512bh)_mm512_loadu_si512(p); }
+
+// Two products of bfloat16 in each lane of float32 sums. Denormal numbers count as zero in it.
+MINIGPT4_INLINE Float dot(Float sums, Pairs a, Pairs b) { return _mm512_dpbf16_ps(sums, a, b); }
 #endif
 
 struct Int8Vectors {

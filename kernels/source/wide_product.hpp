@@ -2,162 +2,18 @@
 // order once, and then multiplied by one row after another; weights that lie in order are multiplied
 // by few rows as they lie.
 //
-// Owns   the order of a block and its tiles of sums. A format (formats.hpp) says how its numbers come
-//        into that order.
+// Owns   the way of a product through blocks and strips of weights, and of a block's scales.
 #pragma once
 
 #include <algorithm>
 
 #include "weight_scales.hpp"
+#include "wide_tile.hpp"
 
 namespace minigpt4 {
 namespace MINIGPT4_LEVEL {
 
-constexpr int64_t kChunk = 32;  // Numbers of a row that are summed up before the sums are widened.
 constexpr int64_t kStripBytes = 16384;  // Of a block in order: it stays in the first cache.
-constexpr int64_t kAhead = 4096;  // Bytes from what is read to what is fetched, of weights in order.
-
-// The order of a row: in a chunk, four bytes of it are what one lane is multiplied by.
-template <class Format>
-struct WideOrder {
-  static constexpr int kNumbers = kChunk, kPlaneBytes = kChunk * Format::kWideBytes;
-
-  static int32_t correction(int32_t integer) { return Format::correction(integer); }
-
-  static void arrange(const int32_t* integers, uint8_t* out) {
-    for (int i = 0; i < kNumbers; i += Format::kPiece) {
-      Format::template arrange_piece<Format::kPiece>(integers + i, out + i * Format::kWideBytes);
-    }
-  }
-};
-
-// A block of weights in order, and some rows.
-template <class Format>
-struct WideTile {
-  static constexpr int kOutputs = kLanes * Format::kVectors;
-  const uint8_t* weights;  // (chunks, bytes of a lane in a chunk / 4, kVectors) vectors, or packed.
-  const uint8_t* rows[Format::kRows];
-  const float* row_scales[Format::kRows];
-  const float* row_sums[Format::kRows];
-  const float* scales;   // (spans, kOutputs); null where a row of weights has one scale.
-  const float* offsets;  // The same, of zero points; null where all numbers have Format::kOffset.
-  int64_t spans;
-  int64_t chunks;  // In a span.
-  float* sums[Format::kRows];  // (kOutputs) += …
-};
-
-// Numbers of a block that was put in order: each vector is read as it is.
-template <class Format>
-struct Arranged {
-  static constexpr int kChunkBytes = kChunk * Format::kWideBytes * kLanes * Format::kVectors;
-  MINIGPT4_INLINE void fetch_ahead(const uint8_t*, int) {}
-  MINIGPT4_INLINE Bytes load(const uint8_t* weights, int v, int c) {
-    return load_bytes(weights + (v * Format::kVectors + c) * kBytes);
-  }
-};
-
-// Numbers that lie in order in memory: a vector has two of them in each byte.
-template <class Format>
-struct Packed {
-  static constexpr int kChunkBytes = kChunk * kLanes * Format::kVectors / 2;
-  MINIGPT4_INLINE void fetch_ahead(const uint8_t* weights, int v) {
-    if (v % 2 == 0) prefetch(weights + v / 2 * Format::kVectors * kBytes + kAhead);
-  }
-  MINIGPT4_INLINE Bytes load(const uint8_t* weights, int v, int c) {
-    return Format::part(load_bytes(weights + (v / 2 * Format::kVectors + c) * kBytes), v % 2);
-  }
-};
-
-// The sums of a span, before they are floats: each lane is an output.
-template <class Format, int Planes, int M>
-struct WideSums {
-  static constexpr int kVectors = Format::kVectors, kSteps = kChunk * Format::kWideBytes / 4;
-  static constexpr int kPlaneBytes = WideOrder<Format>::kPlaneBytes;
-  Integers whole[M][kVectors][Planes];
-
-  MINIGPT4_MEMBER void start() {
-    for (auto& row : whole) {
-      for (auto& planes : row) {
-        for (auto& each : planes) each = no_integers();
-      }
-    }
-  }
-
-  template <class Source>
-  MINIGPT4_MEMBER void add_chunk(const uint8_t* weights, const uint8_t* const (&rows)[M]) {
-    typename Format::Sum sums[M][kVectors][Planes];
-    for (auto& row : sums) {
-      for (auto& planes : row) {
-        for (auto& each : planes) each = Format::start();
-      }
-    }
-    MINIGPT4_UNROLL
-    for (int v = 0; v < kSteps; ++v) {
-      Source::fetch_ahead(weights, v);
-      Bytes numbers[kVectors];
-      for (int c = 0; c < kVectors; ++c) numbers[c] = Source::load(weights, v, c);
-      for (int m = 0; m < M; ++m) {
-        for (int p = 0; p < Planes; ++p) {
-          const Bytes row = repeat(rows[m] + p * kPlaneBytes + 4 * v);
-          for (int c = 0; c < kVectors; ++c) {
-            sums[m][c][p] = Format::add_wide(sums[m][c][p], numbers[c], row);
-          }
-        }
-      }
-    }
-    for (int m = 0; m < M; ++m) {
-      for (int c = 0; c < kVectors; ++c) {
-        for (int p = 0; p < Planes; ++p) {
-          whole[m][c][p] = add(whole[m][c][p], Format::finish(sums[m][c][p]));
-        }
-      }
-    }
-  }
-
-  MINIGPT4_MEMBER Float finish(int m, int c) const {
-    const Float value = to_float(whole[m][c][0]);
-    if (Planes == 1) return value;
-    return multiply_add(value, set(kPlaneBase), to_float(whole[m][c][Planes - 1]));
-  }
-};
-
-template <class Source, class Format, int Planes, int M>
-void add_wide_tile(const WideTile<Format>& tile) {
-  using Sums = WideSums<Format, Planes, M>;
-  constexpr int kVectors = Format::kVectors;
-  Float totals[M][kVectors];
-  for (int m = 0; m < M; ++m) {
-    for (int c = 0; c < kVectors; ++c) totals[m][c] = load(tile.sums[m] + c * kLanes);
-  }
-  const uint8_t *weights = tile.weights, *rows[M];
-  for (int m = 0; m < M; ++m) rows[m] = tile.rows[m];
-  for (int64_t span = 0; span < tile.spans; ++span) {
-    Sums sums;
-    sums.start();
-    for (int64_t chunk = 0; chunk < tile.chunks; ++chunk) {
-      sums.template add_chunk<Source>(weights, rows);
-      weights += Source::kChunkBytes;
-      for (int m = 0; m < M; ++m) rows[m] += Planes * Sums::kPlaneBytes;
-    }
-    for (int c = 0; c < kVectors; ++c) {
-      const int64_t place = span * tile.kOutputs + c * kLanes;
-      const Float scale = tile.scales ? load(tile.scales + place) : set(1);
-      for (int m = 0; m < M; ++m) {
-        Float value = sums.finish(m, c);
-        if (tile.offsets) {
-          value = multiply_add(set(-tile.row_sums[m][span]), load(tile.offsets + place), value);
-        } else if (Format::kOffset != 0 && tile.scales) {
-          value = add(value, set(-Format::kOffset * tile.row_sums[m][span]));
-        }
-        const Float both = multiply(scale, set(tile.row_scales[m][span]));
-        totals[m][c] = multiply_add(value, both, totals[m][c]);
-      }
-    }
-  }
-  for (int m = 0; m < M; ++m) {
-    for (int c = 0; c < kVectors; ++c) store(tile.sums[m] + c * kLanes, totals[m][c]);
-  }
-}
 
 // The work of one product that all threads share.
 template <class Format, int Planes>
@@ -177,10 +33,14 @@ class WideProduct {
     const int64_t strip = kStripBytes / (kBlockOutputs * Format::kWideBytes);
     const int64_t part = std::max<int64_t>(Format::kNumbers, is_grouped_ ? layout.span : kFreeSpan);
     strip_ = std::max(part, strip / part * part);
+    if (product.rows >= kMatrixRows && kMatrixRows > 0) {
+      matrix_depth_ = Planes == 1 && layout.span % (2 * kChunk) == 0 ? 2 * kChunk : kChunk;
+    }
   }
 
   static void run(const void* work, int64_t first, int64_t last) {
     const auto* mine = static_cast<const WideProduct*>(work);
+    const Matrices matrices(mine->matrix_depth_);
     for (int64_t n = first; n < last; n += kBlockOutputs) {
       mine->multiply_block(n, std::min(kBlockOutputs, last - n));
     }
@@ -188,6 +48,7 @@ class WideProduct {
 
  private:
   static constexpr int kRows = Planes == 1 ? Format::kRows : (Format::kRows + 1) / 2;
+  static constexpr int64_t kMatrixTileRows = Planes == 1 ? 2 * kMatrixRows : kMatrixRows;
 
   struct Block {
     int64_t first, outputs;
@@ -362,7 +223,7 @@ class WideProduct {
     }
     for (int64_t m = 0; m < product_.rows;) {
       const int64_t left = product_.rows - m;
-      const int64_t count = left >= kRows ? kRows : left >= 2 ? 2 : 1;
+      const int64_t count = rows_at_once(left);
       for (int64_t i = 0; i < count; ++i) {
         tile.rows[i] = rounded_.row(m + i) + start / kChunk * (Planes * Order::kPlaneBytes);
         tile.row_scales[i] = rounded_.scale(m + i) + first_span;
@@ -376,9 +237,14 @@ class WideProduct {
     }
   }
 
+  int64_t rows_at_once(int64_t left) const {
+    if (matrix_depth_ > 0 && left > kRows) return std::min(left, kMatrixTileRows);
+    return left >= kRows ? kRows : left >= 2 ? 2 : 1;
+  }
+
   // The last span of rows of 16 bits may be shorter.
   template <class Source>
-  static void add_rest(const Tile& whole, int64_t count, int64_t chunks) {
+  void add_rest(const Tile& whole, int64_t count, int64_t chunks) const {
     Tile tile = whole;
     const int64_t done = whole.spans * whole.chunks;
     tile.weights += done * Source::kChunkBytes;
@@ -392,7 +258,10 @@ class WideProduct {
   }
 
   template <class Source>
-  static void multiply_tile(const Tile& tile, int64_t rows) {
+  void multiply_tile(const Tile& tile, int64_t rows) const {
+#if defined(MINIGPT4_USE_AMX)
+    if (rows > kRows) return add_matrix_tile<Format, Planes>(tile, rows, matrix_depth_);
+#endif
     if (rows == kRows) return add_wide_tile<Source, Format, Planes, kRows>(tile);
     if constexpr (kRows > 2) {
       if (rows == 2) return add_wide_tile<Source, Format, Planes, 2>(tile);
@@ -424,6 +293,7 @@ class WideProduct {
   const RoundedRows& rounded_;
   bool is_grouped_, has_offsets_;
   int64_t spans_, strip_;
+  int64_t matrix_depth_ = 0;  // Numbers of a row in one step of AMX; 0 where it is not used.
 };
 
 }  // namespace MINIGPT4_LEVEL
