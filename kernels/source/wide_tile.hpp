@@ -42,12 +42,16 @@ struct WideTile {
   int64_t chunks;  // In a span.
   float* sums[kMostRows];  // (kOutputs) += …
 
-  // A row's total with the sum of a span for the outputs from c · kLanes on.
-  MINIGPT4_MEMBER Float add_span(Float total, Float value, int64_t m, int64_t span, int c) const {
-    const int64_t place = span * kOutputs + c * kLanes;
-    const Float scale = scales ? load(scales + place) : set(1);
+  MINIGPT4_MEMBER Float scale(int64_t span, int c) const {
+    return scales ? load(scales + span * kOutputs + c * kLanes) : set(1);
+  }
+
+  // A row's total with the sum of a span for the outputs from c · kLanes on, which have that scale.
+  MINIGPT4_MEMBER Float add_span(Float total, Float value, Float scale, int64_t m, int64_t span,
+                                 int c) const {
     if (offsets) {
-      value = multiply_add(set(-row_sums[m][span]), load(offsets + place), value);
+      const Float offset = load(offsets + span * kOutputs + c * kLanes);
+      value = multiply_add(set(-row_sums[m][span]), offset, value);
     } else if (Format::kOffset != 0 && scales) {
       value = add(value, set(-Format::kOffset * row_sums[m][span]));
     }
@@ -149,8 +153,9 @@ void add_wide_tile(const WideTile<Format>& tile) {
       for (int m = 0; m < M; ++m) rows[m] += Planes * Sums::kPlaneBytes;
     }
     for (int c = 0; c < kVectors; ++c) {
+      const Float scale = tile.scale(span, c);
       for (int m = 0; m < M; ++m) {
-        totals[m][c] = tile.add_span(totals[m][c], sums.finish(m, c), m, span, c);
+        totals[m][c] = tile.add_span(totals[m][c], sums.finish(m, c), scale, m, span, c);
       }
     }
   }
@@ -182,12 +187,13 @@ void add_matrix_tile(const WideTile<Format>& tile, int64_t count, int64_t depth)
       weights += depth * kLanes * kVectors;
     }
     Matrices::store<kVectors>(&sums[0][0][0][0]);
-    for (int64_t m = 0; m < count; ++m) {
-      for (int c = 0; c < kVectors; ++c) {
+    for (int c = 0; c < kVectors; ++c) {
+      const Float scale = tile.scale(span, c);
+      for (int64_t m = 0; m < count; ++m) {
         float* total = tile.sums[m] + c * kLanes;
         Float value = load_sums(m / kMatrixRows, c, m % kMatrixRows);
         if (Planes == 2) value = multiply_add(value, set(kPlaneBase), load_sums(1, c, m));
-        store(total, tile.add_span(load(total), value, m, span, c));
+        store(total, tile.add_span(load(total), value, scale, m, span, c));
       }
     }
   }
