@@ -60,6 +60,11 @@ def _why_not_weights() -> str | None:
 WHY_NOT = {"gpu": _why_not_gpu, "npu": _why_not_npu, "weights": _why_not_weights}
 
 
+def pytest_xdist_auto_num_workers() -> int:
+    """One more than there are processors: tests also wait, for programs, browsers and sockets."""
+    return (os.cpu_count() or 1) + 1
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Let the files that take longest come first; all else keeps its order."""
     places = {name: place for place, name in enumerate(LONGEST_FILES)}
