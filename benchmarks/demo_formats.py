@@ -20,7 +20,7 @@ from minigpt4_runtime.evaluation.scenes import describe, draw, random_scene
 from minigpt4_runtime.loaded import DEMO_MODEL_DIR
 
 FORMATS = [
-    "w8a16", "w8a8", "w8a8-g32", "w4a16-g32", "w4a8-g32", "w4a16-g32-asymmetric", "w4a16-g128",
+    "w8a16", "w8a8", "w8a8-g32", "w4a16-g32", "w4a8-g32", "w4a16-g32-asymmetric",
     "w4a16-g32+calibrated", "w8a8-sparse24", "w8a8-sparse24+calibrated",
 ]  # fmt: skip
 
