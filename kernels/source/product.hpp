@@ -31,7 +31,7 @@ struct Weight {
   int64_t value_stride = 0;            // Bytes from one row to the next.
   int64_t position_stride = 0;
   Number type = Number::float32;  // Of float weights only.
-  Floats scale;                   // (outputs, inputs / group); of 4-bit weights in order, see below.
+  Floats scale;                   // (outputs, inputs / group); of 4-bit weights in order.
   const uint8_t* zero_points = nullptr;  // int8 (outputs, groups)
   Floats ordered_zero_points;            // Of 4-bit weights only. Without data: 8 everywhere.
   int64_t outputs = 0;

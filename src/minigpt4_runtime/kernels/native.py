@@ -122,9 +122,9 @@ def _arrange_int4(
 
 def _side_by_side(tensor: Tensor) -> Tensor:
     """(outputs, C) → (blocks, C, 16), zeros filling up the last block."""
-    blocks, missing = divmod(len(tensor) + _ORDERED_OUTPUTS - 1, _ORDERED_OUTPUTS)
-    padded = functional.pad(tensor, (0, 0, 0, _ORDERED_OUTPUTS - 1 - missing))
-    return padded.view(blocks, _ORDERED_OUTPUTS, -1).transpose(1, 2).contiguous()
+    padded = functional.pad(tensor, (0, 0, 0, -len(tensor) % _ORDERED_OUTPUTS))
+    blocks = padded.view(-1, _ORDERED_OUTPUTS, tensor.shape[1])
+    return blocks.transpose(1, 2).contiguous()
 
 
 _INT8 = ("weight", "weight_scale", "weight_zero_point")
