@@ -30,11 +30,13 @@ class Slot:
         self.abort: Callable[[Exception], object] | None = None
 
     def grow(self, size: int) -> None:
-        """Take room for `size` answers in all.
+        """Take room for `size` answers in all. A drain refuses only requests that have none yet.
 
         Raises:
             Failure: there is not enough.
         """
+        if not self.size:
+            self._admission.check_open()
         self._admission.check_room(size - self.size, self.client)
         self.size = size
 
@@ -70,6 +72,7 @@ class Admission:
         Raises:
             Failure: the server is full or drains.
         """
+        self.check_open()
         self.check_room(1, client)
         slot = Slot(self, client)
         self._slots.add(slot)
@@ -78,14 +81,21 @@ class Admission:
         finally:
             self._slots.remove(slot)
 
+    def check_open(self) -> None:
+        """Refuse a new request during a drain.
+
+        Raises:
+            Failure: 503, with the time after which to try again.
+        """
+        if self._reason:
+            raise self._reason
+
     def check_room(self, size: int, client: str | None) -> None:
         """Refuse `size` more answers if they would be too many.
 
         Raises:
-            Failure: 429, with the time after which to try again; 503 during a drain.
+            Failure: 429, with the time after which to try again.
         """
-        if self._reason:
-            raise self._reason
         no_room = f" and has no room for {size} more."
         if self.num_taken + size > self._limit:
             raise queue_full(f"The server answers {self._limit} requests at once{no_room}")
