@@ -86,6 +86,11 @@ class MiniGPT4:
         self._tokenizer = loaded.tokenizer
 
     @property
+    def has_boxes(self) -> bool:
+        """Whether answers may point at parts of a picture: `Reply.boxes`."""
+        return self._template.has_boxes
+
+    @property
     def engine_config(self) -> EngineConfig:
         """The present settings of the engine."""
         return self._loaded.engine_config
@@ -413,6 +418,7 @@ class _ReplyReader:
             usage,
             tuple(self._logprobs) or None,
             find_boxes(said.reply, self._shown) if self._shown else (),
+            self._shown,
         )
         return TextDelta(said.text, reply, self._new_logprobs(), usage)
 

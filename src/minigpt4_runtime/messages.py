@@ -203,7 +203,7 @@ class Reply:
 
     `logprobs` has an entry for each of them if SamplingParams.logprobs asked for it. `boxes` are
     those in the text, for a model that was taught to write them: parts of the last picture before
-    the answer.
+    the answer, whose width and height are `picture_size`.
     """
 
     text: str
@@ -212,6 +212,7 @@ class Reply:
     usage: Usage
     logprobs: tuple[TokenLogprobs, ...] | None = None
     boxes: tuple[Box, ...] = ()
+    picture_size: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
