@@ -382,3 +382,20 @@ def test_a_model_without_boxes_is_told_from_one_that_sees_nothing(minigpt4, fold
     shown = minigpt4("describe", "a.png", *wanted, *MODEL)
     assert shown.status == 1
     assert shown.err == f"error: This model writes no boxes: leave {' '.join(wanted)} out.\n"
+
+
+@pytest.mark.usefixtures("writes_boxes")
+def test_a_picture_that_is_gone_when_it_is_drawn_is_named(minigpt4, folder, monkeypatch):
+    describe = FakeMiniGPT4.describe
+
+    def describe_and_lose(self, picture, *asked):
+        reply = describe(self, picture, *asked)
+        Path(picture.value).unlink()
+        return reply
+
+    monkeypatch.setattr(FakeMiniGPT4, "describe", describe_and_lose)
+    asked = ("--prompt", BOXED, "--draw", "drawn", "--out", "r.jsonl", *MODEL)
+    shown = minigpt4("describe", "a.png", *asked)
+    assert (shown.status, shown.out) == (1, "<p>a cat</p> {<10><20><50><100>}\n")
+    assert shown.err.startswith("error: a.png does not exist.")
+    assert records(folder / "r.jsonl")[0]["boxes"]

@@ -33,7 +33,7 @@ class Drawings:
         self._paths: dict[str, Path] = {}
         taken: set[str] = set()
         for name in dict.fromkeys(images):
-            stem = Path(name.rpartition("/")[2]).stem or "picture"
+            stem = Path(name.rpartition("/")[2]).stem[:100] or "picture"
             stem = "".join(each if each.isalnum() or each in "-_. " else "_" for each in stem)
             number = 1
             file = f"{stem}.png"

@@ -138,36 +138,33 @@ class CocoObject(JsonObject):
     _suffix = ".coco.json"
 
     def _content(self, records: Sequence[Record]) -> dict[str, Any]:
-        answered = [record for record in records if record.picture_size]
-        found = [
-            (number, box)
-            for number, record in enumerate(answered, start=1)
-            for box in record.boxes or ()
-        ]
-        names = sorted({box.label or _UNNAMED for _, box in found})
-        numbers = {name: number for number, name in enumerate(names, start=1)}
-        return {
-            "images": [
-                {"id": number, "file_name": record.image, "width": width, "height": height}
-                for number, record in enumerate(answered, start=1)
-                for width, height in (record.picture_size or (0, 0),)
-            ],
-            "annotations": [
-                {"id": at, "image_id": number, "category_id": numbers[box.label or _UNNAMED],
-                 **_coco_area(box), "iscrowd": 0}
-                for at, (number, box) in enumerate(found, start=1)
-            ],
-            "categories": [{"id": number, "name": name} for name, number in numbers.items()],
-        }  # fmt: skip
+        images: list[dict[str, Any]] = []
+        annotations: list[dict[str, Any]] = []
+        found = [box for record in records for box in record.boxes or ()]
+        names = sorted({_category(box) for box in found})
+        for record in records:
+            if record.picture_size is None:
+                continue
+            width, height = record.picture_size
+            images.append(
+                {"id": len(images) + 1, "file_name": record.image, "width": width,
+                 "height": height}
+            )  # fmt: skip
+            for box in record.boxes or ():
+                left, top, right, bottom = box.box
+                width, height = right - left, bottom - top
+                annotations.append(
+                    {"id": len(annotations) + 1, "image_id": len(images),
+                     "category_id": names.index(_category(box)) + 1,
+                     "bbox": [left, top, width, height], "area": width * height, "iscrowd": 0}
+                )  # fmt: skip
+        categories = [{"id": number, "name": name} for number, name in enumerate(names, start=1)]
+        return {"images": images, "annotations": annotations, "categories": categories}
 
 
-_UNNAMED = "object"  # The category of boxes without a label.
-
-
-def _coco_area(box: Box) -> dict[str, Any]:
-    left, top, right, bottom = box.box
-    width, height = right - left, bottom - top
-    return {"bbox": [left, top, width, height], "area": width * height}
+def _category(box: Box) -> str:
+    """COCO has no annotation without a category."""
+    return box.label or "object"
 
 
 class JsonLines(Results):

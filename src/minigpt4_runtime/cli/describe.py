@@ -32,7 +32,7 @@ from minigpt4_runtime.cli.options import (
 )
 from minigpt4_runtime.cli.terminal import ProgressBar, note, progress_bar, report
 from minigpt4_runtime.config import EngineConfig
-from minigpt4_runtime.errors import ConfigError
+from minigpt4_runtime.errors import ConfigError, ImageError
 from minigpt4_runtime.messages import Described, ImageSource
 from minigpt4_runtime.text.prompt import DESCRIBE_PROMPT
 
@@ -126,7 +126,7 @@ def describe(
             sources = [_source(each, allow_local_urls, draw is not None) for each in todo]
             for index, record in _describe_all(todo, sources, ask):
                 if drawings and record.boxes and (source := sources[index]):
-                    drawings.add(record, source)
+                    tally["undrawn"] += not _draw(drawings, record, source)
                 results.add(record)
                 tally["failed" if record.answer is None else "described"] += 1
                 tally["outgrown"] += bool(record.evicted_tokens)
@@ -141,7 +141,7 @@ def describe(
         if tally.total() and (len(images) > 1 or tally["done"]):
             before = f", {tally['done']} done before" if tally["done"] else ""
             note(f"{tally['described']} described, {tally['failed']} failed{before}")
-    if tally["failed"]:
+    if tally["failed"] or tally["undrawn"]:
         raise typer.Exit(1)
 
 
@@ -172,6 +172,15 @@ def _describe_all(
         for described in ask([source for _, _, source in present]):
             index, image, _ = present[described.index]
             yield index, _record(str(image), described)
+
+
+def _draw(drawings: Drawings, record: Record, source: ImageSource) -> bool:
+    try:
+        drawings.add(record, source)
+    except ImageError as error:  # It was there when it was described.
+        report(error, about=record.image)
+        return False
+    return True
 
 
 def _record(image: str, described: Described) -> Record:

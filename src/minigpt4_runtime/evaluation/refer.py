@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -55,16 +55,17 @@ def read_questions(path: Path) -> tuple[ReferQuestion, ...]:
     if not found:
         raise ConfigError(f"{path} holds no phrase.")
     # An id may have several phrases: then they are numbered.
-    counts, seen = Counter(question_id for question_id, *_ in found), Counter[str]()
+    counts, seen = Counter(each.question_id for each in found), Counter[str]()
     questions = []
-    for question_id, *rest in found:
-        seen[question_id] += 1
-        number = f"#{seen[question_id]}" if counts[question_id] > 1 else ""
-        questions.append(ReferQuestion(question_id + number, *rest))
+    for each in found:
+        seen[each.question_id] += 1
+        number = f"#{seen[each.question_id]}" if counts[each.question_id] > 1 else ""
+        questions.append(replace(each, question_id=each.question_id + number))
     return tuple(questions)
 
 
-def _read(record: object, place: str) -> list[tuple[str, str, str, tuple[float, float], Corners]]:
+def _read(record: object, place: str) -> list[ReferQuestion]:
+    """The phrases of one record; those of one thing have one id."""
     wanted = "A phrase has img_id, sents, bbox, width and height."
     if not isinstance(record, dict):
         raise ConfigError(f"{place} is no object. {wanted}")
@@ -86,7 +87,7 @@ def _read(record: object, place: str) -> list[tuple[str, str, str, tuple[float, 
         raise ConfigError(f"{place}: width and height must be above 0.")
     right = (left, top, left + width, top + height)
     name = _image_of(record, given_id)
-    return [(given_id, name, phrase, (size[0], size[1]), right) for phrase in phrases]
+    return [ReferQuestion(given_id, name, phrase, (size[0], size[1]), right) for phrase in phrases]
 
 
 def _numbers(given: Any, count: int) -> tuple[float, ...]:

@@ -38,37 +38,48 @@ def draw_boxes(picture: Image.Image, boxes: Sequence[Box]) -> Image.Image:
     A box without a label has its number, and so has one whose label no font here can write.
     Labels stand at their boxes where they cover no other label, if there is such a place.
     """
-    scale = -(-_LEAST_SIDE // max(picture.size))
-    if scale > 1:
-        picture = picture.resize((picture.width * scale, picture.height * scale))
-    drawn = picture.copy()
+    scale = max(1, -(-_LEAST_SIDE // max(picture.size)))
+    drawn = picture.resize((picture.width * scale, picture.height * scale))
     canvas = ImageDraw.Draw(drawn)
-    width = max(2, max(drawn.size) // 300)
-    size = max(14, max(drawn.size) // 45)
-    fonts = [_font(_short(box.label or ""), size) for box in boxes]
-    shown = [
-        _short(box.label) if box.label and font else str(number)
-        for number, (box, font) in enumerate(zip(boxes, fonts, strict=True), start=1)
-    ]
-    colours = {name: _COLOURS[at % len(_COLOURS)] for at, name in enumerate(dict.fromkeys(shown))}
-    areas: list[Area] = []
-    for name, box in zip(shown, boxes, strict=True):
-        area = tuple(side * scale for side in box.box)
-        areas.append((area[0], area[1], area[2], area[3]))
-        # A light line within a dark one is seen on every ground.
-        canvas.rectangle(
-            _grown(areas[-1], drawn.size, width // 2), outline="black", width=width * 2
-        )
-        canvas.rectangle(areas[-1], outline=colours[name][0], width=width)
+    text_size = max(14, max(drawn.size) // 45)
+    labels = [_label(number, box, text_size) for number, box in enumerate(boxes, start=1)]
+    names = dict.fromkeys(name for name, _ in labels)
+    colours = {name: _COLOURS[at % len(_COLOURS)] for at, name in enumerate(names)}
+    areas = [_enlarged(box.box, scale, drawn.size) for box in boxes]
+    for (name, _), area in zip(labels, areas, strict=True):
+        _draw_lines(canvas, area, drawn.size, colours[name][0])
     taken: list[Area] = []
-    for name, area, own_font in zip(shown, areas, fonts, strict=True):
-        font = own_font or ImageFont.load_default(size)
+    for (name, font), area in zip(labels, areas, strict=True):
         place = _place(canvas.textbbox((0, 0), name, font=font), area, drawn.size, taken)
         taken.append(place)
         fill, ink = colours[name]
         canvas.rectangle(place, fill=fill)
         canvas.text((place[0] + _MARGIN, place[1] + _MARGIN), name, ink, font, anchor="lt")
     return drawn
+
+
+def _draw_lines(
+    canvas: ImageDraw.ImageDraw, area: Area, size: tuple[int, int], colour: str
+) -> None:
+    width = max(2, max(size) // 300)
+    # A light line within a dark one is seen on every ground.
+    canvas.rectangle(_grown(area, size, width // 2), outline="black", width=width * 2)
+    canvas.rectangle(area, outline=colour, width=width)
+
+
+def _label(number: int, box: Box, size: int) -> tuple[str, Any]:
+    """What stands at a box, and the font for it."""
+    name = _short(box.label or "")
+    font = _font(name, size)
+    return (name, font) if name and font else (str(number), ImageFont.load_default(size))
+
+
+def _enlarged(box: tuple[int, int, int, int], scale: int, size: tuple[int, int]) -> Area:
+    (left, right), (top, bottom) = (
+        (min(box[axis] * scale, size[axis] - 1), min(box[axis + 2] * scale, size[axis] - 1))
+        for axis in (0, 1)
+    )
+    return left, top, right, bottom
 
 
 def _short(label: str) -> str:
