@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from minigpt4_runtime.messages import Box
 from minigpt4_runtime.text.boxes import find_boxes
+from minigpt4_runtime.text.prompt import TEMPLATES
 
 GOLDEN = Path(__file__).parents[1] / "goldens/minigptv2/boxes.json"
 CASES = json.loads(GOLDEN.read_text(encoding="utf-8"))["texts"]
@@ -114,6 +115,11 @@ def test_any_text_is_read(text):
         assert re.fullmatch(r"\{(\s*<\s*[0-9]{1,3}\s*>\s*){4}\}", text[each.start : each.stop])
         assert 0 <= each.box[0] <= each.box[2] <= 640
         assert 0 <= each.box[1] <= each.box[3] <= 480
+
+
+def test_the_template_that_was_taught_boxes_has_them():
+    names = [name for name, template in TEMPLATES.items() if template.has_boxes]
+    assert names == [name for name in TEMPLATES if name == "minigptv2"]
 
 
 def test_a_long_text_takes_no_long_time():
