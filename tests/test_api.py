@@ -2,7 +2,6 @@
 
 import base64
 import io
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -244,11 +243,10 @@ def test_a_bias_for_an_id_that_is_none_is_refused(model, way):
 BOXED = SamplingParams(regex=r"<p>a cat</p> \{<10><20><50><100>\} \{<1><2>", max_new_tokens=80)
 
 
-@pytest.fixture
-def boxed_model(model, monkeypatch):
-    """The model as one whose template says that it writes boxes."""
-    monkeypatch.setattr(model, "_template", replace(model._template, has_boxes=True))
-    return model
+@pytest.fixture(scope="module")
+def boxed_model(golden_model_dir) -> MiniGPT4:
+    """MiniGPT-v2, which writes boxes."""
+    return MiniGPT4.load(golden_model_dir("minigptv2"), device="cpu")
 
 
 def test_boxes_are_parts_of_the_last_picture(boxed_model):

@@ -46,7 +46,7 @@ TEMPLATES = {
     for template in (
         Template("vicuna", _SYSTEM, "Human: ", "Assistant: ", "###", ("###",)),
         Template("llama2", _SYSTEM, "[INST] ", " [/INST] ", "", ("###",), True),
-        Template("minigptv2", "", "[INST] ", " [/INST]", "", ("###",), True),
+        Template("minigptv2", "", "[INST] ", " [/INST]", "", ("###",), True, has_boxes=True),
     )
 }
 
