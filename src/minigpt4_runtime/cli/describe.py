@@ -23,6 +23,7 @@ from minigpt4_runtime.cli.options import (
     CacheWindow,
     ModelOptions,
     SamplingOptions,
+    Task,
     flag,
     option,
     spread_options,
@@ -47,6 +48,7 @@ def describe(
         bool, flag("Look into the folders' subfolders too.", "--recursive", "-r")
     ] = False,
     prompt: Annotated[str, option("TEXT", "What to ask about each picture.")] = DESCRIBE_PROMPT,
+    task: Task = None,
     out: Annotated[
         Path | None,
         option(
@@ -100,7 +102,7 @@ def describe(
             def ask(sources: list[ImageSource]) -> Iterator[Described]:
                 with bar.aside():
                     model = where.load(engine=EngineConfig(cache_window=cache_window))
-                return model.describe_all(sources, prompt, params)
+                return model.describe_all(sources, prompt, params, task=task)
 
             for index, record in _describe_all(todo, ask, allows_local=allow_local_urls):
                 results.add(record)
