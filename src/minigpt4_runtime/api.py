@@ -292,6 +292,11 @@ class MiniGPT4:
 
         return ImageRun(submit, max_running=self.engine_config.max_running).of(images)
 
+    @property
+    def tasks(self) -> tuple[TaskName, ...]:
+        """The tasks that a question may have: MiniGPT-v2's, or none."""
+        return self._template.tasks
+
     def stats(self) -> EngineStats:
         """The counters and the present state of the engine."""
         return self._loaded.engine.stats()
