@@ -1,7 +1,8 @@
 """The inputs of a step, in tensors at fixed addresses.
 
 Owns   the token ids, positions and slots of a step's rows, and the block table of all sequences.
-Takes  a StepPlan, which has the new entries of the block table; gives a Step.
+Takes  a StepPlan, which has the new entries of the block table; gives a Step, padded with rows
+       that live in a scratch block of the cache.
 Never  grows: each tensor has room for the largest step, at an address that a captured graph keeps.
 """
 
@@ -31,27 +32,39 @@ class Step:
 
 
 class StepBuffers:
-    """The memory of all steps of an engine. A step is valid until the next one is loaded."""
+    """The memory of all steps of an engine. A step is valid until the next one is loaded.
 
-    def __init__(self, config: EngineConfig, *, max_context: int, device: torch.device) -> None:
+    `scratch_block` is a block of the cache that no sequence has.
+    """
+
+    def __init__(
+        self, config: EngineConfig, *, max_context: int, scratch_block: int, device: torch.device
+    ) -> None:
         self._block_size = config.block_size
-        size = (config.max_running, -(-max_context // config.block_size))
+        # The last row belongs to padding: sequences of a single token, whose result nothing reads.
+        size = (config.max_running + 1, -(-max_context // config.block_size))
         self._host_table = numpy.zeros(size, numpy.int32)
+        self._host_table[-1, 0] = scratch_block
+        self._padding = Slice(-1, 0, 0, (0,), config.max_running, 0, (), is_sampled=True)
         self._table = _on_device(self._host_table, device)
         # Ids, positions, lengths, table rows, sampled rows, slots: see `Step` and `StepBatch`.
         self._host = numpy.zeros((6, config.max_step_tokens), numpy.int64)
         self._device = _on_device(self._host, device)
         self._rows = self._device.unbind()
         # The first block of each row whose blocks lie one behind the other, else None.
-        self._run_starts: list[int | None] = [None] * config.max_running
+        self._run_starts: list[int | None] = [*[None] * config.max_running, scratch_block]
 
-    def load(self, plan: StepPlan) -> Step:
-        """Put a plan into the buffers: one copy to the device, and the new entries of the table."""
+    def load(self, plan: StepPlan, *, num_sequences: int = 0) -> Step:
+        """Put a plan into the buffers: one copy to the device, and the new entries of the table.
+
+        A step of fewer than `num_sequences` is padded to so many.
+        """
         ids: list[int] = []
         positions: list[int] = []
         sequences: list[SequenceRows] = []
         sampled: list[int] = []
-        for each in plan.slices:
+        padding = [self._padding] * (num_sequences - len(plan.slices))
+        for each in (*plan.slices, *padding):
             self._note_blocks(each)
             first_row, stop = len(ids), each.start + len(each.token_ids)
             ids += each.token_ids

@@ -1,0 +1,63 @@
+"""Answers from graphs are those without: on a CPU that replays what was captured."""
+
+import pytest
+from fake_graphs import use_graphs
+from golden_cases import GOLDENS, Golden, run_together
+
+from minigpt4_runtime import MiniGPT4, SamplingParams
+
+ENGINES = {
+    "as it comes": {},
+    "odd sizes": {"max_running": 11, "block_size": 7},
+    "pushed out": {"max_step_tokens": 48, "max_running": 24, "num_blocks": 22},
+    "nothing kept": {"prefix_cache": False},
+}
+
+
+def load(model_dir, **engine) -> MiniGPT4:
+    return MiniGPT4.load(model_dir, device="cpu", dtype="float32", engine=engine)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_the_originals_tokens_from_every_search(golden_model_dir, monkeypatch, engine):
+    recorder = use_graphs(monkeypatch)
+    model = load(golden_model_dir("llama2-gqa"), **ENGINES[engine])
+    run_together(Golden(GOLDENS / "llama2-gqa", model), most=4)
+    assert recorder.num_replayed > recorder.num_captured > 0
+    assert model.stats().num_preempted > 0 or engine != "pushed out"
+
+
+def answers(model, count):
+    """Of so many requests at once: greedy and drawn ones, of different lengths."""
+    tickets = [
+        model.probe.submit_tokens(
+            (1, *range(3, 12), 20 + number),
+            SamplingParams(
+                max_new_tokens=4 + number % 3 * 5, ignore_eos=True, temperature=number % 2 * 0.9,
+                seed=number,
+            ),
+        )
+        for number in range(count)
+    ]  # fmt: skip
+    return [list(ticket) for ticket in tickets]
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 9])
+def test_as_without_graphs(golden_model_dir, monkeypatch, count):
+    recorder = use_graphs(monkeypatch)
+    plain, graphs = (
+        load(golden_model_dir("vicuna"), cuda_graphs=choice) for choice in ("off", "auto")
+    )
+    expected = answers(plain, count)
+    assert recorder.num_captured == 0
+    assert answers(graphs, count) == expected
+    assert recorder.num_replayed > 0
+
+
+def test_ranks_whose_sums_are_no_work_of_the_device_are_not_captured(golden_model_dir, monkeypatch):
+    recorder = use_graphs(monkeypatch)
+    with MiniGPT4.load(
+        golden_model_dir("vicuna"), device="cpu", dtype="float32", tensor_parallel=2
+    ) as model:
+        answers(model, 2)
+    assert recorder.num_captured == 0
