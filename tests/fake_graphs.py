@@ -65,11 +65,15 @@ class Recorder:
         return replay
 
 
-def use_graphs(monkeypatch, attention="fake_graphs:DeviceAttention") -> Recorder:
-    """Let the CPU capture, with a kernel that can be."""
+def use_graphs(
+    monkeypatch, attention="fake_graphs:DeviceAttention", *, runs_ahead=False
+) -> Recorder:
+    """Let the CPU capture, with a kernel that can be, and perhaps run ahead of the engine."""
     recorder = Recorder()
     facts = CpuBackend.facts
     monkeypatch.setattr(CpuBackend, "capture", staticmethod(recorder.capture))
     monkeypatch.setitem(ATTENTION_KERNELS, "device", attention)
-    monkeypatch.setattr(CpuBackend, "facts", replace(facts, attention=("device",)))
+    monkeypatch.setattr(
+        CpuBackend, "facts", replace(facts, attention=("device",), runs_ahead=runs_ahead)
+    )
     return recorder

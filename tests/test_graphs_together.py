@@ -18,11 +18,12 @@ def load(model_dir, **engine) -> MiniGPT4:
     return MiniGPT4.load(model_dir, device="cpu", dtype="float32", engine=engine)
 
 
+@pytest.mark.parametrize("runs_ahead", [False, True])
 @pytest.mark.parametrize("engine", ENGINES)
-def test_the_originals_tokens_from_every_search(golden_model_dir, monkeypatch, engine):
-    recorder = use_graphs(monkeypatch)
+def test_the_originals_tokens_from_every_search(golden_model_dir, monkeypatch, engine, runs_ahead):
+    recorder = use_graphs(monkeypatch, runs_ahead=runs_ahead)
     model = load(golden_model_dir("llama2-gqa"), **ENGINES[engine])
-    run_together(Golden(GOLDENS / "llama2-gqa", model), most=4)
+    run_together(Golden(GOLDENS / "llama2-gqa", model), most=3)
     assert recorder.num_replayed > recorder.num_captured > 0
     assert model.stats().num_preempted > 0 or engine != "pushed out"
 
@@ -44,14 +45,16 @@ def answers(model, count):
 
 @pytest.mark.parametrize("count", [1, 2, 3, 9])
 def test_as_without_graphs(golden_model_dir, monkeypatch, count):
+    model_dir = golden_model_dir("vicuna")
     recorder = use_graphs(monkeypatch)
-    plain, graphs = (
-        load(golden_model_dir("vicuna"), cuda_graphs=choice) for choice in ("off", "auto")
-    )
+    plain, graphs = (load(model_dir, cuda_graphs=choice) for choice in ("off", "auto"))
+    use_graphs(monkeypatch, runs_ahead=True)
+    ahead = load(model_dir)
     expected = answers(plain, count)
     assert recorder.num_captured == 0
     assert answers(graphs, count) == expected
     assert recorder.num_replayed > 0
+    assert answers(ahead, count) == expected
 
 
 def test_ranks_whose_sums_are_no_work_of_the_device_are_not_captured(golden_model_dir, monkeypatch):

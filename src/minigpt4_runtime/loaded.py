@@ -97,6 +97,8 @@ class LoadedModel:
             bos_id=self.tokenizer.bos_id,
             eos_id=self.tokenizer.eos_id,
             has_float64=self.backend.facts.has_float64,
+            # Only the leader knows the ids that a step has chosen.
+            runs_ahead=self.backend.facts.runs_ahead and self.ranks.size == 1,
         )
         self.engine_config = config
         # The other ranks end with the engine, even if the model is never closed.

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minigpt4_runtime.config import EngineConfig
-from minigpt4_runtime.engine.plan import Slice, StepPlan
-from minigpt4_runtime.engine.step_buffers import StepBuffers
+from minigpt4_runtime.engine.plan import UNKNOWN_ID, Slice, StepPlan
+from minigpt4_runtime.engine.step_buffers import StepBuffers, send_blocks
 
 CONTEXT, MOST_ROWS, SCRATCH = 24, 4, 91
 
@@ -112,6 +112,30 @@ def test_the_buffers_stay_where_they_are():
         )  # fmt: skip
         places.add(tuple(tensor.data_ptr() for tensor in tensors))
     assert len(places) == 1
+
+
+def test_unknown_ids_are_the_choices_of_the_last_step():
+    buffers = make_buffers(EngineConfig(max_running=4, block_size=4), 16)
+    slices = (
+        Slice(0, 0, 3, (UNKNOWN_ID,), 0, 0, (0,), choice=2),
+        Slice(1, 0, 0, (5, 6), 1, 0, (1,)),
+        Slice(2, 0, 3, (UNKNOWN_ID,), 2, 0, (2,), choice=0),
+    )
+    step = buffers.load(StepPlan(slices), choices=torch.tensor([70, 80, 90]))
+    assert step.token_ids.tolist() == [90, 5, 6, 70]
+    ids = buffers.load(StepPlan(slices[1:2]), num_sequences=2, choices=torch.tensor([])).token_ids
+    assert ids.tolist() == [5, 6, 0]
+
+
+def test_all_new_blocks_of_a_step_are_sent_at_once():
+    table = torch.full((3, 4), -1, dtype=torch.int32)
+    send_blocks(
+        StepPlan((Slice(0, 0, 0, (1,), 2, 1, (7, 8)), Slice(1, 0, 0, (1,), 0, 0, ()))), table
+    )
+    send_blocks(
+        StepPlan((Slice(1, 0, 0, (1,), 0, 0, (5,)), Slice(0, 0, 0, (1,), 2, 2, (9,)))), table
+    )
+    assert table.tolist() == [[5, -1, -1, -1], [-1] * 4, [-1, 7, 9, -1]]
 
 
 @pytest.mark.gpu

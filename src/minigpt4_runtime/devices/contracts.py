@@ -32,6 +32,7 @@ class DeviceFacts:
     has_float8: bool = False  # Keys and values may be kept in 8-bit floats.
     has_float64: bool = True  # Sorting and sums of it too; else the CPU draws tokens.
     captures_sums: bool = False  # A captured graph may sum over ranks.
+    runs_ahead: bool = False  # It works while the host goes on, so a step may wait in its queue.
 
 
 # Does again what was captured, with the same tensors, and gives the same tensor, filled anew.

@@ -42,6 +42,7 @@ class CudaBackend:
             collective="nccl",
             has_float8=torch.cuda.get_device_capability(self.device) >= (8, 9),
             captures_sums=True,
+            runs_ahead=True,
         )
         # All graphs use one pool of memory, since only one of them runs at a time.
         self._pool = torch.cuda.graph_pool_handle()

@@ -116,15 +116,18 @@ class Runner:
         self.encoded = EncodeCount()
 
     @torch.inference_mode()
-    def execute(self, plan: StepPlan, pixels: Mapping[str, Tensor]) -> Tensor:
+    def execute(
+        self, plan: StepPlan, pixels: Mapping[str, Tensor], choices: Tensor | None = None
+    ) -> Tensor:
         """Compute a step: (R, V) float32 logits, a row for each sampled slice.
 
-        `pixels` has every image of the plan by its digest.
+        `pixels` has every image of the plan by its digest. `choices` are those of the step before,
+        where the plan has ids that are not known yet. The logits are valid until the next step.
         """
         if plan.copies:
             self._cache.copy_blocks(*zip(*plan.copies, strict=True))
         size = self._graphs.size_of(plan)
-        step = self._buffers.load(plan, num_sequences=size)
+        step = self._buffers.load(plan, num_sequences=size, choices=choices)
         if size:
             return self._graphs.logits(step)[: len(plan.slices)]
         attend = self._attention(step.batch)
