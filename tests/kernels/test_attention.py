@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 import types
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 
 import pytest
@@ -242,6 +242,51 @@ def test_long_contexts_of_few_sequences(kernel, heads):
     assert_close(outputs[0], expected[0], kernel.dtype)
 
 
+@pytest.mark.parametrize("count", [1, 3, 40])
+def test_a_capturable_step_serves_other_numbers_at_the_same_addresses(kernel, count):
+    """What was prepared for short contexts attends to long ones, as a replayed graph does."""
+    if not kernel.bind.is_capturable:
+        pytest.skip(f"{kernel.name} prepares each step anew")
+    block_size, dtype = 16, kernel.dtype
+    before = draw_step([(2, 1)] * count, block_size=block_size, dtype=dtype)
+    after = draw_step([(1 + 97 * i % 900, 1) for i in range(count, 0, -1)], dtype=dtype,
+                      block_size=block_size)  # fmt: skip
+    place = {"device": kernel.device, "dtype": dtype}
+    cache = FloatCache(*(side.clone().to(**place) for side in both(after.cache)))
+    table = torch.zeros(count, 64, dtype=torch.int32, device=kernel.device)
+    batch = replace(batch_of(before.sequences, block_size, kernel.device), block_table=table)
+    attend = kernel.bind(cache)(batch)
+    new = batch_of(after.sequences, block_size, kernel.device)
+    table[:, : new.block_table.shape[1]] = new.block_table.flip(0)
+    for name in ("slots", "lengths"):
+        getattr(batch, name).copy_(getattr(new, name))
+    batch.table_rows.copy_(new.table_rows.flip(0))
+    output = attend(0, *(x.to(**place) for x in after.qkv[0]))
+    (expected,), _ = after.run(REFERENCE, layers=[0])
+    assert_close(output.float().cpu(), expected, dtype)
+
+
+@pytest.mark.gpu
+def test_a_captured_step_is_replayed_with_other_numbers():
+    """By torch's CUDA graph itself."""
+    step, other = (draw_step(lengths, block_size=16) for lengths in ([(9, 1)], [(700, 1)]))
+    cache = FloatCache(*(side.clone().cuda() for side in both(other.cache)))
+    batch, new = (batch_of(each.sequences, 16, "cuda") for each in (step, other))
+    batch = replace(batch, block_table=torch.zeros_like(new.block_table))
+    q, k, v = (x.cuda() for x in step.qkv[0])
+    attend = attention_kernel("triton")(cache)(batch)
+    attend(0, q, k, v)  # Compiled before it is captured.
+    with torch.cuda.graph(graph := torch.cuda.CUDAGraph()):
+        output = attend(0, q, k, v)
+    for name in ("slots", "lengths", "table_rows", "block_table"):
+        getattr(batch, name).copy_(getattr(new, name))
+    for there, given in zip((q, k, v), other.qkv[0], strict=True):
+        there.copy_(given)
+    graph.replay()
+    (expected,), _ = other.run(REFERENCE, layers=[0])
+    assert_close(output.cpu(), expected, torch.float32)
+
+
 @pytest.mark.parametrize("num_rows", [1, 5, 100])
 def test_paged_equals_contiguous(kernel, num_rows):
     # Two sequences of the same length: the first is scattered, the second lies in one run.
@@ -353,23 +398,33 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 import torch
-from minigpt4_runtime.kernels.attention_triton import _attend_share, _sizes
+from minigpt4_runtime.cache.key_value import CacheShape
+from minigpt4_runtime.kernels.attention_triton import _attend_share, _join_shares, _sizes
 
-q, keys = torch.empty(1, 32, 128), torch.empty(1, 16, 32, 128)
+def compile(kernel, sizes, capability, signature):
+    signature = signature | dict.fromkeys(sizes, "constexpr")
+    source = ASTSource(fn=kernel, signature=signature, constexprs=sizes)
+    return triton.compile(source, target=GPUTarget("cuda", capability, 32)).asm["ptx"]
+
+q, shape = torch.empty(1, 32, 128), CacheShape(1, 32, 128, 16)
 # What queries are of, what keys are of, and the GPU.
 for dtype, cached, capability in (
     ("fp16", "fp16", 80), ("bf16", "bf16", 90), ("fp16", "i8", 80), ("bf16", "fp8e4nv", 90)
 ):
-    sizes = _sizes(q, keys, has_scales=cached != dtype)
+    sizes = _sizes(q, shape, has_scales=cached != dtype) | {"IS_SHARED": capability == 80}
     scales = "*fp32" if cached != dtype else f"*{cached}"
     signature = dict.fromkeys(_attend_share.arg_names, f"*{dtype}") | {
         "keys": f"*{cached}", "values": f"*{cached}", "key_scales": scales, "value_scales": scales,
         "lengths": "*i64", "table_rows": "*i64", "table": "*i32", "table_width": "i32",
-        "scale": "fp32", "log_totals": "*fp32", **dict.fromkeys(sizes, "constexpr"),
+        "scale": "fp32", "log_totals": "*fp32",
     }
-    source = ASTSource(fn=_attend_share, signature=signature, constexprs=sizes)
-    kernel = triton.compile(source, target=GPUTarget("cuda", capability, 32))
-    assert "mma.sync" in kernel.asm["ptx"], "the products are not made by tensor cores"
+    ptx = compile(_attend_share, sizes, capability, signature)
+    assert "mma.sync" in ptx, "the products are not made by tensor cores"
+    signature = {
+        "mixed": "*fp32", "log_totals": "*fp32", "attended": f"*{dtype}", "num_shares": "i32",
+        "head_dim": "i32",
+    }
+    compile(_join_shares, {"DIMS": 128, "SHARES": 16}, capability, signature)
 """
 
 

@@ -1,8 +1,9 @@
 """Causal attention for CUDA: rows that decode in one Triton kernel, prompts as in attention_sdpa.
 
-Owns   the kernel, and the number of shares into which it cuts long contexts.
+Owns   the kernels, and the number of shares into which they cut long contexts.
 Takes  packed rows, the cache and the batch; gives attended rows.
 Never  copies the keys of a sequence that decodes, nor asks the GPU for anything while it attends.
+       What it launches for rows that decode depends on no length, so that a graph can hold it.
 
 Checked under Triton's interpreter and compiler only: it has not run on a GPU yet.
 """
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
-from minigpt4_runtime.cache.key_value import FloatCache, Fp8Cache, Int8Cache
+from minigpt4_runtime.cache.key_value import CacheShape, FloatCache, Fp8Cache, Int8Cache
 from minigpt4_runtime.kernels.attention_sdpa import Decode, Singles, attend_with
 from minigpt4_runtime.kernels.contracts import KernelLimits, StepBatch
 from minigpt4_runtime.model.llama import Attend
@@ -31,6 +32,7 @@ else:
 # The smallest side of a matrix that tensor cores multiply.
 _MIN_SIDE = 16
 _KEYS_AT_ONCE = 32
+_SHARES_AT_ONCE = 16
 # A context is cut so that about so many programs run, but into no smaller shares than this.
 _WANTED_PROGRAMS = 256
 _MIN_SHARE = 128
@@ -40,6 +42,7 @@ class TritonAttention:
     """See `AttentionKernel`."""
 
     limits: ClassVar = KernelLimits(formats=(FloatCache, Int8Cache, Fp8Cache))
+    is_capturable: ClassVar = True
 
     def __init__(self, cache: FloatCache | Int8Cache | Fp8Cache) -> None:
         self._cache = cache
@@ -51,29 +54,35 @@ class TritonAttention:
         return attend_with(self._cache, batch, self._decoding)
 
     def _decoding(self, singles: Singles) -> Decode:
-        count, num_kv_heads = len(singles.lengths), self._cache.shape.num_heads
-        wanted = -(-_WANTED_PROGRAMS // (count * num_kv_heads))
-        shares = min(wanted, -(-singles.longest // _MIN_SHARE))
-        grid = (count, num_kv_heads, shares)
+        """The grid follows from what a row of the table can hold: the GPU reads the lengths."""
+        shape, count = self._cache.shape, len(singles.lengths)
+        most_tokens = singles.block_table.shape[1] * shape.block_size
+        wanted = -(-_WANTED_PROGRAMS // (count * shape.num_heads))
+        shares = min(wanted, -(-most_tokens // _MIN_SHARE))
+        grid = (count, shape.num_heads, shares)
 
         def decode(layer: int, q: Tensor) -> Tensor:
-            keys, values, key_scales, value_scales = self._sides(layer)
             q = q.contiguous()
-            dtype = q.dtype if shares == 1 else torch.float32
-            mixed = q.new_empty(count, shares, *q.shape[1:], dtype=dtype)
-            log_totals = q.new_empty(count, shares, q.shape[1], dtype=torch.float32)
+            attended = torch.empty_like(q)
+            mixed, log_totals = attended, attended
+            if shares > 1:
+                mixed = q.new_empty(count, shares, *q.shape[1:], dtype=torch.float32)
+                log_totals = q.new_empty(count, shares, q.shape[1], dtype=torch.float32)
             # Triton launches on the current device, wherever the tensors are.
             with nullcontext() if self._is_current else torch.cuda.device(q.device):
                 _attend_share[grid](
-                    q, keys, values, key_scales, value_scales, singles.lengths,
-                    singles.table_rows, singles.block_table, mixed, log_totals,
-                    singles.block_table.shape[1], q.shape[2] ** -0.5,
-                    **_sizes(q, keys, has_scales=not isinstance(self._cache, FloatCache)),
-                    num_stages=2,
+                    q, *self._sides(layer), singles.lengths, singles.table_rows,
+                    singles.block_table, mixed, log_totals, singles.block_table.shape[1],
+                    q.shape[2] ** -0.5,
+                    **_sizes(q, shape, has_scales=not isinstance(self._cache, FloatCache)),
+                    IS_SHARED=shares > 1, num_stages=2,
                 )  # fmt: skip
-            if shares == 1:
-                return mixed[:, 0]
-            return (mixed * log_totals.softmax(1)[..., None]).sum(1).to(q.dtype)
+                if shares > 1:
+                    _join_shares[q.shape[:2]](
+                        mixed, log_totals, attended, shares, q.shape[2],
+                        DIMS=triton.next_power_of_2(q.shape[2]), SHARES=_SHARES_AT_ONCE,
+                    )  # fmt: skip
+            return attended
 
         return decode
 
@@ -87,17 +96,17 @@ class TritonAttention:
         return keys, values, key_scales, value_scales
 
 
-def _sizes(q: Tensor, keys: Tensor, *, has_scales: bool) -> dict[str, int]:
+def _sizes(q: Tensor, shape: CacheShape, *, has_scales: bool) -> dict[str, int]:
     """The sizes that the kernel is compiled for."""
-    (_, num_heads, head_dim), (_, block_size, num_kv_heads, _) = q.shape, keys.shape
-    group = num_heads // num_kv_heads
+    group = q.shape[1] // shape.num_heads
     return {
-        "BLOCK_SIZE": block_size,
+        "BLOCK_SIZE": shape.block_size,
         "GROUP": group,
         "ROWS": max(_MIN_SIDE, triton.next_power_of_2(group)),
-        "HEAD_DIM": head_dim,
-        "DIMS": max(_MIN_SIDE, triton.next_power_of_2(head_dim)),
+        "HEAD_DIM": shape.head_dim,
+        "DIMS": max(_MIN_SIDE, triton.next_power_of_2(shape.head_dim)),
         "KEYS": _KEYS_AT_ONCE,
+        "MIN_SHARE": _MIN_SHARE,
         "HAS_SCALES": has_scales,
     }
 
@@ -121,7 +130,7 @@ def _load_cached(
 
 
 @triton.jit(do_not_specialize=["table_width"])  # type: ignore[untyped-decorator]
-def _attend_share(  # noqa: PLR0913, PLR0917
+def _attend_share(  # noqa: PLR0913, PLR0915, PLR0917
     queries: tl.tensor,  # (B, H, HEAD_DIM)
     keys: tl.tensor,  # (num_blocks, BLOCK_SIZE, Hkv, HEAD_DIM)
     values: tl.tensor,
@@ -131,7 +140,7 @@ def _attend_share(  # noqa: PLR0913, PLR0917
     table_rows: tl.tensor,  # (B,): which row of the block table each sequence has.
     table: tl.tensor,  # (rows, table_width)
     mixed: tl.tensor,  # (B, shares, H, HEAD_DIM): the result of each share of the tokens ...
-    log_totals: tl.tensor,  # (B, shares, H): ... and the log of how much it weighs.
+    log_totals: tl.tensor,  # (B, shares, H): ... and the log of how much it weighs, of several.
     table_width: tl.tensor,
     scale: tl.tensor,
     BLOCK_SIZE: tl.constexpr,
@@ -140,7 +149,9 @@ def _attend_share(  # noqa: PLR0913, PLR0917
     HEAD_DIM: tl.constexpr,
     DIMS: tl.constexpr,  # Likewise.
     KEYS: tl.constexpr,
+    MIN_SHARE: tl.constexpr,
     HAS_SCALES: tl.constexpr,
+    IS_SHARED: tl.constexpr,
 ) -> None:
     """One program: one sequence, one key/value head, one share of the sequence's tokens."""
     sequence, kv_head, share = tl.program_id(0), tl.program_id(1), tl.program_id(2)
@@ -154,7 +165,7 @@ def _attend_share(  # noqa: PLR0913, PLR0917
 
     length = tl.load(lengths + sequence).to(tl.int32)
     own_table = table + tl.load(table_rows + sequence) * table_width
-    share_size = tl.cdiv(length, num_shares)
+    share_size = tl.maximum(tl.cdiv(length, num_shares), MIN_SHARE)
     first = share * share_size
     last = tl.minimum(first + share_size, length)
     # Softmax as the keys come in: the largest score so far, and sums that are relative to it.
@@ -186,6 +197,39 @@ def _attend_share(  # noqa: PLR0913, PLR0917
     # An empty share has a total of 0 and weighs exp(-inf); every other has at least 1.
     total = tl.maximum(total, 1.0)
     at = (sequence * num_shares + share) * num_heads + heads
-    tl.store(log_totals + at, largest + tl.log(total), mask=is_row)
+    if IS_SHARED:
+        tl.store(log_totals + at, largest + tl.log(total), mask=is_row)
     out = at[:, None] * HEAD_DIM + dims[None, :]
     tl.store(mixed + out, sums / total[:, None], mask=is_row[:, None] & is_dim[None, :])
+
+
+@triton.jit(do_not_specialize=["num_shares"])  # type: ignore[untyped-decorator]
+def _join_shares(  # noqa: PLR0917
+    mixed: tl.tensor,  # As in `_attend_share`.
+    log_totals: tl.tensor,
+    attended: tl.tensor,  # (B, H, head_dim)
+    num_shares: tl.tensor,
+    head_dim: tl.tensor,
+    DIMS: tl.constexpr,
+    SHARES: tl.constexpr,
+) -> None:
+    """One program: one sequence, one query head; its shares by their weights."""
+    row, head, num_heads = tl.program_id(0), tl.program_id(1), tl.num_programs(1)
+    dims = tl.arange(0, DIMS)
+    is_dim = dims < head_dim
+    # Finite, and below any score: what is -inf weighs nothing beside it.
+    largest, total, sums = -1e30, 0.0, tl.zeros((DIMS,), tl.float32)
+    for start in range(0, num_shares, SHARES):
+        shares = start + tl.arange(0, SHARES)
+        is_share = shares < num_shares
+        at = (row * num_shares + shares) * num_heads + head
+        log_total = tl.load(log_totals + at, mask=is_share, other=float("-inf"))
+        larger = tl.maximum(largest, tl.max(log_total, 0))
+        weights, faded = tl.exp(log_total - larger), tl.exp(largest - larger)
+        is_there = is_share[:, None] & is_dim[None, :]
+        part = tl.load(mixed + at[:, None] * head_dim + dims[None, :], mask=is_there, other=0.0)
+        total = total * faded + tl.sum(weights, 0)
+        sums = sums * faded + tl.sum(part * weights[:, None], 0)
+        largest = larger
+    out = (row * num_heads + head) * head_dim + dims
+    tl.store(attended + out, sums / tl.maximum(total, 1e-30), mask=is_dim)
