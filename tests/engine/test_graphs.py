@@ -107,6 +107,20 @@ def test_a_kernel_that_reads_its_step_from_the_host_is_not_captured(language):
     assert recorder.num_captured == 0
 
 
+def test_the_kernel_of_gpus_reads_its_step_from_the_device(language):
+    attention = pytest.importorskip("minigpt4_runtime.kernels.attention_triton")
+    recorder = Recorder()
+    graphs = make_runner(language, attention.TritonAttention, capture=recorder.capture)
+    plain = make_runner(language)
+    for runner in (graphs, plain):
+        runner.execute(prompts(5, 2, 4), {})
+    for plan in (next_tokens(5, 2, 4), next_tokens(6, 3, 5)):
+        torch.testing.assert_close(
+            graphs.execute(plan, {}), plain.execute(plan, {}), atol=1e-4, rtol=1e-4
+        )
+    assert (recorder.num_captured, recorder.num_replayed) == (1, 2)
+
+
 @pytest.mark.parametrize("fails_here", [True, False])
 def test_a_failed_capture_is_told_once_and_the_steps_go_on(language, caplog, fails_here):
     recorder = Recorder()

@@ -109,7 +109,7 @@ class Runner:
         # Of the model and the kernel alone: holding the runner would keep its cache alive.
         self._graphs = DecodeGraphs(
             partial(_decode, language, self._attention),
-            capture if getattr(self._attention, "is_capturable", False) else None,
+            capture if self._attention.is_capturable else None,
             max_running=config.max_running, vocab_size=language.config.vocab_size, least=least,
         )  # fmt: skip
         self.num_blocks = num_blocks
