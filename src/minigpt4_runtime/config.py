@@ -447,7 +447,7 @@ class EngineConfig(_Settings):
     little (docs/engine.md). `prefix_cache` keeps them findable for
     prompts that begin alike, and `image_cache_bytes` limits the kept rows of images.
     `cuda_graphs` "auto" launches a step in which all sequences decode as one graph, where the
-    device and its attention kernel can.
+    device and its attention kernel can, and the image side in torch.
 
     With a `cache_window` no dialogue and no answer is too long: what a prompt begins with stays,
     and so do up to this many of the last tokens. The oldest turns leave with their pictures.

@@ -83,8 +83,9 @@ class LoadedModel:
         group = self.ranks.start(setup, backend.facts.collective)
         free_bytes = free_memory_bytes(backend, self.ranks.size)
         self.rank_model = load_rank_model(
-            source, backend, dtype, group=group, encoder=encoder, free_bytes=free_bytes
-        )
+            source, backend, dtype, group=group, encoder=encoder, free_bytes=free_bytes,
+            capture=backend.capture if engine.cuda_graphs == "auto" else None,
+        )  # fmt: skip
         self._start_engine(engine)
 
     def _start_engine(self, config: EngineConfig) -> None:
