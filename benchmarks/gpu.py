@@ -17,13 +17,14 @@ kernels      85 s  pytest -m gpu: attention in float32, float16 and bfloat16 aga
 answers      85 s  pytest -m gpu: all other tests, the originals' tokens in float32 among them; the
                    demo model's exact answers in float16 and bfloat16
 language    110 s  7B, 32 layers of random weights in float16: decode of 1, 8 and 64, prefill of
-                   1,920, each beside transformers
+                   1,920, each beside transformers; decode without graphs too
 vision       45 s  EVA-ViT-g and Q-Former at full depth: 1 and 16 pictures in torch (float16,
-                   bfloat16) and in ONNX Runtime's CUDA provider
+                   bfloat16), as a graph and not, and in ONNX Runtime's CUDA provider
 server       35 s  `minigpt4 serve` with 64 clients that stream answers about pictures
 profile      30 s  one decode step of 1 and of 64 answers, and one picture: kernels, and the time
                    in which the GPU waits for the next launch
-compiled     45 s  the decode step as it stands, as a CUDA graph, and under torch.compile
+compiled     45 s  the decode step as it stands, with and without graphs, the model
+                   alone as a graph, and under torch.compile
 
 Every part is a process with its own time limit, extended by the time that earlier parts did not
 use. It writes each result to DIR/PART.json at once, and its output to DIR/PART.log. Later parts run

@@ -236,7 +236,7 @@ def compiled(run: GpuRun) -> Iterator[str]:
     for name, each in run.numbers("compiled").items():
         way, _, what = name.partition(", ")
         cells.setdefault(what, {})[way] = each["milliseconds"]
-    ways = ("engine", "eager", "graph", "torch.compile")
+    ways = ("engine", "engine without graphs", "eager", "graph", "torch.compile")
     rows = [(what, *(found.get(way) for way in ways)) for what, found in cells.items()]
     return table_lines(("decode step, ms", *ways), rows)
 

@@ -1,10 +1,15 @@
 """Answers from graphs are those without: on a CPU that replays what was captured."""
 
 import pytest
+import torch
 from fake_graphs import use_graphs
 from golden_cases import GOLDENS, Golden, run_together
 
 from minigpt4_runtime import MiniGPT4, SamplingParams
+from minigpt4_runtime.checkpoint.config_file import load_config
+from minigpt4_runtime.checkpoint.load import load_vision
+from minigpt4_runtime.devices.registry import open_device
+from minigpt4_runtime.vision.torch import TorchVisionEncoder
 
 ENGINES = {
     "as it comes": {},
@@ -64,3 +69,17 @@ def test_ranks_whose_sums_are_no_work_of_the_device_are_not_captured(golden_mode
     ) as model:
         answers(model, 2)
     assert recorder.num_captured == 0
+
+
+@pytest.mark.gpu
+def test_rows_of_pictures_from_graphs_of_a_gpu(golden_model_dir):
+    backend = open_device("cuda")
+    model_dir = golden_model_dir("vicuna")
+    part = load_vision(model_dir, dtype=torch.float32).to(backend.device)
+    graphs, plain = (TorchVisionEncoder(part, capture=each) for each in (backend.capture, None))
+    side = load_config(model_dir).vision.image_size
+    for count in (3, 1, 10):
+        pixels = torch.randn(count, 3, side, side)
+        torch.testing.assert_close(
+            graphs.encode(pixels), plain.encode(pixels), atol=1e-4, rtol=1e-4
+        )

@@ -83,6 +83,7 @@ def test_a_dry_run_executes_every_part(dry_run, scripts):
     assert not [each for each in results.values() if "error" in each]
     assert results["kernels", "pytest -m gpu tests/kernels"]["skipped"] > 100
     assert results["language", "decode4, agreement"]["tokens"] == 6
+    assert results["language", "decode4, without graphs"]["rates"]
     assert results["compiled", "torch.compile, 8 layers, 1"]["difference"] < 1e-3
     assert len(results["profile", "one picture"]["kernels"]) > 5
     assert "done" in output

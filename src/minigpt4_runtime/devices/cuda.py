@@ -65,7 +65,8 @@ class CudaBackend:
                 function()
             torch.cuda.current_stream().wait_stream(stream)
             # Other threads may go on: they prepare pictures, and NCCL's watches its sums.
-            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+            mode = "thread_local"
+            with torch.cuda.graph(graph, self._pool, stream, capture_error_mode=mode):
                 result = function()
 
         def replay() -> Tensor:

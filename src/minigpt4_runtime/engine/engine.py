@@ -1,9 +1,9 @@
 """Answers many requests at once, step by step.
 
-Owns   the thread that steps, the requests in it, and the handling of their errors.
+Owns   the thread that steps, the requests in it, and the handling of their errors. Where the device
+       runs ahead, a step is planned and launched before the ids of the step before are read.
 Takes  Requests from any thread; gives Tickets.
-Never  knows text: a request's watch reads it. Where the device runs ahead, it plans and launches a
-       step before it reads the ids of the step before.
+Never  knows text: a request's watch reads it.
 """
 
 from __future__ import annotations
@@ -109,7 +109,9 @@ class Engine:
         self._num_blocks = num_blocks
         self._max_context = max_context
         self._scheduler = Scheduler(config, num_blocks=num_blocks, eos_id=eos_id)
-        self._sampler = Sampler(bos_id=bos_id, eos_id=eos_id, has_float64=has_float64)
+        self._sampler = Sampler(
+            bos_id=bos_id, eos_id=eos_id, has_float64=has_float64, runs_ahead=runs_ahead
+        )
         self._runs_ahead = runs_ahead
         self._unread: _Launched | None = None
         self._ids = itertools.count()

@@ -43,12 +43,18 @@ class Choices:
 
 
 class Sampler:
-    """Chooses by each sequence's settings. The CPU does it for a device without float64."""
+    """Chooses by each sequence's settings. The CPU does it for a device without float64.
 
-    def __init__(self, *, bos_id: int, eos_id: int, has_float64: bool = True) -> None:
+    With `runs_ahead`, choices can be read while the device does later work.
+    """
+
+    def __init__(
+        self, *, bos_id: int, eos_id: int, has_float64: bool = True, runs_ahead: bool = False
+    ) -> None:
         self._bos_id = bos_id
         self._eos_id = eos_id
         self._has_float64 = has_float64
+        self._runs_ahead = runs_ahead
 
     def pick(
         self, logits: Tensor, sequences: Many[Sequence]
@@ -73,8 +79,9 @@ class Sampler:
             rows, *chosen = self._choose(logits, wants)
             results += chosen
             ids = ids.index_copy(0, rows, chosen[0])
-        numbers = _fetch(torch.cat(results))
-        return Choices(ids, partial(self._read, numbers, logits, placed, wants, found))
+        numbers = torch.cat(results)
+        fetched = _fetch(numbers) if self._runs_ahead else numbers.tolist
+        return Choices(ids, partial(self._read, fetched, logits, placed, wants, found))
 
     @torch.inference_mode()
     def _read(
