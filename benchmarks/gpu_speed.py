@@ -10,6 +10,7 @@ import gzip
 import shutil
 import statistics
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -18,12 +19,14 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy
 import torch
 from engine import Work, cost, decode_rate, prefill_rate
 from gpu_results import Results, Setting, UnavailableError, median_seconds
 from rivals import Ours, TimedAnswers, Transformers, wide_config
 from torch import Tensor
 
+from minigpt4_runtime import Message, MiniGPT4, SamplingParams, image
 from minigpt4_runtime.api import DEMO_MODEL_DIR
 from minigpt4_runtime.bench.costs import vision_gigaflops
 from minigpt4_runtime.cache.key_value import FloatCache
@@ -229,6 +232,36 @@ def write_picture_model(model_dir: Path, setting: Setting) -> None:
             qformer=replace(demo.qformer, num_hidden_layers=1),
         )
     write_folder(model_dir, config, RandomWeights(model_shapes(config)), TOKENIZER)
+
+
+# --- one picture ----------------------------------------------------------------------------------
+
+
+def picture(setting: Setting, results: Results) -> None:
+    """The time from a picture in memory to the first token about it."""
+    for graphs in ("auto", "off"):
+        engine = EngineConfig(cuda_graphs=graphs, num_blocks=64)
+        place: Any = {"device": str(setting.device), "engine": engine}
+        with (
+            MiniGPT4.load(dtype="float32", **place)
+            if setting.is_dry
+            else MiniGPT4.with_random_weights(PRESETS["vicuna-7b"], dtype="float16", **place)
+        ) as model:
+            name = "first token" + ("" if graphs == "auto" else ", without graphs")
+            results.attempt(name, partial(first_tokens, model, setting))
+
+
+def first_tokens(model: MiniGPT4, setting: Setting) -> dict[str, float]:
+    """The median over pictures that are all new; the first ones warm up."""
+    random = numpy.random.default_rng(0)
+    times = []
+    for _ in range(3 if setting.is_dry else 13):
+        pixels = random.integers(0, 256, (480, 640, 3), numpy.uint8)
+        started = time.perf_counter()
+        question = Message("user", (image(pixels), "Describe this image in detail."))
+        list(model.submit([question], SamplingParams(max_new_tokens=1, ignore_eos=True)))
+        times.append(time.perf_counter() - started)
+    return {"milliseconds": 1e3 * statistics.median(times[2:])}
 
 
 # --- one decode step ------------------------------------------------------------------------------
