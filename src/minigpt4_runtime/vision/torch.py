@@ -46,7 +46,7 @@ class TorchVisionEncoder:
 
         With it, no graph is used.
         """
-        if self._device.type != "cpu":
+        if pixels.is_cpu and self._device.type != "cpu":
             # From pinned memory, or the host would wait until the device has done all else.
             pixels = pixels.pin_memory().to(self._device, non_blocking=True)
         if self._capture is None or on_tower is not None:
