@@ -234,9 +234,10 @@ def test_one_preparation_serves_all_layers(kernel, lengths):
 
 
 @pytest.mark.parametrize("heads", HEADS)
-def test_long_contexts_of_few_sequences(kernel, heads):
-    """Here a kernel may cut contexts into shares; of three tokens, most shares get none."""
-    step = draw_step([(700, 1), (3, 1)], heads=heads, block_size=16, dtype=kernel.dtype)
+@pytest.mark.parametrize("lengths", [[(700, 1), (3, 1)], [(3, 1), (650, 100), (500, 1), (70, 70)]])
+def test_long_contexts_of_few_sequences(kernel, heads, lengths):
+    """Here a kernel may cut contexts into shares, some of which hold nothing that a row sees."""
+    step = draw_step(lengths, heads=heads, block_size=16, dtype=kernel.dtype)
     outputs, _ = step.run(kernel, layers=[0])
     expected, _ = step.run(REFERENCE, layers=[0])
     assert_close(outputs[0], expected[0], kernel.dtype)
@@ -394,32 +395,51 @@ def test_a_cache_of_another_dtype_than_the_model(kernel, cache_dtype):
 
 
 COMPILE = """
+import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-import torch
 from minigpt4_runtime.cache.key_value import CacheShape
-from minigpt4_runtime.kernels.attention_triton import _attend_share, _join_shares, _sizes
+from minigpt4_runtime.kernels.attention_triton import _attend_tile, _join_shares, _sizes
 
-def compile(kernel, sizes, capability, signature):
+def compile(kernel, sizes, capability, signature, **options):
     signature = signature | dict.fromkeys(sizes, "constexpr")
-    source = ASTSource(fn=kernel, signature=signature, constexprs=sizes)
-    return triton.compile(source, target=GPUTarget("cuda", capability, 32)).asm["ptx"]
-
-q, shape = torch.empty(1, 32, 128), CacheShape(1, 32, 128, 16)
-# What queries are of, what keys are of, and the GPU.
-for dtype, cached, capability in (
-    ("fp16", "fp16", 80), ("bf16", "bf16", 90), ("fp16", "i8", 80), ("bf16", "fp8e4nv", 90)
-):
-    sizes = _sizes(q, shape, has_scales=cached != dtype) | {"IS_SHARED": capability == 80}
-    scales = "*fp32" if cached != dtype else f"*{cached}"
-    signature = dict.fromkeys(_attend_share.arg_names, f"*{dtype}") | {
-        "keys": f"*{cached}", "values": f"*{cached}", "key_scales": scales, "value_scales": scales,
-        "lengths": "*i64", "table_rows": "*i64", "table": "*i32", "table_width": "i32",
-        "scale": "fp32", "log_totals": "*fp32",
+    # As they are launched: with tensors that begin at multiples of 16 bytes.
+    aligned = {
+        (i,): [["tt.divisibility", 16]]
+        for i, name in enumerate(kernel.arg_names) if signature[name].startswith("*")
     }
-    ptx = compile(_attend_share, sizes, capability, signature)
-    assert "mma.sync" in ptx, "the products are not made by tensor cores"
+    source = ASTSource(fn=kernel, signature=signature, constexprs=sizes, attrs=aligned)
+    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+
+DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+# What queries are of, what keys are of, the GPU, the query heads of a key head, rows that decode.
+for dtype, cached, capability, group, is_decode in (
+    ("fp16", "fp16", 80, 1, False), ("bf16", "bf16", 90, 4, False), ("fp32", "fp32", 80, 1, False),
+    ("fp16", "i8", 80, 6, False), ("bf16", "fp8e4nv", 90, 1, False),
+    ("fp16", "fp16", 80, 1, True), ("bf16", "bf16", 90, 6, True), ("fp16", "i8", 80, 1, True),
+    ("bf16", "fp8e4nv", 90, 1, True),
+):
+    sizes = _sizes(CacheShape(1, 32, 128, 16), group, DTYPES[dtype], is_decode=is_decode)
+    has_scales = cached != dtype
+    scales = "*fp32" if has_scales else f"*{cached}"
+    signature = dict.fromkeys(_attend_tile.arg_names, f"*{dtype}") | {
+        "keys": f"*{cached}", "values": f"*{cached}", "key_scales": scales, "value_scales": scales,
+        "tiles": "*i64" if is_decode else "*i32", "table_rows": "*i64", "table": "*i32",
+        "table_width": "i32", "scale": "fp32", "log_totals": "*fp32",
+    }
+    for is_shared in (True, False):
+        signature["mixed"] = "*fp32" if is_shared else f"*{dtype}"
+        flags = {"HAS_SCALES": has_scales, "IS_SHARED": is_shared}
+        compiled = compile(
+            _attend_tile, sizes | flags, capability, signature,
+            num_warps=4 if is_decode else 8, num_stages=2,
+        )
+        # The least that a multiprocessor of capability 8.6 or 8.9 has for one program.
+        assert compiled.metadata.shared <= 99 * 1024, compiled.metadata.shared
+        if dtype != "fp32":
+            is_fast = any(name in compiled.asm["ptx"] for name in ("mma.sync", "wgmma.mma_async"))
+            assert is_fast, "the products are not made by tensor cores"
     signature = {
         "mixed": "*fp32", "log_totals": "*fp32", "attended": f"*{dtype}", "num_shares": "i32",
         "head_dim": "i32",
