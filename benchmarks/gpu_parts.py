@@ -30,7 +30,7 @@ from minigpt4_runtime.config import DTypeName
 
 MOST_WORKERS = 8
 HERE = "facts", "kernels", "answers", "server"
-PARTS = (*HERE, "language", "vision", "profile", "compiled")
+PARTS = (*HERE, "language", "vision", "picture", "profile", "compiled")
 
 
 def find_part(name: str) -> Callable[[Setting, Results], None]:

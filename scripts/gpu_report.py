@@ -199,6 +199,12 @@ def vision(run: GpuRun) -> Iterator[str]:
     return table_lines(("image side", "pictures at once", "ms", "share of the product"), rows)
 
 
+def picture(run: GpuRun) -> Iterator[str]:
+    """From a picture to the first token."""
+    rows = [(name, each["milliseconds"]) for name, each in run.numbers("picture").items()]
+    return table_lines(("7B, float16, one picture", "ms"), rows)
+
+
 def server(run: GpuRun) -> Iterator[str]:
     """The demo model under load."""
     rows = [
@@ -236,7 +242,7 @@ def compiled(run: GpuRun) -> Iterator[str]:
     for name, each in run.numbers("compiled").items():
         way, _, what = name.partition(", ")
         cells.setdefault(what, {})[way] = each["milliseconds"]
-    ways = ("engine", "eager", "graph", "torch.compile")
+    ways = ("engine", "engine without graphs", "eager", "graph", "torch.compile")
     rows = [(what, *(found.get(way) for way in ways)) for what, found in cells.items()]
     return table_lines(("decode step, ms", *ways), rows)
 
@@ -247,6 +253,7 @@ TABLES: dict[str, Callable[[GpuRun], Iterator[str]]] = {
     "Exact answers": demo_answers,
     "Language model": language,
     "Image side": vision,
+    "First token": picture,
     "Server, demo model": server,
     "Profile": profile,
     "Decode step": compiled,

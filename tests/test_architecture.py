@@ -49,7 +49,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "cache": WORDS,
     "kernels": WORDS | {"formats", "model", "cache"},
     "devices": WORDS | {"model.parallel"},
-    "vision": WORDS | {"model"},
+    "vision": WORDS | {"model", "devices.contracts"},
     "engine": WORDS
     | {"model", "cache", "kernels.contracts", "devices.contracts", "vision.contracts"},
     "rank_model": BELOW_API - {"text", "images"},

@@ -138,9 +138,10 @@ def test_queries_of_half_precision(case, dtype):
     torch.testing.assert_close(found, expected, atol=tolerance, rtol=0)
 
 
-def test_long_contexts(case):
+@pytest.mark.parametrize("lengths", [[(700, 1), (3, 1)], [(650, 100), (3, 1)]])
+def test_long_contexts(case, lengths):
     kernel, name = case
-    step = draw_step([(700, 1), (3, 1)], head_dim=64, block_size=16)
+    step = draw_step(lengths, head_dim=64, block_size=16)
     found, expected = (step.run(each, step.cache(name)) for each in (kernel, ReferenceAttention))
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
 

@@ -54,6 +54,7 @@ class SdpaAttention:
     """See `AttentionKernel`. Sequences of one row attend together while they are short."""
 
     limits: ClassVar = KernelLimits(formats=(FloatCache, QuantisedCache))
+    is_capturable: ClassVar = False
 
     def __init__(self, cache: TorchCache) -> None:
         self._cache = cache
