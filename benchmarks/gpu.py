@@ -13,7 +13,8 @@ The plan of the eight minutes, most important first:
 part      at most  what it does
 facts        45 s  names the card, driver and versions; measures copying, products of 8192³ in
                    float32, bfloat16, float16, int8 and fp8, and attention over new lengths
-kernels      75 s  pytest -m gpu: attention in float32, float16 and bfloat16 against the reference
+kernels      75 s  pytest -m gpu: attention in float32, float16 and bfloat16 against the reference;
+                   decode of 1 and 64 × 4,000 tokens as shares of the copy, prompts of the product
 answers      75 s  pytest -m gpu: all other tests, the originals' tokens in float32 among them; the
                    demo model's exact answers in float16 and bfloat16
 language    100 s  7B, 32 layers of random weights in float16: decode of 1, 8 and 64, prefill of

@@ -144,8 +144,11 @@ def new_lengths(setting: Setting, *, uses_cudnn: bool) -> dict[str, float]:
 
 
 def kernels(setting: Setting, results: Results) -> None:
-    """`pytest -m gpu` of the attention kernels."""
+    """`pytest -m gpu` of the attention kernels, then their speed."""
     run_tests("pytest -m gpu tests/kernels", list(files_of_gpu_tests(setting, "kernels")), results)
+    from gpu_attention import attention
+
+    attention(setting, results)
 
 
 def answers(setting: Setting, results: Results) -> None:

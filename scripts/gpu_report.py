@@ -189,6 +189,22 @@ def language(run: GpuRun) -> Iterator[str]:
         )
 
 
+def attention(run: GpuRun) -> Iterator[str]:
+    """Rows that decode as shares of the copy, prompts as shares of the large product."""
+    rows: list[Sequence[Cell]] = []
+    for name, each in run.numbers("kernels").items():
+        if not name.startswith("attention, "):
+            continue
+        read, made = each["gigabytes_per_second"], each["teraflops_per_second"]
+        found = (read, "GB/s", share(read, run.copied))
+        if not each["is_decode"]:
+            found = (made, "TFLOP/s", share(made, run.multiplied("float16")))
+        rows.append((name.removeprefix("attention, "), each["microseconds"], *found))
+    head = ("attention of a layer: sequences × new tokens of all", "µs", "rate", "",
+            "share of the ceiling")  # fmt: skip
+    return table_lines(head, rows)
+
+
 def vision(run: GpuRun) -> Iterator[str]:
     """Pictures."""
     rows = [
@@ -252,6 +268,7 @@ TABLES: dict[str, Callable[[GpuRun], Iterator[str]]] = {
     "Tests": tests,
     "Exact answers": demo_answers,
     "Language model": language,
+    "Attention": attention,
     "Image side": vision,
     "First token": picture,
     "Server, demo model": server,

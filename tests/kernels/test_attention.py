@@ -16,6 +16,7 @@ import torch
 from step_batches import Cached, batch_of, draw, lay_out, slots_before
 from torch import Tensor
 from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from minigpt4_runtime.cache.key_value import FloatCache
 from minigpt4_runtime.devices.cuda import CudaBackend
@@ -341,6 +342,29 @@ def test_a_batch_equals_its_sequences_alone(kernel):
         qkv = tuple(tuple(x[rows] for x in layer) for layer in step.qkv)
         (output, *_), _ = Step(step.cache, [alone], qkv).run(kernel)
         assert_close(together[rows], output, kernel.dtype)
+
+
+class WidestTensor(TorchDispatchMode):
+    """Notes the most keys that any tensor made for 100 rows has a column for."""
+
+    def __init__(self):
+        super().__init__()
+        self.most = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        made = func(*args, **(kwargs or {}))
+        for each in made if isinstance(made, tuple) else (made,):
+            if isinstance(each, Tensor) and each.ndim > 1 and each.shape[-2] == 100:
+                self.most = max(self.most, each.shape[-1])
+        return made
+
+
+@pytest.mark.parametrize("heads", HEADS)
+def test_a_chunk_of_a_prompt_makes_no_mask_of_its_context_on_a_cpu(heads):
+    step = draw_step([(900, 100)], heads=heads)
+    with WidestTensor() as widest:
+        step.run(Kernel("sdpa", attention_kernel("sdpa"), "cpu", torch.float32), layers=[0])
+    assert 0 < widest.most <= 100
 
 
 @pytest.mark.parametrize(

@@ -107,6 +107,8 @@ def test_the_report_has_every_table(dry_run):
     assert "a dry run: no number means anything" in done.stdout
     assert "CUDA graphs need a GPU" in done.stdout
     assert "| decode4 |" in done.stdout
+    assert "**Attention**" in done.stdout
+    assert "| 2 × 1 of 20, float32 |" in done.stdout
 
 
 def test_the_report_of_something_else_is_refused_in_words(tmp_path):
