@@ -189,6 +189,20 @@ def language(run: GpuRun) -> Iterator[str]:
         )
 
 
+def products(run: GpuRun) -> Iterator[str]:
+    """A few rows as shares of the copy, many as shares of the large product of their numbers."""
+    rows: list[Sequence[Cell]] = []
+    for name, each in run.numbers("products").items():
+        if read := each.get("gigabytes_per_second"):
+            found = ("GB/s", read, share(read, run.copied))
+        else:
+            made = each["teraflops_per_second"]
+            ceiling = run.multiplied("int8" if name.startswith("w8a8,") else "float16")
+            found = ("TFLOP/s", made, share(made, ceiling))
+        rows.append((name, each["microseconds"], found[1], found[0], found[2]))
+    return table_lines(("product", "µs", "rate", "", "share of the ceiling"), rows)
+
+
 def vision(run: GpuRun) -> Iterator[str]:
     """Pictures."""
     rows = [
@@ -246,6 +260,7 @@ TABLES: dict[str, Callable[[GpuRun], Iterator[str]]] = {
     "Tests": tests,
     "Exact answers": demo_answers,
     "Language model": language,
+    "Products": products,
     "Image side": vision,
     "Server, demo model": server,
     "Profile": profile,
