@@ -30,6 +30,8 @@ else:
 Layout = Literal["int8", "int4", "sparse24"]
 # How many numbers share what is loaded at once: a scale, and 16 or fewer bytes of the weight.
 _CHUNK = {"int8": 16, "int4": 32, "sparse24": 16}
+# The smallest side of a matrix that tensor cores multiply.
+_MIN_SIDE = 16
 _MOST_ROWS_AT_ONCE = 64
 # With about so many programs each multiprocessor has one; wider tiles read the rows less often.
 _WANTED_PROGRAMS = 128
@@ -75,7 +77,7 @@ class StoredWeight:
     def multiply_few(self, rows: Tensor, bias: Tensor | None) -> Tensor:
         """(M, K) → (M, N), summed in float32. The weight is read once for each 64 rows."""
         product = rows.new_empty(len(rows), self.num_outputs)
-        sizes = few_sizes(self.layout, len(rows), self.num_outputs)
+        sizes = few_sizes(self.layout, rows, self.num_outputs)
         grid = (
             triton.cdiv(len(rows), sizes["ROWS"]),
             triton.cdiv(self.num_outputs, sizes["OUTPUTS"]),
@@ -104,22 +106,21 @@ class StoredWeight:
         return matrix
 
 
-def few_sizes(layout: Layout, num_rows: int, num_outputs: int) -> dict[str, int]:
-    """The tile of a program.
+def few_sizes(layout: Layout, rows: Tensor, num_outputs: int) -> dict[str, int]:
+    """The tile of a program, which fits into the 99 KiB of shared memory that every GPU has.
 
     Each program sums over all inputs. A sum that several programs share needs a second launch, or
     additions whose order changes from run to run; narrow tiles give as many programs without.
     """
-    chunk = _CHUNK[layout]
+    num_rows, chunk = len(rows), _CHUNK[layout]
     if num_rows == 1:
         # 8 KiB of the weight at a time, in some 500 programs of a 7B's products.
         return {"ROWS": 1, "OUTPUTS": 8, "INPUTS": 64 * chunk, "CHUNK": chunk, "num_warps": 4}
-    rows = min(_MOST_ROWS_AT_ONCE, max(16, triton.next_power_of_2(num_rows)))
-    outputs = next((width for width in (128, 64) if num_outputs >= width * _WANTED_PROGRAMS), 32)
-    inputs = 128 if rows == _MOST_ROWS_AT_ONCE else 256
+    tile = min(_MOST_ROWS_AT_ONCE, max(_MIN_SIDE, triton.next_power_of_2(num_rows)))
     return {
-        "ROWS": rows, "OUTPUTS": outputs, "INPUTS": inputs, "CHUNK": chunk,
-        "num_warps": 4, "num_stages": 4,
+        "ROWS": tile, "OUTPUTS": 64 if num_outputs >= 64 * _WANTED_PROGRAMS else 32,
+        "INPUTS": 256 if tile == _MIN_SIDE else 128, "CHUNK": chunk,
+        "num_warps": 4, "num_stages": 4 if rows.element_size() == 2 else 2,
     }  # fmt: skip
 
 

@@ -17,8 +17,8 @@ from minigpt4_runtime.formats.contracts import LinearKernel
 from minigpt4_runtime.kernels.integer_triton import Layout, StoredWeight
 from minigpt4_runtime.kernels.rounding_triton import round_rows, round_to_int8, scale_sums
 
-# Widening moves five bytes for each number and reading twice moves two at most; from about here on
-# the tensor cores decide. Not measured: benchmarks/gpu.py, part "products".
+# To widen a weight moves five bytes for each number; to read it again for each 64 rows moves one or
+# less. With more rows tensor cores are the limit, which torch uses better. Reasoned, not measured.
 FEW_ROWS = 128
 # What torch's product of whole numbers asks for.
 _WHOLE_STEP = 8
