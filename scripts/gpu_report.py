@@ -205,6 +205,20 @@ def attention(run: GpuRun) -> Iterator[str]:
     return table_lines(head, rows)
 
 
+def products(run: GpuRun) -> Iterator[str]:
+    """A few rows as shares of the copy, many as shares of the large product of their numbers."""
+    rows: list[Sequence[Cell]] = []
+    for name, each in run.numbers("products").items():
+        if read := each.get("gigabytes_per_second"):
+            found = ("GB/s", read, share(read, run.copied))
+        else:
+            made = each["teraflops_per_second"]
+            ceiling = run.multiplied("int8" if name.startswith("w8a8,") else "float16")
+            found = ("TFLOP/s", made, share(made, ceiling))
+        rows.append((name, each["microseconds"], found[1], found[0], found[2]))
+    return table_lines(("product", "µs", "rate", "", "share of the ceiling"), rows)
+
+
 def vision(run: GpuRun) -> Iterator[str]:
     """Pictures."""
     rows = [
@@ -269,6 +283,7 @@ TABLES: dict[str, Callable[[GpuRun], Iterator[str]]] = {
     "Exact answers": demo_answers,
     "Language model": language,
     "Attention": attention,
+    "Products": products,
     "Image side": vision,
     "First token": picture,
     "Server, demo model": server,

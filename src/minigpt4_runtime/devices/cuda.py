@@ -3,17 +3,14 @@
 Checked without one: no test of this project has run on a GPU yet.
 """
 
-import shutil
-import sysconfig
 from collections.abc import Callable
-from importlib.util import find_spec
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from minigpt4_runtime.devices.contracts import DeviceFacts, Replay
 from minigpt4_runtime.errors import BackendUnavailableError
+from minigpt4_runtime.optional import runs_triton
 
 
 class CudaBackend:
@@ -34,13 +31,14 @@ class CudaBackend:
         # cuDNN builds a plan for every length of a context, which takes the host tens of
         # milliseconds; a step has lengths that no step before had.
         torch.backends.cuda.enable_cudnn_sdp(False)
-        attention = ("triton", "sdpa") if _runs_triton(self.device) else ("sdpa",)
+        capability = torch.cuda.get_device_capability(self.device)
+        attention = ("triton", "sdpa") if runs_triton(capability) else ("sdpa",)
         self.facts = DeviceFacts(
             default_dtype="float16",
             attention=attention,
             cache_share=0.9,
             collective="nccl",
-            has_float8=torch.cuda.get_device_capability(self.device) >= (8, 9),
+            has_float8=capability >= (8, 9),
             captures_sums=True,
             runs_ahead=True,
         )
@@ -86,13 +84,3 @@ class CudaBackend:
     def peak_memory_bytes(self) -> int | None:
         """The most that tensors took on this device since then."""
         return int(torch.cuda.max_memory_allocated(self.device))
-
-
-def _runs_triton(device: torch.device) -> bool:
-    """Whether Triton is here with all it asks for: a recent GPU, a C compiler, Python's headers."""
-    return (
-        find_spec("triton") is not None
-        and torch.cuda.get_device_capability(device) >= (8, 0)
-        and any(shutil.which(compiler) for compiler in ("gcc", "clang"))
-        and Path(sysconfig.get_path("include", "posix_prefix"), "Python.h").is_file()
-    )
