@@ -108,7 +108,7 @@ def whole_plan(request: Request) -> StepPlan:
     return StepPlan((Slice(0, 0, 0, ids, 0, 0, blocks, images, is_sampled=True),))
 
 
-@pytest.mark.parametrize("golden", ["vicuna", "llama2"], indirect=True)
+@pytest.mark.parametrize("golden", ["vicuna", "llama2", "minigptv2"], indirect=True)
 def test_prompts_ids_and_replies_through_a_compiled_graph(golden, graph_dir):
     model_dir = golden.model.model_dir
     model = MiniGPT4.load(

@@ -32,7 +32,7 @@ from minigpt4_runtime.engine.engine import EngineStats
 from minigpt4_runtime.engine.request import Heard, ImageInput, TokenEvent
 from minigpt4_runtime.engine.ticket import Ticket
 from minigpt4_runtime.formats.registry import FormatChoice
-from minigpt4_runtime.images.pixels import ImageLimits
+from minigpt4_runtime.images.pixels import ImageLimits, PixelImage
 from minigpt4_runtime.images.pixels import load as load_image
 from minigpt4_runtime.loaded import DEMO_MODEL_DIR as DEMO_MODEL_DIR
 from minigpt4_runtime.loaded import LoadedModel
@@ -49,6 +49,7 @@ from minigpt4_runtime.messages import (
 )
 from minigpt4_runtime.probe import Probe
 from minigpt4_runtime.text.answer import AnswerText
+from minigpt4_runtime.text.boxes import find_boxes
 from minigpt4_runtime.text.prompt import (
     DESCRIBE_PROMPT,
     Prompt,
@@ -83,6 +84,11 @@ class MiniGPT4:
         self.vision_runtime = loaded.vision_runtime
         self._template = find_template(self.config.template)
         self._tokenizer = loaded.tokenizer
+
+    @property
+    def has_boxes(self) -> bool:
+        """Whether answers may point at parts of a picture: `Reply.boxes`."""
+        return self._template.has_boxes
 
     @property
     def engine_config(self) -> EngineConfig:
@@ -233,13 +239,16 @@ class MiniGPT4:
             sampling,
         )
         last_images = script.images[len(script.images) - len(kept.image_starts) :]
-        images = tuple(map(self._image_input, last_images, kept.image_starts))
+        pictures = [self._open(source) for source in last_images]
+        images = tuple(map(self._image_input, pictures, kept.image_starts))
         before, space = self._tokenizer.encode_begun(script.begun)
         begins_with = None if not before or script.begun[-1].isspace() else space
         answer = AnswerText(
             self._tokenizer, self._template, sampling, before=before, begins_with=begins_with
         )
-        watch, reader = _TextWatch(answer), _ReplyReader(kept, window, len(script.images))
+        shown = pictures[-1].size if pictures and self._template.has_boxes else None
+        watch = _TextWatch(answer)
+        reader = _ReplyReader(kept, window, len(script.images), shown)
         return self._loaded.submit(kept.token_ids, images, sampling, watch, reader, window)
 
     def submit_text(
@@ -339,10 +348,12 @@ class MiniGPT4:
             image_token_id=self.config.image_token_id,
         )
 
-    def _image_input(self, source: ImageSource, start: int) -> ImageInput:
-        image = load_image(source, self.config.vision, self._loaded.image_limits)
+    def _open(self, source: ImageSource) -> PixelImage:
+        return load_image(source, self.config.vision, self._loaded.image_limits)
+
+    def _image_input(self, picture: PixelImage, start: int) -> ImageInput:
         rows = self.config.rows_per_image
-        return ImageInput(torch.from_numpy(image.values), image.digest, start, rows)
+        return ImageInput(torch.from_numpy(picture.values), picture.digest, start, rows)
 
 
 class _Said(NamedTuple):
@@ -373,11 +384,21 @@ class _TextWatch:
 class _ReplyReader:
     """Turns one request's events into deltas of text."""
 
-    def __init__(self, kept: Kept, window: Window | None, num_images: int) -> None:
-        """`num_images` are those of the whole prompt."""
+    def __init__(
+        self,
+        kept: Kept,
+        window: Window | None,
+        num_images: int,
+        shown: tuple[int, int] | None = None,
+    ) -> None:
+        """`num_images` are those of the whole prompt.
+
+        `shown` is the size of the picture that boxes in the answer are parts of.
+        """
         self._kept = kept
         self._window = window
         self._num_images = num_images
+        self._shown = shown
         self._token_ids: list[int] = []
         self._logprobs: list[TokenLogprobs] = []
         self._num_told = 0  # Of the logprobs.
@@ -396,6 +417,8 @@ class _ReplyReader:
             event.finish_reason,
             usage,
             tuple(self._logprobs) or None,
+            find_boxes(said.reply, self._shown) if self._shown else (),
+            self._shown,
         )
         return TextDelta(said.text, reply, self._new_logprobs(), usage)
 

@@ -184,10 +184,26 @@ class TokenLogprobs:
 
 
 @dataclass(frozen=True)
+class Box:
+    """A part of a picture that an answer points at, and its label, if the answer names it.
+
+    `box` is (left, top, right, bottom) in pixels of the upright picture. In the answer's text it is
+    written from `start` to `stop`.
+    """
+
+    label: str | None
+    box: tuple[int, int, int, int]
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
 class Reply:
     """A finished answer. `token_ids` are all ids the model gave, the stop itself included.
 
-    `logprobs` has an entry for each of them if SamplingParams.logprobs asked for it.
+    `logprobs` has an entry for each of them if SamplingParams.logprobs asked for it. `boxes` are
+    those in the text, for a model that was taught to write them: parts of the last picture before
+    the answer, whose width and height are `picture_size`.
     """
 
     text: str
@@ -195,6 +211,8 @@ class Reply:
     finish_reason: FinishReason
     usage: Usage
     logprobs: tuple[TokenLogprobs, ...] | None = None
+    boxes: tuple[Box, ...] = ()
+    picture_size: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ class Template:
 
     `user_starts_with_bos`: a BOS id stands before each user turn (written `<s>` upstream).
     `answer_mark`: if the model writes this, its answer starts behind it.
+    `has_boxes`: its answers write parts of the picture as boxes; see `boxes`.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Template:
     stops: tuple[str, ...]
     user_starts_with_bos: bool = False
     answer_mark: str = "Assistant:"
+    has_boxes: bool = False
 
 
 TEMPLATES = {
@@ -44,6 +46,7 @@ TEMPLATES = {
     for template in (
         Template("vicuna", _SYSTEM, "Human: ", "Assistant: ", "###", ("###",)),
         Template("llama2", _SYSTEM, "[INST] ", " [/INST] ", "", ("###",), True),
+        Template("minigptv2", "", "[INST] ", " [/INST]", "", ("###",), True, has_boxes=True),
     )
 }
 
