@@ -41,6 +41,7 @@ from minigpt4_runtime.messages import (
     ImageSource,
     Message,
     Reply,
+    TaskName,
     TextDelta,
     TokenLogprobs,
     Usage,
@@ -53,6 +54,7 @@ from minigpt4_runtime.text.boxes import find_boxes
 from minigpt4_runtime.text.prompt import (
     DESCRIBE_PROMPT,
     Prompt,
+    check_task,
     find_template,
     render,
     write_script,
@@ -196,9 +198,11 @@ class MiniGPT4:
         image: ImageLike,
         prompt: str = DESCRIBE_PROMPT,
         sampling: SamplingParams | None = None,
+        *,
+        task: TaskName | None = None,
     ) -> Reply:
-        """Ask one question about one image."""
-        return self.chat([_question(image, prompt)], sampling)
+        """Ask one question about one image. MiniGPT-v2 knows tasks, such as "grounding"."""
+        return self.chat([_question(image, prompt, task)], sampling)
 
     def chat(self, messages: Messages, sampling: SamplingParams | None = None) -> Reply:
         """Answer the last message of a dialogue, or go on with it where it is the assistant's.
@@ -277,6 +281,8 @@ class MiniGPT4:
         images: Iterable[ImageLike],
         prompt: str = DESCRIBE_PROMPT,
         sampling: SamplingParams | None = None,
+        *,
+        task: TaskName | None = None,
     ) -> Iterator[Described]:
         """Ask one question about each of any number of images, many at once.
 
@@ -285,13 +291,20 @@ class MiniGPT4:
 
         Raises:
             GrammarError: the schema or regex of `sampling` cannot be followed.
+            RequestError: the model knows no such task.
         """
         self.prepare(sampling or SamplingParams())
+        check_task(task, self._template)
 
         def submit(image: ImageLike) -> Ticket[TextDelta]:
-            return self.submit([_question(image, prompt)], sampling)
+            return self.submit([_question(image, prompt, task)], sampling)
 
         return ImageRun(submit, max_running=self.engine_config.max_running).of(images)
+
+    @property
+    def tasks(self) -> tuple[TaskName, ...]:
+        """The tasks that a question may have: MiniGPT-v2's, or none."""
+        return self._template.tasks
 
     def stats(self) -> EngineStats:
         """The counters and the present state of the engine."""
@@ -433,5 +446,5 @@ class _ReplyReader:
         return tuple(self._logprobs[first:])
 
 
-def _question(given: ImageLike, prompt: str) -> Message:
-    return Message("user", (image(given), prompt))
+def _question(given: ImageLike, prompt: str, task: TaskName | None) -> Message:
+    return Message("user", (image(given), prompt), task)

@@ -14,7 +14,7 @@ from minigpt4_runtime.kernels import native
 from minigpt4_runtime.presets import PRESETS
 
 
-@pytest.mark.parametrize("name", ["vicuna", "llama2"])
+@pytest.mark.parametrize("name", ["vicuna", "llama2", "minigptv2"])
 def test_a_picture_takes_what_torch_counts(monkeypatch, name, golden_model_dir):
     # torch counts its own operations only, and of them not the CPU's fused attention.
     monkeypatch.setattr(native, "float_product", lambda: None)

@@ -55,8 +55,9 @@ class FakeMiniGPT4:
         source = picture if isinstance(picture, ImageSource) else image(picture)
         return self.chat([{"role": "user", "content": [source, prompt]}], sampling)
 
-    def describe_all(self, pictures, prompt, sampling=None):
+    def describe_all(self, pictures, prompt, sampling=None, *, task=None):
         """One after the other; asked "backwards", from the last to the first."""
+        prompt = f"[{task}] {prompt}" if task else prompt
         numbered = list(enumerate(pictures))
         for index, picture in reversed(numbered) if prompt == "backwards" else numbered:
             started = time.perf_counter()
@@ -81,6 +82,7 @@ class FakeMiniGPT4:
             if isinstance(part, ImageSource):
                 size = open_rgb(part).size
         question = turns[-1].content[-1]
+        question = f"[{turns[-1].task}] {question}" if turns[-1].task else question
         if question == "crash":
             raise KeyError("crash")
         answer = f"{question} {'+'.join(names)} turn {len(turns)}"

@@ -26,6 +26,7 @@ from minigpt4_runtime.cli.options import (
     CacheWindow,
     ModelOptions,
     SamplingOptions,
+    Task,
     flag,
     option,
     spread_options,
@@ -51,6 +52,7 @@ def describe(
         bool, flag("Look into the folders' subfolders too.", "--recursive", "-r")
     ] = False,
     prompt: Annotated[str, option("TEXT", "What to ask about each picture.")] = DESCRIBE_PROMPT,
+    task: Task = None,
     out: Annotated[
         Path | None,
         option(
@@ -121,7 +123,7 @@ def describe(
                 if (draw or is_coco(out)) and not model.has_boxes:
                     wanted = f"--draw {draw}" if draw else f"--out {out}"
                     raise ConfigError(f"This model writes no boxes: leave {wanted} out.")
-                return model.describe_all(sources, prompt, params)
+                return model.describe_all(sources, prompt, params, task=task)
 
             sources = [_source(each, allow_local_urls, draw is not None) for each in todo]
             for index, record in _describe_all(todo, sources, ask):

@@ -20,6 +20,7 @@ import typer
 from minigpt4_runtime.cli.terminal import note
 from minigpt4_runtime.config import SAMPLING_RANGES, EngineConfig, SamplingParams
 from minigpt4_runtime.errors import ConfigError
+from minigpt4_runtime.messages import TaskName
 from minigpt4_runtime.report.files import read_text
 
 if TYPE_CHECKING:
@@ -47,6 +48,15 @@ DEMO_NOTICE = "The demo model answers: it knows only drawn scenes. Give --model 
 AllowLocalUrls = Annotated[
     bool,
     flag("Fetch from this machine and from private networks too.", "--allow-local-urls"),
+]
+
+
+Task = Annotated[
+    TaskName | None,
+    typer.Option(
+        help="Put the word of this task before each question, as MiniGPT-v2 was taught: `[vqa] …`. "
+        "A word that is typed counts.",
+    ),
 ]
 
 

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field
 
-from minigpt4_runtime.messages import FinishReason, Reply
+from minigpt4_runtime.messages import FinishReason, Reply, TaskName
 
 
 class TopLogprob(BaseModel):
@@ -122,13 +122,14 @@ class ChatChunk(BaseModel):
 
 
 class ModelCard(BaseModel):
-    """The model of this server. `description` is an extension: its abilities in words."""
+    """The model of this server. Extensions: its abilities in words, and the tasks it knows."""
 
     id: str
     object: Literal["model"] = "model"
     created: int
     owned_by: Literal["minigpt4-runtime"] = "minigpt4-runtime"
     description: str
+    tasks: tuple[TaskName, ...] = ()
 
 
 class ModelList(BaseModel):

@@ -15,7 +15,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BaseModel, Field, field_validator
 from pydantic_core import to_json
 
-from minigpt4_runtime.messages import Reply, TextDelta
+from minigpt4_runtime.messages import Reply, TaskName, TextDelta
 from minigpt4_runtime.server.absent import RequestPart
 from minigpt4_runtime.server.answered import LEFT_OUT, AnswerBox, boxes_of
 from minigpt4_runtime.server.failures import Failure
@@ -89,6 +89,7 @@ class ResponseRequest(TextRequest):
     max_output_tokens: int | None = within("max_new_tokens")
     store: bool | None = None
     text: TextOptions | None = None
+    task: TaskName | None = None
 
     @field_validator("input", mode="before")
     @classmethod

@@ -1,8 +1,8 @@
 """Pieces → ids with image spans; ids → text as it grows.
 
-Owns   the sentencepiece model of a model folder, and the places of BOS ids.
+Owns   the sentencepiece model of a model folder, and the places of control ids.
 Takes  a rendered Prompt, or ids; gives an EncodedPrompt, or text.
-Never  turns a user's text into a control id: only a template's BOS becomes one.
+Never  turns a user's text into a control id: only what a template places becomes one.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 from sentencepiece import SentencePieceProcessor
 
 from minigpt4_runtime.errors import CheckpointError
-from minigpt4_runtime.text.prompt import Piece, Prompt
+from minigpt4_runtime.text.prompt import Control, Piece, Prompt
 
 
 @dataclass(frozen=True)
@@ -100,9 +100,10 @@ class Tokenizer:
         )
 
     def _encode_piece(self, piece: Piece) -> list[int]:
-        ids = self.encode(piece[0])
-        for segment in piece[1:]:
-            ids += [self.bos_id, *self.encode(segment)]
+        controls = {Control.BOS: self.bos_id, Control.EOS: self.eos_id}
+        ids: list[int] = []
+        for each in piece:
+            ids += [controls[each]] if isinstance(each, Control) else self.encode(each)
         return ids
 
     def decode(self, token_ids: Sequence[int]) -> str:
