@@ -57,7 +57,13 @@ def _why_not_weights() -> str | None:
     return "MINIGPT4_WEIGHTS names no folder with published weights"
 
 
-WHY_NOT = {"gpu": _why_not_gpu, "npu": _why_not_npu, "weights": _why_not_weights}
+def _why_not_vllm() -> str | None:
+    return None if importlib.util.find_spec("vllm") else "vLLM is not installed: make test-vllm"
+
+
+WHY_NOT = {
+    "gpu": _why_not_gpu, "npu": _why_not_npu, "vllm": _why_not_vllm, "weights": _why_not_weights,
+}  # fmt: skip
 
 
 def pytest_xdist_auto_num_workers() -> int:

@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 import types
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 
 import pytest
@@ -16,6 +16,7 @@ import torch
 from step_batches import Cached, batch_of, draw, lay_out, slots_before
 from torch import Tensor
 from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from minigpt4_runtime.cache.key_value import FloatCache
 from minigpt4_runtime.devices.cuda import CudaBackend
@@ -234,12 +235,58 @@ def test_one_preparation_serves_all_layers(kernel, lengths):
 
 
 @pytest.mark.parametrize("heads", HEADS)
-def test_long_contexts_of_few_sequences(kernel, heads):
-    """Here a kernel may cut contexts into shares; of three tokens, most shares get none."""
-    step = draw_step([(700, 1), (3, 1)], heads=heads, block_size=16, dtype=kernel.dtype)
+@pytest.mark.parametrize("lengths", [[(700, 1), (3, 1)], [(3, 1), (650, 100), (500, 1), (70, 70)]])
+def test_long_contexts_of_few_sequences(kernel, heads, lengths):
+    """Here a kernel may cut contexts into shares, some of which hold nothing that a row sees."""
+    step = draw_step(lengths, heads=heads, block_size=16, dtype=kernel.dtype)
     outputs, _ = step.run(kernel, layers=[0])
     expected, _ = step.run(REFERENCE, layers=[0])
     assert_close(outputs[0], expected[0], kernel.dtype)
+
+
+@pytest.mark.parametrize("count", [1, 3, 40])
+def test_a_capturable_step_serves_other_numbers_at_the_same_addresses(kernel, count):
+    """What was prepared for short contexts attends to long ones, as a replayed graph does."""
+    if not kernel.bind.is_capturable:
+        pytest.skip(f"{kernel.name} prepares each step anew")
+    block_size, dtype = 16, kernel.dtype
+    before = draw_step([(2, 1)] * count, block_size=block_size, dtype=dtype)
+    after = draw_step([(1 + 97 * i % 900, 1) for i in range(count, 0, -1)], dtype=dtype,
+                      block_size=block_size)  # fmt: skip
+    place = {"device": kernel.device, "dtype": dtype}
+    cache = FloatCache(*(side.clone().to(**place) for side in both(after.cache)))
+    table = torch.zeros(count, 64, dtype=torch.int32, device=kernel.device)
+    batch = replace(batch_of(before.sequences, block_size, kernel.device), block_table=table)
+    attend = kernel.bind(cache)(batch)
+    new = batch_of(after.sequences, block_size, kernel.device)
+    table[:, : new.block_table.shape[1]] = new.block_table.flip(0)
+    for name in ("slots", "lengths"):
+        getattr(batch, name).copy_(getattr(new, name))
+    batch.table_rows.copy_(new.table_rows.flip(0))
+    output = attend(0, *(x.to(**place) for x in after.qkv[0]))
+    (expected,), _ = after.run(REFERENCE, layers=[0])
+    assert_close(output.float().cpu(), expected, dtype)
+
+
+@pytest.mark.gpu
+def test_a_captured_step_is_replayed_with_other_numbers():
+    """By torch's CUDA graph itself."""
+    step, other = (draw_step(lengths, block_size=16) for lengths in ([(9, 1)], [(700, 1)]))
+    cache = FloatCache(*(side.clone().cuda() for side in both(other.cache)))
+    batch, new = (batch_of(each.sequences, 16, "cuda") for each in (step, other))
+    batch = replace(batch, block_table=torch.zeros_like(new.block_table))
+    q, k, v = (x.cuda() for x in step.qkv[0])
+    attend = attention_kernel("triton")(cache)(batch)
+    attend(0, q, k, v)  # Compiled before it is captured.
+    with torch.cuda.graph(graph := torch.cuda.CUDAGraph()):
+        output = attend(0, q, k, v)
+    for name in ("slots", "lengths", "table_rows", "block_table"):
+        getattr(batch, name).copy_(getattr(new, name))
+    for there, given in zip((q, k, v), other.qkv[0], strict=True):
+        there.copy_(given)
+    graph.replay()
+    (expected,), _ = other.run(REFERENCE, layers=[0])
+    assert_close(output.cpu(), expected, torch.float32)
 
 
 @pytest.mark.parametrize("num_rows", [1, 5, 100])
@@ -297,6 +344,29 @@ def test_a_batch_equals_its_sequences_alone(kernel):
         assert_close(together[rows], output, kernel.dtype)
 
 
+class WidestTensor(TorchDispatchMode):
+    """Notes the most keys that any tensor made for 100 rows has a column for."""
+
+    def __init__(self):
+        super().__init__()
+        self.most = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        made = func(*args, **(kwargs or {}))
+        for each in made if isinstance(made, tuple) else (made,):
+            if isinstance(each, Tensor) and each.ndim > 1 and each.shape[-2] == 100:
+                self.most = max(self.most, each.shape[-1])
+        return made
+
+
+@pytest.mark.parametrize("heads", HEADS)
+def test_a_chunk_of_a_prompt_makes_no_mask_of_its_context_on_a_cpu(heads):
+    step = draw_step([(900, 100)], heads=heads)
+    with WidestTensor() as widest:
+        step.run(Kernel("sdpa", attention_kernel("sdpa"), "cpu", torch.float32), layers=[0])
+    assert 0 < widest.most <= 100
+
+
 @pytest.mark.parametrize(
     ("chip", "dtype", "block_size", "head_dim", "num_calls"),
     [
@@ -349,27 +419,56 @@ def test_a_cache_of_another_dtype_than_the_model(kernel, cache_dtype):
 
 
 COMPILE = """
+import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-import torch
-from minigpt4_runtime.kernels.attention_triton import _attend_share, _sizes
+from minigpt4_runtime.cache.key_value import CacheShape
+from minigpt4_runtime.kernels.attention_triton import _attend_tile, _join_shares, _sizes
 
-q, keys = torch.empty(1, 32, 128), torch.empty(1, 16, 32, 128)
-# What queries are of, what keys are of, and the GPU.
-for dtype, cached, capability in (
-    ("fp16", "fp16", 80), ("bf16", "bf16", 90), ("fp16", "i8", 80), ("bf16", "fp8e4nv", 90)
-):
-    sizes = _sizes(q, keys, has_scales=cached != dtype)
-    scales = "*fp32" if cached != dtype else f"*{cached}"
-    signature = dict.fromkeys(_attend_share.arg_names, f"*{dtype}") | {
-        "keys": f"*{cached}", "values": f"*{cached}", "key_scales": scales, "value_scales": scales,
-        "lengths": "*i64", "table_rows": "*i64", "table": "*i32", "table_width": "i32",
-        "scale": "fp32", "log_totals": "*fp32", **dict.fromkeys(sizes, "constexpr"),
+def compile(kernel, sizes, capability, signature, **options):
+    signature = signature | dict.fromkeys(sizes, "constexpr")
+    # As they are launched: with tensors that begin at multiples of 16 bytes.
+    aligned = {
+        (i,): [["tt.divisibility", 16]]
+        for i, name in enumerate(kernel.arg_names) if signature[name].startswith("*")
     }
-    source = ASTSource(fn=_attend_share, signature=signature, constexprs=sizes)
-    kernel = triton.compile(source, target=GPUTarget("cuda", capability, 32))
-    assert "mma.sync" in kernel.asm["ptx"], "the products are not made by tensor cores"
+    source = ASTSource(fn=kernel, signature=signature, constexprs=sizes, attrs=aligned)
+    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+
+DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+# What queries are of, what keys are of, the GPU, the query heads of a key head, rows that decode.
+for dtype, cached, capability, group, is_decode in (
+    ("fp16", "fp16", 80, 1, False), ("bf16", "bf16", 90, 4, False), ("fp32", "fp32", 80, 1, False),
+    ("fp16", "i8", 80, 6, False), ("bf16", "fp8e4nv", 90, 1, False),
+    ("fp16", "fp16", 80, 1, True), ("bf16", "bf16", 90, 6, True), ("fp16", "i8", 80, 1, True),
+    ("bf16", "fp8e4nv", 90, 1, True),
+):
+    sizes = _sizes(CacheShape(1, 32, 128, 16), group, DTYPES[dtype], is_decode=is_decode)
+    has_scales = cached != dtype
+    scales = "*fp32" if has_scales else f"*{cached}"
+    signature = dict.fromkeys(_attend_tile.arg_names, f"*{dtype}") | {
+        "keys": f"*{cached}", "values": f"*{cached}", "key_scales": scales, "value_scales": scales,
+        "tiles": "*i64" if is_decode else "*i32", "table_rows": "*i64", "table": "*i32",
+        "table_width": "i32", "scale": "fp32", "log_totals": "*fp32",
+    }
+    for is_shared in (True, False):
+        signature["mixed"] = "*fp32" if is_shared else f"*{dtype}"
+        flags = {"HAS_SCALES": has_scales, "IS_SHARED": is_shared}
+        compiled = compile(
+            _attend_tile, sizes | flags, capability, signature,
+            num_warps=4 if is_decode else 8, num_stages=2,
+        )
+        # The least that a multiprocessor of capability 8.6 or 8.9 has for one program.
+        assert compiled.metadata.shared <= 99 * 1024, compiled.metadata.shared
+        if dtype != "fp32":
+            is_fast = any(name in compiled.asm["ptx"] for name in ("mma.sync", "wgmma.mma_async"))
+            assert is_fast, "the products are not made by tensor cores"
+    signature = {
+        "mixed": "*fp32", "log_totals": "*fp32", "attended": f"*{dtype}", "num_shares": "i32",
+        "head_dim": "i32",
+    }
+    compile(_join_shares, {"DIMS": 128, "SHARES": 16}, capability, signature)
 """
 
 
@@ -394,8 +493,8 @@ def test_cuda_takes_triton_where_it_runs(monkeypatch, capability, triton, compil
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-    cuda = "minigpt4_runtime.devices.cuda"
-    monkeypatch.setattr(f"{cuda}.find_spec", lambda name: object() if triton else None)
-    monkeypatch.setattr(f"{cuda}.shutil.which", lambda name: compiler)
-    monkeypatch.setattr(f"{cuda}.Path.is_file", lambda path: path.name == "Python.h")
+    optional = "minigpt4_runtime.optional"
+    monkeypatch.setattr(f"{optional}.find_spec", lambda name: object() if triton else None)
+    monkeypatch.setattr(f"{optional}.shutil.which", lambda name: compiler)
+    monkeypatch.setattr(f"{optional}.Path.is_file", lambda path: path.name == "Python.h")
     assert CudaBackend().facts.attention == attention

@@ -138,11 +138,29 @@ def test_queries_of_half_precision(case, dtype):
     torch.testing.assert_close(found, expected, atol=tolerance, rtol=0)
 
 
-def test_long_contexts(case):
+@pytest.mark.parametrize("lengths", [[(700, 1), (3, 1)], [(650, 100), (3, 1)]])
+def test_long_contexts(case, lengths):
     kernel, name = case
-    step = draw_step([(700, 1), (3, 1)], head_dim=64, block_size=16)
+    step = draw_step(lengths, head_dim=64, block_size=16)
     found, expected = (step.run(each, step.cache(name)) for each in (kernel, ReferenceAttention))
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("lengths", [RAGGED, [(700, 1), (3, 1)], [(650, 100), (3, 1)]])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("name", READ_BY["triton"])
+def test_triton_reads_them_on_a_gpu(name, dtype, lengths):
+    if name == "fp8" and torch.cuda.get_device_capability() < (8, 9):
+        pytest.skip("this GPU has no 8-bit floats")
+    step = draw_step(lengths, head_dim=128, block_size=16, dtype=dtype)
+    cache = step.cache(name)
+    there = type(cache)(cache.numbers.to("cuda"), cache.scales.to("cuda"), cache.shape.head_dim)
+    attend = attention_kernel("triton")(there)(batch_of(step.sequences, 16, "cuda"))
+    found = attend(1, *(x.to("cuda", dtype) for x in step.qkv)).float().cpu()
+    expected = step.run(ReferenceAttention, cache)
+    tolerance = {torch.float32: 1e-5, torch.float16: 5e-3, torch.bfloat16: 4e-2}[dtype]
+    torch.testing.assert_close(found, expected, atol=tolerance, rtol=0)
 
 
 def test_a_prompt_is_widened_a_few_heads_at_a_time(monkeypatch):

@@ -104,6 +104,14 @@ class ModelOptions:
             "auto is as --dtype. int8 takes half of float16, int4 a third.",
         ),
     ] = "auto"
+    cuda_graphs: Annotated[
+        str,
+        option(
+            "GRAPHS",
+            "auto or off; auto launches a step in which all answers go on as one CUDA graph, where "
+            "the device can.",
+        ),
+    ] = "auto"
     tensor_parallel: Annotated[
         int,
         option(
@@ -177,16 +185,20 @@ class ModelOptions:
         # `load` itself refuses a dtype or a runtime that it does not know.
         given = asdict(self)
         model = given.pop("model")
-        del given["cache_dtype"]
+        del given["cache_dtype"], given["cuda_graphs"]
         return MiniGPT4.load(model, engine=self.engine(engine), image_limits=image_limits, **given)
 
     def engine(self, engine: EngineConfig | None = None) -> EngineConfig:
-        """These settings of an engine, or the defaults, with this cache.
+        """These settings of an engine, or the defaults, with this cache and these graphs.
 
         Raises:
-            ConfigError: there is no such format.
+            ConfigError: there is no such format, or no such choice of graphs.
         """
-        return replace(engine or EngineConfig(), cache_dtype=cast(Any, self.cache_dtype))
+        return replace(
+            engine or EngineConfig(),
+            cache_dtype=cast(Any, self.cache_dtype),
+            cuda_graphs=cast(Any, self.cuda_graphs),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,6 +25,7 @@ class NativeAttention:
     limits: ClassVar = KernelLimits(
         formats=(FloatCache, Int8Cache, Int4Cache) if native.find()[0] else ()
     )
+    is_capturable: ClassVar = False
 
     def __init__(self, cache: FloatCache | Int8Cache | Int4Cache) -> None:
         self._cache = cache

@@ -28,6 +28,7 @@ class NpuAttention:
     limits: ClassVar = KernelLimits(
         dtypes=(torch.float16, torch.bfloat16), block_size_step=16, head_dim_step=16
     )
+    is_capturable: ClassVar = False
 
     def __init__(self, cache: FloatCache) -> None:
         self._cache = cache

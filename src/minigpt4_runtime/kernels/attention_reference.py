@@ -18,6 +18,7 @@ class ReferenceAttention:
     """See `AttentionKernel`. It knows a cache by `write` and `read` alone, whatever its format."""
 
     limits: ClassVar = KernelLimits(formats=(object,))
+    is_capturable: ClassVar = False
 
     def __init__(self, cache: KeyValueCache) -> None:
         self._cache = cache

@@ -4,7 +4,7 @@ Owns   the reading of a sequence's keys from its blocks, and the division of a s
        and a kernel for many sequences of one row.
 Takes  packed rows, the cache and the batch; gives attended rows.
 Never  copies many floats whose blocks lie in one run: they are read in place. Of quantised keys and
-       values it widens one sequence's, of a few heads at a time.
+       values it widens one sequence's, of a few heads at a time. On a CPU it makes no mask.
 """
 
 from __future__ import annotations
@@ -54,6 +54,7 @@ class SdpaAttention:
     """See `AttentionKernel`. Sequences of one row attend together while they are short."""
 
     limits: ClassVar = KernelLimits(formats=(FloatCache, QuantisedCache))
+    is_capturable: ClassVar = False
 
     def __init__(self, cache: TorchCache) -> None:
         self._cache = cache
@@ -208,7 +209,7 @@ class _WidenedView:
 def _attend_one(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
     """(R, H, D) queries at the end of a sequence's (1, Hkv, S, D) keys and values → (R, H, D).
 
-    `mask` None: no key lies in the future, or all are new.
+    `mask` None: no key lies in the future, or all are new, or a CPU needs none.
     """
     num_rows, num_heads, head_dim = q.shape
     shares = num_heads // keys.shape[1]
@@ -216,15 +217,37 @@ def _attend_one(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) ->
         # One token sees all: the heads that share keys are so many queries of one head.
         queries = q.reshape(1, -1, shares, head_dim)
         return _attention(queries, keys, values).reshape(q.shape)
+    if mask is None and num_rows < keys.shape[2]:
+        return _attend_in_two(q, keys.to(q.dtype), values.to(q.dtype))
     if shares > 1:
         keys, values = (side.repeat_interleave(shares, dim=1) for side in (keys, values))
     out = _attention(q.transpose(0, 1)[None], keys, values, attn_mask=mask, is_causal=mask is None)
     return out[0].transpose(0, 1)
 
 
+def _attend_in_two(q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """The same on a CPU, whose kernel says what its result weighs: no mask is made of the past.
+
+    All rows see all old keys: the heads that share one are so many queries of it. Keys of the new
+    rows alone are repeated for such heads.
+    """
+    num_rows, num_heads, head_dim = q.shape
+    num_kv_heads, num_past = keys.shape[1], keys.shape[2] - num_rows
+    attend = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default  # noqa: SLF001
+    queries = q.transpose(0, 1)[None]
+    grouped = queries.reshape(1, num_kv_heads, -1, head_dim)
+    past, past_log = attend(grouped, keys[:, :, :num_past], values[:, :, :num_past])
+    newest = (side[:, :, num_past:] for side in (keys, values))
+    if num_heads > num_kv_heads:
+        newest = (side.repeat_interleave(num_heads // num_kv_heads, dim=1) for side in newest)
+    new, new_log = attend(queries, *newest, is_causal=True)
+    weight = torch.sigmoid(past_log.reshape(new_log.shape) - new_log)[..., None].to(q.dtype)
+    return torch.lerp(new, past.reshape(new.shape), weight)[0].transpose(0, 1)
+
+
 def _view(sequence: SequenceRows, batch: StepBatch, cache: TorchCache) -> _FloatView | _WidenedView:
     count, total, mask = sequence.num_rows, sequence.num_tokens, None
-    if 1 < count < total:
+    if 1 < count < total and cache.device.type != "cpu":
         mask = torch.ones(count, total, dtype=torch.bool, device=cache.device)
         mask = mask.tril(total - count)
     if isinstance(cache, QuantisedCache):

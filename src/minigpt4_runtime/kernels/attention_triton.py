@@ -1,23 +1,30 @@
-"""Causal attention for CUDA: rows that decode in one Triton kernel, prompts as in attention_sdpa.
+"""Causal attention for CUDA: prompts and rows that decode in one Triton kernel.
 
-Owns   the kernel, and the number of shares into which it cuts long contexts.
+Owns   the kernels, the division of a step's rows into tiles, and of long contexts into shares.
 Takes  packed rows, the cache and the batch; gives attended rows.
-Never  copies the keys of a sequence that decodes, nor asks the GPU for anything while it attends.
+Never  copies or widens keys, nor asks the GPU for anything while it attends. What it launches for
+       rows that decode depends on no length, so that a graph can hold it.
+
+A tile is some rows of one sequence with all query heads of one key/value head. A step in which
+each sequence has one row takes tiles of one row. In any other step such rows take the wide tiles of
+prompts too: one launch serves all, at the cost of some products by zero.
 
 Checked under Triton's interpreter and compiler only: it has not run on a GPU yet.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from contextlib import nullcontext
+from functools import cache as once
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
 
-from minigpt4_runtime.cache.key_value import FloatCache, Fp8Cache, Int8Cache
-from minigpt4_runtime.kernels.attention_sdpa import Decode, Singles, attend_with
-from minigpt4_runtime.kernels.contracts import KernelLimits, StepBatch
+from minigpt4_runtime.cache.key_value import CacheShape, FloatCache, Fp8Cache, Int8Cache
+from minigpt4_runtime.kernels.contracts import KernelLimits, SequenceRows, StepBatch
 from minigpt4_runtime.model.llama import Attend
 from minigpt4_runtime.optional import require
 
@@ -28,9 +35,11 @@ else:
     triton = require("triton", install="pip install triton")
     tl = require("triton.language", install="pip install triton")
 
-# The smallest side of a matrix that tensor cores multiply.
+# The smallest side of a matrix that tensor cores multiply, and the side of a prompt's tiles:
+# query rows times the heads that share a key/value head.
 _MIN_SIDE = 16
-_KEYS_AT_ONCE = 32
+_WIDE_SIDE = 64
+_SHARES_AT_ONCE = 16
 # A context is cut so that about so many programs run, but into no smaller shares than this.
 _WANTED_PROGRAMS = 256
 _MIN_SHARE = 128
@@ -40,6 +49,7 @@ class TritonAttention:
     """See `AttentionKernel`."""
 
     limits: ClassVar = KernelLimits(formats=(FloatCache, Int8Cache, Fp8Cache))
+    is_capturable: ClassVar = True
 
     def __init__(self, cache: FloatCache | Int8Cache | Fp8Cache) -> None:
         self._cache = cache
@@ -47,35 +57,49 @@ class TritonAttention:
         self._is_current = device.type == "cpu" or device.index == torch.cuda.current_device()
 
     def __call__(self, batch: StepBatch) -> Attend:
-        """See `AttentionKernel`."""
-        return attend_with(self._cache, batch, self._decoding)
+        """See `AttentionKernel`. For rows that decode, the GPU alone reads how long they are."""
+        cache, shape, sequences = self._cache, self._cache.shape, batch.sequences
+        is_decode = all(each.num_rows == 1 for each in sequences)
+        table_width = batch.block_table.shape[1]
+        most_tokens = table_width * shape.block_size
+        if not is_decode:
+            most_tokens = max(each.num_tokens for each in sequences)
 
-    def _decoding(self, singles: Singles) -> Decode:
-        count, num_kv_heads = len(singles.lengths), self._cache.shape.num_heads
-        wanted = -(-_WANTED_PROGRAMS // (count * num_kv_heads))
-        shares = min(wanted, -(-singles.longest // _MIN_SHARE))
-        grid = (count, num_kv_heads, shares)
+        @once  # For a step: the number of query heads is first seen here.
+        def tiles_of(group: int) -> Tensor:
+            if is_decode:
+                return batch.lengths
+            tiles = _cut_into_tiles(sequences, max(1, _WIDE_SIDE // group))
+            return torch.tensor(tiles, dtype=torch.int32, device=cache.device)
 
-        def decode(layer: int, q: Tensor) -> Tensor:
-            keys, values, key_scales, value_scales = self._sides(layer)
-            q = q.contiguous()
-            dtype = q.dtype if shares == 1 else torch.float32
-            mixed = q.new_empty(count, shares, *q.shape[1:], dtype=dtype)
-            log_totals = q.new_empty(count, shares, q.shape[1], dtype=torch.float32)
+        def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            cache.write(layer, batch.slots, k, v)
+            group = q.shape[1] // shape.num_heads
+            tiles = tiles_of(group)
+            grid = (len(tiles), shape.num_heads, _num_shares(len(tiles), most_tokens, shape))
+            q, num_shares = q.contiguous(), grid[2]
+            attended = torch.empty_like(q)
+            mixed, log_totals = attended, attended
+            if num_shares > 1:
+                mixed = q.new_empty(len(q), num_shares, *q.shape[1:], dtype=torch.float32)
+                log_totals = q.new_empty(mixed.shape[:3], dtype=torch.float32)
             # Triton launches on the current device, wherever the tensors are.
             with nullcontext() if self._is_current else torch.cuda.device(q.device):
-                _attend_share[grid](
-                    q, keys, values, key_scales, value_scales, singles.lengths,
-                    singles.table_rows, singles.block_table, mixed, log_totals,
-                    singles.block_table.shape[1], q.shape[2] ** -0.5,
-                    **_sizes(q, keys, has_scales=not isinstance(self._cache, FloatCache)),
-                    num_stages=2,
+                _attend_tile[grid](
+                    q, *self._sides(layer), tiles, batch.table_rows, batch.block_table, mixed,
+                    log_totals, table_width, q.shape[2] ** -0.5 * math.log2(math.e),
+                    **_sizes(shape, group, q.dtype, is_decode=is_decode),
+                    HAS_SCALES=not isinstance(cache, FloatCache), IS_SHARED=num_shares > 1,
+                    num_warps=4 if is_decode else 8, num_stages=2,
                 )  # fmt: skip
-            if shares == 1:
-                return mixed[:, 0]
-            return (mixed * log_totals.softmax(1)[..., None]).sum(1).to(q.dtype)
+                if num_shares > 1:
+                    _join_shares[q.shape[:2]](
+                        mixed, log_totals, attended, num_shares, shape.head_dim,
+                        DIMS=triton.next_power_of_2(shape.head_dim), SHARES=_SHARES_AT_ONCE,
+                    )  # fmt: skip
+            return attended
 
-        return decode
+        return attend
 
     def _sides(self, layer: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """A layer's keys and values, and the scales of both, which floats do not have."""
@@ -87,80 +111,116 @@ class TritonAttention:
         return keys, values, key_scales, value_scales
 
 
-def _sizes(q: Tensor, keys: Tensor, *, has_scales: bool) -> dict[str, int]:
-    """The sizes that the kernel is compiled for."""
-    (_, num_heads, head_dim), (_, block_size, num_kv_heads, _) = q.shape, keys.shape
-    group = num_heads // num_kv_heads
+def _cut_into_tiles(
+    sequences: Sequence[SequenceRows], rows_at_once: int
+) -> list[tuple[int, int, int, int]]:
+    """The first row of each tile, how many it has, the tokens up to its last row, its table row.
+
+    Those with the most tokens come first, because the last programs to start should be short.
+    """
+    tiles = [
+        (
+            each.first_row + first,
+            (count := min(rows_at_once, each.num_rows - first)),
+            each.num_tokens - each.num_rows + first + count,
+            each.table_row,
+        )
+        for each in sequences
+        for first in range(0, each.num_rows, rows_at_once)
+    ]
+    return sorted(tiles, key=lambda tile: -tile[2])
+
+
+def _num_shares(num_tiles: int, most_tokens: int, shape: CacheShape) -> int:
+    """Into how many shares a context is cut: more for fewer tiles."""
+    wanted = -(-_WANTED_PROGRAMS // (num_tiles * shape.num_heads))
+    return min(wanted, -(-most_tokens // _MIN_SHARE))
+
+
+def _sizes(shape: CacheShape, group: int, dtype: torch.dtype, *, is_decode: bool) -> dict[str, int]:
+    """The sizes that the kernel is compiled for. By ptxas, halves of 128 fit into registers."""
+    least = _MIN_SIDE if is_decode else _WIDE_SIDE
     return {
-        "BLOCK_SIZE": block_size,
+        "BLOCK_SIZE": shape.block_size,
         "GROUP": group,
-        "ROWS": max(_MIN_SIDE, triton.next_power_of_2(group)),
-        "HEAD_DIM": head_dim,
-        "DIMS": max(_MIN_SIDE, triton.next_power_of_2(head_dim)),
-        "KEYS": _KEYS_AT_ONCE,
-        "HAS_SCALES": has_scales,
+        "SIDE": max(least, triton.next_power_of_2(group)),
+        "HEAD_DIM": shape.head_dim,
+        "DIMS": max(_MIN_SIDE, triton.next_power_of_2(shape.head_dim)),
+        "KEYS": 32 if is_decode or dtype == torch.float32 else 64,
+        "MIN_SHARE": _MIN_SHARE,
+        "IS_DECODE": is_decode,
     }
 
 
 @triton.jit  # type: ignore[untyped-decorator]
 def _load_cached(
     numbers: tl.tensor,  # Where they lie: (KEYS, DIMS)
-    scales: tl.tensor,  # Likewise: (KEYS,)
     is_there: tl.tensor,
-    is_token: tl.tensor,
     HAS_SCALES: tl.constexpr,
 ) -> tl.tensor:
-    """What is cached there, as floats. What is not there is not read, and is 0."""
+    """What is cached there, without its scales. What is not there is not read, and is 0."""
     if HAS_SCALES:
-        rows = tl.load(numbers, mask=is_there).to(tl.float32)
-        rows *= tl.load(scales, mask=is_token, other=0.0)[:, None]
-        rows = tl.where(is_there, rows, 0.0)
+        rows = tl.where(is_there, tl.load(numbers, mask=is_there).to(tl.float32), 0.0)
     else:
         rows = tl.load(numbers, mask=is_there, other=0.0)
     return rows
 
 
 @triton.jit(do_not_specialize=["table_width"])  # type: ignore[untyped-decorator]
-def _attend_share(  # noqa: PLR0913, PLR0917
-    queries: tl.tensor,  # (B, H, HEAD_DIM)
+def _attend_tile(  # noqa: PLR0913, PLR0915, PLR0917
+    queries: tl.tensor,  # (T, H, HEAD_DIM)
     keys: tl.tensor,  # (num_blocks, BLOCK_SIZE, Hkv, HEAD_DIM)
     values: tl.tensor,
     key_scales: tl.tensor,  # (num_blocks, BLOCK_SIZE, Hkv), of numbers that have scales only.
     value_scales: tl.tensor,
-    lengths: tl.tensor,  # (B,)
-    table_rows: tl.tensor,  # (B,): which row of the block table each sequence has.
+    tiles: tl.tensor,  # (tiles, 4): see `_cut_into_tiles`. If IS_DECODE, the lengths: (T,)
+    table_rows: tl.tensor,  # (T,): which row of the table each sequence has, if IS_DECODE.
     table: tl.tensor,  # (rows, table_width)
-    mixed: tl.tensor,  # (B, shares, H, HEAD_DIM): the result of each share of the tokens ...
-    log_totals: tl.tensor,  # (B, shares, H): ... and the log of how much it weighs.
+    mixed: tl.tensor,  # (T, shares, H, HEAD_DIM): the result of each share of the tokens ...
+    log_totals: tl.tensor,  # (T, shares, H): ... and the log2 of how much it weighs, of several.
     table_width: tl.tensor,
-    scale: tl.tensor,
+    scale: tl.tensor,  # Of scores whose softmax has the base 2.
     BLOCK_SIZE: tl.constexpr,
-    GROUP: tl.constexpr,  # The query heads that share a key/value head ...
-    ROWS: tl.constexpr,  # ... and the power of two that holds them.
+    GROUP: tl.constexpr,  # The query heads that share a key/value head.
+    SIDE: tl.constexpr,  # A power of two that holds GROUP for each row of a tile.
     HEAD_DIM: tl.constexpr,
-    DIMS: tl.constexpr,  # Likewise.
+    DIMS: tl.constexpr,  # The power of two that holds them.
     KEYS: tl.constexpr,
+    MIN_SHARE: tl.constexpr,
+    IS_DECODE: tl.constexpr,
     HAS_SCALES: tl.constexpr,
+    IS_SHARED: tl.constexpr,
 ) -> None:
-    """One program: one sequence, one key/value head, one share of the sequence's tokens."""
-    sequence, kv_head, share = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    """One program: one tile, one key/value head, one share of the tokens that the tile sees."""
+    tile, kv_head, share = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     num_kv_heads, num_shares = tl.num_programs(1), tl.num_programs(2)
-    rows, dims = tl.arange(0, ROWS), tl.arange(0, DIMS)
-    is_row, is_dim = rows < GROUP, dims < HEAD_DIM
-    heads = kv_head * GROUP + rows
+    if IS_DECODE:
+        first_row, num_rows = tile, 1
+        length = tl.load(tiles + tile).to(tl.int32)
+        table_row = tl.load(table_rows + tile)
+    else:
+        first_row, num_rows = tl.load(tiles + tile * 4), tl.load(tiles + tile * 4 + 1)
+        length = tl.load(tiles + tile * 4 + 2)
+        table_row = tl.load(tiles + tile * 4 + 3)
+    own_table = table + table_row.to(tl.int64) * table_width
+    row, dims = tl.arange(0, SIDE) // GROUP, tl.arange(0, DIMS)
+    head = kv_head * GROUP + tl.arange(0, SIDE) % GROUP
     num_heads = num_kv_heads * GROUP
-    here = (sequence * num_heads + heads)[:, None] * HEAD_DIM + dims[None, :]
-    q = tl.load(queries + here, mask=is_row[:, None] & is_dim[None, :], other=0.0)
+    is_row, is_dim = row < num_rows, dims < HEAD_DIM
+    is_query = is_row[:, None] & is_dim[None, :]
+    step_row = (first_row + row).to(tl.int64)
+    here = (step_row * num_heads + head)[:, None] * HEAD_DIM + dims[None, :]
+    q = tl.load(queries + here, mask=is_query, other=0.0)
 
-    length = tl.load(lengths + sequence).to(tl.int32)
-    own_table = table + tl.load(table_rows + sequence) * table_width
-    share_size = tl.cdiv(length, num_shares)
+    position = length - num_rows + row
+    share_size = tl.maximum(tl.cdiv(length, num_shares), MIN_SHARE)
     first = share * share_size
     last = tl.minimum(first + share_size, length)
-    # Softmax as the keys come in: the largest score so far, and sums that are relative to it.
-    largest = tl.full((ROWS,), float("-inf"), tl.float32)
-    total = tl.zeros((ROWS,), tl.float32)
-    sums = tl.zeros((ROWS, DIMS), tl.float32)
+    # Softmax as the keys come in: the largest score so far, and sums that are relative to it. It
+    # begins finite and below any score, for rows that see no key of this share.
+    largest = tl.full((SIDE,), -1e30, tl.float32)
+    total = tl.zeros((SIDE,), tl.float32)
+    sums = tl.zeros((SIDE, DIMS), tl.float32)
     for start in range(first, last, KEYS):
         tokens = start + tl.arange(0, KEYS)
         is_token = tokens < last
@@ -169,23 +229,56 @@ def _attend_share(  # noqa: PLR0913, PLR0917
         cached_heads = slots * num_kv_heads + kv_head
         there = (cached_heads * HEAD_DIM)[:, None] + dims[None, :]
         is_there = is_token[:, None] & is_dim[None, :]
-        k = _load_cached(keys + there, key_scales + cached_heads, is_there, is_token, HAS_SCALES)
-        v = _load_cached(
-            values + there, value_scales + cached_heads, is_there, is_token, HAS_SCALES
-        )
-        k, v = k.to(q.dtype), v.to(q.dtype)
+        k = _load_cached(keys + there, is_there, HAS_SCALES).to(q.dtype)
+        v = _load_cached(values + there, is_there, HAS_SCALES).to(q.dtype)
         scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
-        scores = tl.where(is_token[None, :], scores, float("-inf"))
+        if HAS_SCALES:
+            scores *= tl.load(key_scales + cached_heads, mask=is_token, other=0.0)[None, :]
+        is_seen = is_token[None, :] & (tokens[None, :] <= position[:, None])
+        scores = tl.where(is_seen, scores, float("-inf"))
         larger = tl.maximum(largest, tl.max(scores, 1))
-        weights = tl.exp(scores - larger[:, None])
-        faded = tl.exp(largest - larger)
+        weights, faded = tl.exp2(scores - larger[:, None]), tl.exp2(largest - larger)
         total = total * faded + tl.sum(weights, 1)
-        sums = sums * faded[:, None] + tl.dot(weights.to(v.dtype), v, input_precision="ieee")
+        if HAS_SCALES:
+            weights *= tl.load(value_scales + cached_heads, mask=is_token, other=0.0)[None, :]
+        sums = sums * faded[:, None] + tl.dot(weights.to(q.dtype), v, input_precision="ieee")
         largest = larger
 
-    # An empty share has a total of 0 and weighs exp(-inf); every other has at least 1.
-    total = tl.maximum(total, 1.0)
-    at = (sequence * num_shares + share) * num_heads + heads
-    tl.store(log_totals + at, largest + tl.log(total), mask=is_row)
-    out = at[:, None] * HEAD_DIM + dims[None, :]
-    tl.store(mixed + out, sums / total[:, None], mask=is_row[:, None] & is_dim[None, :])
+    # What has seen no key has a total of 0 and weighs 2 ** -inf; all else has at least 1.
+    if IS_SHARED:
+        log_total = tl.where(total > 0, largest + tl.log2(tl.maximum(total, 1.0)), float("-inf"))
+        tl.store(log_totals + (step_row * num_shares + share) * num_heads + head, log_total, is_row)
+    at = ((step_row * num_shares + share) * num_heads + head)[:, None] * HEAD_DIM + dims[None, :]
+    tl.store(mixed + at, sums / tl.maximum(total, 1.0)[:, None], mask=is_query)
+
+
+@triton.jit(do_not_specialize=["num_shares"])  # type: ignore[untyped-decorator]
+def _join_shares(  # noqa: PLR0917
+    mixed: tl.tensor,  # As in `_attend_tile`.
+    log_totals: tl.tensor,
+    attended: tl.tensor,  # (T, H, head_dim)
+    num_shares: tl.tensor,
+    head_dim: tl.tensor,
+    DIMS: tl.constexpr,
+    SHARES: tl.constexpr,
+) -> None:
+    """One program: one row, one query head; its shares by their weights."""
+    row, head, num_heads = tl.program_id(0), tl.program_id(1), tl.num_programs(1)
+    dims = tl.arange(0, DIMS)
+    is_dim = dims < head_dim
+    # Finite, and below any score: what is -inf weighs nothing beside it.
+    largest, total, sums = -1e30, 0.0, tl.zeros((DIMS,), tl.float32)
+    for start in range(0, num_shares, SHARES):
+        shares = start + tl.arange(0, SHARES)
+        is_share = shares < num_shares
+        at = (row * num_shares + shares) * num_heads + head
+        log_total = tl.load(log_totals + at, mask=is_share, other=float("-inf"))
+        larger = tl.maximum(largest, tl.max(log_total, 0))
+        weights, faded = tl.exp2(log_total - larger), tl.exp2(largest - larger)
+        is_there = is_share[:, None] & is_dim[None, :]
+        part = tl.load(mixed + at[:, None] * head_dim + dims[None, :], mask=is_there, other=0.0)
+        total = total * faded + tl.sum(weights, 0)
+        sums = sums * faded + tl.sum(part * weights[:, None], 0)
+        largest = larger
+    out = (row * num_heads + head) * head_dim + dims
+    tl.store(attended + out, sums / tl.maximum(total, 1e-30), mask=is_dim)

@@ -83,6 +83,9 @@ class AttentionKernel(Protocol):
     """
 
     limits: ClassVar[KernelLimits]
+    # Whether a step in which each sequence has one row may be captured as a graph, and replayed
+    # with other numbers at the same addresses.
+    is_capturable: ClassVar[bool]
 
     def __init__(self, cache: KeyValueCache) -> None:
         """Bind to a cache within the limits."""

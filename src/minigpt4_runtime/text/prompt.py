@@ -48,9 +48,9 @@ class Template:
     stops: tuple[str, ...]
     user_starts_with_bos: bool = False
     answer_mark: str = "Assistant:"
+    has_boxes: bool = False
     tasks: tuple[TaskName, ...] = ()
     ends_untold: bool = False
-    has_boxes: bool = False
 
 
 TEMPLATES = {

@@ -121,11 +121,15 @@ class Tokenizer:
         """Whether this id is one raw byte of a character that the vocabulary lacks."""
         return bool(self._model.is_byte(token_id))
 
+    def piece_of(self, token_id: int) -> str:
+        """An id as the vocabulary writes it, with ▁ for a space."""
+        return str(self._model.id_to_piece(token_id))
+
     def bytes_of(self, token_id: int) -> bytes:
         """The text of an id within a text, as UTF-8; the name of a control id, as `</s>`."""
         if not 0 <= token_id < self.vocab_size:
             return b""
-        piece = str(self._model.id_to_piece(token_id))
+        piece = self.piece_of(token_id)
         if self.is_byte(token_id):
             return bytes([int(piece[3:-1], 16)])  # Written as <0x0A>.
         return piece.replace("\u2581", " ").encode()
