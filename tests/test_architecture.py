@@ -65,7 +65,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     | {"formats", "checkpoint", "convert", "quantise.choice", "kernels.native", "devices.registry"},
     "export": WORDS
     | {"images", "formats", "model", "checkpoint", "convert.key_map.language_origins"},
-    "vllm_plugin": WORDS | {"text", "images", "formats.dense", "checkpoint", "export.language"},
+    "vllm_plugin": WORDS | {"text", "images", "checkpoint", "export.language"},
     "server": WORDS | {"api", FRONT_DOOR, "images.fetch"},
     "web": WORDS | {"api", FRONT_DOOR},
     "bench": WORDS | {"api", FRONT_DOOR, "report", "cache.sizes"},

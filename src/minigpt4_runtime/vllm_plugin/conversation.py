@@ -7,7 +7,7 @@ Takes  messages in OpenAI's form, in which vLLM has put a mark in place of each 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from minigpt4_runtime.messages import ContentPart, ImageSource, Message
+from minigpt4_runtime.messages import ImageSource, Message
 
 
 def read_conversation(
@@ -20,7 +20,7 @@ def read_conversation(
     """
     sources: list[ImageSource] = []
 
-    def read(part: object) -> ContentPart | object:
+    def read(part: Any) -> Any:
         if isinstance(part, Mapping) and part.get("type") == "image":
             sources.append(ImageSource(b""))
             return sources[-1]

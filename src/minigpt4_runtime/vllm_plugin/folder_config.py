@@ -17,7 +17,6 @@ from minigpt4_runtime.checkpoint.config_file import load_config
 from minigpt4_runtime.checkpoint.folder import TOKENIZER_NAME
 from minigpt4_runtime.errors import ConfigError
 from minigpt4_runtime.export.language import PublishedLanguage, read_language
-from minigpt4_runtime.formats.dense import DENSE
 from minigpt4_runtime.text.prompt import find_template
 from minigpt4_runtime.text.tokenizer import Tokenizer
 from minigpt4_runtime.vllm_plugin.tokenizer import find_stop_ids
@@ -72,11 +71,11 @@ def head_factor(language: PublishedLanguage) -> int:
         return 1
     known = CPUAttentionBackend.get_supported_head_sizes()
     factor = widen_factor(language.config.head_dim, known)
-    if factor > 1 and (language.layer_format is not DENSE or language.config.rope_scaling):
+    can_widen = language.layer_format.name in {"float", "w8a8"} and not language.config.rope_scaling
+    if factor > 1 and not can_widen:
         raise ConfigError(
             f"vLLM's attention on a CPU has no heads of {language.config.head_dim}, and only those "
-            "of a model of floats with plain positions can be widened. Run the model with minigpt4 "
-            "itself."
+            "of floats or w8a8 with plain positions can be widened. Run it with minigpt4 itself."
         )
     return factor
 

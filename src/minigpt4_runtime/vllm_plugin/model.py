@@ -5,7 +5,7 @@ Takes  vLLM's settings, of which the model's path is a model folder.
 Never  divides the image side: every rank of a tensor-parallel group has the whole of it.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -43,16 +43,17 @@ class MiniGPT4ForConditionalGeneration(nn.Module, SupportsLoRA, SupportsMultiMod
         config = settings.hf_config
         self.config = config
         self._folder = Path(settings.model)
-        self.configure_mm_token_handling(
+        # Without vLLM, mypy takes its methods for submodules.
+        self.configure_mm_token_handling(  # type: ignore[operator]
             vocab_size=config.text_config.vocab_size, mm_token_ids=[config.image_token_index]
         )
         device = torch.get_default_device()
-        with self._mark_tower_model(vllm_config, "image"):
+        with self._mark_tower_model(vllm_config, "image"):  # type: ignore[operator]
             # With torch's default device a mapped weight would be copied; the tower is moved whole.
             with torch.device("cpu"):
                 vision = load_vision(self._folder, dtype=settings.dtype)
             self.vision = vision.to(device)
-        with self._mark_language_model(vllm_config):
+        with self._mark_language_model(vllm_config):  # type: ignore[operator]
             self.language_model = init_vllm_registered_model(
                 vllm_config=vllm_config,
                 hf_config=config.text_config,
@@ -98,7 +99,9 @@ class MiniGPT4ForConditionalGeneration(nn.Module, SupportsLoRA, SupportsMultiMod
         `weights` is left unread: it has our names, and for integers our layouts.
         """
         found = read_language(self._folder)
-        language = ((each.name, each.tensor) for each in found.stream())
+        language: Iterator[tuple[str, Tensor]] = (
+            (each.name, each.tensor) for each in found.stream()
+        )
         head_dim = found.config.head_dim
         if (factor := self.config.text_config.head_dim // head_dim) > 1:
             language = widen(language, head_dim, factor)

@@ -1,7 +1,8 @@
 """Narrow attention heads, widened with zeros to a width that vLLM's attention has.
 
 Owns   the places of a head's numbers in a wider one, such that every score stays what it was.
-Takes  published weights of floats; gives them wider. Llama's own heads of 128 never need it.
+Takes  published weights, floats or integers of 8 bits with a scale for each row; gives them wider.
+       Llama's own heads of 128 never need it.
 
 Rotary positions turn the numbers i and i + d/2 of a head together, at a speed that depends on i/d.
 In a head r times as wide the number i lies at r·i of its half, so pairs and speeds are the same.
@@ -36,12 +37,14 @@ def widen(
 ) -> Iterator[tuple[str, Tensor]]:
     """Weights by their published names → the same, with heads `factor` times as wide."""
     for name, weight in weights:
-        kind = name.removesuffix(".weight").rpartition(".")[2]
-        if kind == "o_proj":
+        owner, _, part = name.rpartition(".")
+        kind = owner.rpartition(".")[2]
+        if kind == "o_proj" and part == "weight":
             yield name, _spread(weight.T, head_dim, factor).T
         elif kind in {"q_proj", "k_proj", "v_proj"}:
             spread = _spread(weight, head_dim, factor)
-            yield name, spread * factor**0.5 if kind == "q_proj" else spread
+            is_scaled = kind == "q_proj" and spread.is_floating_point()
+            yield name, spread * factor**0.5 if is_scaled else spread
         else:
             yield name, weight
 
