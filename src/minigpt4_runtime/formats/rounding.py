@@ -85,6 +85,6 @@ def find_ranges(
 
 def round_rows(rows: Tensor, group_size: int) -> Tensor:
     """(…, in) float32 → the same, rounded to 255 steps between ± the largest of each group."""
-    groups = rows.reshape(*rows.shape[:-1], -1, group_size)
+    groups = rows.reshape(*rows.shape[:-1], rows.shape[-1] // group_size, group_size)
     scale = groups.abs().amax(-1, keepdim=True).clamp(min=1e-30) / 127
     return (groups / scale).round().mul(scale).reshape(rows.shape)
