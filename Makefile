@@ -16,12 +16,13 @@ KERNELS := .venv/.kernels
 KERNEL_SOURCES := $(wildcard kernels/source/* kernels/minigpt4_kernels/*.py) kernels/CMakeLists.txt \
   kernels/pyproject.toml
 
-.PHONY: help demo test check sanitize clean
+.PHONY: help demo test check test-vllm sanitize clean
 
 help:
 	@echo 'make demo    describe the pictures in examples/images with the model that comes along'
 	@echo 'make test    format, lint, types and tests, as CI runs them (scripts/check)'
 	@echo 'make check   the same'
+	@echo 'make test-vllm  the tests of the vLLM plugin, with vLLM on the CPU in .venv-vllm (Linux)'
 	@echo 'make sanitize   run the CPU kernels under the address and undefined-behaviour sanitizers'
 	@echo 'make clean   remove .venv and all that tools have left behind'
 	@echo
@@ -50,6 +51,18 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PIP_INSTALL) --no-build-isolation -e '.[dev]'
 	@touch $(STAMP)
 
+# An environment of its own: vLLM pins its packages. Without their dependencies, for which see there.
+.venv-vllm/.installed: pyproject.toml constraints-vllm.txt
+	@echo 'Setting up .venv-vllm (a few minutes the first time) ...'
+	@$(PYTHON) -m venv --clear .venv-vllm
+	@.venv-vllm/bin/python -m pip install -qq --no-deps -r constraints-vllm.txt
+	@.venv-vllm/bin/python -m pip install -qq --no-deps --no-build-isolation -e .
+	@touch $@
+
+# vLLM and what it loads warn of things that are not ours.
+test-vllm: .venv-vllm/.installed
+	@.venv-vllm/bin/python -m pytest -m vllm -W ignore tests/vllm_plugin
+
 # A failed build is told and stops nothing: the runtime works without the kernels.
 $(KERNELS): $(STAMP) $(KERNEL_SOURCES)
 ifeq ($(COMPILER),)
@@ -69,5 +82,5 @@ sanitize:
 	@build/sanitize/check_levels
 
 clean:
-	@rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
+	@rm -rf .venv .venv-vllm .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
 	@find . -name __pycache__ -prune -exec rm -rf {} +

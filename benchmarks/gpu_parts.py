@@ -2,8 +2,8 @@
 
 python benchmarks/gpu_parts.py PART --out DIR [--dry-run]
 
-Owns   the parts for facts and for correctness: facts, kernels, answers, server. gpu_speed.py has
-       the parts for speed.
+Owns   the parts for facts and for correctness: facts, kernels, answers, server. gpu_speed.py and
+       gpu_products.py have the parts for speed.
 """
 
 from __future__ import annotations
@@ -30,12 +30,13 @@ from minigpt4_runtime.config import DTypeName
 
 MOST_WORKERS = 8
 HERE = "facts", "kernels", "answers", "server"
-PARTS = (*HERE, "language", "vision", "profile", "compiled")
+PARTS = (*HERE, "language", "products", "vision", "picture", "profile", "compiled")
 
 
 def find_part(name: str) -> Callable[[Setting, Results], None]:
     """A part's code, loaded without the other parts' imports."""
-    module = sys.modules[__name__] if name in HERE else importlib.import_module("gpu_speed")
+    elsewhere = "gpu_products" if name == "products" else "gpu_speed"
+    module = sys.modules[__name__] if name in HERE else importlib.import_module(elsewhere)
     return getattr(module, name)  # type: ignore[no-any-return]
 
 
@@ -144,7 +145,7 @@ def new_lengths(setting: Setting, *, uses_cudnn: bool) -> dict[str, float]:
 
 
 def kernels(setting: Setting, results: Results) -> None:
-    """`pytest -m gpu` of the attention kernels, then their speed."""
+    """`pytest -m gpu` of the kernels, then the speed of attention."""
     run_tests("pytest -m gpu tests/kernels", list(files_of_gpu_tests(setting, "kernels")), results)
     from gpu_attention import attention
 

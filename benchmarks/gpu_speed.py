@@ -10,6 +10,7 @@ import gzip
 import shutil
 import statistics
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -18,12 +19,14 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy
 import torch
 from engine import Work, cost, decode_rate, prefill_rate
 from gpu_results import Results, Setting, UnavailableError, median_seconds
 from rivals import Ours, TimedAnswers, Transformers, wide_config
 from torch import Tensor
 
+from minigpt4_runtime import Message, MiniGPT4, SamplingParams, image
 from minigpt4_runtime.api import DEMO_MODEL_DIR
 from minigpt4_runtime.bench.costs import vision_gigaflops
 from minigpt4_runtime.cache.key_value import FloatCache
@@ -71,6 +74,10 @@ def language(setting: Setting, results: Results) -> None:
     works = language_works(is_dry=setting.is_dry)
     for work in works:
         compare(work, ours, theirs[0] if theirs else None, setting, results)
+    ours.use_engine(cuda_graphs="off")
+    for work in works[:-1]:
+        ask = partial(rates, work, ours.generate, ours, setting)
+        results.attempt(f"{work.name}, without graphs", ask)
     ours.use_engine(max_step_tokens=2048)
     results.attempt("prefill in one step", partial(rates, works[-1], ours.generate, ours, setting))
 
@@ -136,6 +143,8 @@ def vision(setting: Setting, results: Results) -> None:
     config = picture_config(setting)
     dtypes: list[DTypeName] = ["float32"] if setting.is_dry else ["float16", "bfloat16"]
     for dtype in dtypes:
+        captured_encoder = random_encoder(config, setting.device, dtype, as_graph=True)
+        time_encoder(f"torch as a graph {dtype}", captured_encoder, setting, results)
         encoder = random_encoder(config, setting.device, dtype)
         time_encoder(f"torch {dtype}", encoder, setting, results)
         torch.backends.cuda.enable_cudnn_sdp(True)
@@ -160,13 +169,14 @@ def picture_config(setting: Setting) -> ModelConfig:
     return load_config(DEMO_MODEL_DIR) if setting.is_dry else PRESETS["vicuna-7b"]
 
 
-def random_encoder(config: ModelConfig, device: torch.device, dtype: DTypeName) -> VisionEncoder:
+def random_encoder(
+    config: ModelConfig, device: torch.device, dtype: DTypeName, *, as_graph: bool = False
+) -> VisionEncoder:
     """The image side in torch, with random weights."""
-    device = open_device(
-        str(device)
-    ).device  # The settings that are made when a GPU is opened apply here too.
-    fill_at_random(part := blank_model(config).vision, device=device, dtype=getattr(torch, dtype))
-    return vision_encoder("torch")(part)
+    backend = open_device(str(device))  # What is set when a GPU is opened applies here too.
+    part = blank_model(config).vision
+    fill_at_random(part, device=backend.device, dtype=getattr(torch, dtype))
+    return vision_encoder("torch")(part, capture=backend.capture if as_graph else None)
 
 
 def time_pictures(encoder: VisionEncoder, count: int, setting: Setting) -> dict[str, float]:
@@ -224,20 +234,53 @@ def write_picture_model(model_dir: Path, setting: Setting) -> None:
     write_folder(model_dir, config, RandomWeights(model_shapes(config)), TOKENIZER)
 
 
+# --- one picture ----------------------------------------------------------------------------------
+
+
+def picture(setting: Setting, results: Results) -> None:
+    """The time from a picture in memory to the first token about it."""
+    for graphs in ("auto", "off"):
+        engine = EngineConfig(cuda_graphs=graphs, num_blocks=64)
+        place: Any = {"device": str(setting.device), "engine": engine}
+        with (
+            MiniGPT4.load(dtype="float32", **place)
+            if setting.is_dry
+            else MiniGPT4.with_random_weights(PRESETS["vicuna-7b"], dtype="float16", **place)
+        ) as model:
+            name = "first token" + ("" if graphs == "auto" else ", without graphs")
+            results.attempt(name, partial(first_tokens, model, setting))
+
+
+def first_tokens(model: MiniGPT4, setting: Setting) -> dict[str, float]:
+    """The median over pictures that are all new; the first ones warm up."""
+    random = numpy.random.default_rng(0)
+    times = []
+    for _ in range(3 if setting.is_dry else 13):
+        pixels = random.integers(0, 256, (480, 640, 3), numpy.uint8)
+        started = time.perf_counter()
+        question = Message("user", (image(pixels), "Describe this image in detail."))
+        list(model.submit([question], SamplingParams(max_new_tokens=1, ignore_eos=True)))
+        times.append(time.perf_counter() - started)
+    return {"milliseconds": 1e3 * statistics.median(times[2:])}
+
+
 # --- one decode step ------------------------------------------------------------------------------
 
 
 class DecodeStep:
     """A decode step of a number of answers at CONTEXT tokens, with random keys and values."""
 
-    def __init__(self, language: Llama, setting: Setting, *, batch: int) -> None:
+    def __init__(
+        self, language: Llama, setting: Setting, *, batch: int, has_graphs: bool = True
+    ) -> None:
         backend = open_device(str(setting.device))
         num_blocks = -(-CONTEXT // BLOCK_SIZE)
         bind = partial(bind_attention, backend.facts.attention)
         self._language = language
         self._runner = Runner(
-            language, None, bind, config=EngineConfig(), num_blocks=batch * num_blocks
-        )
+            language, None, bind, config=EngineConfig(), num_blocks=batch * num_blocks,
+            capture=backend.capture if has_graphs else None,
+        )  # fmt: skip
         self._plan = StepPlan(
             tuple(
                 Slice(
@@ -400,8 +443,10 @@ def compare_ways(model: Llama, num_layers: int, setting: Setting, results: Resul
     """Compare the ways to run one step of a model."""
     for batch in (1,) if setting.is_dry else (1, 8, 64):
         step = DecodeStep(model, setting, batch=batch)
+        plain = DecodeStep(model, setting, batch=batch, has_graphs=False)
         ways: dict[str, Callable[[], Mapping[str, object]]] = {
             "engine": partial(timed, step.run, setting),
+            "engine without graphs": partial(timed, plain.run, setting),
             "eager": partial(timed, step.compute, setting),
             "graph": partial(captured, step, setting),
         }
@@ -416,19 +461,13 @@ def timed(compute: Callable[[], object], setting: Setting) -> dict[str, float]:
 
 def captured(step: DecodeStep, setting: Setting) -> dict[str, Any]:
     """One CUDA graph of the step's model, replayed."""
-    if setting.device.type != "cuda":
+    capture = open_device(str(setting.device)).capture
+    if capture is None:
         raise UnavailableError("CUDA graphs need a GPU")
     expected = step.compute().clone()
-    side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-    side.wait_stream(torch.cuda.current_stream())  # Warm-up that a capture needs.
-    with torch.cuda.stream(side):
-        step.compute()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        logits = step.compute()
-    values: dict[str, Any] = timed(graph.replay, setting)
-    return {**values, "difference": check_close(logits, expected)}
+    replay = capture(step.compute)
+    values: dict[str, Any] = timed(replay, setting)
+    return {**values, "difference": check_close(replay(), expected)}
 
 
 def torch_compiled(step: DecodeStep, setting: Setting) -> dict[str, Any]:

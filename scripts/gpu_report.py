@@ -205,6 +205,20 @@ def attention(run: GpuRun) -> Iterator[str]:
     return table_lines(head, rows)
 
 
+def products(run: GpuRun) -> Iterator[str]:
+    """A few rows as shares of the copy, many as shares of the large product of their numbers."""
+    rows: list[Sequence[Cell]] = []
+    for name, each in run.numbers("products").items():
+        if read := each.get("gigabytes_per_second"):
+            found = ("GB/s", read, share(read, run.copied))
+        else:
+            made = each["teraflops_per_second"]
+            ceiling = run.multiplied("int8" if name.startswith("w8a8,") else "float16")
+            found = ("TFLOP/s", made, share(made, ceiling))
+        rows.append((name, each["microseconds"], found[1], found[0], found[2]))
+    return table_lines(("product", "µs", "rate", "", "share of the ceiling"), rows)
+
+
 def vision(run: GpuRun) -> Iterator[str]:
     """Pictures."""
     rows = [
@@ -213,6 +227,12 @@ def vision(run: GpuRun) -> Iterator[str]:
         for name, each in run.numbers("vision").items()
     ]  # fmt: skip
     return table_lines(("image side", "pictures at once", "ms", "share of the product"), rows)
+
+
+def picture(run: GpuRun) -> Iterator[str]:
+    """From a picture to the first token."""
+    rows = [(name, each["milliseconds"]) for name, each in run.numbers("picture").items()]
+    return table_lines(("7B, float16, one picture", "ms"), rows)
 
 
 def server(run: GpuRun) -> Iterator[str]:
@@ -252,7 +272,7 @@ def compiled(run: GpuRun) -> Iterator[str]:
     for name, each in run.numbers("compiled").items():
         way, _, what = name.partition(", ")
         cells.setdefault(what, {})[way] = each["milliseconds"]
-    ways = ("engine", "eager", "graph", "torch.compile")
+    ways = ("engine", "engine without graphs", "eager", "graph", "torch.compile")
     rows = [(what, *(found.get(way) for way in ways)) for what, found in cells.items()]
     return table_lines(("decode step, ms", *ways), rows)
 
@@ -263,7 +283,9 @@ TABLES: dict[str, Callable[[GpuRun], Iterator[str]]] = {
     "Exact answers": demo_answers,
     "Language model": language,
     "Attention": attention,
+    "Products": products,
     "Image side": vision,
+    "First token": picture,
     "Server, demo model": server,
     "Profile": profile,
     "Decode step": compiled,

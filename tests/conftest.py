@@ -57,7 +57,13 @@ def _why_not_weights() -> str | None:
     return "MINIGPT4_WEIGHTS names no folder with published weights"
 
 
-WHY_NOT = {"gpu": _why_not_gpu, "npu": _why_not_npu, "weights": _why_not_weights}
+def _why_not_vllm() -> str | None:
+    return None if importlib.util.find_spec("vllm") else "vLLM is not installed: make test-vllm"
+
+
+WHY_NOT = {
+    "gpu": _why_not_gpu, "npu": _why_not_npu, "vllm": _why_not_vllm, "weights": _why_not_weights,
+}  # fmt: skip
 
 
 def pytest_xdist_auto_num_workers() -> int:
@@ -123,7 +129,7 @@ def golden_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str]
     @cache
     def convert_golden(name: str) -> Path:
         checkpoint = GOLDENS / name / "checkpoint"
-        (projection,) = checkpoint.glob("pretrained_minigpt4*.pth")
+        (projection,) = checkpoint.glob("*minigpt*.pth")
         cases = json.loads((GOLDENS / name / "cases.json").read_text(encoding="utf-8"))
         has_qformer = cases["variant"] == "vicuna"
         files = PublishedFiles(
@@ -133,7 +139,8 @@ def golden_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str]
             qformer=checkpoint / "blip2_pretrained_flant5xxl.pth" if has_qformer else None,
             bert_dir=checkpoint / "bert-base-uncased" if has_qformer else None,
         )
-        image_size = cases["dims"]["image"]
+        # MiniGPT-v2's file says for which size it was trained.
+        image_size = None if cases["variant"] == "minigptv2" else cases["dims"]["image"]
         convert(files, out_dir / name, image_size=image_size)
         return out_dir / name
 

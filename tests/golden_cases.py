@@ -110,6 +110,11 @@ def events_of(case: dict) -> list[list[str]]:
     return [["image", name] for name in case["images"]] + turns
 
 
+def searches_of(case: dict) -> list[tuple[str, list[int]]]:
+    """The searches of a case, each with the ids that the original found."""
+    return [(name, ids) for name, ids in case["output_ids"].items() if name in SEARCHES]
+
+
 def assert_same_ids(golden: Golden, ours: tuple[int, ...], theirs: list[int]) -> None:
     """Equal, or cut at a "###" that the original cuts only from the text and goes on after."""
     tokenizer = golden.model._tokenizer
@@ -126,7 +131,7 @@ def run_together(golden: Golden, *, most: int | None = None) -> None:
     tickets = [
         (golden.model.submit(golden.question(case), golden.sampling(**SEARCHES[search])), ids)
         for case in cases
-        for search, ids in case["output_ids"].items()
+        for search, ids in searches_of(case)
     ]
     for ticket, ids in tickets:
         *_, last = ticket

@@ -16,6 +16,7 @@ GOLDENS = Path(__file__).parent / "goldens"
 PROJECTIONS = {
     "vicuna": "pretrained_minigpt4_7b.pth",
     "llama2": "pretrained_minigpt4_llama2_7b.pth",
+    "minigptv2": "minigptv2_checkpoint.pth",
 }
 
 
@@ -26,7 +27,7 @@ def files_of(variant: str, folder: Path) -> PublishedFiles:
         vision=folder / "eva_vit_g.pth",
         projection=folder / PROJECTIONS[variant],
     )
-    if variant == "llama2":
+    if variant != "vicuna":
         return files
     return replace(
         files,

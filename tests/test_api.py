@@ -238,3 +238,47 @@ def test_a_bias_for_an_id_that_is_none_is_refused(model, way):
         RequestError, match=f"names the id {size}; the vocabulary ends at {size - 1}"
     ):
         getattr(model, way)(asked, SamplingParams(logit_bias={size: 1}))
+
+
+BOXED = SamplingParams(regex=r"<p>a cat</p> \{<10><20><50><100>\} \{<1><2>", max_new_tokens=80)
+
+
+@pytest.fixture(scope="module")
+def boxed_model(golden_model_dir) -> MiniGPT4:
+    """MiniGPT-v2, which writes boxes."""
+    return MiniGPT4.load(golden_model_dir("minigptv2"), device="cpu")
+
+
+def test_boxes_are_parts_of_the_last_picture(boxed_model):
+    wide, high = (image(Image.new("RGB", size)) for size in ((300, 60), (40, 200)))
+    asked = ask(wide, "What?") + ask("It.", role="assistant") + ask(high, "And now?")
+    (box,) = boxed_model.chat(asked, BOXED).boxes
+    assert (box.label, box.box) == ("a cat", (4, 40, 20, 200))
+    (box,) = boxed_model.chat(ask(high, wide, "Where?"), BOXED).boxes
+    assert box.box == (30, 12, 150, 60)
+    # A text before its picture is about that picture too.
+    (box,) = boxed_model.chat(ask(wide, "What?") + ask("Where?", high), BOXED).boxes
+    assert box.box == (4, 40, 20, 200)
+
+
+def test_boxes_stand_where_the_text_has_them(boxed_model):
+    reply = boxed_model.describe(PHOTO, "Where?", BOXED)
+    (box,) = reply.boxes
+    assert reply.text == "<p>a cat</p> {<10><20><50><100>} {<1><2>"
+    assert reply.text[box.start : box.stop] == "{<10><20><50><100>}"
+    assert boxed_model.chat(ask("Where?"), BOXED).boxes == ()  # No picture has this part.
+
+
+def test_a_picture_is_measured_upright(boxed_model):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # A quarter turn.
+    file = io.BytesIO()
+    Image.new("RGB", (300, 60)).save(file, "JPEG", exif=exif)
+    (box,) = boxed_model.describe(file.getvalue(), "Where?", BOXED).boxes
+    assert box.box == (6, 60, 30, 300)
+
+
+def test_a_model_without_boxes_in_its_template_gives_none(model):
+    reply = model.describe(PHOTO, "Where?", BOXED)
+    assert "{<10><20><50><100>}" in reply.text
+    assert reply.boxes == ()

@@ -49,7 +49,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "cache": WORDS,
     "kernels": WORDS | {"formats", "model", "cache"},
     "devices": WORDS | {"model.parallel"},
-    "vision": WORDS | {"model"},
+    "vision": WORDS | {"model", "devices.contracts"},
     "engine": WORDS
     | {"model", "cache", "kernels.contracts", "devices.contracts", "vision.contracts"},
     "rank_model": BELOW_API - {"text", "images"},
@@ -65,6 +65,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     | {"formats", "checkpoint", "convert", "quantise.choice", "kernels.native", "devices.registry"},
     "export": WORDS
     | {"images", "formats", "model", "checkpoint", "convert.key_map.language_origins"},
+    "vllm_plugin": WORDS | {"text", "images", "checkpoint", "export.language"},
     "server": WORDS | {"api", FRONT_DOOR, "images.fetch"},
     "web": WORDS | {"api", FRONT_DOOR},
     "bench": WORDS | {"api", FRONT_DOOR, "report", "cache.sizes"},

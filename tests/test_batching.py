@@ -4,7 +4,7 @@ Every golden case of one turn, with every search, all at once through engines of
 """
 
 import pytest
-from golden_cases import GOLDENS, Golden, run_together
+from golden_cases import GOLDENS, Golden, run_together, searches_of
 
 from minigpt4_runtime import MiniGPT4, SamplingParams
 
@@ -53,7 +53,7 @@ def test_cached_as_computed(golden_model_dir, name):
     whole_blocks = sum(
         (len(golden.model.encode_prompt(golden.question(case)).token_ids) - 1) // 16 * 16
         for case in golden.cases("single")[:6]
-        for _ in case["output_ids"]
+        for _ in searches_of(case)
     )
     assert after.num_reused_tokens - before.num_reused_tokens == whole_blocks
 

@@ -10,6 +10,7 @@ import minigpt4_runtime
 
 PUBLIC_NAMES = [
     "BackendUnavailableError",
+    "Box",
     "CheckpointError",
     "ConfigError",
     "EngineConfig",

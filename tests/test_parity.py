@@ -11,7 +11,7 @@ import pytest
 import torch
 from golden_cases import GOLDENS, NAMES, SEARCHES, Golden, assert_same_ids, run_together
 
-from minigpt4_runtime import EngineConfig, Message, MiniGPT4, SamplingParams
+from minigpt4_runtime import EngineConfig, Message, MiniGPT4, RequestError, SamplingParams
 from minigpt4_runtime.checkpoint.load import load_model
 from minigpt4_runtime.engine.plan import Slice, StepPlan
 from minigpt4_runtime.engine.request import Request
@@ -108,7 +108,68 @@ def whole_plan(request: Request) -> StepPlan:
     return StepPlan((Slice(0, 0, 0, ids, 0, 0, blocks, images, is_sampled=True),))
 
 
-@pytest.mark.parametrize("golden", ["vicuna", "llama2"], indirect=True)
+@pytest.mark.parametrize("golden", ["minigptv2"], indirect=True)
+def test_the_adapters_count(golden):
+    """The bare language model would say something else."""
+    for case in golden.cases("single"):
+        reply = golden.play(case)[1][-1]
+        assert list(reply.token_ids) != case["output_ids"]["greedy_without_lora"][1:]
+
+
+@pytest.mark.parametrize("golden", ["minigptv2"], indirect=True)
+def test_dialogues_as_the_originals_page_keeps_them(golden):
+    """Its history has `</s>` in place of each reply: a turn without content."""
+    for case in golden.content["demo"]:
+        asked, sampling = [], golden.sampling(stop=())
+        pictures = list(map(golden.picture, case["images"]))
+        for text, prompt, theirs in zip(
+            case["turns"], case["prompts"], case["replies"], strict=True
+        ):
+            untold = [Message("assistant", ())] if asked else []
+            asked = [*asked, *untold, Message("user", (*pictures, text))]
+            pictures = []
+            assert golden.model.encode_prompt(asked).text == prompt
+            reply = golden.model.chat(asked, sampling)
+            assert golden.model._tokenizer.decode(reply.token_ids) == theirs
+        pieces = [list(piece) for piece in golden.model.encode_prompt(asked).pieces]
+        assert pieces == case["segment_ids"]
+        assert_same_ids(golden, reply.token_ids, case["output_ids"]["greedy"])
+
+
+@pytest.mark.parametrize("golden", ["minigptv2"], indirect=True)
+def test_a_batch_of_the_originals_evaluation(golden):
+    batch = golden.content["eval"]
+    sampling = SamplingParams(max_new_tokens=batch["max_new_tokens"])
+    asked = [
+        [Message("user", (golden.picture(name), text))]
+        for name, text in zip(batch["images"], batch["turns"], strict=True)
+    ]
+    for messages, prompt, pieces in zip(asked, batch["prompts"], batch["segment_ids"], strict=True):
+        encoded = golden.model.encode_prompt(messages)
+        assert encoded.text == prompt
+        assert [list(piece) for piece in encoded.pieces] == pieces
+    tickets = [golden.model.submit(messages, sampling) for messages in asked]
+    assert [list(ticket)[-1].reply.text for ticket in tickets] == batch["replies"]
+    alone = [golden.model.chat(messages, sampling).text for messages in asked]
+    assert alone == batch["replies_one_by_one"]
+
+
+@pytest.mark.parametrize("golden", ["minigptv2"], indirect=True)
+def test_a_task_is_what_the_original_was_told_in_words(golden):
+    by_text = {case["turns"][0]: case for case in golden.cases("single")}
+    case = by_text["[vqa] What is in the picture?"]
+    picture, sampling = golden.picture(case["images"][0]), golden.sampling()
+    reply = golden.model.describe(picture, "What is in the picture?", sampling, task="vqa")
+    assert_same_ids(golden, reply.token_ids, case["output_ids"]["greedy"])
+    (described,) = golden.model.describe_all(
+        [picture], "What is in the picture?", sampling, task="vqa"
+    )
+    assert described.reply == reply
+    with pytest.raises(RequestError, match="task is 'count'"):
+        golden.model.describe(picture, task="count")
+
+
+@pytest.mark.parametrize("golden", ["vicuna", "llama2", "minigptv2"], indirect=True)
 def test_prompts_ids_and_replies_through_a_compiled_graph(golden, graph_dir):
     model_dir = golden.model.model_dir
     model = MiniGPT4.load(

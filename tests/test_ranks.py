@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
-from golden_cases import GOLDENS, SEARCHES, Golden, assert_same_ids
+from golden_cases import GOLDENS, SEARCHES, Golden, assert_same_ids, searches_of
 
 from minigpt4_runtime import Message, MiniGPT4, SamplingParams, follow, image
 from minigpt4_runtime.cli.main import run
@@ -90,7 +90,9 @@ def wait_until(is_so):
 # --- the same answers, until a rank is lost -----------------------------------------------------
 
 
-@pytest.mark.parametrize(("name", "size"), [("vicuna", 2), ("llama2", 4)])
+@pytest.mark.parametrize(
+    ("name", "size"), [("vicuna", 2), ("llama2", 4), ("minigptv2", 2), ("minigptv2", 4)]
+)
 def test_the_original_s_answers_until_a_rank_is_killed(golden_model_dir, name, size):
     alone = load(golden_model_dir(name))
     with load(golden_model_dir(name), tensor_parallel=size) as model:
@@ -101,7 +103,7 @@ def test_the_original_s_answers_until_a_rank_is_killed(golden_model_dir, name, s
         tickets = [
             (model.submit(golden.question(case), golden.sampling(**SEARCHES[search])), ids)
             for case in golden.cases("single")
-            for search, ids in case["output_ids"].items()
+            for search, ids in searches_of(case)
         ]
         for ticket, ids in tickets:
             *_, last = ticket

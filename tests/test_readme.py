@@ -57,7 +57,11 @@ def test_make_targets_exist():
         assert re.search(rf"^[\w ]*\b{target}\b[\w ]*:", makefile, flags=re.MULTILINE), target
 
 
-ROWS = [line for line in README.splitlines() if re.match(r"\| `(vicuna|llama2)-\d+b` \|", line)]
+ROWS = [
+    line
+    for line in README.splitlines()
+    if re.match(r"\| `(vicuna-\d+b|llama2-7b|minigpt-v2)` \|", line)
+]
 
 
 @pytest.mark.parametrize("row", ROWS)

@@ -21,7 +21,15 @@ if TYPE_CHECKING:
         PromptTooLongError,
         RequestError,
     )
-    from minigpt4_runtime.messages import ImageSource, Message, Reply, TextDelta, Usage, image
+    from minigpt4_runtime.messages import (
+        Box,
+        ImageSource,
+        Message,
+        Reply,
+        TextDelta,
+        Usage,
+        image,
+    )
     from minigpt4_runtime.ranks import follow
 
 __version__ = "0.1.0"
@@ -37,6 +45,7 @@ _HOMES = {
     "MiniGPT4Error": "errors",
     "PromptTooLongError": "errors",
     "RequestError": "errors",
+    "Box": "messages",
     "ImageSource": "messages",
     "Message": "messages",
     "Reply": "messages",
@@ -47,8 +56,8 @@ _HOMES = {
 }
 
 __all__ = [
-    "BackendUnavailableError", "CheckpointError", "ConfigError", "EngineConfig", "ImageError",
-    "ImageSource", "Message", "MiniGPT4", "MiniGPT4Error", "PromptTooLongError",
+    "BackendUnavailableError", "Box", "CheckpointError", "ConfigError", "EngineConfig",
+    "ImageError", "ImageSource", "Message", "MiniGPT4", "MiniGPT4Error", "PromptTooLongError",
     "Reply", "RequestError", "SamplingParams", "TextDelta", "Usage", "__version__", "follow",
     "image",
 ]  # fmt: skip

@@ -32,7 +32,7 @@ from minigpt4_runtime.engine.engine import EngineStats
 from minigpt4_runtime.engine.request import Heard, ImageInput, TokenEvent
 from minigpt4_runtime.engine.ticket import Ticket
 from minigpt4_runtime.formats.registry import FormatChoice
-from minigpt4_runtime.images.pixels import ImageLimits
+from minigpt4_runtime.images.pixels import ImageLimits, PixelImage
 from minigpt4_runtime.images.pixels import load as load_image
 from minigpt4_runtime.loaded import DEMO_MODEL_DIR as DEMO_MODEL_DIR
 from minigpt4_runtime.loaded import LoadedModel
@@ -41,6 +41,7 @@ from minigpt4_runtime.messages import (
     ImageSource,
     Message,
     Reply,
+    TaskName,
     TextDelta,
     TokenLogprobs,
     Usage,
@@ -49,9 +50,11 @@ from minigpt4_runtime.messages import (
 )
 from minigpt4_runtime.probe import Probe
 from minigpt4_runtime.text.answer import AnswerText
+from minigpt4_runtime.text.boxes import find_boxes
 from minigpt4_runtime.text.prompt import (
     DESCRIBE_PROMPT,
     Prompt,
+    check_task,
     find_template,
     render,
     write_script,
@@ -83,6 +86,11 @@ class MiniGPT4:
         self.vision_runtime = loaded.vision_runtime
         self._template = find_template(self.config.template)
         self._tokenizer = loaded.tokenizer
+
+    @property
+    def has_boxes(self) -> bool:
+        """Whether answers may point at parts of a picture: `Reply.boxes`."""
+        return self._template.has_boxes
 
     @property
     def engine_config(self) -> EngineConfig:
@@ -190,9 +198,11 @@ class MiniGPT4:
         image: ImageLike,
         prompt: str = DESCRIBE_PROMPT,
         sampling: SamplingParams | None = None,
+        *,
+        task: TaskName | None = None,
     ) -> Reply:
-        """Ask one question about one image."""
-        return self.chat([_question(image, prompt)], sampling)
+        """Ask one question about one image. MiniGPT-v2 knows tasks, such as "grounding"."""
+        return self.chat([_question(image, prompt, task)], sampling)
 
     def chat(self, messages: Messages, sampling: SamplingParams | None = None) -> Reply:
         """Answer the last message of a dialogue, or go on with it where it is the assistant's.
@@ -233,13 +243,16 @@ class MiniGPT4:
             sampling,
         )
         last_images = script.images[len(script.images) - len(kept.image_starts) :]
-        images = tuple(map(self._image_input, last_images, kept.image_starts))
+        pictures = [self._open(source) for source in last_images]
+        images = tuple(map(self._image_input, pictures, kept.image_starts))
         before, space = self._tokenizer.encode_begun(script.begun)
         begins_with = None if not before or script.begun[-1].isspace() else space
         answer = AnswerText(
             self._tokenizer, self._template, sampling, before=before, begins_with=begins_with
         )
-        watch, reader = _TextWatch(answer), _ReplyReader(kept, window, len(script.images))
+        shown = pictures[-1].size if pictures and self._template.has_boxes else None
+        watch = _TextWatch(answer)
+        reader = _ReplyReader(kept, window, len(script.images), shown)
         return self._loaded.submit(kept.token_ids, images, sampling, watch, reader, window)
 
     def submit_text(
@@ -268,6 +281,8 @@ class MiniGPT4:
         images: Iterable[ImageLike],
         prompt: str = DESCRIBE_PROMPT,
         sampling: SamplingParams | None = None,
+        *,
+        task: TaskName | None = None,
     ) -> Iterator[Described]:
         """Ask one question about each of any number of images, many at once.
 
@@ -276,13 +291,20 @@ class MiniGPT4:
 
         Raises:
             GrammarError: the schema or regex of `sampling` cannot be followed.
+            RequestError: the model knows no such task.
         """
         self.prepare(sampling or SamplingParams())
+        check_task(task, self._template)
 
         def submit(image: ImageLike) -> Ticket[TextDelta]:
-            return self.submit([_question(image, prompt)], sampling)
+            return self.submit([_question(image, prompt, task)], sampling)
 
         return ImageRun(submit, max_running=self.engine_config.max_running).of(images)
+
+    @property
+    def tasks(self) -> tuple[TaskName, ...]:
+        """The tasks that a question may have: MiniGPT-v2's, or none."""
+        return self._template.tasks
 
     def stats(self) -> EngineStats:
         """The counters and the present state of the engine."""
@@ -339,10 +361,12 @@ class MiniGPT4:
             image_token_id=self.config.image_token_id,
         )
 
-    def _image_input(self, source: ImageSource, start: int) -> ImageInput:
-        image = load_image(source, self.config.vision, self._loaded.image_limits)
+    def _open(self, source: ImageSource) -> PixelImage:
+        return load_image(source, self.config.vision, self._loaded.image_limits)
+
+    def _image_input(self, picture: PixelImage, start: int) -> ImageInput:
         rows = self.config.rows_per_image
-        return ImageInput(torch.from_numpy(image.values), image.digest, start, rows)
+        return ImageInput(torch.from_numpy(picture.values), picture.digest, start, rows)
 
 
 class _Said(NamedTuple):
@@ -373,11 +397,21 @@ class _TextWatch:
 class _ReplyReader:
     """Turns one request's events into deltas of text."""
 
-    def __init__(self, kept: Kept, window: Window | None, num_images: int) -> None:
-        """`num_images` are those of the whole prompt."""
+    def __init__(
+        self,
+        kept: Kept,
+        window: Window | None,
+        num_images: int,
+        shown: tuple[int, int] | None = None,
+    ) -> None:
+        """`num_images` are those of the whole prompt.
+
+        `shown` is the size of the picture that boxes in the answer are parts of.
+        """
         self._kept = kept
         self._window = window
         self._num_images = num_images
+        self._shown = shown
         self._token_ids: list[int] = []
         self._logprobs: list[TokenLogprobs] = []
         self._num_told = 0  # Of the logprobs.
@@ -396,6 +430,8 @@ class _ReplyReader:
             event.finish_reason,
             usage,
             tuple(self._logprobs) or None,
+            find_boxes(said.reply, self._shown) if self._shown else (),
+            self._shown,
         )
         return TextDelta(said.text, reply, self._new_logprobs(), usage)
 
@@ -410,5 +446,5 @@ class _ReplyReader:
         return tuple(self._logprobs[first:])
 
 
-def _question(given: ImageLike, prompt: str) -> Message:
-    return Message("user", (image(given), prompt))
+def _question(given: ImageLike, prompt: str, task: TaskName | None) -> Message:
+    return Message("user", (image(given), prompt), task)

@@ -25,6 +25,7 @@ CacheDTypeName = Literal["float32", "float16", "bfloat16", "int8", "int4", "fp8"
 CACHE_DTYPE_NAMES: tuple[CacheDTypeName, ...] = get_args(CacheDTypeName)
 GrammarKind = Literal["json_schema", "regex"]
 VisionRuntimeName = Literal["auto", "torch", "onnx", "om"]
+GraphsName = Literal["auto", "off"]
 
 # OpenAI CLIP's statistics, which the original uses (minigpt4/processors/blip_processors.py).
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -445,6 +446,8 @@ class EngineConfig(_Settings):
     dtype that the model computes in; int8, int4 and fp8 take less memory, and change answers a
     little (docs/engine.md). `prefix_cache` keeps them findable for
     prompts that begin alike, and `image_cache_bytes` limits the kept rows of images.
+    `cuda_graphs` "auto" launches a step in which all sequences decode as one graph, where the
+    device and its attention kernel can, and the image side in torch.
 
     With a `cache_window` no dialogue and no answer is too long: what a prompt begins with stays,
     and so do up to this many of the last tokens. The oldest turns leave with their pictures.
@@ -458,6 +461,7 @@ class EngineConfig(_Settings):
     prefix_cache: bool = True
     image_cache_bytes: int = 256 * 2**20
     cache_window: int | None = None
+    cuda_graphs: GraphsName = "auto"
 
     @classmethod
     def read(cls, given: "EngineConfig | Mapping[str, Any] | None") -> "EngineConfig":
@@ -478,6 +482,10 @@ class EngineConfig(_Settings):
             raise ConfigError(
                 f"EngineConfig.cache_dtype is {self.cache_dtype!r}; it must be auto or "
                 f"{', '.join(CACHE_DTYPE_NAMES)}."
+            )
+        if self.cuda_graphs not in get_args(GraphsName):
+            raise ConfigError(
+                f"EngineConfig.cuda_graphs is {self.cuda_graphs!r}; it must be auto or off."
             )
         if not isinstance(self.prefix_cache, bool):
             raise ConfigError(

@@ -83,8 +83,9 @@ class LoadedModel:
         group = self.ranks.start(setup, backend.facts.collective)
         free_bytes = free_memory_bytes(backend, self.ranks.size)
         self.rank_model = load_rank_model(
-            source, backend, dtype, group=group, encoder=encoder, free_bytes=free_bytes
-        )
+            source, backend, dtype, group=group, encoder=encoder, free_bytes=free_bytes,
+            capture=backend.capture if engine.cuda_graphs == "auto" else None,
+        )  # fmt: skip
         self._start_engine(engine)
 
     def _start_engine(self, config: EngineConfig) -> None:
@@ -97,6 +98,8 @@ class LoadedModel:
             bos_id=self.tokenizer.bos_id,
             eos_id=self.tokenizer.eos_id,
             has_float64=self.backend.facts.has_float64,
+            # Only the leader knows the ids that a step has chosen.
+            runs_ahead=self.backend.facts.runs_ahead and self.ranks.size == 1,
         )
         self.engine_config = config
         # The other ranks end with the engine, even if the model is never closed.

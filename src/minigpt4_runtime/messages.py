@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 Role = Literal["system", "user", "assistant"]
 FinishReason = Literal["stop", "length"]
+# What MiniGPT-v2 was taught to do when a question begins with this word in brackets.
+TaskName = Literal["vqa", "caption", "grounding", "refer", "identify", "detection"]
+TASK_NAMES: tuple[TaskName, ...] = get_args(TaskName)
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,10 +68,15 @@ ContentPart = str | ImageSource
 
 @dataclass(frozen=True)
 class Message:
-    """One turn: its speaker, and its texts and images in order."""
+    """One turn: its speaker, and its texts and images in order.
+
+    The `task` of a user's turn is for models that know tasks, such as MiniGPT-v2. An assistant's
+    turn without content is a reply that is not told to the model.
+    """
 
     role: Role
     content: tuple[ContentPart, ...]
+    task: TaskName | None = None
 
     def __post_init__(self) -> None:
         """Check role and content; content may be given as one part, or as OpenAI-style parts."""
@@ -81,6 +89,11 @@ class Message:
             raise RequestError(
                 f"A picture stands in a message of role {self.role!r}; only 'user' messages may "
                 "hold pictures."
+            )
+        if self.task is not None and (self.task not in TASK_NAMES or self.role != "user"):
+            raise RequestError(
+                f"task is {self.task!r:.80} in a message of role {self.role!r}; a user's message "
+                f"may have {', '.join(TASK_NAMES)}."
             )
         for part in self.content:
             # Half characters: undecodable bytes of a terminal become such.
@@ -100,12 +113,12 @@ class Message:
             raise RequestError(
                 f"A message is a dict with 'role' and 'content', not {type(value).__name__}."
             )
-        if set(value) != {"role", "content"}:
+        if set(value) - {"task"} != {"role", "content"}:
             raise RequestError(
-                "A message has the keys 'role' and 'content'; this one has "
+                "A message has the keys 'role' and 'content', and may have 'task'; this one has "
                 f"{sorted(map(str, value))}."
             )
-        return cls(value["role"], value["content"])
+        return cls(value["role"], value["content"], value.get("task"))
 
 
 def read_messages(values: Sequence[Message | Mapping[str, Any]]) -> tuple[Message, ...]:
@@ -184,10 +197,26 @@ class TokenLogprobs:
 
 
 @dataclass(frozen=True)
+class Box:
+    """A part of a picture that an answer points at, and its label, if the answer names it.
+
+    `box` is (left, top, right, bottom) in pixels of the upright picture. In the answer's text it is
+    written from `start` to `stop`.
+    """
+
+    label: str | None
+    box: tuple[int, int, int, int]
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
 class Reply:
     """A finished answer. `token_ids` are all ids the model gave, the stop itself included.
 
-    `logprobs` has an entry for each of them if SamplingParams.logprobs asked for it.
+    `logprobs` has an entry for each of them if SamplingParams.logprobs asked for it. `boxes` are
+    those in the text, for a model that was taught to write them: parts of the last picture before
+    the answer, whose width and height are `picture_size`.
     """
 
     text: str
@@ -195,6 +224,8 @@ class Reply:
     finish_reason: FinishReason
     usage: Usage
     logprobs: tuple[TokenLogprobs, ...] | None = None
+    boxes: tuple[Box, ...] = ()
+    picture_size: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)

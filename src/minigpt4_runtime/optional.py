@@ -1,11 +1,15 @@
 """The import of optional packages.
 
-Owns   the message that tells a user what to install.
+Owns   the message that tells a user what to install, and what Triton needs beside its package.
 Takes  a module name, and the extra or the command that installs it; gives the module.
 Never  hides a package that is installed but broken: that error passes through unchanged.
 """
 
 import importlib
+import shutil
+import sysconfig
+from importlib.util import find_spec
+from pathlib import Path
 from types import ModuleType
 
 from minigpt4_runtime.errors import BackendUnavailableError
@@ -28,3 +32,13 @@ def require(module_name: str, *, extra: str = "", install: str = "") -> ModuleTy
         raise BackendUnavailableError(
             f"{module_name} is not installed on this machine. Run: {install}"
         ) from None
+
+
+def runs_triton(capability: tuple[int, int]) -> bool:
+    """Whether Triton is here with all it asks for: a recent GPU, a C compiler, Python's headers."""
+    return (
+        find_spec("triton") is not None
+        and capability >= (8, 0)
+        and any(shutil.which(compiler) for compiler in ("gcc", "clang"))
+        and Path(sysconfig.get_path("include", "posix_prefix"), "Python.h").is_file()
+    )

@@ -7,6 +7,7 @@ Never  decides the shape of a model: a conversion reads it from the files.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from minigpt4_runtime.config import LanguageConfig, ModelConfig, QFormerConfig, VisionConfig
@@ -36,15 +37,20 @@ def _vicuna(size: int, intermediate: int, num_layers: int) -> ModelConfig:
     return ModelConfig(vision=_EVA_VIT_G, qformer=_QFORMER, language=language, template="vicuna")
 
 
+_LLAMA2_7B = _llama(
+    4096, 11008, 32, vocab_size=32000, max_position_embeddings=4096, rms_norm_eps=1e-5
+)
+
 PRESETS = {
     "vicuna-7b": _vicuna(4096, 11008, 32),
     "vicuna-13b": _vicuna(5120, 13824, 40),
     "llama2-7b": ModelConfig(
-        vision=_EVA_VIT_G,
+        vision=_EVA_VIT_G, qformer=None, language=_LLAMA2_7B, template="llama2"
+    ),
+    "minigpt-v2": ModelConfig(
+        vision=replace(_EVA_VIT_G, image_size=448),
         qformer=None,
-        language=_llama(
-            4096, 11008, 32, vocab_size=32000, max_position_embeddings=4096, rms_norm_eps=1e-5
-        ),
-        template="llama2",
+        language=_LLAMA2_7B,
+        template="minigptv2",
     ),
 }

@@ -18,7 +18,7 @@ from minigpt4_runtime.checkpoint.blank_model import Where
 from minigpt4_runtime.checkpoint.graph_folder import find_graph
 from minigpt4_runtime.checkpoint.weight_source import WeightSource
 from minigpt4_runtime.config import DTypeName, VisionSettings
-from minigpt4_runtime.devices.contracts import DeviceBackend
+from minigpt4_runtime.devices.contracts import Capture, DeviceBackend
 from minigpt4_runtime.errors import ConfigError
 from minigpt4_runtime.kernels.registry import linear_kernel, row_operations
 from minigpt4_runtime.model.llama import Llama
@@ -74,8 +74,12 @@ def load_rank_model(
     group: Group,
     free_bytes: int | None,
     encoder: VisionEncoder | None = None,
+    capture: Capture | None = None,
 ) -> RankModel:
-    """Load this rank's part. Without an `encoder`, rank 0 loads the image side too."""
+    """Load this rank's part. Without an `encoder`, rank 0 loads the image side too.
+
+    That is captured as graphs where there is a way to `capture`.
+    """
     torch_dtype = getattr(torch, dtype)
     widen_from = backend.widen_from(torch_dtype)
     kernel_of = partial(linear_kernel, device=backend.device, widen_from=widen_from)
@@ -89,7 +93,9 @@ def load_rank_model(
     else:
         model = source.load_model(**where)
         language, vision_bytes = model.language, _count_bytes(model.vision)
-        encoder = vision_encoder("torch")(model.vision, in_float32=widen_from is not None)
+        encoder = vision_encoder("torch")(
+            model.vision, in_float32=widen_from is not None, capture=capture
+        )
     if free_bytes is not None:
         free_bytes -= vision_bytes + _count_bytes(language)
     return RankModel(language, encoder, vision_bytes, free_bytes)

@@ -17,7 +17,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -117,11 +117,18 @@ def make_runner(model: RankModel, backend: DeviceBackend, config: EngineConfig) 
     num_blocks = config.num_blocks or fit_num_blocks(
         config, language, free_bytes=model.left_bytes, share=share
     )
+    capture = backend.capture if config.cuda_graphs == "auto" else None
+    least: Callable[[int], int] = int
     if isinstance(language.group, TorchGroup):
-        num_blocks = language.group.least(num_blocks)
+        least = language.group.least
+        num_blocks = least(num_blocks)
+        capture = capture if backend.facts.captures_sums else None
     bind = partial(bind_attention, backend.facts.attention)
     try:
-        return Runner(language, model.vision, bind, config=config, num_blocks=num_blocks)
+        return Runner(
+            language, model.vision, bind,
+            config=config, num_blocks=num_blocks, capture=capture, least=least,
+        )  # fmt: skip
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise

@@ -8,6 +8,7 @@ import pytest
 
 from minigpt4_runtime import ConfigError
 from minigpt4_runtime.batch.results import Record, open_results
+from minigpt4_runtime.messages import Box
 
 
 def good(image, answer="An answer."):
@@ -72,10 +73,11 @@ class TestJsonLines:
             assert lines(path) == [
                 {"image": "ä", "answer": "Überall…", "finish_reason": "stop",
                  "prompt_tokens": None, "completion_tokens": None, "evicted_tokens": None,
-                 "token_ids": None, "seconds": 0.5, "error": None},
+                 "token_ids": None, "boxes": None, "picture_size": None, "seconds": 0.5,
+                 "error": None},
                 {"image": "b", "answer": None, "finish_reason": None, "prompt_tokens": None,
                  "completion_tokens": None, "evicted_tokens": None, "token_ids": None,
-                 "seconds": 0.1, "error": "It is damaged."},
+                 "boxes": None, "picture_size": None, "seconds": 0.1, "error": "It is damaged."},
             ]  # fmt: skip
 
     def test_an_existing_file_is_not_touched_without_resume(self, tmp_path):
@@ -211,3 +213,54 @@ class TestJsonObject:
         write(tmp_path / "link.json", good("a"))
         assert (tmp_path / "link.json").is_symlink()
         assert json.loads((tmp_path / "real.json").read_text()) == {"a": "An answer."}
+
+
+class TestCoco:
+    def boxed(self, image, *boxes):
+        return Record(
+            image=image, answer="x", boxes=boxes, picture_size=(640, 480), finish_reason="stop",
+            seconds=0.5,
+        )  # fmt: skip
+
+    def test_boxes_become_annotations(self, tmp_path):
+        path = tmp_path / "out.coco.json"
+        cat, dog = Box("cat", (10, 20, 40, 60), 0, 9), Box("a dog", (0, 0, 640, 480), 9, 20)
+        plain = Box(None, (5, 5, 5, 9), 20, 30)
+        write(path, self.boxed("b", dog, cat), bad("c"), self.boxed("a", cat, plain))
+        assert json.loads(path.read_text()) == {
+            "images": [
+                {"id": 1, "file_name": "a", "width": 640, "height": 480},
+                {"id": 2, "file_name": "b", "width": 640, "height": 480},
+            ],
+            "annotations": [
+                {"id": 1, "image_id": 1, "category_id": 2, "bbox": [10, 20, 30, 40], "area": 1200,
+                 "iscrowd": 0},
+                {"id": 2, "image_id": 1, "category_id": 3, "bbox": [5, 5, 0, 4], "area": 0,
+                 "iscrowd": 0},
+                {"id": 3, "image_id": 2, "category_id": 1, "bbox": [0, 0, 640, 480],
+                 "area": 307200, "iscrowd": 0},
+                {"id": 4, "image_id": 2, "category_id": 2, "bbox": [10, 20, 30, 40], "area": 1200,
+                 "iscrowd": 0},
+            ],
+            "categories": [
+                {"id": 1, "name": "a dog"}, {"id": 2, "name": "cat"}, {"id": 3, "name": "object"},
+            ],
+        }  # fmt: skip
+
+    def test_half_of_it_keeps_the_older_file(self, tmp_path):
+        path = tmp_path / "out.coco.json"
+        write(path, self.boxed("a"), self.boxed("b"))
+        with pytest.raises(KeyboardInterrupt):  # noqa: PT012, SIM117
+            with open_results(path, resume=False, images=["a"]) as results:
+                results.add(self.boxed("a"))
+                raise KeyboardInterrupt
+        assert len(json.loads(path.read_text())["images"]) == 2
+        partial = json.loads((tmp_path / "out.partial.coco.json").read_text())
+        assert len(partial["images"]) == 1
+
+    def test_picture_sizes_and_boxes_come_as_json(self, tmp_path):
+        path = tmp_path / "out.jsonl"
+        write(path, self.boxed("a", Box("cat", (10, 20, 40, 60), 3, 12)))
+        (line,) = lines(path)
+        assert line["boxes"] == [{"label": "cat", "box": [10, 20, 40, 60], "start": 3, "stop": 12}]
+        assert line["picture_size"] == [640, 480]

@@ -14,7 +14,7 @@ from minigpt4_runtime.kernels import native
 from minigpt4_runtime.presets import PRESETS
 
 
-@pytest.mark.parametrize("name", ["vicuna", "llama2"])
+@pytest.mark.parametrize("name", ["vicuna", "llama2", "minigptv2"])
 def test_a_picture_takes_what_torch_counts(monkeypatch, name, golden_model_dir):
     # torch counts its own operations only, and of them not the CPU's fused attention.
     monkeypatch.setattr(native, "float_product", lambda: None)
@@ -31,13 +31,19 @@ def test_a_token_of_a_7b_model_takes_half_a_mebibyte_in_half_precision():
 
 
 @pytest.mark.parametrize(
-    ("name", "billions"), [("vicuna-7b", 6.74), ("vicuna-13b", 13.02), ("llama2-7b", 6.74)]
+    ("name", "billions", "rows"),
+    [
+        ("vicuna-7b", 6.74, 32),
+        ("vicuna-13b", 13.02, 32),
+        ("llama2-7b", 6.74, 64),
+        ("minigpt-v2", 6.74, 256),
+    ],
 )
-def test_presets_have_the_published_sizes(name, billions):
+def test_presets_have_the_published_sizes(name, billions, rows):
     language = blank_model(PRESETS[name]).language
     count = sum(weight.numel() for weight in language.parameters())
     assert count / 1e9 == pytest.approx(billions, abs=0.01)
-    assert PRESETS[name].rows_per_image == (64 if name == "llama2-7b" else 32)
+    assert PRESETS[name].rows_per_image == rows
 
 
 def test_layers_are_cut_on_each_side_and_never_added():

@@ -32,7 +32,7 @@ def own(tmp_path):
 
 def test_our_models_are_the_published_ones():
     table = read_sources()
-    assert list(table) == ["vicuna-7b", "vicuna-13b", "llama2-7b"]
+    assert list(table) == ["vicuna-7b", "vicuna-13b", "llama2-7b", "minigpt-v2"]
     assert {model.preset for model in table.values()} == set(PRESETS)
     for name, model in table.items():
         roles = {part.role for part in model.parts}
@@ -148,7 +148,7 @@ def test_presets_are_of_the_published_sizes():
     shapes = {name: model_shapes(config).values() for name, config in PRESETS.items()}
     billions = {name: sum(map(math.prod, each)) / 1e9 for name, each in shapes.items()}
     assert billions == pytest.approx(
-        {"vicuna-7b": 7.83, "vicuna-13b": 14.11, "llama2-7b": 7.75}, abs=0.02
+        {"vicuna-7b": 7.83, "vicuna-13b": 14.11, "llama2-7b": 7.75, "minigpt-v2": 7.75}, abs=0.02
     )
     assert bytes_of("vicuna-7b", "float32") == 2 * bytes_of("vicuna-7b", "bfloat16")
     # Keys and values of 2048 tokens: 2 · 32 layers · 4096 · 2048 · 2 bytes are 1 GiB.

@@ -25,6 +25,7 @@ from minigpt4_runtime.messages import (
     image,
     read_messages,
 )
+from minigpt4_runtime.text.boxes import find_boxes
 
 CONTEXT = 200
 
@@ -32,6 +33,7 @@ CONTEXT = 200
 class FakeMiniGPT4:
     loaded: ClassVar[list] = []  # What `load` was called with, newest last.
     device = "cpu"
+    has_boxes = False
 
     def __init__(self, dtype="float32"):
         self.dtype = dtype
@@ -53,8 +55,9 @@ class FakeMiniGPT4:
         source = picture if isinstance(picture, ImageSource) else image(picture)
         return self.chat([{"role": "user", "content": [source, prompt]}], sampling)
 
-    def describe_all(self, pictures, prompt, sampling=None):
+    def describe_all(self, pictures, prompt, sampling=None, *, task=None):
         """One after the other; asked "backwards", from the last to the first."""
+        prompt = f"[{task}] {prompt}" if task else prompt
         numbered = list(enumerate(pictures))
         for index, picture in reversed(numbered) if prompt == "backwards" else numbered:
             started = time.perf_counter()
@@ -74,25 +77,30 @@ class FakeMiniGPT4:
         num_tokens = sum(len(part.split()) for part in parts if isinstance(part, str))
         if num_tokens >= CONTEXT:
             raise PromptTooLongError(num_tokens, CONTEXT)
+        size = None
         for part in parts:
             if isinstance(part, ImageSource):
-                open_rgb(part)
+                size = open_rgb(part).size
         question = turns[-1].content[-1]
+        question = f"[{turns[-1].task}] {question}" if turns[-1].task else question
         if question == "crash":
             raise KeyError("crash")
         answer = f"{question} {'+'.join(names)} turn {len(turns)}"
         if question.startswith("say "):
             answer = question.removeprefix("say ").replace("|", "\n")
-        return self._answer(answer, num_tokens, fails=question.startswith("overflow"))
+        shown = size if self.has_boxes else None
+        return self._answer(answer, num_tokens, shown, fails=question.startswith("overflow"))
 
-    def _answer(self, answer, num_tokens, *, fails):
+    def _answer(self, answer, num_tokens, shown, *, fails):
         words = answer.split(" ")
         for number, word in enumerate(words):
             if fails and number == 2:
                 raise RequestError("The model's numbers overflowed.")
             time.sleep(float(os.environ.get("FAKE_SECONDS", "0")))
             yield TextDelta(word if number == 0 else f" {word}")
-        yield TextDelta("", Reply(answer, (1,), "stop", Usage(num_tokens, len(words))))
+        boxes = find_boxes(answer, shown) if shown else ()
+        usage = Usage(num_tokens, len(words))
+        yield TextDelta("", Reply(answer, (1,), "stop", usage, None, boxes, shown))
 
 
 def environment(**more):

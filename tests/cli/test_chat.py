@@ -25,6 +25,14 @@ def test_a_pipe_gets_answers_and_nothing_else(minigpt4, folder):
     assert shown.err == ""
 
 
+def test_a_task_goes_with_every_question(minigpt4, folder):
+    shown = minigpt4("chat", "a.png", *MODEL, "--task", "vqa", given="What?\nWhy?\n/save d.json")
+    assert shown.out == "[vqa] What? a.png turn 1\n[vqa] Why? a.png turn 3\n"
+    saved = json.loads((folder / "d.json").read_text("utf-8"))
+    assert [turn.get("task") for turn in saved] == ["vqa", None, "vqa", None]
+    assert "Invalid value for '--task'" in minigpt4("chat", "a.png", "--task", "count").err
+
+
 def test_without_questions_nothing_happens(minigpt4, folder):
     assert chat(minigpt4).out == ""
     assert minigpt4("chat", "a.png").err == DEMO_NOTICE + "\n"

@@ -131,7 +131,7 @@ def test_what_fails_is_reported_recorded_and_skipped(minigpt4, folder, bad_pictu
     by_name = {record["image"]: record for record in records(out)}
     assert set(by_name["a.png"]) == {
         "image", "answer", "finish_reason", "prompt_tokens", "completion_tokens", "evicted_tokens",
-        "token_ids", "seconds", "error",
+        "token_ids", "boxes", "picture_size", "seconds", "error",
     }  # fmt: skip
     assert by_name["a.png"]["answer"] == ANSWER.format("a.png")
     assert by_name["a.png"]["finish_reason"] == "stop"
@@ -320,3 +320,82 @@ def test_a_full_disk_behind_the_results(start, minigpt4, folder):
     again = minigpt4("describe", "a.png", "b.jpg", "--out", "r.jsonl", "--resume", *MODEL)
     assert again.status == 0
     assert [record["image"] for record in records(folder / "r.jsonl")] == ["a.png", "b.jpg"]
+
+
+BOXED = "say <p>a cat</p> {<10><20><50><100>}"
+
+
+@pytest.fixture
+def writes_boxes(monkeypatch):
+    monkeypatch.setattr(FakeMiniGPT4, "has_boxes", True)
+
+
+@pytest.mark.usefixtures("writes_boxes")
+def test_boxes_are_drawn_recorded_and_exported(minigpt4, folder):
+    asked = ("describe", "a.png", "b.jpg", "--prompt", BOXED, *MODEL)
+    shown = minigpt4(*asked, "--draw", "drawn", "--out", "r.jsonl")
+    assert shown.status == 0
+    assert sorted(path.name for path in (folder / "drawn").iterdir()) == ["a.png", "b.png"]
+    before = Image.open(folder / "a.png").convert("RGB")
+    for record in records(folder / "r.jsonl"):
+        width, height = record["picture_size"]
+        (box,) = record["boxes"]
+        assert box["label"] == "a cat"
+        assert box["box"] == [width // 10, height // 5, width // 2, height]
+        assert record["answer"][box["start"] : box["stop"]] == "{<10><20><50><100>}"
+    drawn = Image.open(folder / "drawn/a.png").convert("RGB")
+    assert drawn.resize(before.size).tobytes() != before.tobytes()
+    assert minigpt4(*asked, "--out", "r.coco.json").status == 0
+    coco = json.loads((folder / "r.coco.json").read_text())
+    assert [each["file_name"] for each in coco["images"]] == ["a.png", "b.jpg"]
+    assert len(coco["annotations"]) == 2
+
+
+@pytest.mark.usefixtures("writes_boxes")
+def test_pictures_without_boxes_are_not_drawn(minigpt4, folder):
+    assert minigpt4("describe", "a.png", "--draw", "drawn", *MODEL).status == 0
+    assert list((folder / "drawn").iterdir()) == []
+
+
+@pytest.mark.usefixtures("writes_boxes")
+def test_pictures_of_one_name_have_drawings_of_their_own(minigpt4, folder):
+    (folder / "sub/a.jpg").write_bytes((folder / "b.jpg").read_bytes())
+    shown = minigpt4(
+        "describe", "a.png", "sub/a.jpg", "--prompt", BOXED, "--draw", "drawn", *MODEL
+    )  # fmt: skip
+    assert shown.status == 0
+    assert sorted(path.name for path in (folder / "drawn").iterdir()) == ["a-2.png", "a.png"]
+
+
+@pytest.mark.usefixtures("writes_boxes")
+def test_an_address_is_drawn_on_without_a_second_fetch(minigpt4, folder, site):
+    shown = minigpt4(
+        "describe", f"{site}/x.png", "--allow-local-urls", "--prompt", BOXED, "--draw", "drawn",
+        *MODEL,
+    )  # fmt: skip
+    assert (shown.status, len(site.asked)) == (0, 1)
+    assert [path.name for path in (folder / "drawn").iterdir()] == ["x.png"]
+
+
+@pytest.mark.parametrize("wanted", [("--draw", "drawn"), ("--out", "r.coco.json")])
+def test_a_model_without_boxes_is_told_from_one_that_sees_nothing(minigpt4, folder, wanted):
+    shown = minigpt4("describe", "a.png", *wanted, *MODEL)
+    assert shown.status == 1
+    assert shown.err == f"error: This model writes no boxes: leave {' '.join(wanted)} out.\n"
+
+
+@pytest.mark.usefixtures("writes_boxes")
+def test_a_picture_that_is_gone_when_it_is_drawn_is_named(minigpt4, folder, monkeypatch):
+    describe = FakeMiniGPT4.describe
+
+    def describe_and_lose(self, picture, *asked):
+        reply = describe(self, picture, *asked)
+        Path(picture.value).unlink()
+        return reply
+
+    monkeypatch.setattr(FakeMiniGPT4, "describe", describe_and_lose)
+    asked = ("--prompt", BOXED, "--draw", "drawn", "--out", "r.jsonl", *MODEL)
+    shown = minigpt4("describe", "a.png", *asked)
+    assert (shown.status, shown.out) == (1, "<p>a cat</p> {<10><20><50><100>}\n")
+    assert shown.err.startswith("error: a.png does not exist.")
+    assert records(folder / "r.jsonl")[0]["boxes"]

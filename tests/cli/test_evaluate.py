@@ -154,6 +154,10 @@ def test_clip_without_out_writes_nothing(minigpt4, judge, results):
         (("evaluate", "pope", "--questions", "q.jsonl", "--images", "no"), "no such folder"),
         (("evaluate", "pope", "--questions", "q.jsonl", "--images", ".", "--prompt", "?"),
          "--prompt is '?', without {question}."),
+        (("evaluate", "refer", "--questions", "old.json", "--images", "."), "has no 'img_id'"),
+        (("evaluate", "vqa", "--questions", "old.json", "--images", "."), "is no object"),
+        (("evaluate", "vqa", "--questions", "q.jsonl", "--images", ".", "--prompt", "?"),
+         "--prompt is '?', without {question}"),
         (("evaluate", "demo", "--compare", "old.json"), "old.json is no demo.json."),
     ],
 )  # fmt: skip
@@ -315,6 +319,48 @@ def test_pope_with_the_demo_model_itself(real_minigpt4, folder):
     shown = real_minigpt4(*POPE)
     assert shown.status == 0
     assert shown.out.splitlines()[1].split()[0] == "100.0%"
+
+
+def test_refer_asks_where_things_are(minigpt4, folder):
+    phrase = {"img_id": 1, "image": "a.png", "bbox": [0, 0, 50, 50], "width": 100, "height": 100}
+    phrases = [
+        {**phrase, "sents": ["say {<0><0><50><50>}"]},
+        {**phrase, "img_id": 2, "sents": "say nowhere"},
+        {**phrase, "img_id": 3, "image": "no.png", "sents": "it"},
+    ]
+    (folder / "refcoco_testA.json").write_text(json.dumps(phrases))
+    asked = ("evaluate", "refer", "--questions", "refcoco_testA.json", "--images", ".")
+    shown = minigpt4(*asked, "--prompt", "{question}", "--out", "report", "--model", "somewhere")
+    assert shown.status == 1
+    assert shown.err == ("error: The folder . lacks no.png.\nThe report is in report/refer.html.\n")
+    assert shown.out.splitlines()[1].split() == ["50.0%", "0.500", "2", "1", "1"]
+    again = minigpt4(*asked, "--results", "report/refer.jsonl")
+    assert (again.status, again.out) == (1, shown.out)
+    assert again.err == "error: report/refer.jsonl has no answer to 1 question (3).\n"
+
+
+def test_refer_asks_as_the_model_was_taught(minigpt4, folder):
+    phrase = {"img_id": 1, "image": "a.png", "bbox": [0, 0, 50, 50], "width": 100, "height": 100}
+    (folder / "p.json").write_text(json.dumps([{**phrase, "sents": "the sky"}]))
+    minigpt4("evaluate", "refer", "--questions", "p.json", "--images", ".", "--out", "report")
+    record = json.loads((folder / "report/refer.jsonl").read_text())
+    assert record["question"] == "[refer] give me the location of the sky"
+    assert record["right"] == [0, 0, 50, 50]
+
+
+def test_vqa_asks_and_goes_on_from_its_ledger(minigpt4, folder):
+    records = [
+        {"image": "a.png", "question": "say Two.", "answers": ["2"] * 4 + ["3"] * 6},
+        {"image": "b.jpg", "question": "say red", "answer": "blue"},
+    ]
+    (folder / "q.json").write_text(json.dumps(records))
+    asked = ("evaluate", "vqa", "--questions", "q.json", "--images", ".", "--prompt", "{question}")
+    shown = minigpt4(*asked, "--out", "report", "--model", "somewhere")
+    assert (shown.status, shown.err) == (0, "The report is in report/vqa.html.\n")
+    assert shown.out.splitlines()[1].split() == ["50.0%", "2", "0", "1"]
+    ledger = (folder / "report/vqa.jsonl").read_text()
+    again = minigpt4(*asked, "--out", "report", "--model", "somewhere")
+    assert (again.out, (folder / "report/vqa.jsonl").read_text()) == (shown.out, ledger)
 
 
 def test_demo(minigpt4, folder):

@@ -13,6 +13,12 @@ def vicuna(tmp_path) -> PublishedFiles:
 
 
 @pytest.fixture
+def minigptv2(tmp_path) -> PublishedFiles:
+    """A copy of the MiniGPT-v2 golden, to be changed."""
+    return copy_golden("minigptv2", tmp_path / "published-v2")
+
+
+@pytest.fixture
 def llama2(tmp_path) -> PublishedFiles:
     """A copy of the Llama-2 golden, to be changed."""
     return copy_golden("llama2", tmp_path / "published")

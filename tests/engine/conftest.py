@@ -10,9 +10,12 @@ from minigpt4_runtime.config import EngineConfig
 from minigpt4_runtime.engine.engine import Engine
 
 
-@pytest.fixture
-def start():
-    """Makes engines; closes them, and checks that none of their blocks is lost."""
+@pytest.fixture(params=["in turn", "ahead"])
+def start(request):
+    """Makes engines; closes them, and checks that none of their blocks is lost.
+
+    They read a step's ids before the next step, or a step later.
+    """
     started = []
 
     def start_engine(executor, *, num_blocks=100, max_context=400, **config):
@@ -23,6 +26,7 @@ def start():
             max_context=max_context,
             bos_id=BOS,
             eos_id=END,
+            runs_ahead=request.param == "ahead",
         )
         started.append((executor, engine))
         return engine

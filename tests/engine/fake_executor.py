@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+from dataclasses import replace
 from queue import SimpleQueue
 
 import torch
@@ -41,21 +42,37 @@ def by_state(piece, state):
     return logits
 
 
+def with_ids(plan, choices):
+    """A plan whose unknown ids are looked up, as a device does it."""
+    return replace(
+        plan,
+        slices=tuple(
+            each
+            if each.choice is None
+            else replace(each, token_ids=(int(choices[each.choice]),), choice=None)
+            for each in plan.slices
+        ),
+    )
+
+
 class Executor:
     """Keeps plans to their contract, and does wrong where a test asks for it."""
 
     encoded = EncodeCount()
 
     def __init__(self, logits=after_last):
-        self.plans = []
+        self.plans = []  # As they were given; `known` with all ids.
+        self.known = []
         self.pixels = {}  # All that it was ever given.
         self.trouble = lambda plan: None  # Gives the error that a plan comes to.
         self.overflowing = set()  # Ids of sequences.
         self._logits = logits
         self._memory = FakeRunner(BLOCK_SIZE)
 
-    def execute(self, plan, pixels):
+    def execute(self, plan, pixels, choices=None):
         self.plans.append(plan)
+        plan = with_ids(plan, choices)
+        self.known.append(plan)
         self.pixels.update(pixels)
         if error := self.trouble(plan):
             self._memory.fail(plan)
@@ -82,11 +99,11 @@ class PacedExecutor(Executor):
         self._permits = threading.Semaphore(0)
         self._is_paced = True
 
-    def execute(self, plan, pixels):
+    def execute(self, plan, pixels, choices=None):
         if self._is_paced:
             self._shown.put(plan)
             assert self._permits.acquire(timeout=PATIENCE), "nobody lets it go on"
-        return super().execute(plan, pixels)
+        return super().execute(plan, pixels, choices)
 
     def next_plan(self):
         return self._shown.get(timeout=PATIENCE)

@@ -47,7 +47,7 @@ def test_it_ends_at_the_asked_length_and_computes_nothing_more(start):
     assert [event.token_id for event in events] == [4, 5]
     assert events[-1].finish_reason == "length"
     wait_until_idle(engine)
-    computed = [piece.token_ids for plan in executor.plans for piece in plan.slices]
+    computed = [piece.token_ids for plan in executor.known for piece in plan.slices]
     assert computed == [(BOS, 3), (4,)]
 
 

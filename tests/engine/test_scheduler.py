@@ -47,7 +47,7 @@ class Stepper:
         """One step; gives its plan."""
         plan = self._plan()
         states = iter(self._runner.execute(plan))
-        sampled = self.scheduler.sampled(plan)
+        sampled = [sequence for _, sequence in self.scheduler.sampled(plan)]
         choices = [choose(each, [next(states) for _ in each.branches]) for each in sampled]
         assert not list(states), "there are logits that nobody asked for"
         self.scheduler.commit(plan)

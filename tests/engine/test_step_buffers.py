@@ -7,10 +7,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minigpt4_runtime.config import EngineConfig
-from minigpt4_runtime.engine.plan import Slice, StepPlan
-from minigpt4_runtime.engine.step_buffers import StepBuffers
+from minigpt4_runtime.engine.plan import UNKNOWN_ID, Slice, StepPlan
+from minigpt4_runtime.engine.step_buffers import StepBuffers, send_blocks
 
-CONTEXT, MOST_ROWS = 24, 4
+CONTEXT, MOST_ROWS, SCRATCH = 24, 4, 91
+
+
+def make_buffers(config, max_context, device="cpu"):
+    return StepBuffers(
+        config, max_context=max_context, scratch_block=SCRATCH, device=torch.device(device)
+    )
 
 
 class Told:
@@ -53,7 +59,7 @@ class Told:
 @given(st.data(), st.sampled_from([1, 4, 16]))
 def test_a_step_is_what_its_plans_told(data, block_size):
     config = EngineConfig(max_running=MOST_ROWS, max_step_tokens=64, block_size=block_size)
-    buffers = StepBuffers(config, max_context=CONTEXT, device=torch.device("cpu"))
+    buffers = make_buffers(config, CONTEXT, "cpu")
     told = Told(data.draw, block_size)
     for _ in range(data.draw(st.integers(1, 6))):
         plan = told.plan()
@@ -84,7 +90,7 @@ def test_a_step_is_what_its_plans_told(data, block_size):
 
 def test_a_sequence_that_grows_in_one_run_is_known_as_one():
     config = EngineConfig(max_running=1, block_size=2)
-    buffers = StepBuffers(config, max_context=8, device=torch.device("cpu"))
+    buffers = make_buffers(config, 8, "cpu")
     starts = []
     for position, new in enumerate([(5,), (), (6,), (), (7,), (), (3,), ()]):
         first = (position + 1) // 2
@@ -95,7 +101,7 @@ def test_a_sequence_that_grows_in_one_run_is_known_as_one():
 
 def test_the_buffers_stay_where_they_are():
     config = EngineConfig(max_running=2, max_step_tokens=8, block_size=4)
-    buffers = StepBuffers(config, max_context=32, device=torch.device("cpu"))
+    buffers = make_buffers(config, 32, "cpu")
     places = set()
     for count in (3, 1, 8):
         slices = (Slice(0, 0, 0, (1,) * count, 0, 0, (0, 1), is_sampled=True),)
@@ -108,12 +114,34 @@ def test_the_buffers_stay_where_they_are():
     assert len(places) == 1
 
 
+def test_unknown_ids_are_the_choices_of_the_last_step():
+    buffers = make_buffers(EngineConfig(max_running=4, block_size=4), 16)
+    slices = (
+        Slice(0, 0, 3, (UNKNOWN_ID,), 0, 0, (0,), choice=2),
+        Slice(1, 0, 0, (5, 6), 1, 0, (1,)),
+        Slice(2, 0, 3, (UNKNOWN_ID,), 2, 0, (2,), choice=0),
+    )
+    step = buffers.load(StepPlan(slices), choices=torch.tensor([70, 80, 90]))
+    assert step.token_ids.tolist() == [90, 5, 6, 70]
+    ids = buffers.load(StepPlan(slices[1:2]), num_sequences=2, choices=torch.tensor([])).token_ids
+    assert ids.tolist() == [5, 6, 0]
+
+
+def test_all_new_blocks_of_a_step_are_sent_at_once():
+    table = torch.full((3, 4), -1, dtype=torch.int32)
+    send_blocks(
+        StepPlan((Slice(0, 0, 0, (1,), 2, 1, (7, 8)), Slice(1, 0, 0, (1,), 0, 0, ()))), table
+    )
+    send_blocks(
+        StepPlan((Slice(1, 0, 0, (1,), 0, 0, (5,)), Slice(0, 0, 0, (1,), 2, 2, (9,)))), table
+    )
+    assert table.tolist() == [[5, -1, -1, -1], [-1] * 4, [-1, 7, 9, -1]]
+
+
 @pytest.mark.gpu
 def test_a_gpu_is_given_the_same():
     config = EngineConfig(max_running=4, max_step_tokens=32, block_size=4)
-    here, there = (
-        StepBuffers(config, max_context=32, device=torch.device(name)) for name in ("cpu", "cuda")
-    )
+    here, there = (make_buffers(config, 32, name) for name in ("cpu", "cuda"))
     random = numpy.random.default_rng(0)
     for start in range(0, 30, 3):
         new = {row: tuple(random.integers(0, 99, 8).tolist()) for row in (2, 0, 3)}

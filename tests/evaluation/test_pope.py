@@ -8,7 +8,7 @@ import pytest
 
 from minigpt4_runtime import ConfigError, SamplingParams
 from minigpt4_runtime.errors import RequestError
-from minigpt4_runtime.evaluation import pope
+from minigpt4_runtime.evaluation import asking, pope
 from minigpt4_runtime.evaluation.pope import PopeQuestion
 from minigpt4_runtime.evaluation.pope_report import (
     PopeReport,
@@ -130,13 +130,13 @@ def test_answers_by_number_in_any_order(write, questions):
 
 def test_what_has_no_counterpart_is_named(tmp_path, questions):
     path = tmp_path / "a.json"
-    assert pope.name_strays(path, dict.fromkeys(range(1, 6), "Yes"), questions) == ()
-    assert pope.name_strays(path, {1: "Yes", 2: "No", 5: "No", 99: "No"}, questions) == (
+    assert asking.name_strays(path, dict.fromkeys(range(1, 6), "Yes"), questions) == ()
+    assert asking.name_strays(path, {1: "Yes", 2: "No", 5: "No", 99: "No"}, questions) == (
         f"{path} has no answer to 2 questions (3, 4).",
         f"{path} has 1 answer (99) to no question.",
     )
     many = dict.fromkeys(range(1, 13), "No")
-    assert pope.name_strays(path, many, questions) == (
+    assert asking.name_strays(path, many, questions) == (
         f"{path} has 7 answers (6, 7, 8, 9, 10, …) to no question.",
     )
 
@@ -201,10 +201,10 @@ class Model:
 
 
 def ask(model, questions, images, ledger=None, **settings):
-    return pope.ask(
+    return asking.ask(
         model, questions, images_dir=images,
         **{"prompt": "{question}", "sampling": SamplingParams(max_new_tokens=9), "asked_of": "demo",
-           "ledger": ledger or Ledger(None, keys=pope.LEDGER_KEYS), **settings},
+           "ledger": ledger or Ledger(None, keys=asking.LEDGER_KEYS), **settings},
     )  # fmt: skip
 
 
@@ -233,20 +233,20 @@ def test_pictures_that_are_missing_or_bad_are_told_once(write, images):
 
 
 def test_what_was_answered_is_not_asked_again(questions, images, tmp_path, monkeypatch):
-    monkeypatch.setattr(pope, "_AT_ONCE", 1)
+    monkeypatch.setattr(asking, "_AT_ONCE", 1)
     path = tmp_path / "pope.jsonl"
-    ledger = Ledger(path, keys=pope.LEDGER_KEYS)
+    ledger = Ledger(path, keys=asking.LEDGER_KEYS)
     with pytest.raises(KeyboardInterrupt):
         ask(Model(breaks_after=3), questions, images, ledger)
     assert len(path.read_text().splitlines()) == 3  # One before the one that was broken off.
-    ledger = Ledger(path, keys=pope.LEDGER_KEYS)
+    ledger = Ledger(path, keys=asking.LEDGER_KEYS)
     again = Model()
     answers, _ = ask(again, questions, images, ledger)
     assert answers == {1: "Yes.", 2: "No.", 3: "Yes.", 5: "No."}
     assert len(again.asked) == 2  # The car, which failed, and the bus.
     # The ledger itself is a file of answers, as long as it is of one run.
     assert pope.read_answers(path, questions) == answers
-    ledger = Ledger(path, keys=pope.LEDGER_KEYS)
+    ledger = Ledger(path, keys=asking.LEDGER_KEYS)
     for change in (
         {"asked_of": "int8"},
         {"prompt": "So: {question}"},
@@ -262,7 +262,7 @@ def test_what_was_answered_is_not_asked_again(questions, images, tmp_path, monke
 
 
 def test_another_picture_of_the_same_name_is_asked_about_anew(questions, images, tmp_path):
-    ledger = Ledger(tmp_path / "pope.jsonl", keys=pope.LEDGER_KEYS)
+    ledger = Ledger(tmp_path / "pope.jsonl", keys=asking.LEDGER_KEYS)
     ask(Model(), questions, images, ledger)
     (images / "1.png").write_bytes((images / "9.png").read_bytes())
     again, elsewhere = Model(), Model()
@@ -279,14 +279,14 @@ def test_another_picture_of_the_same_name_is_asked_about_anew(questions, images,
 def test_each_picture_is_read_once_for_all_its_questions(questions, images, monkeypatch):
     read = []
     monkeypatch.setattr(
-        pope, "_locate", lambda *where: read.append(where) or (images / where[1], "")
+        asking, "_locate", lambda *where: read.append(where) or (images / where[1], "")
     )
     ask(Model(), questions, images)
     assert read == [(images, f"{number}.png") for number in (1, 2, 3)]
 
 
 def test_many_are_on_their_way_at_once(questions, images, monkeypatch):
-    monkeypatch.setattr(pope, "_AT_ONCE", 3)
+    monkeypatch.setattr(asking, "_AT_ONCE", 3)
     waiting = itertools.count()
     most = []
 

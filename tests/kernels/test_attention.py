@@ -493,8 +493,8 @@ def test_cuda_takes_triton_where_it_runs(monkeypatch, capability, triton, compil
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-    cuda = "minigpt4_runtime.devices.cuda"
-    monkeypatch.setattr(f"{cuda}.find_spec", lambda name: object() if triton else None)
-    monkeypatch.setattr(f"{cuda}.shutil.which", lambda name: compiler)
-    monkeypatch.setattr(f"{cuda}.Path.is_file", lambda path: path.name == "Python.h")
+    optional = "minigpt4_runtime.optional"
+    monkeypatch.setattr(f"{optional}.find_spec", lambda name: object() if triton else None)
+    monkeypatch.setattr(f"{optional}.shutil.which", lambda name: compiler)
+    monkeypatch.setattr(f"{optional}.Path.is_file", lambda path: path.name == "Python.h")
     assert CudaBackend().facts.attention == attention

@@ -83,6 +83,7 @@ def test_a_dry_run_executes_every_part(dry_run, scripts):
     assert not [each for each in results.values() if "error" in each]
     assert results["kernels", "pytest -m gpu tests/kernels"]["skipped"] > 100
     assert results["language", "decode4, agreement"]["tokens"] == 6
+    assert results["language", "decode4, without graphs"]["rates"]
     assert results["compiled", "torch.compile, 8 layers, 1"]["difference"] < 1e-3
     assert len(results["profile", "one picture"]["kernels"]) > 5
     assert "done" in output
@@ -100,14 +101,16 @@ def test_a_part_runs_as_a_process_of_its_own(tmp_path):
 def test_the_report_has_every_table(dry_run):
     command = [sys.executable, "scripts/gpu_report.py", str(dry_run[0])]
     done = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, check=True)
-    for title in ("Ceilings", "Tests", "Exact answers", "Language model", "Image side", "Server",
-                  "Profile", "Decode step", "Not measured"):  # fmt: skip
+    for title in ("Ceilings", "Tests", "Exact answers", "Language model", "Attention", "Products",
+                  "Image side", "First token", "Server", "Profile", "Decode step",
+                  "Not measured"):  # fmt: skip
         assert f"**{title}" in done.stdout
     assert "a dry run: no number means anything" in done.stdout
     assert "CUDA graphs need a GPU" in done.stdout
     assert "| decode4 |" in done.stdout
-    assert "**Attention**" in done.stdout
     assert "| 2 × 1 of 20, float32 |" in done.stdout
+    assert "| w4a16-g32, 128 × 64, 8 rows |" in done.stdout
+    assert "| w8a8, 128 × 64, 16 rows |" in done.stdout
 
 
 def test_the_report_of_something_else_is_refused_in_words(tmp_path):

@@ -8,6 +8,7 @@ import ascend
 import onnx
 import pytest
 import torch
+from fake_graphs import Recorder
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -91,6 +92,40 @@ def test_rows_have_the_language_model_s_dtype(open_encoder, dtype):
     rows = open_encoder(dtype).encode(pixels)
     assert rows.dtype == dtype
     assert_near(rows.float(), true_rows(pixels), 4 * torch.finfo(dtype).eps)
+
+
+# --- graphs of a device -------------------------------------------------------------------------
+
+
+def test_rows_from_graphs_are_the_same_for_any_number_of_pictures():
+    recorder = Recorder()
+    vision = load_vision(DEMO_MODEL_DIR, dtype=torch.float32)
+    encoder = TorchVisionEncoder(vision, capture=recorder.capture)
+    before = encoder.encode(pictures(3))
+    for count, num_captured in ((4, 1), (1, 2), (10, 4), (7, 4)):
+        assert_near(encoder.encode(pictures(count)), true_rows(pictures(count)), 1e-5)
+        assert recorder.num_captured == num_captured
+    assert_near(before, true_rows(pictures(3)), 1e-5)
+
+
+def test_a_caller_between_tower_and_projection_has_no_graph():
+    recorder, stages = Recorder(), []
+    vision = load_vision(DEMO_MODEL_DIR, dtype=torch.float32)
+    encoder = TorchVisionEncoder(vision, capture=recorder.capture)
+    rows = encoder.encode(pictures(1), lambda: stages.append("tower"))
+    assert_near(rows, true_rows(pictures(1)), 1e-5)
+    assert (stages, recorder.num_captured) == (["tower"], 0)
+
+
+def test_pictures_go_on_where_a_capture_fails(caplog):
+    recorder = Recorder()
+    recorder.trouble = RuntimeError("operation not permitted")
+    vision = load_vision(DEMO_MODEL_DIR, dtype=torch.float32)
+    encoder = TorchVisionEncoder(vision, capture=recorder.capture)
+    for count in (1, 3, 9):
+        assert_near(encoder.encode(pictures(count)), true_rows(pictures(count)), 1e-5)
+    (record,) = caplog.records
+    assert "1 pictures could not be captured as a graph (operation not" in record.getMessage()
 
 
 # --- batches -----------------------------------------------------------------------------------

@@ -1,11 +1,13 @@
 """The controls beside the dialogue: what they say is what is asked for."""
 
 import pytest
-from page_server import PICTURES
+from page_server import PICTURES, Serving
 from page_steps import (
     ANSWERS,
     BOX,
+    QUESTIONS,
     ask,
+    open_page,
     put_pictures,
     retry,
     set_number,
@@ -13,6 +15,7 @@ from page_steps import (
     texts,
 )
 
+from minigpt4_runtime import MiniGPT4
 from minigpt4_runtime.web.controls import read_controls
 from minigpt4_runtime.web.dialogue import AnswerSettings, DialogueError
 
@@ -48,6 +51,25 @@ def test_every_control_reaches_the_server(page, asked):
     assert sampling.max_new_tokens == 5
     assert messages[0].role == "system"
     assert messages[0].content == ("Answer in few words.",)
+
+
+def test_a_task_is_chosen_where_the_model_knows_tasks(page, browser, golden_model_dir):
+    assert page.locator("#task").count() == 0
+    with MiniGPT4.load(golden_model_dir("minigptv2"), device="cpu") as model:
+        serving = Serving(model)
+        context = browser.new_context()
+        context.set_default_timeout(60_000)
+        try:
+            v2 = open_page(context.new_page(), serving.url)
+            v2.click("#task input")
+            v2.click("#task [role=option]:has-text('refer')")
+            set_number(v2, "max_tokens", 4)
+            ask(v2, "the lamp")
+            ask(v2, "[vqa] what colour?")
+            assert texts(v2, QUESTIONS) == ["[refer] the lamp", "[vqa] what colour?"]
+        finally:
+            context.close()
+            serving.close()
 
 
 def test_an_empty_seed_draws_anew_and_the_same_seed_the_same(page, serving, asked):

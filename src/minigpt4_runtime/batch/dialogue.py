@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 from minigpt4_runtime.config import SamplingParams
 from minigpt4_runtime.errors import RequestError
-from minigpt4_runtime.messages import ImageSource, Message, Reply, TextDelta
+from minigpt4_runtime.messages import ImageSource, Message, Reply, TaskName, TextDelta
 
 
 class Streams(Protocol):
@@ -28,9 +28,10 @@ class Streams(Protocol):
 
 
 class Dialogue:
-    """The turns so far. `show` images and `ask` questions."""
+    """The turns so far. `show` images and `ask` questions, which all have the same task."""
 
-    def __init__(self) -> None:
+    def __init__(self, task: TaskName | None = None) -> None:
+        self._task = task
         self._turns: list[Message] = []
         self._waiting: list[ImageSource] = []
         self.latest: ImageSource | None = None
@@ -68,7 +69,7 @@ class Dialogue:
         """
         if self.latest is None:
             raise RequestError("There is no picture to talk about. Show one: /image PATH")
-        asked = Message("user", (*self._waiting, question))
+        asked = Message("user", (*self._waiting, question), self._task)
         answer, reply = "", None
         try:
             for delta in model.stream([*self._turns, asked], params):
@@ -95,7 +96,11 @@ class Dialogue:
         """
         if not self._turns:
             raise RequestError("There is nothing to save yet: ask something first.")
-        turns = [{"role": turn.role, "content": _as_json(turn)} for turn in self._turns]
+        turns = [
+            {"role": turn.role, "content": _as_json(turn)}
+            | ({"task": turn.task} if turn.task else {})
+            for turn in self._turns
+        ]
         text = json.dumps(turns, ensure_ascii=False, indent=2) + "\n"
         try:
             with path.open("x", encoding="utf-8", errors="backslashreplace") as file:

@@ -1,6 +1,6 @@
-"""Answers → a file of results: one JSON object, or one record a line.
+"""Answers → a file of results: one JSON object, COCO's JSON, or one record a line.
 
-Owns   the form of both files, and the rule that no result is lost.
+Owns   the form of these files, and the rule that no result is lost.
 Takes  a Record for each image; an existing .jsonl is only continued, a .json only replaced whole.
 Never  describes anything.
 """
@@ -15,12 +15,16 @@ from pathlib import Path
 from typing import Any, Self
 
 from minigpt4_runtime.errors import ConfigError
+from minigpt4_runtime.messages import Box
 from minigpt4_runtime.report.files import append_record, write_whole
 
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """The result for one image: `answer` or `error` is None."""
+    """The result for one image: `answer` or `error` is None.
+
+    `boxes` is None if the model writes none; they are parts of a picture of this `picture_size`.
+    """
 
     image: str
     answer: str | None = None
@@ -29,6 +33,8 @@ class Record:
     completion_tokens: int | None = None
     evicted_tokens: int | None = None
     token_ids: tuple[int, ...] | None = None
+    boxes: tuple[Box, ...] | None = None
+    picture_size: tuple[int, int] | None = None
     seconds: float
     error: str | None = None
 
@@ -82,7 +88,13 @@ def open_results(
         return JsonLines(path, resume=resume, images=images)
     if resume:
         raise ConfigError(f"--resume continues a .jsonl file, and --out is {path}.")
-    return JsonObject(path, images, note)
+    kind = CocoObject if is_coco(path) else JsonObject
+    return kind(path, images, note)
+
+
+def is_coco(path: Path | None) -> bool:
+    """Whether results at this path are boxes in COCO's form."""
+    return path is not None and path.name.lower().endswith(".coco.json")
 
 
 class JsonObject(Results):
@@ -91,28 +103,68 @@ class JsonObject(Results):
     Appears whole or not at all.
     """
 
+    _suffix = ".json"
+
     def __init__(self, path: Path, images: Sequence[str], note: Callable[[str], object]) -> None:
         super().__init__()
         self._path = path
         self._images = images
         self._note = note
-        self._answers: dict[str, str | None] = {}
+        self._records: dict[str, Record] = {}
 
     def add(self, record: Record) -> None:
         """Keep one more answer, in memory."""
-        self._answers[record.image] = record.answer
+        self._records[record.image] = record
 
     def finish(self, *, is_whole: bool) -> None:
         """Write the object; half a result goes beside an older file and does not replace it."""
         path = self._path
         if not is_whole:
-            if not any(answer is not None for answer in self._answers.values()):
+            if not any(record.answer is not None for record in self._records.values()):
                 return
             if path.exists():
-                path = path.with_name(f"{path.stem}.partial.json")
+                path = path.with_name(path.name[: -len(self._suffix)] + f".partial{self._suffix}")
             self._note(f"What was done is in {path}.")
-        answers = {i: self._answers[i] for i in self._images if i in self._answers}
-        write_whole(path, json.dumps(answers, ensure_ascii=False, indent=2) + "\n")
+        records = [self._records[i] for i in dict.fromkeys(self._images) if i in self._records]
+        write_whole(path, json.dumps(self._content(records), ensure_ascii=False, indent=2) + "\n")
+
+    def _content(self, records: Sequence[Record]) -> dict[str, Any]:
+        return {record.image: record.answer for record in records}
+
+
+class CocoObject(JsonObject):
+    """The boxes in the form of COCO's annotations. Pictures without an answer are left out."""
+
+    _suffix = ".coco.json"
+
+    def _content(self, records: Sequence[Record]) -> dict[str, Any]:
+        images: list[dict[str, Any]] = []
+        annotations: list[dict[str, Any]] = []
+        found = [box for record in records for box in record.boxes or ()]
+        names = sorted({_category(box) for box in found})
+        for record in records:
+            if record.picture_size is None:
+                continue
+            width, height = record.picture_size
+            images.append(
+                {"id": len(images) + 1, "file_name": record.image, "width": width,
+                 "height": height}
+            )  # fmt: skip
+            for box in record.boxes or ():
+                left, top, right, bottom = box.box
+                width, height = right - left, bottom - top
+                annotations.append(
+                    {"id": len(annotations) + 1, "image_id": len(images),
+                     "category_id": names.index(_category(box)) + 1,
+                     "bbox": [left, top, width, height], "area": width * height, "iscrowd": 0}
+                )  # fmt: skip
+        categories = [{"id": number, "name": name} for number, name in enumerate(names, start=1)]
+        return {"images": images, "annotations": annotations, "categories": categories}
+
+
+def _category(box: Box) -> str:
+    """COCO has no annotation without a category."""
+    return box.label or "object"
 
 
 class JsonLines(Results):

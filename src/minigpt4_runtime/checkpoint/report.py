@@ -52,7 +52,7 @@ class TowerReport:
 
 @dataclass(frozen=True)
 class FolderReport:
-    """A model folder at a glance. `variant` is "vicuna" (with a Q-Former) or "llama2" (without).
+    """A model folder at a glance. `variant` is "vicuna" (with a Q-Former), "llama2" or "minigptv2".
 
     `token_bytes` is what a token's keys and values take, by the format of the cache.
     """
@@ -137,7 +137,7 @@ def inspect_folder(model_dir: Path) -> FolderReport:
     stored = read_folder_weights(model_dir)
     return FolderReport(
         path=str(model_dir),
-        variant="llama2" if config.qformer is None else "vicuna",
+        variant=_name_variant(config),
         template=config.template,
         image_size=config.vision.image_size,
         rows_per_image=config.rows_per_image,
@@ -153,6 +153,12 @@ def inspect_folder(model_dir: Path) -> FolderReport:
         made_by=manifest.made_by,
         sources=manifest.sources,
     )
+
+
+def _name_variant(config: ModelConfig) -> str:
+    if config.qformer is not None:
+        return "vicuna"
+    return "minigptv2" if config.template == "minigptv2" else "llama2"
 
 
 def _report_towers(

@@ -53,8 +53,8 @@ class PresetOptions:
         str | None,
         option(
             "NAME",
-            "Measure the shape of vicuna-7b, vicuna-13b or llama2-7b, without its weights: "
-            "with --random-weights, in place of --model.",
+            "Measure the shape of vicuna-7b, vicuna-13b, llama2-7b or minigpt-v2, without its "
+            "weights: with --random-weights, in place of --model.",
         ),
     ] = None
     random_weights: Annotated[

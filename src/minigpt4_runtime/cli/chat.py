@@ -17,6 +17,7 @@ from minigpt4_runtime.cli.options import (
     CacheWindow,
     ModelOptions,
     SamplingOptions,
+    Task,
     spread_options,
 )
 from minigpt4_runtime.cli.terminal import is_interactive, note, read_line, report, use_line_editing
@@ -47,6 +48,7 @@ def chat(
         ),
     ] = None,
     *,
+    task: Task = None,
     allow_local_urls: AllowLocalUrls = False,
     cache_window: CacheWindow = None,
     where: ModelOptions,
@@ -58,7 +60,7 @@ def chat(
     Questions may also come through a pipe, one a line; the exit status is then 1 if one failed.
     """
     params = sampling.params()
-    dialogue = Dialogue()
+    dialogue = Dialogue(task)
     if image is not None:
         dialogue.show(_find_image(image, allows_local=allow_local_urls))
     model = where.load(engine=EngineConfig(cache_window=cache_window))

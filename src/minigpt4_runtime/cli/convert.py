@@ -42,7 +42,9 @@ def convert(
     vision: Annotated[Path, option("FILE", "eva_vit_g.pth")],
     projection: Annotated[
         Path,
-        option("FILE", "MiniGPT-4's own file: pretrained_minigpt4*.pth"),
+        option(
+            "FILE", "The model's own file: pretrained_minigpt4*.pth or minigptv2_checkpoint.pth."
+        ),
     ],
     out: Annotated[Path, option("DIR", "The model folder to make.")],
     qformer: Annotated[
@@ -67,6 +69,14 @@ def convert(
         int | None,
         option("PIXELS", "Stretch the image tower to another picture size.", min=1),
     ] = None,
+    variant: Annotated[
+        str | None,
+        option("NAME", "vicuna, llama2 or minigptv2, where the files do not tell."),
+    ] = None,
+    lora_alpha: Annotated[
+        float | None,
+        option("NUMBER", "LoRA's alpha, in place of the one in --projection's config, or 16."),
+    ] = None,
     verify: Annotated[
         bool,
         flag(
@@ -78,9 +88,10 @@ def convert(
 ) -> None:
     """Make a model folder from the published files.
 
-    The Vicuna variant needs --qformer and --bert, the Llama-2 variant neither. Needs as much
-    memory as the largest file and 1 GiB; what stops it half-way leaves no half model. With --format
-    the weights are quantised as they are written: see `minigpt4 quantise`.
+    The Vicuna variant needs --qformer and --bert, the Llama-2 variant and MiniGPT-v2 neither, whose
+    LoRA adapters are merged into the language model. Needs as much memory as the largest file and
+    1 GiB; what stops it half-way leaves no half model. With --format the weights are quantised as
+    they are written: see `minigpt4 quantise`.
     """
     from minigpt4_runtime.convert.convert import PublishedFiles
     from minigpt4_runtime.convert.convert import convert as convert_files
@@ -92,6 +103,7 @@ def convert(
         qformer=qformer,
         bert_dir=bert,
         base_dir=base,
+        variant=variant,
     )
     try:
         with hold_cache(out), byte_bar() as progress:
@@ -100,6 +112,7 @@ def convert(
                 out,
                 dtype=dtype,
                 image_size=image_size,
+                lora_alpha=lora_alpha,
                 force=force,
                 verify=verify,
                 choose_formats=options.choice(weights),
@@ -134,6 +147,8 @@ def _report(conversion: Conversion, dtype: DTypeName | None) -> None:
     dtypes = " and ".join(conversion.manifest.dtypes)
     held = f"{dtypes} weights" if formats == "float" else f"weights: {show_formats(formats)}"
     note(f"The {conversion.variant} variant, {size} of {held}.")
+    if conversion.doubt:
+        note(conversion.doubt)
     rounded = "" if dtype is None else f" in {dtype}"
     if (found := conversion.verification) is not None:
         note(

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Self
 
 import typer
 
+from minigpt4_runtime.batch.drawings import Drawings
 from minigpt4_runtime.batch.finding import (
     Place,
     find_images,
@@ -17,18 +20,20 @@ from minigpt4_runtime.batch.finding import (
     read_place,
     source_of,
 )
-from minigpt4_runtime.batch.results import Record, open_results
+from minigpt4_runtime.batch.results import Record, is_coco, open_results
 from minigpt4_runtime.cli.options import (
     AllowLocalUrls,
     CacheWindow,
     ModelOptions,
     SamplingOptions,
+    Task,
     flag,
     option,
     spread_options,
 )
 from minigpt4_runtime.cli.terminal import ProgressBar, note, progress_bar, report
 from minigpt4_runtime.config import EngineConfig
+from minigpt4_runtime.errors import ConfigError, ImageError
 from minigpt4_runtime.messages import Described, ImageSource
 from minigpt4_runtime.text.prompt import DESCRIBE_PROMPT
 
@@ -47,12 +52,22 @@ def describe(
         bool, flag("Look into the folders' subfolders too.", "--recursive", "-r")
     ] = False,
     prompt: Annotated[str, option("TEXT", "What to ask about each picture.")] = DESCRIBE_PROMPT,
+    task: Task = None,
     out: Annotated[
         Path | None,
         option(
             "FILE",
             "Write the results too: FILE.json gets one object, picture to answer (null where it "
-            "failed), when all is done; FILE.jsonl gets one record a line, as it comes.",
+            "failed), when all is done; FILE.coco.json gets the boxes as COCO writes them; "
+            "FILE.jsonl gets one record a line, as it comes.",
+        ),
+    ] = None,
+    draw: Annotated[
+        Path | None,
+        option(
+            "DIR",
+            "Write each picture that gets boxes here as a PNG with them. With --resume, those "
+            "that were done before are not drawn.",
         ),
     ] = None,
     resume: Annotated[
@@ -78,13 +93,18 @@ def describe(
     machine and to a picture of up to 32 MiB, without a redirect, within 10 seconds.
 
     A record in a .jsonl has the keys image, answer, finish_reason, prompt_tokens,
-    completion_tokens, evicted_tokens, token_ids, seconds and error; answer or error is null. An
-    existing .jsonl is only continued, never replaced; a .json is replaced when all is done.
+    completion_tokens, evicted_tokens, token_ids, boxes, picture_size, seconds and error; answer
+    or error is null. An existing .jsonl is only continued, never replaced; a .json is replaced
+    when all is done.
+
+    Boxes are there for models that write them: each has a label or null, box (left, top, right,
+    bottom in pixels of the upright picture), and start and stop, its place in the answer.
     """
     params = sampling.params()
     places = [read_place(path) for path in paths]
     images = find_images(places, recursive=recursive, with_unreadable=True)
     results = open_results(out, resume=resume, images=list(map(str, images)), note=note)
+    drawings = Drawings.open(draw, list(map(str, images)))
     todo = [image for image in images if str(image) not in results.done]
     shows_names = len(images) > 1 or any(
         isinstance(place, Path) and is_folder(place) for place in places
@@ -100,9 +120,15 @@ def describe(
             def ask(sources: list[ImageSource]) -> Iterator[Described]:
                 with bar.aside():
                     model = where.load(engine=EngineConfig(cache_window=cache_window))
-                return model.describe_all(sources, prompt, params)
+                if (draw or is_coco(out)) and not model.has_boxes:
+                    wanted = f"--draw {draw}" if draw else f"--out {out}"
+                    raise ConfigError(f"This model writes no boxes: leave {wanted} out.")
+                return model.describe_all(sources, prompt, params, task=task)
 
-            for index, record in _describe_all(todo, ask, allows_local=allow_local_urls):
+            sources = [_source(each, allow_local_urls, draw is not None) for each in todo]
+            for index, record in _describe_all(todo, sources, ask):
+                if drawings and record.boxes and (source := sources[index]):
+                    tally["undrawn"] += not _draw(drawings, record, source)
                 results.add(record)
                 tally["failed" if record.answer is None else "described"] += 1
                 tally["outgrown"] += bool(record.evicted_tokens)
@@ -117,28 +143,46 @@ def describe(
         if tally.total() and (len(images) > 1 or tally["done"]):
             before = f", {tally['done']} done before" if tally["done"] else ""
             note(f"{tally['described']} described, {tally['failed']} failed{before}")
-    if tally["failed"]:
+    if tally["failed"] or tally["undrawn"]:
         raise typer.Exit(1)
+
+
+def _source(image: Place, allows_local: bool, is_drawn: bool) -> ImageSource | None:
+    """The image, or None where a file is missing. What is fetched to be drawn on is kept."""
+    if isinstance(image, Path) and is_missing(image):
+        return None
+    source = source_of(image, allows_local=allows_local)
+    if is_drawn and callable(source.value):
+        return replace(source, value=functools.cache(source.value))
+    return source
 
 
 def _describe_all(
     images: list[Place],
+    sources: list[ImageSource | None],
     ask: Callable[[list[ImageSource]], Iterator[Described]],
-    *,
-    allows_local: bool,
 ) -> Iterator[tuple[int, Record]]:
     """Records with their indices in the list: missing files first, as they need no model."""
     present = []
-    for index, image in enumerate(images):
-        if isinstance(image, Path) and is_missing(image):
+    for index, (image, source) in enumerate(zip(images, sources, strict=True)):
+        if source is None:
             missing = f"{image} does not exist."
             yield index, Record(image=str(image), seconds=0.0, error=missing)
         else:
-            present.append((index, image, source_of(image, allows_local=allows_local)))
+            present.append((index, image, source))
     if present:
         for described in ask([source for _, _, source in present]):
             index, image, _ = present[described.index]
             yield index, _record(str(image), described)
+
+
+def _draw(drawings: Drawings, record: Record, source: ImageSource) -> bool:
+    try:
+        drawings.add(record, source)
+    except ImageError as error:  # It was there when it was described.
+        report(error, about=record.image)
+        return False
+    return True
 
 
 def _record(image: str, described: Described) -> Record:
@@ -153,6 +197,8 @@ def _record(image: str, described: Described) -> Record:
         completion_tokens=reply.usage.completion_tokens,
         evicted_tokens=reply.usage.evicted_tokens,
         token_ids=reply.token_ids,
+        boxes=reply.boxes if reply.picture_size else None,
+        picture_size=reply.picture_size,
         seconds=seconds,
     )
 

@@ -1,51 +1,45 @@
-"""`minigpt4 evaluate`: the quality of answers, judged in four ways."""
+"""`minigpt4 evaluate`: the quality of answers, judged in six ways."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
+from minigpt4_runtime.cli.judging import (
+    Asking,
+    ImagesDir,
+    JudgeDevice,
+    OutDir,
+    Prompt,
+    at_work,
+    check_prompt,
+    load_judge,
+    name_model,
+    show,
+)
 from minigpt4_runtime.cli.options import ModelOptions, option, spread_options
-from minigpt4_runtime.cli.terminal import ProgressBar, note, progress_bar, show_report
-from minigpt4_runtime.cli.terminal import report as report_error
-from minigpt4_runtime.config import EngineConfig, SamplingParams
+from minigpt4_runtime.cli.terminal import note
+from minigpt4_runtime.config import EngineConfig
 from minigpt4_runtime.errors import ConfigError
 from minigpt4_runtime.report.files import ReportFolder
 from minigpt4_runtime.text.prompt import DESCRIBE_PROMPT
 
 if TYPE_CHECKING:
-    from minigpt4_runtime.api import MiniGPT4
     from minigpt4_runtime.evaluation.divergence import Divergence
-    from minigpt4_runtime.evaluation.judge import Judge
-    from minigpt4_runtime.report.files import Report
-    from minigpt4_runtime.report.ledger import Ledger
 
-OutDir = Annotated[
-    Path | None,
-    option(
-        "DIR",
-        "Write the report into this folder: a page (.html), everything (.json), a row for "
-        "each thing judged (.csv), and what is judged so far (.jsonl), from which the same "
-        "command goes on after a stop.",
-    ),
-]
-ImagesDir = Annotated[Path, option("DIR", "The folder with the pictures.")]
-JudgeDevice = Annotated[
-    str,
-    option("DEVICE", "Where the judge runs: auto, cpu, cuda, …"),
-]
+# As MiniGPT-v2 was taught, and asked by its own evaluation.
+REFER_PROMPT = "[refer] give me the location of {question}"
+VQA_PROMPT = "[vqa] Based on the image, respond to this question with a short answer: {question}"
 
 evaluate = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 
 
 @evaluate.callback()
 def evaluate_group() -> None:
-    """Judge answers: by CLIP, beside others, by POPE, by scenes.
+    """Judge answers: by CLIP, beside others, by POPE, RefCOCO, VQA.
 
     Numbers go to stdout. What cannot be judged is named and left out; the exit status is then 1.
     """
@@ -96,10 +90,10 @@ def clip(
             note(f"--sample is {sample}, and there are {len(those.cases)} pictures: all are taken.")
         those = answers.sampled(those, sample, seed=seed)
     folder = ReportFolder.open(out, "clip")
-    loaded = _load_judge(judge, device)
-    with _at_work(folder, clip_judge.LEDGER_KEYS, len(those.cases)) as (ledger, bar):
+    loaded = load_judge(judge, device)
+    with at_work(folder, clip_judge.LEDGER_KEYS, len(those.cases)) as (ledger, bar):
         report = clip_judge.score(those, loaded, ledger, images_dir=images, on_image=bar.advance)
-    _show(report, folder, report.left_out)
+    show(report, folder, report.left_out)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,14 +197,14 @@ def parity(
         check_folder(images)
     those = answers.line_up_by_name(runs)
     folder = ReportFolder.open(out, "parity")
-    loaded = _load_judge(judge, device) if judge else None
+    loaded = load_judge(judge, device) if judge else None
     divergence = models.load(images, device)
-    with _at_work(folder, parity_judge.LEDGER_KEYS, len(those.cases)) as (ledger, bar):
+    with at_work(folder, parity_judge.LEDGER_KEYS, len(those.cases)) as (ledger, bar):
         report = parity_judge.compare(
             those, judge=loaded, ledger=ledger, divergence=divergence, images_dir=images,
             on_pair=bar.advance,
         )  # fmt: skip
-    _show(report, folder, report.left_out)
+    show(report, folder, report.left_out)
 
 
 @evaluate.command()
@@ -232,10 +226,7 @@ def pope(
             "or question and answer in the questions' order.",
         ),
     ] = None,
-    prompt: Annotated[
-        str,
-        option("TEXT", "How to ask; {question} stands for the question."),
-    ] = "{question}",
+    prompt: Prompt = "{question}",
     max_new_tokens: Annotated[
         int,
         option("COUNT", "The longest answer, in tokens. Only its first sentence counts."),
@@ -249,27 +240,117 @@ def pope(
     no if its first sentence has the word No, no or not, and yes otherwise.
     """
     from minigpt4_runtime.evaluation import pope as pope_judge
+    from minigpt4_runtime.evaluation.asking import name_strays
     from minigpt4_runtime.evaluation.images import check_folder
     from minigpt4_runtime.evaluation.pope_report import judge
 
-    if "{question}" not in prompt:
-        raise ConfigError(f"--prompt is {prompt!r}, without {{question}}. Say where it stands.")
+    check_prompt(prompt)
     check_folder(images)
     asked = pope_judge.read_questions(questions)
     folder = ReportFolder.open(out, "pope")
     if results is not None:
         given = pope_judge.read_answers(results, asked)
-        faults = pope_judge.name_strays(results, given, asked)
+        faults = name_strays(results, given, asked)
     else:
-        model = where.load()
-        with _at_work(folder, pope_judge.LEDGER_KEYS, len(asked)) as (ledger, bar):
-            given, faults = pope_judge.ask(
-                model, asked, images_dir=images, prompt=prompt,
-                sampling=SamplingParams(max_new_tokens=max_new_tokens), ledger=ledger,
-                asked_of=_name_model(where, model), on_question=bar.advance,
-            )  # fmt: skip
+        asking = Asking(
+            images_dir=images, prompt=prompt, max_new_tokens=max_new_tokens, where=where
+        )
+        given, faults = asking.ask(asked, folder, lambda question: {"label": question.label})
     report = judge(asked, given, images_dir=images, faults=faults)
-    _show(report, folder, report.left_out)
+    show(report, folder, report.left_out)
+
+
+Results = Annotated[
+    Path | None,
+    option(
+        "FILE",
+        "Score these answers instead of asking: records with question_id and answer, a line "
+        "each or as a JSON list, or a JSON object from ids to answers.",
+    ),
+]
+
+
+@evaluate.command()
+@spread_options
+def refer(
+    *,
+    questions: Annotated[
+        Path,
+        option(
+            "FILE",
+            "A JSON list of phrases with img_id, sents, bbox, width and height, as MiniGPT-v2's "
+            "files for RefCOCO, RefCOCO+ and RefCOCOg have them.",
+        ),
+    ],
+    images: ImagesDir,
+    results: Results = None,
+    prompt: Prompt = REFER_PROMPT,
+    max_new_tokens: Annotated[int, option("COUNT", "The longest answer, in tokens.")] = 40,
+    where: ModelOptions,
+    out: OutDir = None,
+) -> None:
+    """Ask where things are: how often is the right one found?
+
+    For models that answer with boxes. A thing is found if the overlap (IoU) of the box at the
+    answer's beginning and the right one is above 0.5, computed as MiniGPT-v2's evaluation does it.
+    """
+    from minigpt4_runtime.evaluation.images import check_folder
+    from minigpt4_runtime.evaluation.refer import read_questions
+    from minigpt4_runtime.evaluation.refer_report import judge
+
+    check_prompt(prompt)
+    check_folder(images)
+    asked = read_questions(questions)
+    folder = ReportFolder.open(out, "refer")
+    asking = Asking(images_dir=images, prompt=prompt, max_new_tokens=max_new_tokens, where=where)
+    given, faults = asking.answers(
+        asked, results, folder, lambda question: {"right": question.right}
+    )
+    report = judge(asked, given, images_dir=images, faults=faults)
+    show(report, folder, report.left_out)
+
+
+@evaluate.command()
+@spread_options
+def vqa(
+    *,
+    questions: Annotated[
+        Path,
+        option(
+            "FILE",
+            "The questions of VQAv2, OK-VQA or GQA, or a JSON list with image, question and "
+            "answer or answers.",
+        ),
+    ],
+    annotations: Annotated[
+        Path | None, option("FILE", "People's answers to the questions of VQAv2 and OK-VQA.")
+    ] = None,
+    images: ImagesDir,
+    results: Results = None,
+    prompt: Prompt = VQA_PROMPT,
+    max_new_tokens: Annotated[int, option("COUNT", "The longest answer, in tokens.")] = 20,
+    where: ModelOptions,
+    out: OutDir = None,
+) -> None:
+    """Ask about pictures: how often do people say the same?
+
+    With several people's answers it is the accuracy of VQA: right if three gave it, after numbers,
+    articles and punctuation are made equal. With one right answer, as in GQA, it must be that one.
+    """
+    from minigpt4_runtime.evaluation.images import check_folder
+    from minigpt4_runtime.evaluation.vqa import read_questions
+    from minigpt4_runtime.evaluation.vqa_report import judge
+
+    check_prompt(prompt)
+    check_folder(images)
+    asked = read_questions(questions, annotations, images_dir=images)
+    folder = ReportFolder.open(out, "vqa")
+    asking = Asking(images_dir=images, prompt=prompt, max_new_tokens=max_new_tokens, where=where)
+    given, faults = asking.answers(
+        asked, results, folder, lambda question: {"right": question.right}
+    )
+    report = judge(asked, given, images_dir=images, faults=faults)
+    show(report, folder, report.left_out)
 
 
 @evaluate.command()
@@ -298,51 +379,10 @@ def demo(
     before = read_earlier(compare, num_scenes=num_scenes, seed=seed) if compare else None
     folder = ReportFolder.open(out, "demo")
     model = where.load(announce_demo=False)
-    asked_of = _name_model(where, model)
-    with _at_work(folder, demo_check.LEDGER_KEYS, num_scenes) as (ledger, bar):
+    asked_of = name_model(where, model)
+    with at_work(folder, demo_check.LEDGER_KEYS, num_scenes) as (ledger, bar):
         checked = demo_check.check(
             model, num_scenes=num_scenes, seed=seed, ledger=ledger, asked_of=asked_of,
             on_scene=bar.advance,
         )  # fmt: skip
-    _show(DemoReport(checked, asked_of, before), folder)
-
-
-def _load_judge(path: Path, device: str) -> Judge:
-    note(f"Loading the judge from {path} …")
-    from minigpt4_runtime.evaluation.judge import Judge
-
-    return Judge.load(path, device=device)
-
-
-def _name_model(where: ModelOptions, model: MiniGPT4) -> str:
-    """The model in words, with every given option, as each may change answers."""
-    options = {**asdict(where), "device": model.device, "dtype": model.dtype}
-    options["model"] = where.model or "demo"
-    given = {name: value for name, value in options.items() if value is not None}
-    return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in given.items())
-
-
-@contextmanager
-def _at_work(
-    folder: ReportFolder | None, keys: tuple[str, ...], total: int
-) -> Iterator[tuple[Ledger, ProgressBar]]:
-    """The ledger and the bar. After Ctrl-C the ledger's path is named."""
-    from minigpt4_runtime.report.ledger import Ledger
-
-    path = folder.file(".jsonl") if folder else None
-    try:
-        ledger = Ledger(path, keys=keys)
-        with progress_bar(total) as bar:
-            yield ledger, bar
-    except KeyboardInterrupt:
-        if path and path.exists():
-            note(f"What was judged is in {path}; the same command goes on from there.")
-        raise
-
-
-def _show(report: Report, folder: ReportFolder | None, left_out: tuple[str, ...] = ()) -> None:
-    for sentence in left_out:
-        report_error(sentence)
-    show_report(report, folder)
-    if left_out:
-        raise typer.Exit(1)
+    show(DemoReport(checked, asked_of, before), folder)

@@ -38,7 +38,8 @@ def fetch(
     name: Annotated[
         str,
         typer.Argument(
-            metavar="NAME", help="vicuna-7b, vicuna-13b, llama2-7b, or one of --sources."
+            metavar="NAME",
+            help="vicuna-7b, vicuna-13b, llama2-7b, minigpt-v2, or one of --sources.",
         ),
     ],
     *,

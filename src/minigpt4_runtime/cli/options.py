@@ -20,6 +20,7 @@ import typer
 from minigpt4_runtime.cli.terminal import note
 from minigpt4_runtime.config import SAMPLING_RANGES, EngineConfig, SamplingParams
 from minigpt4_runtime.errors import ConfigError
+from minigpt4_runtime.messages import TaskName
 from minigpt4_runtime.report.files import read_text
 
 if TYPE_CHECKING:
@@ -47,6 +48,15 @@ DEMO_NOTICE = "The demo model answers: it knows only drawn scenes. Give --model 
 AllowLocalUrls = Annotated[
     bool,
     flag("Fetch from this machine and from private networks too.", "--allow-local-urls"),
+]
+
+
+Task = Annotated[
+    TaskName | None,
+    typer.Option(
+        help="Put the word of this task before each question, as MiniGPT-v2 was taught: `[vqa] …`. "
+        "A word that is typed counts.",
+    ),
 ]
 
 
@@ -92,6 +102,14 @@ class ModelOptions:
             "DTYPE",
             "How keys and values are kept: auto, float32, float16, bfloat16, int8, int4 or fp8; "
             "auto is as --dtype. int8 takes half of float16, int4 a third.",
+        ),
+    ] = "auto"
+    cuda_graphs: Annotated[
+        str,
+        option(
+            "GRAPHS",
+            "auto or off; auto launches a step in which all answers go on as one CUDA graph, where "
+            "the device can.",
         ),
     ] = "auto"
     tensor_parallel: Annotated[
@@ -167,16 +185,20 @@ class ModelOptions:
         # `load` itself refuses a dtype or a runtime that it does not know.
         given = asdict(self)
         model = given.pop("model")
-        del given["cache_dtype"]
+        del given["cache_dtype"], given["cuda_graphs"]
         return MiniGPT4.load(model, engine=self.engine(engine), image_limits=image_limits, **given)
 
     def engine(self, engine: EngineConfig | None = None) -> EngineConfig:
-        """These settings of an engine, or the defaults, with this cache.
+        """These settings of an engine, or the defaults, with this cache and these graphs.
 
         Raises:
-            ConfigError: there is no such format.
+            ConfigError: there is no such format, or no such choice of graphs.
         """
-        return replace(engine or EngineConfig(), cache_dtype=cast(Any, self.cache_dtype))
+        return replace(
+            engine or EngineConfig(),
+            cache_dtype=cast(Any, self.cache_dtype),
+            cuda_graphs=cast(Any, self.cuda_graphs),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ Takes  the inventories of the published files; gives a ModelConfig.
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from minigpt4_runtime.checkpoint.file_kind import as_number, read_json, show_value
@@ -17,6 +17,7 @@ from minigpt4_runtime.convert.inventory import Inventory
 from minigpt4_runtime.convert.key_map import EVA_VIT_DEPTHS
 from minigpt4_runtime.convert.language_folder import LanguageFolder
 from minigpt4_runtime.convert.layouts import Layout
+from minigpt4_runtime.convert.training import Training
 from minigpt4_runtime.convert.wrapping import describe_layout, is_of_whole_model
 from minigpt4_runtime.errors import CheckpointError, ConfigError
 
@@ -37,18 +38,22 @@ class Published:
     layout: Layout
     parts: Mapping[str, Inventory]
     language_folder: LanguageFolder
+    training: Training
     bert_dir: Path | None
 
 
 def detect_config(published: Published, image_size: int | None = None) -> ModelConfig:
-    """Find the variant and every size; `image_size` asks for another than the file's own.
+    """Find the variant and every size; `image_size` asks for another than that of training.
 
     Raises:
-        CheckpointError: a file has another role than its option, or two files do not fit.
+        CheckpointError: a file has another role than its option, two files do not fit, or nothing
+            tells the image size.
         ConfigError: `image_size` does not fit the patches.
     """
     _check_language_depth(published)
     vision = _read_vision(published.parts["vision"], image_size)
+    if image_size is None:
+        vision = replace(vision, image_size=_find_image_size(published, vision))
     qformer = _read_qformer(published, vision.hidden_size)
     _check_projection(published, vision, qformer)
     return ModelConfig(
@@ -103,6 +108,23 @@ def _read_vision(inventory: Inventory, image_size: int | None) -> VisionConfig:
         num_attention_heads=width // VISION_HEAD_WIDTH,
         intermediate_size=feed_forward[0],
     )
+
+
+def _find_image_size(published: Published, vision: VisionConfig) -> int:
+    """The side of a picture in training, in pixels; the position table may be for another."""
+    known = published.layout.image_sizes
+    if known is None:
+        return vision.image_size
+    width = vision.hidden_size
+    size = published.training.image_size or known.get(width)
+    if size is None:
+        sizes = ", ".join(f"{pixels} for a width of {wide}" for wide, pixels in known.items())
+        raise CheckpointError(
+            f"Nothing tells the image size of this {published.layout.title}: "
+            f"{published.parts['projection'].path} has no config.model.image_size, and the image "
+            f"tower is {width} wide (known: {sizes}). Give --image-size."
+        )
+    return size
 
 
 def _read_depth(inventory: Inventory, width: int) -> int:

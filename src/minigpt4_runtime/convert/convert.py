@@ -21,7 +21,8 @@ from minigpt4_runtime.checkpoint.writer import (
     total_bytes,
     write_weights,
 )
-from minigpt4_runtime.config import DTYPE_NAMES, DTypeName, ModelConfig
+from minigpt4_runtime.config import DTYPE_NAMES, DTypeName, ModelConfig, Range
+from minigpt4_runtime.convert.adapters import DEFAULT_ALPHA, merge_adapters, split_adapters
 from minigpt4_runtime.convert.architecture import Published, detect_config
 from minigpt4_runtime.convert.delta import add_base, refuse_delta
 from minigpt4_runtime.convert.expected import check_preset
@@ -35,6 +36,7 @@ from minigpt4_runtime.convert.language_folder import (
 from minigpt4_runtime.convert.layouts import choose_layout
 from minigpt4_runtime.convert.matching import match_weights
 from minigpt4_runtime.convert.recipe import Reader, Recipe
+from minigpt4_runtime.convert.training import read_training
 from minigpt4_runtime.convert.verify import Verification, verify_answers, verify_weights
 from minigpt4_runtime.errors import CheckpointError, ConfigError
 from minigpt4_runtime.formats.dense import DENSE
@@ -43,6 +45,11 @@ from minigpt4_runtime.formats.registry import FormatChoice
 # A file that holds the first has a language model of its own. If tied, both are one tensor.
 _WORD_TABLE, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
+
+_DOUBT = (
+    "Nothing in {path} tells the {title} variant from MiniGPT-v2, which has the same shapes: no "
+    "config.model.arch and no LoRA weights. If it is MiniGPT-v2, add --variant minigptv2."
+)
 
 # Gets the stage (reading, writing, comparing or computing), the bytes that are read and written in
 # all stages so far, and their total.
@@ -55,7 +62,8 @@ class PublishedFiles:
     """Where the published files lie. `qformer` and `bert_dir` belong to the Vicuna variant.
 
     `base_dir` is the LLaMA that `language_dir` is added to where it holds a delta. `preset` names
-    the published model that they must be; without it any will do.
+    the published model that they must be; without it any will do. `variant` is vicuna, llama2 or
+    minigptv2, where the files do not tell.
     """
 
     language_dir: Path
@@ -65,13 +73,18 @@ class PublishedFiles:
     bert_dir: Path | None = None
     base_dir: Path | None = None
     preset: str | None = None
+    variant: str | None = None
 
 
 @dataclass(frozen=True)
 class Conversion:
-    """The result. `variant` is its layout's title; `verification` None where none was asked for."""
+    """The result. `variant` is its layout's title; `verification` None where none was asked for.
+
+    `doubt` says that nothing in the files tells the variant from another; else it is empty.
+    """
 
     variant: str
+    doubt: str
     config: ModelConfig
     manifest: Manifest
     num_bytes: int
@@ -101,6 +114,7 @@ def convert(  # noqa: PLR0913 - all that can be chosen about a conversion.
     *,
     dtype: DTypeName | None = None,
     image_size: int | None = None,
+    lora_alpha: float | None = None,
     force: bool = False,
     verify: bool = False,
     choose_formats: Callable[[ModelConfig], FormatChoice] | None = None,
@@ -112,11 +126,11 @@ def convert(  # noqa: PLR0913 - all that can be chosen about a conversion.
 
     Without `dtype` every weight keeps its published dtype. `choose_formats` says in which formats
     its weights are held; without it they are floats. `warn` gets a text about a language model that
-    may be the wrong version.
+    may be the wrong version. LoRA adapters are merged, with `lora_alpha` in place of training's.
 
     Raises:
         CheckpointError: a file is of another kind or damaged, or the folder cannot be written.
-        ConfigError: `dtype`, `image_size` or a format cannot be.
+        ConfigError: `dtype`, `image_size`, `lora_alpha` or a format cannot be.
     """
     if verify and choose_formats is not None:
         raise ConfigError(
@@ -125,8 +139,10 @@ def convert(  # noqa: PLR0913 - all that can be chosen about a conversion.
         )
     if dtype not in (None, *DTYPE_NAMES):
         raise ConfigError(f"The dtype is {dtype!r}; it must be one of {', '.join(DTYPE_NAMES)}.")
+    if lora_alpha is not None:
+        Range(float, above=0).check("lora_alpha", lora_alpha)
     check_target(out_dir, force=force)
-    published = _look_at(files)
+    published, doubt = _look_at(files, lora_alpha)
     if text := published.layout.describe_doubt(files.language_dir):
         warn(text)
     config = detect_config(published, image_size)
@@ -166,11 +182,11 @@ def convert(  # noqa: PLR0913 - all that can be chosen about a conversion.
                 folder, config, inventories, dtype=dtype, on_bytes=meter.add
             )
             verification = Verification(len(recipes), rows, logits)
-    return Conversion(published.layout.title, config, manifest, num_bytes, verification)
+    return Conversion(published.layout.title, doubt, config, manifest, num_bytes, verification)
 
 
-def _look_at(files: PublishedFiles) -> Published:
-    """Open every file once, for names and shapes alone."""
+def _look_at(files: PublishedFiles, lora_alpha: float | None) -> tuple[Published, str]:
+    """Open every file once, for names and shapes alone; with a sentence about any doubt."""
     if files.bert_dir is not None and files.qformer is None:
         raise CheckpointError(
             "--bert is given without --qformer. Give both (the Vicuna variant) or neither (the "
@@ -178,6 +194,7 @@ def _look_at(files: PublishedFiles) -> Published:
         )
     # The small files first, so that a wrong one is found early.
     given = take_inventory(files.projection, [files.projection])
+    training = read_training(files.projection)
     # A fine-tune's file may hold more than the projection, up to the whole model.
     own = {role: given.only(PARTS[role]).recipes for role in PARTS}
     folder = read_language_folder(
@@ -189,12 +206,18 @@ def _look_at(files: PublishedFiles) -> Published:
         for role, path in towers.items()
         if path is not None
     }
-    language = _take_language(files.base_dir, folder).overlaid(own["language"])
+    factors, own_language = split_adapters(own["language"])
+    language = _take_language(files.base_dir, folder).overlaid(own_language)
+    language = merge_adapters(language, factors, lora_alpha or training.lora_alpha or DEFAULT_ALPHA)
     if folder.is_tied and _WORD_TABLE in language.recipes:
         language = language.overlaid({_HEAD: language.recipes[_WORD_TABLE]})
     parts["language"] = language
     parts["projection"] = given.without(*parts)
-    return Published(choose_layout(parts), parts, folder, files.bert_dir)
+    layout, is_told = choose_layout(
+        parts, variant=files.variant, arch=training.arch, has_adapters=bool(factors)
+    )
+    doubt = "" if is_told else _DOUBT.format(path=files.projection, title=layout.title)
+    return Published(layout, parts, folder, training, files.bert_dir), doubt
 
 
 def _take_language(base_dir: Path | None, language: LanguageFolder) -> Inventory:

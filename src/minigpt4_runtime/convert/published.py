@@ -42,8 +42,26 @@ def open_tensors(path: Path) -> dict[str, Tensor]:
     if path.suffix == ".safetensors":
         refuse_text(path, head)
         return map_tensors(read_header(path))
+    return _named_tensors(path, _open_pickle(path, head))
+
+
+def read_settings(path: Path) -> Mapping[str, object]:
+    """The settings of the model that a training program kept beside its weights, if it did.
+
+    Raises:
+        CheckpointError: as `open_tensors`.
+    """
+    if path.suffix == ".safetensors":
+        return {}
+    content = _open_pickle(path, read_head(path))
+    for key in ("config", "model"):
+        content = content.get(key) if isinstance(content, Mapping) else None
+    return content if isinstance(content, Mapping) else {}
+
+
+def _open_pickle(path: Path, head: bytes) -> object:
     if is_legacy(head):
-        return _named_tensors(path, _load_pickle(path, load_legacy))
+        return _load_pickle(path, load_legacy)
     if not head.startswith(_ZIP_START):
         refuse_text(path, head)
         raise CheckpointError(f"{path} {_describe_stranger(head)}")
@@ -56,7 +74,7 @@ def open_tensors(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(
             f"{path} is a zip archive that torch did not write. Unpack it, and give what is in it."
         )
-    return _named_tensors(path, _load_pickle(path, _load_zip))
+    return _load_pickle(path, _load_zip)
 
 
 def _describe_stranger(head: bytes) -> str:

@@ -167,7 +167,10 @@ def _fits(model: ModelSources, each: Recognised) -> bool:
     config = PRESETS[model.preset]
     if each.kind == "projection":
         wanted: object = (config.language.hidden_size, config.projection_width)
-        return each.shapes[_MARKS["projection"]] == wanted
+        has_adapters = any(".lora_A." in name for name in each.shapes)
+        return each.shapes[_MARKS["projection"]] == wanted and has_adapters == (
+            config.template == "minigptv2"
+        )
     if each.kind == "vision":
         return each.shapes[_MARKS["vision"]][0] == config.vision.hidden_size
     if each.kind == "llama":

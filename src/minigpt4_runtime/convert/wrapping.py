@@ -12,9 +12,11 @@ from collections.abc import Iterable, Mapping
 _HOLDERS = ("model", "state_dict", "model_state_dict", "module", "net", "weights")
 _DEEPEST_HOLDER = 4
 
-# DataParallel, torch.compile and FSDP add these to names; no published name has them.
+# DataParallel, torch.compile and FSDP add these to names, and later versions of PEFT the last two;
+# no published name has them.
 _ADDED_PIECES = re.compile(
     r"(?:(?<=\.)|^)(?:module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\."
+    r"|(?<=\.lora_[AB]\.)default\.|(?<=_proj\.)base_layer\."
 )
 # A training class keeps the model in an attribute, recognised by the names behind it.
 _OUTER_ATTRIBUTE = re.compile(
@@ -22,8 +24,9 @@ _OUTER_ATTRIBUTE = re.compile(
     r"(?:(?:model|lm_head|llama_model|llama_proj|visual_encoder|patch_embed|blocks|Qformer"
     r"|ln_vision)\..*|query_tokens|cls_token|pos_embed)"
 )
-# Parts of a whole MiniGPT-4, saved while it ran. Published alone, they lack this beginning.
-_WHOLE_MODEL = re.compile(r"(?:^|.*\.)(?:visual_encoder|llama_model)\.")
+# Parts of a whole MiniGPT-4, saved while it ran. Published alone, they lack this beginning. PEFT
+# adds to it where the language model has LoRA adapters.
+_WHOLE_MODEL = re.compile(r"(?:^|.*\.)(?:visual_encoder|llama_model)\.(?:base_model\.model\.)?")
 
 # Names in layouts that are not read, with a description and the remedy.
 _FLOATS = "take the files that were published before quantisation."

@@ -5,10 +5,12 @@ Takes  nothing: there is no code here that computes.
 Never  names a device.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
+from torch import Tensor
 
 from minigpt4_runtime.config import DTypeName
 from minigpt4_runtime.model.parallel import Group
@@ -29,6 +31,14 @@ class DeviceFacts:
     shares_memory: bool = False
     has_float8: bool = False  # Keys and values may be kept in 8-bit floats.
     has_float64: bool = True  # Sorting and sums of it too; else the CPU draws tokens.
+    captures_sums: bool = False  # A captured graph may sum over ranks.
+    runs_ahead: bool = False  # It works while the host goes on, so a step may wait in its queue.
+
+
+# Does again what was captured, with the same tensors, and gives the same tensor, filled anew.
+Replay = Callable[[], Tensor]
+# Runs a function once to warm it up, then records what it gives the device to do.
+Capture = Callable[[Callable[[], Tensor]], Replay]
 
 
 class DeviceBackend(Protocol):
@@ -47,6 +57,13 @@ class DeviceBackend(Protocol):
         """From how many rows on a weight of `dtype` is best widened to float32 for a product.
 
         None: never.
+        """
+
+    @property
+    def capture(self) -> Capture | None:
+        """How work is recorded as a graph that is launched at once; None: not on this device.
+
+        A RuntimeError says that a function could not be recorded.
         """
 
     def synchronize(self) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from minigpt4_runtime.devices.contracts import DeviceFacts
+from minigpt4_runtime.devices.contracts import Capture, DeviceFacts
 from minigpt4_runtime.devices.control_group import allowed_memory_bytes
 
 
@@ -19,6 +19,8 @@ class CpuBackend:
         collective="gloo",
         shares_memory=True,
     )
+
+    capture: Capture | None = None
 
     def __init__(self, index: int | None = None) -> None:  # noqa: ARG002
         self.device = torch.device("cpu")

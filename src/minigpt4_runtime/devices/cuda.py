@@ -3,15 +3,14 @@
 Checked without one: no test of this project has run on a GPU yet.
 """
 
-import shutil
-import sysconfig
-from importlib.util import find_spec
-from pathlib import Path
+from collections.abc import Callable
 
 import torch
+from torch import Tensor
 
-from minigpt4_runtime.devices.contracts import DeviceFacts
+from minigpt4_runtime.devices.contracts import DeviceFacts, Replay
 from minigpt4_runtime.errors import BackendUnavailableError
+from minigpt4_runtime.optional import runs_triton
 
 
 class CudaBackend:
@@ -32,14 +31,19 @@ class CudaBackend:
         # cuDNN builds a plan for every length of a context, which takes the host tens of
         # milliseconds; a step has lengths that no step before had.
         torch.backends.cuda.enable_cudnn_sdp(False)
-        attention = ("triton", "sdpa") if _runs_triton(self.device) else ("sdpa",)
+        capability = torch.cuda.get_device_capability(self.device)
+        attention = ("triton", "sdpa") if runs_triton(capability) else ("sdpa",)
         self.facts = DeviceFacts(
             default_dtype="float16",
             attention=attention,
             cache_share=0.9,
             collective="nccl",
-            has_float8=torch.cuda.get_device_capability(self.device) >= (8, 9),
+            has_float8=capability >= (8, 9),
+            captures_sums=True,
+            runs_ahead=True,
         )
+        # All graphs use one pool of memory, since only one of them runs at a time.
+        self._pool = torch.cuda.graph_pool_handle()
 
     def free_memory_bytes(self) -> int | None:
         """The free memory of this device, from its driver."""
@@ -48,6 +52,26 @@ class CudaBackend:
     def widen_from(self, dtype: torch.dtype) -> int | None:  # noqa: ARG002
         """Never: half-precision products are the fast ones here."""
         return None
+
+    def capture(self, function: Callable[[], Tensor]) -> Replay:
+        """See `DeviceBackend`. The result's tensor stays the graph's own."""
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.device(self.device):
+            stream = torch.cuda.Stream()
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                function()
+            torch.cuda.current_stream().wait_stream(stream)
+            # Other threads may go on: they prepare pictures, and NCCL's watches its sums.
+            mode = "thread_local"
+            with torch.cuda.graph(graph, self._pool, stream, capture_error_mode=mode):
+                result = function()
+
+        def replay() -> Tensor:
+            graph.replay()
+            return result
+
+        return replay
 
     def synchronize(self) -> None:
         """Wait for the device."""
@@ -60,13 +84,3 @@ class CudaBackend:
     def peak_memory_bytes(self) -> int | None:
         """The most that tensors took on this device since then."""
         return int(torch.cuda.max_memory_allocated(self.device))
-
-
-def _runs_triton(device: torch.device) -> bool:
-    """Whether Triton is here with all it asks for: a recent GPU, a C compiler, Python's headers."""
-    return (
-        find_spec("triton") is not None
-        and torch.cuda.get_device_capability(device) >= (8, 0)
-        and any(shutil.which(compiler) for compiler in ("gcc", "clang"))
-        and Path(sysconfig.get_path("include", "posix_prefix"), "Python.h").is_file()
-    )

@@ -5,7 +5,7 @@ Checked against its contract only: no test of this project has run on Ascend har
 
 import torch
 
-from minigpt4_runtime.devices.contracts import DeviceFacts
+from minigpt4_runtime.devices.contracts import Capture, DeviceFacts
 from minigpt4_runtime.errors import BackendUnavailableError
 from minigpt4_runtime.optional import require
 
@@ -20,6 +20,8 @@ class NpuBackend:
         collective="hccl",
         has_float64=False,
     )
+
+    capture: Capture | None = None
 
     def __init__(self, index: int | None = None) -> None:
         self._npu = require("torch_npu", install="pip install torch_npu").npu

@@ -1,6 +1,7 @@
 """Answers many requests at once, step by step.
 
-Owns   the thread that steps, the requests in it, and the handling of their errors.
+Owns   the thread that steps, the requests in it, and the handling of their errors. Where the device
+       runs ahead, a step is planned and launched before the ids of the step before are read.
 Takes  Requests from any thread; gives Tickets.
 Never  knows text: a request's watch reads it.
 """
@@ -22,7 +23,7 @@ from minigpt4_runtime.config import EngineConfig, SamplingParams
 from minigpt4_runtime.engine.plan import StepPlan
 from minigpt4_runtime.engine.request import Request, TokenEvent
 from minigpt4_runtime.engine.runner import EncodeCount
-from minigpt4_runtime.engine.sampler import Sampler
+from minigpt4_runtime.engine.sampler import Choices, Sampler
 from minigpt4_runtime.engine.scheduler import NextTokens, Scheduler
 from minigpt4_runtime.engine.sequence import Sequence
 from minigpt4_runtime.engine.ticket import Inbox, Ticket
@@ -53,8 +54,22 @@ class Executor(Protocol):
     def encoded(self) -> EncodeCount:
         """The images encoded so far."""
 
-    def execute(self, plan: StepPlan, pixels: Mapping[str, Tensor]) -> Tensor:
-        """Compute a step: (R, V) logits, a row for each sampled slice."""
+    def execute(
+        self, plan: StepPlan, pixels: Mapping[str, Tensor], choices: Tensor | None = None
+    ) -> Tensor:
+        """Compute a step: (R, V) logits, a row for each sampled slice.
+
+        `choices` are those of the step before, if the plan needs them.
+        """
+
+
+@dataclass(frozen=True)
+class _Launched:
+    """A step that the device has been given, and what it chooses for each sequence, by its row."""
+
+    plan: StepPlan
+    placed: list[tuple[int, Sequence]]
+    choices: Choices
 
 
 @dataclass(frozen=True)
@@ -86,6 +101,7 @@ class Engine:
         bos_id: int,
         eos_id: int,
         has_float64: bool = True,
+        runs_ahead: bool = False,
     ) -> None:
         self._runner: Executor | None = runner  # None after close().
         self._encoded = runner.encoded
@@ -93,7 +109,11 @@ class Engine:
         self._num_blocks = num_blocks
         self._max_context = max_context
         self._scheduler = Scheduler(config, num_blocks=num_blocks, eos_id=eos_id)
-        self._sampler = Sampler(bos_id=bos_id, eos_id=eos_id, has_float64=has_float64)
+        self._sampler = Sampler(
+            bos_id=bos_id, eos_id=eos_id, has_float64=has_float64, runs_ahead=runs_ahead
+        )
+        self._runs_ahead = runs_ahead
+        self._unread: _Launched | None = None
         self._ids = itertools.count()
         self._inboxes: dict[int, Inbox] = {}
         self._arrived: list[tuple[Sequence, Inbox]] = []
@@ -227,19 +247,41 @@ class Engine:
 
     def step(self) -> None:
         """Drop cancelled requests, admit new ones, advance every running sequence."""
-        runner = self._runner
-        assert runner is not None, "a closed engine takes no step"
         self._take_arrivals()
         self._drop_cancelled()
-        if not self._scheduler.has_work:
-            return
         try:
-            plan = self._scheduler.plan()
-            logits = runner.execute(plan, self._pixels())
-            choices = self._sampler.pick(logits, self._scheduler.sampled(plan))
-            self._commit(plan, choices)
+            self._advance()
         except Exception as error:  # noqa: BLE001 - readers must learn of any error.
             self._recover(error)
+
+    def _advance(self) -> None:
+        """Launch a step, if possible before the choices of the step before are read."""
+        runner, before, ids = self._runner, self._unread, None
+        assert runner is not None, "a closed engine takes no step"
+        self._unread = None
+        if before and self._scheduler.expect(before.placed):
+            self._commit(before.plan)
+            ids = before.choices.ids
+        elif before:
+            self._finish(before)
+        if not self._scheduler.has_work:
+            return
+        plan = self._scheduler.plan()
+        try:
+            # Empty where all that runs gets its last id from the step before.
+            logits = runner.execute(plan, self._pixels(), ids) if plan.slices else None
+        finally:
+            if before and ids is not None:
+                self._extend(before.placed, before.choices.read())
+        if logits is None:
+            return
+        # Chosen when the ids before are known: penalties and forms need them.
+        placed = self._scheduler.sampled(plan)
+        launched = _Launched(plan, placed, self._sampler.start(logits, placed))
+        if self._runs_ahead and self._scheduler.has_work:
+            self._unread = launched
+        else:
+            self._finish(launched)
 
     def _take_arrivals(self) -> None:
         with self._changed:
@@ -260,13 +302,27 @@ class Engine:
             for image in sequence.request.images
         }
 
-    def _commit(self, plan: StepPlan, choices: Mapping[int, NextTokens | RequestError]) -> None:
-        self._num_steps += 1
-        self._num_computed_tokens += plan.num_tokens
-        self._allow_more()
-        sampled = self._scheduler.sampled(plan)
-        self._scheduler.commit(plan)
-        for sequence in sampled:
+    def _finish(self, launched: _Launched) -> None:
+        """Wait for a step before it counts."""
+        choices = launched.choices.read()
+        self._commit(launched.plan)
+        self._extend(launched.placed, choices)
+
+    def _commit(self, plan: StepPlan) -> None:
+        if num_tokens := self._scheduler.commit(plan):
+            self._num_steps += 1
+            self._num_computed_tokens += num_tokens
+            self._allow_more()
+
+    def _extend(
+        self,
+        placed: list[tuple[int, Sequence]],
+        choices: Mapping[int, NextTokens | RequestError],
+    ) -> None:
+        """Let the sequences of a step grow by what they chose, but for those that are gone."""
+        for _, sequence in placed:
+            if sequence.id not in self._inboxes:
+                continue
             try:
                 choice = choices[sequence.id]
                 if isinstance(choice, RequestError):
@@ -299,7 +355,7 @@ class Engine:
             self._scheduler.max_running = max(1, len(running) // 2)
             self._last_trouble = self._num_steps
             return
-        if is_out_of_memory(error):
+        if is_out_of_memory(error) and running:
             num_prompt = running[0].num_prompt
             error = RequestError(
                 f"The device ran out of memory on a prompt of {num_prompt} tokens. Shorten the "

@@ -10,6 +10,7 @@ from array import array
 from dataclasses import dataclass
 from itertools import islice
 
+UNKNOWN_ID = -1  # In place of an id that the host has not read yet.
 _FIELDS = 7  # Numbers of a slice, before its ids and blocks.
 
 
@@ -30,7 +31,8 @@ class Slice:
     The blocks of a branch stand in row `table_row` of the block table. From place `first_block` on
     that row now has `new_blocks`; the places before it are as they were. The row then has a block
     for each token up to the last of this slice. `is_sampled` says that the logits after its last
-    token are wanted.
+    token are wanted. With a `choice`, its only id is UNKNOWN_ID: the step before has chosen it,
+    from that row of its logits.
     """
 
     sequence_id: int
@@ -42,6 +44,7 @@ class Slice:
     new_blocks: tuple[int, ...]
     images: tuple[ImageRows, ...] = ()
     is_sampled: bool = False
+    choice: int | None = None
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,7 @@ class StepPlan:
         return sum(len(each.token_ids) for each in self.slices)
 
     def encode(self) -> bytes:
-        """As whole numbers, for the other ranks: without images and ids of sequences."""
+        """As whole numbers, for the other ranks: without images, choices and ids of sequences."""
         numbers = array("i", (len(self.copies),))
         for copied in self.copies:
             numbers.extend(copied)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import cast
 
 import torch
@@ -18,8 +19,10 @@ from torch import Tensor
 from minigpt4_runtime.cache.image_cache import ImageCache
 from minigpt4_runtime.cache.key_value import CACHE_FORMATS, CacheShape, KeyValueCache
 from minigpt4_runtime.config import CacheDTypeName, EngineConfig
+from minigpt4_runtime.devices.contracts import Capture
+from minigpt4_runtime.engine.graphs import DecodeGraphs
 from minigpt4_runtime.engine.plan import StepPlan
-from minigpt4_runtime.engine.step_buffers import StepBuffers
+from minigpt4_runtime.engine.step_buffers import Step, StepBuffers
 from minigpt4_runtime.errors import BackendUnavailableError
 from minigpt4_runtime.kernels.contracts import AttentionKernel
 from minigpt4_runtime.model.llama import Llama
@@ -76,7 +79,8 @@ class Runner:
     """Runs the model on one device, in a cache of a fixed number of blocks.
 
     `bind` gives the attention kernel for that cache. Of several ranks, the leader alone has a
-    vision encoder.
+    vision encoder. With `capture`, decode steps are launched as graphs; `least` then gives the
+    smallest of all ranks' numbers.
     """
 
     def __init__(
@@ -87,6 +91,8 @@ class Runner:
         *,
         config: EngineConfig,
         num_blocks: int,
+        capture: Capture | None = None,
+        least: Callable[[int], int] = int,
     ) -> None:
         self._language = language
         self._vision = vision
@@ -94,21 +100,36 @@ class Runner:
         max_context = language.config.context_length
         device = language.token_embedding.weight.device
         shape, dtype = _cache_form(config, language)
-        self._cache = CACHE_FORMATS[dtype].create(shape, num_blocks, dtype=dtype, device=device)
+        # One more block, for the rows that pad a step.
+        self._cache = CACHE_FORMATS[dtype].create(shape, num_blocks + 1, dtype=dtype, device=device)
         self._attention = bind(self._cache)
-        self._buffers = StepBuffers(config, max_context=max_context, device=device)
+        self._buffers = StepBuffers(
+            config, max_context=max_context, scratch_block=num_blocks, device=device
+        )
+        # Of the model and the kernel alone: holding the runner would keep its cache alive.
+        self._graphs = DecodeGraphs(
+            partial(_decode, language, self._attention),
+            capture if self._attention.is_capturable else None,
+            max_running=config.max_running, vocab_size=language.config.vocab_size, least=least,
+        )  # fmt: skip
         self.num_blocks = num_blocks
         self.encoded = EncodeCount()
 
     @torch.inference_mode()
-    def execute(self, plan: StepPlan, pixels: Mapping[str, Tensor]) -> Tensor:
+    def execute(
+        self, plan: StepPlan, pixels: Mapping[str, Tensor], choices: Tensor | None = None
+    ) -> Tensor:
         """Compute a step: (R, V) float32 logits, a row for each sampled slice.
 
-        `pixels` has every image of the plan by its digest.
+        `pixels` has every image of the plan by its digest. `choices` are those of the step before,
+        where the plan has ids that are not known yet. The logits are valid until the next step.
         """
         if plan.copies:
             self._cache.copy_blocks(*zip(*plan.copies, strict=True))
-        step = self._buffers.load(plan)
+        size = self._graphs.size_of(plan)
+        step = self._buffers.load(plan, num_sequences=size, choices=choices)
+        if size:
+            return self._graphs.logits(step)[: len(plan.slices)]
         attend = self._attention(step.batch)
         embeddings = self._embed(plan, step.token_ids, pixels)
         hidden = self._language(embeddings, step.positions, attend)
@@ -146,3 +167,9 @@ class Runner:
         for digest, rows in rows_by_digest.items():
             self._images.put(digest, rows)
         return rows_by_digest
+
+
+def _decode(language: Llama, attention: AttentionKernel, step: Step) -> Tensor:
+    """A step in which all rows are sampled, and none is of an image → its logits."""
+    embeddings = language.group.sum(language.embed(step.token_ids))
+    return language.logits(language(embeddings, step.positions, attention(step.batch)))

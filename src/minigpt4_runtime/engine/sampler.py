@@ -6,13 +6,14 @@ Owns   the order of the steps, which is that of transformers, with OpenAI's pena
 Takes  (R, V) float32 logits, a row for each branch of the sequences that choose.
 Never  keeps state: a draw depends on a request's seed and the number of the token, so an answer is
        the same alone, in any batch and after a pause. Never waits for the device more than once a
-       step, except for beam searches.
+       step, when the choices are read, except for beam searches.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from collections.abc import Sequence as Many
+from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
 
@@ -29,32 +30,71 @@ from minigpt4_runtime.messages import TokenLogprobs
 _FORBIDDEN = float("-inf")
 
 
-class Sampler:
-    """Chooses by each sequence's settings. The CPU does it for a device without float64."""
+@dataclass(frozen=True)
+class Choices:
+    """What the sequences of a step choose, as the device finds it.
 
-    def __init__(self, *, bos_id: int, eos_id: int, has_float64: bool = True) -> None:
+    `ids` are those of each row, on the device; of a beam search they mean nothing. `read` waits for
+    them, and gives the choice of each sequence by its id.
+    """
+
+    ids: Tensor  # (R,)
+    read: Callable[[], dict[int, NextTokens | RequestError]]
+
+
+class Sampler:
+    """Chooses by each sequence's settings. The CPU does it for a device without float64.
+
+    With `runs_ahead`, choices can be read while the device does later work.
+    """
+
+    def __init__(
+        self, *, bos_id: int, eos_id: int, has_float64: bool = True, runs_ahead: bool = False
+    ) -> None:
         self._bos_id = bos_id
         self._eos_id = eos_id
         self._has_float64 = has_float64
+        self._runs_ahead = runs_ahead
 
-    @torch.inference_mode()
     def pick(
         self, logits: Tensor, sequences: Many[Sequence]
     ) -> dict[int, NextTokens | RequestError]:
-        """Sequence id → its choice. Non-finite logits fail only the affected sequence."""
+        """Sequence id → its choice, where each sequence has a row for each of its branches."""
         first_rows = accumulate((len(each.branches) for each in sequences), initial=0)
-        placed = list(zip(first_rows, sequences, strict=False))
+        return self.start(logits, list(zip(first_rows, sequences, strict=False))).read()
+
+    @torch.inference_mode()
+    def start(self, logits: Tensor, placed: Many[tuple[int, Sequence]]) -> Choices:
+        """Let these choose, each from its first row on. Non-finite logits fail one sequence alone.
+
+        The logits must stay as they are until they are read if there are beam searches.
+        """
         wants, found = _wants(placed)
         if wants and not self._has_float64:
             logits = logits.cpu()
+        ids = logits.argmax(-1)
         # The sum of a row with NaN or inf is not finite, and sums of logits do not overflow.
-        results = [logits.argmax(-1), torch.isfinite(logits.sum(-1))]
+        results = [ids, torch.isfinite(logits.sum(-1))]
         if wants:
-            results += self._choose(logits, wants)
-        numbers = torch.cat(results).tolist()  # Waits for the device.
-        count = len(logits)
+            rows, *chosen = self._choose(logits, wants)
+            results += chosen
+            ids = ids.index_copy(0, rows, chosen[0])
+        numbers = torch.cat(results)
+        fetched = _fetch(numbers) if self._runs_ahead else numbers.tolist
+        return Choices(ids, partial(self._read, fetched, logits, placed, wants, found))
+
+    @torch.inference_mode()
+    def _read(
+        self,
+        fetched: Callable[[], list[float]],
+        logits: Tensor,
+        placed: Many[tuple[int, Sequence]],
+        wants: Many[Want],
+        errors: dict[int, NextTokens | RequestError],
+    ) -> dict[int, NextTokens | RequestError]:
+        numbers, count = fetched(), len(logits)
         best, is_finite = numbers[:count], numbers[count : 2 * count]
-        found |= _tokens(wants, numbers[2 * count :])
+        found = errors | _tokens(wants, numbers[2 * count :])
         choices: dict[int, NextTokens | RequestError] = {}
         for row, each in placed:
             if each.search is not None:
@@ -67,7 +107,7 @@ class Sampler:
         return choices
 
     def _choose(self, logits: Tensor, wants: Many[Want]) -> list[Tensor]:
-        """For `_tokens`: n ids; own, values and ids for each row that is reported."""
+        """Which n rows; and for `_tokens` n ids; own, values and ids of each row reported."""
         settings = self._settings(wants, logits)
         scores = logits.index_select(0, settings.rows)
         reported = settings.reported
@@ -78,9 +118,13 @@ class Sampler:
             drawn = _draw(scores[: settings.num_drawn], settings.lots)
             chosen = torch.cat((drawn, chosen))
         if logprobs is None:
-            return [chosen]
+            return [settings.rows, chosen]
         own = logprobs.gather(1, chosen[reported, None]).double()
-        return [chosen, torch.cat((own, *likeliest(logprobs, settings.num_top)), 1).flatten()]
+        return [
+            settings.rows,
+            chosen,
+            torch.cat((own, *likeliest(logprobs, settings.num_top)), 1).flatten(),
+        ]
 
     def _continue_beams(
         self, logits: Tensor, sequence: Sequence
@@ -125,6 +169,21 @@ class Sampler:
             # If no other id may follow, the form is complete.
             is_complete = scores.index_select(0, rows).amax(-1) == _FORBIDDEN
             scores[rows, self._eos_id] = ends.masked_fill(~is_complete, _FORBIDDEN)
+
+
+def _fetch(numbers: Tensor) -> Callable[[], list[float]]:
+    """Start to copy numbers to the host. The result waits for them, not for any later work."""
+    if numbers.is_cpu:
+        return numbers.tolist  # type: ignore[no-any-return]
+    host = torch.empty_like(numbers, device="cpu", pin_memory=True)
+    host.copy_(numbers, non_blocking=True)
+    copied = torch.accelerator.current_stream(numbers.device).record_event()
+
+    def read() -> list[float]:
+        copied.synchronize()
+        return host.tolist()  # type: ignore[no-any-return]
+
+    return read
 
 
 def _wants(

@@ -8,6 +8,7 @@ Never  touches tensors, devices or text.
 from __future__ import annotations
 
 from collections import Counter, deque
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from minigpt4_runtime.cache.block_pool import BlockPool
@@ -110,6 +111,8 @@ class Scheduler:
         """Take the blocks of all running sequences, whose content may be wrong."""
         for sequence in reversed(self.running):
             self._preempt(sequence)
+        for sequence in self._waiting:
+            sequence.choice = None  # It is chosen again, and comes to the same.
 
     # --- plan ---------------------------------------------------------------------------------
 
@@ -246,6 +249,7 @@ class Scheduler:
                     tuple(branch.blocks[branch.num_told :]),
                     sequence.images(start, stop),
                     is_sampled,
+                    sequence.choice,
                 )
             )
             branch.num_told = len(branch.blocks)
@@ -286,18 +290,27 @@ class Scheduler:
 
     # --- commit -------------------------------------------------------------------------------
 
-    def sampled(self, plan: StepPlan) -> list[Sequence]:
-        """The sequences whose logits a plan asks for, in the order of their slices."""
-        wanted = dict.fromkeys(each.sequence_id for each in plan.slices if each.is_sampled)
-        return [self._running[sequence_id] for sequence_id in wanted]
+    def sampled(self, plan: StepPlan) -> list[tuple[int, Sequence]]:
+        """The sequences whose logits a plan asks for, each behind its first row of the logits.
 
-    def commit(self, plan: StepPlan) -> None:
-        """Note what a plan has computed, and make full blocks findable.
-
-        Its sampled tokens go to `extend`.
+        What has ended since the plan was made is left out.
         """
+        rows: dict[int, int] = {}
+        for row, each in enumerate(each for each in plan.slices if each.is_sampled):
+            rows.setdefault(each.sequence_id, row)
+        return [(row, self._running[i]) for i, row in rows.items() if i in self._running]
+
+    def commit(self, plan: StepPlan) -> int:
+        """Note what a plan has computed, and make full blocks findable; gives how many tokens.
+
+        Its sampled tokens go to `extend`. What has ended since the plan was made counts no more.
+        """
+        num_tokens = 0
         for piece in plan.slices:
-            sequence = self._running[piece.sequence_id]
+            sequence = self._running.get(piece.sequence_id)
+            if sequence is None:
+                continue
+            num_tokens += len(piece.token_ids)
             branch = sequence.branches[piece.branch]
             before, branch.num_computed = branch.num_computed, piece.start + len(piece.token_ids)
             if self._config.prefix_cache:
@@ -308,12 +321,27 @@ class Scheduler:
             has_others = len(sequence.branches) > 1 and not sequence.branches[1].blocks
             if has_others and branch.num_computed == sequence.num_prompt:
                 self._fork_trunk(sequence)
+        return num_tokens
+
+    def expect(self, placed: Collection[tuple[int, Sequence]]) -> bool:
+        """Let the next plan go on from what these are choosing, if it needs only their next ids.
+
+        `extend` is to be called once these are known, whatever has become of the sequences. One
+        that gets its last id has no more to compute.
+        """
+        if not all(sequence.can_be_ahead() for _, sequence in placed):
+            return False
+        for row, sequence in placed:
+            if len(sequence.branches[0].answer) + 1 < sequence.max_new_tokens:
+                sequence.choice = row
+        return True
 
     def extend(self, sequence: Sequence, choice: NextTokens) -> tuple[TokenEvent, ...]:
         """Let a sequence grow, and give its new tokens. The last event may say why it ends.
 
         This is the only place where a sequence grows. The caller removes one that has ended.
         """
+        sequence.choice = None
         if isinstance(choice, Token):
             return (self._extend_one(sequence, choice),)
         return self._extend_beams(sequence, choice)

@@ -12,7 +12,7 @@ from array import array
 from dataclasses import dataclass, field, replace
 
 from minigpt4_runtime.engine.beam import BeamSearch
-from minigpt4_runtime.engine.plan import ImageRows
+from minigpt4_runtime.engine.plan import UNKNOWN_ID, ImageRows
 from minigpt4_runtime.engine.request import Guide, NoWatch, Request, StopWatch
 
 
@@ -52,6 +52,8 @@ class Sequence:
         self.request = request
         self.seed = seed
         self.max_new_tokens = max_new_tokens
+        # Where the last step has chosen a next id that is not read yet, the row of its logits.
+        self.choice: int | None = None
         # What the window holds of both, and how many ids of the answer have left it.
         self._prompt, self._images, self._num_left = request.token_ids, request.images, 0
         # Forked: the same request may be submitted again.
@@ -81,8 +83,18 @@ class Sequence:
         return self.request.sampling.num_beams
 
     def num_tokens(self, branch: Branch) -> int:
-        """The length of the prompt and of a branch's answer, but for what has left the window."""
-        return self.num_prompt + len(branch.answer) - self._num_left
+        """The length of the prompt and of a branch's answer, but for what has left the window.
+
+        An id that is chosen and not read yet counts too.
+        """
+        is_one_ahead = self.choice is not None
+        return self.num_prompt + len(branch.answer) + is_one_ahead - self._num_left
+
+    def can_be_ahead(self) -> bool:
+        """Whether a step needs no more of the step before than the id that it has chosen."""
+        window = self.request.window
+        can_slide = window is not None and self.num_tokens(self.branches[0]) >= window.limit
+        return self.search is None and not can_slide
 
     def slide(self) -> bool:
         """Let the oldest tokens leave if there are more than the window holds.
@@ -112,7 +124,8 @@ class Sequence:
         """A branch's ids at these positions."""
         prompt, answer = self._prompt, branch.answer
         first, last = (max(0, each - len(prompt)) + self._num_left for each in (start, stop))
-        return (*prompt[start:stop], *answer[first:last])
+        unread = () if self.choice is None or last <= len(answer) else (UNKNOWN_ID,)
+        return (*prompt[start:stop], *answer[first:last], *unread)
 
     def images(self, start: int, stop: int) -> tuple[ImageRows, ...]:
         """Which rows of which images stand at these positions."""

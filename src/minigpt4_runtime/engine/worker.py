@@ -39,13 +39,18 @@ class Leader:
         """See `Executor`."""
         return self.runner.encoded
 
-    def execute(self, plan: StepPlan, pixels: Mapping[str, Tensor]) -> Tensor:
+    def execute(
+        self, plan: StepPlan, pixels: Mapping[str, Tensor], choices: Tensor | None = None
+    ) -> Tensor:
         """See `Runner.execute`. The plan is sent once, without images: only this rank has them.
+
+        It has no `choices`, which the other ranks would not know.
 
         Raises:
             RankLostError: another rank is gone, or does not answer.
         """
         try:
+            assert choices is None, "an engine of several ranks knows all ids of a plan"
             self.group.send(plan.encode())
             return self.runner.execute(plan, pixels)
         except RankLostError as error:

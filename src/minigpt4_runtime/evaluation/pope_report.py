@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minigpt4_runtime.errors import ConfigError
+from minigpt4_runtime.evaluation.asking import share
 from minigpt4_runtime.evaluation.images import find_thumbnail
 from minigpt4_runtime.evaluation.pages import judged_page, question_card, show_cards
 from minigpt4_runtime.evaluation.pope import Label, PopeQuestion
@@ -103,11 +104,11 @@ class PopeReport:
         true_yes, false_yes = self.count("yes", "yes"), self.count("no", "yes")
         true_no, false_no = self.count("no", "no"), self.count("yes", "no")
         return {
-            "accuracy": _share(true_yes + true_no, len(self.verdicts)),
-            "precision": _share(true_yes, true_yes + false_yes),
-            "recall": _share(true_yes, true_yes + false_no),
-            "f1": _share(2 * true_yes, 2 * true_yes + false_yes + false_no),
-            "yes_ratio": _share(true_yes + false_yes, len(self.verdicts)),
+            "accuracy": share(true_yes + true_no, len(self.verdicts)),
+            "precision": share(true_yes, true_yes + false_yes),
+            "recall": share(true_yes, true_yes + false_no),
+            "f1": share(2 * true_yes, 2 * true_yes + false_yes + false_no),
+            "yes_ratio": share(true_yes + false_yes, len(self.verdicts)),
         }
 
     def tables(self) -> list[Table]:
@@ -184,7 +185,3 @@ class PopeReport:
         title = f"{question.image} · question {question.question_id}"
         shown = find_thumbnail(self.images_dir, question.image)
         return question_card(title, question.text, verdict.answer, question.label, shown)
-
-
-def _share(part: int, whole: int) -> float | None:
-    return part / whole if whole else None

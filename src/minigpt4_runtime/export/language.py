@@ -9,6 +9,7 @@ Never  holds more than one weight.
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -50,12 +51,34 @@ def _read_language_folder(folder: Path) -> None:
 LANGUAGE_FOLDER = FolderKind("language model", CONFIG_NAME, _read_language_folder)
 
 
-def export_language(model_dir: Path, out_dir: Path, *, force: bool = False) -> int:
-    """Make `out_dir`, and say how many bytes its weights take.
+@dataclass(frozen=True)
+class PublishedLanguage:
+    """The language model of a model folder, by its published names."""
+
+    config: LanguageConfig
+    dtype: torch.dtype
+    layer_format: Dense | IntegerFormat
+    weights: Sequence[ModelWeight]
+    tensors: Mapping[str, Tensor]
+
+    def stream(self, tensors: Mapping[str, Tensor] | None = None) -> Iterator[NamedWeight]:
+        """Its tensors one by one; of `tensors` in their place, if given."""
+        for each in self.weights:
+            found = _published(each, self.config, tensors or self.tensors, self.dtype)
+            for name, tensor in found.items():
+                yield NamedWeight(name, each.name, tensor)
+
+    def settings(self, prefix: str = "") -> dict[str, Any]:
+        """The content of its config.json; `prefix` begins the names of a reader's modules."""
+        return _describe(self.config, self.dtype, self.layer_format, prefix)
+
+
+def read_language(model_dir: Path) -> PublishedLanguage:
+    """Find the language model of a model folder; its weights are read when they are asked for.
 
     Raises:
-        CheckpointError: the model is damaged, its layers are of several formats or of one that
-            compressed-tensors has not, or `out_dir` cannot be written.
+        CheckpointError: the model is damaged, or its layers are of several formats or of one that
+            compressed-tensors has not.
     """
     config, choice = load_config(model_dir), read_manifest(model_dir).weight_format
     tensors = FolderTensors(read_folder_weights(model_dir))
@@ -69,31 +92,29 @@ def export_language(model_dir: Path, out_dir: Path, *, force: bool = False) -> i
             "Quantise the model with one of w8a16, w8a8, w4a16 and w4a8."
         )
     dtype = tensors["language.token_embedding.weight"].dtype
+    return PublishedLanguage(config.language, dtype, layer_format, weights, tensors)
+
+
+def export_language(model_dir: Path, out_dir: Path, *, force: bool = False) -> int:
+    """Make `out_dir`, and say how many bytes its weights take.
+
+    Raises:
+        CheckpointError: see `read_language`; or `out_dir` cannot be written.
+    """
+    language = read_language(model_dir)
     # Shapes alone: the header comes before the weights.
-    outlines = {name: tensor.to("meta") for name, tensor in tensors.items()}
+    outlines = {name: tensor.to("meta") for name, tensor in language.tensors.items()}
     forms = {
         each.name: WeightForm(tuple(each.tensor.shape), _NAME_OF[each.tensor.dtype])
-        for each in _stream(weights, config.language, outlines, dtype)
+        for each in language.stream(outlines)
     }
     with staged_folder(
         out_dir, needed_bytes=total_bytes(forms), force=force, kind=LANGUAGE_FOLDER
     ) as folder:
-        write_weights(folder, forms, _stream(weights, config.language, tensors, dtype))
+        write_weights(folder, forms, language.stream())
         write_bytes(folder / TOKENIZER_NAME, (model_dir / TOKENIZER_NAME).read_bytes())
-        settings = _describe(config.language, dtype, layer_format)
-        write_text(folder / CONFIG_NAME, json.dumps(settings, indent=2) + "\n")
+        write_text(folder / CONFIG_NAME, json.dumps(language.settings(), indent=2) + "\n")
     return total_bytes(forms)
-
-
-def _stream(
-    weights: Sequence[ModelWeight],
-    config: LanguageConfig,
-    tensors: Mapping[str, Tensor],
-    dtype: torch.dtype,
-) -> Iterator[NamedWeight]:
-    for each in weights:
-        for name, tensor in _published(each, config, tensors, dtype).items():
-            yield NamedWeight(name, each.name, tensor)
 
 
 def _published(
@@ -146,7 +167,7 @@ def _pack_bytes(integers: Tensor) -> Tensor:
 
 
 def _describe(
-    config: LanguageConfig, dtype: torch.dtype, layer_format: WeightFormat
+    config: LanguageConfig, dtype: torch.dtype, layer_format: WeightFormat, prefix: str
 ) -> dict[str, Any]:
     """The content of config.json."""
     settings: dict[str, Any] = {
@@ -160,11 +181,11 @@ def _describe(
         "torch_dtype": DTYPE_NAME_OF[dtype],
     }
     if isinstance(layer_format, IntegerFormat):
-        settings["quantization_config"] = _quantization_config(layer_format)
+        settings["quantization_config"] = _quantization_config(layer_format, prefix)
     return settings
 
 
-def _quantization_config(found: IntegerFormat) -> dict[str, Any]:
+def _quantization_config(found: IntegerFormat, prefix: str) -> dict[str, Any]:
     """What compressed-tensors calls the layout."""
     layout = "int-quantized" if found.rounds_rows else "pack-quantized"
     strategy = "channel" if found.group_size is None else "group"
@@ -179,5 +200,5 @@ def _quantization_config(found: IntegerFormat) -> dict[str, Any]:
     }  # fmt: skip
     return {
         "quant_method": "compressed-tensors", "quantization_status": "compressed",
-        "format": layout, "config_groups": {"group_0": group}, "ignore": ["lm_head"],
+        "format": layout, "config_groups": {"group_0": group}, "ignore": [f"{prefix}lm_head"],
     }  # fmt: skip

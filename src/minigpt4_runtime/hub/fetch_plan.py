@@ -95,6 +95,8 @@ class FetchPlan:
         if self.dtype is not None and self.model.preset is not None:
             return weight_bytes(self.model.preset, self.dtype)
         num_bytes = sum(self.source_sizes) * (2 if self.dtype == "float32" else 1)
+        if self.model.preset is not None:
+            num_bytes += _merged_bytes(PRESETS[self.model.preset])
         if self.model.preset is not None and not self.is_size_known:
             return max(num_bytes, weight_bytes(self.model.preset, "float16"))
         return num_bytes
@@ -105,6 +107,13 @@ class FetchPlan:
         if self.model.preset is not None:
             return running_bytes(self.model.preset, "float16", self.formats or DENSE.name)
         return sum(self.source_sizes)
+
+
+def _merged_bytes(config: ModelConfig) -> int:
+    """How much float16 weights grow where LoRA's float32 is merged into queries and values."""
+    language = config.language
+    merged = 2 * language.num_hidden_layers * language.hidden_size**2
+    return 2 * merged if config.template == "minigptv2" else 0
 
 
 def make_plan(

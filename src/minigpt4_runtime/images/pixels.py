@@ -70,11 +70,13 @@ DEFAULT_LIMITS = ImageLimits()
 class PixelImage:
     """An image as the vision tower takes it: `values` is (3, S, S) float32, mean/std normalised.
 
-    `digest` is that of the resized RGB pixels: the same for a path and for its content.
+    `digest` is that of the resized RGB pixels: the same for a path and for its content. `size` is
+    the upright image's width and height before the resizing.
     """
 
     values: numpy.ndarray[Any, numpy.dtype[numpy.float32]]
     digest: str
+    size: tuple[int, int]
 
 
 def load(
@@ -100,7 +102,7 @@ def prepare(rgb: Image.Image, config: VisionConfig) -> PixelImage:
     mean = numpy.array(config.image_mean, dtype=numpy.float32)
     std = numpy.array(config.image_std, dtype=numpy.float32)
     values = (levels.astype(numpy.float32) / numpy.float32(255) - mean) / std
-    return PixelImage(numpy.ascontiguousarray(values.transpose(2, 0, 1)), digest)
+    return PixelImage(numpy.ascontiguousarray(values.transpose(2, 0, 1)), digest, rgb.size)
 
 
 def open_rgb(source: ImageSource, limits: ImageLimits = DEFAULT_LIMITS) -> Image.Image:

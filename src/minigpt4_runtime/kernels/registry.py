@@ -14,6 +14,7 @@ from minigpt4_runtime.errors import BackendUnavailableError
 from minigpt4_runtime.formats.contracts import InOrder, LinearKernel, WeightFormat
 from minigpt4_runtime.kernels.contracts import AttentionKernel
 from minigpt4_runtime.model.row_operations import TORCH_OPERATIONS, RowOperations
+from minigpt4_runtime.optional import runs_triton
 
 ATTENTION_KERNELS = {
     "reference": "minigpt4_runtime.kernels.attention_reference:ReferenceAttention",
@@ -32,10 +33,19 @@ LINEAR_KERNELS = {
     ("w4a8", "cpu"): "minigpt4_runtime.kernels.native:prepare_w4a8",
     ("w8a16-sparse24", "cpu"): "minigpt4_runtime.kernels.native:prepare_w8a16_sparse24",
     ("w8a8-sparse24", "cpu"): "minigpt4_runtime.kernels.native:prepare_w8a8_sparse24",
+    ("w8a16", "cuda"): "minigpt4_runtime.kernels.linear_triton:prepare_w8a16",
+    ("w8a8", "cuda"): "minigpt4_runtime.kernels.linear_triton:prepare_w8a8",
+    ("w4a16", "cuda"): "minigpt4_runtime.kernels.linear_triton:prepare_w4a16",
+    ("w4a8", "cuda"): "minigpt4_runtime.kernels.linear_triton:prepare_w4a8",
+    ("w8a16-sparse24", "cuda"): "minigpt4_runtime.kernels.linear_triton:prepare_w8a16_sparse24",
+    ("w8a8-sparse24", "cuda"): "minigpt4_runtime.kernels.linear_triton:prepare_w8a8_sparse24",
 }
 
 # By the kind of device; torch's own without a row.
-ROW_OPERATIONS = {"cpu": "minigpt4_runtime.kernels.row_operations_native:prepare"}
+ROW_OPERATIONS = {
+    "cpu": "minigpt4_runtime.kernels.row_operations_native:prepare",
+    "cuda": "minigpt4_runtime.kernels.row_operations_triton:TritonOperations",
+}
 
 
 def attention_kernel(name: str) -> type[AttentionKernel]:
@@ -62,7 +72,7 @@ def bind_attention(names: Sequence[str], cache: KeyValueCache) -> AttentionKerne
 
 def row_operations(device: torch.device) -> RowOperations:
     """What lies between the products, on a device."""
-    if target := ROW_OPERATIONS.get(device.type):
+    if (target := ROW_OPERATIONS.get(device.type)) and _runs_kernels(device):
         return cast(RowOperations, resolve_name(target)())
     return TORCH_OPERATIONS
 
@@ -75,7 +85,15 @@ def linear_kernel(
     `widen_from` is the number of rows from which on that device multiplies faster in float32.
     """
     for kind in (device.type, "*"):
-        if target := LINEAR_KERNELS.get((weight_format.family, kind)):
+        target = LINEAR_KERNELS.get((weight_format.family, kind))
+        if target and _runs_kernels(device):
             kernel = cast(LinearKernel | InOrder | None, resolve_name(target)(widen_from))
             return kernel or weight_format.multiply
     return weight_format.multiply
+
+
+def _runs_kernels(device: torch.device) -> bool:
+    """Whether the rows of a device's kind are for this device: of a GPU, if Triton runs on it."""
+    if device.type != "cuda":
+        return True
+    return torch.cuda.is_available() and runs_triton(torch.cuda.get_device_capability(device))

@@ -19,8 +19,6 @@ from minigpt4_runtime.report.table import Table
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-_THUMBNAIL_SIDE = 360
-
 
 @dataclass(frozen=True)
 class Paragraph:
@@ -80,10 +78,10 @@ def plain(text: str) -> tuple[Span, ...]:
     return (Span(text),)
 
 
-def thumbnail(image: Image) -> str:
+def thumbnail(image: Image, *, side: int = 360) -> str:
     """A small copy of an RGB image as a data URL."""
     small = image.copy()
-    small.thumbnail((_THUMBNAIL_SIDE, _THUMBNAIL_SIDE))
+    small.thumbnail((side, side))
     file = io.BytesIO()
     small.save(file, "JPEG", quality=80)
     return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"

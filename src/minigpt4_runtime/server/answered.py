@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field
 
-from minigpt4_runtime.messages import FinishReason
+from minigpt4_runtime.messages import FinishReason, Reply, TaskName
 
 
 class TopLogprob(BaseModel):
@@ -32,12 +32,32 @@ class ChoiceLogprobs(BaseModel):
     content: list[TokenLogprob]
 
 
+LEFT_OUT = Field(exclude_if=lambda value: value is None)
+
+
+class AnswerBox(BaseModel):
+    """A part of the picture: left, top, right, bottom in pixels; and its place in the content."""
+
+    label: str | None
+    box: tuple[int, int, int, int]
+    start: int
+    stop: int
+
+
+def boxes_of(reply: Reply) -> list[AnswerBox] | None:
+    """The boxes of an answer; None from a model that writes none."""
+    if reply.picture_size is None:
+        return None
+    return [AnswerBox(**vars(box)) for box in reply.boxes]
+
+
 class AnswerMessage(BaseModel):
-    """The answer's text."""
+    """The answer's text. `boxes` are an extension, there if the model writes boxes."""
 
     role: Literal["assistant"] = "assistant"
     content: str
     refusal: None = None
+    boxes: Annotated[list[AnswerBox] | None, LEFT_OUT] = None
 
 
 class Choice(BaseModel):
@@ -47,9 +67,6 @@ class Choice(BaseModel):
     message: AnswerMessage
     logprobs: ChoiceLogprobs | None
     finish_reason: FinishReason
-
-
-LEFT_OUT = Field(exclude_if=lambda value: value is None)
 
 
 class UsageCount(BaseModel):
@@ -77,10 +94,11 @@ class ChatCompletion(BaseModel):
 
 
 class Delta(BaseModel):
-    """The new text. The role stands in a choice's first piece only."""
+    """The new text. The role stands in a choice's first piece only, boxes in its last."""
 
     role: Annotated[Literal["assistant"] | None, LEFT_OUT] = None
     content: Annotated[str | None, LEFT_OUT] = None
+    boxes: Annotated[list[AnswerBox] | None, LEFT_OUT] = None
 
 
 class ChunkChoice(BaseModel):
@@ -104,13 +122,14 @@ class ChatChunk(BaseModel):
 
 
 class ModelCard(BaseModel):
-    """The model of this server. `description` is an extension: its abilities in words."""
+    """The model of this server. Extensions: its abilities in words, and the tasks it knows."""
 
     id: str
     object: Literal["model"] = "model"
     created: int
     owned_by: Literal["minigpt4-runtime"] = "minigpt4-runtime"
     description: str
+    tasks: tuple[TaskName, ...] = ()
 
 
 class ModelList(BaseModel):

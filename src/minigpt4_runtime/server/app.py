@@ -107,7 +107,10 @@ class Parts:
         )
         self.chat = Chat(model, config, metrics=self.metrics, watch=self.watch)
         self.card = ModelCard(
-            id=config.model_name, created=int(time.time()), description=config.model_description
+            id=config.model_name,
+            created=int(time.time()),
+            description=config.model_description,
+            tasks=model.tasks,
         )
         # Called when the engine has failed and its requests have been ended.
         self.on_failure: Callable[[], object] = lambda: None

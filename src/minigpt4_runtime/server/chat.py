@@ -12,7 +12,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import BaseModel
@@ -21,7 +21,7 @@ from starlette.responses import Response, StreamingResponse
 
 from minigpt4_runtime.config import SamplingParams
 from minigpt4_runtime.errors import GrammarError, RequestError
-from minigpt4_runtime.messages import ImageSource, Message, Reply, TextDelta, image
+from minigpt4_runtime.messages import ImageSource, Message, Reply, TaskName, TextDelta, image
 from minigpt4_runtime.server.admission import Slot
 from minigpt4_runtime.server.body import Body, BodyReader
 from minigpt4_runtime.server.failures import BROKEN, Failure, failure_of, no_such_model
@@ -161,6 +161,7 @@ class Chat:
     ) -> list[AsyncIterator[TextDelta]]:
         await self._prepare(asked, samplings[0])
         messages = [await self._open(message, body) for message in asked.dialogue]
+        messages = _with_task(messages, getattr(asked, "task", None))
         body.forget()
         num_images = sum(isinstance(part, ImageSource) for m in messages for part in m.content)
         self._metrics.count_images(num_images)
@@ -236,6 +237,14 @@ class Chat:
     async def _open_image(self, url: str, body: Body) -> ImageSource:
         held = await self._in_thread(body.image, url)
         return await self._media.open(url) if held is None else image(held)
+
+
+def _with_task(messages: list[Message], task: TaskName | None) -> list[Message]:
+    """The last question gets the task; earlier ones have theirs in their text."""
+    last = max((at for at, each in enumerate(messages) if each.role == "user"), default=None)
+    if task is None or last is None:
+        return messages
+    return [*messages[:last], replace(messages[last], task=task), *messages[last + 1 :]]
 
 
 class _RunningRequest:

@@ -14,7 +14,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from minigpt4_runtime.config import LOGIT_BIAS_RANGE, SAMPLING_RANGES, SamplingParams
 from minigpt4_runtime.errors import ConfigError
-from minigpt4_runtime.messages import Role
+from minigpt4_runtime.messages import Role, TaskName
 from minigpt4_runtime.server.absent import INSTEAD, RequestPart
 from minigpt4_runtime.server.failures import Failure
 from minigpt4_runtime.server.forms import ResponseFormat, StructuredOutputs
@@ -56,7 +56,10 @@ ChatPart = Annotated[TextPart | ImagePart, Field(discriminator="type")]
 
 
 class ChatMessage(RequestPart):
-    """One turn. An answer may be sent back as it came, one without any text too."""
+    """One turn. An answer may be sent back as it came, one without any text too.
+
+    An answer without content is not told to the model; MiniGPT-v2 sees `</s>` in its place.
+    """
 
     role: Literal["system", "developer", "user", "assistant"]
     content: str | Annotated[list[ChatPart], Field(max_length=256)]
@@ -65,7 +68,7 @@ class ChatMessage(RequestPart):
     @classmethod
     def _may_be_silent(cls, given: Any) -> Any:
         if isinstance(given, dict) and given.get("role") == "assistant":
-            return given if given.get("content") is not None else {**given, "content": ""}
+            return given if given.get("content") is not None else {**given, "content": []}
         return given
 
     @property
@@ -256,6 +259,7 @@ class ChatRequest(TextRequest):
     n: int | None = Field(None, ge=1)
     logprobs: bool | None = None
     top_logprobs: int | None = within("logprobs")
+    task: TaskName | None = None
 
     @property
     def num_choices(self) -> int:

@@ -15,9 +15,9 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BaseModel, Field, field_validator
 from pydantic_core import to_json
 
-from minigpt4_runtime.messages import Reply, TextDelta
+from minigpt4_runtime.messages import Reply, TaskName, TextDelta
 from minigpt4_runtime.server.absent import RequestPart
-from minigpt4_runtime.server.answered import LEFT_OUT
+from minigpt4_runtime.server.answered import LEFT_OUT, AnswerBox, boxes_of
 from minigpt4_runtime.server.failures import Failure
 from minigpt4_runtime.server.forms import TextFormat
 from minigpt4_runtime.server.protocol import (
@@ -89,6 +89,7 @@ class ResponseRequest(TextRequest):
     max_output_tokens: int | None = within("max_new_tokens")
     store: bool | None = None
     text: TextOptions | None = None
+    task: TaskName | None = None
 
     @field_validator("input", mode="before")
     @classmethod
@@ -130,13 +131,14 @@ class OutputText(BaseModel):
 
 
 class OutputMessage(BaseModel):
-    """The answer."""
+    """The answer. `boxes` are an extension, there if the model writes boxes."""
 
     id: str
     type: Literal["message"] = "message"
     role: Literal["assistant"] = "assistant"
     status: ResponseStatus
     content: list[OutputText]
+    boxes: Annotated[list[AnswerBox] | None, LEFT_OUT] = None
 
 
 class IncompleteDetails(BaseModel):
@@ -233,7 +235,7 @@ class ResponseWriter:
         return self._blank.model_copy(
             update={
                 "status": status,
-                "output": [self._message(reply.text, status)],
+                "output": [self._message(reply.text, status, boxes_of(reply))],
                 "incomplete_details": IncompleteDetails() if is_cut else None,
                 "usage": ResponseUsage(
                     input_tokens=usage.prompt_tokens, output_tokens=usage.completion_tokens,
@@ -286,9 +288,11 @@ class ResponseWriter:
             "response.failed", response=self._blank.model_copy(update=update)
         ) + self._event("error", **told, **failure.as_body())
 
-    def _message(self, text: str | None, status: ResponseStatus) -> OutputMessage:
+    def _message(
+        self, text: str | None, status: ResponseStatus, boxes: list[AnswerBox] | None = None
+    ) -> OutputMessage:
         content = [] if text is None else [OutputText(text=text)]
-        return OutputMessage(id=self._message_id, status=status, content=content)
+        return OutputMessage(id=self._message_id, status=status, content=content, boxes=boxes)
 
     def _part_event(self, kind: str, **fields: Any) -> bytes:
         return self._event(

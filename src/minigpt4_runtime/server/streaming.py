@@ -28,6 +28,7 @@ from minigpt4_runtime.server.answered import (
     TokenLogprob,
     TopLogprob,
     UsageCount,
+    boxes_of,
 )
 from minigpt4_runtime.server.failures import Failure
 from minigpt4_runtime.server.protocol import TextRequest
@@ -142,7 +143,7 @@ class ChatWriter(CompletionWriter):
         choices = [
             Choice(
                 index=index,
-                message=AnswerMessage(content=reply.text),
+                message=AnswerMessage(content=reply.text, boxes=boxes_of(reply)),
                 logprobs=self._logprobs(reply.logprobs),
                 finish_reason=reply.finish_reason,
             )
@@ -166,7 +167,8 @@ class ChatWriter(CompletionWriter):
             events += self._event(choice, usage=usage)
         if delta.reply:
             reason = delta.reply.finish_reason
-            choice = ChunkChoice(index=index, delta=Delta(), finish_reason=reason)
+            last = Delta(boxes=boxes_of(delta.reply))
+            choice = ChunkChoice(index=index, delta=last, finish_reason=reason)
             events += self._event(choice, usage=usage)
         return events
 

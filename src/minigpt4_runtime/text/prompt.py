@@ -2,15 +2,23 @@
 
 Owns   the templates, as data, and the order in which the original joins a dialogue.
 Takes  checked messages; gives a Script, and Prompts of it: pieces of text around image slots.
-Never  tokenises. Users' input stays text: only a template can place a BOS or an image slot.
+Never  tokenises. Users' input stays text: only a template can place a control id or an image slot.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import Enum
 from itertools import groupby
 
-from minigpt4_runtime.errors import ConfigError
-from minigpt4_runtime.messages import ContentPart, ImageSource, Message, Role
+from minigpt4_runtime.errors import ConfigError, RequestError
+from minigpt4_runtime.messages import (
+    TASK_NAMES,
+    ContentPart,
+    ImageSource,
+    Message,
+    Role,
+    TaskName,
+)
 
 # The prompt that the command line, the API and the demo model's training share.
 DESCRIBE_PROMPT = "Describe this image in detail."
@@ -26,7 +34,10 @@ class Template:
     """How one family of models was taught to take turns (upstream: conversation.py).
 
     `user_starts_with_bos`: a BOS id stands before each user turn (written `<s>` upstream).
-    `answer_mark`: if the model writes this, its answer starts behind it.
+    `answer_mark`: if the model writes this, its answer starts behind it. `tasks` it knows as a word
+    in brackets before a question. `ends_untold`: an EOS id stands in place of a reply that is not
+    told, as MiniGPT-v2's own page keeps its dialogues. `has_boxes`: its answers write parts of the
+    picture as boxes; see `boxes`.
     """
 
     name: str
@@ -37,6 +48,9 @@ class Template:
     stops: tuple[str, ...]
     user_starts_with_bos: bool = False
     answer_mark: str = "Assistant:"
+    has_boxes: bool = False
+    tasks: tuple[TaskName, ...] = ()
+    ends_untold: bool = False
 
 
 TEMPLATES = {
@@ -44,6 +58,18 @@ TEMPLATES = {
     for template in (
         Template("vicuna", _SYSTEM, "Human: ", "Assistant: ", "###", ("###",)),
         Template("llama2", _SYSTEM, "[INST] ", " [/INST] ", "", ("###",), True),
+        Template(
+            "minigptv2",
+            "",
+            "[INST] ",
+            " [/INST]",
+            "",
+            ("###",),
+            True,
+            tasks=TASK_NAMES,
+            ends_untold=True,
+            has_boxes=True,
+        ),
     )
 }
 
@@ -59,8 +85,28 @@ def find_template(name: str) -> Template:
     return TEMPLATES[name]
 
 
-# A piece is text cut where a BOS id stands: ("a", "b") is `a<s>b`.
-Piece = tuple[str, ...]
+def check_task(task: TaskName | None, template: Template) -> None:
+    """Refuse a task for a model that knows none of this name.
+
+    Raises:
+        RequestError: it does not.
+    """
+    if task is not None and task not in template.tasks:
+        known = ", ".join(template.tasks) or "none: only MiniGPT-v2 has tasks"
+        raise RequestError(
+            f"task is {task!r}; known to this model's template, {template.name!r}, are {known}."
+        )
+
+
+class Control(Enum):
+    """An id that no text becomes, as upstream writes it."""
+
+    BOS = "<s>"
+    EOS = "</s>"
+
+
+# Text around control ids: ("a", Control.BOS, "b") is `a<s>b`.
+Piece = tuple[str | Control, ...]
 
 
 @dataclass(frozen=True)
@@ -77,21 +123,30 @@ class Prompt:
     @property
     def text(self) -> str:
         """For people to read: `<ImageHere>` for an image slot, `<s>` for a BOS."""
-        return "<ImageHere>".join("<s>".join(piece) for piece in self.pieces) + self.begun
+        texts = ("".join(_show(each) for each in piece) for piece in self.pieces)
+        return "<ImageHere>".join(texts) + self.begun
+
+
+def _show(part: str | Control) -> str:
+    return part.value if isinstance(part, Control) else part
 
 
 class _Writer:
     """Grows a Prompt from left to right."""
 
     def __init__(self) -> None:
-        self.pieces: list[list[str]] = [[""]]
+        self.pieces: list[list[str | Control]] = [[]]
         self.images: list[ImageSource] = []
 
     def text(self, text: str) -> None:
-        self.pieces[-1][-1] += text
+        piece = self.pieces[-1]
+        if piece and isinstance(last := piece[-1], str):
+            piece[-1] = last + text
+        elif text:
+            piece.append(text)
 
-    def begin_of_sequence(self) -> None:
-        self.pieces[-1].append("")
+    def control(self, control: Control) -> None:
+        self.pieces[-1].append(control)
 
     def image(self, source: ImageSource) -> None:
         self.text("<Img>")
@@ -101,7 +156,10 @@ class _Writer:
 
 @dataclass(frozen=True)
 class _Turn:
-    """What one speaker says at once: texts and images in their order in the prompt."""
+    """What one speaker says at once: texts and images in their order in the prompt.
+
+    An assistant's turn without parts is not told.
+    """
 
     role: Role
     parts: tuple[ContentPart, ...]
@@ -132,7 +190,7 @@ class Script:
         for exchange in self.exchanges[first:stop]:
             for turn in exchange:
                 if turn.role == "user" and template.user_starts_with_bos:
-                    writer.begin_of_sequence()
+                    writer.control(Control.BOS)
                 speaker = template.user if turn.role == "user" else template.assistant
                 _write_turn(writer, template, speaker, turn.parts)
         writer.text(template.assistant)
@@ -153,6 +211,9 @@ def write_script(messages: Sequence[Message], template: Template) -> Script:
     images come first: each opens a turn, and the text after the last one continues its turn, as
     upstream's upload_img and ask do. Messages stay in their order, so a text before an image can
     be said in two messages. A last message by the assistant begins the answer.
+
+    Raises:
+        RequestError: a message has a task that the template does not know.
     """
     said = [message for message in messages if message.role != "system"]
     is_begun = bool(said) and said[-1].role == "assistant"
@@ -161,9 +222,12 @@ def write_script(messages: Sequence[Message], template: Template) -> Script:
     turns: list[_Turn] = []
     for role, group in groupby(said, key=lambda message: message.role):
         if role == "assistant":
-            turns += [_Turn(role, (_joined_text(message),)) for message in group]
+            turns += [
+                _Turn(role, (_joined_text(message),) if message.content else ())
+                for message in group
+            ]
         else:
-            parts = [part for message in group for part in _images_first(message)]
+            parts = [part for message in group for part in _user_parts(message, template)]
             turns += [_Turn(role, tuple(turn)) for turn in _user_turns(parts)]
     # What the assistant says before any user belongs to the first exchange.
     starts = [index for index, turn in enumerate(turns) if turn.role == "user"]
@@ -177,9 +241,18 @@ def _joined_text(message: Message) -> str:
     return "".join(part for part in message.content if isinstance(part, str))
 
 
-def _images_first(message: Message) -> list[ContentPart]:
+def _user_parts(message: Message, template: Template) -> list[ContentPart]:
+    """The images first, then the texts, of which the first has the word of the task before it."""
     # The models were only shown questions that follow their picture. `sorted` keeps the order else.
-    return sorted(message.content, key=lambda part: isinstance(part, str))
+    parts = sorted(message.content, key=lambda part: isinstance(part, str))
+    check_task(message.task, template)
+    words = tuple(f"[{task}]" for task in template.tasks)
+    first = next((at for at, part in enumerate(parts) if isinstance(part, str)), len(parts))
+    text = "".join(part for part in parts[first : first + 1] if isinstance(part, str))
+    # A word that is typed counts.
+    if message.task is not None and not text.startswith(words):
+        parts[first : first + 1] = [f"[{message.task}] {text}" if text else f"[{message.task}]"]
+    return parts
 
 
 def _user_turns(parts: Sequence[ContentPart]) -> list[list[ContentPart]]:
@@ -194,9 +267,11 @@ def _user_turns(parts: Sequence[ContentPart]) -> list[list[ContentPart]]:
 
 
 def _write_turn(
-    writer: _Writer, template: Template, role: str, parts: Sequence[ContentPart]
+    writer: _Writer, template: Template, speaker: str, parts: Sequence[ContentPart]
 ) -> None:
-    writer.text(role)
+    writer.text(speaker)
+    if not parts and template.ends_untold:
+        writer.control(Control.EOS)
     for part in parts:
         writer.image(part) if isinstance(part, ImageSource) else writer.text(part)
     # Upstream writes no separator after an empty turn.

@@ -1,8 +1,8 @@
 """Pieces → ids with image spans; ids → text as it grows.
 
-Owns   the sentencepiece model of a model folder, and the places of BOS ids.
+Owns   the sentencepiece model of a model folder, and the places of control ids.
 Takes  a rendered Prompt, or ids; gives an EncodedPrompt, or text.
-Never  turns a user's text into a control id: only a template's BOS becomes one.
+Never  turns a user's text into a control id: only what a template places becomes one.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 from sentencepiece import SentencePieceProcessor
 
 from minigpt4_runtime.errors import CheckpointError
-from minigpt4_runtime.text.prompt import Piece, Prompt
+from minigpt4_runtime.text.prompt import Control, Piece, Prompt
 
 
 @dataclass(frozen=True)
@@ -100,9 +100,10 @@ class Tokenizer:
         )
 
     def _encode_piece(self, piece: Piece) -> list[int]:
-        ids = self.encode(piece[0])
-        for segment in piece[1:]:
-            ids += [self.bos_id, *self.encode(segment)]
+        controls = {Control.BOS: self.bos_id, Control.EOS: self.eos_id}
+        ids: list[int] = []
+        for each in piece:
+            ids += [controls[each]] if isinstance(each, Control) else self.encode(each)
         return ids
 
     def decode(self, token_ids: Sequence[int]) -> str:
@@ -120,11 +121,15 @@ class Tokenizer:
         """Whether this id is one raw byte of a character that the vocabulary lacks."""
         return bool(self._model.is_byte(token_id))
 
+    def piece_of(self, token_id: int) -> str:
+        """An id as the vocabulary writes it, with ▁ for a space."""
+        return str(self._model.id_to_piece(token_id))
+
     def bytes_of(self, token_id: int) -> bytes:
         """The text of an id within a text, as UTF-8; the name of a control id, as `</s>`."""
         if not 0 <= token_id < self.vocab_size:
             return b""
-        piece = str(self._model.id_to_piece(token_id))
+        piece = self.piece_of(token_id)
         if self.is_byte(token_id):
             return bytes([int(piece[3:-1], 16)])  # Written as <0x0A>.
         return piece.replace("\u2581", " ").encode()

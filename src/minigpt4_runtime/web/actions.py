@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from minigpt4_runtime.messages import TASK_NAMES
 from minigpt4_runtime.optional import require
 from minigpt4_runtime.web.controls import read_controls
 from minigpt4_runtime.web.dialogue import DialogueError, Server, Turn
@@ -60,13 +61,13 @@ class Actions:
         self._uploads = uploads
         self._examples = examples
 
-    async def about(self) -> str:
-        """The line under the title."""
+    async def about(self) -> tuple[str, Any]:
+        """The line under the title, and the choice of a task where the model knows any."""
         try:
-            name, description = await self._server.model()
+            name, description, tasks = await self._server.model()
         except DialogueError as error:
-            return str(error)
-        return f"**{name}** answers. {description}"
+            return str(error), gradio.skip()
+        return f"**{name}** answers. {description}", gradio.update(visible=bool(tasks))
 
     def restore(self, kept: str, turns: list[Turn]) -> Shown:
         """Show the dialogue that the browser has kept, unless a new one has begun."""
@@ -92,11 +93,15 @@ class Actions:
         return replace(asked, images=(*others, image)).as_value()
 
     async def ask(
-        self, growing: Growing, turns: list[Turn], box: Any, *controls: Any
+        self, growing: Growing, turns: list[Turn], box: Any, task: str, *controls: Any
     ) -> AsyncIterator[Shown]:
-        """Ask one more question, as it stands in the question box."""
+        """Ask one more question, as it stands in the question box, after the word of its task."""
         asked = self._uploads.read(box)
-        turn = Turn(asked.text.strip(), asked.images)
+        text = asked.text.strip()
+        # In the text, so that the dialogue keeps it. A word that is typed counts.
+        if task and not text.startswith(tuple(f"[{each}]" for each in TASK_NAMES)):
+            text = f"[{task}] {text}".strip()
+        turn = Turn(text, asked.images)
         async for shown in self._answer(growing, [*turns, turn], controls, question=QuestionBox()):
             yield shown
 

@@ -76,8 +76,8 @@ class Server:
     url: str
     api_key: str | None = field(default=None, repr=False)
 
-    async def model(self) -> tuple[str, str]:
-        """The name of the model that answers, and its description if the server gives one.
+    async def model(self) -> tuple[str, str, list[str]]:
+        """The name of the model that answers; its description and tasks, if the server has them.
 
         Raises:
             DialogueError: the server does not answer.
@@ -87,8 +87,9 @@ class Server:
                 models = await client.models.list()
             except openai.OpenAIError as error:
                 raise DialogueError(self._explain(error)) from None
-        # Only this project's server gives a description.
-        return str(models.data[0].id), str(getattr(models.data[0], "description", ""))
+        # Only this project's server gives a description and tasks.
+        card = models.data[0]
+        return card.id, str(getattr(card, "description", "")), list(getattr(card, "tasks", ()))
 
     async def answer(self, turns: Sequence[Turn], settings: AnswerSettings) -> AsyncGenerator[str]:
         """The answer to the last turn's question, as it grows. Leaving it early cancels it.

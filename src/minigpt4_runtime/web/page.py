@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from minigpt4_runtime.messages import TASK_NAMES
 from minigpt4_runtime.optional import require
 from minigpt4_runtime.web.actions import FIRST_QUESTION, Actions, Growing, Shown
 from minigpt4_runtime.web.controls import add_controls
@@ -45,6 +46,7 @@ class _Components:
     """The components that events use; `shown` in the order of Actions' outputs."""
 
     about: Any
+    task: Any
     growing: Any
     shown: Shown
     controls: list[Any]
@@ -66,7 +68,9 @@ def build_page(server: Server, images: Sequence[Path]) -> Blocks:
         page.load(
             actions.restore, [shown.kept, shown.turns], list(shown),
             js="() => chatPage.restore()", show_progress="hidden",
-        ).then(actions.about, None, components.about, show_progress="hidden")  # fmt: skip
+        ).then(
+            actions.about, None, [components.about, components.task], show_progress="hidden"
+        )  # fmt: skip
     # The server itself limits the number of answers.
     page.queue(default_concurrency_limit=None, api_open=False)
     return page  # type: ignore[no-any-return]
@@ -123,6 +127,10 @@ def _lay_out() -> _Components:
             gradio.Markdown(f"# {TITLE}")
             about = gradio.Markdown(elem_id="about")
             dialogue, question = _add_dialogue(), _add_question()
+            task = gradio.Dropdown(
+                ["", *TASK_NAMES], value="", label="Task", visible=False, elem_id="task",
+                info="Its word goes before the question.",
+            )  # fmt: skip
             with gradio.Row(elem_id="buttons"):
                 buttons = [_add_button(name) for name in ("Stop", "Retry", "Undo", "Clear")]
         with gradio.Column(scale=1, min_width=300):
@@ -134,6 +142,7 @@ def _lay_out() -> _Components:
             colour = gradio.Button("Light or dark", size="sm", elem_id="colour")
     return _Components(
         about=about,
+        task=task,
         growing=gradio.State(Growing()),
         shown=Shown(dialogue, gradio.State([]), question, kept, *buttons, *saves),
         controls=controls,
@@ -147,7 +156,7 @@ def _connect_asking(components: _Components, actions: Actions) -> None:
     so_far = [components.growing, shown.turns]
     asking = []
     for begins, act, asked in (
-        (shown.question.submit, actions.ask, [shown.question]),
+        (shown.question.submit, actions.ask, [shown.question, components.task]),
         (shown.retry.click, actions.retry, []),
         (shown.dialogue.edit, actions.edit, []),
     ):

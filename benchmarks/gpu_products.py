@@ -1,0 +1,130 @@
+"""The part of benchmarks/gpu.py that measures products with weights: products.
+
+Owns   the shapes and the formats, and weights of random numbers in them.
+Takes  a Setting. In a dry run the shapes are tiny.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import product
+
+import torch
+from gpu_results import Results, Setting, median_seconds
+from torch import Tensor
+
+from minigpt4_runtime.checkpoint.blank_model import dtype_of
+from minigpt4_runtime.formats.contracts import InOrder, LinearKernel, WeightFormat
+from minigpt4_runtime.formats.registry import weight_format
+from minigpt4_runtime.kernels.registry import linear_kernel
+
+# Inputs and outputs of a 7B's feed-forward and of its attention.
+SHAPES = ((4096, 11008), (4096, 4096))
+FEW, MANY = (1, 8, 64), 2048
+READ = ("float", "w8a16", "w4a16-g32", "w4a16-g128")
+MULTIPLIED = ("float", "w8a8", "w4a16-g128")
+# Several weights are read in turn, so that none is in a cache when it is read again.
+READ_BYTES = 2**29
+
+
+def products(setting: Setting, results: Results) -> None:
+    """For a few rows the weight's bytes a second, for many the operations."""
+    shapes = ((128, 64),) if setting.is_dry else SHAPES
+    for shape, name in product(shapes, READ):
+        for num_rows in FEW:
+            measure = partial(read_rate, setting, name, shape, num_rows)
+            results.attempt(show(name, shape, num_rows), measure)
+    for shape, name in product(shapes, MULTIPLIED):
+        num_rows = 16 if setting.is_dry else MANY
+        measure = partial(product_rate, setting, name, shape, num_rows)
+        results.attempt(show(name, shape, num_rows), measure)
+
+
+def show(name: str, shape: tuple[int, int], num_rows: int) -> str:
+    """As in "w8a16, 4096 × 11008, 8 rows"."""
+    name = "float16" if name == "float" else name
+    return f"{name}, {shape[0]} × {shape[1]}, {num_rows} {'row' if num_rows == 1 else 'rows'}"
+
+
+def read_rate(
+    setting: Setting, name: str, shape: tuple[int, int], num_rows: int
+) -> dict[str, float]:
+    """The bytes of the weight that are read a second."""
+    chosen = weight_format(name)
+    num_bytes = sum(part.nbytes for part in random_parts(chosen, shape, setting).values())
+    count = 2 if setting.is_dry else -(-READ_BYTES // num_bytes)
+    seconds = seconds_each(setting, chosen, shape, num_rows, count)
+    return {
+        "rows": num_rows, "microseconds": seconds * 1e6,
+        "gigabytes_per_second": num_bytes / seconds / 1e9,
+    }  # fmt: skip
+
+
+def product_rate(
+    setting: Setting, name: str, shape: tuple[int, int], num_rows: int
+) -> dict[str, float]:
+    """The multiplications and additions a second."""
+    seconds = seconds_each(setting, weight_format(name), shape, num_rows, 2)
+    operations = 2 * num_rows * shape[0] * shape[1]
+    return {
+        "rows": num_rows, "microseconds": seconds * 1e6,
+        "teraflops_per_second": operations / seconds / 1e12,
+    }  # fmt: skip
+
+
+def seconds_each(
+    setting: Setting, chosen: WeightFormat, shape: tuple[int, int], num_rows: int, count: int
+) -> float:
+    """The time of a product, of `count` with weights of their own one after the other."""
+    dtype = torch.float32 if setting.is_dry else torch.float16
+    rows = torch.randn(num_rows, shape[0], device=setting.device).to(dtype)
+    works = [multiplier(chosen, shape, setting) for _ in range(count)]
+
+    def multiply_all() -> None:
+        for kernel, parts in works:
+            kernel(rows, parts, None)
+
+    return median_seconds(captured(multiply_all, setting), setting.device) / count
+
+
+def multiplier(
+    chosen: WeightFormat, shape: tuple[int, int], setting: Setting
+) -> tuple[LinearKernel, dict[str, Tensor]]:
+    """A format's kernel on the device, and a weight in the order that it wants."""
+    parts = random_parts(chosen, shape, setting)
+    kernel = linear_kernel(chosen, device=setting.device, widen_from=None)
+    if isinstance(kernel, InOrder):
+        parts, kernel = kernel.arrange(parts)
+    return kernel, parts
+
+
+def random_parts(chosen: WeightFormat, shape: Sequence[int], setting: Setting) -> dict[str, Tensor]:
+    """The parts of a weight, of random numbers: to round one of floats would take longer."""
+    floats = torch.float32 if setting.is_dry else torch.float16
+    parts = {}
+    for name, part in chosen.parts(shape[1], shape[0]).items():
+        dtype = dtype_of(part, floats)
+        if dtype.is_floating_point:
+            parts[name] = torch.rand(part.shape, device=setting.device).to(dtype) / 100
+        else:
+            limits = torch.iinfo(dtype)
+            parts[name] = torch.randint(
+                limits.min, limits.max, part.shape, dtype=dtype, device=setting.device
+            )
+    return parts
+
+
+def captured(work: Callable[[], None], setting: Setting) -> Callable[[], None]:
+    """The same as a CUDA graph: these products are shorter than a launch by Python."""
+    if setting.device.type != "cuda":
+        return work
+    side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    side.wait_stream(torch.cuda.current_stream())  # Warm-up that a capture needs.
+    with torch.cuda.stream(side):
+        work()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        work()
+    return graph.replay  # type: ignore[no-any-return]

@@ -1,0 +1,338 @@
+"""Products with weights of whole numbers on CUDA, by Triton: the kernels and their launches.
+
+Owns   the numbers of a weight in registers, the product of a few rows with them, and the weight
+       widened for many rows.
+Takes  rows (M, K) and a `StoredWeight`, whose parts stay as the model folder has them: a thread
+       reads 16 neighbouring bytes of a row, and a warp a whole line, so no other order is faster.
+Never  asks the GPU for anything, so that a step can be captured as a graph.
+
+Checked under Triton's interpreter and compiler only: it has not run on a GPU yet.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor
+
+from minigpt4_runtime.kernels.launching import on_device_of
+from minigpt4_runtime.optional import require
+
+if TYPE_CHECKING:
+    import triton
+    import triton.language as tl
+else:
+    triton = require("triton", install="pip install triton")
+    tl = require("triton.language", install="pip install triton")
+
+Layout = Literal["int8", "int4", "sparse24"]
+# How many numbers share what is loaded at once: a scale, and 16 or fewer bytes of the weight.
+_CHUNK = {"int8": 16, "int4": 32, "sparse24": 16}
+# The smallest side of a matrix that tensor cores multiply.
+_MIN_SIDE = 16
+_MOST_ROWS_AT_ONCE = 64
+# With about so many programs each multiprocessor has one; wider tiles read the rows less often.
+_WANTED_PROGRAMS = 128
+
+
+@dataclass(frozen=True)
+class StoredWeight:
+    """The parts of a weight (N, K), contiguous.
+
+    `numbers` are int8 (N, K); int32 (N, K / 8), eight of 4 bits each; or int8 (N, K / 2), those
+    that 2:4 sparsity keeps, at `places`, uint8 (N, K / 8). `scales` are (N, groups). `zeros` are
+    int8 (N, groups), or of 4 bits in int32 (N / 8, groups).
+    """
+
+    layout: Layout
+    numbers: Tensor
+    scales: Tensor
+    zeros: Tensor | None = None
+    places: Tensor | None = None
+
+    @property
+    def num_outputs(self) -> int:
+        """N."""
+        return len(self.numbers)
+
+    @property
+    def num_inputs(self) -> int:
+        """K."""
+        return self.numbers.shape[1] * {"int8": 1, "int4": 8, "sparse24": 2}[self.layout]
+
+    @property
+    def group_size(self) -> int | None:
+        """How many numbers have a scale; None: a whole row."""
+        num_groups = self.scales.shape[1]
+        return None if num_groups == 1 else self.num_inputs // num_groups
+
+    def _arguments(self) -> tuple[Tensor | None, ...]:
+        # A pair of kept numbers is read at once.
+        is_sparse = self.layout == "sparse24"
+        numbers = self.numbers.view(torch.int16) if is_sparse else self.numbers
+        return numbers, self.scales, self.zeros, self.places
+
+    def multiply_few(self, rows: Tensor, bias: Tensor | None) -> Tensor:
+        """(M, K) → (M, N), summed in float32. The weight is read once for each 64 rows."""
+        product = rows.new_empty(len(rows), self.num_outputs)
+        sizes = few_sizes(self.layout, rows, self.num_outputs)
+        grid = (
+            triton.cdiv(len(rows), sizes["ROWS"]),
+            triton.cdiv(self.num_outputs, sizes["OUTPUTS"]),
+        )
+        with on_device_of(rows):
+            _multiply_few[grid](
+                rows, *self._arguments(), bias, product, len(rows), self.num_outputs,
+                self.num_inputs, LAYOUT=self.layout, GROUP=self.group_size, **sizes,
+            )  # fmt: skip
+        return product
+
+    def widen(self, dtype: torch.dtype) -> Tensor:
+        """The matrix (N, K) of floats; in int8 its whole numbers, without scales."""
+        shape = (self.num_outputs, self.num_inputs)
+        matrix = torch.empty(shape, dtype=dtype, device=self.numbers.device)
+        sizes = widen_sizes(self.layout)
+        grid = (
+            triton.cdiv(self.num_inputs, sizes["INPUTS"]),
+            triton.cdiv(self.num_outputs, sizes["OUTPUTS"]),
+        )
+        with on_device_of(matrix):
+            _widen[grid](
+                *self._arguments(), matrix, *shape,
+                LAYOUT=self.layout, GROUP=self.group_size, **sizes,
+            )  # fmt: skip
+        return matrix
+
+
+def few_sizes(layout: Layout, rows: Tensor, num_outputs: int) -> dict[str, int]:
+    """The tile of a program, which fits into the 99 KiB of shared memory that every GPU has.
+
+    Each program sums over all inputs. A sum that several programs share needs a second launch, or
+    additions whose order changes from run to run; narrow tiles give as many programs without.
+    """
+    num_rows, chunk = len(rows), _CHUNK[layout]
+    if num_rows == 1:
+        # 8 KiB of the weight at a time, in some 500 programs of a 7B's products.
+        return {"ROWS": 1, "OUTPUTS": 8, "INPUTS": 64 * chunk, "CHUNK": chunk, "num_warps": 4}
+    tile = min(_MOST_ROWS_AT_ONCE, max(_MIN_SIDE, triton.next_power_of_2(num_rows)))
+    return {
+        "ROWS": tile, "OUTPUTS": 64 if num_outputs >= 64 * _WANTED_PROGRAMS else 32,
+        "INPUTS": 256 if tile == _MIN_SIDE else 128, "CHUNK": chunk,
+        "num_warps": 4, "num_stages": 4 if rows.element_size() == 2 else 2,
+    }  # fmt: skip
+
+
+def widen_sizes(layout: Layout) -> dict[str, int]:
+    """The tile of a program."""
+    return {"OUTPUTS": 8, "INPUTS": 512, "CHUNK": _CHUNK[layout], "num_warps": 4}
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _nibble(words: tl.tensor, PLACE: tl.constexpr) -> tl.tensor:
+    """The number of 4 bits at a place of each word, as a float from -8 to 7."""
+    # As the last bits of 2**23, which floats next to it hold exactly: a conversion is slower.
+    bits = ((words >> (4 * PLACE)) & 15) | 0x4B000000
+    return bits.to(tl.float32, bitcast=True) - 8388616.0
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _kept(pairs: tl.tensor, places: tl.tensor, PLACE: tl.constexpr) -> tl.tensor:
+    """The number at a place of each four, of which a pair is kept."""
+    first, second = ((pairs << 24) >> 24), (pairs >> 8)
+    chosen = tl.where((places >> 2) == PLACE, second, 0)
+    return tl.where((places & 3) == PLACE, first, chosen).to(tl.float32)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _load_numbers(  # noqa: PLR0917
+    numbers: tl.tensor,
+    places: tl.tensor,
+    outputs: tl.tensor,  # (OUTPUTS,) int64: which ones, and whether they are there.
+    is_output: tl.tensor,
+    first: tl.tensor,  # The first input.
+    num_inputs: tl.tensor,
+    LAYOUT: tl.constexpr,
+    INPUTS: tl.constexpr,
+) -> tl.tensor:
+    """The whole numbers (OUTPUTS, INPUTS) of a tile, as float32."""
+    PER_ITEM: tl.constexpr = 1 if LAYOUT == "int8" else 8 if LAYOUT == "int4" else 4
+    width = num_inputs // PER_ITEM
+    columns = first // PER_ITEM + tl.arange(0, INPUTS // PER_ITEM)
+    at = outputs[:, None] * width + columns[None, :]
+    is_there = is_output[:, None] & (columns < width)[None, :]
+    items = tl.load(numbers + at, is_there, 0)
+    if LAYOUT == "int8":
+        found = items.to(tl.float32)
+    elif LAYOUT == "int4":
+        # Number 8j + i is bits 4i to 4i + 3 of word j.
+        even = tl.interleave(
+            tl.interleave(_nibble(items, 0), _nibble(items, 4)),
+            tl.interleave(_nibble(items, 2), _nibble(items, 6)),
+        )
+        odd = tl.interleave(
+            tl.interleave(_nibble(items, 1), _nibble(items, 5)),
+            tl.interleave(_nibble(items, 3), _nibble(items, 7)),
+        )
+        found = tl.interleave(even, odd)
+    else:
+        # A byte has the places of two fours.
+        both = tl.load(places + (at // 2), is_there, 0).to(tl.int32)
+        own, pairs = (both >> (4 * (at % 2)).to(tl.int32)) & 15, items.to(tl.int32)
+        found = tl.interleave(
+            tl.interleave(_kept(pairs, own, 0), _kept(pairs, own, 2)),
+            tl.interleave(_kept(pairs, own, 1), _kept(pairs, own, 3)),
+        )
+    return found
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _find_groups(
+    first: tl.tensor, num_inputs: tl.tensor, GROUP: tl.constexpr, CHUNKS: tl.constexpr,
+    CHUNK: tl.constexpr,
+) -> tl.tensor:  # fmt: skip
+    """The group of each chunk of a tile; past the end it is the last one."""
+    chunks = first // CHUNK + tl.arange(0, CHUNKS)
+    if GROUP is None:
+        groups = chunks * 0
+    else:
+        groups = tl.minimum(chunks * CHUNK // GROUP, num_inputs // GROUP - 1)
+    return groups
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _load_zeros(  # noqa: PLR0917
+    zeros: tl.tensor,
+    outputs: tl.tensor,
+    is_output: tl.tensor,
+    groups: tl.tensor,
+    num_groups: tl.tensor,
+    LAYOUT: tl.constexpr,
+) -> tl.tensor:
+    """The zero points (OUTPUTS, chunks), as float32."""
+    if LAYOUT == "int4":  # Packed over the outputs.
+        at = (outputs // 8)[:, None] * num_groups + groups[None, :]
+        words = tl.load(zeros + at, is_output[:, None], 0)
+        found = ((words >> (4 * (outputs % 8)).to(tl.int32)[:, None]) & 15) - 8
+    else:
+        found = tl.load(
+            zeros + outputs[:, None] * num_groups + groups[None, :], is_output[:, None], 0
+        )
+    return found.to(tl.float32)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _load_chunks(  # noqa: PLR0913, PLR0917
+    numbers: tl.tensor,
+    scales: tl.tensor,
+    zeros: tl.tensor,
+    places: tl.tensor,
+    outputs: tl.tensor,
+    is_output: tl.tensor,
+    first: tl.tensor,
+    num_inputs: tl.tensor,
+    LAYOUT: tl.constexpr,
+    GROUP: tl.constexpr,
+    OUTPUTS: tl.constexpr,
+    INPUTS: tl.constexpr,
+    CHUNK: tl.constexpr,
+) -> tuple[tl.tensor, tl.tensor]:
+    """Numbers less their zero points (OUTPUTS, chunks, CHUNK), and scales (OUTPUTS, chunks)."""
+    CHUNKS: tl.constexpr = INPUTS // CHUNK
+    groups = _find_groups(first, num_inputs, GROUP, CHUNKS, CHUNK)
+    num_groups = 1 if GROUP is None else num_inputs // GROUP
+    at = outputs[:, None] * num_groups + groups[None, :]
+    scale = tl.load(scales + at, is_output[:, None], 0.0).to(tl.float32)
+    # Of several loads the compiler keeps the last one's order in registers, and moves the others.
+    found = _load_numbers(numbers, places, outputs, is_output, first, num_inputs, LAYOUT, INPUTS)
+    found = tl.reshape(found, (OUTPUTS, CHUNKS, CHUNK))
+    if zeros is not None:
+        found -= _load_zeros(zeros, outputs, is_output, groups, num_groups, LAYOUT)[:, :, None]
+    return found, scale
+
+
+# Specialised, it would be compiled anew for counts that 16 divides, in the midst of answers.
+@triton.jit(do_not_specialize=["num_rows"])  # type: ignore[untyped-decorator]
+def _multiply_few(  # noqa: PLR0913, PLR0917
+    rows: tl.tensor,  # (M, K)
+    numbers: tl.tensor,  # These four as in StoredWeight; two may be None.
+    scales: tl.tensor,
+    zeros: tl.tensor,
+    places: tl.tensor,
+    bias: tl.tensor,  # (N,) or None
+    product: tl.tensor,  # (M, N)
+    num_rows: tl.tensor,
+    num_outputs: tl.tensor,
+    num_inputs: tl.tensor,
+    LAYOUT: tl.constexpr,
+    GROUP: tl.constexpr,  # The numbers that have a scale; None: a whole row.
+    ROWS: tl.constexpr,
+    OUTPUTS: tl.constexpr,
+    INPUTS: tl.constexpr,
+    CHUNK: tl.constexpr,
+) -> None:
+    """One program: some rows, some outputs, all inputs."""
+    CHUNKS: tl.constexpr = INPUTS // CHUNK
+    outputs = (tl.program_id(1) * OUTPUTS + tl.arange(0, OUTPUTS)).to(tl.int64)
+    is_output = outputs < num_outputs
+    own_rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    # One row is summed by threads, several by tensor cores.
+    shared = tl.zeros((OUTPUTS, CHUNKS if ROWS == 1 else ROWS), tl.float32)
+    for first in range(0, num_inputs, INPUTS):
+        inputs = first + tl.arange(0, INPUTS)
+        at = own_rows[None, :] * num_inputs + inputs[:, None]
+        is_there = (own_rows < num_rows)[None, :] & (inputs < num_inputs)[:, None]
+        some = tl.load(rows + at, is_there, 0.0)
+        found, scale = _load_chunks(
+            numbers, scales, zeros, places, outputs, is_output, first, num_inputs,
+            LAYOUT, GROUP, OUTPUTS, INPUTS, CHUNK,
+        )  # fmt: skip
+        if ROWS == 1:
+            row = tl.reshape(some.to(tl.float32), (1, CHUNKS, CHUNK))
+            sums = tl.sum(found * row, 2)
+            shared += sums if GROUP is None else sums * scale
+        else:
+            if GROUP is not None:
+                found *= scale[:, :, None]
+            weight = tl.reshape(found, (OUTPUTS, INPUTS)).to(some.dtype)
+            shared = tl.dot(weight, some, shared, input_precision="ieee")
+    total = tl.sum(shared, 1, keep_dims=True) if ROWS == 1 else shared
+    if GROUP is None:
+        total *= tl.load(scales + outputs, is_output, 0.0)[:, None]
+    if bias is not None:
+        total += tl.load(bias + outputs, is_output, 0.0).to(tl.float32)[:, None]
+    at = own_rows[None, :] * num_outputs + outputs[:, None]
+    is_there = is_output[:, None] & (own_rows < num_rows)[None, :]
+    tl.store(product + at, total.to(product.dtype.element_ty), is_there)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _widen(  # noqa: PLR0913, PLR0917
+    numbers: tl.tensor,  # These four as in StoredWeight; two may be None.
+    scales: tl.tensor,
+    zeros: tl.tensor,
+    places: tl.tensor,
+    matrix: tl.tensor,  # (N, K) floats, or int8: whole numbers without scales.
+    num_outputs: tl.tensor,
+    num_inputs: tl.tensor,
+    LAYOUT: tl.constexpr,
+    GROUP: tl.constexpr,
+    OUTPUTS: tl.constexpr,
+    INPUTS: tl.constexpr,
+    CHUNK: tl.constexpr,
+) -> None:
+    first = tl.program_id(0) * INPUTS
+    outputs = (tl.program_id(1) * OUTPUTS + tl.arange(0, OUTPUTS)).to(tl.int64)
+    is_output = outputs < num_outputs
+    found, scale = _load_chunks(
+        numbers, scales, zeros, places, outputs, is_output, first, num_inputs,
+        LAYOUT, GROUP, OUTPUTS, INPUTS, CHUNK,
+    )  # fmt: skip
+    if matrix.dtype.element_ty != tl.int8:
+        found *= scale[:, :, None]
+    inputs = first + tl.arange(0, INPUTS)
+    is_there = is_output[:, None] & (inputs < num_inputs)[None, :]
+    at = outputs[:, None] * num_inputs + inputs[None, :]
+    widened = tl.reshape(found, (OUTPUTS, INPUTS)).to(matrix.dtype.element_ty)
+    tl.store(matrix + at, widened, is_there)

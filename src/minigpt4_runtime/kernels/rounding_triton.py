@@ -1,0 +1,118 @@
+"""Rows of 8 bits on CUDA, by Triton.
+
+Owns   the rounding of rows, and the scaling of what whole numbers sum up to.
+Takes  rows (M, K) of floats, or sums (M, N) and their scales.
+Never  asks the GPU for anything, so that a step can be captured as a graph.
+
+Checked under Triton's interpreter and compiler only: it has not run on a GPU yet.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from minigpt4_runtime.kernels.launching import on_device_of
+from minigpt4_runtime.optional import require
+
+if TYPE_CHECKING:
+    import triton
+    import triton.language as tl
+else:
+    triton = require("triton", install="pip install triton")
+    tl = require("triton.language", install="pip install triton")
+
+_SCALED_AT_ONCE = 1024
+
+
+def round_rows(rows: Tensor, group_size: int | None) -> Tensor:
+    """(M, K) floats → the same, rounded to 255 steps in each group of a row."""
+    rounded = torch.empty_like(rows)
+    _launch_rounding(rows, rounded, None, group_size)
+    return rounded
+
+
+def round_to_int8(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """(M, K) floats → int8, and the scale of each row, (M,) float32."""
+    rounded = torch.empty_like(rows, dtype=torch.int8)
+    scales = rows.new_empty(len(rows), dtype=torch.float32)
+    _launch_rounding(rows, rounded, scales, None)
+    return rounded, scales
+
+
+def _launch_rounding(
+    rows: Tensor, rounded: Tensor, scales: Tensor | None, group_size: int | None
+) -> None:
+    num_rows, width = rows.shape
+    with on_device_of(rows):
+        _round_rows[(num_rows,)](rows, rounded, scales, width, **rounding_sizes(width, group_size))
+
+
+def rounding_sizes(width: int, group_size: int | None) -> dict[str, int]:
+    """A program has a whole row."""
+    block = triton.next_power_of_2(width)
+    return {"WIDTH": block, "GROUP": group_size or block, "num_warps": 8 if block > 4096 else 4}
+
+
+def scale_sums(
+    sums: Tensor, row_scales: Tensor, scales: Tensor, bias: Tensor | None, dtype: torch.dtype
+) -> Tensor:
+    """Whole sums (M, N), int32 → sums · scale of the row · scale of the output + bias."""
+    product = torch.empty_like(sums, dtype=dtype)
+    num_rows, num_outputs = sums.shape
+    with on_device_of(sums):
+        _scale_sums[(num_rows, triton.cdiv(num_outputs, _SCALED_AT_ONCE))](
+            sums, row_scales, scales, bias, product, num_outputs, OUTPUTS=_SCALED_AT_ONCE
+        )
+    return product
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _round_rows(  # noqa: PLR0917
+    rows: tl.tensor,  # (M, width)
+    rounded: tl.tensor,  # Likewise: floats, or whole numbers where the scales are kept.
+    scales: tl.tensor,  # (M,), or None.
+    width: tl.tensor,
+    WIDTH: tl.constexpr,  # The power of two that holds a row.
+    GROUP: tl.constexpr,
+) -> None:
+    columns = tl.arange(0, WIDTH)
+    is_there = columns < width
+    at = tl.program_id(0).to(tl.int64) * width + columns
+    row = tl.load(rows + at, is_there, 0.0).to(tl.float32)
+    groups = tl.reshape(row, (WIDTH // GROUP, GROUP))
+    # A scale that is not finite makes all of its numbers so: max would pass over NaN.
+    sizes = tl.where(groups == groups, tl.abs(groups), float("inf"))
+    scale = tl.maximum(tl.max(sizes, 1, keep_dims=True), 1e-30) / 127
+    # Next to 1.5 · 2**23 floats are whole numbers, and additions round to the nearest even one.
+    whole = (groups / scale + 12582912.0) - 12582912.0
+    if scales is None:
+        found = whole * scale
+    else:
+        found = whole
+        tl.store(scales + tl.program_id(0) + tl.arange(0, 1), tl.reshape(scale, (1,)))
+    found = tl.reshape(found, (WIDTH,)).to(rounded.dtype.element_ty)
+    tl.store(rounded + at, found, is_there)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _scale_sums(  # noqa: PLR0917
+    sums: tl.tensor,  # (M, num_outputs) int32
+    row_scales: tl.tensor,  # (M,)
+    scales: tl.tensor,  # (num_outputs,)
+    bias: tl.tensor,  # Likewise, or None.
+    product: tl.tensor,  # (M, num_outputs)
+    num_outputs: tl.tensor,
+    OUTPUTS: tl.constexpr,
+) -> None:
+    row = tl.program_id(0).to(tl.int64)
+    outputs = tl.program_id(1) * OUTPUTS + tl.arange(0, OUTPUTS)
+    is_output = outputs < num_outputs
+    at = row * num_outputs + outputs
+    found = tl.load(sums + at, is_output, 0).to(tl.float32) * tl.load(row_scales + row)
+    found *= tl.load(scales + outputs, is_output, 0.0)
+    if bias is not None:
+        found += tl.load(bias + outputs, is_output, 0.0).to(tl.float32)
+    tl.store(product + at, found.to(product.dtype.element_ty), is_output)

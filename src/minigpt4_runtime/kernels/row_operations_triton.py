@@ -1,0 +1,103 @@
+"""What lies between the products of a language model on CUDA, by Triton.
+
+Owns   the kernels, one launch each. Takes rows; gives rows.
+Never  asks the GPU for anything, so that a step can be captured as a graph.
+
+Checked under Triton's interpreter and compiler only: it has not run on a GPU yet.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from minigpt4_runtime.kernels.launching import on_device_of
+from minigpt4_runtime.optional import require
+
+if TYPE_CHECKING:
+    import triton
+    import triton.language as tl
+else:
+    triton = require("triton", install="pip install triton")
+    tl = require("triton.language", install="pip install triton")
+
+_GATED_AT_ONCE = 1024
+_NUMBERS_PER_WARP = 1024
+
+
+class TritonOperations:
+    """See `RowOperations`. Sums and products are rounded where torch rounds them."""
+
+    def add_and_norm(
+        self, hidden: Tensor, added: Tensor | None, weight: Tensor, eps: float
+    ) -> tuple[Tensor, Tensor]:
+        """See `RowOperations`."""
+        hidden = hidden.contiguous()
+        total = hidden if added is None else added.contiguous()
+        normed, width = torch.empty_like(hidden), hidden.shape[-1]
+        with on_device_of(hidden):
+            _add_and_norm[(hidden.numel() // width,)](
+                hidden, None if added is None else total, weight, normed, width, eps,
+                **norm_sizes(width),
+            )  # fmt: skip
+        return total, normed
+
+    def gate(self, gate: Tensor, up: Tensor) -> Tensor:
+        """See `RowOperations`."""
+        gate, count = gate.contiguous(), gate.numel()
+        with on_device_of(gate):
+            _gate[(triton.cdiv(count, _GATED_AT_ONCE),)](
+                gate, up.contiguous(), count, NUMBERS=_GATED_AT_ONCE
+            )
+        return gate
+
+
+def norm_sizes(width: int) -> dict[str, int]:
+    """What the kernel is compiled for: a program has a whole row."""
+    block = triton.next_power_of_2(width)
+    return {"WIDTH": block, "num_warps": min(16, max(1, block // _NUMBERS_PER_WARP))}
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _add_and_norm(  # noqa: PLR0917
+    hidden: tl.tensor,  # (T, width)
+    added: tl.tensor,  # Likewise, or None. The sum takes its place.
+    weight: tl.tensor,  # (width,)
+    normed: tl.tensor,  # (T, width)
+    width: tl.tensor,
+    eps: tl.tensor,
+    WIDTH: tl.constexpr,  # The power of two that holds a row.
+) -> None:
+    columns = tl.arange(0, WIDTH)
+    is_there = columns < width
+    at = tl.program_id(0).to(tl.int64) * width + columns
+    rows = tl.load(hidden + at, is_there, 0.0)
+    if added is not None:
+        rows = (rows.to(tl.float32) + tl.load(added + at, is_there, 0.0).to(tl.float32)).to(
+            rows.dtype
+        )
+        tl.store(added + at, rows, is_there)
+    wide = rows.to(tl.float32)
+    scale = 1.0 / tl.sqrt_rn(tl.sum(wide * wide, 0) / width + eps)
+    unit = (wide * scale).to(rows.dtype).to(tl.float32)
+    result = unit * tl.load(weight + columns, is_there, 0.0).to(tl.float32)
+    tl.store(normed + at, result.to(rows.dtype), is_there)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _gate(
+    gate: tl.tensor,  # (count,); the result takes its place.
+    up: tl.tensor,
+    count: tl.tensor,
+    NUMBERS: tl.constexpr,
+) -> None:
+    at = tl.program_id(0).to(tl.int64) * NUMBERS + tl.arange(0, NUMBERS)
+    is_there = at < count
+    wide = tl.load(gate + at, is_there, 0.0).to(tl.float32)
+    silu = wide / (1.0 + tl.exp(-wide))
+    product = silu.to(up.dtype.element_ty).to(tl.float32) * tl.load(up + at, is_there, 0.0).to(
+        tl.float32
+    )
+    tl.store(gate + at, product.to(up.dtype.element_ty), is_there)

@@ -1,0 +1,253 @@
+"""Products on CUDA: Triton's kernels against the formats' own products, which define correct."""
+
+import pytest
+import torch
+from triton_cases import PLACES, run_compiler, skip_unless_interpreted
+
+from minigpt4_runtime.formats.registry import weight_format
+from minigpt4_runtime.kernels.registry import LINEAR_KERNELS, linear_kernel
+
+CUDA = torch.device("cuda")
+NAMES = [
+    "w8a16", "w8a8", "w8a16-g32-asymmetric", "w8a8-asymmetric", "w4a16-g32",
+    "w4a16-g128-asymmetric", "w4a8-g64", "w8a16-sparse24", "w8a8-sparse24",
+]  # fmt: skip
+DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+# As shares of the size of a sum: of rounding a weight's numbers, and sums in another order.
+TOLERANCE = {torch.float32: 1e-5, torch.float16: 3e-3, torch.bfloat16: 2.5e-2}
+# Here a few are so many, so that the interpreter has less to do: then 20 rows are many.
+FEW_ROWS = 18
+
+
+@pytest.fixture(params=PLACES)
+def device(request, monkeypatch):
+    if request.param == "cpu":
+        skip_unless_interpreted()
+        monkeypatch.setattr(triton_products(), "FEW_ROWS", FEW_ROWS)
+    return request.param
+
+
+def triton_products():
+    pytest.importorskip("triton", reason="triton is not installed")
+    from minigpt4_runtime.kernels import linear_triton
+
+    return linear_triton
+
+
+def kernel_for(chosen):
+    prepare = f"prepare_{chosen.family.replace('-', '_')}"
+    return getattr(triton_products(), prepare)(None)
+
+
+def draw_case(name, num_rows, dtype, *, seed, num_outputs=72, num_inputs=384):
+    """The format, rows, parts, bias, and what the format itself makes of them."""
+    generator = torch.Generator().manual_seed(seed)
+    chosen = weight_format(name)
+    weight = torch.randn(num_outputs, num_inputs, generator=generator)
+    parts = chosen.pack(weight)
+    rows = torch.randn(num_rows, num_inputs, generator=generator).to(dtype)
+    bias = torch.randn(num_outputs, generator=generator).to(dtype) if seed % 2 else None
+    return chosen, rows, parts, bias, chosen.multiply(rows.float(), parts, bias)
+
+
+def moved(parts, device):
+    return {name: part.to(device) for name, part in parts.items()}
+
+
+def assert_close(found, wanted, dtype, rows):
+    assert (found.dtype, found.shape) == (dtype, wanted.shape)
+    size = wanted.abs() + rows.float().norm(dim=-1, keepdim=True)
+    assert ((found.float().cpu() - wanted).abs() <= TOLERANCE[dtype] * size).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("num_rows", [1, 3, 20])
+@pytest.mark.parametrize("name", NAMES)
+def test_products_are_the_formats(device, name, num_rows, dtype):
+    """One row, a few, and so many that the weight is widened or the sums are whole."""
+    if (device, dtype) == ("cpu", torch.bfloat16):
+        pytest.skip("Triton's interpreter multiplies bfloat16 as if they were integers")
+    chosen, rows, parts, bias, wanted = draw_case(name, num_rows, dtype, seed=num_rows)
+    bias = None if bias is None else bias.to(device)
+    found = kernel_for(chosen)(rows.to(device), moved(parts, device), bias)
+    assert_close(found, wanted, dtype, rows)
+
+
+@pytest.mark.parametrize(
+    ("name", "num_outputs", "num_inputs"),
+    [
+        ("w8a16", 1, 1), ("w8a16", 33, 1030), ("w8a8", 35, 11), ("w8a8-asymmetric", 3, 2050),
+        ("w8a16-g32-asymmetric", 5, 1056), ("w4a16-g32", 9, 2080), ("w4a16-g64", 1, 64),
+        ("w4a8-g128-asymmetric", 40, 2176), ("w8a16-sparse24", 7, 1048), ("w8a8-sparse24", 8, 8),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("num_rows", [0, 1, 2, 20])
+def test_any_sizes(device, name, num_outputs, num_inputs, num_rows):
+    """No tile is full, and of the last ones most is not there."""
+    sizes = {"num_outputs": num_outputs, "num_inputs": num_inputs}
+    chosen, rows, parts, _, wanted = draw_case(name, num_rows, torch.float32, seed=0, **sizes)
+    found = kernel_for(chosen)(rows.to(device)[None], moved(parts, device), None)
+    assert_close(found, wanted[None], torch.float32, rows[None])
+
+
+@pytest.mark.parametrize("num_rows", [64, 65, 128])
+def test_more_rows_than_a_program_takes(device, monkeypatch, num_rows):
+    monkeypatch.setattr(triton_products(), "FEW_ROWS", 128)
+    chosen, rows, parts, _, wanted = draw_case("w4a16-g32", num_rows, torch.float32, seed=0)
+    found = kernel_for(chosen)(rows.to(device), moved(parts, device), None)
+    assert_close(found, wanted, torch.float32, rows)
+
+
+@pytest.mark.parametrize("num_rows", [3, 20])
+@pytest.mark.parametrize("name", ["w8a8", "w4a8-g32", "w8a16-sparse24"])
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
+@pytest.mark.filterwarnings("ignore:.* encountered in:RuntimeWarning")  # As the interpreter says.
+def test_a_row_without_numbers_leaves_others_alone(device, name, num_rows, wrong):
+    chosen, rows, parts, _, wanted = draw_case(name, num_rows, torch.float32, seed=0)
+    rows[1, 40] = wrong
+    found = kernel_for(chosen)(rows.to(device), moved(parts, device), None).cpu()
+    assert not found[1].isfinite().any()
+    others = [0, *range(2, num_rows)]
+    assert_close(found[others], wanted[others], torch.float32, rows[others])
+
+
+def test_many_rows_of_8_bits_are_summed_as_whole_numbers(device, monkeypatch):
+    """Where all of a row has one scale, also of a 2:4 weight, and torch takes the sizes."""
+    calls = []
+    multiply = torch._int_mm
+
+    def count(rows, matrix):
+        assert rows.dtype is matrix.dtype is torch.int8
+        calls.append(rows.shape)
+        return multiply(rows, matrix)
+
+    monkeypatch.setattr(torch, "_int_mm", count)
+    monkeypatch.setattr(triton_products(), "FEW_ROWS", FEW_ROWS)
+    cases = [("w8a8", 72), ("w8a8-sparse24", 72), ("w8a8", 71), ("w8a8-asymmetric", 72),
+             ("w8a8-g32", 72), ("w8a16", 72)]  # fmt: skip
+    for name, num_outputs in cases:
+        chosen, rows, parts, _, _ = draw_case(
+            name, 20, torch.float16, seed=0, num_outputs=num_outputs
+        )
+        kernel_for(chosen)(rows.to(device), moved(parts, device), None)
+    assert calls == [(20, 384)] * 2
+
+
+def test_rows_are_rounded_as_the_formats_do(device):
+    from minigpt4_runtime.formats import rounding
+    from minigpt4_runtime.kernels import rounding_triton
+
+    rows = torch.randn(5, 96, generator=torch.Generator().manual_seed(0))
+    rows[2] = 0
+    for group_size in (None, 32):
+        wanted = rounding.round_rows(rows, group_size or 96)
+        found = rounding_triton.round_rows(rows.to(device), group_size)
+        assert torch.allclose(found.cpu(), wanted, rtol=1e-5, atol=1e-7)
+    whole, scales = rounding_triton.round_to_int8(rows.to(device))
+    wanted = rounding.round_rows(rows, 96)
+    assert torch.allclose(whole.cpu() * scales.cpu()[:, None], wanted, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("num_rows", [1, 8, 300])
+@pytest.mark.parametrize("name", ["w8a16", "w8a8", "w4a16-g128", "w4a8-g32", "w8a8-sparse24"])
+def test_products_wait_for_nothing_and_can_be_captured(name, num_rows):
+    chosen, rows, parts, _, wanted = draw_case(name, num_rows, torch.float16, seed=0)
+    multiply, parts, there = kernel_for(chosen), moved(parts, "cuda"), rows.cuda()
+    first = multiply(there, parts, None)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        multiply(there, parts, None)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = multiply(there, parts, None)
+    graph.replay()
+    assert_close(captured, wanted, torch.float16, rows)
+    assert_close(first, wanted, torch.float16, rows)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("num_rows", [1, 64, 2048])
+@pytest.mark.parametrize("name", ["w8a16", "w8a8", "w4a16-g32", "w4a8-g128"])
+def test_products_of_a_7b(name, num_rows):
+    chosen = weight_format(name)
+    generator = torch.Generator().manual_seed(num_rows)
+    parts = moved(chosen.pack(torch.randn(4096, 11008, generator=generator)), "cuda")
+    rows = torch.randn(num_rows, 11008, generator=generator).half().cuda()
+    found = kernel_for(chosen)(rows, parts, None)
+    wide = chosen.multiply(rows.float(), parts, None)
+    assert_close(found, wide.cpu(), torch.float16, rows.cpu())
+
+
+def test_every_family_is_held_to_its_formats():
+    families = {family for family, kind in LINEAR_KERNELS if kind == "cuda"}
+    assert {weight_format(name).family for name in NAMES} == families
+
+
+def test_they_are_chosen_where_triton_runs(monkeypatch):
+    chosen = weight_format("w8a16")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert linear_kernel(chosen, device=CUDA, widen_from=None) == chosen.multiply
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    registry = "minigpt4_runtime.kernels.registry"
+    monkeypatch.setattr(f"{registry}.runs_triton", lambda capability: False)
+    assert linear_kernel(chosen, device=CUDA, widen_from=None) == chosen.multiply
+    monkeypatch.setattr(f"{registry}.runs_triton", lambda capability: capability == (9, 0))
+    multiply = triton_products()._multiply
+    for name in NAMES:
+        found = linear_kernel(weight_format(name), device=CUDA, widen_from=None)
+        rounds_rows = "a8" in name
+        assert (found.func, found.args[1]) == (multiply, rounds_rows)
+
+
+COMPILE = """
+import torch
+from minigpt4_runtime.kernels.integer_triton import _multiply_few, _widen, few_sizes, widen_sizes
+from minigpt4_runtime.kernels.rounding_triton import _round_rows, _scale_sums, rounding_sizes
+
+DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+NUMBERS = {"int8": "*i8", "int4": "*i32", "sparse24": "*i16"}
+COUNTS = dict.fromkeys(("num_rows", "num_outputs", "num_inputs", "width"), "i32")
+
+def types_of(dtype, layout, group):
+    floats = dict.fromkeys(("rows", "bias", "product", "matrix", "rounded"), f"*{dtype}")
+    zeros = "*i32" if layout == "int4" else "*i8"
+    return floats | COUNTS | {
+        "numbers": NUMBERS[layout], "scales": "*fp16" if group else "*fp32", "zeros": zeros,
+        "places": "*u8", "sums": "*i32", "row_scales": "*fp32",
+    }
+
+def absent(layout, *names):
+    return dict.fromkeys(names if layout == "sparse24" else (*names, "places"), None)
+
+CASES = [
+    ("fp16", 80, "int8", None, ("zeros",)), ("bf16", 90, "int4", 32, ("zeros", "bias")),
+    ("fp16", 86, "int4", 128, ()), ("bf16", 89, "sparse24", None, ("zeros",)),
+    ("fp32", 86, "int4", 64, ()),
+]
+for dtype, capability, layout, group, lacking in CASES:
+    types = types_of(dtype, layout, group)
+    fixed = {"LAYOUT": layout, "GROUP": group, **absent(layout, *lacking)}
+    for num_rows, num_outputs in ((1, 4096), (8, 32000), (64, 32000)):
+        rows = torch.empty(num_rows, 1, dtype=DTYPES[dtype])
+        sizes = few_sizes(layout, rows, num_outputs) | fixed
+        kernel = compile_for(capability, _multiply_few, types, sizes)
+        assert kernel.metadata.shared <= 99 * 2**10, "it needs more memory than some GPUs have"
+        if num_rows > 1 and dtype != "fp32":
+            ptx = kernel.asm["ptx"]
+            assert "mma.sync" in ptx or "wgmma" in ptx, "tensor cores do not make the products"
+    fixed.pop("bias", None)
+    compile_for(capability, _widen, types, widen_sizes(layout) | fixed)
+
+types = types_of("fp16", "int8", None)
+compile_for(80, _round_rows, types, rounding_sizes(11008, 32) | {"scales": None})
+compile_for(90, _round_rows, types | {"rounded": "*i8"}, rounding_sizes(11008, None))
+compile_for(80, _scale_sums, types, {"OUTPUTS": 1024})
+"""
+
+
+def test_triton_compiles_them_for_gpus(tmp_path):
+    run_compiler(COMPILE, tmp_path)

@@ -1,0 +1,39 @@
+"""Where Triton's kernels run in tests, and what compiles them for GPUs that are not there."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+# Under Triton's interpreter, and on a GPU.
+PLACES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
+
+COMPILE = """
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+def compile_for(capability, kernel, types, sizes):
+    launch = {name: sizes.pop(name) for name in ("num_warps", "num_stages") if name in sizes}
+    signature = {name: "constexpr" if name in sizes else types[name] for name in kernel.arg_names}
+    source = ASTSource(fn=kernel, signature=signature, constexprs=sizes)
+    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=launch)
+"""
+
+
+def skip_unless_interpreted() -> None:
+    pytest.importorskip("triton", reason="triton is not installed")
+    if os.environ.get("TRITON_INTERPRET") != "1":
+        pytest.skip("TRITON_INTERPRET is not set: here Triton's kernels run on the GPU")
+
+
+def run_compiler(program: str, cache_dir: Path) -> None:
+    """Run a program that has `compile_for`: in a process of its own, since Triton is either.
+
+    The compiler refuses what the interpreter lets pass; it needs no GPU.
+    """
+    pytest.importorskip("triton", reason="triton is not installed")
+    env = os.environ | {"TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(cache_dir)}
+    subprocess.run([sys.executable, "-c", COMPILE + program], check=True, env=env)
