@@ -127,4 +127,4 @@ def captured(work: Callable[[], None], setting: Setting) -> Callable[[], None]:
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         work()
-    return graph.replay  # type: ignore[no-any-return]
+    return graph.replay
