@@ -90,7 +90,9 @@ def wait_until(is_so):
 # --- the same answers, until a rank is lost -----------------------------------------------------
 
 
-@pytest.mark.parametrize(("name", "size"), [("vicuna", 2), ("llama2", 4), ("minigptv2", 2)])
+@pytest.mark.parametrize(
+    ("name", "size"), [("vicuna", 2), ("llama2", 4), ("minigptv2", 2), ("minigptv2", 4)]
+)
 def test_the_original_s_answers_until_a_rank_is_killed(golden_model_dir, name, size):
     alone = load(golden_model_dir(name))
     with load(golden_model_dir(name), tensor_parallel=size) as model:

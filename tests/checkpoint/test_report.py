@@ -31,6 +31,7 @@ def run(*arguments: object):
 # --- inspect -----------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("variant", ["vicuna", "llama2", "minigptv2"])
 def test_the_numbers_add_up(published, variant, tmp_path):
     convert(published, tmp_path / "out", dtype="bfloat16", max_shard_bytes=500_000)
     report, config = inspect_folder(tmp_path / "out"), load_config(tmp_path / "out")
@@ -50,7 +51,8 @@ def test_the_numbers_add_up(published, variant, tmp_path):
     assert report.token_bytes["float16"] == 2 * numbers
     held = [f"{2**30 // report.token_bytes[name]:,} tokens in {name}" for name in ("int8", "int4")]
     assert dict(report.facts())["a GiB holds"].endswith(", ".join(held))
-    assert towers["vision"].sizes == {"width": 176, "layers": 3, "heads": 2}
+    layers = 2 if variant == "minigptv2" else 3
+    assert towers["vision"].sizes == {"width": 176, "layers": layers, "heads": 2}
     assert report.num_files == len(list((tmp_path / "out").glob("*.safetensors"))) > 1
 
 
@@ -143,6 +145,7 @@ def flags(variant: str) -> list[object]:
     return given
 
 
+@pytest.mark.parametrize("variant", ["vicuna", "llama2", "minigptv2"])
 @pytest.mark.parametrize("dtype", [None, "float32"])
 def test_convert_says_what_it_made(variant, dtype, tmp_path):
     out_dir = tmp_path / "my model"
@@ -150,11 +153,15 @@ def test_convert_says_what_it_made(variant, dtype, tmp_path):
     done = run("convert", *flags(variant), "--out", out_dir, "--verify", *given)
     assert done.exit_code == 0, done.exception
     assert done.stdout == f"{out_dir}\n"
-    made, verified, tip = done.stderr.splitlines()
-    name = {"vicuna": "Vicuna", "llama2": "Llama-2"}[variant]
+    made, *doubt, verified, tip = done.stderr.splitlines()
+    name = {"vicuna": "Vicuna", "llama2": "Llama-2", "minigptv2": "MiniGPT-v2"}[variant]
     size = show_bytes(inspect_folder(out_dir).num_bytes)
     held = "float32" if dtype else "float16 and float32"
     assert made == f"The {name} variant, {size} of {held} weights."
+    # Its golden file has no config.model.arch.
+    assert [line.partition(" tells ")[2][:7] for line in doubt] == (
+        ["the Lla"] if variant == "llama2" else []
+    )
     num_weights = len(model_shapes(load_config(out_dir)))
     rounded = " in float32" if dtype else ""
     assert verified.startswith(f"Verified: all {num_weights} weights are the published ones")

@@ -8,13 +8,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from published_files import GOLDENS, edit, read_language, read_published, shard_with
+from published_files import (
+    GOLDENS,
+    edit,
+    edit_json,
+    read_language,
+    read_published,
+    shard_with,
+)
 from safetensors.torch import load_file, save_file
 
+from minigpt4_runtime import MiniGPT4, SamplingParams
 from minigpt4_runtime.checkpoint.config_file import load_config
 from minigpt4_runtime.convert import recipe
 from minigpt4_runtime.convert.convert import convert
 from minigpt4_runtime.errors import CheckpointError, ConfigError
+from minigpt4_runtime.quantise.choice import QuantisePlan, choose
+from minigpt4_runtime.quantise.quantise import quantise
 
 QUERY = "language.layers.0.attention.query.weight"
 OWNER = "llama_model.base_model.model.model.layers.0.self_attn.q_proj"
@@ -233,3 +243,67 @@ def test_settings_in_the_older_form_of_torch(minigptv2, tmp_path):
     torch.save(content, minigptv2.projection, _use_new_zipfile_serialization=False)
     convert(minigptv2, tmp_path / "out")
     assert json.loads((tmp_path / "out/config.json").read_text())["template"] == "minigptv2"
+
+
+# --- what is made of it -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("weights", ["w8a16", "w8a8", "w4a16", "w4a8"])
+def test_quantised_at_once_as_afterwards(minigptv2, golden_model_dir, tmp_path, weights):
+    plan = QuantisePlan(weights=weights)
+    convert(minigptv2, tmp_path / "once", choose_formats=lambda config: choose(plan, config))
+    quantise(golden_model_dir("minigptv2"), tmp_path / "later", plan)
+    once, later = weights_of(tmp_path / "once"), weights_of(tmp_path / "later")
+    assert once.keys() == later.keys()
+    assert all(torch.equal(once[name], later[name]) for name in once)
+    picture = GOLDENS / "minigptv2/images/photo_rgb.jpg"
+    sampling = SamplingParams(max_new_tokens=8)
+    with MiniGPT4.load(tmp_path / "once", device="cpu", dtype="float32") as model:
+        reply = model.describe(picture, sampling=sampling, task="caption")
+        assert reply.token_ids
+        assert reply.usage.prompt_tokens > model.config.rows_per_image == 16
+
+
+def resized(files, *, hidden: int, heads: int, rank: int, image: int) -> None:
+    """Other random weights, of other widths, in the same published layout."""
+    language, new_sizes = read_language(files.language_dir), {64: hidden, 160: 2 * hidden}
+
+    def draw(tensor: torch.Tensor, sizes: dict[int, int]) -> torch.Tensor:
+        return torch.randn([sizes.get(size, size) for size in tensor.shape]) * 0.1
+
+    drawn = {
+        name: draw(tensor, new_sizes) + ("norm" in name)  # Norms near 0 are those of a delta.
+        for name, tensor in language.items()
+    }
+    for path in files.language_dir.glob("pytorch_model*"):
+        path.unlink()
+    torch.save(drawn, files.language_dir / "pytorch_model.bin")
+    edit_json(
+        files.language_dir / "config.json", hidden_size=hidden, intermediate_size=2 * hidden,
+        num_attention_heads=heads, num_key_value_heads=heads,
+    )  # fmt: skip
+
+    def redraw(tensors: dict[str, torch.Tensor]) -> None:
+        for name, tensor in list(tensors.items()):
+            if "lora_A" in name:
+                tensors[name] = torch.randn(rank, hidden)
+            elif "lora_B" in name:
+                tensors[name] = torch.randn(hidden, rank)
+            elif "llama_proj" in name:
+                tensors[name] = draw(tensor, {64: hidden})
+
+    edit(files.projection, redraw)
+    save_settings(files.projection, lambda c: c["config"]["model"].update(image_size=image))
+
+
+def test_other_widths_ranks_and_sizes(minigptv2, tmp_path):
+    """As in a 13B: another width of the language model beside the same image tower."""
+    resized(minigptv2, hidden=80, heads=5, rank=6, image=84)
+    conversion = convert(minigptv2, tmp_path / "out", verify=True)
+    # A 6×6 grid: groups of 4 run over the ends of lines.
+    assert (conversion.config.vision.image_size, conversion.config.rows_per_image) == (84, 9)
+    found = weights_of(tmp_path / "out")[QUERY]
+    assert torch.allclose(found, merged(minigptv2, OWNER).float(), atol=1e-4)
+    with MiniGPT4.load(tmp_path / "out", device="cpu", dtype="float32") as model:
+        picture = GOLDENS / "minigptv2/images/grey.png"
+        assert model.describe(picture, sampling=SamplingParams(max_new_tokens=4)).token_ids

@@ -125,8 +125,9 @@ def _read(question_id: Id, record: _Record, place: str, images_dir: Path) -> Vqa
         raise ConfigError(f"{place} has no 'question' as text. {_WANTED}")
     given = record.get("answers", [record.get("answer")])
     answers = given if isinstance(given, list) else []
-    right = tuple(each.get("answer") if isinstance(each, dict) else each for each in answers)
-    if not right or not all(isinstance(each, str) for each in right):
+    said = [each.get("answer") if isinstance(each, dict) else each for each in answers]
+    right = tuple(each for each in said if isinstance(each, str))
+    if not right or len(right) < len(said):
         raise ConfigError(f"{place} has no answers as text. {_WANTED}")
     names = _image_names(record)
     if not names:
