@@ -98,11 +98,13 @@ def layer_shape(num_layers: int) -> CacheShape:
 def random_cache(work: Work, num_layers: int, device: torch.device) -> KeyValueCache:
     """Whose blocks all sequences fill, as the format writes them."""
     num_blocks = work.batch * -(-work.num_tokens // BLOCK_SIZE)
+    num_slots = num_blocks * BLOCK_SIZE
     cache = CACHE_FORMATS[work.cache_dtype].create(
         layer_shape(num_layers), num_blocks, dtype=work.cache_dtype, device=device
     )
     for layer in range(num_layers):
-        for slots in torch.arange(num_blocks * BLOCK_SIZE, device=device).split(ROWS_AT_ONCE):
+        for first in range(0, num_slots, ROWS_AT_ONCE):
+            slots = torch.arange(first, min(first + ROWS_AT_ONCE, num_slots), device=device)
             rows = torch.randn(2, len(slots), NUM_HEADS, HEAD_DIM, device=device)
             cache.write(layer, slots, *rows)
     return cache

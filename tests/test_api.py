@@ -164,7 +164,7 @@ def test_half_precision_stays_near_float32(golden_model_dir, model, dtype):
 
 
 def test_what_cannot_fit_is_refused_before_any_work(model, monkeypatch):
-    monkeypatch.setattr(MiniGPT4, "_image_input", None)
+    monkeypatch.setattr(MiniGPT4, "_open", None)
     with pytest.raises(PromptTooLongError, match=r"has \d+ tokens .* holds 2048") as caught:
         model.stream(ask(image("not-even-opened.jpg"), "word " * 3000))
     assert caught.value.limit == 2048 < caught.value.num_tokens

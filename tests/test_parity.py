@@ -94,7 +94,7 @@ def test_embeddings_and_first_logits(golden):
 def request_of(model: MiniGPT4, asked: list[Message]) -> Request:
     """What the engine is given for a dialogue."""
     encoded = model.encode_prompt(asked)
-    pictures = render(asked, model._template).images
+    pictures = map(model._open, render(asked, model._template).images)
     starts = [span.start for span in encoded.image_spans]
     images = tuple(map(model._image_input, pictures, starts))
     return Request(encoded.token_ids, images, SamplingParams())

@@ -97,10 +97,10 @@ def without_memory_for(num_sequences, monkeypatch):
     """A device that has memory for a step of fewer sequences."""
     execute = Runner.execute
 
-    def run_out(self, plan, pixels):
+    def run_out(self, plan, *others):
         if len(plan.slices) >= num_sequences:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return execute(self, plan, pixels)
+        return execute(self, plan, *others)
 
     monkeypatch.setattr(Runner, "execute", run_out)
 
@@ -145,7 +145,7 @@ def test_a_search_ends_where_memory_does_and_keeps_every_point(demo_model, monke
 
 
 def test_an_error_that_is_not_about_memory_is_not_hidden(demo_model, monkeypatch):
-    def break_down(self, plan, pixels):
+    def break_down(self, *_):
         raise ZeroDivisionError("broken")
 
     monkeypatch.setattr(Runner, "execute", break_down)

@@ -67,7 +67,7 @@ def test_what_fits_follows_from_the_memory(real_minigpt4, monkeypatch):
                  for dtype in ("float32", "float16")}  # fmt: skip
     assert fits == quantised | {
         (preset, "float", dtype)
-        for preset in ("vicuna-7b", "llama2-7b")
+        for preset in ("vicuna-7b", "llama2-7b", "minigpt-v2")
         for dtype in ("float16", "bfloat16")
     }
     whole = next(fit for fit in found["fits"] if fit["preset"] == "vicuna-7b"

@@ -548,7 +548,7 @@ def test_names_that_are_not_known(fetch, real_minigpt4, cache_home):
     assert (shown.status, shown.err) == (
         1,
         "error: There is no model 'vicuna-33b' to fetch; there is vicuna-7b, vicuna-13b, "
-        "llama2-7b.\n",
+        "llama2-7b, minigpt-v2.\n",
     )
     shown = real_minigpt4("describe", PICTURE, "--model", "vicuna-13b")
     assert shown.status == 1

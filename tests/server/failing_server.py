@@ -15,7 +15,7 @@ HOW = sys.argv.pop(1)
 execute, add = Runner.execute, Scheduler.add
 
 
-def failing_execute(self, plan, pixels):
+def failing_execute(self, plan, *others):
     # The questions that a test asks are longer than the watch's own.
     if HOW == "stick" and plan.num_tokens > 60:
         threading.Event().wait()
@@ -25,7 +25,7 @@ def failing_execute(self, plan, pixels):
     if HOW == "once" and plan.num_tokens > 60 and not getattr(self, "was_broken", False):
         self.was_broken = True
         raise ValueError("a step failed")
-    return execute(self, plan, pixels)
+    return execute(self, plan, *others)
 
 
 def failing_add(self, sequence):
