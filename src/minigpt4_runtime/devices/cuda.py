@@ -57,7 +57,7 @@ class CudaBackend:
         """See `DeviceBackend`. The result's tensor stays the graph's own."""
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.device(self.device):
-            stream = torch.cuda.Stream()
+            stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
             stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(stream):
                 function()

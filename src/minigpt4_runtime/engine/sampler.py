@@ -174,14 +174,14 @@ class Sampler:
 def _fetch(numbers: Tensor) -> Callable[[], list[float]]:
     """Start to copy numbers to the host. The result waits for them, not for any later work."""
     if numbers.is_cpu:
-        return numbers.tolist  # type: ignore[no-any-return]
+        return numbers.tolist
     host = torch.empty_like(numbers, device="cpu", pin_memory=True)
     host.copy_(numbers, non_blocking=True)
     copied = torch.accelerator.current_stream(numbers.device).record_event()
 
     def read() -> list[float]:
         copied.synchronize()
-        return host.tolist()  # type: ignore[no-any-return]
+        return host.tolist()
 
     return read
 

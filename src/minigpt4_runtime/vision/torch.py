@@ -51,7 +51,8 @@ class TorchVisionEncoder:
             pixels = pixels.pin_memory().to(self._device, non_blocking=True)
         if self._capture is None or on_tower is not None:
             return self._compute(pixels, on_tower)
-        return torch.cat([self._replay(some) for some in pixels.split(GRAPH_SIZES[-1])])
+        parts = pixels.split(GRAPH_SIZES[-1])  # type: ignore[no-untyped-call]
+        return torch.cat([self._replay(some) for some in parts])
 
     def _compute(self, pixels: Tensor, on_tower: Callable[[], object] | None = None) -> Tensor:
         features = self._vision.features(pixels.to(self._dtype))
