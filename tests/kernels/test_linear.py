@@ -94,7 +94,7 @@ def test_a_format_without_a_row_multiplies_by_itself(monkeypatch):
     assert linear_kernel(other, device=CUDA, widen_from=7) == other.multiply
     monkeypatch.setitem(LINEAR_KERNELS, ("other", "*"), f"{__name__}:prepare")
     assert linear_kernel(other, device=CUDA, widen_from=7) == (prepare, 7)
-    monkeypatch.setitem(LINEAR_KERNELS, ("other", "cuda"), f"{__name__}:no_such_thing")
+    monkeypatch.setitem(LINEAR_KERNELS, ("other", "meta"), f"{__name__}:no_such_thing")
     with pytest.raises(AttributeError):
-        linear_kernel(other, device=CUDA, widen_from=None)
+        linear_kernel(other, device=torch.device("meta"), widen_from=None)
     assert linear_kernel(other, device=CPU, widen_from=None) == (prepare, None)

@@ -84,9 +84,8 @@ def linear_kernel(
 
     `widen_from` is the number of rows from which on that device multiplies faster in float32.
     """
-    for kind in (device.type, "*"):
-        target = LINEAR_KERNELS.get((weight_format.family, kind))
-        if target and _runs_kernels(device):
+    for kind in (device.type, "*") if _runs_kernels(device) else ("*",):
+        if target := LINEAR_KERNELS.get((weight_format.family, kind)):
             kernel = cast(LinearKernel | InOrder | None, resolve_name(target)(widen_from))
             return kernel or weight_format.multiply
     return weight_format.multiply
