@@ -493,6 +493,7 @@ def test_cuda_takes_triton_where_it_runs(monkeypatch, capability, triton, compil
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 0))
     optional = "minigpt4_runtime.optional"
     monkeypatch.setattr(f"{optional}.find_spec", lambda name: object() if triton else None)
     monkeypatch.setattr(f"{optional}.shutil.which", lambda name: compiler)

@@ -331,10 +331,12 @@ class Engine:
             except Exception as error:  # noqa: BLE001 - a watch is the caller's code.
                 self._fail(sequence, error)
                 continue
-            for event in events:
-                self._inboxes[sequence.id].put(event)
+            inbox = self._inboxes[sequence.id]
+            # First, so that its blocks are free when the end is read.
             if events and events[-1].finish_reason:
                 self._forget(sequence)
+            for event in events:
+                inbox.put(event)
 
     def _allow_more(self) -> None:
         """Let one more request run after calm steps: memory may be free again."""
@@ -365,8 +367,9 @@ class Engine:
             self._fail(sequence, error)
 
     def _fail(self, sequence: Sequence, error: Exception) -> None:
-        self._inboxes[sequence.id].put(error)
+        inbox = self._inboxes[sequence.id]
         self._forget(sequence)
+        inbox.put(error)
 
     def _forget(self, sequence: Sequence) -> None:
         self._scheduler.remove(sequence)
