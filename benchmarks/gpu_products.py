@@ -6,12 +6,12 @@ Takes  a Setting. In a dry run the shapes are tiny.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from itertools import product
 
 import torch
-from gpu_results import Results, Setting, median_seconds
+from gpu_results import Results, Setting, as_graph, median_seconds
 from torch import Tensor
 
 from minigpt4_runtime.checkpoint.blank_model import dtype_of
@@ -85,7 +85,7 @@ def seconds_each(
         for kernel, parts in works:
             kernel(rows, parts, None)
 
-    return median_seconds(captured(multiply_all, setting), setting.device) / count
+    return median_seconds(as_graph(multiply_all, setting), setting.device) / count
 
 
 def multiplier(
@@ -113,18 +113,3 @@ def random_parts(chosen: WeightFormat, shape: Sequence[int], setting: Setting) -
                 limits.min, limits.max, part.shape, dtype=dtype, device=setting.device
             )
     return parts
-
-
-def captured(work: Callable[[], None], setting: Setting) -> Callable[[], None]:
-    """The same as a CUDA graph: these products are shorter than a launch by Python."""
-    if setting.device.type != "cuda":
-        return work
-    side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-    side.wait_stream(torch.cuda.current_stream())  # Warm-up that a capture needs.
-    with torch.cuda.stream(side):
-        work()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        work()
-    return graph.replay
