@@ -185,6 +185,20 @@ def name_strays(
     return tuple(sentence for sentence, found in sentences.items() if found)
 
 
+def pair(
+    questions: Sequence[Q], answers: Mapping[Id, str], faults: Sequence[str]
+) -> list[tuple[Q, str]]:
+    """The questions that have an answer, each with it.
+
+    Raises:
+        ConfigError: none has; the message ends with the `faults`.
+    """
+    pairs = [(each, answers[each.question_id]) for each in questions if each.question_id in answers]
+    if not pairs:
+        raise ConfigError(" ".join(["No question was answered.", *faults]))
+    return pairs
+
+
 def share(part: float, whole: int) -> float | None:
     """A part of the whole; None of nothing."""
     return part / whole if whole else None

@@ -9,11 +9,11 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import starmap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from minigpt4_runtime.errors import ConfigError
-from minigpt4_runtime.evaluation.asking import share
+from minigpt4_runtime.evaluation.asking import pair, share
 from minigpt4_runtime.evaluation.images import find_thumbnail
 from minigpt4_runtime.evaluation.pages import judged_page, question_card, show_cards
 from minigpt4_runtime.evaluation.pope import Label, PopeQuestion
@@ -70,13 +70,7 @@ def judge(
     Raises:
         ConfigError: no question has an answer.
     """
-    verdicts = tuple(
-        PopeVerdict(question, answers[question.question_id])
-        for question in questions
-        if question.question_id in answers
-    )
-    if not verdicts:
-        raise ConfigError(" ".join(["No question was answered.", *faults]))
+    verdicts = tuple(starmap(PopeVerdict, pair(questions, answers, faults)))
     return PopeReport(verdicts, len(questions) - len(verdicts), tuple(faults), images_dir)
 
 

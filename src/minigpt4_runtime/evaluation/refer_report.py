@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import starmap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from minigpt4_runtime.errors import ConfigError, ImageError
-from minigpt4_runtime.evaluation.asking import share
+from minigpt4_runtime.errors import ImageError
+from minigpt4_runtime.evaluation.asking import pair, share
 from minigpt4_runtime.evaluation.images import find_image
 from minigpt4_runtime.evaluation.pages import judged_page, show_cards
 from minigpt4_runtime.evaluation.refer import Corners, ReferQuestion, overlap, read_box
@@ -66,13 +67,7 @@ def judge(
     Raises:
         ConfigError: no question has an answer.
     """
-    verdicts = tuple(
-        ReferVerdict(question, answers[question.question_id])
-        for question in questions
-        if question.question_id in answers
-    )
-    if not verdicts:
-        raise ConfigError(" ".join(["No question was answered.", *faults]))
+    verdicts = tuple(starmap(ReferVerdict, pair(questions, answers, faults)))
     return ReferReport(verdicts, len(questions) - len(verdicts), tuple(faults), images_dir)
 
 
