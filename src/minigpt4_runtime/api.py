@@ -34,6 +34,7 @@ from minigpt4_runtime.engine.ticket import Ticket
 from minigpt4_runtime.formats.registry import FormatChoice
 from minigpt4_runtime.images.pixels import ImageLimits, PixelImage
 from minigpt4_runtime.images.pixels import load as load_image
+from minigpt4_runtime.lab.lab import Lab
 from minigpt4_runtime.loaded import DEMO_MODEL_DIR as DEMO_MODEL_DIR
 from minigpt4_runtime.loaded import LoadedModel
 from minigpt4_runtime.messages import (
@@ -332,6 +333,16 @@ class MiniGPT4:
     def embed_images(self, images: Sequence[ImageLike]) -> Tensor:
         """Images → (N, rows, hidden) float32 on the CPU, as the language model reads them."""
         return self.probe.embed_images(images)
+
+    def lab(self) -> Lab:
+        """The model opened for study: gradients, hidden states, attention, hooks, own searches.
+
+        It shares the weights and nothing else with the engine, which may go on answering.
+
+        Raises:
+            RequestError: ranks share the model.
+        """
+        return Lab(self._loaded)
 
     def encode_prompt(self, messages: Messages) -> EncodedPrompt:
         """The prompt for the model: ids, image spans, ids per text piece, and the text."""
