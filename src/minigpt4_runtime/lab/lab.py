@@ -29,7 +29,14 @@ from minigpt4_runtime.lab.keep import Keep, KeepLike
 from minigpt4_runtime.lab.modules import shared_modules
 from minigpt4_runtime.lab.passes import Pass, run_pass
 from minigpt4_runtime.lab.prompt import StudiedPrompt, read_raw
-from minigpt4_runtime.lab.searching import Answer, Choose, Processor, greedy, search
+from minigpt4_runtime.lab.searching import (
+    Answer,
+    Choose,
+    Growing,
+    Processor,
+    greedy,
+    search,
+)
 from minigpt4_runtime.lab.sight import Encoded, left_early, normalise, watching_queries
 from minigpt4_runtime.lab.state import Reached, State
 from minigpt4_runtime.loaded import LoadedModel
@@ -313,6 +320,18 @@ class Lab:
             states, texts, processors=processors, choose=choose,
             max_new_tokens=min(max_new_tokens, room), eos_id=self._loaded.tokenizer.eos_id,
         )  # fmt: skip
+
+    def answer(self, prompt: StudiedPrompt, token_ids: Sequence[int]) -> Answer:
+        """The text of an answer that a search of your own has found, as the engine would give it.
+
+        Its `finish_reason` is "stop" if the ids hold an end, behind which none counts.
+        """
+        growing = Growing(
+            self._answer_text(prompt, SamplingParams()), self._loaded.tokenizer.eos_id
+        )
+        for token_id in token_ids:
+            growing.feed(int(token_id))
+        return growing.answer()
 
     def ids_of(self, text: str) -> tuple[int, ...]:
         """The ids of a text, as an answer would have them."""

@@ -65,7 +65,7 @@ def search(
     """Let the answers of the state "" grow; those of the other states get the same ids."""
     main = states[""]
     branches = {name: state for name, state in states.items() if name}
-    growing = [_Growing(text, eos_id) for text in texts]
+    growing = [Growing(text, eos_id) for text in texts]
     for count in range(1, max_new_tokens + 1):
         logits = main.logits
         for process in processors:
@@ -82,7 +82,7 @@ def search(
     return [each.answer() for each in growing]
 
 
-class _Growing:
+class Growing:
     """One answer; ids that come after its end are not heard."""
 
     def __init__(self, text: AnswerText, eos_id: int) -> None:
@@ -91,11 +91,13 @@ class _Growing:
         self.is_done = False
 
     def feed(self, token_id: int) -> None:
+        """Take one more id."""
         if not self.is_done:
             self._ids.append(token_id)
             self._text.feed(token_id)
             self.is_done = token_id == self._eos_id or self._text.stopped
 
     def answer(self) -> Answer:
+        """What was heard, at the end."""
         self._text.finish()
         return Answer(self._text.reply, tuple(self._ids), "stop" if self.is_done else "length")
