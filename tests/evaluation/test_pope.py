@@ -11,11 +11,11 @@ from minigpt4_runtime.errors import RequestError
 from minigpt4_runtime.evaluation import asking, pope
 from minigpt4_runtime.evaluation.pope import PopeQuestion
 from minigpt4_runtime.evaluation.pope_report import (
+    READINGS,
     PopeReport,
     PopeVerdict,
     is_unclear,
     judge,
-    read_answer,
 )
 from minigpt4_runtime.images.pixels import open_rgb
 from minigpt4_runtime.messages import Reply, TextDelta, Usage, read_messages
@@ -59,7 +59,8 @@ def test_published_files(write, questions, images):
     # once.
     assert report.as_mapping() | {"answers": []} == {
         "accuracy": 3 / 5, "precision": 2 / 3, "recall": 2 / 3, "f1": 2 / 3, "yes_ratio": 3 / 5,
-        "questions": 5, "unanswered": 0, "unclear": 1, "true_yes": 2, "false_yes": 1, "true_no": 1,
+        "reading": "first-sentence", "questions": 5, "unanswered": 0, "unclear": 1,
+        "true_yes": 2, "false_yes": 1, "true_no": 1,
         "false_no": 1, "left_out": [], "answers": [],
     }  # fmt: skip
 
@@ -81,7 +82,30 @@ def test_published_files(write, questions, images):
     ],
 )
 def test_an_answer_is_read_as_the_published_script_reads_it(answer, label):
-    assert read_answer(answer) == label
+    assert READINGS["first-sentence"](answer) == label
+
+
+@pytest.mark.parametrize(
+    ("answer", "labels"),
+    [
+        ("Yes, there is a dog.", ("yes", "yes", "yes")),
+        ("No.", ("no", "no", "no")),
+        ("Yes. But no cat.", ("yes", "no", "no")),
+        ("There isn't one.", ("yes", "no", "no")),
+        ("NO", ("yes", "no", "no")),
+        ("Yes, there is snow.", ("yes", "yes", "no")),
+        ("That is false.", ("yes", "yes", "no")),
+        # Published scripts, whatever one may think of them.
+        ("No! There is none", ("yes", "yes", "no")),
+    ],
+)
+def test_papers_read_answers_differently(answer, labels, images):
+    asked = (PopeQuestion(1, "1.png", "?", "no"),)
+    reports = [judge(asked, {1: answer}, images_dir=images, reading=each) for each in READINGS]
+    assert tuple(report.verdicts[0].read_as for report in reports) == labels
+    assert [report.as_mapping()["reading"] for report in reports] == list(READINGS)
+    with pytest.raises(ConfigError, match="reading is 'last'"):
+        judge(asked, {1: answer}, images_dir=images, reading="last")
 
 
 @pytest.mark.parametrize(
