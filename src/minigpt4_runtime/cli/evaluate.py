@@ -1,4 +1,4 @@
-"""`minigpt4 evaluate`: the quality of answers, judged in six ways."""
+"""`minigpt4 evaluate`: the quality of answers, judged in seven ways."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
+from minigpt4_runtime.cli.captions import chair
 from minigpt4_runtime.cli.judging import (
     Asking,
     ImagesDir,
@@ -39,7 +40,7 @@ evaluate = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 
 @evaluate.callback()
 def evaluate_group() -> None:
-    """Judge answers: by CLIP, beside others, by POPE, RefCOCO, VQA.
+    """Judge answers: by CLIP, beside others, by POPE, CHAIR, RefCOCO, VQA.
 
     Numbers go to stdout. What cannot be judged is named and left out; the exit status is then 1.
     """
@@ -360,6 +361,9 @@ def vqa(
     )
     report = judge(asked, given, images_dir=images, faults=faults)
     show(report, folder, report.left_out)
+
+
+evaluate.command()(chair)
 
 
 @evaluate.command()
