@@ -1,6 +1,7 @@
-"""`minigpt4 evaluate chair`: asking, the published form of captions, and what is refused."""
+"""`minigpt4 evaluate chair` and `choice`: asking, the files that they write, what is refused."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -60,3 +61,19 @@ def test_what_cannot_be_judged_is_said(minigpt4, coco, arguments, said):
     shown = minigpt4("evaluate", "chair", *NEEDS, *arguments, "--model", "somewhere")
     assert shown.status == 1
     assert said in shown.err
+
+
+def test_choice_with_the_demo_model_itself(real_minigpt4, folder):
+    picture = Path(__file__).parents[2] / "examples/images/three.png"
+    (folder / "three.png").write_bytes(picture.read_bytes())
+    record = {
+        "image": "three.png", "question": "How many shapes are there?", "answer": "b",
+        "choices": ["There are five shapes.", "There are three shapes."], "kind": "counting",
+    }  # fmt: skip
+    (folder / "q.json").write_text(json.dumps([record]))
+    asked = ("evaluate", "choice", "--questions", "q.json", "--images", ".")
+    shown = real_minigpt4(*asked, "--out", "report")
+    assert shown.status == 0
+    assert shown.out.splitlines()[-1].split() == ["all", "100.0%", "100.0%", "50.0%", "1"]
+    refused = real_minigpt4(*asked, "--prompt", "?")
+    assert (refused.status, "without {question}" in refused.err) == (1, True)

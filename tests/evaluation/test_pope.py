@@ -303,7 +303,7 @@ def test_another_picture_of_the_same_name_is_asked_about_anew(questions, images,
 def test_each_picture_is_read_once_for_all_its_questions(questions, images, monkeypatch):
     read = []
     monkeypatch.setattr(
-        asking, "_locate", lambda *where: read.append(where) or (images / where[1], "")
+        asking, "locate_image", lambda *where: read.append(where) or (images / where[1], "")
     )
     ask(Model(), questions, images)
     assert read == [(images, f"{number}.png") for number in (1, 2, 3)]

@@ -1,4 +1,4 @@
-"""`minigpt4 evaluate`: the quality of answers, judged in seven ways."""
+"""`minigpt4 evaluate`: the quality of answers, judged in eight ways."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from minigpt4_runtime.cli.captions import chair
+from minigpt4_runtime.cli.choices import choice
 from minigpt4_runtime.cli.judging import (
     Asking,
     ImagesDir,
@@ -40,7 +41,7 @@ evaluate = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 
 @evaluate.callback()
 def evaluate_group() -> None:
-    """Judge answers: by CLIP, beside others, by POPE, CHAIR, RefCOCO, VQA.
+    """Judge answers: by CLIP, beside others, by published tests.
 
     Numbers go to stdout. What cannot be judged is named and left out; the exit status is then 1.
     """
@@ -364,6 +365,7 @@ def vqa(
 
 
 evaluate.command()(chair)
+evaluate.command()(choice)
 
 
 @evaluate.command()

@@ -73,7 +73,7 @@ def ask(  # noqa: PLR0913 - what is asked, of what, and where it is noted.
     """
     answers: dict[Id, str] = {}
     faults: dict[str, None] = {}  # An image has several questions, and is named once.
-    locate = functools.cache(partial(_locate, images_dir))  # Each image is read once.
+    locate = functools.cache(partial(locate_image, images_dir))  # Each image is read once.
 
     def begin(question: Q) -> tuple[Q, dict[str, Any], _Pending]:
         try:
@@ -214,8 +214,12 @@ def _ahead(items: Iterable[Item], count: int) -> Iterator[Item]:
     yield from waiting
 
 
-def _locate(images_dir: Path, name: str) -> tuple[Path, str]:
-    """The path of a question's image, and the digest of its bytes, since names are not unique."""
+def locate_image(images_dir: Path, name: str) -> tuple[Path, str]:
+    """The path of a question's image, and the digest of its bytes, since names are not unique.
+
+    Raises:
+        ImageError: the folder has no such image, or it cannot be read.
+    """
     path = images_dir / (find_image(images_dir, name) or "")
     if path == images_dir:
         raise ImageError(f"The folder {images_dir} lacks {name}.")
