@@ -1,4 +1,4 @@
-"""`minigpt4 evaluate choice`: questions with given answers, chosen by their likelihood.
+"""`minigpt4 evaluate choice` and `mme`: questions with given answers, and with yes or no.
 
 Owns   nothing. Takes options.
 """
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated
 
 from minigpt4_runtime.cli.judging import (
+    Asking,
     ImagesDir,
     OutDir,
     Prompt,
@@ -57,4 +58,55 @@ def choice(
             asked_of=name_model(where, model), on_question=bar.advance,
         )  # fmt: skip
     report = judge(asked, found, images_dir=images, faults=faults)
+    show(report, folder, report.left_out)
+
+
+@spread_options
+def mme(
+    *,
+    questions: Annotated[
+        Path,
+        option(
+            "DIR",
+            "A file for each task, such as existence.txt, with picture, question and Yes or No in "
+            "each line, divided by tabs.",
+        ),
+    ],
+    images: ImagesDir,
+    results: Annotated[
+        Path | None,
+        option(
+            "DIR",
+            "Score these answers instead of asking: the same files with the model's answer as a "
+            "fourth column, as the published script takes them.",
+        ),
+    ] = None,
+    prompt: Prompt = "{question}",
+    max_new_tokens: Annotated[int, option("COUNT", "The longest answer, in tokens.")] = 20,
+    where: ModelOptions,
+    out: OutDir = None,
+) -> None:
+    """Ask two questions about each picture: are both answered right?
+
+    The published scores of MME: accuracy counts questions, accuracy+ pictures; their sum in percent
+    is a task's score, and those of its tasks make perception and cognition.
+    """
+    from minigpt4_runtime.evaluation import mme as mme_judge
+    from minigpt4_runtime.evaluation.asking import name_strays
+    from minigpt4_runtime.evaluation.images import check_folder
+    from minigpt4_runtime.evaluation.mme_report import judge
+
+    check_prompt(prompt)
+    check_folder(images)
+    asked = mme_judge.read_questions(questions, images)
+    folder = ReportFolder.open(out, "mme")
+    if results is not None:
+        given = mme_judge.read_answers(results, asked)
+        faults = name_strays(results, given, asked)
+    else:
+        asking = Asking(
+            images_dir=images, prompt=prompt, max_new_tokens=max_new_tokens, where=where
+        )
+        given, faults = asking.ask(asked, folder, lambda question: {"label": question.label})
+    report = judge(asked, given, images_dir=images, faults=faults)
     show(report, folder, report.left_out)

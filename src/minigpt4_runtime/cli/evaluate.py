@@ -1,4 +1,4 @@
-"""`minigpt4 evaluate`: the quality of answers, judged in eight ways."""
+"""`minigpt4 evaluate`: the quality of answers, judged in nine ways."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from minigpt4_runtime.cli.captions import chair
-from minigpt4_runtime.cli.choices import choice
+from minigpt4_runtime.cli.choices import choice, mme
 from minigpt4_runtime.cli.judging import (
     Asking,
     ImagesDir,
@@ -366,6 +366,7 @@ def vqa(
 
 evaluate.command()(chair)
 evaluate.command()(choice)
+evaluate.command()(mme)
 
 
 @evaluate.command()

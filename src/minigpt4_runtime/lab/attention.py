@@ -72,6 +72,8 @@ class DenseAttention:
         sees = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril(start)
         if self._kept.wants_attention(layer) or self._hooks.at("scores", layer):
             heads = self._attend_seen(layer, (q, k, v), sees)
+        elif start == 0:  # Without a mask torch has kernels that never hold all scores.
+            heads = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
         else:
             heads = functional.scaled_dot_product_attention(q, k, v, attn_mask=sees)
         heads = self._hooks.call(heads.transpose(1, 2), Place("heads", layer, start, self._branch))

@@ -1,4 +1,4 @@
-"""`minigpt4 evaluate chair` and `choice`: asking, the files that they write, what is refused."""
+"""`minigpt4 evaluate chair`, `choice` and `mme`: asking, and the files that they write."""
 
 import json
 from pathlib import Path
@@ -77,3 +77,22 @@ def test_choice_with_the_demo_model_itself(real_minigpt4, folder):
     assert shown.out.splitlines()[-1].split() == ["all", "100.0%", "100.0%", "50.0%", "1"]
     refused = real_minigpt4(*asked, "--prompt", "?")
     assert (refused.status, "without {question}" in refused.err) == (1, True)
+
+
+def test_mme_asks_and_scores_again(minigpt4, folder):
+    lines = [
+        "a.png\tsay Yes.\tYes",
+        "a.png\tsay No.\tNo",
+        "b.jpg\tsay No.\tYes",
+        "b.jpg\tsay No.\tNo",
+    ]
+    for name, end in (("asked", ""), ("given", "\tNo")):
+        (folder / name).mkdir()
+        (folder / name / "count.txt").write_text("".join(f"{line}{end}\n" for line in lines))
+    asked = ("evaluate", "mme", "--questions", "asked", "--images", ".")
+    shown = minigpt4(*asked, "--model", "somewhere", "--out", "report")
+    assert (shown.status, shown.err) == (0, "The report is in report/mme.html.\n")
+    assert shown.out.splitlines()[1].split() == ["count", "75.0%", "50.0%", "125.0", "0", "2"]
+    assert shown.out.splitlines()[-1].split() == ["perception", "125.0"]
+    again = minigpt4(*asked, "--results", "given")
+    assert again.out.splitlines()[1].split()[1:4] == ["50.0%", "0.0%", "50.0"]
