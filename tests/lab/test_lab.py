@@ -1,5 +1,7 @@
 """The laboratory computes what the engine does, and lets gradients through."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from dense import Dense
@@ -12,6 +14,7 @@ from minigpt4_runtime import (
     RequestError,
     SamplingParams,
 )
+from minigpt4_runtime.lab import Lab
 
 CASES_EACH = 6
 
@@ -289,6 +292,8 @@ def test_what_cannot_be_is_said(vicuna, lab, prompt):
     }.items():  # fmt: skip
         with pytest.raises(RequestError, match=said):
             ask()
+    with pytest.raises(RequestError, match="Ranks share this model"):
+        Lab(SimpleNamespace(ranks=SimpleNamespace(size=2)))
     with pytest.raises(ConfigError, match="Did you mean 'hidden'"):
         lab.forward(prompt, keep=("hiden",))
     limit = lab.config.language.context_length

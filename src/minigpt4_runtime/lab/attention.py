@@ -41,19 +41,23 @@ class Past:
 
 
 class DenseAttention:
-    """See `Attend`. Made for one pass; `past` then has the keys and values behind it."""
+    """See `Attend`. Made for one pass, which goes on from a past.
+
+    `past` then has the keys and values behind it, where they are wanted: with None there are none.
+    """
 
     def __init__(
-        self, past: Past, *, num_sequences: int, hooks: Hooks, kept: Kept, branch: str
+        self, past: Past | None, *, num_sequences: int, hooks: Hooks, kept: Kept, branch: str
     ) -> None:
-        self._before = past
+        self._before = past or Past()
+        self._goes_on = past is not None
         self._num_sequences = num_sequences
         self._hooks, self._kept, self._branch = hooks, kept, branch
         self._grown: list[tuple[Tensor, Tensor]] = []
 
     @property
     def past(self) -> Past:
-        """Of all layers that have attended."""
+        """Of all layers that have attended, or of none."""
         return Past(tuple(self._grown))
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -64,7 +68,8 @@ class DenseAttention:
         if self._before.layers:
             before_k, before_v = self._before.layers[layer]
             k, v = torch.cat([before_k, k], 2), torch.cat([before_v, v], 2)
-        self._grown.append((k, v))
+        if self._goes_on:
+            self._grown.append((k, v))
         shared = q.shape[1] // k.shape[1]
         if shared > 1:
             k, v = k.repeat_interleave(shared, 1), v.repeat_interleave(shared, 1)

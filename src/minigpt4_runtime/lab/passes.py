@@ -39,27 +39,27 @@ def run_pass(
     past: Past | None = None,
     branch: str = "",
 ) -> Pass:
-    """Compute (B, Q, C) rows that stand behind their past.
+    """Compute (B, Q, C) rows that stand behind their past. Without one no keys are held to go on.
 
     Raises:
         PromptTooLongError: positions do not reach so far.
     """
-    past = past or Past()
+    start = past.length if past else 0
     num_sequences, num_rows, _ = embeddings.shape
-    stop, limit = past.length + num_rows, language.config.context_length
+    stop, limit = start + num_rows, language.config.context_length
     if stop > limit:
         raise PromptTooLongError(stop, limit)
     kept = Kept(
         keep, num_layers=len(language.layers), num_heads=language.config.num_attention_heads,
-        start=past.length, stop=stop,
+        start=start, stop=stop,
     )  # fmt: skip
     attend = DenseAttention(
         past, num_sequences=num_sequences, hooks=hooks, kept=kept, branch=branch
     )
-    positions = torch.arange(past.length, stop, device=embeddings.device).repeat(num_sequences)
+    positions = torch.arange(start, stop, device=embeddings.device).repeat(num_sequences)
     kept.take_hidden(0, embeddings)
     with ExitStack() as stack:
-        stack.enter_context(hooks.watching(language, num_rows, past.length, branch))
+        stack.enter_context(hooks.watching(language, num_rows, start, branch))
         # Behind the functions of users: kept is what goes on.
         for number, layer in enumerate(language.layers, start=1):
             if kept.wants_hidden(number):
