@@ -49,6 +49,16 @@ def test_chair_asks_saves_and_scores_again(minigpt4, coco):
     assert (coco / "report" / "chair.jsonl").read_text() == ledger
 
 
+def test_opope_reads_captions(minigpt4, coco):
+    question = {"question_id": 1, "image": "COCO_val2014_000000000007.png", "label": "yes"}
+    (coco / "q.json").write_text(json.dumps({**question, "text": "Is there a dog in the image?"}))
+    (coco / "ours.jsonl").write_text('{"image_id": 7, "caption": "A dog."}\n')
+    shown = minigpt4("evaluate", "opope", "--questions", "q.json", "--results", "ours.jsonl",
+                     "--synonyms", "synonyms.txt", "--images", ".", "--out", "report")  # fmt: skip
+    assert (shown.status, shown.err) == (0, "The report is in report/opope.html.\n")
+    assert shown.out.splitlines()[1].split()[:6] == ["100.0%"] * 6
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

@@ -1,4 +1,4 @@
-"""CHAIR's reading of captions, by hand, and its numbers."""
+"""CHAIR's reading of captions, by hand, its numbers, and those of OPOPE."""
 
 import json
 
@@ -14,6 +14,8 @@ from minigpt4_runtime.evaluation.chair import (
     read_objects,
 )
 from minigpt4_runtime.evaluation.chair_report import judge
+from minigpt4_runtime.evaluation.opope import judge as judge_opope
+from minigpt4_runtime.evaluation.pope import PopeQuestion
 
 # In the published layout, and of its objects some.
 SYNONYMS = """\
@@ -165,3 +167,30 @@ def test_annotations_of_another_layout(write, words, coco):
 def test_what_was_cut_off():
     assert finished_part("A dog. A cat. And the") == "A dog. A cat."
     assert finished_part("And the") == ""
+
+
+def test_captions_answer_popes_questions(words):
+    def ask(number, thing, label, image_id=7):
+        name = f"COCO_val2014_{image_id:012d}.jpg"
+        return PopeQuestion(number, name, f"Is there a {thing} in the image?", label)
+
+    questions = [
+        ask(1, "dog", "yes"), ask(2, "cat", "no"), ask(3, "traffic light", "yes"),
+        ask(4, "dining table", "no"), ask(5, "bus", "yes"), ask(6, "bus", "no", image_id=8),
+    ]  # fmt: skip
+    captions = (Caption(7, "Two dogs, a stop light and a kitten."), Caption(9, "A dog."))
+    report = judge_opope(questions, captions, words)
+    # Right: dog, traffic light, no table. Wrong: the cat is named, the bus is not.
+    assert report.rates == {
+        "accuracy": 3 / 5, "precision": 2 / 3, "recall": 2 / 3, "f1": 2 / 3, "yes_ratio": 3 / 5,
+        "f0.2": pytest.approx(2 / 3),
+    }  # fmt: skip
+    assert report.left_out == ("No question is about 1 picture (9).",)
+    assert "OPOPE lets captions answer" in report.as_page()
+    more = judge_opope(questions[:4], (Caption(7, "A dog and a bus"),), words).rates
+    assert (more["precision"], more["recall"]) == (1, 1 / 2)
+    assert more["f0.2"] == pytest.approx(1.04 * 0.5 / (0.04 + 0.5))
+    with pytest.raises(ConfigError, match="is not about an object of the list"):
+        judge_opope([ask(1, "unicorn", "no")], captions, words)
+    with pytest.raises(ConfigError, match="No question was answered"):
+        judge_opope(questions[5:], captions, words)

@@ -1,4 +1,4 @@
-"""`minigpt4 evaluate chair`: captions of COCO's pictures, and what they name that is not there.
+"""`minigpt4 evaluate chair` and `opope`: captions, and what they name that is not there.
 
 Owns   the asking for captions, and their file in the published form.
 Takes  options.
@@ -21,6 +21,16 @@ if TYPE_CHECKING:
     from minigpt4_runtime.evaluation.chair import Caption
 
 
+Synonyms = Annotated[
+    Path,
+    option(
+        "FILE",
+        "The published list of objects and their synonyms, which decides the numbers: "
+        "data/synonyms.txt of github.com/LisaAnne/Hallucination.",
+    ),
+]
+
+
 @dataclass(frozen=True)
 class Picture:
     """A picture to be described: a `Question` whose words are the prompt's alone."""
@@ -40,14 +50,7 @@ def chair(
         list[Path],
         option("FILE", "COCO's captions: captions_val2014.json. Several may be given."),
     ],
-    synonyms: Annotated[
-        Path,
-        option(
-            "FILE",
-            "The published list of objects and their synonyms, which decides the numbers: "
-            "data/synonyms.txt of github.com/LisaAnne/Hallucination.",
-        ),
-    ],
+    synonyms: Synonyms,
     images: Annotated[
         Path | None,
         option("DIR", "The folder with COCO's pictures, to be described and shown in the page."),
@@ -113,6 +116,42 @@ def chair(
         instances, captions, words, {each.image_id for each in given}
     )
     report = judge(given, objects, words, images_dir=images, faults=faults)
+    show(report, folder, report.left_out)
+
+
+def opope(
+    *,
+    questions: Annotated[Path, option("FILE", "POPE's questions, as `evaluate pope` takes them.")],
+    results: Annotated[
+        Path,
+        option(
+            "FILE",
+            "Captions: image_id and caption, a line each or as a JSON list, or what `describe "
+            "--out` or `evaluate chair --save` wrote.",
+        ),
+    ],
+    synonyms: Synonyms,
+    images: Annotated[
+        Path | None, option("DIR", "The folder with COCO's pictures, shown in the page.")
+    ] = None,
+    out: OutDir = None,
+) -> None:
+    """Let captions answer POPE's questions: yes if they name the thing.
+
+    Questions about pictures without a caption are not asked. Beside POPE's numbers it gives F0.2,
+    in which precision counts more than recall, since a caption need not name all that is there.
+    """
+    from minigpt4_runtime.evaluation import chair as chair_judge
+    from minigpt4_runtime.evaluation.images import check_folder
+    from minigpt4_runtime.evaluation.opope import judge
+    from minigpt4_runtime.evaluation.pope import read_questions
+
+    if images is not None:
+        check_folder(images)
+    words = chair_judge.ObjectWords.read(synonyms)
+    folder = ReportFolder.open(out, "opope")
+    captions = chair_judge.read_captions(results)
+    report = judge(read_questions(questions), captions, words, images_dir=images)
     show(report, folder, report.left_out)
 
 

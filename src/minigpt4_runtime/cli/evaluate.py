@@ -1,4 +1,4 @@
-"""`minigpt4 evaluate`: the quality of answers, judged in nine ways."""
+"""`minigpt4 evaluate`: the quality of answers, judged in ten ways."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from minigpt4_runtime.cli.captions import chair
+from minigpt4_runtime.cli.captions import chair, opope
 from minigpt4_runtime.cli.choices import choice, mme
 from minigpt4_runtime.cli.judging import (
     Asking,
@@ -365,6 +365,7 @@ def vqa(
 
 
 evaluate.command()(chair)
+evaluate.command()(opope)
 evaluate.command()(choice)
 evaluate.command()(mme)
 

@@ -111,7 +111,7 @@ class PopeReport:
     verdicts: tuple[PopeVerdict, ...]
     num_unanswered: int
     left_out: tuple[str, ...]
-    images_dir: Path
+    images_dir: Path | None
     reading: str = "first-sentence"
 
     def count(self, label: Label, read_as: Label) -> int:
@@ -135,6 +135,16 @@ class PopeReport:
             "f1": share(2 * true_yes, 2 * true_yes + false_yes + false_no),
             "yes_ratio": share(true_yes + false_yes, len(self.verdicts)),
         }
+
+    @property
+    def explanation(self) -> str:
+        """What a reader of the page must know."""
+        return (
+            "POPE asks whether a thing is in the picture; half of the things are not. Precision "
+            "falls with every thing that is seen and not there, recall with every thing that is "
+            f"overlooked. An answer counts as no if {_RULES[self.reading]}, and as yes otherwise; "
+            "unclear ones have neither yes nor no."
+        )
 
     def tables(self) -> list[Table]:
         """The rates, and the answers by label."""
@@ -190,10 +200,7 @@ class PopeReport:
         wrong.sort(key=lambda verdict: verdict.question.label)
         return judged_page(
             "Does it see things that are not there?",
-            "POPE asks whether a thing is in the picture; half of the things are not. Precision "
-            "falls with every thing that is seen and not there, recall with every thing that is "
-            f"overlooked. An answer counts as no if {_RULES[self.reading]}, and as yes otherwise; "
-            "unclear ones have neither yes nor no.",
+            self.explanation,
             tables=self.tables(),
             left_out=self.left_out,
             charts=[draw("The five rates of POPE.", self._paint_rates)],
