@@ -57,6 +57,7 @@ from minigpt4_runtime.text.prompt import (
     Prompt,
     check_task,
     find_template,
+    read_raw,
     render,
     write_script,
 )
@@ -255,6 +256,32 @@ class MiniGPT4:
         watch = _TextWatch(answer)
         reader = _ReplyReader(kept, window, len(script.images), shown)
         return self._loaded.submit(kept.token_ids, images, sampling, watch, reader, window)
+
+    def submit_raw(
+        self,
+        text: str,
+        pictures: Sequence[ImageLike] = (),
+        sampling: SamplingParams | None = None,
+    ) -> Ticket[TextDelta]:
+        """Answer a prompt as it is written: no template and no system text are added.
+
+        `<ImageHere>` is the place of a picture, `<s>` and `</s>` are control ids, and a BOS id
+        stands before it all. Give it no text of strangers, who could write these too. The answer
+        ends and is trimmed as one to messages; a `cache_window` does not shorten the prompt.
+
+        Raises:
+            RequestError: there are not as many places as pictures, or the prompt is too long.
+        """
+        sampling = sampling or SamplingParams()
+        prompt = read_raw(text, [image(each) for each in pictures])
+        kept = Kept.whole(self._encode(prompt))
+        self._loaded.engine.check(len(kept.token_ids), sampling)
+        opened = [self._open(source) for source in prompt.images]
+        images = tuple(map(self._image_input, opened, kept.image_starts))
+        watch = _TextWatch(AnswerText(self._tokenizer, self._template, sampling))
+        shown = opened[-1].size if opened and self._template.has_boxes else None
+        reader = _ReplyReader(kept, None, len(images), shown)
+        return self._loaded.submit(kept.token_ids, images, sampling, watch, reader)
 
     def submit_text(
         self, text: str | Sequence[int], sampling: SamplingParams | None = None

@@ -80,6 +80,13 @@ def test_a_model_is_asked_once(images, tmp_path, monkeypatch):
         assert likelihood.num_ids == len(ids)
         loss = float(lab.forward(asked, answer=ids).loss)
         assert likelihood.logprob == pytest.approx(-loss * len(ids), abs=1e-2)
+    raw = "###Human: <Img><ImageHere></Img> {question} ###Assistant:"
+    other, _ = choice.ask(
+        model, questions, ledger=Ledger(None, keys=choice.LEDGER_KEYS), **{**how, "prompt": raw}
+    )
+    asked = lab.prompt(raw.replace("{question}", COUNTED.text), [images / "1.png"])
+    wanted = lab.score(asked, COUNTED.choices).tolist()
+    assert [each.logprob for each in other["11"]] == pytest.approx(wanted)
     # What is in the ledger is not computed again.
     monkeypatch.setattr(type(lab), "score", None)
     again, _ = choice.ask(model, questions, ledger=Ledger(path, keys=choice.LEDGER_KEYS), **how)

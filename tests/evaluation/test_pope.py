@@ -216,6 +216,10 @@ class Model:
         self.asked.append(question)
         return self._answer(question)
 
+    def submit_raw(self, text, pictures, sampling):
+        (picture,) = pictures
+        return self.submit([{"role": "user", "content": [picture, f"raw {text}"]}], sampling)
+
     def _answer(self, question):
         if "car" in question:
             raise RequestError("The model's numbers overflowed.")
@@ -243,6 +247,13 @@ def test_a_model_is_asked(questions, images):
     assert len(done) == 5
     report = judge(questions, answers, images_dir=images, faults=faults)
     assert (report.num_unanswered, report.left_out) == (1, faults)
+
+
+def test_a_prompt_that_places_the_picture_is_raw(questions, images):
+    model = Model()
+    ask(model, questions, images, prompt="###Human: <Img><ImageHere></Img> {question} ###")
+    wanted = "raw ###Human: <Img><ImageHere></Img> Is there a dog in the image? ###"
+    assert model.asked[0] == wanted
 
 
 def test_pictures_that_are_missing_or_bad_are_told_once(write, images):

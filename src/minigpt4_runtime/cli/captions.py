@@ -72,7 +72,12 @@ def chair(
     save: Annotated[
         Path | None, option("FILE", "Write image_id and caption into this file, a line each.")
     ] = None,
-    prompt: Annotated[str, option("TEXT", "What is asked about each picture.")] = DESCRIBE_PROMPT,
+    prompt: Annotated[
+        str,
+        option(
+            "TEXT", "What is asked about each picture; with <ImageHere> for it, taken as it is."
+        ),
+    ] = DESCRIBE_PROMPT,
     max_new_tokens: Annotated[int, option("COUNT", "The longest caption, in tokens.")] = 512,
     where: ModelOptions,
     out: OutDir = None,

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from minigpt4_runtime.errors import ConfigError, RequestError
 from minigpt4_runtime.evaluation.answers import read_json_lines
-from minigpt4_runtime.evaluation.asking import Id, locate_image, read_json
+from minigpt4_runtime.evaluation.asking import IMAGE_PLACE, Id, locate_image, read_json
 from minigpt4_runtime.messages import image
 from minigpt4_runtime.report.ledger import Ledger
 
@@ -112,7 +112,7 @@ def ask(
 ) -> tuple[dict[Id, tuple[Likelihood, ...]], tuple[str, ...]]:
     """How likely each answer to each question is; and sentences about what could not be asked.
 
-    In `prompt`, {question} stands for the question. An answer's ids are those of its text.
+    `prompt` is as in `asking.ask`. An answer's ids are those of its text.
     """
     lab = model.lab()
     found: dict[Id, tuple[Likelihood, ...]] = {}
@@ -127,8 +127,12 @@ def ask(
                 "choices": "\n".join(question.choices),
             }  # fmt: skip
             if (known := ledger.find(**about)) is None:
-                content = [image(path), about["question"]]
-                asked = lab.prompt([{"role": "user", "content": content}])
+                text, picture = str(about["question"]), image(path)
+                asked = (
+                    lab.prompt(text, [picture])
+                    if IMAGE_PLACE in prompt
+                    else lab.prompt([{"role": "user", "content": [picture, text]}])
+                )
                 candidates = [lab.ids_of(each) for each in question.choices]
                 scores = lab.score(asked, candidates).tolist()
                 pairs = [[score, len(ids)] for score, ids in zip(scores, candidates, strict=True)]

@@ -28,7 +28,7 @@ from minigpt4_runtime.lab.hooks import Hook, Hooks, Layers, Site
 from minigpt4_runtime.lab.keep import Keep, KeepLike
 from minigpt4_runtime.lab.modules import shared_modules
 from minigpt4_runtime.lab.passes import Pass, run_pass
-from minigpt4_runtime.lab.prompt import StudiedPrompt, read_raw
+from minigpt4_runtime.lab.prompt import StudiedPrompt
 from minigpt4_runtime.lab.searching import (
     Answer,
     Choose,
@@ -42,7 +42,7 @@ from minigpt4_runtime.lab.state import Reached, State
 from minigpt4_runtime.loaded import LoadedModel
 from minigpt4_runtime.messages import Message, image, read_messages
 from minigpt4_runtime.text.answer import AnswerText
-from minigpt4_runtime.text.prompt import find_template, render
+from minigpt4_runtime.text.prompt import find_template, read_raw, render
 
 if TYPE_CHECKING:
     from minigpt4_runtime.messages import ImageLike

@@ -1,25 +1,17 @@
 """A prompt to be studied: ids with places for pictures, and the pictures as pixels.
 
-Owns   `StudiedPrompt`, and the reading of raw texts that messages cannot say.
-Takes  messages, or a text with `<ImageHere>` in it, and pictures.
+Owns   `StudiedPrompt`. Takes ids and pixels.
 Never  opens a picture.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from torch import Tensor
 
 from minigpt4_runtime.errors import RequestError
-from minigpt4_runtime.messages import ImageSource
-from minigpt4_runtime.text.prompt import Control, Piece, Prompt
 from minigpt4_runtime.text.tokenizer import ImageSpan
-
-IMAGE_PLACE = "<ImageHere>"
-_CONTROLS = {control.value: control for control in Control}
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,23 +67,3 @@ class StudiedPrompt:
             )
         (span,) = self.image_spans
         return slice(span.start, span.start + span.num_rows)
-
-
-def read_raw(text: str, pictures: Sequence[ImageSource]) -> Prompt:
-    """A text as it is: `<ImageHere>` is a picture's place, `<s>` and `</s>` are control ids.
-
-    Raises:
-        RequestError: it has not as many places as there are pictures.
-    """
-    pieces = text.split(IMAGE_PLACE)
-    if len(pieces) - 1 != len(pictures):
-        raise RequestError(
-            f"The text has {len(pieces) - 1} places {IMAGE_PLACE} and there are {len(pictures)} "
-            "pictures. Give one for each place."
-        )
-    return Prompt(tuple(map(_read_piece, pieces)), tuple(pictures))
-
-
-def _read_piece(text: str) -> Piece:
-    parts = re.split(f"({'|'.join(map(re.escape, _CONTROLS))})", text)
-    return tuple(_CONTROLS.get(part, part) for part in parts if part)
