@@ -36,7 +36,7 @@ class Past:
         return Past(tuple((k[index], v[index]) for k, v in self.layers))
 
     def first(self, length: int) -> Past:
-        """The beginning; the rest is free as soon as nobody else has it."""
+        """The beginning, in the same memory: it is freed when neither is held any more."""
         return Past(tuple((k[:, :, :length], v[:, :, :length]) for k, v in self.layers))
 
 
