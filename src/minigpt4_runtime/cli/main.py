@@ -29,6 +29,7 @@ from minigpt4_runtime.cli.options import flag
 from minigpt4_runtime.cli.quantise import quantise
 from minigpt4_runtime.cli.serve import serve
 from minigpt4_runtime.cli.terminal import note, open_what_is_closed, print_anything, report
+from minigpt4_runtime.cli.tune import tune
 from minigpt4_runtime.cli.web import web
 from minigpt4_runtime.errors import MiniGPT4Error
 
@@ -41,7 +42,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for command in (
-    describe, chat, serve, web, fetch, models, convert, quantise, inspect, demo, doctor,
+    describe, chat, serve, web, fetch, models, convert, quantise, tune, inspect, demo,
+    doctor,
 ):  # fmt: skip
     app.command()(command)
 app.command("quantize", hidden=True)(quantise)
