@@ -58,8 +58,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "loaded": BELOW_API | {"grammar", "ranks", "rank_model"},
     "probe": BELOW_API | {"loaded"},
     "lab": WORDS | {"text", "images", "model", "checkpoint", "vision", "loaded"},
-    "tune": WORDS
-    | {"text", "images", "formats", "model", "checkpoint", "devices.registry", "lab", "report"},
+    "tune": WORDS | {"text", "images", "model", "checkpoint", "devices.registry", "lab", "report"},
     "batch": WORDS | {"images", "engine", "report"},
     "api": BELOW_API | {"loaded", "probe", "lab", "batch"},
     FRONT_DOOR: WORDS | {"api", "ranks.follow"},

@@ -1,6 +1,7 @@
 """A projection learns what it should, and goes on after a stop as if there had been none."""
 
 import json
+import re
 import sys
 from types import SimpleNamespace
 
@@ -152,7 +153,7 @@ def test_a_stop_and_going_on_change_no_bit(unbroken, dialogues, tmp_path):
 
 def test_a_loss_that_is_no_number_loses_nothing(dialogues, tmp_path):
     settings = TuneSettings(steps=5, batch_size=1, lr=9e18, warmup_steps=0, min_lr=0)
-    with pytest.raises(ConfigError, match=r"Step 3 has no finite gradient \(lines \d+; its loss"):
+    with pytest.raises(ConfigError, match=r"Step 3 has no finite gradient \(line \d+; its loss"):
         run(dialogues, tmp_path, settings)
     assert len((tmp_path / "losses.csv").read_text("utf-8").splitlines()) == 3
     assert (tmp_path / "state.safetensors").exists()
@@ -217,7 +218,7 @@ BAD = {
 def test_every_bad_line_is_named(dialogues):
     path = dialogues.with_name("bad.jsonl")
     path.write_text("\n".join(["", json.dumps({"messages": GOOD, "id": 1}), *BAD]), "utf-8")
-    with pytest.raises(ConfigError, match="13 of 14 lines cannot be learned from") as caught:
+    with pytest.raises(ConfigError, match="13 of 14 dialogues cannot be learned from") as caught:
         read_data(path, DEMO_MODEL_DIR)
     _, *faults = str(caught.value).splitlines()
     for number, (fault, wanted) in enumerate(zip(faults, BAD.values(), strict=True), start=3):
@@ -231,6 +232,51 @@ def test_every_bad_line_is_named(dialogues):
         read_data(path, DEMO_MODEL_DIR)
     with pytest.raises(ConfigError, match=r"none\.jsonl cannot be read"):
         read_data(path.with_name("none.jsonl"), DEMO_MODEL_DIR)
+
+
+def test_layouts_of_others(dialogues, tmp_path):
+    own = read_data(dialogues, DEMO_MODEL_DIR)
+    lines = map(json.loads, dialogues.read_text("utf-8").splitlines())
+    names = {"user": "human", "assistant": "gpt"}
+    entries, notes = [], []
+    for number, line in enumerate(lines):
+        turns = []
+        for said in line["messages"]:
+            text = said["content"] if isinstance(said["content"], str) else said["content"][1]
+            mark = "" if isinstance(said["content"], str) else "<image>\n"
+            turns.append({"from": names[said["role"]], "value": mark + text})
+        entries.append({"id": number, "image": f"{number}.png", "conversations": turns})
+        notes.append({"image_id": str(number), "caption": turns[1]["value"]})
+    llava = tmp_path / "llava.json"
+    llava.write_text(json.dumps(entries), "utf-8")
+    read = read_data(llava, DEMO_MODEL_DIR, pictures=dialogues.parent)
+    assert [each.prompt_ids for each in read.examples] == [each.prompt_ids for each in own.examples]
+    assert read.picture_digests == own.picture_digests
+    (tmp_path / "image").mkdir()
+    for number in range(8):  # What a file is, its content says.
+        content = (dialogues.parent / f"{number}.png").read_bytes()
+        (tmp_path / f"image/{number}.jpg").write_bytes(content)
+    (tmp_path / "filter_cap.json").write_text(json.dumps({"annotations": notes}), "utf-8")
+    captions = read_data(tmp_path, DEMO_MODEL_DIR)
+    first_answers = [each for each in own.examples if "</Img>" in each.text.rpartition("###")[0]]
+    assert {each.answer_ids for each in captions.examples} <= {e.answer_ids for e in first_answers}
+    assert captions.picture_digests == own.picture_digests
+    assert len({each.text for each in captions.examples}) == 4
+    for content, fault in (
+        ("{}", "holds no list"), ("[", "is no JSON"), ("[]", "is empty"),
+        ("[1]", "entry 1: It must have a list of conversations"),
+        ('[{"conversations": [{"from": "cat", "value": "x"}]}]', "from is 'cat'"),
+        ('[{"conversations": [{"from": "human", "value": "<image>"}]}]', "image must be a text"),
+        ('[{"image": "a", "conversations": [{"from": "human", "value": "<image> <image>"}]}]',
+         "has several <image>"),
+    ):  # fmt: skip
+        llava.write_text(content, "utf-8")
+        with pytest.raises(ConfigError, match=re.escape(fault)):
+            read_data(llava, DEMO_MODEL_DIR)
+    for content, fault in (("[]", "must be"), ('{"annotations": [{"image_id": 1}]}', "caption")):
+        (tmp_path / "filter_cap.json").write_text(content, "utf-8")
+        with pytest.raises(ConfigError, match=fault):
+            read_data(tmp_path, DEMO_MODEL_DIR)
 
 
 @pytest.mark.parametrize(

@@ -77,10 +77,18 @@ def tune(
     *,
     data: Annotated[
         Path,
-        option("FILE", "A .jsonl with a dialogue on each line; docs/tuning.md says how."),
+        option(
+            "PATH",
+            "A .jsonl with a dialogue on each line (docs/tuning.md says how), LLaVA's JSON, or a "
+            "folder with the original's filter_cap.json.",
+        ),
     ],
     out: Annotated[
         Path | None, option("DIR", "The folder of the training: its state and its result.")
+    ] = None,
+    images: Annotated[
+        Path | None,
+        option("DIR", "Where paths of pictures count from. Without it, the folder of --data."),
     ] = None,
     check_data: Annotated[
         bool, flag("Only check the data, and show ten samples of it.", "--check-data")
@@ -113,7 +121,7 @@ def tune(
     from minigpt4_runtime.tune.data import read_data
 
     model_dir = DEMO_MODEL_DIR if model is None else find_model(model)
-    read = read_data(data, model_dir)
+    read = read_data(data, model_dir, pictures=images)
     note(f"{data}: {len(read.examples)} answers about {len(read.pictures)} pictures.")
     if check_data or out is None:
         _show_samples(read)
@@ -131,7 +139,7 @@ def tune(
 
 def _show_samples(data: TuningData) -> None:
     for example in data.examples[:SAMPLES_SHOWN]:
-        print(f"line {example.line}: {example.text}")
+        print(f"{example.place}: {example.text}")
         print(f"  → {example.answer}")
 
 

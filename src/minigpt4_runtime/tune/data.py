@@ -1,19 +1,13 @@
-"""Training data: a .jsonl of dialogues, checked whole before anything is trained.
+"""Training data: dialogues about pictures, checked whole before anything is trained.
 
-Owns   the form of a line, and the ids that the model reads and learns.
+Owns   what a dialogue must be, and the ids that the model reads and learns.
 Takes  the file, and a model folder for its tokenizer, template and sizes; gives TuningData.
-Never  lets a bad line pass: every one is named, with its number.
-
-A line is `{"messages": [{"role": "user", "content": […]}, {"role": "assistant", "content": "…"}]}`,
-messages as `MiniGPT4.chat` takes them. A path of a picture is relative to the file's folder.
+Never  lets a bad dialogue pass: every one is named, with its place.
 """
 
-import hashlib
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from minigpt4_runtime.checkpoint.config_file import load_config
 from minigpt4_runtime.checkpoint.folder import TOKENIZER_NAME
@@ -23,9 +17,9 @@ from minigpt4_runtime.images.pixels import load as load_image
 from minigpt4_runtime.messages import ImageSource, Message, read_messages
 from minigpt4_runtime.text.prompt import Template, find_template, render
 from minigpt4_runtime.text.tokenizer import Tokenizer
+from minigpt4_runtime.tune.layouts import Entry, open_records
 
 _MOST_FAULTS_SHOWN = 20
-_KEYS = {"messages", "id"}
 
 
 @dataclass(frozen=True)
@@ -33,10 +27,10 @@ class Example:
     """One answer, and all that stands before it.
 
     `prompt_ids` has rows of pictures from each of `places` on, whose pictures are `pictures`, as
-    numbers in `TuningData.pictures`. `text` and `answer` are for people.
+    numbers in `TuningData.pictures`. `place` in the file, `text` and `answer` are for people.
     """
 
-    line: int
+    place: str
     prompt_ids: tuple[int, ...]
     answer_ids: tuple[int, ...]
     places: tuple[int, ...]
@@ -59,39 +53,31 @@ class TuningData:
     picture_digests: tuple[str, ...]
 
 
-def read_data(path: Path, model_dir: Path) -> TuningData:
+def read_data(path: Path, model_dir: Path, *, pictures: Path | None = None) -> TuningData:
     """Read and check all of it; every picture is opened once.
 
+    Paths of pictures count from the folder `pictures`; without one, from where the layout has them.
+
     Raises:
-        ConfigError: the file cannot be read, or a line of it cannot be learned from.
+        ConfigError: the file cannot be read, or an entry of it cannot be learned from.
     """
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise ConfigError(f"--data {path} cannot be read ({error.strerror}).") from None
-    reader = _Reader(path.parent, model_dir)
+    records = open_records(path)
+    reader = _Reader(pictures or records.folder, model_dir)
     faults: list[str] = []
-    num_lines = 0
-    for number, line in enumerate(content.splitlines(), start=1):
-        if not line.strip():
-            continue
-        num_lines += 1
+    for entry in records.entries:
         try:
-            reader.read(number, line)
+            reader.read(entry)
         except (MiniGPT4Error, ValueError) as error:
-            faults.append(f"line {number}: {error}")
+            faults.append(f"{entry.place}: {error}")
     if faults:
         shown = "\n".join(faults[:_MOST_FAULTS_SHOWN])
         raise ConfigError(
-            f"--data {path}: {len(faults)} of {num_lines} lines cannot be learned from. Mend or "
-            f"remove them:\n{shown}"
+            f"--data {path}: {len(faults)} of {len(records.entries)} dialogues cannot be learned "
+            f"from. Mend or remove them:\n{shown}"
         )
-    if not reader.examples:
-        raise ConfigError(f"--data {path} is empty: it must hold a dialogue on each line.")
     return TuningData(
-        path, hashlib.sha256(content).hexdigest(), tuple(reader.examples),
-        tuple(reader.pictures), tuple(reader.digests),
-    )  # fmt: skip
+        path, records.digest, tuple(reader.examples), tuple(reader.pictures), tuple(reader.digests)
+    )
 
 
 class _Reader:
@@ -107,12 +93,12 @@ class _Reader:
         self.pictures: list[ImageSource] = []
         self.digests: list[str] = []
 
-    def read(self, number: int, line: bytes) -> None:
-        """Take a line's examples, or none if one of them is at fault."""
-        messages = [self._with_places(each) for each in read_messages(_messages_of(line))]
+    def read(self, entry: Entry) -> None:
+        """Take an entry's examples, or none if one of them is at fault."""
+        messages = [self._with_places(each) for each in read_messages(entry.read())]
         _check_roles(messages)
         self.examples += [
-            self._example(number, messages[:at], message)
+            self._example(entry.place, messages[:at], message)
             for at, message in enumerate(messages)
             if message.role == "assistant"
         ]
@@ -129,10 +115,10 @@ class _Reader:
             raise RequestError(f"{source.name} is an address. Download it, and name the file.")
         return ImageSource(self._folder / value, label=value)
 
-    def _example(self, number: int, before: Sequence[Message], said: Message) -> Example:
+    def _example(self, place: str, before: Sequence[Message], said: Message) -> Example:
         answer = "".join(part for part in said.content if isinstance(part, str)).strip()
         if not answer:
-            raise RequestError("An answer is empty: write it, or drop the line.")
+            raise RequestError("An answer is empty: write it, or drop it.")
         for stop in self._template.stops:
             if stop in answer:
                 raise RequestError(f"An answer holds {stop!r}, at which this model's answers end.")
@@ -153,7 +139,7 @@ class _Reader:
                 "Shorten them, or divide the dialogue."
             )
         return Example(
-            number, encoded.token_ids, answer_ids,
+            place, encoded.token_ids, answer_ids,
             tuple(span.start for span in encoded.image_spans),
             tuple(self._number_of(source) for source in prompt.images), prompt.text, answer,
         )  # fmt: skip
@@ -171,19 +157,6 @@ class _Reader:
             self.pictures.append(source)
             self.digests.append(digest)
         return self._numbers[key]
-
-
-def _messages_of(line: bytes) -> Sequence[Mapping[str, Any]]:
-    try:
-        record = json.loads(line.decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-        raise RequestError(f"It is not UTF-8 text ({error.reason}).") from None
-    except (ValueError, RecursionError) as error:
-        raise RequestError(f"It is no JSON ({str(error)[:80]}).") from None
-    if not isinstance(record, dict) or "messages" not in record or record.keys() - _KEYS:
-        seen = sorted(record) if isinstance(record, dict) else type(record).__name__
-        raise RequestError(f'It must be {{"messages": […]}}; seen: {str(seen)[:80]}.')
-    return record["messages"]  # type: ignore[no-any-return]
 
 
 def _check_roles(messages: Sequence[Message]) -> None:

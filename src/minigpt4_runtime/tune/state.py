@@ -62,6 +62,8 @@ def resume_state(
     if not path.is_file():
         raise ConfigError(f"{out_dir} holds no {STATE_NAME} to go on from: leave out --resume.")
     stored, metadata = read_described(path)
+    if _RECORD not in metadata:
+        raise ConfigError(f"{path} is no state of a training. Leave out --resume, or mend --out.")
     before = json.loads(metadata[_RECORD])
     wanted = json.loads(dumped(record))
     differing = sorted(

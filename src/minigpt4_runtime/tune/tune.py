@@ -166,9 +166,9 @@ class Training:
             total, num_tokens = total + float(loss.detach()), num_tokens + count
         grads = (self._learner.weight.grad, self._learner.bias.grad)
         if not all(grad is not None and bool(torch.isfinite(grad).all()) for grad in grads):
-            lines = ", ".join(str(each.line) for each in examples)
+            places = ", ".join(each.place for each in examples)
             raise ConfigError(
-                f"Step {number + 1} has no finite gradient (lines {lines}; its loss is "
+                f"Step {number + 1} has no finite gradient ({places}; its loss is "
                 f"{total / num_said:g}). It was not taken. Lower --lr, or take --dtype float32."
             )
         return total / num_said, num_tokens
