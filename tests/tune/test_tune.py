@@ -39,7 +39,8 @@ def run(data, out_dir, settings=SETTINGS, **more):
 def unbroken(dialogues, tmp_path_factory):
     """A whole training: its folder, and its steps."""
     out_dir, steps = tmp_path_factory.mktemp("unbroken"), []
-    done = run(dialogues, out_dir, on_step=steps.append)
+    held_out = read_data(dialogues, DEMO_MODEL_DIR)
+    done = run(dialogues, out_dir, on_step=steps.append, held_out=held_out, eval_every=5)
     assert (done.steps, done.adapter) == (12, out_dir / RESULT_NAME)
     return out_dir, steps
 
@@ -121,6 +122,9 @@ def test_a_projection_drawn_at_random_learns(unbroken):
     assert [step.number for step in steps] == list(range(1, 13))
     before, after = (sum(each.loss for each in some) for some in (steps[:3], steps[-3:]))
     assert after < before - 0.9
+    measured = {step.number: step.held_out for step in steps if step.held_out is not None}
+    assert list(measured) == [5, 10, 12]
+    assert measured[12] < measured[5] - 0.1
 
 
 def test_the_rate_and_the_order():
@@ -147,8 +151,12 @@ def test_a_stop_and_going_on_change_no_bit(unbroken, dialogues, tmp_path):
         run(dialogues, tmp_path, TuneSettings(**{**SETTINGS.to_mapping(), "lr": 0.02}), resume=True)
     run(dialogues, tmp_path, on_step=steps.append, resume=True)
     assert [step.loss for step in steps] == [step.loss for step in whole]
-    for name in (RESULT_NAME, "state.safetensors", "losses.csv"):
+    # Measuring what is held out changes nothing.
+    for name in (RESULT_NAME, "state.safetensors"):
         assert (tmp_path / name).read_bytes() == (out_dir / name).read_bytes()
+    tables = [(each / "losses.csv").read_text("utf-8").splitlines() for each in (tmp_path, out_dir)]
+    assert tables[0][1:] == [f"{line.rpartition(',')[0]}," for line in tables[1][1:]]
+    assert len(tables[0]) == 13
 
 
 def test_a_loss_that_is_no_number_loses_nothing(dialogues, tmp_path):
@@ -157,6 +165,40 @@ def test_a_loss_that_is_no_number_loses_nothing(dialogues, tmp_path):
         run(dialogues, tmp_path, settings)
     assert len((tmp_path / "losses.csv").read_text("utf-8").splitlines()) == 3
     assert (tmp_path / "state.safetensors").exists()
+
+
+def test_the_mean_that_is_measured(golden):
+    """Over all of it, however it is cut."""
+    found = []
+    for at_once in (1, 2):
+        training = Training(
+            golden.learner,
+            golden.data,
+            golden.features,
+            TuneSettings(batch_size=2, at_once=at_once),
+        )
+        found.append(training.measure(golden.data, golden.features))
+    loss, _ = training.gradients(0)
+    assert found == [pytest.approx(loss, abs=1e-5)] * 2
+
+
+def test_a_quantised_language_model(dialogues, unbroken, tmp_path):
+    """It is tuned through its plain product, and takes the file of the floats it came from."""
+    from minigpt4_runtime.quantise.choice import QuantisePlan
+    from minigpt4_runtime.quantise.quantise import quantise
+
+    for weights in ("w4a16", "w8a8"):
+        plan = QuantisePlan(weights=weights, head="keep", image_side="keep")
+        quantise(DEMO_MODEL_DIR, tmp_path / weights, plan)
+    data = read_data(dialogues, DEMO_MODEL_DIR)
+    settings = TuneSettings(steps=2, batch_size=2, warmup_steps=0)
+    done = tune(tmp_path / "w4a16", data, tmp_path / "out", settings, device="cpu")
+    learned = map_tensors(read_adapter(done.adapter)[0])["vision.projection.weight"]
+    before, _ = read_projection(DEMO_MODEL_DIR)
+    assert 1e-5 < float((learned - before).abs().max()) < 1e-4
+    MiniGPT4.load(tmp_path / "w4a16", adapter=unbroken[0] / RESULT_NAME, device="cpu").close()
+    with pytest.raises(ConfigError, match="holds weights in w8a8, which rounds what it multiplies"):
+        tune(tmp_path / "w8a8", data, tmp_path / "other", settings, device="cpu")
 
 
 def test_the_result_answers_at_once_and_only_over_its_model(

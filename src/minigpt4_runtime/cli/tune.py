@@ -90,6 +90,13 @@ def tune(
         Path | None,
         option("DIR", "Where paths of pictures count from. Without it, the folder of --data."),
     ] = None,
+    held_out: Annotated[
+        Path | None,
+        option("PATH", "Data like --data, which are not learned from: their loss is shown."),
+    ] = None,
+    eval_every: Annotated[
+        int, option("COUNT", "Measure --held-out after every so many steps.", min=1)
+    ] = 100,
     check_data: Annotated[
         bool, flag("Only check the data, and show ten samples of it.", "--check-data")
     ] = False,
@@ -123,15 +130,18 @@ def tune(
     model_dir = DEMO_MODEL_DIR if model is None else find_model(model)
     read = read_data(data, model_dir, pictures=images)
     note(f"{data}: {len(read.examples)} answers about {len(read.pictures)} pictures.")
+    held = read_data(held_out, model_dir, pictures=images) if held_out else None
     if check_data or out is None:
         _show_samples(read)
         return
     from minigpt4_runtime.tune.tune import tune as tune_projection
 
-    with progress_bar(len(read.pictures)) as bar, _ctrl_c_asks() as should_stop:
+    num_pictures = len(read.pictures) + (len(held.pictures) if held else 0)
+    with progress_bar(num_pictures) as bar, _ctrl_c_asks() as should_stop:
         tuned = tune_projection(
             model_dir, read, out, settings,
             device=device, dtype=dtype, resume=resume, save_every=save_every,
+            held_out=held, eval_every=eval_every,
             on_picture=bar.advance, on_step=_Teller(settings.steps, bar), should_stop=should_stop,
         )  # fmt: skip
     _report(tuned, out, model)
@@ -163,6 +173,9 @@ class _Teller:
 
     def __call__(self, step: Step) -> None:
         self._steps.append(step)
+        if step.held_out is not None:
+            with self._bar.aside():
+                note(f"step {step.number}: the loss of --held-out is {step.held_out:.4f}")
         if step.number % self._every and step.number != step.of:
             return
         loss = sum(each.loss for each in self._steps) / len(self._steps)

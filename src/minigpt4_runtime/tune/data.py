@@ -5,6 +5,7 @@ Takes  the file, and a model folder for its tokenizer, template and sizes; gives
 Never  lets a bad dialogue pass: every one is named, with its place.
 """
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -43,10 +44,9 @@ class Example:
 class TuningData:
     """All examples of a file, in its order, and its pictures, each once.
 
-    `picture_digests` are those of what the model sees of them; `digest` is the file's sha256.
+    `picture_digests` are those of what the model sees of them; `digest` has all of it.
     """
 
-    path: Path
     digest: str
     examples: tuple[Example, ...]
     pictures: tuple[ImageSource, ...]
@@ -75,9 +75,8 @@ def read_data(path: Path, model_dir: Path, *, pictures: Path | None = None) -> T
             f"--data {path}: {len(faults)} of {len(records.entries)} dialogues cannot be learned "
             f"from. Mend or remove them:\n{shown}"
         )
-    return TuningData(
-        path, records.digest, tuple(reader.examples), tuple(reader.pictures), tuple(reader.digests)
-    )
+    digest = hashlib.sha256(" ".join((records.digest, *reader.digests)).encode()).hexdigest()
+    return TuningData(digest, tuple(reader.examples), tuple(reader.pictures), tuple(reader.digests))
 
 
 class _Reader:

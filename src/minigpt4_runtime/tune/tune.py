@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -36,7 +37,8 @@ LOSSES_NAME = "losses.csv"
 class Step:
     """A step that is done. `loss` is what the batch had before it: the mean -log p of answers' ids.
 
-    `num_tokens` of prompts, pictures and answers were read in `seconds`.
+    `num_tokens` of prompts, pictures and answers were read in `seconds`. `held_out` is the loss of
+    the data that are not learned from, behind the step, where it was measured.
     """
 
     number: int
@@ -45,6 +47,7 @@ class Step:
     rate: float
     num_tokens: int
     seconds: float
+    held_out: float | None = None
 
 
 @dataclass(frozen=True)
@@ -65,11 +68,15 @@ def tune(  # noqa: PLR0913 - what a training is made of, and who listens.
     dtype: str = "auto",
     resume: bool = False,
     save_every: int = 100,
+    held_out: TuningData | None = None,
+    eval_every: int = 100,
     on_picture: Callable[[], None] = lambda: None,
     on_step: Callable[[Step], None] = lambda _: None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Tuned:
     """Train the projection. After a stop, `resume` goes on as if there had been none.
+
+    The loss of `held_out` is measured after every `eval_every` steps and the last.
 
     Raises:
         ConfigError: a setting has no meaning, the folder cannot be written or holds another
@@ -87,40 +94,51 @@ def tune(  # noqa: PLR0913 - what a training is made of, and who listens.
         "model": model_dir.name, "base": base, "data": data.digest, "dtype": name,
         **settings.to_mapping(),
     }  # fmt: skip
-    features = picture_features(
-        data, model_dir, base, out_dir, device=backend.device, on_picture=on_picture
-    )
-    projection = read_projection(model_dir)
-    if settings.fresh:
-        rows, columns = projection[0].shape
-        projection = draw_projection((rows, columns), settings.seed)
-    learner = Learner.load(model_dir, projection, device=backend.device, dtype=getattr(torch, name))
+    encode = partial(
+        picture_features, model_dir=model_dir, base=base, out_dir=out_dir, device=backend.device,
+        on_picture=on_picture,
+    )  # fmt: skip
+    features = encode(data)
+    measured = (held_out, encode(held_out)) if held_out else None
+    learner = _begin(model_dir, settings, device=backend.device, dtype=getattr(torch, name))
     training = Training(learner, data, features, settings)
-    first = resume_state(out_dir, learner, training.optimiser, record) if resume else 0
-    losses = _Losses(out_dir / LOSSES_NAME, first)
-    done = first
+    done = resume_state(out_dir, learner, training.optimiser, record) if resume else 0
+    losses = _Losses(out_dir / LOSSES_NAME, done)
+
+    def keep() -> None:
+        save_state(out_dir, learner, training.optimiser, done, record)
+        losses.write()
+
     try:
         while done < settings.steps and not should_stop():
             step = training.step(done)
             done += 1
+            if measured and (done % eval_every == 0 or done == settings.steps):
+                step = replace(step, held_out=training.measure(*measured))
             losses.add(step)
             on_step(step)
             if done % save_every == 0:
-                save_state(out_dir, learner, training.optimiser, done, record)
+                keep()
     except MiniGPT4Error:
-        # The step that failed has changed nothing.
-        save_state(out_dir, learner, training.optimiser, done, record)
-        losses.write()
+        keep()  # The step that failed has changed nothing.
         raise
-    save_state(out_dir, learner, training.optimiser, done, record)
-    losses.write()
+    keep()
     if done < settings.steps:
         return Tuned(done, None)
-    result = out_dir / RESULT_NAME
-    made_by = f"minigpt4-runtime {__version__}"
-    record = {**record, "made_by": made_by, "examples": len(data.examples)}
-    write_whole(result, encode_adapter(learner.weight, learner.bias, record))
-    return Tuned(done, result)
+    made = {"made_by": f"minigpt4-runtime {__version__}", "examples": len(data.examples)}
+    content = encode_adapter(learner.weight, learner.bias, {**record, **made})
+    write_whole(out_dir / RESULT_NAME, content)
+    return Tuned(done, out_dir / RESULT_NAME)
+
+
+def _begin(
+    model_dir: Path, settings: TuneSettings, *, device: torch.device, dtype: torch.dtype
+) -> Learner:
+    projection = read_projection(model_dir)
+    if settings.fresh:
+        rows, columns = projection[0].shape
+        projection = draw_projection((rows, columns), settings.seed)
+    return Learner.load(model_dir, projection, device=device, dtype=dtype)
 
 
 class Training:
@@ -173,6 +191,16 @@ class Training:
             )
         return total / num_said, num_tokens
 
+    @torch.no_grad()
+    def measure(self, data: TuningData, features: Tensor) -> float:
+        """The mean loss over all ids of the answers of other data."""
+        at_once, total = self._settings.at_once, 0.0
+        for first in range(0, len(data.examples), at_once):
+            total += float(
+                self._learner.losses(data.examples[first : first + at_once], features)[0]
+            )
+        return total / sum(len(each.answer_ids) for each in data.examples)
+
 
 class _Losses:
     """The loss of each step as a table, which goes on where a training does."""
@@ -180,10 +208,11 @@ class _Losses:
     def __init__(self, path: Path, steps_done: int) -> None:
         self._path = path
         before = path.read_text("utf-8").splitlines() if steps_done and path.is_file() else []
-        self._lines = ["step,loss,rate", *before[1 : steps_done + 1]]
+        self._lines = ["step,loss,rate,held_out", *before[1 : steps_done + 1]]
 
     def add(self, step: Step) -> None:
-        self._lines.append(f"{step.number},{step.loss:.6f},{step.rate:.6g}")
+        held_out = "" if step.held_out is None else f"{step.held_out:.6f}"
+        self._lines.append(f"{step.number},{step.loss:.6f},{step.rate:.6g},{held_out}")
 
     def write(self) -> None:
         write_whole(self._path, "\n".join(self._lines) + "\n")
