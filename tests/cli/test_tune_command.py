@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from dialogue_file import write_dialogues
 
+from minigpt4_runtime.api import DEMO_MODEL_DIR
+from minigpt4_runtime.checkpoint.manifest import read_manifest
 from minigpt4_runtime.tune.tune import RESULT_NAME, Training
 
 
@@ -50,6 +52,13 @@ def test_ctrl_c_and_going_on(real_minigpt4, dialogues, tmp_path, monkeypatch):
     assert real_minigpt4(*given, "--resume").status == 0
     broken, whole = (tmp_path / name / RESULT_NAME for name in ("broken", "whole"))
     assert broken.read_bytes() == whole.read_bytes()
+    given = ["merge", DEMO_MODEL_DIR, "--adapter", whole, "--out", tmp_path / "merged"]
+    done = real_minigpt4(*given)
+    assert (done.status, done.out.strip()) == (0, str(tmp_path / "merged"))
+    # Still a model of floats, which can be quantised.
+    assert read_manifest(tmp_path / "merged").weight_format == "float"
+    again = real_minigpt4(*given)
+    assert (again.status, "--force" in again.err) == (1, True)
 
 
 def test_the_page_about_it(real_minigpt4, tmp_path, monkeypatch):

@@ -12,7 +12,9 @@ from golden_cases import GOLDENS
 from minigpt4_runtime import CheckpointError, ConfigError, MiniGPT4, SamplingParams
 from minigpt4_runtime.api import DEMO_MODEL_DIR
 from minigpt4_runtime.checkpoint.adapter import lay_over, read_adapter, read_projection
+from minigpt4_runtime.checkpoint.manifest import read_manifest
 from minigpt4_runtime.checkpoint.mapped import map_tensors
+from minigpt4_runtime.checkpoint.merge import merge
 from minigpt4_runtime.checkpoint.weights import read_folder_weights
 from minigpt4_runtime.formats.registry import format_of
 from minigpt4_runtime.tune.data import read_data
@@ -196,7 +198,22 @@ def test_a_quantised_language_model(dialogues, unbroken, tmp_path):
     learned = map_tensors(read_adapter(done.adapter)[0])["vision.projection.weight"]
     before, _ = read_projection(DEMO_MODEL_DIR)
     assert 1e-5 < float((learned - before).abs().max()) < 1e-4
-    MiniGPT4.load(tmp_path / "w4a16", adapter=unbroken[0] / RESULT_NAME, device="cpu").close()
+    merge(tmp_path / "w4a16", unbroken[0] / RESULT_NAME, tmp_path / "merged")
+    before, after = (
+        map_tensors(read_folder_weights(tmp_path / name)) for name in ("w4a16", "merged")
+    )
+    assert read_manifest(tmp_path / "merged").weight_format != "float"
+    learned = map_tensors(read_adapter(unbroken[0] / RESULT_NAME)[0])
+    for name, tensor in {**before, **learned}.items():
+        assert torch.equal(after.pop(name), tensor)
+    assert not after
+    asked = (dialogues.parent / "0.png", "What?", SamplingParams(max_new_tokens=20))
+    with MiniGPT4.load(tmp_path / "merged", device="cpu") as merged:
+        answer = merged.describe(*asked)
+    with MiniGPT4.load(
+        tmp_path / "w4a16", adapter=unbroken[0] / RESULT_NAME, device="cpu"
+    ) as model:
+        assert model.describe(*asked).token_ids == answer.token_ids
     with pytest.raises(ConfigError, match="holds weights in w8a8, which rounds what it multiplies"):
         tune(tmp_path / "w8a8", data, tmp_path / "other", settings, device="cpu")
 

@@ -77,6 +77,8 @@ def lay_over(
             f"that of {model_dir} has another digest. Take the model that it was made from."
         )
     kept = {name: place for name, place in stored.items() if not name.startswith(f"{PROJECTION}.")}
+    if format_of(formats, PROJECTION) is DENSE:
+        return {**kept, **tuned}, formats
     if isinstance(formats, str):
         formats = {"language": formats, "vision": formats}
     return {**kept, **tuned}, {**formats, PROJECTION: DENSE.name}

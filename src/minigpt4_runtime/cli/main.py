@@ -24,6 +24,7 @@ from minigpt4_runtime.cli.evaluate import evaluate
 from minigpt4_runtime.cli.export import export
 from minigpt4_runtime.cli.fetch import fetch
 from minigpt4_runtime.cli.inspect import inspect
+from minigpt4_runtime.cli.merge import merge
 from minigpt4_runtime.cli.models import models
 from minigpt4_runtime.cli.options import flag
 from minigpt4_runtime.cli.quantise import quantise
@@ -42,7 +43,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for command in (
-    describe, chat, serve, web, fetch, models, convert, quantise, tune, inspect, demo,
+    describe, chat, serve, web, fetch, models, convert, quantise, tune, merge, inspect, demo,
     doctor,
 ):  # fmt: skip
     app.command()(command)
