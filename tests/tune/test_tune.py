@@ -169,6 +169,32 @@ def test_a_loss_that_is_no_number_loses_nothing(dialogues, tmp_path):
     assert (tmp_path / "state.safetensors").exists()
 
 
+def test_what_is_computed_again_gives_the_same_gradients(golden):
+    learner = Learner.load(
+        golden.model_dir,
+        read_projection(golden.model_dir),
+        device=torch.device("cpu"),
+        dtype=torch.float32,
+    )
+    num_kept, gradients = [], []
+    for again in (False, True):
+        if again:
+            learner.recompute()
+        training = Training(learner, golden.data, golden.features, TuneSettings(batch_size=2))
+        kept = []
+
+        def keep(tensor, kept=kept):
+            kept.append(tensor.numel())
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            training.gradients(0)
+        num_kept.append(sum(kept))
+        gradients.append(learner.weight.grad.clone())
+    assert torch.equal(*gradients)
+    assert num_kept[1] < num_kept[0] / 2
+
+
 def test_the_mean_that_is_measured(golden):
     """Over all of it, however it is cut."""
     found = []

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from minigpt4_runtime.checkpoint.load import load_language
 from minigpt4_runtime.errors import ConfigError
@@ -57,6 +59,14 @@ class Learner:
             )
         weight, bias = (nn.Parameter(each.to(device)) for each in projection)
         return cls(language, weight, bias)
+
+    def recompute(self) -> None:
+        """From now on compute each layer again on the way back (Chen et al., 2016).
+
+        The gradients are the same; only what a layer was given stays in memory.
+        """
+        for layer in self.language.layers:
+            layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
 
     def losses(self, examples: Sequence[Example], features: Tensor) -> tuple[Tensor, int]:
         """The sum of -log p over all ids of the answers, and how many rows were computed.

@@ -34,7 +34,8 @@ class TuneSettings:
 
     The rate of learning rises in a line from `warmup_lr` to `lr` over `warmup_steps` steps, and
     falls as a cosine to `min_lr`. Of a batch, `at_once` sequences are computed side by side: fewer
-    take less memory and change nothing else. `fresh` begins with a projection drawn at random.
+    take less memory and change nothing else. So does `recompute`: a layer keeps only what it was
+    given, and is computed again on the way back. `fresh` begins with a projection drawn at random.
     """
 
     steps: int = 1000
@@ -47,6 +48,7 @@ class TuneSettings:
     weight_decay: float = 0.05
     seed: int = 0
     fresh: bool = False
+    recompute: bool = False
 
     def __post_init__(self) -> None:
         """Refuse values that have no meaning, by name."""

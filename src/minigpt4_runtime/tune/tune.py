@@ -138,7 +138,10 @@ def _begin(
     if settings.fresh:
         rows, columns = projection[0].shape
         projection = draw_projection((rows, columns), settings.seed)
-    return Learner.load(model_dir, projection, device=device, dtype=dtype)
+    learner = Learner.load(model_dir, projection, device=device, dtype=dtype)
+    if settings.recompute:
+        learner.recompute()
+    return learner
 
 
 class Training:
