@@ -58,6 +58,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "loaded": BELOW_API | {"grammar", "ranks", "rank_model"},
     "probe": BELOW_API | {"loaded"},
     "batch": WORDS | {"images", "engine", "report"},
+    "cluster": WORDS | {"api", FRONT_DOOR, "images", "batch", "report"},
     "api": BELOW_API | {"loaded", "probe", "batch"},
     FRONT_DOOR: WORDS | {"api", "ranks.follow"},
     # Whether a model fits is asked of the devices themselves.
@@ -75,6 +76,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     | {
         "hub",
         "batch",
+        "cluster",
         "images",
         "quantise",
         "formats.registry",
@@ -91,7 +93,7 @@ DEVICES = {"devices.cpu", "devices.cuda", "devices.npu"}
 # Rooms that need nothing but Python, and rooms that load without torch.
 ONLY_STANDARD_LIBRARY = {"errors", "rope_scaling", "config", "presets", "messages", "optional"}
 NO_TORCH_ON_LOAD = ONLY_STANDARD_LIBRARY | {
-    "text", "grammar", "images", "formats", "batch", "hub", "cli", FRONT_DOOR,
+    "text", "grammar", "images", "formats", "batch", "cluster", "hub", "cli", FRONT_DOOR,
 }  # fmt: skip
 HEAVY = {"torch", "torch_npu"}
 
