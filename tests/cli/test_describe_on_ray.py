@@ -113,7 +113,7 @@ def test_records_are_those_of_describe(minigpt4, folder, bad_picture, in_process
         expected, key=lambda each: [r["image"] for r in found].index(each["image"])
     )
     _, started, *failures, summary = shown.err.splitlines()
-    assert started == "5 pictures for 2 workers"
+    assert started == "5 pictures, 2 workers"
     assert [line.partition(":")[0] for line in failures] == ["error", "error"]
     assert failures[1] == "error: no.png does not exist."
     assert summary == "3 described, 2 failed: see run"

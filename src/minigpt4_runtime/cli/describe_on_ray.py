@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import re
+import sys
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -144,9 +146,11 @@ def describe_on_ray(
         def start(num_todo: int, num_workers: int) -> None:
             bar.advance(len(names) - num_todo)
             with bar.aside():
-                note(f"{num_todo} pictures for {num_workers} workers")
+                note(f"{num_todo} pictures, {num_workers} worker{'s' * (num_workers > 1)}")
 
-        tally = describe_names(job, folder, plan, on_start=start, on_done=bar.advance)
+        # Ray prints what it has to say about lost workers.
+        with redirect_stdout(sys.stderr):
+            tally = describe_names(job, folder, plan, on_start=start, on_done=bar.advance)
     _show(tally, out)
 
 
@@ -191,7 +195,8 @@ def _show(tally: Tally, out: Path) -> None:
             "chosen without the picture."
         )
     if tally.lost_workers:
-        note(f"{tally.lost_workers} workers were lost; others have done their work.")
+        what = "worker was" if tally.lost_workers == 1 else "workers were"
+        note(f"{tally.lost_workers} {what} lost, and others did their work.")
     before = f", {tally.done_before} done before" if tally.done_before else ""
     note(f"{tally.described} described, {tally.failed} failed{before}: see {out}")
     if tally.failed:

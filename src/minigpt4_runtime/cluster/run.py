@@ -288,7 +288,7 @@ def _connected(address: str) -> Iterator[Any]:
             logging_level=logging.ERROR,
         )  # fmt: skip
     except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
-        reason = " ".join(str(error).split())[:300]
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[-1][:300]
         raise BackendUnavailableError(
             f"No Ray cluster answers at {address} ({reason}). Start one with `ray start --head`, "
             "or leave the address out."
