@@ -64,7 +64,7 @@ $(STAMP): pyproject.toml constraints.txt
 
 # Ray and what it loads warn of things that are not ours.
 test-ray: .venv-ray/.installed
-	@.venv-ray/bin/python -m pytest -m ray -W ignore tests/cluster
+	@.venv-ray/bin/python -m pytest -m ray -W ignore tests/cluster tests/scripts/test_containers.py
 
 # An environment of its own: vLLM pins its packages. Without their dependencies, for which see there.
 .venv-vllm/.installed: pyproject.toml constraints-vllm.txt

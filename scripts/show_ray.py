@@ -91,7 +91,8 @@ class Run:
         """Wait for its end; give the last lines that it said."""
         _, said = self.process.communicate()
         ours = re.compile(r"\d+ (pictures,|described,|workers? w)")
-        return " / ".join(line for line in said.splitlines() if ours.match(line)) or said
+        lines = [line for line in said.splitlines() if ours.match(line)]
+        return "; ".join(lines).replace(f": see {self.out}", "") or said
 
 
 def processes(is_one: Callable[[Path], bool]) -> list[int]:
@@ -130,7 +131,7 @@ def compare(name: str, run: Run, plain: list[dict[str, object]], said: str) -> N
     is_same = records == plain
     print(
         f"{name}: {len(names)} records of {len(plain)} pictures, {len(names) - len(set(names))} "
-        f"twice, {'equal' if is_same else 'NOT EQUAL'} to the plain run's. It said: {said}",
+        f"twice, {'equal' if is_same else 'NOT EQUAL'} to the plain run's\n    {said}",
         flush=True,
     )
     if not is_same:
@@ -175,7 +176,7 @@ def show_deadly_picture(pictures: Path, folder: Path, plain: list[dict[str, obje
     for record in records:
         record["image"] = str(record["image"]).removeprefix("deadly://")
     differing = [now for now, then in zip(records, plain, strict=True) if now != then]
-    print(f"deadly picture: {len(differing)} of {len(plain)} records differ. It said: {said}")
+    print(f"deadly picture: {len(differing)} of {len(plain)} records differ\n    {said}")
     for record in differing:
         print(f"    {Path(str(record['image'])).name}: {record['error']}")
     if [Path(str(record["image"])).name for record in differing] != ["00007.png"]:

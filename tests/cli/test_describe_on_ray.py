@@ -84,7 +84,7 @@ def in_process(monkeypatch):
         todo = dict(folder.to_ask())
         num_todo = sum(map(len, todo.values()))
         tally.done_before = len(folder.names) - num_todo
-        on_start(num_todo, plan.num_workers)
+        on_start(num_todo, plan.num_workers or 1)
         for shard, positions in todo.items():
             rows = worker.describe([folder.names[position] for position in positions])
             folder.write(shard, dict(zip(positions, rows, strict=True)))

@@ -93,8 +93,8 @@ def describe_names(
 ) -> Tally:
     """Describe what has no answer in the folder yet, and write it there.
 
-    `on_start` is told how many images are left and how many workers there will be, `on_done` how
-    many images are done each time.
+    `on_start` is told how many images are left and how many workers there will be; `on_done` how
+    many images are done each time, and first of all 0, when a worker is ready.
 
     Raises:
         BackendUnavailableError: Ray is not installed or not reachable, or workers die at once.
@@ -163,6 +163,7 @@ def _feed(
     deaths: list[str] = []  # Why, since a task was done last.
     for _ in range(num_workers):
         workers.start()
+    has_begun = False
     while not dispatch.is_done:
         for worker, task, rows in workers.news():
             dispatch.finish(worker, task)
@@ -181,6 +182,9 @@ def _feed(
                 f"{len(deaths)} workers ended one after the other and described nothing. "
                 f"The last one: {deaths[-1]}"
             )
+        if workers.ready and not has_begun:
+            has_begun = True
+            on_done(0)
         for worker in workers.ready:  # All: what a dead one had may be for one that is idle.
             while following := dispatch.next_for(worker):
                 workers.ask(worker, following)
