@@ -91,6 +91,11 @@ def test_names_are_opened_where_they_lie(folder, store):
     (missing,) = sources(f"{store}/none.png")
     with pytest.raises(ImageError, match=r"memory:///bucket/none\.png does not exist\."):
         open_rgb(missing)
+    assert sources("-") == [None]
+    for name in ("file://other/x.png", "a\0.png", "nothing://x"):
+        (wrong,) = sources(name)
+        with pytest.raises(ImageError):
+            open_rgb(wrong)
     (local,) = sources("http://127.0.0.1/x.png")
     with pytest.raises(ImageError, match=r"127\.0\.0\.1"):
         open_rgb(local)

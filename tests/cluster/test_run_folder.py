@@ -130,8 +130,9 @@ def test_a_folder_with_other_things_is_refused(begin, tmp_path):
         begin()
     with pytest.raises(ConfigError, match="but there is no folder"):
         begin(name="none/run")
-    with pytest.raises(ConfigError, match="which is no folder"):
-        begin(name="run/mine.txt")
+    for name in ("run/mine.txt", "answers.jsonl"):
+        with pytest.raises(ConfigError, match="and with --ray it is a folder"):
+            begin(name=name)
     (tmp_path / "run" / "run.json").write_text('{"form": "csv"}')
     with pytest.raises(ConfigError, match="is no run of this program"):
         begin(resume=True)

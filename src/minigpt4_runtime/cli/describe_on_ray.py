@@ -148,9 +148,13 @@ def describe_on_ray(
             with bar.aside():
                 note(f"{num_todo} pictures, {num_workers} worker{'s' * (num_workers > 1)}")
 
-        # Ray prints what it has to say about lost workers.
-        with redirect_stdout(sys.stderr):
-            tally = describe_names(job, folder, plan, on_start=start, on_done=bar.advance)
+        try:
+            # Ray prints what it has to say about lost workers.
+            with redirect_stdout(sys.stderr):
+                tally = describe_names(job, folder, plan, on_start=start, on_done=bar.advance)
+        except KeyboardInterrupt:
+            note(f"What was done is in {out}: go on with --resume.")
+            raise
     _show(tally, out)
 
 

@@ -200,10 +200,14 @@ def _rows_of_tables(names: Sequence[str], folder: Path, column: str) -> dict[str
 def _source_of(name: str, folder: Path, allows_local: bool) -> ImageSource | None:
     if _STORE.match(name):
         return ImageSource(partial(_fetch, name), label=name)
-    place = read_place(name)
-    if not isinstance(place, Path):
-        return source_of(place, allows_local=allows_local)
-    return None if is_missing(folder / place) else ImageSource(folder / place, label=name)
+    try:
+        # In a list, - is the name of a file.
+        place = Path(name) if name == STDIN else read_place(name)
+        if not isinstance(place, Path):
+            return source_of(place, allows_local=allows_local)
+        return None if is_missing(folder / place) else ImageSource(folder / place, label=name)
+    except (ImageError, ValueError) as error:  # A URL of another machine; a null character.
+        return _failing(ImageError(str(error)), name)
 
 
 def _fetch(address: str) -> bytes:

@@ -291,7 +291,7 @@ def _connected(address: str) -> Iterator[Any]:
             address=None if address == AUTO else address, log_to_driver=False,
             logging_level=logging.ERROR,
         )  # fmt: skip
-    except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
+    except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[-1][:300]
         raise BackendUnavailableError(
             f"No Ray cluster answers at {address} ({reason}). Start one with `ray start --head`, "

@@ -145,8 +145,8 @@ class RunFolder:
         """
         if not path.parent.is_dir():
             raise ConfigError(f"--out is {path}, but there is no folder {path.parent}.")
-        if path.exists() and not path.is_dir():
-            raise ConfigError(f"--out is {path}, which is no folder. With --ray it is one.")
+        if path.suffix in (".json", ".jsonl") or (path.exists() and not path.is_dir()):
+            raise ConfigError(f"--out is {path}, and with --ray it is a folder. Name one.")
         wanted = _RunFile.about(names, settings, choice)
         has_shards = path.is_dir() and any(path.glob("part-*"))
         if (path / RUN_FILE).exists() and (has_shards or resume):
