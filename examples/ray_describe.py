@@ -31,7 +31,8 @@ def main(folder: str, out: str) -> None:
     """Write a row for each picture into Parquet files."""
     pictures = ray.data.read_binary_files(folder, include_paths=True, file_extensions=["png"])
     workers = ray.data.ActorPoolStrategy(size=2)
-    described = pictures.map_batches(Describe, batch_size=64, compute=workers, num_cpus=1)
+    # Workers that took every CPU would leave none for reading, and wait for ever.
+    described = pictures.map_batches(Describe, batch_size=64, compute=workers, num_cpus=0.5)
     described.write_parquet(out)
 
 

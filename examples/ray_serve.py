@@ -15,13 +15,7 @@ from minigpt4_runtime.server.settings import ServerConfig
 STICKY = "ray.serve.experimental.consistent_hash_router.ConsistentHashRouter"
 
 
-@serve.deployment(
-    num_replicas=2, ray_actor_options={"num_cpus": 1}, max_ongoing_requests=256,
-    health_check_period_s=5, graceful_shutdown_timeout_s=60,
-    request_router_config={"request_router_class": STICKY},
-)  # fmt: skip
-@serve.ingress()
-class Replica:
+class Server:
     """A model with the server's own routes, limits and watch over the engine."""
 
     def __init__(self, model_dir: str | None = None) -> None:
@@ -35,6 +29,12 @@ class Replica:
         if self.server.state.parts.watch.has_failed:
             raise RuntimeError(self.server.state.parts.watch.trouble)
 
+
+Replica = serve.deployment(
+    num_replicas=2, ray_actor_options={"num_cpus": 1}, max_ongoing_requests=256,
+    health_check_period_s=5, graceful_shutdown_timeout_s=60,
+    request_router_config={"request_router_class": STICKY},
+)(serve.ingress()(Server))  # fmt: skip
 
 if __name__ == "__main__":
     serve.run(Replica.bind(*sys.argv[1:]), blocking=True)

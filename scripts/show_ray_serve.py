@@ -197,6 +197,7 @@ def main() -> None:
     }  # fmt: skip
     example = load_example()
     ray, serve = require("ray", extra="ray"), require("ray.serve", extra="ray")
+    ray.cloudpickle.register_pickle_by_value(example)  # Replicas cannot import it.
     ray.init(num_cpus=2, log_to_driver=False, logging_level="ERROR")
     serve.run(example.Replica.bind())
     wait_for_replicas(serve, 2)

@@ -30,7 +30,10 @@ def test_ray_data_describes_a_folder(tmp_path, environment):
     from pyarrow import parquet
 
     command = [sys.executable, "examples/ray_describe.py", "examples/images", str(tmp_path / "out")]
-    subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True)
+    # A pipeline whose workers take all CPUs reads nothing and waits for ever.
+    subprocess.run(
+        command, cwd=ROOT, env=environment, check=True, capture_output=True, timeout=300
+    )  # fmt: skip
     rows = parquet.read_table(tmp_path / "out").to_pylist()
     answers = {Path(row["path"]).name: row["answer"] for row in rows}
     assert sorted(answers) == ["four.png", "one.png", "three.png", "two.png"]

@@ -154,11 +154,12 @@ def ray():
     """A cluster of two CPUs on this machine."""
     import secrets
 
-    ray = pytest.importorskip("ray")
     with pytest.MonkeyPatch.context() as patch:
-        # Without these Ray would keep a token in the user's home.
+        # Without these, which it reads when it is imported, Ray would keep a token at home.
         patch.setenv("RAY_AUTH_MODE", "token")
         patch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
+        import ray
+
         ray.init(num_cpus=2, log_to_driver=False, include_dashboard=False)
         yield ray
         ray.shutdown()
