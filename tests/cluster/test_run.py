@@ -62,7 +62,7 @@ class MortalWorkers:
 def feed(folder, seed, *, share_of_deaths, num_workers=3, on_done=lambda _: None):
     """A run without Ray; its tally and the workers."""
     todo, tally = dict(folder.to_ask()), Tally()
-    shards = run._OpenShards(folder, {shard: len(each) for shard, each in todo.items()}, tally)
+    shards = run.OpenShards(folder, {shard: len(each) for shard, each in todo.items()}, tally)
     workers = MortalWorkers(folder.names, seed, share_of_deaths)
     run._feed(workers, Dispatch(run._cut(todo, num_workers)), shards, num_workers, on_done)
     return tally, workers

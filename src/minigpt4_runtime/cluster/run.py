@@ -110,7 +110,7 @@ def describe_names(
         num_workers = min(plan.num_workers or _room(ray, plan), num_todo)
         on_start(num_todo, num_workers)
         tasks = list(_cut(todo, num_workers))
-        shards = _OpenShards(folder, {shard: len(each) for shard, each in todo.items()}, tally)
+        shards = OpenShards(folder, {shard: len(each) for shard, each in todo.items()}, tally)
         with _Workers(ray, job, plan, folder.names) as workers:
             _feed(workers, Dispatch(tasks), shards, min(num_workers, len(tasks)), on_done)
             tally.lost_workers = workers.num_lost
@@ -126,7 +126,7 @@ def _cut(todo: Mapping[int, Sequence[int]], num_workers: int) -> Iterator[Task]:
             yield Task(positions[start : start + most])
 
 
-class _OpenShards:
+class OpenShards:
     """Records of shards that are not whole yet."""
 
     def __init__(self, folder: RunFolder, num_missing: dict[int, int], tally: Tally) -> None:
@@ -155,7 +155,7 @@ class _OpenShards:
 def _feed(
     workers: _Workers,
     dispatch: Dispatch,
-    shards: _OpenShards,
+    shards: OpenShards,
     num_workers: int,
     on_done: Callable[[int], object],
 ) -> None:
