@@ -2,6 +2,7 @@
 
 import json
 import random
+import socket
 import types
 
 import pytest
@@ -141,6 +142,17 @@ def test_room_is_counted_machine_by_machine():
     assert run._room(ray, WorkerPlan(cpus=1, gpus=0.5)) == 2
     with pytest.raises(ConfigError, match="No machine of the Ray cluster has 4 CPUs and 1 GPUs"):
         run._room(ray, WorkerPlan(cpus=4, gpus=1))
+
+
+def test_an_address_at_which_nothing_listens_is_one_sentence():
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        for address in (f"127.0.0.1:{port}", f"ray://127.0.0.1:{port}", "auto", "local"):
+            run._check_reachable(address)
+    for address in (f"127.0.0.1:{port}", f"ray://127.0.0.1:{port}", "127.0.0.1:99999"):
+        with pytest.raises(BackendUnavailableError) as refused:
+            run._check_reachable(address)
+        assert str(refused.value).startswith(f"No Ray cluster answers at {address} (")
 
 
 def test_only_the_first_failures_are_kept():

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
@@ -34,6 +35,7 @@ AUTO = "auto"
 MOST_PICTURES_PER_TASK = 128
 MOST_FAILURES_SHOWN = 20
 _LOOK_SECONDS = 1.0
+_CONNECT_SECONDS = 10.0
 _GIVEN_UP = (
     "The process that described it ended, and then another one. There may be too little memory: "
     "Ray's log of the worker says more."
@@ -286,6 +288,7 @@ def _connected(address: str) -> Iterator[Any]:
     if ray.is_initialized():
         yield ray
         return
+    _check_reachable(address)
     try:
         ray.init(
             address=None if address == AUTO else address, log_to_driver=False,
@@ -293,14 +296,33 @@ def _connected(address: str) -> Iterator[Any]:
         )  # fmt: skip
     except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[-1][:300]
-        raise BackendUnavailableError(
-            f"No Ray cluster answers at {address} ({reason}). Start one with `ray start --head`, "
-            "or leave the address out."
-        ) from None
+        raise _no_cluster(address, reason) from None
     try:
         yield ray
     finally:
         ray.shutdown()
+
+
+def _check_reachable(address: str) -> None:
+    """Connect to HOST:PORT once: Ray itself tries for minutes, and tells each failure.
+
+    Raises:
+        BackendUnavailableError: nothing listens there.
+    """
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not port.isdigit():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), _CONNECT_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise _no_cluster(address, str(error)) from None
+
+
+def _no_cluster(address: str, reason: str) -> BackendUnavailableError:
+    return BackendUnavailableError(
+        f"No Ray cluster answers at {address} ({reason}). Start one with `ray start --head`, or "
+        "leave the address out."
+    )
 
 
 def _room(ray: Any, plan: WorkerPlan) -> int:
