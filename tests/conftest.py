@@ -60,12 +60,17 @@ def _why_not_weights() -> str | None:
     return "MINIGPT4_WEIGHTS names no folder with published weights"
 
 
+def _why_not_ray() -> str | None:
+    return None if importlib.util.find_spec("ray") else "Ray is not installed: make test-ray"
+
+
 def _why_not_vllm() -> str | None:
     return None if importlib.util.find_spec("vllm") else "vLLM is not installed: make test-vllm"
 
 
 WHY_NOT = {
-    "gpu": _why_not_gpu, "npu": _why_not_npu, "vllm": _why_not_vllm, "weights": _why_not_weights,
+    "gpu": _why_not_gpu, "npu": _why_not_npu, "ray": _why_not_ray, "vllm": _why_not_vllm,
+    "weights": _why_not_weights,
 }  # fmt: skip
 
 

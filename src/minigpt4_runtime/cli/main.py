@@ -19,6 +19,7 @@ from minigpt4_runtime.cli.chat import chat
 from minigpt4_runtime.cli.convert import convert
 from minigpt4_runtime.cli.demo import demo
 from minigpt4_runtime.cli.describe import describe
+from minigpt4_runtime.cli.describe_on_ray import complete_ray
 from minigpt4_runtime.cli.doctor import doctor
 from minigpt4_runtime.cli.evaluate import evaluate
 from minigpt4_runtime.cli.export import export
@@ -79,6 +80,7 @@ def minigpt4(
 def run() -> None:
     """Run the command line and end the process with its exit status."""
     debug = _move_debug_forward(sys.argv)
+    complete_ray(sys.argv)
     open_what_is_closed()
     print_anything()
     if not (debug or sys.warnoptions):

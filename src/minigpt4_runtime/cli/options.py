@@ -183,10 +183,18 @@ class ModelOptions:
             # Its matrix products are too small to divide: a second thread would only add waits.
             torch.set_num_threads(1)
         # `load` itself refuses a dtype or a runtime that it does not know.
+        given = self.arguments(engine)
+        return MiniGPT4.load(given.pop("model"), image_limits=image_limits, **given)
+
+    def arguments(self, engine: EngineConfig | None = None) -> dict[str, Any]:
+        """These settings as arguments of `MiniGPT4.load`.
+
+        Raises:
+            ConfigError: there is no such format of the cache, or no such choice of graphs.
+        """
         given = asdict(self)
-        model = given.pop("model")
         del given["cache_dtype"], given["cuda_graphs"]
-        return MiniGPT4.load(model, engine=self.engine(engine), image_limits=image_limits, **given)
+        return {**given, "engine": self.engine(engine)}
 
     def engine(self, engine: EngineConfig | None = None) -> EngineConfig:
         """These settings of an engine, or the defaults, with this cache and these graphs.
