@@ -28,7 +28,7 @@ FORMATS = [name for name, each in CACHE_FORMATS.items() if issubclass(each, Quan
 READ_BY = {
     "sdpa": FORMATS,
     "native": ["int8", "int4"],
-    "triton": ["int8", "fp8"],
+    "triton": ["int8", "int4", "fp8"],
 }
 CASES = [(kernel, name) for kernel, names in READ_BY.items() for name in names]
 # How far attention is from that over floats, for keys and values from a normal distribution: the
