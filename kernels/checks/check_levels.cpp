@@ -64,7 +64,7 @@ Level lying_level() {
     const bool is_wrong = product.weight.layout == kLayout && product.rows >= kRows;
     if (is_wrong) static_cast<uint8_t*>(product.y)[3] ^= 0x80;  // A number's sign.
   };
-  static const Kernels kernels = {linear, nullptr, nullptr, nullptr};
+  static const Kernels kernels = {linear, nullptr, nullptr, nullptr, nullptr};
   return {"lying", [] { return true; }, kernels, true};
 }
 
