@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from minigpt4_runtime.kernels.linear_dense import multiply_by_onednn
+
 GROUP = 128
 
 
@@ -91,7 +93,11 @@ def floats(outputs: int, inputs: int, rows: list[int]) -> list[Case]:
                 def by_torch(x: Tensor = x, weight: Tensor = weight) -> Tensor:
                     return functional.linear(x, weight)
 
+                def by_onednn(x: Tensor = x, weight: Tensor = weight) -> Tensor:
+                    return multiply_by_onednn(x, weight, None)
+
                 cases.append(Case("torch float32", count, weight.nbytes, by_torch))
+                cases.append(Case("oneDNN float32", count, weight.nbytes, by_onednn))
     return cases
 
 

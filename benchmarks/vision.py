@@ -146,7 +146,8 @@ def _their_qformer(ours: VisionPart, config: QFormerConfig, width: int) -> nn.Mo
 def open_sides(args: argparse.Namespace) -> dict[str, Encode]:
     """All sides that are available here, by name."""
     cpu, config = torch.device("cpu"), load_config(args.model)
-    vision = load_vision(args.model, dtype=torch.float32)
+    kernel_of = partial(linear_kernel, device=cpu, widen_from=None)
+    vision = load_vision(args.model, dtype=torch.float32, kernel_of=kernel_of)
     graph = find_graph(args.graph, args.model, runtime="onnx")
     sides: dict[str, Encode] = {
         "torch": vision_encoder("torch")(vision).encode,
@@ -157,7 +158,6 @@ def open_sides(args: argparse.Namespace) -> dict[str, Encode]:
     if importlib.util.find_spec("transformers") and config.qformer:
         sides["transformers"] = transformers_side(vision, config)
     if args.quantised:
-        kernel_of = partial(linear_kernel, device=cpu, widen_from=None)
         rounded = load_vision(args.quantised, dtype=torch.float32, kernel_of=kernel_of)
         sides["quantised"] = vision_encoder("torch")(rounded).encode
     return sides

@@ -57,8 +57,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "report": WORDS,
     "loaded": BELOW_API | {"grammar", "ranks", "rank_model"},
     "probe": BELOW_API | {"loaded"},
+    "lab": WORDS | {"text", "images", "model", "checkpoint", "vision", "loaded"},
     "batch": WORDS | {"images", "engine", "report"},
-    "api": BELOW_API | {"loaded", "probe", "batch"},
+    "api": BELOW_API | {"loaded", "probe", "lab", "batch"},
     FRONT_DOOR: WORDS | {"api", "ranks.follow"},
     # Whether a model fits is asked of the devices themselves.
     "hub": WORDS

@@ -90,9 +90,7 @@ def wait_until(is_so):
 # --- the same answers, until a rank is lost -----------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("name", "size"), [("vicuna", 2), ("llama2", 4), ("minigptv2", 2), ("minigptv2", 4)]
-)
+@pytest.mark.parametrize(("name", "size"), [("vicuna", 2), ("llama2", 4), ("minigptv2", 2)])
 def test_the_original_s_answers_until_a_rank_is_killed(golden_model_dir, name, size):
     alone = load(golden_model_dir(name))
     with load(golden_model_dir(name), tensor_parallel=size) as model:
@@ -159,12 +157,12 @@ def test_eight_ranks(eight_heads_dir):
     assert ours == [alone.chat(question, search) for search in searches]
 
 
-def test_a_quantised_model_in_eight_ranks(eight_heads_dir, tmp_path):
+def test_a_quantised_model_in_two_ranks(eight_heads_dir, tmp_path):
     """Each rank rounds its part of a row by its own scale: logits move, and answers stay."""
     quantise(eight_heads_dir, tmp_path / "w8a8", QuantisePlan(weights="w8a8"))
     question = [Message("user", (image(PICTURES / "three.png"), "Tell me about it."))]
     search = SamplingParams(max_new_tokens=8, stop=(), ignore_eos=True, logprobs=1)
-    with load(tmp_path / "w8a8", tensor_parallel=8) as model:
+    with load(tmp_path / "w8a8", tensor_parallel=2) as model:
         ours = model.chat(question, search)
     alone = load(tmp_path / "w8a8").chat(question, search)
     assert ours.token_ids == alone.token_ids

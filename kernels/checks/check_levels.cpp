@@ -326,7 +326,7 @@ void check_attention(const Level& level, const char* what, CacheFormat format) {
   const int groups = format == CacheFormat::int4 ? draw(1, 4) : 1;
   const int dim = format == CacheFormat::int4 ? 2 * groups * draw(1, 20) : draw(1, 70);
   const int block_size = draw(1, 8), blocks = 12, heads = key_heads * shares;
-  const int width = 40 / block_size + 1;
+  const int longest = 300, width = longest / block_size + 1;  // Several parts of a context.
   auto q = exactly<float>(sequences * heads * dim), y = exactly<float>(sequences * heads * dim);
   const int cached_heads = blocks * block_size * key_heads;
   const CacheSide keys = draw_side(format, cached_heads, dim, groups);
@@ -335,7 +335,7 @@ void check_attention(const Level& level, const char* what, CacheFormat format) {
   auto table = exactly<int32_t>(sequences * width);
   for (int i = 0; i < sequences * heads * dim; ++i) q[i] = draw_float();
   for (int b = 0; b < sequences; ++b) {
-    lengths[b] = draw(1, 40);
+    lengths[b] = draw(1, longest);
     rows[b] = sequences - 1 - b;
   }
   for (int i = 0; i < sequences * width; ++i) table[i] = draw(0, blocks - 1);

@@ -1,20 +1,49 @@
 // Attention of one token of each sequence over keys and values in blocks.
 //
-// Owns   the softmax, in float32, the reading of each format of the cache, and the division of a
-//        sequence's heads over threads.
+// Owns   the softmax, in float32, the reading of each format of the cache, and the division of
+//        contexts over threads.
 //
-// A token's keys of all heads lie side by side, so a thread takes neighbouring heads.
+// A token's keys of all heads lie side by side, so a thread takes some tokens with all their heads:
+// it reads memory in long runs. What the parts of a context give is joined as in Flash-Decoding
+// (Dao et al., 2023). Their size does not depend on threads, and neither do answers.
 #pragma once
 
 #include <algorithm>
 #include <cmath>
+#include <numeric>
+#include <tuple>
+#include <utility>
 
 #include "integer_rows.hpp"
 
 namespace minigpt4 {
 namespace MINIGPT4_LEVEL {
 
-// How a format's keys and values are read. `head` counts heads through all tokens.
+// y += the weighted sum of `count` tokens' vectors, whose lanes from i on `load_some(t, i)` gives.
+template <class LoadSome>
+void add_some(float* y, const float* weights, int64_t count, int64_t dim, LoadSome load_some) {
+  constexpr int kVectors = 4;
+  int64_t i = 0;
+  for (; i + kVectors * kLanes <= dim; i += kVectors * kLanes) {
+    Float sums[kVectors];
+    for (int v = 0; v < kVectors; ++v) sums[v] = load(y + i + v * kLanes);
+    for (int64_t t = 0; t < count; ++t) {
+      const Float weight = set(weights[t]);
+      for (int v = 0; v < kVectors; ++v) {
+        sums[v] = multiply_add(weight, load_some(t, i + v * kLanes), sums[v]);
+      }
+    }
+    for (int v = 0; v < kVectors; ++v) store(y + i + v * kLanes, sums[v]);
+  }
+  for (; i + kLanes <= dim; i += kLanes) {
+    Float sum = load(y + i);
+    for (int64_t t = 0; t < count; ++t) sum = multiply_add(set(weights[t]), load_some(t, i), sum);
+    store(y + i, sum);
+  }
+}
+
+// How a format's keys and values are read. `head` counts heads through all tokens, and `stride` of
+// them lie between a head and the same of the next token. `add` may change the weights.
 template <Number type>
 struct CachedFloats {
   const void* numbers;
@@ -46,14 +75,17 @@ struct CachedFloats {
     return sum(MINIGPT4_LEVEL::add(first, second)) + rest;
   }
 
-  void add(float* y, float weight, int64_t head) const {
-    const int64_t index = head * dim;
-    const Float weights = set(weight);
-    int64_t i = 0;
-    for (; i + kLanes <= dim; i += kLanes) {
-      store(y + i, multiply_add(weights, load_some(index + i), load(y + i)));
+  int64_t bytes_per_head() const { return dim * (type == Number::float32 ? 4 : 2); }
+
+  void add(float* y, float* weights, int64_t count, int64_t head, int64_t stride) const {
+    add_some(y, weights, count, dim, [=](int64_t t, int64_t i) MINIGPT4_LAMBDA {
+      return load_some((head + t * stride) * dim + i);
+    });
+    for (int64_t i = dim / kLanes * kLanes; i < dim; ++i) {
+      for (int64_t t = 0; t < count; ++t) {
+        y[i] += weights[t] * load_one({numbers, type}, (head + t * stride) * dim + i);
+      }
     }
-    for (; i < dim; ++i) y[i] += weight * load_one({numbers, type}, index + i);
   }
 };
 
@@ -84,15 +116,17 @@ struct CachedInt8 {
     return (sum(MINIGPT4_LEVEL::add(first, second)) + rest) * scales[head];
   }
 
-  void add(float* y, float weight, int64_t head) const {
+  int64_t bytes_per_head() const { return dim; }
+
+  void add(float* y, float* weights, int64_t count, int64_t head, int64_t stride) const {
     const int8_t* own = numbers + head * dim;
-    const float scaled = weight * scales[head];
-    const Float weights = set(scaled);
-    int64_t i = 0;
-    for (; i + kLanes <= dim; i += kLanes) {
-      store(y + i, multiply_add(weights, load_int8(own + i), load(y + i)));
+    for (int64_t t = 0; t < count; ++t) weights[t] *= scales[head + t * stride];
+    add_some(y, weights, count, dim, [=](int64_t t, int64_t i) MINIGPT4_LAMBDA {
+      return load_int8(own + t * stride * dim + i);
+    });
+    for (int64_t i = dim / kLanes * kLanes; i < dim; ++i) {
+      for (int64_t t = 0; t < count; ++t) y[i] += weights[t] * own[t * stride * dim + i];
     }
-    for (; i < dim; ++i) y[i] += scaled * own[i];
   }
 };
 
@@ -142,7 +176,14 @@ struct CachedInt4 {
     return sum(total) + rest;
   }
 
-  void add(float* y, float weight, int64_t head) const {
+  int64_t bytes_per_head() const { return dim / 2; }
+
+  void add(float* y, float* weights, int64_t count, int64_t head, int64_t stride) const {
+    for (int64_t t = 0; t < count; ++t) add_one(y, weights[t], head + t * stride);
+  }
+
+ private:
+  void add_one(float* y, float weight, int64_t head) const {
     float own_scales[kMostScales];
     load_row({scales, Number::float16}, 2 * groups * head, 2 * groups, own_scales);
     const uint8_t* own = numbers + head * dim / 2;
@@ -183,8 +224,8 @@ inline float exponential(float x) {
   return power * from_bits((to_bits(shifted) << 23) + 0x3f800000);
 }
 
-// Scores → weights that add up to one.
-inline void softmax(float* scores, int64_t count) {
+// Scores → e^(score − their largest); gives the largest, and the sum of what they become.
+inline std::pair<float, float> exponentials(float* scores, int64_t count) {
   Float largest = set(scores[0]), total = zero();
   int64_t i = 0;
   for (; i + kLanes <= count; i += kLanes) largest = max(load(scores + i), largest);
@@ -194,82 +235,158 @@ inline void softmax(float* scores, int64_t count) {
   for (i = 0; i + kLanes <= count; i += kLanes) total = add(total, load(scores + i));
   float all = sum(total);
   for (; i < count; ++i) all += scores[i];
-  for (i = 0; i < count; ++i) scores[i] /= all;
+  return {most, all};
 }
 
+constexpr int64_t kPartTokens = 128;
+
+// The parts of all contexts, one after the other, and what each gives for each head: the sum of
+// its values by their weights, and the largest score and the sum of weights that go with it.
+struct Parts {
+  int64_t tokens = 0;              // Of a part, but for a context's last: whole blocks.
+  const int64_t* firsts = nullptr; // (sequences + 1): the number of each sequence's first part.
+  float* values = nullptr;         // (parts, heads, head_dim)
+  float* largest = nullptr;        // (parts, heads)
+  float* totals = nullptr;
+};
+
 template <class Cached>
-class AttendingHeads {
+class AttendingParts {
  public:
-  explicit AttendingHeads(const Attention& attention)
+  AttendingParts(const Attention& attention, const Parts& parts)
       : a_(attention),
+        parts_(parts),
         keys_(attention, attention.keys, attention.key_scales),
         values_(attention, attention.values, attention.value_scales) {}
 
-  // Heads are counted through all sequences.
   static void run(const void* work, int64_t first, int64_t last) {
-    const auto* mine = static_cast<const AttendingHeads*>(work);
-    while (first < last) {
-      const int64_t sequence = first / mine->a_.heads;
-      const int64_t end = std::min(last, (sequence + 1) * mine->a_.heads);
-      const int64_t head = first - sequence * mine->a_.heads;
-      mine->attend(sequence, head, end - first + head);
-      first = end;
+    const auto* mine = static_cast<const AttendingParts*>(work);
+    const int64_t* firsts = mine->parts_.firsts;
+    for (int64_t part = first; part < last; ++part) {
+      const int64_t* own = std::upper_bound(firsts, firsts + mine->a_.sequences + 1, part) - 1;
+      mine->attend(part, own - firsts, (part - *own) * mine->parts_.tokens);
     }
   }
 
  private:
-  void attend(int64_t sequence, int64_t first, int64_t last) const {
-    const int64_t length = a_.lengths[sequence], heads = last - first, dim = a_.head_dim;
-    const int64_t num_sums = Cached::sums_per_head(a_);
-    const int64_t size = heads * (2 * dim + length + num_sums);
+  void attend(int64_t part, int64_t sequence, int64_t first) const {
+    const int64_t heads = a_.heads, dim = a_.head_dim, num_sums = Cached::sums_per_head(a_);
+    const int64_t count = std::min(parts_.tokens, a_.lengths[sequence] - first);
+    const int64_t size = heads * (dim + count + num_sums);
     float* q = static_cast<float*>(scratch(3, size * sizeof(float)));
-    float* y = q + heads * dim;
-    float* scores = y + heads * dim;  // (heads, length)
-    float* sums = scores + heads * length;
-    const int64_t start = (sequence * a_.heads + first) * dim;
-    load_row(a_.q, start, heads * dim, q);
+    float* scores = q + heads * dim;  // (heads, count)
+    float* sums = scores + heads * count;
+    load_row(a_.q, sequence * heads * dim, heads * dim, q);
     for (int64_t i = 0; i < heads * dim; ++i) q[i] *= a_.scale;
     for (int64_t h = 0; h < heads; ++h) keys_.sum_up(q + h * dim, sums + h * num_sums);
-    const int32_t* blocks = a_.table + a_.table_rows[sequence] * a_.table_width;
-    const int64_t shares = a_.heads / a_.key_heads;
-    for (int64_t t = 0; t < length; ++t) {
-      const int64_t token = token_at(blocks, t);
-      for (int64_t h = 0; h < heads; ++h) {
-        const int64_t head = token * a_.key_heads + (first + h) / shares;
-        scores[h * length + t] = keys_.dot(q + h * dim, sums + h * num_sums, head);
+    each_block(keys_, sequence, first, count, [&](int64_t h, int64_t t, int64_t some,
+                                                  int64_t head) {
+      float* own = scores + h * count + t;
+      for (int64_t i = 0; i < some; ++i) {
+        own[i] = keys_.dot(q + h * dim, sums + h * num_sums, head + i * a_.key_heads);
       }
+    });
+    for (int64_t h = 0; h < heads; ++h) {
+      const int64_t place = part * heads + h;
+      std::tie(parts_.largest[place], parts_.totals[place]) =
+          exponentials(scores + h * count, count);
     }
-    for (int64_t h = 0; h < heads; ++h) softmax(scores + h * length, length);
+    float* y = parts_.values + part * heads * dim;
     std::memset(y, 0, heads * dim * sizeof(float));
-    for (int64_t t = 0; t < length; ++t) {
-      const int64_t token = token_at(blocks, t);
-      for (int64_t h = 0; h < heads; ++h) {
-        const int64_t head = token * a_.key_heads + (first + h) / shares;
-        values_.add(y + h * dim, scores[h * length + t], head);
-      }
-    }
-    for (int64_t i = 0; i < heads * dim; ++i) store_one(a_.y, a_.q.type, start + i, y[i]);
+    each_block(values_, sequence, first, count, [&](int64_t h, int64_t t, int64_t some,
+                                                    int64_t head) {
+      values_.add(y + h * dim, scores + h * count + t, some, head, a_.key_heads);
+    });
   }
 
-  int64_t token_at(const int32_t* blocks, int64_t t) const {
-    return blocks[t / a_.block_size] * a_.block_size + t % a_.block_size;
+  // take(h, t, some, head): for each block of the `count` tokens from `first` on, and each head of
+  // it, `some` tokens from first + t on, the first of which has its keys or values at `head`.
+  template <class Take>
+  void each_block(const Cached& side, int64_t sequence, int64_t first, int64_t count,
+                  const Take& take) const {
+    const int64_t shares = a_.heads / a_.key_heads, block_heads = a_.block_size * a_.key_heads;
+    const int32_t* table = a_.table + a_.table_rows[sequence] * a_.table_width;
+    const int32_t* block = table + first / a_.block_size;
+    for (int64_t t = 0; t < count; t += a_.block_size, ++block) {
+      const int64_t some = std::min(a_.block_size, count - t);
+      const int64_t next = std::min(a_.block_size, count - t - some);
+      for (int64_t h = 0; h < a_.heads; ++h) {
+        const int64_t own = h / shares;
+        if (next > 0 && h % shares == 0) fetch(side, block[1] * block_heads + own, next);
+        take(h, t, some, block[0] * block_heads + own);
+      }
+    }
+  }
+
+  // Processors do not see which block comes next.
+  void fetch(const Cached& side, int64_t head, int64_t count) const {
+    const int64_t bytes = side.bytes_per_head();
+    const auto* numbers = reinterpret_cast<const uint8_t*>(side.numbers) + head * bytes;
+    for (int64_t t = 0; t < count; ++t, numbers += a_.key_heads * bytes) {
+      for (int64_t i = 0; i < bytes; i += 64) prefetch(numbers + i);
+    }
   }
 
   const Attention& a_;
+  const Parts& parts_;
   const Cached keys_, values_;
 };
 
+// The parts of each context, joined: each counts by e^(its largest score − the largest of all).
+class JoiningParts {
+ public:
+  JoiningParts(const Attention& attention, const Parts& parts) : a_(attention), parts_(parts) {}
+
+  // Heads are counted through all sequences.
+  static void run(const void* work, int64_t first, int64_t last) {
+    for (; first < last; ++first) static_cast<const JoiningParts*>(work)->join(first);
+  }
+
+ private:
+  void join(int64_t number) const {
+    const int64_t sequence = number / a_.heads, head = number % a_.heads, dim = a_.head_dim;
+    const int64_t first = parts_.firsts[sequence] * a_.heads + head;
+    const int64_t last = parts_.firsts[sequence + 1] * a_.heads + head;
+    float* y = static_cast<float*>(scratch(3, dim * sizeof(float)));
+    float most = parts_.largest[first], total = 0;
+    for (int64_t i = first; i < last; i += a_.heads) most = std::max(most, parts_.largest[i]);
+    std::memset(y, 0, dim * sizeof(float));
+    for (int64_t i = first; i < last; i += a_.heads) {
+      const float weight = exponential(parts_.largest[i] - most);
+      const float* values = parts_.values + i * dim;
+      total += weight * parts_.totals[i];
+      for (int64_t d = 0; d < dim; ++d) y[d] += weight * values[d];
+    }
+    for (int64_t d = 0; d < dim; ++d) store_one(a_.y, a_.q.type, number * dim + d, y[d] / total);
+  }
+
+  const Attention& a_;
+  const Parts& parts_;
+};
+
 template <class Cached>
-void attend_of(const Attention& attention) {
-  const AttendingHeads<Cached> work(attention);
-  // A thread's heads are those that lie side by side, and all that share a key.
-  const int64_t shares = attention.heads / attention.key_heads;
-  const int64_t step = round_up(std::max<int64_t>(1, attention.heads / 8), shares);
-  int64_t tokens = 0;
-  for (int64_t i = 0; i < attention.sequences; ++i) tokens += attention.lengths[i];
-  const int64_t cost = 2 * attention.head_dim * tokens / attention.sequences;
-  const int64_t heads = attention.sequences * attention.heads;
-  in_parallel(heads, least_step(step, cost), work.run, &work);
+void attend_of(const Attention& a) {
+  Parts parts;
+  parts.tokens = a.block_size * std::max<int64_t>(1, kPartTokens / a.block_size);
+  const auto count_of = [&](int64_t i) { return round_up(a.lengths[i], parts.tokens) / parts.tokens; };
+  int64_t count = 0;
+  for (int64_t i = 0; i < a.sequences; ++i) count += count_of(i);
+  const int64_t size = count * a.heads * (a.head_dim + 2) * sizeof(float);
+  auto* firsts = static_cast<int64_t*>(scratch(4, size + (a.sequences + 1) * sizeof(int64_t)));
+  firsts[0] = 0;
+  for (int64_t i = 0; i < a.sequences; ++i) firsts[i + 1] = firsts[i] + count_of(i);
+  parts.firsts = firsts;
+  parts.values = reinterpret_cast<float*>(firsts + a.sequences + 1);
+  parts.largest = parts.values + count * a.heads * a.head_dim;
+  parts.totals = parts.largest + count * a.heads;
+  const AttendingParts<Cached> attending(a, parts);
+  const int64_t tokens = std::accumulate(a.lengths, a.lengths + a.sequences, int64_t{0});
+  const int64_t cost = 2 * a.head_dim * a.heads * tokens / std::max<int64_t>(1, count);
+  in_parallel(count, least_step(1, cost), attending.run, &attending);
+  const JoiningParts joining(a, parts);
+  const int64_t heads = a.sequences * a.heads;
+  in_parallel(heads, least_step(1, a.head_dim * count / std::max<int64_t>(1, a.sequences)),
+              joining.run, &joining);
 }
 
 static void attention(const Attention& attention) {

@@ -5,7 +5,7 @@
 namespace minigpt4 {
 namespace {
 
-constexpr int kSlots = 4;
+constexpr int kSlots = 5;
 constexpr size_t kLine = 64;
 
 // Memory that grows and stays, so that a step of decoding allocates nothing.

@@ -34,6 +34,7 @@ from minigpt4_runtime.engine.ticket import Ticket
 from minigpt4_runtime.formats.registry import FormatChoice
 from minigpt4_runtime.images.pixels import ImageLimits, PixelImage
 from minigpt4_runtime.images.pixels import load as load_image
+from minigpt4_runtime.lab.lab import Lab
 from minigpt4_runtime.loaded import DEMO_MODEL_DIR as DEMO_MODEL_DIR
 from minigpt4_runtime.loaded import LoadedModel
 from minigpt4_runtime.messages import (
@@ -56,6 +57,7 @@ from minigpt4_runtime.text.prompt import (
     Prompt,
     check_task,
     find_template,
+    read_raw,
     render,
     write_script,
 )
@@ -255,6 +257,32 @@ class MiniGPT4:
         reader = _ReplyReader(kept, window, len(script.images), shown)
         return self._loaded.submit(kept.token_ids, images, sampling, watch, reader, window)
 
+    def submit_raw(
+        self,
+        text: str,
+        pictures: Sequence[ImageLike] = (),
+        sampling: SamplingParams | None = None,
+    ) -> Ticket[TextDelta]:
+        """Answer a prompt as it is written: no template and no system text are added.
+
+        `<ImageHere>` is the place of a picture, `<s>` and `</s>` are control ids, and a BOS id
+        stands before it all. Give it no text of strangers, who could write these too. The answer
+        ends and is trimmed as one to messages; a `cache_window` does not shorten the prompt.
+
+        Raises:
+            RequestError: there are not as many places as pictures, or the prompt is too long.
+        """
+        sampling = sampling or SamplingParams()
+        prompt = read_raw(text, [image(each) for each in pictures])
+        kept = Kept.whole(self._encode(prompt))
+        self._loaded.engine.check(len(kept.token_ids), sampling)
+        opened = [self._open(source) for source in prompt.images]
+        images = tuple(map(self._image_input, opened, kept.image_starts))
+        watch = _TextWatch(AnswerText(self._tokenizer, self._template, sampling))
+        shown = opened[-1].size if opened and self._template.has_boxes else None
+        reader = _ReplyReader(kept, None, len(images), shown)
+        return self._loaded.submit(kept.token_ids, images, sampling, watch, reader)
+
     def submit_text(
         self, text: str | Sequence[int], sampling: SamplingParams | None = None
     ) -> Ticket[TextDelta]:
@@ -332,6 +360,16 @@ class MiniGPT4:
     def embed_images(self, images: Sequence[ImageLike]) -> Tensor:
         """Images → (N, rows, hidden) float32 on the CPU, as the language model reads them."""
         return self.probe.embed_images(images)
+
+    def lab(self) -> Lab:
+        """The model opened for study: gradients, hidden states, attention, hooks, own searches.
+
+        It shares the weights and nothing else with the engine, which may go on answering.
+
+        Raises:
+            RequestError: ranks share the model.
+        """
+        return Lab(self._loaded)
 
     def encode_prompt(self, messages: Messages) -> EncodedPrompt:
         """The prompt for the model: ids, image spans, ids per text piece, and the text."""

@@ -57,7 +57,7 @@ class LoadedModel:
     ) -> None:
         if dtype not in ("auto", *DTYPE_NAMES):
             raise ConfigError(f"dtype is {dtype!r}; it must be auto or {', '.join(DTYPE_NAMES)}.")
-        self.config, self.model_dir = source.config, source.model_dir
+        self.source, self.config, self.model_dir = source, source.config, source.model_dir
         self.image_limits = image_limits
         self.ranks = Ranks(tensor_parallel)
         language = source.config.language

@@ -11,11 +11,11 @@ from minigpt4_runtime.errors import RequestError
 from minigpt4_runtime.evaluation import asking, pope
 from minigpt4_runtime.evaluation.pope import PopeQuestion
 from minigpt4_runtime.evaluation.pope_report import (
+    READINGS,
     PopeReport,
     PopeVerdict,
     is_unclear,
     judge,
-    read_answer,
 )
 from minigpt4_runtime.images.pixels import open_rgb
 from minigpt4_runtime.messages import Reply, TextDelta, Usage, read_messages
@@ -59,7 +59,8 @@ def test_published_files(write, questions, images):
     # once.
     assert report.as_mapping() | {"answers": []} == {
         "accuracy": 3 / 5, "precision": 2 / 3, "recall": 2 / 3, "f1": 2 / 3, "yes_ratio": 3 / 5,
-        "questions": 5, "unanswered": 0, "unclear": 1, "true_yes": 2, "false_yes": 1, "true_no": 1,
+        "reading": "first-sentence", "questions": 5, "unanswered": 0, "unclear": 1,
+        "true_yes": 2, "false_yes": 1, "true_no": 1,
         "false_no": 1, "left_out": [], "answers": [],
     }  # fmt: skip
 
@@ -81,7 +82,30 @@ def test_published_files(write, questions, images):
     ],
 )
 def test_an_answer_is_read_as_the_published_script_reads_it(answer, label):
-    assert read_answer(answer) == label
+    assert READINGS["first-sentence"](answer) == label
+
+
+@pytest.mark.parametrize(
+    ("answer", "labels"),
+    [
+        ("Yes, there is a dog.", ("yes", "yes", "yes")),
+        ("No.", ("no", "no", "no")),
+        ("Yes. But no cat.", ("yes", "no", "no")),
+        ("There isn't one.", ("yes", "no", "no")),
+        ("NO", ("yes", "no", "no")),
+        ("Yes, there is snow.", ("yes", "yes", "no")),
+        ("That is false.", ("yes", "yes", "no")),
+        # Published scripts, whatever one may think of them.
+        ("No! There is none", ("yes", "yes", "no")),
+    ],
+)
+def test_papers_read_answers_differently(answer, labels, images):
+    asked = (PopeQuestion(1, "1.png", "?", "no"),)
+    reports = [judge(asked, {1: answer}, images_dir=images, reading=each) for each in READINGS]
+    assert tuple(report.verdicts[0].read_as for report in reports) == labels
+    assert [report.as_mapping()["reading"] for report in reports] == list(READINGS)
+    with pytest.raises(ConfigError, match="reading is 'last'"):
+        judge(asked, {1: answer}, images_dir=images, reading="last")
 
 
 @pytest.mark.parametrize(
@@ -192,6 +216,10 @@ class Model:
         self.asked.append(question)
         return self._answer(question)
 
+    def submit_raw(self, text, pictures, sampling):
+        (picture,) = pictures
+        return self.submit([{"role": "user", "content": [picture, f"raw {text}"]}], sampling)
+
     def _answer(self, question):
         if "car" in question:
             raise RequestError("The model's numbers overflowed.")
@@ -219,6 +247,13 @@ def test_a_model_is_asked(questions, images):
     assert len(done) == 5
     report = judge(questions, answers, images_dir=images, faults=faults)
     assert (report.num_unanswered, report.left_out) == (1, faults)
+
+
+def test_a_prompt_that_places_the_picture_is_raw(questions, images):
+    model = Model()
+    ask(model, questions, images, prompt="###Human: <Img><ImageHere></Img> {question} ###")
+    wanted = "raw ###Human: <Img><ImageHere></Img> Is there a dog in the image? ###"
+    assert model.asked[0] == wanted
 
 
 def test_pictures_that_are_missing_or_bad_are_told_once(write, images):
@@ -279,7 +314,7 @@ def test_another_picture_of_the_same_name_is_asked_about_anew(questions, images,
 def test_each_picture_is_read_once_for_all_its_questions(questions, images, monkeypatch):
     read = []
     monkeypatch.setattr(
-        asking, "_locate", lambda *where: read.append(where) or (images / where[1], "")
+        asking, "locate_image", lambda *where: read.append(where) or (images / where[1], "")
     )
     ask(Model(), questions, images)
     assert read == [(images, f"{number}.png") for number in (1, 2, 3)]

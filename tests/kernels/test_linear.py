@@ -38,7 +38,7 @@ def widened(rows, weight, bias):
 def test_torchs_route_of_a_dense_product(
     monkeypatch, dtype, rows_dtype, widen_from, num_rows, wanted
 ):
-    """Without the CPU kernels, exact to the last bit."""
+    """Without the CPU kernels and of a small weight, exact to the last bit."""
     monkeypatch.setattr(native, "float_product", lambda: None)
     generator = torch.Generator().manual_seed(num_rows)
     linear = Linear(96, 40, bias=True)
@@ -79,6 +79,28 @@ def test_few_rows_go_to_the_cpu_kernels_and_many_to_torch(monkeypatch, dtype, ro
         assert found.dtype == rows_dtype
         assert torch.allclose(found.double(), truth, rtol=1e-2, atol=0.02)
     assert counts == [1, FEW_ROWS]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("rows_dtype", [torch.float32, torch.float16])
+def test_onednn_multiplies_many_rows_where_torch_is_slow(monkeypatch, dtype, rows_dtype):
+    """It is compared with float64: its sums come in another order than MKL's."""
+    if not torch.backends.mkldnn.is_available():
+        pytest.skip("this torch has no oneDNN")
+    generator = torch.Generator().manual_seed(3)
+    weight, rows, bias = (
+        torch.randn(shape, generator=generator) for shape in ((520, 515), (2, FEW_ROWS, 515), 520)
+    )
+    parts, rows, bias = {"weight": weight.to(dtype)}, rows.to(rows_dtype), bias.to(dtype)
+    truth = functional.linear(rows.double(), parts["weight"].double(), bias.double())
+    for is_slow in (True, False):
+        monkeypatch.setattr(linear_dense, "torch_is_slow_in_float32", lambda slow=is_slow: slow)
+        found = linear_dense.prepare(widen_from=16)(rows, parts, bias)
+        assert found.dtype == rows_dtype
+        bound = 1e-4 if rows_dtype == torch.float32 else 0.05
+        assert (found - truth).abs().max() < bound
+    empty = linear_kernel(DENSE, device=CPU, widen_from=None)(rows[:, :0], parts, None)
+    assert empty.shape == (2, 0, 520)
 
 
 class Other(Dense):

@@ -209,7 +209,7 @@ def test_a_row_with_no_number_gives_none(level, integer, bad):
 
 
 def test_all_levels_give_the_same_sums():
-    """Where rows are rounded to 8 bits, the sums are of whole numbers: no level differs."""
+    """Where rows are rounded to 8 bits, sums of 256 whole numbers are added up as floats."""
     torch.manual_seed(1)
     x = torch.randn(6, 704)
     weight = torch.randint(-127, 128, (33, 704), dtype=torch.int8)
@@ -220,7 +220,7 @@ def test_all_levels_give_the_same_sums():
         found.append(operators.linear_int8(x, weight, scale, None, None, True))
     native.use_level(before)
     for each in found[1:]:
-        assert torch.allclose(each, found[0], rtol=1e-5, atol=1e-5)
+        assert (each - found[0]).abs().max() <= 1e-6 * found[0].abs().max()
 
 
 @pytest.mark.parametrize(

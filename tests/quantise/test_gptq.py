@@ -1,10 +1,11 @@
-"""GPTQ against a derivation of its own, column by column, and against plain rounding."""
+"""GPTQ and SparseGPT against derivations of their own, column by column, and plain rounding."""
 
 import pytest
 import torch
 
 from minigpt4_runtime.formats.integer import INTEGER_FORMATS
-from minigpt4_runtime.quantise.gptq import round_by_inputs
+from minigpt4_runtime.formats.sparse import SPARSE_FORMATS
+from minigpt4_runtime.quantise.gptq import prune_by_inputs, round_by_inputs
 
 NAMES = ["w8a16", "w4a16-g32", "w4a16-g64-asymmetric", "w4a8-g32"]
 
@@ -81,3 +82,39 @@ def test_inputs_that_never_come_and_too_few_of_them():
     assert found.isfinite().all()
     assert float((inputs @ found.T - inputs @ weight.T).abs().max()) < 1
     assert float((found - weight).abs().max()) < 3
+
+
+def test_pruning_is_that_of_the_derivation():
+    """As above; in every four columns the two with the smallest w² / [F⁻¹]₀₀ are lost.
+
+    SparseGPT takes [F⁻¹]₀₀ of each of the four as if those before it were settled.
+    """
+    weight, inputs = draw(seed=3, out_features=8, in_features=64)
+    products = (inputs.T @ inputs).double()
+    products = products + 0.01 * products.diagonal().mean() * torch.eye(64)
+    firsts = [torch.linalg.inv(products[place:, place:])[0] for place in range(64)]
+    wanted = weight.double().clone()
+    for row in wanted:
+        for place in range(64):
+            if place % 4 == 0:
+                costs = [float(row[place + i] ** 2 / firsts[place + i][0]) for i in range(4)]
+                lost = sorted(range(4), key=costs.__getitem__)[:2]
+            if place % 4 in lost:
+                row[place:] -= row[place] / firsts[place][0] * firsts[place]
+                row[place] = 0
+    found = prune_by_inputs(weight, inputs.T @ inputs)
+    assert (found.view(8, -1, 4) == 0).sum(-1).eq(2).all()
+    assert torch.allclose(found.double(), wanted, atol=1e-3)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_product_is_nearer_than_by_keeping_the_largest(seed):
+    weight, inputs = draw(seed)
+    truth = inputs @ weight.T
+    chosen = SPARSE_FORMATS["w8a16-sparse24"]
+    pruned = chosen.pack(prune_by_inputs(weight, inputs.T @ inputs))
+    errors = [
+        float((inputs @ chosen.unpack(parts).T - truth).square().mean())
+        for parts in (pruned, chosen.pack(weight))
+    ]
+    assert errors[0] < 0.5 * errors[1]

@@ -1,4 +1,4 @@
-"""`minigpt4 evaluate`: the quality of answers, judged in six ways."""
+"""`minigpt4 evaluate`: the quality of answers, judged in ten ways."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
+from minigpt4_runtime.cli.captions import chair, opope
+from minigpt4_runtime.cli.choices import choice, mme
 from minigpt4_runtime.cli.judging import (
     Asking,
     ImagesDir,
@@ -39,7 +41,7 @@ evaluate = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 
 @evaluate.callback()
 def evaluate_group() -> None:
-    """Judge answers: by CLIP, beside others, by POPE, RefCOCO, VQA.
+    """Judge answers: by CLIP, beside others, by published tests.
 
     Numbers go to stdout. What cannot be judged is named and left out; the exit status is then 1.
     """
@@ -229,15 +231,24 @@ def pope(
     prompt: Prompt = "{question}",
     max_new_tokens: Annotated[
         int,
-        option("COUNT", "The longest answer, in tokens. Only its first sentence counts."),
+        option("COUNT", "The longest answer, in tokens."),
     ] = 40,
+    reading: Annotated[
+        str,
+        option(
+            "NAME",
+            "What makes an answer a no: no or not as a word of its first-sentence (POPE), no, not "
+            "or n't in all-words (OPERA, PAI), no, false or n't as a substring, so that snow is a "
+            "no (Nullu).",
+        ),
+    ] = "first-sentence",
     where: ModelOptions,
     out: OutDir = None,
 ) -> None:
     """Ask what is in pictures: how often is a thing seen that is not?
 
-    The published test of object hallucination by yes-or-no questions, with its rule: an answer is
-    no if its first sentence has the word No, no or not, and yes otherwise.
+    The published test of object hallucination by yes-or-no questions. Papers read answers
+    differently; --reading says how, and is POPE's own without it.
     """
     from minigpt4_runtime.evaluation import pope as pope_judge
     from minigpt4_runtime.evaluation.asking import name_strays
@@ -256,7 +267,7 @@ def pope(
             images_dir=images, prompt=prompt, max_new_tokens=max_new_tokens, where=where
         )
         given, faults = asking.ask(asked, folder, lambda question: {"label": question.label})
-    report = judge(asked, given, images_dir=images, faults=faults)
+    report = judge(asked, given, images_dir=images, faults=faults, reading=reading)
     show(report, folder, report.left_out)
 
 
@@ -351,6 +362,12 @@ def vqa(
     )
     report = judge(asked, given, images_dir=images, faults=faults)
     show(report, folder, report.left_out)
+
+
+evaluate.command()(chair)
+evaluate.command()(opope)
+evaluate.command()(choice)
+evaluate.command()(mme)
 
 
 @evaluate.command()

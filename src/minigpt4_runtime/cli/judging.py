@@ -46,7 +46,14 @@ JudgeDevice = Annotated[
 ]
 
 
-Prompt = Annotated[str, option("TEXT", "How to ask; {question} stands for the question.")]
+Prompt = Annotated[
+    str,
+    option(
+        "TEXT",
+        "How to ask; {question} stands for the question. With <ImageHere> for the picture it is "
+        "taken as it is, without the model's template.",
+    ),
+]
 
 
 def load_judge(path: Path, device: str) -> Judge:

@@ -26,6 +26,8 @@ from minigpt4_runtime.report.ledger import Ledger
 if TYPE_CHECKING:
     from minigpt4_runtime.api import MiniGPT4
 
+# A prompt with this is raw: it has a template of its own.
+IMAGE_PLACE = "<ImageHere>"
 LEDGER_KEYS = ("asked_of", "max_new_tokens", "question_id", "image", "picture", "question")
 _AT_ONCE = 32
 
@@ -68,12 +70,13 @@ def ask(  # noqa: PLR0913 - what is asked, of what, and where it is noted.
 ) -> tuple[dict[Id, str], tuple[str, ...]]:
     """Ask the questions that are not in the ledger, many at once; give answers and failures.
 
-    In `prompt`, {question} stands for the question. `asked_of` names the model in the ledger, which
-    also keeps what is `right`.
+    In `prompt`, {question} stands for the question. One that says where the picture stands is taken
+    as it is, see `MiniGPT4.submit_raw`. `asked_of` names the model in the ledger, which also keeps
+    what is `right`.
     """
     answers: dict[Id, str] = {}
     faults: dict[str, None] = {}  # An image has several questions, and is named once.
-    locate = functools.cache(partial(_locate, images_dir))  # Each image is read once.
+    locate = functools.cache(partial(locate_image, images_dir))  # Each image is read once.
 
     def begin(question: Q) -> tuple[Q, dict[str, Any], _Pending]:
         try:
@@ -89,6 +92,8 @@ def ask(  # noqa: PLR0913 - what is asked, of what, and where it is noted.
             }
             if (known := ledger.find(**about)) is not None:
                 return question, about, known["answer"]
+            if IMAGE_PLACE in prompt:
+                return question, about, model.submit_raw(text, [image(path)], sampling)
             message = Message("user", (image(path), text))
             return question, about, model.submit([message], sampling)
         except RequestError as error:
@@ -214,8 +219,12 @@ def _ahead(items: Iterable[Item], count: int) -> Iterator[Item]:
     yield from waiting
 
 
-def _locate(images_dir: Path, name: str) -> tuple[Path, str]:
-    """The path of a question's image, and the digest of its bytes, since names are not unique."""
+def locate_image(images_dir: Path, name: str) -> tuple[Path, str]:
+    """The path of a question's image, and the digest of its bytes, since names are not unique.
+
+    Raises:
+        ImageError: the folder has no such image, or it cannot be read.
+    """
     path = images_dir / (find_image(images_dir, name) or "")
     if path == images_dir:
         raise ImageError(f"The folder {images_dir} lacks {name}.")

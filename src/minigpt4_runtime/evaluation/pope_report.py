@@ -7,12 +7,12 @@ Takes  questions and their answers; gives a PopeReport.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import starmap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from minigpt4_runtime.errors import ConfigError
 from minigpt4_runtime.evaluation.asking import pair, share
 from minigpt4_runtime.evaluation.images import find_thumbnail
 from minigpt4_runtime.evaluation.pages import judged_page, question_card, show_cards
@@ -32,11 +32,12 @@ class PopeVerdict:
 
     question: PopeQuestion
     answer: str
+    reading: str = "first-sentence"
 
     @property
     def read_as(self) -> Label:
         """The label that the answer counts as."""
-        return read_answer(self.answer)
+        return READINGS[self.reading](self.answer)
 
     @property
     def is_right(self) -> bool:
@@ -44,18 +45,44 @@ class PopeVerdict:
         return self.read_as == self.question.label
 
 
-def read_answer(answer: str) -> Label:
-    """Read an answer as POPE's own script does, so that published numbers compare.
-
-    It is "no" if its first sentence has the word No, no or not, and "yes" otherwise.
-    """
+def _read_first_sentence(answer: str) -> Label:
     words = answer.split(".")[0].replace(",", "").split(" ")
     return "no" if {"No", "no", "not"} & set(words) else "yes"
 
 
-def is_unclear(answer: str) -> bool:
-    """Whether the first sentence says neither yes nor no; such an answer counts as yes."""
-    return not re.search(r"\b(yes|no|not)\b", answer.split(".")[0], re.IGNORECASE)
+def _read_all_words(answer: str) -> Label:
+    words = answer.replace(".", "").replace(",", "").split(" ")
+    says_no = {"No", "not", "no", "NO"} & set(words) or any(each.endswith("n't") for each in words)
+    return "no" if says_no else "yes"
+
+
+def _read_substring(answer: str) -> Label:
+    return "no" if any(part in answer.lower() for part in ("no", "false", "n't")) else "yes"
+
+
+# How published scripts read an answer. An answer is "no" if
+#   first-sentence  its first sentence has the word No, no or not (POPE's own script)
+#   all-words       any of its words is No, no, NO or not, or ends in n't (OPERA, PAI)
+#   substring       it has "no", "false" or "n't" anywhere, as in "snow" (Nullu)
+# and "yes" otherwise.
+READINGS: dict[str, Callable[[str], Label]] = {
+    "first-sentence": _read_first_sentence,
+    "all-words": _read_all_words,
+    "substring": _read_substring,
+}
+_RULES = {
+    "first-sentence": "its first sentence has the word no or not",
+    "all-words": "any of its words is no or not, or ends in n't",
+    "substring": "it has no, false or n't anywhere, within a word too",
+}
+
+
+def is_unclear(answer: str, reading: str = "first-sentence") -> bool:
+    """Whether the part that is read says neither yes nor no; such an answer counts as yes."""
+    if READINGS[reading](answer) == "no":
+        return False
+    said = answer.split(".")[0] if reading == "first-sentence" else answer
+    return not re.search(r"\b(yes|no|not)\b", said, re.IGNORECASE)
 
 
 def judge(
@@ -64,14 +91,17 @@ def judge(
     *,
     images_dir: Path,
     faults: Sequence[str] = (),
+    reading: str = "first-sentence",
 ) -> PopeReport:
-    """Count the answers.
+    """Count the answers, read in one of READINGS.
 
     Raises:
-        ConfigError: no question has an answer.
+        ConfigError: no question has an answer, or there is no such reading.
     """
-    verdicts = tuple(starmap(PopeVerdict, pair(questions, answers, faults)))
-    return PopeReport(verdicts, len(questions) - len(verdicts), tuple(faults), images_dir)
+    if reading not in READINGS:
+        raise ConfigError(f"reading is {reading!r}; it must be one of {', '.join(READINGS)}.")
+    verdicts = tuple(PopeVerdict(*each, reading) for each in pair(questions, answers, faults))
+    return PopeReport(verdicts, len(questions) - len(verdicts), tuple(faults), images_dir, reading)
 
 
 @dataclass(frozen=True)
@@ -81,7 +111,8 @@ class PopeReport:
     verdicts: tuple[PopeVerdict, ...]
     num_unanswered: int
     left_out: tuple[str, ...]
-    images_dir: Path
+    images_dir: Path | None
+    reading: str = "first-sentence"
 
     def count(self, label: Label, read_as: Label) -> int:
         """How many questions with that label have answers that were read as `read_as`."""
@@ -90,7 +121,7 @@ class PopeReport:
     @property
     def num_unclear(self) -> int:
         """How many answers say neither yes nor no; they count as yes."""
-        return sum(is_unclear(verdict.answer) for verdict in self.verdicts)
+        return sum(is_unclear(verdict.answer, self.reading) for verdict in self.verdicts)
 
     @property
     def rates(self) -> dict[str, float | None]:
@@ -104,6 +135,16 @@ class PopeReport:
             "f1": share(2 * true_yes, 2 * true_yes + false_yes + false_no),
             "yes_ratio": share(true_yes + false_yes, len(self.verdicts)),
         }
+
+    @property
+    def explanation(self) -> str:
+        """What a reader of the page must know."""
+        return (
+            "POPE asks whether a thing is in the picture; half of the things are not. Precision "
+            "falls with every thing that is seen and not there, recall with every thing that is "
+            f"overlooked. An answer counts as no if {_RULES[self.reading]}, and as yes otherwise; "
+            "unclear ones have neither yes nor no."
+        )
 
     def tables(self) -> list[Table]:
         """The rates, and the answers by label."""
@@ -127,6 +168,7 @@ class PopeReport:
         """Everything."""
         return {
             **self.rates,
+            "reading": self.reading,
             "questions": len(self.verdicts),
             "unanswered": self.num_unanswered,
             "unclear": self.num_unclear,
@@ -158,10 +200,7 @@ class PopeReport:
         wrong.sort(key=lambda verdict: verdict.question.label)
         return judged_page(
             "Does it see things that are not there?",
-            "POPE asks whether a thing is in the picture; half of the things are not. Precision "
-            "falls with every thing that is seen and not there, recall with every thing that is "
-            "overlooked. An answer counts as no if its first sentence has the word no or not, and "
-            "as yes otherwise; unclear ones have neither yes nor no.",
+            self.explanation,
             tables=self.tables(),
             left_out=self.left_out,
             charts=[draw("The five rates of POPE.", self._paint_rates)],

@@ -4,9 +4,7 @@ Owns   the formats w8a16-sparse24 and w8a8-sparse24: the choice of what is kept,
        the plain product. A weight takes 5 bits: half of 8, and 1 for the places.
 Takes  a matrix of floats, and how much each input counts where that is known; gives its parts.
 
-What is kept has the largest magnitude, or with inputs the largest product of magnitude and norm of
-its input (Sun et al., 2023, "A simple and effective pruning approach for large language models",
-arXiv 2306.11695, "Wanda").
+What is kept has the largest magnitude. `quantise/gptq.py` chooses by inputs, and leaves zeros.
 """
 
 from __future__ import annotations
@@ -60,18 +58,15 @@ class SparseFormat:
         }
 
     def pack(self, weight: Tensor) -> dict[str, Tensor]:
-        """The parts, by magnitude alone."""
+        """The parts."""
         return self.pack_by_inputs(weight, None)
 
     def pack_by_inputs(self, weight: Tensor, squares: Tensor | None) -> dict[str, Tensor]:
-        """The parts; `squares` (in,) are the sums of the squares of each input."""
+        """The parts; scales by `squares` (in,), the sums of the squares of each input."""
         import torch
 
         fours = weight.float().reshape(len(weight), -1, 4)
-        worth = fours.abs()
-        if squares is not None:
-            worth = worth * squares.sqrt().view(-1, 4)
-        places = worth.topk(2, dim=-1).indices.sort(dim=-1).values
+        places = fours.abs().topk(2, dim=-1).indices.sort(dim=-1).values
         kept = fours.gather(-1, places).flatten(1)
         importance = None
         if squares is not None:

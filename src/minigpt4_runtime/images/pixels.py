@@ -92,17 +92,21 @@ def load(
 
 def prepare(rgb: Image.Image, config: VisionConfig) -> PixelImage:
     """Resize an RGB image to S×S and normalise it, as the original does."""
-    size = config.image_size
-    # In width first, as Pillow did until 12.2, from which on it takes the height first where
-    # H > 100·W and the height shrinks, from 13 on where H-S > 0 and H-S > 2·(W-S).
-    wide = rgb.resize((size, rgb.height), Image.Resampling.BICUBIC)
-    levels = numpy.asarray(wide.resize((size, size), Image.Resampling.BICUBIC))  # (S, S, 3) uint8
-    digest = hashlib.sha256(f"{size}:".encode() + levels.tobytes()).hexdigest()
+    levels = resize(rgb, config.image_size)
+    digest = hashlib.sha256(f"{config.image_size}:".encode() + levels.tobytes()).hexdigest()
     # In float32 and in this order, as torchvision's ToTensor and Normalize compute it.
     mean = numpy.array(config.image_mean, dtype=numpy.float32)
     std = numpy.array(config.image_std, dtype=numpy.float32)
     values = (levels.astype(numpy.float32) / numpy.float32(255) - mean) / std
     return PixelImage(numpy.ascontiguousarray(values.transpose(2, 0, 1)), digest, rgb.size)
+
+
+def resize(rgb: Image.Image, size: int) -> numpy.ndarray[Any, numpy.dtype[numpy.uint8]]:
+    """An RGB image → (size, size, 3) uint8 levels, bicubic."""
+    # In width first, as Pillow did until 12.2, from which on it takes the height first where
+    # H > 100·W and the height shrinks, from 13 on where H-S > 0 and H-S > 2·(W-S).
+    wide = rgb.resize((size, rgb.height), Image.Resampling.BICUBIC)
+    return numpy.asarray(wide.resize((size, size), Image.Resampling.BICUBIC))
 
 
 def open_rgb(source: ImageSource, limits: ImageLimits = DEFAULT_LIMITS) -> Image.Image:

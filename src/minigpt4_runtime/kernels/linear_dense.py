@@ -6,7 +6,9 @@ Takes  rows and a weight; gives rows.
 
 import sys
 from collections.abc import Mapping
+from functools import cache
 
+import torch
 from torch import Tensor
 
 from minigpt4_runtime.formats.contracts import LinearKernel
@@ -24,17 +26,42 @@ def prepare(widen_from: int | None) -> LinearKernel:
 
     For `widen_from` rows and more torch gets the weight widened to float32.
     """
-    few = native.float_product()
-    if few is None and widen_from is None:
+    few, is_slow = native.float_product(), torch_is_slow_in_float32()
+    if few is None and widen_from is None and not is_slow:
         return DENSE.multiply
     wide_rows = widen_from or sys.maxsize
 
     def multiply(rows: Tensor, parts: Mapping[str, Tensor], bias: Tensor | None) -> Tensor:
-        num_rows = rows.numel() // rows.shape[-1]
-        if few and num_rows <= FEW_ROWS and parts["weight"].numel() >= LEAST_NUMBERS:
+        weight, num_rows = parts["weight"], rows.numel() // rows.shape[-1]
+        is_large = weight.numel() >= LEAST_NUMBERS
+        if few and is_large and num_rows <= FEW_ROWS:
             return few(rows, parts, bias)
-        if num_rows < wide_rows:
+        if num_rows < wide_rows and rows.dtype == weight.dtype != torch.float32:
             return DENSE.multiply(rows, parts, bias)
-        return DENSE.multiply_wide(rows, parts["weight"], bias)
+        if is_slow and is_large:
+            return multiply_by_onednn(rows, weight, bias)
+        return DENSE.multiply_wide(rows, weight, bias)
 
     return multiply
+
+
+@cache
+def torch_is_slow_in_float32() -> bool:
+    """Whether torch's own float32 product leaves half of this CPU unused.
+
+    It is MKL's, which on AMD's processors uses AVX2 at most. oneDNN, which torch has as well, uses
+    AVX-512 (benchmarks/quantised_kernels.py).
+    """
+    # Older versions of torch do not tell.
+    facts: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
+    has_onednn: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    return has_onednn and "AMD" in str(facts.get("cpu_name"))
+
+
+def multiply_by_onednn(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """(…, in) → (…, out) in float32, whatever the dtypes are."""
+    bias = bias.float() if bias is not None else None
+    flat = rows.float().reshape(-1, rows.shape[-1])
+    linear = torch.ops.mkldnn._linear_pointwise  # noqa: SLF001 - torch's compiler calls it too.
+    product: Tensor = linear(flat, weight.float(), bias, "none", [], "")
+    return product.view(*rows.shape[:-1], -1).to(rows.dtype)

@@ -5,7 +5,8 @@ Takes  rows (…, in_features); gives rows (…, out_features).
 Never  knows its tower. Weight formats and shards compose here, not in subclasses.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -59,6 +60,16 @@ class Linear(nn.Module):
             self._hold(arranged)
             self.requires_grad_(False)
             self.wanted_order = None
+
+    @contextmanager
+    def multiplying_by(self, matrix: Tensor) -> Iterator[None]:
+        """For a while, take this matrix of floats for the weight. What is held stays."""
+        held = self._multiply
+        self._multiply = lambda rows, _, bias: DENSE.multiply(rows, {"weight": matrix}, bias)
+        try:
+            yield
+        finally:
+            self._multiply = held
 
     def forward(self, rows: Tensor) -> Tensor:
         """(…, in_features) → (…, out_features), in the dtype of `rows`."""

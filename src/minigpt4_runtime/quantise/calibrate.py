@@ -25,7 +25,7 @@ from minigpt4_runtime.model.parallel import Solo
 from minigpt4_runtime.model.rotary import Rotation
 from minigpt4_runtime.quantise.awq import Inputs, scale_layer
 from minigpt4_runtime.quantise.choice import DEFAULT_METHOD, Method
-from minigpt4_runtime.quantise.gptq import round_by_inputs
+from minigpt4_runtime.quantise.gptq import prune_by_inputs, round_by_inputs
 
 _LAYERS = "language.layers."
 
@@ -34,7 +34,7 @@ class LayerWalk:
     """Packs the weights of layers by their inputs, in the order in which a model has them.
 
     "gptq" makes up for errors as it rounds, "awq" scales before it rounds, "awq+gptq" does both.
-    2:4 formats have Wanda's criterion alone.
+    2:4 formats have SparseGPT alone.
     """
 
     def __init__(
@@ -94,7 +94,8 @@ class LayerWalk:
     ) -> dict[str, Tensor]:
         """The parts of a weight whose columns are scaled already."""
         if isinstance(chosen, SparseFormat):
-            return chosen.pack_by_inputs(weight, inputs.products.diagonal())
+            pruned = prune_by_inputs(weight, inputs.products)
+            return chosen.pack_by_inputs(pruned, inputs.products.diagonal())
         assert isinstance(chosen, IntegerFormat)
         if self._method == "awq":
             importance = None if scales is None else inputs.importance(scales)

@@ -2,9 +2,11 @@
 
 Owns   the templates, as data, and the order in which the original joins a dialogue.
 Takes  checked messages; gives a Script, and Prompts of it: pieces of text around image slots.
-Never  tokenises. Users' input stays text: only a template can place a control id or an image slot.
+Never  tokenises. Users' input stays text: only a template, or a raw prompt in its stead, can place
+       a control id or an image slot.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -124,7 +126,12 @@ class Prompt:
     def text(self) -> str:
         """For people to read: `<ImageHere>` for an image slot, `<s>` for a BOS."""
         texts = ("".join(_show(each) for each in piece) for piece in self.pieces)
-        return "<ImageHere>".join(texts) + self.begun
+        return IMAGE_PLACE.join(texts) + self.begun
+
+
+# Where a picture stands in a text, as upstream writes it.
+IMAGE_PLACE = "<ImageHere>"
+_CONTROLS = {control.value: control for control in Control}
 
 
 def _show(part: str | Control) -> str:
@@ -277,3 +284,23 @@ def _write_turn(
     # Upstream writes no separator after an empty turn.
     if any(isinstance(part, ImageSource) or part for part in parts):
         writer.text(template.separator)
+
+
+def read_raw(text: str, pictures: Sequence[ImageSource]) -> Prompt:
+    """A text as it is: `<ImageHere>` is a picture's place, `<s>` and `</s>` are control ids.
+
+    Raises:
+        RequestError: it has not as many places as there are pictures.
+    """
+    pieces = text.split(IMAGE_PLACE)
+    if len(pieces) - 1 != len(pictures):
+        raise RequestError(
+            f"The text has {len(pieces) - 1} places {IMAGE_PLACE} and there are {len(pictures)} "
+            "pictures. Give one for each place."
+        )
+    return Prompt(tuple(map(_read_piece, pieces)), tuple(pictures))
+
+
+def _read_piece(text: str) -> Piece:
+    parts = re.split(f"({'|'.join(map(re.escape, _CONTROLS))})", text)
+    return tuple(_CONTROLS.get(part, part) for part in parts if part)

@@ -27,7 +27,7 @@ class TorchVisionEncoder:
         self, vision: VisionPart, *, in_float32: bool = False, capture: Capture | None = None
     ) -> None:
         """`in_float32` computes in float32 whatever the weights are: matrices stay as loaded."""
-        self._vision = vision
+        self.part = vision
         self._capture = capture
         self._replays: dict[int, Replay] = {}
         self._pixels: Tensor | None = None  # What graphs read: (8, 3, S, S).
@@ -55,10 +55,10 @@ class TorchVisionEncoder:
         return torch.cat([self._replay(some) for some in parts])
 
     def _compute(self, pixels: Tensor, on_tower: Callable[[], object] | None = None) -> Tensor:
-        features = self._vision.features(pixels.to(self._dtype))
+        features = self.part.features(pixels.to(self._dtype))
         if on_tower is not None:
             on_tower()
-        rows: Tensor = self._vision.projection(features)
+        rows: Tensor = self.part.projection(features)
         return rows.to(self._rows_dtype)
 
     def _replay(self, pixels: Tensor) -> Tensor:

@@ -1,0 +1,112 @@
+"""`minigpt4 evaluate choice` and `mme`: questions with given answers, and with yes or no.
+
+Owns   nothing. Takes options.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from minigpt4_runtime.cli.judging import (
+    Asking,
+    ImagesDir,
+    OutDir,
+    Prompt,
+    at_work,
+    check_prompt,
+    name_model,
+    show,
+)
+from minigpt4_runtime.cli.options import ModelOptions, option, spread_options
+from minigpt4_runtime.report.files import ReportFolder
+
+
+@spread_options
+def choice(
+    *,
+    questions: Annotated[
+        Path,
+        option(
+            "FILE",
+            "SEED-Bench.json, or records with image, question, choices and answer, a line each or "
+            "as a JSON list.",
+        ),
+    ],
+    images: ImagesDir,
+    prompt: Prompt = "{question}",
+    where: ModelOptions,
+    out: OutDir = None,
+) -> None:
+    """Ask questions with given answers: is the right one the likeliest?
+
+    No answer is generated. The one counts as chosen whose tokens are the likeliest on average, as
+    SEED-Bench has it; the accuracy by whole answers is shown beside it.
+    """
+    from minigpt4_runtime.evaluation import choice as choice_judge
+    from minigpt4_runtime.evaluation.choice_report import judge
+    from minigpt4_runtime.evaluation.images import check_folder
+
+    check_prompt(prompt)
+    check_folder(images)
+    asked = choice_judge.read_questions(questions)
+    folder = ReportFolder.open(out, "choice")
+    model = where.load()
+    with at_work(folder, choice_judge.LEDGER_KEYS, len(asked)) as (ledger, bar):
+        found, faults = choice_judge.ask(
+            model, asked, images_dir=images, prompt=prompt, ledger=ledger,
+            asked_of=name_model(where, model), on_question=bar.advance,
+        )  # fmt: skip
+    report = judge(asked, found, images_dir=images, faults=faults)
+    show(report, folder, report.left_out)
+
+
+@spread_options
+def mme(
+    *,
+    questions: Annotated[
+        Path,
+        option(
+            "DIR",
+            "A file for each task, such as existence.txt, with picture, question and Yes or No in "
+            "each line, divided by tabs.",
+        ),
+    ],
+    images: ImagesDir,
+    results: Annotated[
+        Path | None,
+        option(
+            "DIR",
+            "Score these answers instead of asking: the same files with the model's answer as a "
+            "fourth column, as the published script takes them.",
+        ),
+    ] = None,
+    prompt: Prompt = "{question}",
+    max_new_tokens: Annotated[int, option("COUNT", "The longest answer, in tokens.")] = 20,
+    where: ModelOptions,
+    out: OutDir = None,
+) -> None:
+    """Ask two questions about each picture: are both answered right?
+
+    The published scores of MME: accuracy counts questions, accuracy+ pictures; their sum in percent
+    is a task's score, and those of its tasks make perception and cognition.
+    """
+    from minigpt4_runtime.evaluation import mme as mme_judge
+    from minigpt4_runtime.evaluation.asking import name_strays
+    from minigpt4_runtime.evaluation.images import check_folder
+    from minigpt4_runtime.evaluation.mme_report import judge
+
+    check_prompt(prompt)
+    check_folder(images)
+    asked = mme_judge.read_questions(questions, images)
+    folder = ReportFolder.open(out, "mme")
+    if results is not None:
+        given = mme_judge.read_answers(results, asked)
+        faults = name_strays(results, given, asked)
+    else:
+        asking = Asking(
+            images_dir=images, prompt=prompt, max_new_tokens=max_new_tokens, where=where
+        )
+        given, faults = asking.ask(asked, folder, lambda question: {"label": question.label})
+    report = judge(asked, given, images_dir=images, faults=faults)
+    show(report, folder, report.left_out)

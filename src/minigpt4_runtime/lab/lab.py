@@ -1,0 +1,404 @@
+"""Lab: what a researcher asks of a model, one method each.
+
+Owns   the way from prompts, pixels and answers to logits, kept layers, gradients and searches.
+Takes  a LoadedModel; `MiniGPT4.lab` makes one.
+Never  is used by two threads at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal, overload
+
+import numpy
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from minigpt4_runtime.checkpoint.blank_model import list_weights
+from minigpt4_runtime.config import ModelConfig, SamplingParams
+from minigpt4_runtime.errors import PromptTooLongError, RequestError
+from minigpt4_runtime.images.pixels import open_rgb, resize
+from minigpt4_runtime.lab.attention import Past
+from minigpt4_runtime.lab.edits import edited
+from minigpt4_runtime.lab.hooks import Hook, Hooks, Layers, Site
+from minigpt4_runtime.lab.keep import Keep, KeepLike
+from minigpt4_runtime.lab.modules import shared_modules
+from minigpt4_runtime.lab.passes import Pass, run_pass
+from minigpt4_runtime.lab.prompt import StudiedPrompt
+from minigpt4_runtime.lab.searching import (
+    Answer,
+    Choose,
+    Growing,
+    Processor,
+    greedy,
+    search,
+)
+from minigpt4_runtime.lab.sight import Encoded, left_early, normalise, watching_queries
+from minigpt4_runtime.lab.state import Reached, State
+from minigpt4_runtime.loaded import LoadedModel
+from minigpt4_runtime.messages import Message, image, read_messages
+from minigpt4_runtime.text.answer import AnswerText
+from minigpt4_runtime.text.prompt import find_template, read_raw, render
+
+if TYPE_CHECKING:
+    from minigpt4_runtime.messages import ImageLike
+
+CANDIDATES_AT_ONCE = 16
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """What `Lab.forward` gives for B sequences of T rows, the answer's among them.
+
+    `logits` (B, T, V): row t's are of the id at t + 1. `hidden` and `attention` are what was kept
+    (see `Keep`). `loss` is the mean of -log p over the answer's ids; None without one.
+    """
+
+    logits: Tensor
+    hidden: Tensor | None
+    attention: Tensor | None
+    loss: Tensor | None
+
+
+class Lab:
+    """A loaded model, opened. Its modules are plain torch over the weights that the engine holds.
+
+    `weights` are all of them by name, of a quantised matrix its parts, without gradients until
+    `requires_grad_()` is called on one. Never write to one: the engine computes with it. `edited`
+    is the way to try others.
+    """
+
+    def __init__(self, loaded: LoadedModel) -> None:
+        """Raises a RequestError where several ranks share the model."""
+        self._loaded = loaded
+        self._model = shared_modules(loaded)
+        self._shapes = {weight.name: weight.shape for weight in list_weights(self._model)}
+        self._hooks = Hooks(len(self._model.language.layers))
+        self._template = find_template(loaded.config.template)
+        self.weights: dict[str, nn.Parameter] = dict(self._model.named_parameters())
+        self.config: ModelConfig = loaded.config
+        self.device: torch.device = loaded.backend.device
+
+    def prompt(
+        self, asked: str | Sequence[Message | Mapping[str, Any]], pictures: Sequence[ImageLike] = ()
+    ) -> StudiedPrompt:
+        """Messages as `MiniGPT4.chat` takes them, or a raw text with `<ImageHere>` for pictures.
+
+        A raw text is taken as it is: no template, no system text. `<s>` and `</s>` in it are
+        control ids, and a BOS id stands before it all.
+
+        Raises:
+            RequestError: places and pictures differ, or pictures are given beside messages.
+            ImageError: a picture cannot be read.
+        """
+        if isinstance(asked, str):
+            prompt = read_raw(asked, [image(each) for each in pictures])
+        elif pictures:
+            raise RequestError("Messages hold their pictures themselves: leave out pictures.")
+        else:
+            prompt = render(read_messages(asked), self._template)
+        tokenizer, side = self._loaded.tokenizer, self.config.vision.image_size
+        encoded = tokenizer.encode_prompt(
+            prompt,
+            rows_per_image=self.config.rows_per_image,
+            image_token_id=self.config.image_token_id,
+        )
+        empty = torch.empty(0, 3, side, side, device=self.device)
+        pixels = torch.cat([empty, *(self.pixels(each) for each in prompt.images)])
+        num_begun = len(tokenizer.encode_begun(prompt.begun)[0])
+        return StudiedPrompt(
+            encoded.token_ids, encoded.image_spans, len(encoded.token_ids) - num_begun,
+            encoded.text, prompt.begun, pixels,
+        )  # fmt: skip
+
+    def pixels(self, picture: ImageLike) -> Tensor:
+        """A picture as (1, 3, S, S) float32 in 0…1, resized as the model sees it.
+
+        Raises:
+            ImageError: it cannot be read.
+        """
+        rgb = open_rgb(image(picture), self._loaded.image_limits)
+        levels = resize(rgb, self.config.vision.image_size).astype(numpy.float32)
+        values = torch.from_numpy(levels / numpy.float32(255)).permute(2, 0, 1).contiguous()
+        return values[None].to(self.device)
+
+    @overload
+    def encode(
+        self, pixels: Tensor, *, exit_layer: int | None = ..., cross_attention: Literal[False] = ...
+    ) -> Tensor: ...
+
+    @overload
+    def encode(
+        self, pixels: Tensor, *, exit_layer: int | None = ..., cross_attention: Literal[True]
+    ) -> Encoded: ...
+
+    def encode(
+        self, pixels: Tensor, *, exit_layer: int | None = None, cross_attention: bool = False
+    ) -> Tensor | Encoded:
+        """(N, 3, S, S) in 0…1 → (N, R, C) rows for the language model, with gradients to `pixels`.
+
+        With an `exit_layer` the tower ends behind so many of its blocks. With `cross_attention` it
+        also gives where each query of the Q-Former looked.
+
+        Raises:
+            RequestError: pixels have another shape, there is no such block, or no Q-Former.
+        """
+        vision = self._model.vision
+        with ExitStack() as stack:
+            stack.enter_context(left_early(vision, exit_layer))
+            shares = (
+                stack.enter_context(watching_queries(vision.qformer)) if cross_attention else None
+            )
+            normed = normalise(pixels.to(self.device), self.config.vision)
+            embeddings: Tensor = vision(normed.to(vision.ln_vision.weight.dtype))
+        return embeddings if shares is None else Encoded(embeddings, torch.stack(shares))
+
+    def forward(
+        self,
+        prompt: StudiedPrompt,
+        pixels: Tensor | None = None,
+        answer: str | Sequence[int] | Tensor = (),
+        *,
+        embeddings: Tensor | None = None,
+        keep: KeepLike = (),
+    ) -> Outcome:
+        """Compute a prompt and a given answer at once: B sequences of T rows.
+
+        `pixels` (B·N, 3, S, S) or `embeddings` (B·N, R, C) take the place of the prompt's pictures,
+        and gradients flow to them and to weights that want one. The answer is a text, (A,) ids, or
+        (B, A).
+        """
+        if pixels is not None and embeddings is not None:
+            raise RequestError("Give pixels or embeddings, not both.")
+        if pixels is not None:
+            prompt = prompt.showing(pixels)
+        elif embeddings is not None:
+            prompt = prompt.reading(embeddings)
+        rows, ids = self._embed_prompt(prompt), self._answer_ids(answer)
+        if len(ids) not in (1, len(rows)):
+            raise RequestError(f"There are {len(ids)} answers for {len(rows)} sequences.")
+        ids = ids.expand(len(rows), -1)
+        if ids.shape[1]:
+            rows = torch.cat([rows, self._embed(ids)], 1)
+        done = self._run(rows, Keep.read(keep))
+        logits = self._logits(done.rows)
+        loss = None
+        if num_answer := ids.shape[1]:
+            said = logits[:, -num_answer - 1 : -1]
+            loss = functional.cross_entropy(said.flatten(0, 1), ids.flatten())
+        return Outcome(logits, done.kept.hidden, done.kept.attention, loss)
+
+    @torch.no_grad()
+    def score(self, prompt: StudiedPrompt, candidates: Sequence[str | Sequence[int]]) -> Tensor:
+        """The log-probability (K,) of each candidate answer; the prompt is computed once.
+
+        A candidate is a text, or ids. Longer ones have more ids to be unlikely in: divide by their
+        number to compare per id.
+
+        Raises:
+            RequestError: a candidate has no ids.
+        """
+        known = [self._answer_ids(each)[0] for each in candidates]
+        if not all(map(len, known)):
+            raise RequestError("A candidate is empty: give each at least one id or word.")
+        if prompt.num_variants != 1:
+            raise RequestError("score takes one picture for each place, not variants.")
+        begun = self._reach(self._embed_prompt(prompt), Past(), Keep(), "")
+        scores = [
+            self._score_some(begun, known[first : first + CANDIDATES_AT_ONCE])
+            for first in range(0, len(known), CANDIDATES_AT_ONCE)
+        ]
+        return torch.cat(scores) if scores else begun.logits.new_empty(0)
+
+    def _score_some(self, begun: Reached, candidates: Sequence[Tensor]) -> Tensor:
+        """Side by side, shorter ones filled up: what stands behind an id does not change it."""
+        ids = nn.utils.rnn.pad_sequence(list(candidates), batch_first=True)
+        logits = begun.logits.expand(len(ids), 1, -1)
+        if ids.shape[1] > 1:
+            past = begun.past.select([0] * len(ids))
+            done = self._run(self._embed(ids[:, :-1]), Keep(), past=past)
+            logits = torch.cat([logits, self._logits(done.rows)], 1)
+        said = logits.log_softmax(-1).gather(2, ids[:, :, None])[:, :, 0]
+        lengths = torch.tensor([len(each) for each in candidates], device=ids.device)
+        is_real = torch.arange(ids.shape[1], device=ids.device) < lengths[:, None]
+        return said.masked_fill(~is_real, 0).sum(1)
+
+    def lens(self, hidden: Tensor, *, norm: bool = True) -> Tensor:
+        """The logits (…, V) of any layer's rows (…, C) through the final norm and the head.
+
+        That is the logit lens (nostalgebraist, 2020). Without `norm` the head reads them as they
+        are.
+        """
+        if norm:
+            _, hidden = self._model.language.norm(hidden)
+        return self._logits(hidden)
+
+    def hook(self, site: Site, layers: Layers, function: Hook) -> AbstractContextManager[None]:
+        """For a `with`: call `function(value, place)` at a site of these layers.
+
+        What it returns takes the value's place; None lets it be. The sites and the shapes of their
+        values: "scores" (B, H, Q, T), before mask and softmax; "heads" (B, Q, H, D); "attention",
+        "feed_forward" and "residual" (B, Q, C).
+        """
+        return self._hooks.adding(site, layers, function)
+
+    def edited(self, weights: Mapping[str, Tensor]) -> AbstractContextManager[None]:
+        """For a `with`: compute with other weights, by their names, as whole matrices of floats.
+
+        Gradients flow to what they were made of: `{name: lab.weights[name] + delta}`. The engine's
+        stay as they are.
+
+        Raises:
+            RequestError: there is no such weight, or it has another shape.
+        """
+        return edited(self._model, self._shapes, weights)
+
+    def start(
+        self, prompt: StudiedPrompt, beams: int = 1, *, keep: KeepLike = (), branch: str = ""
+    ) -> State:
+        """Compute a prompt, and let `beams` answers go on from it by ids of your choice.
+
+        With B variants of its pictures there are B · beams answers, those of one variant together.
+        `branch` is what hooks are told.
+        """
+        if beams < 1:
+            raise RequestError(f"beams is {beams}; it must be at least 1.")
+        keeps = Keep.read(keep)
+        advance = partial(self._advance, keep=keeps, branch=branch)
+        with torch.no_grad():
+            reached = self._reach(self._embed_prompt(prompt), Past(), keeps, branch)
+        none = torch.empty(len(reached.logits), 0, dtype=torch.long, device=self.device)
+        state = State(advance, reached, none)
+        rows = [row for row in range(len(none)) for _ in range(beams)]
+        return state if beams == 1 else state.fork(rows)
+
+    def generate(
+        self,
+        prompt: StudiedPrompt,
+        processors: Sequence[Processor] = (),
+        *,
+        branches: Mapping[str, StudiedPrompt] | None = None,
+        keep: KeepLike = (),
+        choose: Choose = greedy,
+        max_new_tokens: int = 300,
+        stop: tuple[str, ...] | None = None,
+    ) -> list[Answer]:
+        """Answer, with functions between the logits and the choice of each id.
+
+        Processors are called in order, each with what the one before it made of the logits.
+        `branches` are other prompts that get the same ids; processors see their logits by name. Of
+        a prompt with B variants of its pictures there are B answers, else one. `stop` is that of
+        `SamplingParams`.
+
+        Raises:
+            RequestError: a branch has another number of variants, or none of its own name.
+            PromptTooLongError: a prompt leaves no room for an answer.
+        """
+        prompts = {"": prompt, **(branches or {})}
+        if branches is not None and "" in branches:
+            raise RequestError("A branch needs a name: '' is the prompt itself.")
+        counts = {name: each.num_variants for name, each in prompts.items()}
+        if len(set(counts.values())) > 1:
+            raise RequestError(
+                f"Branches and prompt differ in their numbers of variants: {counts}."
+            )
+        sampling = SamplingParams(max_new_tokens=max_new_tokens, stop=stop)
+        longest, limit = max(len(p.token_ids) for p in prompts.values()), self.config.language
+        room = limit.context_length - longest
+        if room < 1:
+            raise PromptTooLongError(longest, limit.context_length)
+        states = {
+            name: self.start(each, keep=() if name else keep, branch=name)
+            for name, each in prompts.items()
+        }
+        texts = [self._answer_text(prompt, sampling) for _ in range(counts[""])]
+        return search(
+            states, texts, processors=processors, choose=choose,
+            max_new_tokens=min(max_new_tokens, room), eos_id=self._loaded.tokenizer.eos_id,
+        )  # fmt: skip
+
+    def answer(self, prompt: StudiedPrompt, token_ids: Sequence[int]) -> Answer:
+        """The text of an answer that a search of your own has found, as the engine would give it.
+
+        Its `finish_reason` is "stop" if the ids hold an end, behind which none counts.
+        """
+        growing = Growing(
+            self._answer_text(prompt, SamplingParams()), self._loaded.tokenizer.eos_id
+        )
+        for token_id in token_ids:
+            growing.feed(int(token_id))
+        return growing.answer()
+
+    def ids_of(self, text: str) -> tuple[int, ...]:
+        """The ids of a text, as an answer would have them."""
+        return tuple(self._loaded.tokenizer.encode(text))
+
+    def text_of(self, token_ids: Sequence[int] | Tensor) -> str:
+        """The text of ids; control ids are left out."""
+        ids = token_ids.tolist() if isinstance(token_ids, Tensor) else token_ids
+        return self._loaded.tokenizer.decode(ids)
+
+    def _answer_ids(self, answer: str | Sequence[int] | Tensor) -> Tensor:
+        """An answer → (1, A) or (B, A) ids."""
+        known = self.ids_of(answer) if isinstance(answer, str) else answer
+        ids = torch.as_tensor(known, dtype=torch.long, device=self.device)
+        vocab_size = self.config.language.vocab_size
+        if ids.numel() and not (int(ids.min()) >= 0 and int(ids.max()) < vocab_size):
+            raise RequestError(f"An id is outside the vocabulary, 0 to {vocab_size - 1}.")
+        return ids[None] if ids.dim() == 1 else ids
+
+    def _answer_text(self, prompt: StudiedPrompt, sampling: SamplingParams) -> AnswerText:
+        before, space = self._loaded.tokenizer.encode_begun(prompt.begun)
+        begins_with = None if not before or prompt.begun[-1].isspace() else space
+        return AnswerText(
+            self._loaded.tokenizer, self._template, sampling, before=before, begins_with=begins_with
+        )
+
+    def _embed(self, ids: Tensor) -> Tensor:
+        """(B, n) ids → (B, n, C) rows."""
+        return self._model.language.embed(ids.flatten()).view(*ids.shape, -1)
+
+    def _embed_prompt(self, prompt: StudiedPrompt) -> Tensor:
+        """A prompt → (B, T, C) rows, with gradients to its pixels or image rows."""
+        num_variants = prompt.num_variants
+        ids = torch.tensor(prompt.token_ids, device=self.device)
+        words = self._embed(ids[None].expand(num_variants, -1))
+        if not prompt.image_spans:
+            return words
+        given = prompt.embeddings
+        shown = self.encode(prompt.pixels) if given is None else given.to(self.device)
+        wanted = (self.config.rows_per_image, self.config.language.hidden_size)
+        if tuple(shown.shape[1:]) != wanted:
+            raise RequestError(
+                f"embeddings are {tuple(shown.shape)}; this model takes (N, {wanted[0]}, "
+                f"{wanted[1]}), as lab.encode gives them."
+            )
+        shown = shown.to(words.dtype).view(num_variants, -1, *wanted)
+        parts, last = [], 0
+        for index, span in enumerate(prompt.image_spans):
+            parts += [words[:, last : span.start], shown[:, index]]
+            last = span.start + span.num_rows
+        return torch.cat([*parts, words[:, last:]], 1)
+
+    def _run(
+        self, embeddings: Tensor, keep: Keep, *, past: Past | None = None, branch: str = ""
+    ) -> Pass:
+        return run_pass(
+            self._model.language, embeddings, hooks=self._hooks, keep=keep, past=past, branch=branch
+        )
+
+    def _reach(self, embeddings: Tensor, past: Past, keep: Keep, branch: str) -> Reached:
+        done = self._run(embeddings, keep, past=past, branch=branch)
+        return Reached(self._logits(done.rows[:, -1]), done.kept, done.past)
+
+    def _advance(self, ids: Tensor, past: Past, *, keep: Keep, branch: str) -> Reached:
+        return self._reach(self._embed(ids), past, keep, branch)
+
+    def _logits(self, rows: Tensor) -> Tensor:
+        """(…, C) normed rows → (…, V), at least float32."""
+        logits: Tensor = self._model.language.head(rows)
+        return logits.to(torch.promote_types(logits.dtype, torch.float32))

@@ -1,0 +1,108 @@
+"""`minigpt4 evaluate chair`, `choice` and `mme`: asking, and the files that they write."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+NEEDS = (
+    "--instances", "instances.json", "--captions", "people.json", "--synonyms", "synonyms.txt",
+)  # fmt: skip
+
+
+@pytest.fixture
+def coco(folder):
+    """Two pictures of COCO's, with their annotations and a list of objects."""
+    for number, source in ((7, "a.png"), (16631, "b.jpg")):
+        name = f"COCO_val2014_{number:012d}{source[1:]}"
+        (folder / source).rename(folder / name)
+    annotations = {
+        "instances.json": {
+            "categories": [{"id": 1, "name": "dog"}],
+            "annotations": [{"image_id": number, "category_id": 1} for number in (7, 16631)],
+        },
+        "people.json": {"annotations": [{"image_id": 7, "caption": "A cat and a dog."}]},
+    }
+    for name, content in annotations.items():
+        (folder / name).write_text(json.dumps(content))
+    (folder / "synonyms.txt").write_text("person, girl\ndog\ncat\n")
+    return folder
+
+
+def test_chair_asks_saves_and_scores_again(minigpt4, coco):
+    asked = ("evaluate", "chair", *NEEDS, "--images", ".", "--drop-unfinished", "--prompt",
+             "say A dog and a cat. And a girl")  # fmt: skip
+    shown = minigpt4(*asked, "--model", "somewhere", "--save", "ours.jsonl", "--out", "report")
+    assert (shown.status, shown.err) == (0, "The report is in report/chair.html.\n")
+    # The cat of the second picture is not there; the girl was cut off.
+    assert shown.out.splitlines()[1].split() == ["50.0%", "25.0%", "100.0%", "5.0", "2", "4"]
+    saved = [json.loads(line) for line in (coco / "ours.jsonl").read_text().splitlines()]
+    assert saved == [{"image_id": i, "caption": "A dog and a cat."} for i in (7, 16631)]
+    again = minigpt4("evaluate", "chair", *NEEDS, "--results", "ours.jsonl")
+    assert (again.status, again.out) == (0, shown.out)
+    (coco / "one.jsonl").write_text('{"image_id": 7, "caption": ""}\n')
+    some = minigpt4("evaluate", "chair", *NEEDS, "--results", "ours.jsonl", "--ids", "one.jsonl")
+    assert some.out.splitlines()[1].split()[:1] == ["0.0%"]
+    # What was asked is not asked again: no model is needed to go on.
+    ledger = (coco / "report" / "chair.jsonl").read_text()
+    assert minigpt4(*asked, "--model", "somewhere", "--out", "report").out == shown.out
+    assert (coco / "report" / "chair.jsonl").read_text() == ledger
+
+
+def test_opope_reads_captions(minigpt4, coco):
+    question = {"question_id": 1, "image": "COCO_val2014_000000000007.png", "label": "yes"}
+    (coco / "q.json").write_text(json.dumps({**question, "text": "Is there a dog in the image?"}))
+    (coco / "ours.jsonl").write_text('{"image_id": 7, "caption": "A dog."}\n')
+    shown = minigpt4("evaluate", "opope", "--questions", "q.json", "--results", "ours.jsonl",
+                     "--synonyms", "synonyms.txt", "--images", ".", "--out", "report")  # fmt: skip
+    assert (shown.status, shown.err) == (0, "The report is in report/opope.html.\n")
+    assert shown.out.splitlines()[1].split()[:6] == ["100.0%"] * 6
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ((), "Give captions with --results, or pictures to describe with --images."),
+        (("--images", "sub"), "has no picture with a wanted number"),
+        (("--results", "people.json"), "has no image_id and caption"),
+    ],
+)
+def test_what_cannot_be_judged_is_said(minigpt4, coco, arguments, said):
+    shown = minigpt4("evaluate", "chair", *NEEDS, *arguments, "--model", "somewhere")
+    assert shown.status == 1
+    assert said in shown.err
+
+
+def test_choice_with_the_demo_model_itself(real_minigpt4, folder):
+    picture = Path(__file__).parents[2] / "examples/images/three.png"
+    (folder / "three.png").write_bytes(picture.read_bytes())
+    record = {
+        "image": "three.png", "question": "How many shapes are there?", "answer": "b",
+        "choices": ["There are five shapes.", "There are three shapes."], "kind": "counting",
+    }  # fmt: skip
+    (folder / "q.json").write_text(json.dumps([record]))
+    asked = ("evaluate", "choice", "--questions", "q.json", "--images", ".")
+    shown = real_minigpt4(*asked, "--out", "report")
+    assert shown.status == 0
+    assert shown.out.splitlines()[-1].split() == ["all", "100.0%", "100.0%", "50.0%", "1"]
+    refused = real_minigpt4(*asked, "--prompt", "?")
+    assert (refused.status, "without {question}" in refused.err) == (1, True)
+
+
+def test_mme_asks_and_scores_again(minigpt4, folder):
+    lines = [
+        "a.png\tsay Yes.\tYes",
+        "a.png\tsay No.\tNo",
+        "b.jpg\tsay No.\tYes",
+        "b.jpg\tsay No.\tNo",
+    ]
+    for name, end in (("asked", ""), ("given", "\tNo")):
+        (folder / name).mkdir()
+        (folder / name / "count.txt").write_text("".join(f"{line}{end}\n" for line in lines))
+    asked = ("evaluate", "mme", "--questions", "asked", "--images", ".")
+    shown = minigpt4(*asked, "--model", "somewhere", "--out", "report")
+    assert (shown.status, shown.err) == (0, "The report is in report/mme.html.\n")
+    assert shown.out.splitlines()[1].split() == ["count", "75.0%", "50.0%", "125.0", "0", "2"]
+    assert shown.out.splitlines()[-1].split() == ["perception", "125.0"]
+    again = minigpt4(*asked, "--results", "given")
+    assert again.out.splitlines()[1].split()[1:4] == ["50.0%", "0.0%", "50.0"]
