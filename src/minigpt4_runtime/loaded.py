@@ -102,6 +102,7 @@ class LoadedModel:
             runs_ahead=self.backend.facts.runs_ahead and self.ranks.size == 1,
         )
         self.engine_config = config
+        self.key_centre = runner.key_centre
         # The other ranks end with the engine, even if the model is never closed.
         self._ending = weakref.finalize(self.engine, self.ranks.close)
 
