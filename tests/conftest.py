@@ -74,6 +74,7 @@ WHY_NOT = {
 }  # fmt: skip
 
 
+@pytest.hookimpl(optionalhook=True)  # Some environments have no xdist.
 def pytest_xdist_auto_num_workers() -> int:
     """One more than there are processors: tests also wait, for programs, browsers and sockets."""
     return (os.cpu_count() or 1) + 1
