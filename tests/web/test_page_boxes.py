@@ -1,0 +1,120 @@
+"""Boxes on the page: an answer's on its picture, and one that a person drags to ask about it."""
+
+import pytest
+from page_server import PICTURES, Serving
+from page_steps import (
+    ANSWERS,
+    BOX,
+    QUESTIONS,
+    ask,
+    open_page,
+    put_pictures,
+    texts,
+    wait_for_count,
+)
+
+from minigpt4_runtime import MiniGPT4
+from minigpt4_runtime.text.boxes import find_boxes
+
+# Gradio and what it stands on warn of their own.
+pytestmark = pytest.mark.filterwarnings("default")
+
+BOXES = "#dialogue .user-row .box"
+PICTURE = "#dialogue .user-row img"
+TEXTS = (
+    "<p>a red ball</p> {<5><6><50><60>}<delim>{<50><60><5><6>} {<1><2><3><4>}",
+    "<p> </p>{<0><0><100><100>} and <p>two\nlines</p>\n{ <7> < 8 ><9>\n<10> }, then {<1><1><2><2>}",
+    "<p>one <p>two</p> {<1><2><3><101>} {<1><2><3>} {<1><2><3>}<p>x</p><p>y</p>{<9><9><9><9>}",
+    "{<٣><1><2><3>} <p>😀</p> {<001><02><3><4>} <p>left</p> word {<1><2><3><4>} <p> {<1><2><3><4>}",
+)
+
+
+@pytest.fixture(scope="module")
+def model(tls_once):
+    """The bundled model that writes boxes."""
+    with MiniGPT4.load("demo-boxes", device="cpu") as loaded:
+        yield loaded
+
+
+def drag(page, start, end):
+    """From one place of the picture to another, in shares of its sides."""
+    page.locator(PICTURE).last.scroll_into_view_if_needed()
+    area = page.locator(PICTURE).last.bounding_box()
+
+    def place(share):
+        return (area["x"] + share[0] * area["width"], area["y"] + share[1] * area["height"])
+
+    page.mouse.move(*place(start))
+    page.mouse.down()
+    page.mouse.move(*place(end), steps=3)
+    page.mouse.up()
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_the_page_finds_the_boxes_that_the_program_finds(page, text):
+    found = page.evaluate("(text) => chatBoxes.find(text)", text)
+    assert [(box["label"], tuple(box["corners"])) for box in found] == [
+        (box.label, box.box) for box in find_boxes(text, (100, 100))
+    ]
+
+
+def test_an_answers_boxes_are_drawn_on_its_picture_and_stay(page, serving):
+    put_pictures(page, PICTURES / "three.png")
+    ask(page, "[detection] Describe this image.")
+    wait_for_count(page, BOXES, 3)
+    expected = serving.model.describe(
+        PICTURES / "three.png", "Describe this image.", task="detection"
+    )
+    width, height = expected.picture_size
+    area = page.locator(PICTURE).bounding_box()
+    for shown, box in zip(page.locator(BOXES).all(), expected.boxes, strict=True):
+        drawn = shown.bounding_box()
+        assert shown.inner_text() == box.label
+        assert drawn["x"] - area["x"] == pytest.approx(box.box[0] / width * area["width"], abs=4)
+        assert drawn["y"] - area["y"] == pytest.approx(box.box[1] / height * area["height"], abs=4)
+        assert drawn["width"] == pytest.approx(
+            (box.box[2] - box.box[0]) / width * area["width"], abs=4
+        )
+    # Its labels are bold in the answer.
+    bold = page.locator(f"{ANSWERS} strong").all_inner_texts()
+    assert bold == [box.label for box in expected.boxes]
+    page.reload()
+    wait_for_count(page, BOXES, 3)
+    page.set_viewport_size({"width": 360, "height": 800})
+    area = page.locator(PICTURE).bounding_box()
+    assert 0 < area["x"] < area["x"] + area["width"] < 360
+    layer = page.locator("#dialogue .boxes").bounding_box()
+    assert layer == pytest.approx(area, abs=1)
+
+
+def test_a_dragged_box_becomes_a_question(page):
+    put_pictures(page, PICTURES / "three.png")
+    ask(page, "[caption] Describe this image.")
+    wait_for_count(page, BOXES, 0)
+    page.locator(PICTURE).click()
+    assert page.input_value(BOX) == ""
+    drag(page, (0.61, 0.36), (0.46, 0.51))
+    question = page.input_value(BOX)
+    assert question.startswith("[identify] {")
+    (asked,) = find_boxes(question, (100, 100))
+    assert asked.box == pytest.approx((46, 36, 61, 51), abs=1)
+    wait_for_count(page, f"{BOXES}.asked", 1)
+    ask(page, question)
+    assert texts(page, QUESTIONS)[-1] == question
+    assert texts(page, ANSWERS)[-1] == "small blue circle"
+    wait_for_count(page, f"{BOXES}.asked", 1)
+    page.click("#undo")
+    wait_for_count(page, BOXES, 0)
+
+
+def test_a_model_without_tasks_has_no_boxes(tab, serving):
+    with MiniGPT4.load(device="cpu") as plain:
+        server = Serving(plain)
+        page = open_page(tab, server.url)
+        put_pictures(page, PICTURES / "one.png")
+        ask(page, "{<10><10><50><50>}")
+        drag(page, (0.2, 0.2), (0.8, 0.8))
+        assert page.input_value(BOX) == ""
+        assert page.locator(BOXES).count() == 0
+        tab.goto("about:blank")
+        server.close()
