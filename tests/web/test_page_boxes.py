@@ -50,6 +50,19 @@ def drag(page, start, end):
     page.mouse.up()
 
 
+def drawn_places(page):
+    """Left, top, right and bottom of each drawn box, in shares of the picture's sides."""
+    return page.evaluate("""() => {
+        const picture = document.querySelector("#dialogue .user-row img").getBoundingClientRect();
+        return [...document.querySelectorAll("#dialogue .user-row .box")].map((box) => {
+            const { left, top, right, bottom } = box.getBoundingClientRect();
+            const across = [left, right].map((each) => (each - picture.left) / picture.width);
+            const down = [top, bottom].map((each) => (each - picture.top) / picture.height);
+            return [across[0], down[0], across[1], down[1]];
+        });
+    }""")
+
+
 @pytest.mark.parametrize("text", TEXTS)
 def test_the_page_finds_the_boxes_that_the_program_finds(page, text):
     found = page.evaluate("(text) => chatBoxes.find(text)", text)
@@ -65,26 +78,26 @@ def test_an_answers_boxes_are_drawn_on_its_picture_and_stay(page, serving):
     expected = serving.model.describe(
         PICTURES / "three.png", "Describe this image.", task="detection"
     )
+    assert page.locator(BOXES).all_inner_texts() == [box.label for box in expected.boxes]
     width, height = expected.picture_size
-    area = page.locator(PICTURE).bounding_box()
-    for shown, box in zip(page.locator(BOXES).all(), expected.boxes, strict=True):
-        drawn = shown.bounding_box()
-        assert shown.inner_text() == box.label
-        assert drawn["x"] - area["x"] == pytest.approx(box.box[0] / width * area["width"], abs=4)
-        assert drawn["y"] - area["y"] == pytest.approx(box.box[1] / height * area["height"], abs=4)
-        assert drawn["width"] == pytest.approx(
-            (box.box[2] - box.box[0]) / width * area["width"], abs=4
-        )
+    for place, box in zip(drawn_places(page), expected.boxes, strict=True):
+        sides = (width, height, width, height)
+        wanted = [number / side for number, side in zip(box.box, sides, strict=True)]
+        assert place == pytest.approx(wanted, abs=0.02)
     # Its labels are bold in the answer.
     bold = page.locator(f"{ANSWERS} strong").all_inner_texts()
     assert bold == [box.label for box in expected.boxes]
     page.reload()
     wait_for_count(page, BOXES, 3)
     page.set_viewport_size({"width": 360, "height": 800})
-    area = page.locator(PICTURE).bounding_box()
-    assert 0 < area["x"] < area["x"] + area["width"] < 360
-    layer = page.locator("#dialogue .boxes").bounding_box()
-    assert layer == pytest.approx(area, abs=1)
+    page.wait_for_function(
+        """() => {
+            const [picture, layer] = ["#dialogue .user-row img", "#dialogue .boxes"].map(
+                (each) => document.querySelector(each).getBoundingClientRect());
+            return 0 < picture.left && picture.right < 360 && ["left", "top", "width", "height"]
+                .every((side) => Math.abs(picture[side] - layer[side]) < 1);
+        }"""
+    )
 
 
 def test_a_dragged_box_becomes_a_question(page):
