@@ -10,6 +10,7 @@ from page_steps import (
     open_page,
     put_pictures,
     texts,
+    wait_for,
     wait_for_count,
 )
 
@@ -36,10 +37,23 @@ def model(tls_once):
         yield loaded
 
 
+def at_rest(page):
+    """Where the last picture is, once it has not moved for a while: the page scrolls smoothly."""
+    seen = []
+
+    def stays():
+        seen.append(page.locator(PICTURE).last.bounding_box())
+        page.wait_for_timeout(50)
+        return len(seen) >= 8 and all(each == seen[-1] for each in seen[-8:])
+
+    wait_for(stays)
+    return seen[-1]
+
+
 def drag(page, start, end):
     """From one place of the picture to another, in shares of its sides."""
     page.locator(PICTURE).last.scroll_into_view_if_needed()
-    area = page.locator(PICTURE).last.bounding_box()
+    area = at_rest(page)
 
     def place(share):
         return (area["x"] + share[0] * area["width"], area["y"] + share[1] * area["height"])
