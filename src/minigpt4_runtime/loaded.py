@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Literal, TypeVar
 
+from minigpt4_runtime.checkpoint.shelf import BUNDLED_DIR
 from minigpt4_runtime.checkpoint.weight_source import WeightSource
 from minigpt4_runtime.config import (
     DTYPE_NAMES,
@@ -36,7 +36,7 @@ from minigpt4_runtime.rank_model import load_rank_model, open_graph
 from minigpt4_runtime.ranks import Ranks, Setup, free_memory_bytes, make_runner, open_rank_device
 from minigpt4_runtime.text.tokenizer import Tokenizer
 
-DEMO_MODEL_DIR = Path(__file__).parent / "assets" / "demo"
+DEMO_MODEL_DIR = BUNDLED_DIR / "demo"
 
 T = TypeVar("T")
 

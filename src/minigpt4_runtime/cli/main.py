@@ -10,9 +10,10 @@ import os
 import sys
 import traceback
 import warnings
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+import typer.core
 
 from minigpt4_runtime.cli.bench import bench
 from minigpt4_runtime.cli.chat import chat
@@ -33,9 +34,23 @@ from minigpt4_runtime.cli.terminal import note, open_what_is_closed, print_anyth
 from minigpt4_runtime.cli.web import web
 from minigpt4_runtime.errors import MiniGPT4Error
 
+
+class _Commands(typer.core.TyperGroup):
+    """The commands, with the words for a wrong value as they read best."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run a command. Typer begins some messages with the name of an exception."""
+        try:
+            return super().invoke(ctx)
+        except typer.BadParameter as error:
+            error.message = error.message.removeprefix("Value error, ")
+            raise
+
+
 # Plain help: drawing boxes would double the time of `minigpt4 --help`.
 app = typer.Typer(
     name="minigpt4",
+    cls=_Commands,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     no_args_is_help=True,
