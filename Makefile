@@ -16,12 +16,13 @@ KERNELS := .venv/.kernels
 KERNEL_SOURCES := $(wildcard kernels/source/* kernels/minigpt4_kernels/*.py) kernels/CMakeLists.txt \
   kernels/pyproject.toml
 
-.PHONY: help demo test check test-vllm sanitize clean
+.PHONY: help demo test check test-ray test-vllm sanitize clean
 
 help:
 	@echo 'make demo    describe the pictures in examples/images with the model that comes along'
 	@echo 'make test    format, lint, types and tests, as CI runs them (scripts/check)'
 	@echo 'make check   the same'
+	@echo 'make test-ray   the tests that need Ray, in .venv-ray (Linux)'
 	@echo 'make test-vllm  the tests of the vLLM plugin, with vLLM on the CPU in .venv-vllm (Linux)'
 	@echo 'make sanitize   run the CPU kernels under the address and undefined-behaviour sanitizers'
 	@echo 'make clean   remove .venv and all that tools have left behind'
@@ -50,6 +51,20 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PIP_INSTALL) hatchling editables
 	@$(PIP_INSTALL) --no-build-isolation -e '.[dev]'
 	@touch $(STAMP)
+
+# An environment of its own, as few need Ray: what constraints.txt has, and what Ray needs beside it.
+.venv-ray/.installed: pyproject.toml constraints.txt constraints-ray.txt
+	@echo 'Setting up .venv-ray (a few minutes the first time) ...'
+	@$(PYTHON) -m venv --clear .venv-ray
+	@.venv-ray/bin/python -m pip install -qq "$$(grep '^torch==' constraints.txt)"
+	@.venv-ray/bin/python -m pip install -qq -c constraints.txt -c constraints-ray.txt hatchling editables
+	@.venv-ray/bin/python -m pip install -qq -c constraints.txt -c constraints-ray.txt \
+	  --no-build-isolation -e '.[ray,server]' pytest filelock openai kubernetes-validate
+	@touch $@
+
+# Ray and what it loads warn of things that are not ours.
+test-ray: .venv-ray/.installed
+	@.venv-ray/bin/python -m pytest -m ray -W ignore tests/cluster tests/scripts/test_containers.py
 
 # An environment of its own: vLLM pins its packages. Without their dependencies, for which see there.
 .venv-vllm/.installed: pyproject.toml constraints-vllm.txt
@@ -82,5 +97,5 @@ sanitize:
 	@build/sanitize/check_levels
 
 clean:
-	@rm -rf .venv .venv-vllm .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
+	@rm -rf .venv .venv-ray .venv-vllm .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
 	@find . -name __pycache__ -prune -exec rm -rf {} +

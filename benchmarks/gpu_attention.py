@@ -52,8 +52,9 @@ def works(*, is_dry: bool) -> list[Work]:
         return [Work(2, 1, 20, "float32"), Work(1, 8, 20, "float32")]
     return [
         Work(1, 1, 4000, "float16"), Work(64, 1, 4000, "float16"), Work(1, 1, 4000, "int8"),
-        Work(64, 1, 4000, "int8"), Work(64, 1, 4000, "fp8"), Work(1, 2048, 2048, "float16"),
-        Work(1, 512, 16000, "float16"), Work(1, 512, 16000, "int8"),
+        Work(64, 1, 4000, "int8"), Work(64, 1, 4000, "fp8"), Work(64, 1, 4000, "int4"),
+        Work(1, 2048, 2048, "float16"), Work(1, 512, 16000, "float16"),
+        Work(1, 512, 16000, "int8"),
     ]  # fmt: skip
 
 

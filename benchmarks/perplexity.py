@@ -35,7 +35,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from minigpt4_runtime.api import DEMO_MODEL_DIR
-from minigpt4_runtime.cache.key_value import CACHE_FORMATS
+from minigpt4_runtime.cache.key_value import CACHE_FORMATS, Int4Cache
 from minigpt4_runtime.cache.sizes import head_bytes
 from minigpt4_runtime.checkpoint.blank_model import Where
 from minigpt4_runtime.checkpoint.config_file import load_config
@@ -52,6 +52,7 @@ from minigpt4_runtime.formats.sparse import SparseFormat
 from minigpt4_runtime.model.causal import causal_attention
 from minigpt4_runtime.model.linear import Linear
 from minigpt4_runtime.model.llama import Attend, Llama
+from minigpt4_runtime.model.usual_keys import usual_keys
 from minigpt4_runtime.quantise.calibrate import LayerWalk
 from minigpt4_runtime.quantise.choice import Method, QuantisePlan, choose
 from minigpt4_runtime.quantise.quantise import quantise
@@ -64,9 +65,9 @@ FORMATS = [
     "w4a16-g64+gptq", "w4a16-g32+gptq", "w4a16-g32+awq", "w4a16-g32+awq+gptq",
     "w4a16-g32-asymmetric+gptq", "w8a16-sparse24", "w8a16-sparse24+gptq",
 ]  # fmt: skip
-# Of the cache; "+channels": keys in groups of 32 tokens of one channel, as KIVI has them, which no
-# cache of ours keeps.
-CACHES = ["float16", "bfloat16", "int8", "fp8", "int4", "int4+channels"]
+# Of the cache. Of these no cache of ours keeps, "+plain": keys of int4 without a centre, and
+# "+channels": keys in groups of 32 tokens of one channel, as KIVI has them.
+CACHES = ["float16", "bfloat16", "int8", "fp8", "int4", "int4+plain", "int4+channels"]
 LLAMA_FORMATS = ("Q8_0", "Q4_0", "Q4_1", "Q4_K_M")
 
 
@@ -184,31 +185,36 @@ def judge_caches(
     judged = [
         Judged(f"cache {name}", 8 * head_bytes(head_dim, _kept(name)) / head_dim) for name in caches
     ]
+    attends = [_attend_rounded(name, language) for name in caches]
     for window in windows:
         wanted = _log_probabilities(language, window)
-        for name, each in zip(caches, judged, strict=True):
-            found = _log_probabilities(language, window, _attend_rounded(name))
-            each.add(wanted, found, window[1:])
+        for attend, each in zip(attends, judged, strict=True):
+            each.add(wanted, _log_probabilities(language, window, attend), window[1:])
     return judged
 
 
 def _kept(name: str) -> CacheDTypeName:
-    return cast(CacheDTypeName, name.removesuffix("+channels"))
+    return cast(CacheDTypeName, name.partition("+")[0])
 
 
-def _attend_rounded(name: str) -> Attend:
+def _attend_rounded(name: str, language: Llama) -> Attend:
     """Attention over keys and values as a cache keeps them: a token is rounded by itself."""
-    attend, kept = causal_attention(), CACHE_FORMATS[_kept(name)]
+    attend, kept, centre = causal_attention(), CACHE_FORMATS[_kept(name)], None
+    if name == "int4":
+        centre = Int4Cache.find_centre(*usual_keys(language))
 
-    def round_keys(keys: Tensor) -> Tensor:
+    def round_keys(layer: int, keys: Tensor) -> Tensor:
         if not name.endswith("+channels"):
-            return kept.as_read(keys, _kept(name))
+            taken = keys if centre is None else keys - centre[layer]
+            return kept.as_read(taken, _kept(name))
         # (T, heads, dim): a channel's tokens side by side, in whole groups.
         channels = keys.permute(1, 2, 0)
         padded = functional.pad(channels, (0, -len(keys) % 32), mode="replicate")
         return kept.as_read(padded, _kept(name))[..., : len(keys)].permute(2, 0, 1)
 
-    return lambda layer, q, k, v: attend(layer, q, round_keys(k), kept.as_read(v, _kept(name)))
+    return lambda layer, q, k, v: attend(
+        layer, q, round_keys(layer, k), kept.as_read(v, _kept(name))
+    )
 
 
 def _widen(language: Llama) -> Llama:

@@ -15,7 +15,7 @@ import json
 import math
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,11 +35,12 @@ from demo_parts import KnownRows, Looker, WordVectors, demo_config, initialise
 from torch import Tensor, nn
 from torch.nn import functional
 
+from minigpt4_runtime.checkpoint.blank_model import blank_model, list_weights
 from minigpt4_runtime.checkpoint.folder import write_folder
-from minigpt4_runtime.config import VisionConfig
+from minigpt4_runtime.config import ModelConfig, VisionConfig
 from minigpt4_runtime.evaluation import scenes
 from minigpt4_runtime.model.causal import causal_attention
-from minigpt4_runtime.model.minigpt4 import MiniGPT4Model
+from minigpt4_runtime.model.minigpt4 import MiniGPT4Model, VisionPart
 from minigpt4_runtime.text.tokenizer import Tokenizer
 
 StepLoss = Callable[[random.Random], tuple[Tensor, dict[str, float]]]
@@ -53,6 +54,7 @@ class Plan:
     batch: int
     rate: float
     turns: int = 0
+    warm_up: int = 200
     vision_share: float = 1.0  # The image side's share of `rate`.
 
 
@@ -116,8 +118,13 @@ def dialogue_loss(
     dialogues: list[tuple[list[int], list[float]]],
     before: list[int],
     rows: Tensor,
+    *,
+    said_for: tuple[int, int] = (-1, -1),
 ) -> tuple[Tensor, dict[str, float]]:
-    """Next-token loss on the model's turns; `rows` are the image rows of each dialogue."""
+    """Next-token loss on the model's turns; `rows` are the image rows of each dialogue.
+
+    `said_for`: where the first of these ids is read next, the model should say the second.
+    """
     longest, device = max(len(ids) for ids, _ in dialogues), rows.device
     tail = torch.zeros(len(rows), longest, dtype=torch.long)
     weights = torch.zeros(len(rows), longest)
@@ -133,6 +140,7 @@ def dialogue_loss(
     hidden = hidden.view(*embeddings.shape)[:, -longest - 1 : -1]
     said = weights > 0
     logits, wanted = language.logits(hidden[said]), tail[said]
+    wanted = wanted.masked_fill(wanted == said_for[0], said_for[1])
     losses = functional.cross_entropy(logits, wanted, reduction="none")
     right = (logits.argmax(-1) == wanted).float()
     share = weights[said] / weights.sum()
@@ -161,6 +169,27 @@ def talk(run: "StageRun", model: MiniGPT4Model, tokenizer: Tokenizer) -> None:
 # --- stage 3: join ----------------------------------------------------------------------------
 
 
+def solve(rows: Tensor, targets: Tensor) -> Tensor:
+    """The matrix, in float64, that takes rows (N, C) nearest to targets (N, D): (C, D)."""
+    rows, targets = rows.double(), targets.double()
+    gram = rows.T @ rows + 1e-3 * torch.eye(rows.shape[1], dtype=rows.dtype, device=rows.device)
+    solution: Tensor = torch.linalg.solve(gram, rows.T @ targets)
+    return solution
+
+
+@torch.no_grad()
+def aim_projection(vision: VisionPart, features: Tensor, wanted: Tensor) -> None:
+    """Set the projection to what takes features nearest to wanted rows."""
+    rows = torch.cat([features, torch.ones_like(features[:, :1])], dim=1)
+    solution = solve(rows, wanted)
+    missed = (rows @ solution.float() - wanted).square().mean() / wanted.var(0).mean()
+    print(json.dumps({"stage": "join", "unexplained": round(float(missed), 4)}), flush=True)
+    projection = vision.projection
+    assert projection.bias is not None
+    projection.weight.copy_(solution[:-1].T.float())
+    projection.bias.copy_(solution[-1].float())
+
+
 @torch.no_grad()
 def fit_projection(run: "StageRun", looker: Looker, known: KnownRows, config: VisionConfig) -> None:
     """Initialise the projection from Q-Former rows to known rows by least squares."""
@@ -172,16 +201,7 @@ def fit_projection(run: "StageRun", looker: Looker, known: KnownRows, config: Vi
         )
         queries.append(looker.read(normalise(pictures, config))[1].flatten(0, 1))
         wanted.append(known(cells, backgrounds).flatten(0, 1))
-    rows, targets = torch.cat(queries).double(), torch.cat(wanted).double()
-    rows = torch.cat([rows, torch.ones(len(rows), 1, dtype=rows.dtype, device=rows.device)], dim=1)
-    gram = rows.T @ rows + 1e-3 * torch.eye(rows.shape[1], dtype=rows.dtype, device=rows.device)
-    solution = torch.linalg.solve(gram, rows.T @ targets)
-    missed = (rows @ solution - targets).square().mean() / targets.var(0).mean()
-    print(json.dumps({"stage": "join", "unexplained": round(float(missed), 4)}), flush=True)
-    projection = looker.vision.projection
-    assert projection.bias is not None
-    projection.weight.copy_(solution[:-1].T.float())
-    projection.bias.copy_(solution[-1].float())
+    aim_projection(looker.vision, torch.cat(queries), torch.cat(wanted))
 
 
 def join(run: "StageRun", model: MiniGPT4Model, tokenizer: Tokenizer) -> None:
@@ -216,15 +236,14 @@ def join(run: "StageRun", model: MiniGPT4Model, tokenizer: Tokenizer) -> None:
     run.train("join", whole, step)
 
 
-def write(run: "StageRun", model: MiniGPT4Model, tokenizer_path: Path, out_dir: Path) -> None:
-    """Write the result of "join" as a model folder, in float16."""
-    prefix = "model."
-    weights = {
-        name.removeprefix(prefix): weight
-        for name, weight in run.saved_weights("join").items()
-        if name.startswith(prefix)
-    }
-    write_folder(out_dir, model.config, weights, tokenizer_path, dtype="float16", force=True)
+def write(
+    run: "StageRun", config: ModelConfig, stage: str, tokenizer_path: Path, out_dir: Path
+) -> None:
+    """Write the result of the last stage as a model folder, in float16."""
+    names = {weight.name for weight in list_weights(blank_model(config))}
+    saved = {name.removeprefix("model."): w for name, w in run.saved_weights(stage).items()}
+    weights = {name: weight for name, weight in saved.items() if name in names}
+    write_folder(out_dir, config, weights, tokenizer_path, dtype="float16", force=True)
 
 
 # --- running a stage --------------------------------------------------------------------------
@@ -237,21 +256,26 @@ class StageRun:
     work_dir: Path
     device: torch.device
     seed: int
+    plans: Mapping[str, Plan]
+
+    def has_begun(self, stage: str) -> bool:
+        """Whether there is a state of this stage to continue from."""
+        return (self.work_dir / f"{stage}.pt").exists()
 
     def saved_weights(self, stage: str) -> dict[str, Tensor]:
         """A stage's final weights."""
         path = self.work_dir / f"{stage}.pt"
         if not path.exists():
-            raise SystemExit(f"error: {path} does not exist. StageRun --stage {stage} first.")
+            raise SystemExit(f"error: {path} does not exist. Run --stage {stage} first.")
         saved = torch.load(path, map_location="cpu", weights_only=True)
-        if saved["step"] < PLANS[stage].steps:
-            raise SystemExit(f"error: {path} is unfinished. StageRun --stage {stage} to its end.")
+        if saved["step"] < self.plans[stage].steps:
+            raise SystemExit(f"error: {path} is unfinished. Run --stage {stage} to its end.")
         weights: dict[str, Tensor] = saved["weights"]
         return weights
 
     def train(self, stage: str, module: nn.Module, step_loss: StepLoss) -> None:
         """Train with warm-up, a cosine and gradient clipping, and save the state."""
-        plan, path = PLANS[stage], self.work_dir / f"{stage}.pt"
+        plan, path = self.plans[stage], self.work_dir / f"{stage}.pt"
         optimisers = make_optimisers(module, plan)
         first = 0
         if path.exists():
@@ -263,7 +287,7 @@ class StageRun:
         started = time.perf_counter()
         seen: dict[str, float] = {}
         for step in range(first, plan.steps):
-            warm = min(1.0, (step + 1) / 200)
+            warm = min(1.0, (step + 1) / plan.warm_up)
             rate = (
                 plan.rate * warm * (0.03 + 0.97 * (1 + math.cos(math.pi * step / plan.steps)) / 2)
             )
@@ -278,12 +302,12 @@ class StageRun:
                 optimiser.step()
             for name, value in {"loss": float(loss.detach()), **numbers}.items():
                 seen[name] = 0.98 * seen.get(name, value) + 0.02 * value
-            if (step + 1) % 50 == 0:
+            if (step + 1) % 25 == 0:
                 report = {name: round(value, 4) for name, value in seen.items()}
                 pace = (step + 1 - first) * plan.batch / (time.perf_counter() - started)
                 print(json.dumps({"stage": stage, "step": step + 1, **report,
                                   "scenes_per_second": round(pace, 1)}), flush=True)  # fmt: skip
-            if (step + 1) % 250 == 0 or step + 1 == plan.steps:
+            if (step + 1) % 50 == 0 or step + 1 == plan.steps:
                 states = [optimiser.state_dict() for optimiser in optimisers]
                 state = {"weights": module.state_dict(), "optimisers": states, "step": step + 1}
                 torch.save(state, path.with_suffix(".new"))
@@ -328,17 +352,28 @@ def run_stage(stage: str, run: "StageRun", tokenizer_path: Path, out_dir: Path) 
     elif stage == "join":
         join(run, model, tokenizer)
     else:
-        write(run, model, tokenizer_path, out_dir)
+        write(run, model.config, "join", tokenizer_path, out_dir)
 
 
-def main() -> None:
-    """Run the selected stages."""
+@dataclass(frozen=True)
+class Options:
+    """What the command line says."""
+
+    stages: tuple[str, ...]
+    work_dir: Path
+    out: Path
+    device: torch.device
+    seed: int
+
+
+def read_options(about: str, stages: tuple[str, ...], name: str) -> Options:
+    """Read the command line of the training of the bundled model of this name."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+        description=about, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--stage", default="all", choices=["all", *STAGES])
-    parser.add_argument("--work-dir", type=Path, default=Path("build/demo"))
-    parser.add_argument("--out", type=Path, default=Path("src/minigpt4_runtime/assets/demo"))
+    parser.add_argument("--stage", default="all", choices=["all", *stages])
+    parser.add_argument("--work-dir", type=Path, default=Path("build") / name)
+    parser.add_argument("--out", type=Path, default=Path("src/minigpt4_runtime/assets") / name)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 leaves torch's own")
     parser.add_argument("--seed", type=int, default=1)
@@ -346,12 +381,19 @@ def main() -> None:
     if args.threads:
         torch.set_num_threads(args.threads)
     args.work_dir.mkdir(parents=True, exist_ok=True)
-    tokenizer_path = args.work_dir / "tokenizer.model"
+    chosen = stages if args.stage == "all" else (args.stage,)
+    return Options(chosen, args.work_dir, args.out, torch.device(args.device), args.seed)
+
+
+def main() -> None:
+    """Run the selected stages."""
+    options = read_options(__doc__ or "", STAGES, "demo")
+    tokenizer_path = options.work_dir / "tokenizer.model"
     if not tokenizer_path.exists():
         train_tokenizer(tokenizer_path)
-    run = StageRun(args.work_dir, torch.device(args.device), args.seed)
-    for stage in STAGES if args.stage == "all" else [args.stage]:
-        run_stage(stage, run, tokenizer_path, args.out)
+    run = StageRun(options.work_dir, options.device, options.seed, PLANS)
+    for stage in options.stages:
+        run_stage(stage, run, tokenizer_path, options.out)
 
 
 if __name__ == "__main__":

@@ -60,15 +60,21 @@ def _why_not_weights() -> str | None:
     return "MINIGPT4_WEIGHTS names no folder with published weights"
 
 
+def _why_not_ray() -> str | None:
+    return None if importlib.util.find_spec("ray") else "Ray is not installed: make test-ray"
+
+
 def _why_not_vllm() -> str | None:
     return None if importlib.util.find_spec("vllm") else "vLLM is not installed: make test-vllm"
 
 
 WHY_NOT = {
-    "gpu": _why_not_gpu, "npu": _why_not_npu, "vllm": _why_not_vllm, "weights": _why_not_weights,
+    "gpu": _why_not_gpu, "npu": _why_not_npu, "ray": _why_not_ray, "vllm": _why_not_vllm,
+    "weights": _why_not_weights,
 }  # fmt: skip
 
 
+@pytest.hookimpl(optionalhook=True)  # Some environments have no xdist.
 def pytest_xdist_auto_num_workers() -> int:
     """One more than there are processors: tests also wait, for programs, browsers and sockets."""
     return (os.cpu_count() or 1) + 1

@@ -60,6 +60,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "lab": WORDS | {"text", "images", "model", "checkpoint", "vision", "loaded"},
     "tune": WORDS | {"text", "images", "model", "checkpoint", "devices.registry", "lab", "report"},
     "batch": WORDS | {"images", "engine", "report"},
+    "cluster": WORDS | {"api", FRONT_DOOR, "images", "batch", "report"},
     "api": BELOW_API | {"loaded", "probe", "lab", "batch"},
     FRONT_DOOR: WORDS | {"api", "ranks.follow"},
     # Whether a model fits is asked of the devices themselves.
@@ -77,6 +78,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     | {
         "hub",
         "batch",
+        "cluster",
         "images",
         "quantise",
         "tune",
@@ -94,7 +96,7 @@ DEVICES = {"devices.cpu", "devices.cuda", "devices.npu"}
 # Rooms that need nothing but Python, and rooms that load without torch.
 ONLY_STANDARD_LIBRARY = {"errors", "rope_scaling", "config", "presets", "messages", "optional"}
 NO_TORCH_ON_LOAD = ONLY_STANDARD_LIBRARY | {
-    "text", "grammar", "images", "formats", "batch", "hub", "cli", FRONT_DOOR,
+    "text", "grammar", "images", "formats", "batch", "cluster", "hub", "cli", FRONT_DOOR,
 }  # fmt: skip
 HEAVY = {"torch", "torch_npu"}
 

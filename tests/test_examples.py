@@ -10,6 +10,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+# Those of Ray are run by tests/cluster/test_ray_examples.py.
+WITHOUT_RAY = [path for path in EXAMPLES if not path.name.startswith("ray_")]
 SERVER = "http://127.0.0.1:8000"
 SHOWN = {
     "batch.py": "four.png: There are four shapes",
@@ -36,7 +38,7 @@ def url():
         process.terminate()
 
 
-@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.name)
+@pytest.mark.parametrize("example", WITHOUT_RAY, ids=lambda path: path.name)
 def test_example_runs(example, monkeypatch, capsys, request):
     arguments = command_of(example)
     if SERVER in arguments:

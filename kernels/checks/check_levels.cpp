@@ -64,7 +64,7 @@ Level lying_level() {
     const bool is_wrong = product.weight.layout == kLayout && product.rows >= kRows;
     if (is_wrong) static_cast<uint8_t*>(product.y)[3] ^= 0x80;  // A number's sign.
   };
-  static const Kernels kernels = {linear, nullptr, nullptr, nullptr};
+  static const Kernels kernels = {linear, nullptr, nullptr, nullptr, nullptr};
   return {"lying", [] { return true; }, kernels, true};
 }
 
@@ -384,6 +384,54 @@ void check_attention(const Level& level, const char* what, CacheFormat format) {
   compare(level.name, what, y.get(), truth, std::vector<double>(truth.size(), 1));
 }
 
+// What is read of a written head is within half a step of what was given.
+void check_write(const Level& level, const char* what, CacheFormat format) {
+  const bool is_int8 = format == CacheFormat::int8;
+  const int heads = draw(1, 3), slots = draw(3, 9), tokens = draw(1, 3);
+  const int groups = is_int8 ? 1 : draw(1, 4), group = 2 * draw(1, 20), dim = groups * group;
+  const int count = tokens * heads * dim, cached = 2 * slots * heads;
+  auto keys = exactly<float>(count), values = exactly<float>(count);
+  auto centre = exactly<float>(heads * dim);
+  auto there = exactly<int64_t>(tokens);
+  for (int i = 0; i < count; ++i) keys[i] = draw_float(), values[i] = draw_float();
+  for (int i = 0; i < heads * dim; ++i) centre[i] = 10 * draw_float();
+  for (int t = 0; t < tokens; ++t) there[t] = slots - 1 - t;
+  auto numbers = exactly<uint8_t>(cached * dim / (is_int8 ? 1 : 2));
+  auto scales = exactly<uint16_t>(cached * 2 * groups);
+  const CacheWrite write = {format, numbers.get(), scales.get(), there.get(),
+                            {keys.get(), Number::float32}, {values.get(), Number::float32},
+                            centre.get(), tokens, slots, heads, dim, groups};
+  level.kernels.write(write);
+  for (int i = 0; i < 2 * count; ++i) {
+    const bool is_key = i < count;
+    const int token = i % count / (heads * dim), place = i % (heads * dim), at = place % dim;
+    const double given = is_key ? keys[i] - centre[place] : values[i - count];
+    const int64_t head = ((is_key ? 0 : slots) + there[token]) * heads + place / dim;
+    double found, bound;
+    if (is_int8) {
+      const double scale = reinterpret_cast<const float*>(scales.get())[head];
+      found = scale * static_cast<int8_t>(numbers[head * dim + at]);
+      bound = scale * 0.5001;
+    } else {
+      // Normal numbers of float16.
+      const auto widened = [](uint16_t bits) {
+        const double size = std::ldexp(1024 + (bits & 1023), (bits >> 10 & 31) - 25);
+        return bits & 0x8000 ? -size : size;
+      };
+      const int half = group / 2, in_group = at % group;
+      const uint16_t* own = scales.get() + (head * groups + at / group) * 2;
+      const uint8_t byte = numbers[(head * dim + at - in_group) / 2 + in_group % half];
+      found = widened(own[1]) + widened(own[0]) * (byte >> (in_group < half ? 0 : 4) & 15);
+      bound = widened(own[0]) * 0.51 + std::fabs(widened(own[1])) / 1024;
+    }
+    if (!(std::fabs(found - given) <= bound + 1e-3)) {
+      std::printf("%s: %s: %g is not %g\n", level.name, what, found, given);
+      ++failures;
+      return;
+    }
+  }
+}
+
 }  // namespace
 
 // The number of rounds may be given.
@@ -401,6 +449,8 @@ int main(int count, char** words) {
       check_attention(*level, "attention", CacheFormat::float32);
       check_attention(*level, "attention over int8", CacheFormat::int8);
       check_attention(*level, "attention over int4", CacheFormat::int4);
+      check_write(*level, "writing int8", CacheFormat::int8);
+      check_write(*level, "writing int4", CacheFormat::int4);
     }
     std::printf("%s: %d rounds\n", level->name, rounds);
   }

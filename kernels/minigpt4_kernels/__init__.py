@@ -10,8 +10,8 @@ from pathlib import Path
 
 import torch
 
-# Counts changes of the operators' arguments: the runtime takes the number that it was written for.
-INTERFACE = 2
+# Counts changes of the operators: the runtime takes the number that it was written for.
+INTERFACE = 3
 
 _SUFFIX = {"nt": ".dll"}.get(os.name, ".so")
 _PATH = Path(__file__).with_name(f"_library{_SUFFIX}")

@@ -7,5 +7,5 @@
 
 namespace minigpt4 {
 extern const Kernels amx_kernels;
-const Kernels amx_kernels = {amx::linear, amx::attention, amx::norm, amx::gate};
+const Kernels amx_kernels = {amx::linear, amx::attention, amx::norm, amx::gate, amx::write};
 }  // namespace minigpt4

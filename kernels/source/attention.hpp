@@ -78,7 +78,7 @@ struct CachedFloats {
   int64_t bytes_per_head() const { return dim * (type == Number::float32 ? 4 : 2); }
 
   void add(float* y, float* weights, int64_t count, int64_t head, int64_t stride) const {
-    add_some(y, weights, count, dim, [=](int64_t t, int64_t i) MINIGPT4_LAMBDA {
+    add_some(y, weights, count, dim, [&](int64_t t, int64_t i) MINIGPT4_LAMBDA {
       return load_some((head + t * stride) * dim + i);
     });
     for (int64_t i = dim / kLanes * kLanes; i < dim; ++i) {
@@ -121,7 +121,7 @@ struct CachedInt8 {
   void add(float* y, float* weights, int64_t count, int64_t head, int64_t stride) const {
     const int8_t* own = numbers + head * dim;
     for (int64_t t = 0; t < count; ++t) weights[t] *= scales[head + t * stride];
-    add_some(y, weights, count, dim, [=](int64_t t, int64_t i) MINIGPT4_LAMBDA {
+    add_some(y, weights, count, dim, [&](int64_t t, int64_t i) MINIGPT4_LAMBDA {
       return load_int8(own + t * stride * dim + i);
     });
     for (int64_t i = dim / kLanes * kLanes; i < dim; ++i) {

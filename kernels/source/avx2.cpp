@@ -4,5 +4,5 @@
 
 namespace minigpt4 {
 extern const Kernels avx2_kernels;
-const Kernels avx2_kernels = {avx2::linear, avx2::attention, avx2::norm, avx2::gate};
+const Kernels avx2_kernels = {avx2::linear, avx2::attention, avx2::norm, avx2::gate, avx2::write};
 }  // namespace minigpt4

@@ -4,5 +4,5 @@
 
 namespace minigpt4 {
 extern const Kernels avx512_kernels;
-const Kernels avx512_kernels = {avx512::linear, avx512::attention, avx512::norm, avx512::gate};
+const Kernels avx512_kernels = {avx512::linear, avx512::attention, avx512::norm, avx512::gate, avx512::write};
 }  // namespace minigpt4

@@ -6,5 +6,5 @@
 
 namespace minigpt4 {
 extern const Kernels avx512bf16_kernels;
-const Kernels avx512bf16_kernels = {avx512bf16::linear, avx512bf16::attention, avx512bf16::norm, avx512bf16::gate};
+const Kernels avx512bf16_kernels = {avx512bf16::linear, avx512bf16::attention, avx512bf16::norm, avx512bf16::gate, avx512bf16::write};
 }  // namespace minigpt4

@@ -5,5 +5,5 @@
 
 namespace minigpt4 {
 extern const Kernels avx512vnni_kernels;
-const Kernels avx512vnni_kernels = {avx512vnni::linear, avx512vnni::attention, avx512vnni::norm, avx512vnni::gate};
+const Kernels avx512vnni_kernels = {avx512vnni::linear, avx512vnni::attention, avx512vnni::norm, avx512vnni::gate, avx512vnni::write};
 }  // namespace minigpt4

@@ -5,5 +5,5 @@
 
 namespace minigpt4 {
 extern const Kernels avxvnni_kernels;
-const Kernels avxvnni_kernels = {avxvnni::linear, avxvnni::attention, avxvnni::norm, avxvnni::gate};
+const Kernels avxvnni_kernels = {avxvnni::linear, avxvnni::attention, avxvnni::norm, avxvnni::gate, avxvnni::write};
 }  // namespace minigpt4

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "attention.hpp"
+#include "cache_write.hpp"
 #include "float_product.hpp"
 #include "formats.hpp"
 #include "integer_product.hpp"

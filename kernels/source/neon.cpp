@@ -4,5 +4,5 @@
 
 namespace minigpt4 {
 extern const Kernels neon_kernels;
-const Kernels neon_kernels = {neon::linear, neon::attention, neon::norm, neon::gate};
+const Kernels neon_kernels = {neon::linear, neon::attention, neon::norm, neon::gate, neon::write};
 }  // namespace minigpt4

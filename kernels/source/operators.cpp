@@ -355,6 +355,66 @@ Tensor gate_(const Tensor& gate, const Tensor& up) {
   return gate;
 }
 
+// The head and its groups that a layer's scales (2, blocks, block_size, Hkv, …) are for.
+void choose_written_format(minigpt4::CacheWrite& write, const Tensor& numbers,
+                           const Tensor& scales) {
+  const bool is_int8 = numbers.scalar_type() == ScalarType::Char;
+  if (!is_int8) require_type(numbers, "numbers", ScalarType::Byte, "int8 or uint8");
+  require_plain(scales, "scales", is_int8 ? 4 : 6);
+  bool fits = is_int8 || (scales.size(5) == 2 && scales.size(4) > 0 &&
+                          numbers.size(4) % scales.size(4) == 0);
+  for (int64_t i = 0; i < 4; ++i) fits = fits && scales.size(i) == numbers.size(i);
+  if (!fits) {
+    refuse("scales of the shape " + show_shape(scales) + " do not fit numbers of the shape " +
+           show_shape(numbers) + ".");
+  }
+  require_type(scales, "scales", is_int8 ? ScalarType::Float : ScalarType::Half,
+               is_int8 ? "float32" : "float16");
+  write.format = is_int8 ? minigpt4::CacheFormat::int8 : minigpt4::CacheFormat::int4;
+  write.head_dim = numbers.size(4) * (is_int8 ? 1 : 2);
+  write.groups = is_int8 ? 1 : scales.size(4);
+}
+
+// (T, Hkv, D) keys and values into slots (T) of a layer's numbers (2, blocks, block_size, Hkv, …),
+// keys as differences from the centre (Hkv, D).
+Tensor write_rounded_(const Tensor& numbers, const Tensor& scales, const Tensor& slots,
+                      const Tensor& keys, const Tensor& values, std::optional<Tensor> centre) {
+  require_plain(numbers, "numbers", 5);
+  require_plain(slots, "slots", 1);
+  require_plain(keys, "keys", 3);
+  require_plain(values, "values", 3);
+  require_like(values, "values", keys, "keys");
+  require_type(slots, "slots", ScalarType::Long, "int64");
+  minigpt4::CacheWrite write;
+  choose_written_format(write, numbers, scales);
+  write.heads = numbers.size(3);
+  if (numbers.size(0) != 2 || keys.size(0) != slots.size(0) || keys.size(1) != write.heads ||
+      keys.size(2) != write.head_dim) {
+    refuse("keys of the shape " + show_shape(keys) + " do not fit slots of the shape " +
+           show_shape(slots) + " and numbers of the shape " + show_shape(numbers) + ".");
+  }
+  if (centre) {
+    require_shape(*centre, "centre", write.heads, write.head_dim);
+    require_type(*centre, "centre", ScalarType::Float, "float32");
+    write.centre = static_cast<const float*>(centre->const_data_ptr());
+  }
+  write.tokens = slots.size(0);
+  write.num_slots = numbers.size(1) * numbers.size(2);
+  write.slots = static_cast<const int64_t*>(slots.const_data_ptr());
+  for (int64_t i = 0; i < write.tokens; ++i) {
+    if (write.slots[i] < 0 || write.slots[i] >= write.num_slots) {
+      refuse("slot " + std::to_string(write.slots[i]) + " is none of the cache's " +
+             std::to_string(write.num_slots) + ".");
+    }
+  }
+  write.keys = floats_of(keys, "keys");
+  write.values = floats_of(values, "values");
+  write.numbers = numbers.mutable_data_ptr();
+  write.scales = scales.mutable_data_ptr();
+  if (keys.numel() > 0) minigpt4::level_in_use().kernels.write(write);
+  return numbers;
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY(minigpt4_kernels, library) {
@@ -374,6 +434,9 @@ STABLE_TORCH_LIBRARY(minigpt4_kernels, library) {
   library.def(
       "add_rms_norm_(Tensor hidden, Tensor(a!)? added, Tensor weight, float epsilon) -> Tensor");
   library.def("gate_(Tensor(a!) gate, Tensor up) -> Tensor(a!)");
+  library.def(
+      "write_rounded_(Tensor(a!) numbers, Tensor(b!) scales, Tensor slots, Tensor keys, "
+      "Tensor values, Tensor? centre) -> Tensor(a!)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(minigpt4_kernels, CPU, library) {
@@ -384,6 +447,7 @@ STABLE_TORCH_LIBRARY_IMPL(minigpt4_kernels, CPU, library) {
   library.impl("attend_one", TORCH_BOX(&attend_one));
   library.impl("add_rms_norm_", TORCH_BOX(&add_rms_norm_));
   library.impl("gate_", TORCH_BOX(&gate_));
+  library.impl("write_rounded_", TORCH_BOX(&write_rounded_));
 }
 
 // The levels, for Python's ctypes.

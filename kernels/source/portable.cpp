@@ -4,5 +4,5 @@
 
 namespace minigpt4 {
 extern const Kernels portable_kernels;
-const Kernels portable_kernels = {portable::linear, portable::attention, portable::norm, portable::gate};
+const Kernels portable_kernels = {portable::linear, portable::attention, portable::norm, portable::gate, portable::write};
 }  // namespace minigpt4

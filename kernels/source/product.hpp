@@ -75,6 +75,18 @@ struct Attention {
   float scale = 0;
 };
 
+// New keys and values (tokens, heads, head_dim) into a layer of a cache of int8 or nibbles, whose keys
+// are kept as differences from a centre, if there is one.
+struct CacheWrite {
+  CacheFormat format = CacheFormat::int8;
+  void* numbers = nullptr;  // (2, num_slots, heads, head_dim), or head_dim / 2 bytes of nibbles.
+  void* scales = nullptr;   // (2, num_slots, heads), of nibbles (2, num_slots, heads, groups, 2).
+  const int64_t* slots = nullptr;  // (tokens), below num_slots.
+  Floats keys, values;
+  const float* centre = nullptr;  // (heads, head_dim)
+  int64_t tokens = 0, num_slots = 0, heads = 0, head_dim = 0, groups = 1;
+};
+
 // Rows (rows, width) at unit root mean square, times a weight → y. With `added`, of hidden + added,
 // which takes the place of `added`.
 struct Norm {
@@ -101,6 +113,7 @@ struct Kernels {
   void (*attention)(const Attention&);
   void (*norm)(const Norm&);
   void (*gate)(const Gate&);
+  void (*write)(const CacheWrite&);
 };
 
 }  // namespace minigpt4

@@ -192,6 +192,44 @@ class QFormerConfig(_Settings):
             )
 
 
+@dataclass(frozen=True)
+class AdapterConfig:
+    """LoRA's changes to a language model that are kept beside its weights.
+
+    `ranks` are those of the changed weights, by their names in the language model; each change
+    B·A counts `alpha` / rank.
+    """
+
+    alpha: float
+    ranks: tuple[tuple[str, int], ...]
+
+    def __post_init__(self) -> None:
+        """Check the numbers."""
+        Range(float, above=0).check("adapters.alpha", self.alpha)
+        for name, rank in self.ranks:
+            _check_size(f"The rank of the adapter {name!r:.80}", rank)
+
+    @classmethod
+    def read(cls, given: object) -> Self | None:
+        """Take one as it is, or from config.json's form: {"alpha": 16.0, "ranks": {…}}.
+
+        Raises:
+            ConfigError: it has another form, or a number has no meaning.
+        """
+        if given is None or isinstance(given, cls):
+            return given
+        if not isinstance(given, Mapping) or not isinstance(given.get("ranks"), Mapping):
+            raise ConfigError(f"adapters is {given!r:.80}; alpha and ranks by names are wanted.")
+        check_field_names(given, ("alpha", "ranks"), "adapters")
+        if "alpha" not in given:
+            raise ConfigError("adapters lacks alpha.")
+        return cls(given["alpha"], tuple(given["ranks"].items()))
+
+    def to_mapping(self) -> dict[str, Any]:
+        """Plain values that `read` reads back unchanged."""
+        return {"alpha": self.alpha, "ranks": dict(self.ranks)}
+
+
 @dataclass(frozen=True, kw_only=True)
 class LanguageConfig(_Settings):
     """A Llama-family language model.
@@ -199,6 +237,7 @@ class LanguageConfig(_Settings):
     `rope_scaling` stretches its positions; also given as a mapping or as text, such as "yarn:4". A
     static NTK is another base and nothing else, so it goes into `rope_theta` and
     `max_position_embeddings` at once. `max_context` limits the tokens of a sequence further.
+    `adapters` are also given as a mapping.
     """
 
     hidden_size: int
@@ -213,6 +252,7 @@ class LanguageConfig(_Settings):
     model_type: Literal["llama"] = "llama"
     rope_scaling: RopeScaling | None = None
     max_context: int | None = None
+    adapters: AdapterConfig | None = None
 
     def __post_init__(self) -> None:
         """Check what the shapes alone can tell."""
@@ -232,6 +272,7 @@ class LanguageConfig(_Settings):
                 f"{self.num_key_value_heads} key/value heads evenly."
             )
         self._take_scaling()
+        object.__setattr__(self, "adapters", AdapterConfig.read(self.adapters))
         if self.max_context is not None:
             _check_size("max_context", self.max_context)
             if self.max_context > self._reach:
@@ -282,10 +323,11 @@ class LanguageConfig(_Settings):
         return dataclasses.replace(changed, max_context=max_context)
 
     def to_mapping(self) -> dict[str, Any]:
-        """See `_Settings`; without the two settings at the end where they are None."""
+        """See `_Settings`; without the three settings at the end where they are None."""
         values = super().to_mapping()
         values["rope_scaling"] = self.rope_scaling.to_mapping() if self.rope_scaling else None
-        optional = ("rope_scaling", "max_context")
+        values["adapters"] = self.adapters.to_mapping() if self.adapters else None
+        optional = ("rope_scaling", "max_context", "adapters")
         return {n: value for n, value in values.items() if n not in optional or value is not None}
 
     @property

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Literal, TypeVar
 
+from minigpt4_runtime.checkpoint.shelf import BUNDLED_DIR
 from minigpt4_runtime.checkpoint.weight_source import WeightSource
 from minigpt4_runtime.config import (
     DTYPE_NAMES,
@@ -36,7 +36,7 @@ from minigpt4_runtime.rank_model import load_rank_model, open_graph
 from minigpt4_runtime.ranks import Ranks, Setup, free_memory_bytes, make_runner, open_rank_device
 from minigpt4_runtime.text.tokenizer import Tokenizer
 
-DEMO_MODEL_DIR = Path(__file__).parent / "assets" / "demo"
+DEMO_MODEL_DIR = BUNDLED_DIR / "demo"
 
 T = TypeVar("T")
 
@@ -102,6 +102,7 @@ class LoadedModel:
             runs_ahead=self.backend.facts.runs_ahead and self.ranks.size == 1,
         )
         self.engine_config = config
+        self.key_centre = runner.key_centre
         # The other ranks end with the engine, even if the model is never closed.
         self._ending = weakref.finalize(self.engine, self.ranks.close)
 

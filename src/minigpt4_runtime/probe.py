@@ -140,10 +140,16 @@ class Probe:
         attend, chosen = causal_attention(), self._loaded.engine_config.cache_dtype
         if chosen == "auto":
             return attend
-        kept = CACHE_FORMATS[chosen]
-        return lambda layer, q, k, v: attend(
-            layer, q, kept.as_read(k, chosen), kept.as_read(v, chosen)
-        )
+        kept, centre = CACHE_FORMATS[chosen], self._loaded.key_centre
+
+        def attend_rounded(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            # What is taken from all keys alike changes no weight.
+            taken = k if centre is None else k - centre[layer]
+            return attend(
+                layer, q, kept.as_read(taken, chosen).to(k.dtype), kept.as_read(v, chosen)
+            )
+
+        return attend_rounded
 
     def use_engine(self, engine: EngineConfig | Mapping[str, Any]) -> None:
         """Run with other settings from here on. Nothing computed before is kept.

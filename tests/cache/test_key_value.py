@@ -53,6 +53,24 @@ def test_what_is_written_is_read(dtype):
             assert ((side.float() - before[order]).abs() <= bound(dtype, before[order])).all()
 
 
+@pytest.mark.parametrize("dtype", ["int8", "int4", "fp8"])
+def test_keys_around_a_centre(dtype):
+    """What is read is the keys, the first of a sequence without loss; values have no centre."""
+    cache, generator = new_cache(dtype), torch.Generator().manual_seed(0)
+    mean, first = torch.randn(2, 2, 3, 4, generator=generator) * 10
+    cache.key_centre = cache.find_centre(first, mean)
+    keys, values = torch.randn(2, 2, 9, 3, 4, generator=generator)
+    keys += mean[:, None]
+    keys[:, 0] = first
+    for layer in range(2):
+        cache.write(layer, torch.arange(9), keys[layer], values[layer])
+        read = cache.read(layer, torch.arange(9))
+        differences = keys[layer] - cache.key_centre[layer]
+        assert ((read[0] - keys[layer]).abs() <= bound(dtype, differences) + 1e-5).all()
+        assert ((read[1] - values[layer]).abs() <= bound(dtype, values[layer])).all()
+        torch.testing.assert_close(read[0][0], first[layer], atol=1e-4, rtol=0)
+
+
 @settings(deadline=None, max_examples=50)
 @given(
     st.sampled_from(sorted(CACHE_FORMATS)), st.permutations(range(NUM_BLOCKS)), st.integers(1, 3)
@@ -130,6 +148,21 @@ def test_the_example_of_the_docs():
     for cache, parts, read in ((Int8Cache, (numbers, scale), int8_read),
                                (Int4Cache, (packed, scales), int4_read)):  # fmt: skip
         assert [round(number, 2) for number in cache.unpack(*parts)[0].tolist()] == read
+
+
+def test_the_centre_of_the_docs():
+    """docs/engine.md shows how the centre of int4 is found."""
+    page = (Path(__file__).parents[2] / "docs" / "engine.md").read_text("utf-8")
+    (example,) = re.findall(r"```\n(mean .*?)```", page, re.DOTALL)
+    mean, first, difference, rounded, centre = (
+        torch.tensor([float(number) for number in re.findall(r"-?\d+\.\d+", line)[:4]])
+        for line in example.splitlines()
+    )
+    found = Int4Cache.find_centre(first, mean)
+    for shown, is_shown in ((difference, first - mean), (rounded, first - found), (centre, found)):
+        torch.testing.assert_close(shown, is_shown, atol=0.005, rtol=0)
+    packed, _ = Int4Cache.pack(first - found)
+    assert [*(packed & 15).tolist(), *(packed >> 4).tolist()] == [0, 11, 8, 15]
 
 
 def test_halves_answer_alike():

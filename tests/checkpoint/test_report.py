@@ -159,7 +159,7 @@ def test_convert_says_what_it_made(variant, dtype, tmp_path):
     held = "float32" if dtype else "float16 and float32"
     assert made == f"The {name} variant, {size} of {held} weights."
     # Its golden file has no config.model.arch.
-    assert [line.partition(" tells ")[2][:7] for line in doubt] == (
+    assert [line.partition(" taken for ")[2][:7] for line in doubt] == (
         ["the Lla"] if variant == "llama2" else []
     )
     num_weights = len(model_shapes(load_config(out_dir)))

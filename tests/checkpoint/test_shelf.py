@@ -38,6 +38,19 @@ def test_a_path_is_never_a_name(shelved, tmp_path):
     assert shelf.find_model(path) == path
 
 
+def test_a_bundled_model_has_a_name(cache_home, vicuna_folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("demo", "demo-boxes"):
+        assert shelf.find_model(name) == shelf.BUNDLED_DIR / name
+        assert (shelf.BUNDLED_DIR / name / "config.json").is_file()
+    # A folder of that name is what was meant, and so is a fetched model.
+    (tmp_path / "demo").mkdir()
+    assert shelf.find_model("demo") == Path("demo")
+    (tmp_path / "demo").rmdir()
+    fetched = shutil.copytree(vicuna_folder, cache_home / "models" / "demo")
+    assert shelf.find_model("demo") == fetched
+
+
 def test_a_known_name_that_is_not_there(cache_home, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(CheckpointError, match="Run: minigpt4 fetch llama2-7b"):

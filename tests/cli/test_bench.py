@@ -149,6 +149,14 @@ def test_describe_grows_through_a_folder(real_minigpt4, tmp_path, bad_picture):
 
 
 @pytest.mark.parametrize("command", [LANGUAGE, VISION])
+def test_a_folder_of_minigpt_v2_is_measured(real_minigpt4, golden_model_dir, command):
+    folder = golden_model_dir("minigptv2")
+    shown = real_minigpt4(*command, "--model", folder)
+    assert shown.status == 0, shown.err
+    assert f"model: {folder}" in shown.out
+
+
+@pytest.mark.parametrize("command", [LANGUAGE, VISION])
 def test_a_preset_needs_no_file(real_minigpt4, monkeypatch, command):
     from minigpt4_runtime import MiniGPT4
 

@@ -159,7 +159,7 @@ def test_nothing_tells_the_image_size(minigptv2, fails, tmp_path):
 def test_what_tells_the_variant(minigptv2, llama2, tmp_path, fails):
     conversion = convert(llama2, tmp_path / "doubtful")
     assert conversion.variant == "Llama-2"
-    assert f"Nothing in {llama2.projection} tells the Llama-2 variant" in conversion.doubt
+    assert "names no variant, and is taken for the Llama-2 variant" in conversion.doubt
     named = convert(replace(llama2, variant="minigptv2"), tmp_path / "named", image_size=56)
     assert (named.variant, named.doubt) == ("MiniGPT-v2", "")
     save_settings(llama2.projection, lambda c: c["config"].update(model={"arch": "minigpt4"}))

@@ -1,17 +1,23 @@
 """The check counts what is exactly right, asks as people do, and can be repeated."""
 
 import random
+import re
 from dataclasses import replace
 
 import pytest
 
 from minigpt4_runtime.evaluation import demo_check, scenes
+from minigpt4_runtime.evaluation.box_scenes import TASKS
+from minigpt4_runtime.evaluation.demo_cases import SceneAnswer
+from minigpt4_runtime.evaluation.demo_report import DemoReport
 from minigpt4_runtime.messages import ImageSource, Reply, Usage, read_messages
 from minigpt4_runtime.report.ledger import Ledger
 
 
 class Oracle:
     """A model that was told every right answer when its question was made up."""
+
+    has_boxes = False
 
     def __init__(self, monkeypatch):
         self.known, self.wrong, self.asked = {}, set(), []
@@ -119,9 +125,7 @@ def test_scenes_are_held_out(oracle, monkeypatch):
 
 
 def test_a_nearly_right_answer_is_wrong():
-    verdict = demo_check.SceneAnswer(
-        "descriptions", "description", "?", "Two shapes.", "Two shapes"
-    )
+    verdict = SceneAnswer("descriptions", "description", "?", "Two shapes.", "Two shapes")
     assert not verdict.is_right
     assert replace(verdict, given="Two shapes.").is_right
 
@@ -138,3 +142,43 @@ def test_every_question_has_a_kind():
     rng = random.Random(0)
     kinds = {scenes.ask(scenes.random_scene(rng, held_out=True), rng).kind for _ in range(500)}
     assert len(kinds) == len(set(scenes._QUESTIONS))
+
+
+class BoxOracle:
+    """Tells each box a little too far to the right, and every other number as it is."""
+
+    has_boxes = True
+
+    def __init__(self, cases):
+        self.cases, self.asked = cases, []
+
+    def describe(self, picture, prompt, *, task):
+        self.asked.append(task)
+        known = [each for case in self.cases for each in case.asked
+                 if (each.task, each.question) == (task, prompt)
+                 and case.image.tobytes() == picture.tobytes()]  # fmt: skip
+        shifted = re.sub(
+            r"\{<(\d+)>(.*?)<(\d+)><(\d+)>\}",
+            lambda m: f"{{<{int(m[1]) + 1}>{m[2]}<{int(m[3]) + 1}><{m[4]}>}}",
+            known[0].expected,
+        )
+        return Reply(shifted, (), "stop", Usage(1, 1))
+
+
+def test_a_model_that_writes_boxes_is_asked_each_task_and_may_be_a_little_off():
+    oracle = BoxOracle(list(demo_check.draw_cases(6, 2, with_boxes=True)))
+    report = demo_check.check(oracle, num_scenes=6, seed=2)
+    assert oracle.asked == [*TASKS] * 6
+    groups = report.by_group()
+    assert [*groups] == [*TASKS]
+    assert groups["refer"].rate == groups["grounding"].rate == 0
+    assert all(score.near_rate == 1 for score in groups.values())
+    assert groups["caption"].rate == groups["identify"].rate == 1
+    # A task that has one sort of question has no row of its own there.
+    assert sum(score.num_asked for score in report.by_kind().values()) == 6
+    assert "refer                          6      0     0.0%      100.0%" in report.as_table()
+    mapping = report.as_mapping()
+    assert mapping["groups"]["refer"] == {"asked": 6, "right": 0, "rate": 0.0, "near": 6}
+    page = DemoReport(report, "model demo-boxes").as_page()
+    assert "IoU ≥ 0.5" in page
+    assert page.count("<article") == sum(not verdict.is_right for verdict in report.verdicts)

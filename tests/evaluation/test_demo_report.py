@@ -6,7 +6,8 @@ from dataclasses import replace
 import pytest
 
 from minigpt4_runtime import ConfigError
-from minigpt4_runtime.evaluation.demo_check import DemoCheck, draw_cases
+from minigpt4_runtime.evaluation.demo_cases import draw_cases
+from minigpt4_runtime.evaluation.demo_check import DemoCheck
 from minigpt4_runtime.evaluation.demo_report import DemoReport, read_earlier
 
 

@@ -446,17 +446,20 @@ for dtype, cached, capability, group, is_decode, is_shared in (
     ("bf16", "fp8e4nv", 90, 1, False, False),
     ("fp16", "fp16", 80, 1, True, True), ("bf16", "bf16", 90, 6, True, False),
     ("fp16", "i8", 80, 1, True, False), ("bf16", "fp8e4nv", 90, 1, True, True),
+    ("fp16", "u8", 80, 1, False, False), ("bf16", "u8", 90, 6, True, True),
 ):
     sizes = _sizes(CacheShape(1, 32, 128, 16), group, DTYPES[dtype], is_decode=is_decode)
-    has_scales = cached != dtype
-    scales = "*fp32" if has_scales else f"*{cached}"
+    has_scales, is_int4 = cached in {"i8", "fp8e4nv"}, cached == "u8"
+    scales = "*fp32" if has_scales else "*fp16" if is_int4 else f"*{cached}"
     signature = dict.fromkeys(_attend_tile.arg_names, f"*{dtype}") | {
         "keys": f"*{cached}", "values": f"*{cached}", "key_scales": scales, "value_scales": scales,
         "tiles": "*i64" if is_decode else "*i32", "table_rows": "*i64", "table": "*i32",
         "table_width": "i32", "scale": "fp32", "log_totals": "*fp32",
     }
     signature["mixed"] = "*fp32" if is_shared else f"*{dtype}"
-    flags = {"HAS_SCALES": has_scales, "IS_SHARED": is_shared}
+    flags = {
+        "HAS_SCALES": has_scales, "INT4_GROUP": 32 if is_int4 else 0, "IS_SHARED": is_shared,
+    }
     compiled = compile(
         _attend_tile, sizes | flags, capability, signature,
         num_warps=4 if is_decode else 8, num_stages=2,

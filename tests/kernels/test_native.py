@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional
 
+from minigpt4_runtime.cache.key_value import CACHE_FORMATS, CacheShape
 from minigpt4_runtime.formats.contracts import InOrder
 from minigpt4_runtime.formats.integer import INTEGER_FORMATS
 from minigpt4_runtime.kernels.native import (
@@ -345,6 +346,71 @@ def test_a_level_is_forced_by_the_environment():
 FAMILIES = sorted(
     name for name in INTEGER_FORMATS if INTEGER_FORMATS[name].group_size in (None, 32, 128)
 )
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", ["int8", "int4"])
+def test_what_is_written_is_rounded_as_torch_does_it(level, name, dtype):
+    """To the same numbers: large, small and alike ones, with a centre of keys and without."""
+    generator = torch.Generator().manual_seed(0)
+    for dim, num_tokens in ((128, 9), (40, 3), (24, 1), (6, 700)):
+        shape = CacheShape(num_layers=2, num_heads=3, head_dim=dim, block_size=5)
+        sides = torch.randn(2, num_tokens, 3, dim, generator=generator) * 3
+        sides[:, ::3] *= 1e-7
+        sides[:, 1::3, 1] = -2.5
+        sides[:, 2::4, :, 5] = 30000
+        keys, values = sides.to(dtype)
+        slots = torch.randperm(5 * 150, generator=generator)[:num_tokens]
+        for centre in (None, torch.randn(2, 3, dim, generator=generator)):
+            found, truth = (
+                CACHE_FORMATS[name].create(shape, 150, dtype=name, device=torch.device("cpu"))
+                for _ in range(2)
+            )
+            for cache in (found, truth):
+                cache.numbers.zero_()
+                cache.scales.zero_()
+                cache.key_centre = centre
+            truth.write(1, slots, keys, values)
+            operators.write_rounded_(
+                found.numbers[1], found.scales[1], slots, keys, values,
+                None if centre is None else centre[1],
+            )  # fmt: skip
+            assert torch.equal(found.scales, truth.scales)
+            assert torch.equal(found.numbers, truth.numbers)
+
+
+@pytest.mark.parametrize("name", ["int8", "int4"])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_what_is_no_number_stays_none_when_it_is_written(level, name, bad):
+    shape = CacheShape(num_layers=1, num_heads=2, head_dim=32, block_size=4)
+    cache = CACHE_FORMATS[name].create(shape, 1, dtype=name, device=torch.device("cpu"))
+    rows = torch.randn(4, 2, 32).index_fill(2, torch.tensor(5), bad)
+    operators.write_rounded_(cache.numbers[0], cache.scales[0], torch.arange(4), rows, rows, None)
+    for side in cache.read(0, torch.arange(4)):
+        assert not side[:, :, 5].isfinite().any()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"slots": torch.tensor([0, 4])}, "slot 4 is none of the cache's 4"),
+        ({"slots": torch.tensor([-1, 2])}, "slot -1 is none"),
+        ({"slots": torch.arange(3)}, "do not fit slots of the shape"),
+        ({"values": torch.zeros(2, 2, 4)}, "values of the shape"),
+        ({"scales": torch.zeros(2, 1, 4, 2)}, "scales of the shape"),
+        ({"scales": torch.zeros(2, 1, 4, 1).half()}, "scales is not of float32"),
+        ({"numbers": torch.zeros(2, 1, 4, 1, 8)}, "numbers is not of int8 or uint8"),
+        ({"centre": torch.zeros(8)}, "centre has the shape"),
+    ],
+)
+def test_what_cannot_be_written_is_refused(changes, message):
+    arguments = {
+        "numbers": torch.zeros(2, 1, 4, 1, 8, dtype=torch.int8), "scales": torch.zeros(2, 1, 4, 1),
+        "slots": torch.arange(2), "keys": torch.zeros(2, 1, 8), "values": torch.zeros(2, 1, 8),
+        "centre": None,
+    }  # fmt: skip
+    with pytest.raises(RuntimeError, match=message):
+        operators.write_rounded_(**arguments | changes)
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -5,7 +5,7 @@ format to a cache of floats.
 """
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -16,6 +16,7 @@ from minigpt4_runtime.cache.key_value import (
     CACHE_FORMATS,
     CacheShape,
     FloatCache,
+    Int4Cache,
     KeyValueCache,
     QuantisedCache,
 )
@@ -28,7 +29,7 @@ FORMATS = [name for name, each in CACHE_FORMATS.items() if issubclass(each, Quan
 READ_BY = {
     "sdpa": FORMATS,
     "native": ["int8", "int4"],
-    "triton": ["int8", "fp8"],
+    "triton": ["int8", "int4", "fp8"],
 }
 CASES = [(kernel, name) for kernel, names in READ_BY.items() for name in names]
 # How far attention is from that over floats, for keys and values from a normal distribution: the
@@ -48,6 +49,7 @@ class Step:
     sequences: list[Cached]
     before: tuple[Tensor, Tensor]
     qkv: tuple[Tensor, Tensor, Tensor]
+    key_centre: Tensor | None = None
 
     def cache(self, name: str) -> KeyValueCache:
         """A cache of that format before the step. Slots that nobody wrote to are NaN."""
@@ -56,6 +58,8 @@ class Step:
         sides = (cache.keys, cache.values) if isinstance(cache, FloatCache) else (cache.scales,)
         for side in sides:
             side.fill_(float("nan"))
+        if isinstance(cache, QuantisedCache):
+            cache.key_centre = self.key_centre
         slots = torch.tensor(slots_before(self.sequences, self.shape.block_size))
         for layer in range(self.shape.num_layers):
             cache.write(layer, slots, *self.before)
@@ -111,9 +115,14 @@ def test_the_table_of_readers_is_complete():
 @pytest.mark.parametrize("block_size", [1, 16])
 @pytest.mark.parametrize(("heads", "head_dim"), SHAPES)
 def test_a_ragged_step_is_the_references(case, heads, head_dim, block_size):
-    """Also: what it writes is the same, and it writes nothing else."""
+    """Also: what it writes is the same, and it writes nothing else.
+
+    Keys have a centre: the reference adds it again, and others leave it out of all scores.
+    """
     kernel, name = case
     step = draw_step(RAGGED, heads=heads, head_dim=head_dim, block_size=block_size)
+    centre = draw(torch.Generator().manual_seed(1), 2, heads[1], head_dim)
+    step = replace(step, key_centre=centre)
     cache, twin = step.cache(name), step.cache(name)
     found, expected = step.run(kernel, cache), step.run(ReferenceAttention, twin)
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
@@ -173,6 +182,25 @@ def test_a_prompt_is_widened_a_few_heads_at_a_time(monkeypatch):
     found = step.run(attention_kernel("sdpa"), cache)
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
     assert read == [slice(0, 1), slice(1, 2), slice(2, 3)]
+
+
+def test_a_centre_takes_away_what_keys_have_in_common():
+    """Keys as models have them: some channels far from 0 in all tokens, and a first key afar."""
+    step = draw_step([(300, 100)], head_dim=64, block_size=16)
+    generator = torch.Generator().manual_seed(1)
+    mean = draw(generator, 2, 2, 64) * 8
+    first = mean + draw(generator, 2, 2, 64) * 3
+    for keys in (step.before[0], step.qkv[1]):
+        keys += mean[1]
+    step.before[0][0] = first[1]
+    floats = step.run(ReferenceAttention, step.cache("float32"))
+    centred = replace(step, key_centre=Int4Cache.find_centre(first, mean))
+    plain, found = (
+        (each.run(ReferenceAttention, each.cache("int4")) - floats).square().mean().sqrt()
+        / floats.square().mean().sqrt()
+        for each in (step, centred)
+    )
+    assert found < COST["int4"] < plain / 2
 
 
 @pytest.mark.parametrize("name", FORMATS)

@@ -14,6 +14,7 @@ from minigpt4_runtime.errors import ConfigError
 from minigpt4_runtime.model.causal import causal_attention
 from minigpt4_runtime.model.llama import Llama
 from minigpt4_runtime.model.parallel import check_world_size, share, split_dimension
+from minigpt4_runtime.model.usual_keys import usual_keys
 
 SEVEN_B = LanguageConfig(
     hidden_size=4096, intermediate_size=11008, num_hidden_layers=32, num_attention_heads=32,
@@ -69,6 +70,11 @@ def answer(llama, ids):
     return embeddings, llama.logits(hidden)
 
 
+def know_keys(llama):
+    """Of all heads, which lie side by side."""
+    return [llama.group.join(keys.flatten(1)) for keys in usual_keys(llama)]
+
+
 @settings(max_examples=25, deadline=None)
 @given(data=st.data())
 def test_together_as_one(data):
@@ -92,15 +98,17 @@ def test_together_as_one(data):
     def answer_in_part(group):
         llama = Llama(config, group).requires_grad_(False)
         llama.load_state_dict(part_of(whole, group))
-        return answer(llama, ids)
+        answered, num_calls = answer(llama, ids), group.num_calls
+        # Two a layer, one for the embeddings, one for the logits.
+        assert num_calls == 2 * config.num_hidden_layers + 2
+        return *answered, *know_keys(llama)
 
     with ThreadPoolExecutor(size) as pool:
         answers = list(pool.map(answer_in_part, groups))
+    expected = [*answer(whole, ids), *know_keys(whole)]
     for mine in answers:
-        for ours, theirs in zip(mine, answer(whole, ids), strict=True):
+        for ours, theirs in zip(mine, expected, strict=True):
             assert torch.allclose(ours, theirs, rtol=1e-4, atol=1e-4 * theirs.abs().max())
-    # Two a layer, one for the embeddings, one for the logits.
-    assert {group.num_calls for group in groups} == {2 * config.num_hidden_layers + 2}
 
 
 @given(length=st.integers(1, 40000), size=st.integers(1, 16))

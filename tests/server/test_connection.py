@@ -169,6 +169,16 @@ def test_a_half_closed_connection_gets_its_stream(server):
     assert told.endswith(b'{"status":"alive","reason":null}'), "what was asked behind it too"
 
 
+def test_a_connection_that_half_closes_within_its_stream_gets_the_rest(server):
+    body = json.loads(BODY) | {"stream": True}
+    with connect(server) as connection:
+        connection.sendall(post(json.dumps(body).encode()))
+        told = connection.recv(4096)
+        connection.shutdown(socket.SHUT_WR)
+        told += b"".join(iter(lambda: connection.recv(4096), b""))
+    assert b"data: [DONE]" in told
+
+
 def test_who_half_closes_and_goes_is_noticed(server, model):
     server.wait_until_idle()
     body = json.dumps({"model": NAME, "messages": [user("hi")]} | long_answer(stream=False))

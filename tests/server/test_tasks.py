@@ -58,4 +58,5 @@ def test_a_task_that_is_none_or_that_the_model_does_not_know(v2_server, server):
     refused = server.ask(task="vqa")
     assert refused.status_code == 400
     assert "only MiniGPT-v2 has tasks" in refused.json()["error"]["message"]
+    assert refused.json()["error"]["param"] == "task"
     assert server.ask(task=None).status_code == 200

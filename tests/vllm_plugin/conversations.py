@@ -14,7 +14,7 @@ os.environ |= {
     "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1",
 }  # fmt: skip
 
-ENGINE = {"dtype": "float32", "max_model_len": 640, "enforce_eager": True, "max_num_seqs": 8}
+ENGINE = {"dtype": "float32", "enforce_eager": True, "max_num_seqs": 8}
 
 
 def as_part(part) -> dict:

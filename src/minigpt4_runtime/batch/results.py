@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from minigpt4_runtime.errors import ConfigError
-from minigpt4_runtime.messages import Box
+from minigpt4_runtime.messages import Box, Described
 from minigpt4_runtime.report.files import append_record, write_whole
 
 
@@ -37,6 +37,25 @@ class Record:
     picture_size: tuple[int, int] | None = None
     seconds: float
     error: str | None = None
+
+    @classmethod
+    def of(cls, image: str, described: Described) -> Self:
+        """The record of what a model made of an image; `seconds` are rounded to milliseconds."""
+        seconds, reply = round(described.seconds, 3), described.reply
+        if reply is None:
+            return cls(image=image, seconds=seconds, error=str(described.error))
+        return cls(
+            image=image,
+            answer=reply.text,
+            finish_reason=reply.finish_reason,
+            prompt_tokens=reply.usage.prompt_tokens,
+            completion_tokens=reply.usage.completion_tokens,
+            evicted_tokens=reply.usage.evicted_tokens,
+            token_ids=reply.token_ids,
+            boxes=reply.boxes if reply.picture_size else None,
+            picture_size=reply.picture_size,
+            seconds=seconds,
+        )
 
 
 class Results:

@@ -121,6 +121,10 @@ class QuantisedCache(ABC):
     A token's head is rounded when it is written, by itself, and is not touched again: copies and
     shared blocks hold the same numbers. Both tensors begin with (layers, 2, num_blocks, block_size,
     heads); of the 2, the first are the keys. Each format says what stands behind these.
+
+    With a `key_centre` (layers, heads, dim), set before any key is written, keys are kept as
+    differences from it, and `read` adds it. A kernel that reads the numbers may leave it out: it
+    adds the same to all scores of a query, and the softmax takes that away.
     """
 
     scale_dtype: ClassVar[torch.dtype]
@@ -133,6 +137,16 @@ class QuantisedCache(ABC):
         self.shape = CacheShape(num_layers, num_heads, head_dim, block_size)
         self.dtype = numbers.dtype
         self.device = numbers.device
+        self.key_centre: Tensor | None = None
+
+    @classmethod
+    def find_centre(cls, first: Tensor, mean: Tensor) -> Tensor:
+        """The mean of all keys, moved to where a sequence's `first` key loses nothing.
+
+        That key is far from the mean, and many heads attend to it more than to any other. All are
+        (layers, heads, dim) float32.
+        """
+        return first - cls.unpack(*cls.pack(first - mean))
 
     @classmethod
     @abstractmethod
@@ -169,7 +183,10 @@ class QuantisedCache(ABC):
 
     def write(self, layer: int, slots: Tensor, keys: Tensor, values: Tensor) -> None:
         """See `KeyValueCache`."""
-        parts = self.pack(torch.stack((keys, values)).float())
+        rows = torch.stack((keys, values)).float()
+        if self.key_centre is not None:
+            rows[0] -= self.key_centre[layer]
+        parts = self.pack(rows)
         for side, new in zip((self.numbers, self.scales), parts, strict=True):
             # As bytes, since torch copies no float8.
             here, there = (x.view(torch.uint8) if x.dtype.itemsize == 1 else x for x in (side, new))
@@ -182,6 +199,8 @@ class QuantisedCache(ABC):
             for side in (self.numbers.view(torch.uint8), self.scales)
         )
         keys, values = self.unpack(numbers.view(self.number_dtype), scales)
+        if self.key_centre is not None:
+            keys = keys + self.key_centre[layer, heads]
         return keys, values
 
     def copy_blocks(self, sources: Sequence[int], targets: Sequence[int]) -> None:

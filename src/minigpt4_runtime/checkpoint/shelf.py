@@ -1,4 +1,4 @@
-"""The cache of fetched models, in which each is found by its name.
+"""The cache of fetched models, in which each is found by its name, and the bundled models.
 
 Owns   the cache folder: models/NAME are model folders, downloads/ are files not yet converted.
 Takes  a user's choice of a model: a path or a name. MINIGPT4_HOME moves the whole cache.
@@ -18,6 +18,8 @@ from minigpt4_runtime.checkpoint.manifest import MANIFEST_NAME
 from minigpt4_runtime.checkpoint.sources import read_sources
 from minigpt4_runtime.errors import CheckpointError, ConfigError
 
+# The models that come with the package: `demo` and `demo-boxes`.
+BUNDLED_DIR = Path(__file__).parents[1] / "assets"
 HOME_VARIABLE = "MINIGPT4_HOME"
 DOWNLOADS = "downloads"
 # The name of a folder while it is made or deleted.
@@ -73,6 +75,8 @@ def downloads_dir() -> Path:
 def find_model(model: str | PathLike[str]) -> Path:
     """The folder of a path or a name. A model folder of that path comes before a name.
 
+    Of one name, a fetched model comes before a bundled one.
+
     Raises:
         CheckpointError: it is the name of a model that was not fetched yet.
     """
@@ -82,6 +86,8 @@ def find_model(model: str | PathLike[str]) -> Path:
     shelved = models_dir() / path.name
     if shelved.is_dir():
         return shelved
+    if not path.is_dir() and (BUNDLED_DIR / path.name / MANIFEST_NAME).is_file():
+        return BUNDLED_DIR / path.name
     if path.name in read_sources() and not path.is_dir():
         raise CheckpointError(
             f"{path.name} is not in {models_dir()} yet. Run: minigpt4 fetch {path.name}"

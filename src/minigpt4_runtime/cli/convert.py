@@ -77,6 +77,13 @@ def convert(
         float | None,
         option("NUMBER", "LoRA's alpha, in place of the one in --projection's config, or 16."),
     ] = None,
+    keep_lora: Annotated[
+        bool,
+        flag(
+            "Keep LoRA adapters beside the weights that they change, and add them to each product.",
+            "--keep-lora",
+        ),
+    ] = False,
     verify: Annotated[
         bool,
         flag(
@@ -89,9 +96,9 @@ def convert(
     """Make a model folder from the published files.
 
     The Vicuna variant needs --qformer and --bert, the Llama-2 variant and MiniGPT-v2 neither, whose
-    LoRA adapters are merged into the language model. Needs as much memory as the largest file and
-    1 GiB; what stops it half-way leaves no half model. With --format the weights are quantised as
-    they are written: see `minigpt4 quantise`.
+    LoRA adapters are merged into the language model, unless --keep-lora is given. Needs as much
+    memory as the largest file and 1 GiB; what stops it half-way leaves no half model. With --format
+    the weights are quantised as they are written: see `minigpt4 quantise`.
     """
     from minigpt4_runtime.convert.convert import PublishedFiles
     from minigpt4_runtime.convert.convert import convert as convert_files
@@ -113,6 +120,7 @@ def convert(
                 dtype=dtype,
                 image_size=image_size,
                 lora_alpha=lora_alpha,
+                keep_lora=keep_lora,
                 force=force,
                 verify=verify,
                 choose_formats=options.choice(weights),

@@ -52,7 +52,7 @@ def demo(
     """Ask the demo model about a drawn scene, or judge it on many.
 
     Questions and answers go to stdout. An answer that is not exactly right is followed by the
-    right one.
+    right one. A model that writes boxes is asked a question of each of MiniGPT-v2's tasks.
     """
     if check:
         if save is not None:
@@ -76,15 +76,17 @@ def _check(model: MiniGPT4, num_scenes: int, seed: int, *, as_json: bool) -> Non
 
 
 def _show_one(where: ModelOptions, seed: int | None, save: Path | None) -> None:
-    from minigpt4_runtime.evaluation import demo_check
+    from minigpt4_runtime.evaluation.demo_cases import draw_case
 
     seed = random.randrange(10**6) if seed is None else seed
-    case = demo_check.SceneCase.draw(random.Random(seed))
+    model = where.load(announce_demo=False)
+    case = draw_case(random.Random(seed), with_boxes=model.has_boxes)
     if save is not None:
         _save(case.image, save)
     note(f"A scene held out of training; --seed {seed} draws it again.")
-    for verdict in demo_check.talk(where.load(announce_demo=False), case):
-        print(f"> {verdict.question}\n{verdict.given}", flush=True)
+    for verdict in case.talk(model):
+        task = f"[{verdict.task}] " if verdict.task else ""
+        print(f"> {task}{verdict.question}\n{verdict.given}", flush=True)
         if not verdict.is_right:
             print(f"  (right would be: {verdict.expected})", flush=True)
 

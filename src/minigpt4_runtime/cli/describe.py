@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import functools
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Self
 
 import typer
 
+from minigpt4_runtime.batch.asking import ask_about
 from minigpt4_runtime.batch.drawings import Drawings
 from minigpt4_runtime.batch.finding import (
     Place,
@@ -21,6 +22,7 @@ from minigpt4_runtime.batch.finding import (
     source_of,
 )
 from minigpt4_runtime.batch.results import Record, is_coco, open_results
+from minigpt4_runtime.cli.describe_on_ray import Question, RayOptions, describe_on_ray
 from minigpt4_runtime.cli.options import (
     AllowLocalUrls,
     CacheWindow,
@@ -59,7 +61,7 @@ def describe(
             "FILE",
             "Write the results too: FILE.json gets one object, picture to answer (null where it "
             "failed), when all is done; FILE.coco.json gets the boxes as COCO writes them; "
-            "FILE.jsonl gets one record a line, as it comes.",
+            "FILE.jsonl gets one record a line, as it comes. With --ray it is a folder.",
         ),
     ] = None,
     draw: Annotated[
@@ -73,8 +75,9 @@ def describe(
     resume: Annotated[
         bool,
         flag(
-            "Continue an existing .jsonl: skip the pictures that have an answer in it, and try "
-            "those again that failed. Keep the prompt and the model: a record names neither.",
+            "Continue an existing .jsonl, or the folder of --ray: skip the pictures that have an "
+            "answer in it, and try those again that failed. Keep the prompt and the model: a "
+            "record names neither, and only --ray compares them.",
             "--resume",
         ),
     ] = False,
@@ -82,6 +85,7 @@ def describe(
     cache_window: CacheWindow = None,
     where: ModelOptions,
     sampling: SamplingOptions,
+    cluster: RayOptions,
 ) -> None:
     """Describe pictures, or ask one question about each.
 
@@ -97,10 +101,21 @@ def describe(
     or error is null. An existing .jsonl is only continued, never replaced; a .json is replaced
     when all is done.
 
+    With --ray the records of the same form are in part-00000000.jsonl and so on in the folder of
+    --out, in the order of the pictures, and no answer goes to stdout. docs/scaling.md has more.
+
     Boxes are there for models that write them: each has a label or null, box (left, top, right,
     bottom in pixels of the upright picture), and start and stop, its place in the answer.
     """
     params = sampling.params()
+    if cluster.ray is not None:
+        question = Question(
+            prompt=prompt, task=task, params=params, cache_window=cache_window,
+            allow_local_urls=allow_local_urls, recursive=recursive, resume=resume, draw=draw,
+        )  # fmt: skip
+        describe_on_ray(paths, out, question, where, cluster)
+        return
+    cluster.check_absent()
     places = [read_place(path) for path in paths]
     images = find_images(places, recursive=recursive, with_unreadable=True)
     results = open_results(out, resume=resume, images=list(map(str, images)), note=note)
@@ -126,7 +141,7 @@ def describe(
                 return model.describe_all(sources, prompt, params, task=task)
 
             sources = [_source(each, allow_local_urls, draw is not None) for each in todo]
-            for index, record in _describe_all(todo, sources, ask):
+            for index, record in ask_about(list(map(str, todo)), sources, ask):
                 if drawings and record.boxes and (source := sources[index]):
                     tally["undrawn"] += not _draw(drawings, record, source)
                 results.add(record)
@@ -157,25 +172,6 @@ def _source(image: Place, allows_local: bool, is_drawn: bool) -> ImageSource | N
     return source
 
 
-def _describe_all(
-    images: list[Place],
-    sources: list[ImageSource | None],
-    ask: Callable[[list[ImageSource]], Iterator[Described]],
-) -> Iterator[tuple[int, Record]]:
-    """Records with their indices in the list: missing files first, as they need no model."""
-    present = []
-    for index, (image, source) in enumerate(zip(images, sources, strict=True)):
-        if source is None:
-            missing = f"{image} does not exist."
-            yield index, Record(image=str(image), seconds=0.0, error=missing)
-        else:
-            present.append((index, image, source))
-    if present:
-        for described in ask([source for _, _, source in present]):
-            index, image, _ = present[described.index]
-            yield index, _record(str(image), described)
-
-
 def _draw(drawings: Drawings, record: Record, source: ImageSource) -> bool:
     try:
         drawings.add(record, source)
@@ -183,24 +179,6 @@ def _draw(drawings: Drawings, record: Record, source: ImageSource) -> bool:
         report(error, about=record.image)
         return False
     return True
-
-
-def _record(image: str, described: Described) -> Record:
-    seconds, reply = round(described.seconds, 3), described.reply
-    if reply is None:
-        return Record(image=image, seconds=seconds, error=str(described.error))
-    return Record(
-        image=image,
-        answer=reply.text,
-        finish_reason=reply.finish_reason,
-        prompt_tokens=reply.usage.prompt_tokens,
-        completion_tokens=reply.usage.completion_tokens,
-        evicted_tokens=reply.usage.evicted_tokens,
-        token_ids=reply.token_ids,
-        boxes=reply.boxes if reply.picture_size else None,
-        picture_size=reply.picture_size,
-        seconds=seconds,
-    )
 
 
 class _Screen:

@@ -387,8 +387,9 @@ def demo(
 ) -> None:
     """Count the demo model's exact answers, by kind of question.
 
-    The scenes are drawn, and none of them was trained on. With --compare it shows what a dtype, a
-    device or another way to run costs in answers.
+    The scenes are drawn, and none of them was trained on. A model that writes boxes is asked for
+    them, and boxes that overlap the right ones by half are counted too. With --compare it shows
+    what a dtype, a device or another way to run costs in answers.
     """
     from minigpt4_runtime.evaluation import demo_check
     from minigpt4_runtime.evaluation.demo_report import DemoReport, read_earlier

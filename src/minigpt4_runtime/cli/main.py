@@ -10,15 +10,17 @@ import os
 import sys
 import traceback
 import warnings
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+import typer.core
 
 from minigpt4_runtime.cli.bench import bench
 from minigpt4_runtime.cli.chat import chat
 from minigpt4_runtime.cli.convert import convert
 from minigpt4_runtime.cli.demo import demo
 from minigpt4_runtime.cli.describe import describe
+from minigpt4_runtime.cli.describe_on_ray import complete_ray
 from minigpt4_runtime.cli.doctor import doctor
 from minigpt4_runtime.cli.evaluate import evaluate
 from minigpt4_runtime.cli.export import export
@@ -34,9 +36,23 @@ from minigpt4_runtime.cli.tune import tune
 from minigpt4_runtime.cli.web import web
 from minigpt4_runtime.errors import MiniGPT4Error
 
+
+class _Commands(typer.core.TyperGroup):
+    """The commands, with the words for a wrong value as they read best."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run a command. Typer begins some messages with the name of an exception."""
+        try:
+            return super().invoke(ctx)
+        except typer.BadParameter as error:
+            error.message = error.message.removeprefix("Value error, ")
+            raise
+
+
 # Plain help: drawing boxes would double the time of `minigpt4 --help`.
 app = typer.Typer(
     name="minigpt4",
+    cls=_Commands,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     no_args_is_help=True,
@@ -82,6 +98,7 @@ def minigpt4(
 def run() -> None:
     """Run the command line and end the process with its exit status."""
     debug = _move_debug_forward(sys.argv)
+    complete_ray(sys.argv)
     open_what_is_closed()
     print_anything()
     if not (debug or sys.warnoptions):

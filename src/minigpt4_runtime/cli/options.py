@@ -79,7 +79,8 @@ class ModelOptions:
         option(
             "DIR",
             "A folder made by `minigpt4 convert`, or the name of a fetched model. Without it "
-            "the bundled demo model answers, which knows only drawn scenes.",
+            "the bundled demo model answers, which knows only drawn scenes. `demo-boxes` is "
+            "bundled too, and writes boxes.",
         ),
     ] = None
     device: Annotated[
@@ -176,21 +177,32 @@ class ModelOptions:
         engine: EngineConfig | None = None,
         image_limits: ImageLimits | None = None,
     ) -> MiniGPT4:
-        """Load the model, and say so if it is only the demo model."""
-        if self.model is None and announce_demo:
+        """Load the model, and say so if it is only a bundled demo model."""
+        from minigpt4_runtime.checkpoint.shelf import BUNDLED_DIR, find_model
+
+        is_demo = self.model is None or find_model(self.model).parent == BUNDLED_DIR
+        if is_demo and announce_demo:
             note(DEMO_NOTICE)
         from minigpt4_runtime.api import MiniGPT4
 
-        if self.model is None and THREADS_VARIABLE not in os.environ:
+        if is_demo and THREADS_VARIABLE not in os.environ:
             import torch
 
             # Its matrix products are too small to divide: a second thread would only add waits.
             torch.set_num_threads(1)
         # `load` itself refuses a dtype or a runtime that it does not know.
+        given = self.arguments(engine)
+        return MiniGPT4.load(given.pop("model"), image_limits=image_limits, **given)
+
+    def arguments(self, engine: EngineConfig | None = None) -> dict[str, Any]:
+        """These settings as arguments of `MiniGPT4.load`.
+
+        Raises:
+            ConfigError: there is no such format of the cache, or no such choice of graphs.
+        """
         given = asdict(self)
-        model = given.pop("model")
         del given["cache_dtype"], given["cuda_graphs"]
-        return MiniGPT4.load(model, engine=self.engine(engine), image_limits=image_limits, **given)
+        return {**given, "engine": self.engine(engine)}
 
     def engine(self, engine: EngineConfig | None = None) -> EngineConfig:
         """These settings of an engine, or the defaults, with this cache and these graphs.

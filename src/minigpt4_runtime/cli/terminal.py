@@ -77,9 +77,9 @@ class ProgressBar:
         self._progress = progress
         self._task = progress.add_task("", total=total)
 
-    def advance(self) -> None:
-        """One more is done."""
-        self._progress.advance(self._task)
+    def advance(self, count: int = 1) -> None:
+        """One more is done, or so many."""
+        self._progress.advance(self._task, count)
 
     @contextmanager
     def aside(self) -> Iterator[None]:

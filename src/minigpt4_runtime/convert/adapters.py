@@ -2,7 +2,7 @@
 
 Owns   the names of adapters, and their sum with the weights that they belong to.
 Takes  the language model's inventory and the adapters' recipes; gives an inventory whose recipes
-       add the two when they are read.
+       add the two when they are read, or what config.json says of adapters that are kept apart.
 """
 
 import re
@@ -14,7 +14,9 @@ from torch import Tensor
 
 from minigpt4_runtime.checkpoint.mapped import DTYPE_NAME_OF, FLOATS_WANTED
 from minigpt4_runtime.checkpoint.weights import show_shape
+from minigpt4_runtime.config import AdapterConfig
 from minigpt4_runtime.convert.inventory import Inventory
+from minigpt4_runtime.convert.key_map import own_name
 from minigpt4_runtime.convert.recipe import Recipe
 from minigpt4_runtime.errors import CheckpointError
 
@@ -30,16 +32,39 @@ def split_adapters(recipes: Mapping[str, Recipe]) -> tuple[dict[str, Recipe], di
     return factors, {name: each for name, each in recipes.items() if name not in factors}
 
 
+def keep_adapters(factors: Mapping[str, Recipe], alpha: float) -> AdapterConfig | None:
+    """What config.json says of factors that stay beside their weights; None if there are none.
+
+    The factors are those of a successful `merge_adapters`.
+
+    Raises:
+        CheckpointError: one belongs to another weight than a layer's.
+    """
+    ranks = {}
+    for owner in _owners(factors):
+        low, name = factors[f"{owner}.lora_A.weight"], own_name(owner)
+        if name is None:
+            raise CheckpointError(
+                f"{low.origin} is a LoRA factor outside the layers, which only a merge can take. "
+                "Leave --keep-lora out."
+            )
+        ranks[name] = low.shape[0]
+    return AdapterConfig(alpha, tuple(ranks.items())) if ranks else None
+
+
 def merge_adapters(language: Inventory, factors: Mapping[str, Recipe], alpha: float) -> Inventory:
     """The same, with B·A·alpha/r added to each weight W that has the factors A and B of rank r.
 
     Raises:
         CheckpointError: a factor has no counterpart or no weight, or their shapes do not fit.
     """
-    owners = dict.fromkeys(name.rpartition(".lora_")[0] for name in factors)
     return language.overlaid(
-        {f"{owner}.weight": _merge(language, owner, factors, alpha) for owner in owners}
+        {f"{owner}.weight": _merge(language, owner, factors, alpha) for owner in _owners(factors)}
     )
+
+
+def _owners(factors: Mapping[str, Recipe]) -> list[str]:
+    return list(dict.fromkeys(name.rpartition(".lora_")[0] for name in factors))
 
 
 def _merge(language: Inventory, owner: str, factors: Mapping[str, Recipe], alpha: float) -> Recipe:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from minigpt4_runtime.checkpoint.file_kind import as_number, read_json, show_value
 from minigpt4_runtime.checkpoint.weights import TensorShape, show_shape
-from minigpt4_runtime.config import ModelConfig, QFormerConfig, VisionConfig
+from minigpt4_runtime.config import AdapterConfig, ModelConfig, QFormerConfig, VisionConfig
 from minigpt4_runtime.convert.inventory import Inventory
 from minigpt4_runtime.convert.key_map import EVA_VIT_DEPTHS
 from minigpt4_runtime.convert.language_folder import LanguageFolder
@@ -33,13 +33,18 @@ _BERT_REMEDY = "--bert wants the folder of bert-base-uncased, which the Q-Former
 
 @dataclass(frozen=True)
 class Published:
-    """The weights by part. Other parts' weights in a projection file replace the published ones."""
+    """The weights by part. Other parts' weights in a projection file replace the published ones.
+
+    With `adapters` the language model's factors stay apart; `merged` has them in its weights.
+    """
 
     layout: Layout
     parts: Mapping[str, Inventory]
     language_folder: LanguageFolder
     training: Training
     bert_dir: Path | None
+    merged: Inventory
+    adapters: AdapterConfig | None = None
 
 
 def detect_config(published: Published, image_size: int | None = None) -> ModelConfig:
@@ -59,7 +64,7 @@ def detect_config(published: Published, image_size: int | None = None) -> ModelC
     return ModelConfig(
         vision=vision,
         qformer=qformer,
-        language=published.language_folder.config,
+        language=replace(published.language_folder.config, adapters=published.adapters),
         template=published.layout.template,
         patches_per_row=PATCHES_PER_ROW,
     )

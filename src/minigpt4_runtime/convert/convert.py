@@ -22,7 +22,12 @@ from minigpt4_runtime.checkpoint.writer import (
     write_weights,
 )
 from minigpt4_runtime.config import DTYPE_NAMES, DTypeName, ModelConfig, Range
-from minigpt4_runtime.convert.adapters import DEFAULT_ALPHA, merge_adapters, split_adapters
+from minigpt4_runtime.convert.adapters import (
+    DEFAULT_ALPHA,
+    keep_adapters,
+    merge_adapters,
+    split_adapters,
+)
 from minigpt4_runtime.convert.architecture import Published, detect_config
 from minigpt4_runtime.convert.delta import add_base, refuse_delta
 from minigpt4_runtime.convert.expected import check_preset
@@ -47,8 +52,8 @@ _WORD_TABLE, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 
 _DOUBT = (
-    "Nothing in {path} tells the {title} variant from MiniGPT-v2, which has the same shapes: no "
-    "config.model.arch and no LoRA weights. If it is MiniGPT-v2, add --variant minigptv2."
+    "{path} names no variant, and is taken for the {title} variant. "
+    "For MiniGPT-v2 add --variant minigptv2."
 )
 
 # Gets the stage (reading, writing, comparing or computing), the bytes that are read and written in
@@ -115,6 +120,7 @@ def convert(  # noqa: PLR0913 - all that can be chosen about a conversion.
     dtype: DTypeName | None = None,
     image_size: int | None = None,
     lora_alpha: float | None = None,
+    keep_lora: bool = False,
     force: bool = False,
     verify: bool = False,
     choose_formats: Callable[[ModelConfig], FormatChoice] | None = None,
@@ -126,7 +132,8 @@ def convert(  # noqa: PLR0913 - all that can be chosen about a conversion.
 
     Without `dtype` every weight keeps its published dtype. `choose_formats` says in which formats
     its weights are held; without it they are floats. `warn` gets a text about a language model that
-    may be the wrong version. LoRA adapters are merged, with `lora_alpha` in place of training's.
+    may be the wrong version. LoRA adapters are merged, with `lora_alpha` in place of training's;
+    with `keep_lora` they stay beside the weights, and are added to each product.
 
     Raises:
         CheckpointError: a file is of another kind or damaged, or the folder cannot be written.
@@ -137,12 +144,17 @@ def convert(  # noqa: PLR0913 - all that can be chosen about a conversion.
             "--verify compares floats, and --format rounds them. Convert and verify first, then "
             "run `minigpt4 quantise`."
         )
+    if verify and keep_lora and dtype is not None:
+        raise ConfigError(
+            f"--verify compares with merged weights, which --dtype {dtype} rounds otherwise than "
+            "those that --keep-lora keeps apart. Leave one of the three out."
+        )
     if dtype not in (None, *DTYPE_NAMES):
         raise ConfigError(f"The dtype is {dtype!r}; it must be one of {', '.join(DTYPE_NAMES)}.")
     if lora_alpha is not None:
         Range(float, above=0).check("lora_alpha", lora_alpha)
     check_target(out_dir, force=force)
-    published, doubt = _look_at(files, lora_alpha)
+    published, doubt = _look_at(files, lora_alpha, keep_lora=keep_lora)
     if text := published.layout.describe_doubt(files.language_dir):
         warn(text)
     config = detect_config(published, image_size)
@@ -177,7 +189,7 @@ def convert(  # noqa: PLR0913 - all that can be chosen about a conversion.
             meter.enter("comparing")
             verify_weights(folder, forms, _stream(recipes), on_bytes=meter.add)
             meter.enter("computing")
-            inventories = published.parts.values()
+            inventories = {**published.parts, "language": published.merged}.values()
             rows, logits = verify_answers(
                 folder, config, inventories, dtype=dtype, on_bytes=meter.add
             )
@@ -185,7 +197,9 @@ def convert(  # noqa: PLR0913 - all that can be chosen about a conversion.
     return Conversion(published.layout.title, doubt, config, manifest, num_bytes, verification)
 
 
-def _look_at(files: PublishedFiles, lora_alpha: float | None) -> tuple[Published, str]:
+def _look_at(
+    files: PublishedFiles, lora_alpha: float | None, *, keep_lora: bool
+) -> tuple[Published, str]:
     """Open every file once, for names and shapes alone; with a sentence about any doubt."""
     if files.bert_dir is not None and files.qformer is None:
         raise CheckpointError(
@@ -208,16 +222,22 @@ def _look_at(files: PublishedFiles, lora_alpha: float | None) -> tuple[Published
     }
     factors, own_language = split_adapters(own["language"])
     language = _take_language(files.base_dir, folder).overlaid(own_language)
-    language = merge_adapters(language, factors, lora_alpha or training.lora_alpha or DEFAULT_ALPHA)
     if folder.is_tied and _WORD_TABLE in language.recipes:
         language = language.overlaid({_HEAD: language.recipes[_WORD_TABLE]})
-    parts["language"] = language
+    alpha = lora_alpha or training.lora_alpha or DEFAULT_ALPHA
+    merged = merge_adapters(language, factors, alpha)
+    adapters = keep_adapters(factors, alpha) if keep_lora else None
+    if keep_lora and adapters is None:
+        raise CheckpointError(
+            f"--keep-lora is given, and {files.projection} has no LoRA adapters. Leave it out."
+        )
+    parts["language"] = merged if adapters is None else language.overlaid(factors)
     parts["projection"] = given.without(*parts)
     layout, is_told = choose_layout(
         parts, variant=files.variant, arch=training.arch, has_adapters=bool(factors)
     )
     doubt = "" if is_told else _DOUBT.format(path=files.projection, title=layout.title)
-    return Published(layout, parts, folder, training, files.bert_dir), doubt
+    return Published(layout, parts, folder, training, files.bert_dir, merged, adapters), doubt
 
 
 def _take_language(base_dir: Path | None, language: LanguageFolder) -> Inventory:

@@ -53,6 +53,8 @@ _LANGUAGE_LAYER = {
     "mlp.down_proj": "mlp_down",
 }
 
+_PUBLISHED_NAME = {ours: published for published, ours in _LANGUAGE_LAYER.items()}
+
 # --- EVA-ViT ---------------------------------------------------------------------------------
 
 _VISION_BLOCK = {
@@ -108,6 +110,13 @@ def matches(name: str, patterns: Sequence[str]) -> bool:
     return any(re.fullmatch(pattern, name) for pattern in patterns)
 
 
+def own_name(published: str) -> str | None:
+    """Our name of a layer's part, without "language."; None for other parts of the model."""
+    found = re.fullmatch(r"model\.layers\.(\d+)\.(.+)", published)
+    ours = _LANGUAGE_LAYER.get(found[2]) if found else None
+    return f"layers.{found[1]}.{ours}" if found and ours else None
+
+
 def language_origins(config: LanguageConfig) -> OriginMap:
     """Where the language model's weights come from."""
     origins = {"language.token_embedding.weight": Origin(("model.embed_tokens.weight",))}
@@ -116,6 +125,11 @@ def language_origins(config: LanguageConfig) -> OriginMap:
             origins[f"language.layers.{layer}.{ours}.weight"] = Origin(
                 (f"model.layers.{layer}.{published}.weight",)
             )
+    for ours, _ in config.adapters.ranks if config.adapters else ():
+        _, layer_number, name = ours.split(".", 2)
+        theirs = f"model.layers.{layer_number}.{_PUBLISHED_NAME[name]}"
+        origins[f"language.{ours}.adapter.low"] = Origin((f"{theirs}.lora_A.weight",))
+        origins[f"language.{ours}.adapter.high"] = Origin((f"{theirs}.lora_B.weight",))
     origins["language.norm.weight"] = Origin(("model.norm.weight",))
     origins["language.head.weight"] = Origin(("lm_head.weight",))
     return origins

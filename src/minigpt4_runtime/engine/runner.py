@@ -17,7 +17,13 @@ import torch
 from torch import Tensor
 
 from minigpt4_runtime.cache.image_cache import ImageCache
-from minigpt4_runtime.cache.key_value import CACHE_FORMATS, CacheShape, KeyValueCache
+from minigpt4_runtime.cache.key_value import (
+    CACHE_FORMATS,
+    CacheShape,
+    Int4Cache,
+    KeyValueCache,
+    QuantisedCache,
+)
 from minigpt4_runtime.config import CacheDTypeName, EngineConfig
 from minigpt4_runtime.devices.contracts import Capture
 from minigpt4_runtime.engine.graphs import DecodeGraphs
@@ -26,6 +32,7 @@ from minigpt4_runtime.engine.step_buffers import Step, StepBuffers
 from minigpt4_runtime.errors import BackendUnavailableError
 from minigpt4_runtime.kernels.contracts import AttentionKernel
 from minigpt4_runtime.model.llama import Llama
+from minigpt4_runtime.model.usual_keys import usual_keys
 from minigpt4_runtime.vision.contracts import VisionEncoder
 
 IMAGES_AT_ONCE = 8
@@ -102,6 +109,9 @@ class Runner:
         shape, dtype = _cache_form(config, language)
         # One more block, for the rows that pad a step.
         self._cache = CACHE_FORMATS[dtype].create(shape, num_blocks + 1, dtype=dtype, device=device)
+        # With 8 bits there is next to nothing to win: see docs/log.md.
+        if isinstance(self._cache, Int4Cache):
+            self._cache.key_centre = Int4Cache.find_centre(*usual_keys(language))
         self._attention = bind(self._cache)
         self._buffers = StepBuffers(
             config, max_context=max_context, scratch_block=num_blocks, device=device
@@ -114,6 +124,11 @@ class Runner:
         )  # fmt: skip
         self.num_blocks = num_blocks
         self.encoded = EncodeCount()
+
+    @property
+    def key_centre(self) -> Tensor | None:
+        """See `QuantisedCache`."""
+        return self._cache.key_centre if isinstance(self._cache, QuantisedCache) else None
 
     @torch.inference_mode()
     def execute(

@@ -14,13 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minigpt4_runtime.errors import ConfigError
-from minigpt4_runtime.evaluation.demo_check import (
-    DemoCheck,
-    SceneAnswer,
-    SceneCase,
-    Score,
-    draw_cases,
-)
+from minigpt4_runtime.evaluation.demo_cases import Case, SceneAnswer, draw_cases
+from minigpt4_runtime.evaluation.demo_check import NEAR, DemoCheck, Score
 from minigpt4_runtime.evaluation.pages import judged_page, question_card, show_cards
 from minigpt4_runtime.report.files import read_text
 from minigpt4_runtime.report.page import Card, thumbnail
@@ -52,14 +47,19 @@ class DemoReport:
     def table(self) -> Table:
         """A row for each group and each kind."""
         columns = [Column("exactly right"), Column("of"), Column("right"), Column("rate", ".1%")]
+        if self.check.has_boxes:
+            columns.append(Column(NEAR, ".1%"))
         if self.before is not None:
             columns += [Column("before", ".1%"), Column("points", "+.1f")]
         return Table(
             tuple(columns),
-            tuple((name, score.num_asked, score.num_right, score.rate, *self._change(name, score))
-                  for name, score in self.scores.items()),
+            tuple((name, score.num_asked, score.num_right, score.rate, *self._near(score),
+                   *self._change(name, score)) for name, score in self.scores.items()),
             f"{self.check.num_scenes} scenes held out of training (seed {self.check.seed})",
         )  # fmt: skip
+
+    def _near(self, score: Score) -> tuple[float, ...]:
+        return (score.near_rate,) if self.check.has_boxes else ()
 
     def _change(self, name: str, score: Score) -> tuple[float, ...]:
         if self.before is None:
@@ -108,10 +108,11 @@ class DemoReport:
         axes.invert_yaxis()
         axes.set(xlim=(0, 1.03), xlabel="rate")
 
-    def _mistakes(self) -> Iterator[tuple[SceneCase, SceneAnswer]]:
+    def _mistakes(self) -> Iterator[tuple[Case, SceneAnswer]]:
         """Each mistake with its case, which is drawn again from the seed."""
         verdicts = iter(self.check.verdicts)
-        for case in draw_cases(self.check.num_scenes, self.check.seed):
+        check = self.check
+        for case in draw_cases(check.num_scenes, check.seed, with_boxes=check.has_boxes):
             for verdict in islice(verdicts, len(case.asked)):
                 if not verdict.is_right:
                     yield case, verdict
@@ -140,8 +141,8 @@ def read_earlier(path: Path, *, num_scenes: int, seed: int) -> Rates:
     return rates
 
 
-def _card(mistake: tuple[SceneCase, SceneAnswer]) -> Card:
+def _card(mistake: tuple[Case, SceneAnswer]) -> Card:
     case, answer = mistake
-    title = f"{answer.group} · {answer.kind}"
+    title = " · ".join(dict.fromkeys((answer.group, answer.kind)))
     shown = thumbnail(case.image)
     return question_card(title, answer.question, answer.given, answer.expected, shown)

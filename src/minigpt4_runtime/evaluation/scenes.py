@@ -37,6 +37,7 @@ PLACES = (
     "at the bottom left", "at the bottom", "at the bottom right",
 )  # fmt: skip
 MAX_SHAPES = 4
+SIDE = 384  # Of a drawn image, in pixels, unless another is asked for.
 _BESIDE = {
     "left of": "To its left", "right of": "To its right", "above": "Above it", "below": "Below it",
 }  # fmt: skip
@@ -127,7 +128,7 @@ def place_shapes(scene: Scene, rng: random.Random) -> tuple[Outline, ...]:
 
 
 def draw(
-    scene: Scene, rng: random.Random, *, side: int = 384, outlines: Sequence[Outline] | None = None
+    scene: Scene, rng: random.Random, *, side: int = SIDE, outlines: Sequence[Outline] | None = None
 ) -> Image.Image:
     """Draw a scene as a square RGB image. Colours and places vary a little."""
     background = _shade(BACKGROUNDS[scene.background], rng)
@@ -174,6 +175,13 @@ _CORNERS: dict[str, list[tuple[float, float]]] = {
     "star": _star(),
     "cross": _cross(),
 }
+
+
+def extent(kind: str) -> tuple[float, float, float, float]:
+    """How far a shape reaches to the left, top, right and bottom of its middle, in radii."""
+    corners = _CORNERS.get(kind, [(-1.0, -1.0), (1.0, 1.0)])
+    across, down = zip(*corners, strict=True)
+    return min(across), min(down), max(across), max(down)
 
 
 # --- the words --------------------------------------------------------------------------------

@@ -78,9 +78,14 @@ def read_language(model_dir: Path) -> PublishedLanguage:
 
     Raises:
         CheckpointError: the model is damaged, or its layers are of several formats or of one that
-            compressed-tensors has not.
+            compressed-tensors has not, or adapters are kept apart.
     """
     config, choice = load_config(model_dir), read_manifest(model_dir).weight_format
+    if config.language.adapters is not None:
+        raise CheckpointError(
+            f"{model_dir} keeps LoRA adapters beside its weights, which other programs would miss. "
+            "Convert the published files without --keep-lora."
+        )
     tensors = FolderTensors(read_folder_weights(model_dir))
     model = blank_model(config, formats=choice)
     weights = [each for each in list_weights(model) if each.name.startswith("language.")]

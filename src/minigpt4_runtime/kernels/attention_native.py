@@ -1,11 +1,13 @@
 """Causal attention on a CPU: rows that decode by the kernel in C++, prompts as in attention_sdpa.
 
-Owns   nothing. Takes packed rows, the cache and the batch; gives attended rows.
+Owns   nothing. Takes packed rows, the cache and the batch; gives attended rows. Rounds new keys and
+       values in one operation a layer, to the numbers of `QuantisedCache.write`.
 Never  copies the keys of a sequence that decodes: floats, int8 and int4 are read as they lie there.
 """
 
 from __future__ import annotations
 
+from functools import partial
 from typing import ClassVar
 
 import torch
@@ -31,10 +33,13 @@ class NativeAttention:
         self._cache = cache
         native.require()
         self._operator = torch.ops.minigpt4_kernels.attend_one.default
+        self._write = cache.write
+        if not isinstance(cache, FloatCache):
+            self._write = partial(_write_rounded, cache)
 
     def __call__(self, batch: StepBatch) -> Attend:
         """See `AttentionKernel`."""
-        return attend_with(self._cache, batch, self._decoding)
+        return attend_with(self._cache, batch, self._decoding, self._write)
 
     def _decoding(self, singles: Singles) -> Decode:
         lengths, table_rows = singles.lengths.contiguous(), singles.table_rows.contiguous()
@@ -55,3 +60,13 @@ class NativeAttention:
             return cache.keys[layer], cache.values[layer], None, None
         (keys, values), (key_scales, value_scales) = cache.numbers[layer], cache.scales[layer]
         return keys, values, key_scales, value_scales
+
+
+def _write_rounded(
+    cache: Int8Cache | Int4Cache, layer: int, slots: Tensor, keys: Tensor, values: Tensor
+) -> None:
+    centre = None if cache.key_centre is None else cache.key_centre[layer]
+    torch.ops.minigpt4_kernels.write_rounded_.default(
+        cache.numbers[layer], cache.scales[layer], slots, keys.contiguous(), values.contiguous(),
+        centre,
+    )  # fmt: skip

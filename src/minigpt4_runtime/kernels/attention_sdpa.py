@@ -43,6 +43,8 @@ class Singles:
 
 # Makes a Decode, once a step.
 Decoding = Callable[[Singles], Decode]
+# `KeyValueCache.write`, or another way to the same.
+Write = Callable[[int, Tensor, Tensor, Tensor], None]
 
 # Up to this size, copying a layer's keys costs less than one call for each sequence.
 _COPIED_BYTES = 2**21
@@ -94,12 +96,18 @@ class SdpaAttention:
         return decode
 
 
-def attend_with(cache: TorchCache, batch: StepBatch, decoding: Decoding | None) -> Attend:
-    """Prepare a step in which the sequences of one row attend together, as `decoding` has it."""
+def attend_with(
+    cache: TorchCache, batch: StepBatch, decoding: Decoding | None, write: Write | None = None
+) -> Attend:
+    """Prepare a step in which the sequences of one row attend together, as `decoding` has it.
+
+    `write` takes the place of the cache's own.
+    """
+    write = write or cache.write
     num_rows = [each.num_rows for each in batch.sequences]
     singles = [i for i, count in enumerate(num_rows) if count == 1] if decoding else []
     if decoding and len(singles) == len(num_rows):
-        return _attend_decoding(cache, batch, decoding)
+        return _attend_decoding(batch, decoding, write)
     decode, rows = None, batch.slots[:0]
     if decoding and singles:
         decode = decoding(_choose(batch, singles))
@@ -111,7 +119,7 @@ def attend_with(cache: TorchCache, batch: StepBatch, decoding: Decoding | None) 
     ]
 
     def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        cache.write(layer, batch.slots, k, v)
+        write(layer, batch.slots, k, v)
         attended = torch.cat(
             [
                 view.attend(layer, part) if view else part
@@ -125,13 +133,13 @@ def attend_with(cache: TorchCache, batch: StepBatch, decoding: Decoding | None) 
     return attend
 
 
-def _attend_decoding(cache: TorchCache, batch: StepBatch, decoding: Decoding) -> Attend:
+def _attend_decoding(batch: StepBatch, decoding: Decoding, write: Write) -> Attend:
     """Prepare a step in which every sequence has one row."""
     num_tokens = tuple(each.num_tokens for each in batch.sequences)
     decode = decoding(Singles(num_tokens, batch.lengths, batch.table_rows, batch.block_table))
 
     def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        cache.write(layer, batch.slots, k, v)
+        write(layer, batch.slots, k, v)
         return decode(layer, q)
 
     return attend

@@ -23,7 +23,14 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
-from minigpt4_runtime.cache.key_value import CacheShape, FloatCache, Fp8Cache, Int8Cache
+from minigpt4_runtime.cache.key_value import (
+    CacheShape,
+    FloatCache,
+    Fp8Cache,
+    Int4Cache,
+    Int8Cache,
+)
+from minigpt4_runtime.cache.sizes import int4_group
 from minigpt4_runtime.kernels.contracts import KernelLimits, SequenceRows, StepBatch
 from minigpt4_runtime.model.llama import Attend
 from minigpt4_runtime.optional import require
@@ -48,10 +55,10 @@ _MIN_SHARE = 128
 class TritonAttention:
     """See `AttentionKernel`."""
 
-    limits: ClassVar = KernelLimits(formats=(FloatCache, Int8Cache, Fp8Cache))
+    limits: ClassVar = KernelLimits(formats=(FloatCache, Int8Cache, Int4Cache, Fp8Cache))
     is_capturable: ClassVar = True
 
-    def __init__(self, cache: FloatCache | Int8Cache | Fp8Cache) -> None:
+    def __init__(self, cache: FloatCache | Int8Cache | Int4Cache | Fp8Cache) -> None:
         self._cache = cache
         device = cache.device
         self._is_current = device.type == "cpu" or device.index == torch.cuda.current_device()
@@ -89,7 +96,7 @@ class TritonAttention:
                     q, *self._sides(layer), tiles, batch.table_rows, batch.block_table, mixed,
                     log_totals, table_width, q.shape[2] ** -0.5 * math.log2(math.e),
                     **_sizes(shape, group, q.dtype, is_decode=is_decode),
-                    HAS_SCALES=not isinstance(cache, FloatCache), IS_SHARED=num_shares > 1,
+                    **_format_of(cache), IS_SHARED=num_shares > 1,
                     num_warps=4 if is_decode else 8, num_stages=2,
                 )  # fmt: skip
                 if num_shares > 1:
@@ -152,26 +159,52 @@ def _sizes(shape: CacheShape, group: int, dtype: torch.dtype, *, is_decode: bool
     }
 
 
+def _format_of(cache: FloatCache | Int8Cache | Int4Cache | Fp8Cache) -> dict[str, bool | int]:
+    """What the kernel is compiled for: how it reads this cache."""
+    return {
+        "HAS_SCALES": not isinstance(cache, FloatCache | Int4Cache),
+        "INT4_GROUP": int4_group(cache.shape.head_dim) if isinstance(cache, Int4Cache) else 0,
+    }
+
+
 @triton.jit  # type: ignore[untyped-decorator]
-def _load_cached(
-    numbers: tl.tensor,  # Where they lie: (KEYS, DIMS)
-    is_there: tl.tensor,
+def _load_cached(  # noqa: PLR0917
+    numbers: tl.tensor,
+    scales: tl.tensor,
+    heads: tl.tensor,  # (KEYS,): counted through all tokens.
+    dims: tl.tensor,  # (DIMS,)
+    is_there: tl.tensor,  # (KEYS, DIMS)
+    HEAD_DIM: tl.constexpr,
     HAS_SCALES: tl.constexpr,
+    INT4_GROUP: tl.constexpr,
 ) -> tl.tensor:
-    """What is cached there, without its scales. What is not there is not read, and is 0."""
-    if HAS_SCALES:
-        rows = tl.where(is_there, tl.load(numbers, mask=is_there).to(tl.float32), 0.0)
+    """What is cached there, but for the scales of heads. What is not there is not read: 0."""
+    if INT4_GROUP:
+        # As `Int4Cache` has them. A byte is asked for twice, and read once from memory.
+        group, place = dims // INT4_GROUP, dims % INT4_GROUP
+        half: tl.constexpr = INT4_GROUP // 2
+        byte = group * half + place % half
+        packed = tl.load(numbers + (heads * (HEAD_DIM // 2))[:, None] + byte[None, :], is_there, 0)
+        steps = (packed.to(tl.int32) >> (place // half * 4)[None, :]) & 15
+        own = scales + (heads * (HEAD_DIM // INT4_GROUP * 2))[:, None] + (group * 2)[None, :]
+        step = tl.load(own, is_there, 0.0).to(tl.float32)
+        lowest = tl.load(own + 1, is_there, 0.0).to(tl.float32)
+        rows = steps.to(tl.float32) * step + lowest
+    elif HAS_SCALES:
+        there = numbers + (heads * HEAD_DIM)[:, None] + dims[None, :]
+        rows = tl.where(is_there, tl.load(there, mask=is_there).to(tl.float32), 0.0)
     else:
-        rows = tl.load(numbers, mask=is_there, other=0.0)
+        there = numbers + (heads * HEAD_DIM)[:, None] + dims[None, :]
+        rows = tl.load(there, mask=is_there, other=0.0)
     return rows
 
 
 @triton.jit(do_not_specialize=["table_width"])  # type: ignore[untyped-decorator]
 def _attend_tile(  # noqa: PLR0913, PLR0915, PLR0917
     queries: tl.tensor,  # (T, H, HEAD_DIM)
-    keys: tl.tensor,  # (num_blocks, BLOCK_SIZE, Hkv, HEAD_DIM)
+    keys: tl.tensor,  # (num_blocks, BLOCK_SIZE, Hkv, HEAD_DIM), of int4 half as many bytes.
     values: tl.tensor,
-    key_scales: tl.tensor,  # (num_blocks, BLOCK_SIZE, Hkv), of numbers that have scales only.
+    key_scales: tl.tensor,  # (num_blocks, BLOCK_SIZE, Hkv, …), of numbers that have scales only.
     value_scales: tl.tensor,
     tiles: tl.tensor,  # (tiles, 4): see `_cut_into_tiles`. If IS_DECODE, the lengths: (T,)
     table_rows: tl.tensor,  # (T,): which row of the table each sequence has, if IS_DECODE.
@@ -188,7 +221,8 @@ def _attend_tile(  # noqa: PLR0913, PLR0915, PLR0917
     KEYS: tl.constexpr,
     MIN_SHARE: tl.constexpr,
     IS_DECODE: tl.constexpr,
-    HAS_SCALES: tl.constexpr,
+    HAS_SCALES: tl.constexpr,  # One for each head of a token.
+    INT4_GROUP: tl.constexpr,  # The numbers of a head that share a step, of int4; else 0.
     IS_SHARED: tl.constexpr,
 ) -> None:
     """One program: one tile, one key/value head, one share of the tokens that the tile sees."""
@@ -227,10 +261,13 @@ def _attend_tile(  # noqa: PLR0913, PLR0915, PLR0917
         block = tl.load(own_table + tokens // BLOCK_SIZE, is_token, 0)
         slots = block.to(tl.int64) * BLOCK_SIZE + tokens % BLOCK_SIZE
         cached_heads = slots * num_kv_heads + kv_head
-        there = (cached_heads * HEAD_DIM)[:, None] + dims[None, :]
         is_there = is_token[:, None] & is_dim[None, :]
-        k = _load_cached(keys + there, is_there, HAS_SCALES).to(q.dtype)
-        v = _load_cached(values + there, is_there, HAS_SCALES).to(q.dtype)
+        k = _load_cached(
+            keys, key_scales, cached_heads, dims, is_there, HEAD_DIM, HAS_SCALES, INT4_GROUP
+        ).to(q.dtype)
+        v = _load_cached(
+            values, value_scales, cached_heads, dims, is_there, HEAD_DIM, HAS_SCALES, INT4_GROUP
+        ).to(q.dtype)
         scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
         if HAS_SCALES:
             scores *= tl.load(key_scales + cached_heads, mask=is_token, other=0.0)[None, :]

@@ -1,6 +1,7 @@
 """The matrix product that every tower is made of.
 
-Owns   one weight, in the tensors of its format, and the kernel that multiplies by it.
+Owns   one weight, in the tensors of its format, and the kernel that multiplies by it; and what is
+       added to the product, if anything.
 Takes  rows (…, in_features); gives rows (…, out_features).
 Never  knows its tower. Weight formats and shards compose here, not in subclasses.
 """
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from minigpt4_runtime.formats.contracts import InOrder, LinearKernel, WeightFormat
 from minigpt4_runtime.formats.dense import DENSE
+from minigpt4_runtime.model.adapter import Adapter, Addition
 
 
 class Linear(nn.Module):
@@ -25,6 +27,7 @@ class Linear(nn.Module):
         self.part_names: tuple[str, ...] = ("weight",)
         self.weight = nn.Parameter(torch.empty(self.shape))
         self.bias = nn.Parameter(torch.empty(out_features)) if bias else None
+        self.adapter: Addition | None = None
         self.wanted_order: InOrder | None = None
         self._multiply: LinearKernel = DENSE.multiply
 
@@ -42,6 +45,11 @@ class Linear(nn.Module):
         empty = [torch.empty(p.shape, dtype=d) for p, d in zip(parts.values(), dtypes, strict=True)]
         self._hold(dict(zip(parts, empty, strict=True)))
         self.weight_format = weight_format
+
+    def adapt(self, rank: int, alpha: float) -> None:
+        """Add LoRA's change to each product: `adapter`, whose factors are empty."""
+        out_features, in_features = self.shape
+        self.adapter = Adapter(in_features, out_features, rank=rank, scale=alpha / rank)
 
     def _hold(self, parts: dict[str, Tensor]) -> None:
         for name in self.part_names:
@@ -73,7 +81,8 @@ class Linear(nn.Module):
 
     def forward(self, rows: Tensor) -> Tensor:
         """(…, in_features) → (…, out_features), in the dtype of `rows`."""
-        return self._multiply(rows, self._parameters, self.bias)  # type: ignore[arg-type]
+        product = self._multiply(rows, self._parameters, self.bias)  # type: ignore[arg-type]
+        return product if self.adapter is None else product + self.adapter(rows)
 
 
 def settle(module: nn.Module) -> None:

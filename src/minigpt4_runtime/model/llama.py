@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from minigpt4_runtime.config import LanguageConfig
+from minigpt4_runtime.config import AdapterConfig, LanguageConfig
+from minigpt4_runtime.errors import ConfigError
 from minigpt4_runtime.model.linear import Linear
 from minigpt4_runtime.model.parallel import Group, Solo, share
 from minigpt4_runtime.model.rotary import Rotation
@@ -109,6 +110,18 @@ class Llama(nn.Module):
         )
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.head = Linear(config.hidden_size, num_ids, bias=False)
+        if config.adapters is not None:
+            self._adapt(config.adapters)
+
+    def _adapt(self, adapters: AdapterConfig) -> None:
+        linears = {n: each for n, each in self.named_modules() if isinstance(each, Linear)}
+        for name, rank in adapters.ranks:
+            if name not in linears:
+                raise ConfigError(
+                    f"config.json has an adapter for {name!r:.80}, which is no weight of the "
+                    "language model. Convert again."
+                )
+            linears[name].adapt(rank, adapters.alpha)
 
     def use(self, operations: RowOperations) -> None:
         """Compute what lies between the products with these operations."""

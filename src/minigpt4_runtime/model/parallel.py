@@ -50,8 +50,15 @@ class Solo:
 
 
 def split_dimension(name: str) -> int | None:
-    """Along which dimension a weight of a Llama is divided; None: each rank has all of it."""
-    return _SPLIT_DIMENSIONS.get(name.split(".")[-2])
+    """Along which dimension a weight of a Llama is divided; None: each rank has all of it.
+
+    Of an adapter, `high` is divided with the outputs of its weight, and `low` with the inputs.
+    """
+    *_, owner, module, part = ("", *name.split("."))
+    if module != "adapter":
+        return _SPLIT_DIMENSIONS.get(module)
+    dimension = _SPLIT_DIMENSIONS.get(owner)
+    return dimension if dimension == {"high": 0, "low": 1}[part] else None
 
 
 def share(length: int, group: Group) -> range:

@@ -68,6 +68,11 @@ def quantise(
     check_target(out_dir, force=force)
     if calibrate is None and method is not None:
         raise ConfigError(f"--method is {method}, and there is nothing to read: give --calibrate.")
+    if calibrate is not None and config.language.adapters is not None:
+        raise ConfigError(
+            f"{model_dir} keeps LoRA adapters beside its weights, and --calibrate would not see "
+            "what they add. Leave --calibrate out, or convert without --keep-lora."
+        )
     samples = None if calibrate is None else read_samples(calibrate)
     stored = read_folder_weights(model_dir)
     bytes_after = 0

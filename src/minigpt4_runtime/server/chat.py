@@ -192,7 +192,14 @@ class Chat:
         most = min(self._config.max_choices, self._config.max_requests)
         _check_number("n", asked.num_choices, most)
         _check_number("num_beams", asked.num_beams or 1, self._model.engine_config.max_running)
+        self._check_task(getattr(asked, "task", None))
         self._check_content(asked.prompts, asked.dialogue, asked.subject)
+
+    def _check_task(self, task: TaskName | None) -> None:
+        if task is not None and task not in self._model.tasks:
+            known = ", ".join(self._model.tasks) or "none: only MiniGPT-v2 has tasks"
+            message = f"task is {task!r}; known to this model are {known}."
+            raise Failure(400, message, param="task", code="invalid_value")
 
     def _check_content(
         self,

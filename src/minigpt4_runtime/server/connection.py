@@ -76,7 +76,7 @@ class Connection(H11Protocol):
 
     def eof_received(self) -> bool:  # type: ignore[override]
         """Stay open for a client that has asked and says no more: it may still read."""
-        if self._is_refused or not self.is_asked or self.cycle.response_started:
+        if self._is_refused or not self.is_asked:
             return False
         if not self._is_half_closed:
             self._is_half_closed = True

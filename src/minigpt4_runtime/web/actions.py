@@ -7,6 +7,7 @@ Never  builds a component, nor speaks HTTP itself.
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
@@ -214,8 +215,14 @@ def _as_chat(turns: Sequence[Turn], *, grows: bool) -> list[dict[str, Any]]:
         images = [{"path": str(image)} for image in turn.images]
         nothing = "…" if grows and turn is turns[-1] else _NO_ANSWER
         messages.append({"role": "user", "content": [*images, turn.question]})
-        messages.append({"role": "assistant", "content": turn.answer or nothing})
+        messages.append({"role": "assistant", "content": _as_markdown(turn.answer) or nothing})
     return messages
+
+
+def _as_markdown(answer: str) -> str:
+    """An answer as the page shows it: what MiniGPT-v2 has a box for is bold."""
+    bold = re.sub(r"<p>\s*(\S.*?)\s*</p>", r"**\1**", answer, flags=re.DOTALL)
+    return bold.replace("<p>", "").replace("<delim>", ", ")
 
 
 def _warn(title: str, sentence: str, *, seconds: int = 5) -> None:

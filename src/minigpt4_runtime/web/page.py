@@ -97,7 +97,8 @@ def mount(
         path="/",
         theme=gradio.themes.Default(font=fonts, font_mono=["ui-monospace", "monospace"]),
         # As `css=` Gradio would put its own name before each selector.
-        head=f"<style>{_read('page.css')}</style><script>{_read('page.js')}</script>",
+        head=f"<style>{_read('page.css')}</style>"
+        f"<script>{_read('page.js')}</script><script>{_read('boxes.js')}</script>",
         footer_links=[],
         max_file_size=max_image_bytes,
         show_error=True,
@@ -129,7 +130,8 @@ def _lay_out() -> _Components:
             dialogue, question = _add_dialogue(), _add_question()
             task = gradio.Dropdown(
                 ["", *TASK_NAMES], value="", label="Task", visible=False, elem_id="task",
-                info="Its word goes before the question.",
+                info="Its word goes before the question. To ask about a part of the picture above, "
+                "drag a box on it.",
             )  # fmt: skip
             with gradio.Row(elem_id="buttons"):
                 buttons = [_add_button(name) for name in ("Stop", "Retry", "Undo", "Clear")]
@@ -175,7 +177,7 @@ def _connect_asking(components: _Components, actions: Actions) -> None:
 def _connect_browser(components: _Components) -> None:
     """Connect the events that page.js handles without the server."""
     kept, (system, *_) = components.shown.kept, components.controls
-    kept.change(None, kept, js="(kept) => chatPage.keep(kept)")
+    kept.change(None, kept, js="(kept) => chatPage.keep(chatBoxes.show(kept))")
     components.shown.save_markdown.click(None, kept, js="(kept) => chatPage.saveMarkdown(kept)")
     components.shown.save_json.click(
         None, [kept, system], js="(kept, system) => chatPage.saveJson(kept, system)"
