@@ -1,5 +1,6 @@
 """`minigpt4 tune`: the samples it shows, Ctrl-C and going on, and the page about it."""
 
+import errno
 import os
 import re
 import signal
@@ -84,3 +85,21 @@ def test_the_page_about_it(real_minigpt4, tmp_path, monkeypatch):
     (line,) = re.findall(r"^```json\n(.*?)\n```", page, flags=re.DOTALL | re.MULTILINE)
     Path("scenes/one.jsonl").write_text(line.replace("cat.png", "0.png"), encoding="utf-8")
     assert real_minigpt4("tune", "--data", "scenes/one.jsonl", "--check-data").status == 0
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGINT to send")
+def test_pictures_that_are_not_all_encoded_leave_nothing(
+    real_minigpt4, dialogues, tmp_path, monkeypatch
+):
+    def interrupt(file):
+        os.kill(os.getpid(), signal.SIGINT)
+
+    def fill_up(file):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    for end, status, said in ((interrupt, 130, ""), (fill_up, 1, "No space left on device")):
+        monkeypatch.setattr("minigpt4_runtime.tune.features.sync", end)
+        done = real_minigpt4("tune", "--data", dialogues, "--out", tmp_path / "out")
+        assert done.status == status
+        assert said in done.err
+        assert not list((tmp_path / "out").iterdir())
