@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from os import PathLike
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self, cast
 
 import torch
@@ -114,6 +115,7 @@ class MiniGPT4:
         provider: str | None = None,
         rope_scaling: RopeScaling | Mapping[str, Any] | str | None = None,
         max_context: int | None = None,
+        adapter: str | PathLike[str] | None = None,
     ) -> MiniGPT4:
         """Load a model folder; without one, the bundled demo model, which knows drawn scenes.
 
@@ -136,15 +138,20 @@ class MiniGPT4:
                 at all. Without it, what the folder's config.json says.
             max_context: how many tokens a sequence may have; without it, as many as positions
                 reach.
+            adapter: a file made by `minigpt4 tune` of this model, whose weights take the place of
+                the folder's.
 
         Raises:
             ConfigError: a setting has no meaning, or this process is to `follow` another.
             CheckpointError: the folder is incomplete, the named model is not fetched yet, or the
-                graph is another model's.
+                graph or the adapter is another model's.
             BackendUnavailableError: the device is not on this machine, or has too little memory.
         """
         model_dir = find_model(model) if model is not None else DEMO_MODEL_DIR
-        source = WeightSource.folder(model_dir, rope_scaling=rope_scaling, max_context=max_context)
+        source = WeightSource.folder(
+            model_dir, rope_scaling=rope_scaling, max_context=max_context,
+            adapter=Path(adapter) if adapter is not None else None,
+        )  # fmt: skip
         vision = VisionSettings(runtime=vision_runtime, graph=vision_graph, provider=provider)
         return cls(
             LoadedModel(

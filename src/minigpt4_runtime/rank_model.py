@@ -58,6 +58,11 @@ def open_graph(
         return "torch", None
     if source.model_dir is None:
         raise ConfigError("A graph belongs to a model folder, not to random weights.")
+    if source.adapter is not None:
+        raise ConfigError(
+            "vision_graph and adapter are both given: a graph holds the projection of its own "
+            "folder. Leave out one of them."
+        )
     graph = find_graph(Path(vision.graph), source.model_dir, runtime=vision.runtime)
     encoder = vision_encoder(graph.runtime)(
         graph.path, graph.batch_sizes,

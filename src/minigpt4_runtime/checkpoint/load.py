@@ -17,6 +17,7 @@ from typing import Unpack
 import torch
 from torch import Tensor
 
+from minigpt4_runtime.checkpoint.adapter import lay_over
 from minigpt4_runtime.checkpoint.blank_model import (
     KernelOf,
     Side,
@@ -63,18 +64,23 @@ class _Folder:
 
 
 def load_model(
-    model_dir: Path, config: ModelConfig | None = None, **where: Unpack[Where]
+    model_dir: Path,
+    config: ModelConfig | None = None,
+    *,
+    adapter: Path | None = None,
+    **where: Unpack[Where],
 ) -> MiniGPT4Model:
     """Load a model. On a CPU, weights of the wanted dtype and order stay in the mapped file.
 
-    `config` takes the place of the folder's own, for settings that change no shape.
+    `config` takes the place of the folder's own, for settings that change no shape. The weights of
+    an `adapter`, as `minigpt4 tune` writes it, take the place of the folder's.
 
     Raises:
         CheckpointError: a file is damaged, or a weight is missing, too many or misshapen.
         ConfigError: config.json holds something that cannot work.
         BackendUnavailableError: the weights take more than `free_bytes`, where that is known.
     """
-    folder = _open(model_dir, config)
+    folder = _open(model_dir, config, adapter)
     return _fill(blank_for(where, folder.config, folder.formats), "", folder, where)
 
 
@@ -98,10 +104,14 @@ def load_vision(
     return _fill(vision, "vision.", folder, where)
 
 
-def _open(model_dir: Path, config: ModelConfig | None = None) -> _Folder:
+def _open(
+    model_dir: Path, config: ModelConfig | None = None, adapter: Path | None = None
+) -> _Folder:
     config = config or load_config(model_dir)
-    formats = read_manifest(model_dir).weight_format
+    formats: FormatChoice = read_manifest(model_dir).weight_format
     stored = read_folder_weights(model_dir)
+    if adapter is not None:
+        stored, formats = lay_over(adapter, model_dir, stored, formats)
     parts = list_parts(blank_model(config, formats=formats))
     wanted = {name: part.shape for name, part in parts.items()}
     found = {name: place.shape for name, place in stored.items()}

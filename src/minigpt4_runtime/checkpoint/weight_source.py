@@ -28,17 +28,24 @@ class WeightSource:
     """A model folder, or without one a shape whose weights are drawn with `seed`.
 
     The manifest of a folder has the formats of its weights. `config` is the folder's, with the
-    settings for long sequences that a user has chosen.
+    settings for long sequences that a user has chosen. The weights in the file `adapter` take the
+    place of the folder's.
     """
 
     config: ModelConfig
     model_dir: Path | None = None
     seed: int = 0
     formats: FormatChoice = DENSE.name
+    adapter: Path | None = None
 
     @classmethod
     def folder(
-        cls, model_dir: Path, *, rope_scaling: object = None, max_context: int | None = None
+        cls,
+        model_dir: Path,
+        *,
+        rope_scaling: object = None,
+        max_context: int | None = None,
+        adapter: Path | None = None,
     ) -> WeightSource:
         """The weights of a model folder. See `LanguageConfig.stretched` for the settings.
 
@@ -48,24 +55,26 @@ class WeightSource:
         """
         config = load_config(model_dir)
         language = config.language.stretched(rope_scaling, max_context)
-        return cls(replace(config, language=language), model_dir)
+        return cls(replace(config, language=language), model_dir, adapter=adapter)
 
     def to_mapping(self) -> dict[str, Any]:
         """Plain values that `from_mapping` reads back."""
         plain = {"config": self.config.to_mapping(), "seed": self.seed, "formats": self.formats}
-        return {**plain, "model_dir": str(self.model_dir) if self.model_dir else None}
+        places = {"model_dir": self.model_dir, "adapter": self.adapter}
+        return plain | {name: str(path) if path else None for name, path in places.items()}
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> WeightSource:
         """Read what `to_mapping` gave."""
-        model_dir = Path(values["model_dir"]) if values["model_dir"] else None
+        places = (values["model_dir"], values["adapter"])
+        model_dir, adapter = (Path(place) if place else None for place in places)
         config = ModelConfig.from_mapping(values["config"])
-        return cls(config, model_dir, values["seed"], values["formats"])
+        return cls(config, model_dir, values["seed"], values["formats"], adapter)
 
     def load_model(self, **where: Unpack[Where]) -> MiniGPT4Model:
         """Both sides, the language model being this rank's part. See `load.load_model`."""
         if self.model_dir is not None:
-            return load_model(self.model_dir, self.config, **where)
+            return load_model(self.model_dir, self.config, adapter=self.adapter, **where)
         blank = blank_for(where, self.config, self.formats)
         return fill_at_random(blank, seed=self.seed, **where)
 

@@ -92,6 +92,11 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
     Raises:
         CheckpointError: the file is damaged, or shorter than its header says.
     """
+    return read_described(path)[0]
+
+
+def read_described(path: Path) -> tuple[dict[str, StoredTensor], dict[str, str]]:
+    """The same, and what the file says of itself. See `read_header`."""
     read_head(path)
     size = path.stat().st_size
     with path.open("rb") as file:
@@ -107,6 +112,7 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
             for name, entry in entries.items()
             if name != "__metadata__"
         }
+        metadata = {str(name): str(text) for name, text in entries.get("__metadata__", {}).items()}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise CheckpointError(f"{path} has a damaged header. Take the file again.") from None
     wanted = max((t.start + t.num_bytes for t in tensors.values()), default=8 + length)
@@ -116,7 +122,7 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
             f"{path} is {state}: it has {size} bytes and its header speaks of {wanted}. "
             "Take the file again."
         )
-    return dict(sorted(tensors.items(), key=lambda item: item[1].start))
+    return dict(sorted(tensors.items(), key=lambda item: item[1].start)), metadata
 
 
 def _read_entry(path: Path, entry: Mapping[str, Any], data_start: int) -> StoredTensor:

@@ -11,7 +11,7 @@ import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 import torch
 from torch import Tensor
@@ -70,7 +70,7 @@ def write_weights(
         )
         weight_map |= dict.fromkeys(names, file_name)
         with (folder / file_name).open("wb") as file:
-            file.write(_header({name: forms[name] for name in names}))
+            file.write(encode_header({name: forms[name] for name in names}))
             for name in names:
                 # No variable holds the weight, so that its file can be closed before the next.
                 _write_one(file, next(coming), name, dtype=forms[name].dtype, on_bytes=on_bytes)
@@ -109,6 +109,17 @@ def sync(file: BinaryIO) -> None:
     """Wait until the disk has what was written: a rename must not outlive its content."""
     file.flush()
     os.fsync(file.fileno())
+
+
+def encode_tensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
+    """A whole safetensors file of a few tensors in memory."""
+    forms, contents = {}, []
+    for name, tensor in tensors.items():
+        own = tensor.detach().cpu().contiguous()
+        dtype = cast(StoredDTypeName, str(own.dtype).removeprefix("torch."))
+        forms[name] = WeightForm(tuple(own.shape), dtype)
+        contents.append(own.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return encode_header(forms, metadata) + b"".join(contents)
 
 
 def _write_one(
@@ -157,8 +168,11 @@ def _cut_into_shards(forms: Mapping[str, WeightForm], max_shard_bytes: int) -> l
     return list(shards)
 
 
-def _header(forms: Mapping[str, WeightForm]) -> bytes:
-    entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
+def encode_header(
+    forms: Mapping[str, WeightForm], metadata: Mapping[str, str] | None = None
+) -> bytes:
+    """What a safetensors file of these tensors, which follow in this order, begins with."""
+    entries: dict[str, object] = {"__metadata__": {"format": "pt", **(metadata or {})}}
     start = 0
     for name, form in forms.items():
         end = start + form.num_bytes

@@ -26,11 +26,13 @@ from minigpt4_runtime.cli.evaluate import evaluate
 from minigpt4_runtime.cli.export import export
 from minigpt4_runtime.cli.fetch import fetch
 from minigpt4_runtime.cli.inspect import inspect
+from minigpt4_runtime.cli.merge import merge
 from minigpt4_runtime.cli.models import models
 from minigpt4_runtime.cli.options import flag
 from minigpt4_runtime.cli.quantise import quantise
 from minigpt4_runtime.cli.serve import serve
 from minigpt4_runtime.cli.terminal import note, open_what_is_closed, print_anything, report
+from minigpt4_runtime.cli.tune import tune
 from minigpt4_runtime.cli.web import web
 from minigpt4_runtime.errors import MiniGPT4Error
 
@@ -57,7 +59,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for command in (
-    describe, chat, serve, web, fetch, models, convert, quantise, inspect, demo, doctor,
+    describe, chat, serve, web, fetch, models, convert, quantise, tune, merge, inspect, demo,
+    doctor,
 ):  # fmt: skip
     app.command()(command)
 app.command("quantize", hidden=True)(quantise)

@@ -157,6 +157,10 @@ class ModelOptions:
             "positions reach.",
         ),
     ] = None
+    adapter: Annotated[
+        Path | None,
+        option("FILE", "A file made by `minigpt4 tune` of this model: answer with its weights."),
+    ] = None
 
     def follow(self) -> bool:
         """Follow rank 0 if torchrun has started this process for that; return whether it has."""

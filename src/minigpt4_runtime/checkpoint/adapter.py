@@ -1,0 +1,98 @@
+"""A tuned projection as a small file, and its place over the weights of its model folder.
+
+Owns   the file's tensors and its record, and the check that it belongs to a folder.
+Takes  the projection in float32 and what it was made of; gives the places that a model loads from.
+Never  changes a model folder.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from minigpt4_runtime.checkpoint.graph_folder import vision_digest
+from minigpt4_runtime.checkpoint.manifest import read_manifest
+from minigpt4_runtime.checkpoint.mapped import map_tensors
+from minigpt4_runtime.checkpoint.weights import (
+    StoredTensor,
+    read_described,
+    read_folder_weights,
+)
+from minigpt4_runtime.checkpoint.writer import encode_tensors
+from minigpt4_runtime.errors import CheckpointError
+from minigpt4_runtime.formats.dense import DENSE
+from minigpt4_runtime.formats.registry import FormatChoice, format_of
+
+PROJECTION = "vision.projection"
+NAMES = (f"{PROJECTION}.weight", f"{PROJECTION}.bias")
+# Under this name the record stands in the header of the file.
+_RECORD = "minigpt4_tuned"
+_REMEDY = "Name the file projection.safetensors that `minigpt4 tune` wrote."
+
+
+def encode_adapter(weight: Tensor, bias: Tensor, record: Mapping[str, Any]) -> bytes:
+    """The file's content. `record` says how it was made, and "base" is its folder's digest."""
+    return encode_tensors(dict(zip(NAMES, (weight, bias), strict=True)), {_RECORD: dumped(record)})
+
+
+def dumped(record: Mapping[str, Any]) -> str:
+    """A record as it stands in a header."""
+    return json.dumps(record, ensure_ascii=False, sort_keys=True)
+
+
+def read_adapter(path: Path) -> tuple[dict[str, StoredTensor], dict[str, Any]]:
+    """Where the tensors of the file lie, and its record.
+
+    Raises:
+        CheckpointError: there is no such file, or it is none of `minigpt4 tune`.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"{path} is not there. {_REMEDY}")
+    stored, metadata = read_described(path)
+    try:
+        record = json.loads(metadata[_RECORD])
+        base = record["base"]
+    except (KeyError, TypeError, ValueError):
+        raise CheckpointError(f"{path} is no adapter of this program. {_REMEDY}") from None
+    if set(stored) != set(NAMES) or not isinstance(base, str):
+        raise CheckpointError(f"{path} does not hold {' and '.join(NAMES)} alone. {_REMEDY}")
+    return stored, record
+
+
+def lay_over(
+    path: Path, model_dir: Path, stored: Mapping[str, StoredTensor], formats: FormatChoice
+) -> tuple[dict[str, StoredTensor], FormatChoice]:
+    """The places of a folder's tensors with the adapter's in place of its own, and the formats.
+
+    Raises:
+        CheckpointError: the file is no adapter, or was made over another image side.
+    """
+    tuned, record = read_adapter(path)
+    if record["base"] != vision_digest(model_dir):
+        raise CheckpointError(
+            f"{path} was tuned over the image side of {record.get('model', 'another model')}, and "
+            f"that of {model_dir} has another digest. Take the model that it was made from."
+        )
+    kept = {name: place for name, place in stored.items() if not name.startswith(f"{PROJECTION}.")}
+    if format_of(formats, PROJECTION) is DENSE:
+        return {**kept, **tuned}, formats
+    if isinstance(formats, str):
+        formats = {"language": formats, "vision": formats}
+    return {**kept, **tuned}, {**formats, PROJECTION: DENSE.name}
+
+
+def read_projection(model_dir: Path) -> tuple[Tensor, Tensor]:
+    """The weight and the bias of a folder's own projection, in float32, to be written to.
+
+    Raises:
+        CheckpointError: it is no model folder.
+    """
+    stored = read_folder_weights(model_dir)
+    names = [name for name in stored if name.startswith(f"{PROJECTION}.")]
+    parts = map_tensors({name.removeprefix(f"{PROJECTION}."): stored[name] for name in names})
+    bias = parts.pop("bias")
+    weight = format_of(read_manifest(model_dir).weight_format, PROJECTION).unpack(parts)
+    return weight.to(torch.float32, copy=True), bias.to(torch.float32, copy=True)

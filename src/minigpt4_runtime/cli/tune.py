@@ -1,0 +1,224 @@
+"""`minigpt4 tune`: dialogues about pictures in, another projection for a model out."""
+
+from __future__ import annotations
+
+import shlex
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from minigpt4_runtime.cli.options import flag, option, spread_options
+from minigpt4_runtime.cli.terminal import ProgressBar, note, progress_bar
+from minigpt4_runtime.errors import ConfigError
+from minigpt4_runtime.tune.settings import TuneSettings
+
+if TYPE_CHECKING:
+    from minigpt4_runtime.tune.data import TuningData
+    from minigpt4_runtime.tune.tune import Step, Tuned
+
+SAMPLES_SHOWN = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class TuneOptions:
+    """The settings of a training."""
+
+    steps: Annotated[int, option("COUNT", "How many batches to learn from.")] = TuneSettings.steps
+    batch_size: Annotated[int, option("COUNT", "How many answers a step learns from.")] = (
+        TuneSettings.batch_size
+    )
+    at_once: Annotated[
+        int, option("COUNT", "How many of them are in memory at a time; this changes nothing else.")
+    ] = TuneSettings.at_once
+    lr: Annotated[
+        float,
+        option("NUMBER", "The largest rate of learning. --fresh needs a larger one: 1e-4 and up."),
+    ] = TuneSettings.lr
+    min_lr: Annotated[float, option("NUMBER", "The rate at the end.")] = TuneSettings.min_lr
+    warmup_lr: Annotated[float, option("NUMBER", "The rate at the beginning.")] = (
+        TuneSettings.warmup_lr
+    )
+    warmup_steps: Annotated[int, option("COUNT", "Over how many steps the rate rises to --lr.")] = (
+        TuneSettings.warmup_steps
+    )
+    weight_decay: Annotated[float, option("NUMBER", "How strongly weights are drawn to 0.")] = (
+        TuneSettings.weight_decay
+    )
+    seed: Annotated[int, option("NUMBER", "The order of the examples.")] = TuneSettings.seed
+    fresh: Annotated[
+        bool, flag("Begin with a projection drawn at random, not with the model's.", "--fresh")
+    ] = False
+    recompute: Annotated[
+        bool,
+        flag(
+            "Compute each layer again on the way back: slower by a third, in far less memory.",
+            "--recompute",
+        ),
+    ] = False
+
+    def settings(self) -> TuneSettings:
+        """All of it, checked.
+
+        Raises:
+            ConfigError: a value has no meaning.
+        """
+        return TuneSettings(**asdict(self))
+
+
+@spread_options
+def tune(
+    model: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="MODEL",
+            help="A model folder, or the name of a fetched one. Without it, the demo model.",
+            show_default=False,
+        ),
+    ] = None,
+    *,
+    data: Annotated[
+        Path,
+        option(
+            "PATH",
+            "A .jsonl with a dialogue on each line (docs/tuning.md says how), LLaVA's JSON, or a "
+            "folder with the original's filter_cap.json.",
+        ),
+    ],
+    out: Annotated[
+        Path | None, option("DIR", "The folder of the training: its state and its result.")
+    ] = None,
+    images: Annotated[
+        Path | None,
+        option("DIR", "Where paths of pictures count from. Without it, the folder of --data."),
+    ] = None,
+    held_out: Annotated[
+        Path | None,
+        option("PATH", "Data like --data, which are not learned from: their loss is shown."),
+    ] = None,
+    eval_every: Annotated[
+        int, option("COUNT", "Measure --held-out after every so many steps.", min=1)
+    ] = 100,
+    check_data: Annotated[
+        bool, flag("Only check the data, and show ten samples of it.", "--check-data")
+    ] = False,
+    resume: Annotated[bool, flag("Go on with the training in --out.", "--resume")] = False,
+    save_every: Annotated[
+        int, option("COUNT", "Keep the state after every so many steps.", min=1)
+    ] = 100,
+    device: Annotated[str, option("DEVICE", "auto, cpu, cuda, cuda:INDEX or npu.")] = "auto",
+    dtype: Annotated[
+        str,
+        option(
+            "DTYPE",
+            "What the language model computes in: auto, float32, float16 or bfloat16. The "
+            "projection is float32.",
+        ),
+    ] = "auto",
+    options: TuneOptions,
+) -> None:
+    """Train a model's projection on your own pictures and words.
+
+    Language model and image side stay as they are, as in the original's second stage. Ctrl-C keeps
+    what was learned, and --resume goes on. Answer with the result by `--adapter`.
+    """
+    settings = options.settings()
+    if out is None and not check_data:
+        raise ConfigError("--out is missing: name a folder for the training, or --check-data.")
+    from minigpt4_runtime.api import DEMO_MODEL_DIR
+    from minigpt4_runtime.checkpoint.shelf import find_model
+    from minigpt4_runtime.tune.data import read_data
+
+    model_dir = DEMO_MODEL_DIR if model is None else find_model(model)
+    read = read_data(data, model_dir, pictures=images)
+    note(f"{data}: {len(read.examples)} answers about {len(read.pictures)} pictures.")
+    held = read_data(held_out, model_dir, pictures=images) if held_out else None
+    if check_data or out is None:
+        _show_samples(read)
+        return
+    from minigpt4_runtime.tune.tune import tune as tune_projection
+
+    num_pictures = len(read.pictures) + (len(held.pictures) if held else 0)
+    with progress_bar(num_pictures) as bar, _ctrl_c_asks() as should_stop:
+        tuned = tune_projection(
+            model_dir, read, out, settings,
+            device=device, dtype=dtype, resume=resume, save_every=save_every,
+            held_out=held, eval_every=eval_every,
+            on_picture=bar.advance, on_step=_Teller(settings.steps, bar), should_stop=should_stop,
+        )  # fmt: skip
+    _report(tuned, out, model)
+
+
+def _show_samples(data: TuningData) -> None:
+    for example in data.examples[:SAMPLES_SHOWN]:
+        print(f"{example.place}: {example.text}")
+        print(f"  → {example.answer}")
+
+
+def _report(tuned: Tuned, out: Path, model: Path | None) -> None:
+    if tuned.adapter is None:
+        note(f"Stopped after {tuned.steps} steps, which are kept in {out}. Go on with --resume.")
+        raise typer.Exit(130)
+    print(tuned.adapter, flush=True)
+    where = "" if model is None else f" --model {shlex.quote(str(model))}"
+    adapter = shlex.quote(str(tuned.adapter))
+    note(f"Try it: minigpt4 describe PICTURE{where} --adapter {adapter}")
+
+
+class _Teller:
+    """Tells of a twentieth of the steps at a time: their mean loss and their speed."""
+
+    def __init__(self, steps: int, bar: ProgressBar) -> None:
+        self._every = max(1, steps // 20)
+        self._bar = bar
+        self._steps: list[Step] = []
+
+    def __call__(self, step: Step) -> None:
+        self._steps.append(step)
+        if step.held_out is not None:
+            with self._bar.aside():
+                note(f"step {step.number}: the loss of --held-out is {step.held_out:.4f}")
+        if step.number % self._every and step.number != step.of:
+            return
+        loss = sum(each.loss for each in self._steps) / len(self._steps)
+        seconds = sum(each.seconds for each in self._steps)
+        speed = sum(each.num_tokens for each in self._steps) / seconds
+        left = seconds / len(self._steps) * (step.of - step.number)
+        with self._bar.aside():
+            note(
+                f"step {step.number} of {step.of}: loss {loss:.4f}, {speed:.0f} tokens/s, "
+                f"{left:.0f} s left"
+            )
+        self._steps.clear()
+
+
+@contextmanager
+def _ctrl_c_asks() -> Iterator[Callable[[], bool]]:
+    """While this lasts, the first Ctrl-C only asks to stop: a step ends whole. A second one stops.
+
+    Until a step asks for it, nothing is lost by stopping at once.
+    """
+    asked = threading.Event()
+    is_asking = threading.Event()
+    before = signal.getsignal(signal.SIGINT)
+
+    def ask(*_: object) -> None:
+        if asked.is_set() or not is_asking.is_set():
+            raise KeyboardInterrupt
+        asked.set()
+        note("Stopping after this step …")
+
+    def should_stop() -> bool:
+        is_asking.set()
+        return asked.is_set()
+
+    signal.signal(signal.SIGINT, ask)
+    try:
+        yield should_stop
+    finally:
+        signal.signal(signal.SIGINT, before)

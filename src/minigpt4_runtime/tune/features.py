@@ -1,0 +1,80 @@
+"""What the frozen image side makes of each picture, computed once and kept on the disk.
+
+Owns   the file features-KEY.safetensors, whose key has the pictures and the image side in it.
+Takes  the pictures of TuningData; gives (N, R, W) rows before the projection, in float32.
+Never  keeps a file that is not whole.
+"""
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO
+
+import torch
+from torch import Tensor
+
+from minigpt4_runtime.checkpoint.config_file import load_config
+from minigpt4_runtime.checkpoint.load import load_vision
+from minigpt4_runtime.checkpoint.mapped import map_tensors
+from minigpt4_runtime.checkpoint.weights import WeightForm, read_header
+from minigpt4_runtime.checkpoint.writer import encode_header, sync
+from minigpt4_runtime.images.pixels import load as load_image
+from minigpt4_runtime.report.files import writing
+from minigpt4_runtime.tune.data import TuningData
+
+PICTURES_AT_ONCE = 8
+_NAME = "features"
+
+
+def picture_features(
+    data: TuningData,
+    model_dir: Path,
+    base: str,
+    out_dir: Path,
+    *,
+    device: torch.device,
+    on_picture: Callable[[], None] = lambda: None,
+) -> Tensor:
+    """The features of all pictures, in a mapped file. `base` is the digest of the image side.
+
+    The image side is loaded, in float32, only if the file is not there yet. `on_picture` is
+    called for each picture that is done.
+
+    Raises:
+        ConfigError: the file cannot be written; the disk is full, for example.
+        ImageError: a picture that was there is gone.
+    """
+    key = hashlib.sha256(" ".join((base, *data.picture_digests)).encode()).hexdigest()[:16]
+    path = out_dir / f"features-{key}.safetensors"
+    if not path.is_file():
+        temporary = path.with_name(f".{path.name}.tmp")
+        with writing(path):
+            try:
+                with temporary.open("wb") as file:
+                    _write(file, data, model_dir, device, on_picture)
+                temporary.replace(path)
+            finally:
+                temporary.unlink(missing_ok=True)
+    return map_tensors(read_header(path))[_NAME]
+
+
+@torch.inference_mode()
+def _write(
+    file: BinaryIO,
+    data: TuningData,
+    model_dir: Path,
+    device: torch.device,
+    on_picture: Callable[[], None],
+) -> None:
+    config = load_config(model_dir)
+    vision = load_vision(model_dir, dtype=torch.float32).to(device)
+    shape = (len(data.pictures), config.rows_per_image, config.projection_width)
+    file.write(encode_header({_NAME: WeightForm(shape, "float32")}))
+    for first in range(0, len(data.pictures), PICTURES_AT_ONCE):
+        some = data.pictures[first : first + PICTURES_AT_ONCE]
+        values = [torch.from_numpy(load_image(each, config.vision).values) for each in some]
+        features = vision.features(torch.stack(values).to(device)).cpu().contiguous()
+        file.write(features.numpy().data)
+        for _ in some:
+            on_picture()
+    sync(file)

@@ -1,0 +1,94 @@
+"""The settings of a training, and what follows from them for each step.
+
+Owns   TuneSettings, the learning rate of a step, and the examples of its batch.
+Takes  numbers alone; the defaults are those of the original's second stage.
+Never  loads torch: the command line reads the defaults here.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from itertools import islice
+from random import Random
+from typing import Any
+
+from minigpt4_runtime.config import Range
+from minigpt4_runtime.errors import ConfigError
+
+_RANGES = {
+    "steps": Range(int, 1),
+    "batch_size": Range(int, 1),
+    "at_once": Range(int, 1),
+    "lr": Range(float, above=0),
+    "min_lr": Range(float, 0),
+    "warmup_lr": Range(float, 0),
+    "warmup_steps": Range(int, 0),
+    "weight_decay": Range(float, 0),
+    "seed": Range(int, 0, 2**63 - 1),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TuneSettings:
+    """How a projection is trained (upstream: train_configs/minigpt4_stage2_finetune.yaml).
+
+    The rate of learning rises in a line from `warmup_lr` to `lr` over `warmup_steps` steps, and
+    falls as a cosine to `min_lr`. Of a batch, `at_once` sequences are computed side by side: fewer
+    take less memory and change nothing else. So does `recompute`: a layer keeps only what it was
+    given, and is computed again on the way back. `fresh` begins with a projection drawn at random.
+    """
+
+    steps: int = 1000
+    batch_size: int = 12
+    at_once: int = 4
+    lr: float = 3e-5
+    min_lr: float = 1e-5
+    warmup_lr: float = 1e-6
+    warmup_steps: int = 200
+    weight_decay: float = 0.05
+    seed: int = 0
+    fresh: bool = False
+    recompute: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse values that have no meaning, by name."""
+        for name, allowed in _RANGES.items():
+            allowed.check(name, getattr(self, name))
+        for name in ("min_lr", "warmup_lr"):
+            if getattr(self, name) > self.lr:
+                raise ConfigError(
+                    f"{name} is {getattr(self, name):g}, above lr, which is {self.lr:g}. Lower "
+                    f"{name} or raise lr."
+                )
+
+    def to_mapping(self) -> dict[str, Any]:
+        """Plain values, for records."""
+        return asdict(self)
+
+    def rate(self, step: int) -> float:
+        """The rate of learning of a step, counted from 0.
+
+        As in the original (upstream: common/optims.py), the cosine runs from the first step on and
+        the warm-up stands in its place at first.
+        """
+        if step < self.warmup_steps:
+            return self.warmup_lr + (self.lr - self.warmup_lr) * step / self.warmup_steps
+        half_turn = math.cos(math.pi * step / self.steps)
+        return self.min_lr + (self.lr - self.min_lr) * 0.5 * (1 + half_turn)
+
+    def batch(self, step: int, num_examples: int) -> list[int]:
+        """Which examples a step learns from: all come once, in a new order, before any comes again.
+
+        This depends on the seed and the step alone, so that a training goes on as it would have.
+        """
+        first = step * self.batch_size
+        endless = self._endless(first // num_examples, num_examples)
+        skipped = first % num_examples
+        return list(islice(endless, skipped, skipped + self.batch_size))
+
+    def _endless(self, epoch: int, num_examples: int) -> Iterator[int]:
+        while True:
+            order = list(range(num_examples))
+            Random(f"{self.seed} {epoch}").shuffle(order)
+            yield from order
+            epoch += 1

@@ -1,0 +1,94 @@
+"""A training that can go on: its weights, the optimiser's moments and the number of steps done.
+
+Owns   the file state.safetensors, which is replaced as a whole.
+Takes  a Learner, its AdamW, and the record of what the training is; gives them back as they were.
+Never  holds a pickle.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from minigpt4_runtime.checkpoint.adapter import dumped
+from minigpt4_runtime.checkpoint.mapped import map_tensors
+from minigpt4_runtime.checkpoint.weights import read_described
+from minigpt4_runtime.checkpoint.writer import encode_tensors
+from minigpt4_runtime.errors import ConfigError
+from minigpt4_runtime.report.files import write_whole
+from minigpt4_runtime.tune.learner import Learner
+
+STATE_NAME = "state.safetensors"
+_RECORD = "minigpt4_training"
+_MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+
+
+def save_state(
+    out_dir: Path,
+    learner: Learner,
+    optimiser: torch.optim.AdamW,
+    step: int,
+    record: Mapping[str, Any],
+) -> None:
+    """Write all of it, or leave what was there.
+
+    Raises:
+        ConfigError: the file cannot be written.
+    """
+    tensors = {}
+    for name in ("weight", "bias"):
+        parameter = getattr(learner, name)
+        tensors[name] = parameter
+        for moment in _MOMENTS:
+            if parameter in optimiser.state:
+                tensors[f"{name}.{moment}"] = optimiser.state[parameter][moment]
+    metadata = {_RECORD: dumped({"step": step, "training": dict(record)})}
+    write_whole(out_dir / STATE_NAME, encode_tensors(tensors, metadata))
+
+
+def resume_state(
+    out_dir: Path, learner: Learner, optimiser: torch.optim.AdamW, record: Mapping[str, Any]
+) -> int:
+    """Fill learner and optimiser as they were; the number of steps done.
+
+    Raises:
+        ConfigError: there is no such state, or another training's: the message names what differs.
+    """
+    path = out_dir / STATE_NAME
+    if not path.is_file():
+        raise ConfigError(f"{out_dir} holds no {STATE_NAME} to go on from: leave out --resume.")
+    stored, metadata = read_described(path)
+    if _RECORD not in metadata:
+        raise ConfigError(f"{path} is no state of a training. Leave out --resume, or mend --out.")
+    before = json.loads(metadata[_RECORD])
+    wanted = json.loads(dumped(record))
+    differing = sorted(
+        name
+        for name in wanted | before["training"]
+        if wanted.get(name) != before["training"].get(name)
+    )
+    if differing:
+        seen = ", ".join(f"{name} {before['training'].get(name)}" for name in differing)
+        raise ConfigError(
+            f"{path} is of a training with {seen}. Go on with the same, or leave out --resume."
+        )
+    tensors = map_tensors(stored)
+    with torch.no_grad():
+        for name in ("weight", "bias"):
+            parameter = getattr(learner, name)
+            parameter.copy_(tensors[name])
+            if f"{name}.step" in tensors:
+                optimiser.state[parameter] = {
+                    moment: tensors[f"{name}.{moment}"].to(_device_of(moment, parameter)).clone()
+                    for moment in _MOMENTS
+                }
+    return int(before["step"])
+
+
+def _device_of(moment: str, parameter: torch.Tensor) -> torch.device:
+    """AdamW counts its steps on the CPU."""
+    return torch.device("cpu") if moment == "step" else parameter.device

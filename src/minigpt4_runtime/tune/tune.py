@@ -1,0 +1,232 @@
+"""The training of a projection, from a .jsonl of dialogues to an adapter file.
+
+Owns   the steps, and the files of a training's folder: features, state, losses and the result.
+Takes  a model folder, data and settings; gives the path of projection.safetensors.
+Never  loses a step that was done: Ctrl-C, a bad loss and a full disk leave the last state.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from minigpt4_runtime import __version__
+from minigpt4_runtime.checkpoint.adapter import encode_adapter, read_projection
+from minigpt4_runtime.checkpoint.graph_folder import vision_digest
+from minigpt4_runtime.config import DTYPE_NAMES
+from minigpt4_runtime.devices.registry import open_device
+from minigpt4_runtime.errors import ConfigError, MiniGPT4Error
+from minigpt4_runtime.report.files import write_whole, writing
+from minigpt4_runtime.tune.data import TuningData
+from minigpt4_runtime.tune.features import picture_features
+from minigpt4_runtime.tune.learner import Learner, draw_projection
+from minigpt4_runtime.tune.settings import TuneSettings
+from minigpt4_runtime.tune.state import STATE_NAME, resume_state, save_state
+
+RESULT_NAME = "projection.safetensors"
+LOSSES_NAME = "losses.csv"
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step that is done. `loss` is what the batch had before it: the mean -log p of answers' ids.
+
+    `num_tokens` of prompts, pictures and answers were read in `seconds`. `held_out` is the loss of
+    the data that are not learned from, behind the step, where it was measured.
+    """
+
+    number: int
+    of: int
+    loss: float
+    rate: float
+    num_tokens: int
+    seconds: float
+    held_out: float | None = None
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """How a training ended: `adapter` is None where it was stopped before its last step."""
+
+    steps: int
+    adapter: Path | None
+
+
+def tune(  # noqa: PLR0913 - what a training is made of, and who listens.
+    model_dir: Path,
+    data: TuningData,
+    out_dir: Path,
+    settings: TuneSettings,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    resume: bool = False,
+    save_every: int = 100,
+    held_out: TuningData | None = None,
+    eval_every: int = 100,
+    on_picture: Callable[[], None] = lambda: None,
+    on_step: Callable[[Step], None] = lambda _: None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Tuned:
+    """Train the projection. After a stop, `resume` goes on as if there had been none.
+
+    The loss of `held_out` is measured after every `eval_every` steps and the last.
+
+    Raises:
+        ConfigError: a setting has no meaning, the folder cannot be written or holds another
+            training, or the loss is no number.
+        CheckpointError: `model_dir` is no model folder.
+        BackendUnavailableError: the device is not on this machine.
+    """
+    backend = open_device(device)
+    name = backend.facts.default_dtype if dtype == "auto" else dtype
+    if name not in DTYPE_NAMES:
+        raise ConfigError(f"dtype is {dtype!r}; it must be auto or {', '.join(DTYPE_NAMES)}.")
+    _open_folder(out_dir, resume=resume)
+    base = vision_digest(model_dir)
+    record = {
+        "model": model_dir.name, "base": base, "data": data.digest, "dtype": name,
+        **settings.to_mapping(),
+    }  # fmt: skip
+    encode = partial(
+        picture_features, model_dir=model_dir, base=base, out_dir=out_dir, device=backend.device,
+        on_picture=on_picture,
+    )  # fmt: skip
+    features = encode(data)
+    measured = (held_out, encode(held_out)) if held_out else None
+    learner = _begin(model_dir, settings, device=backend.device, dtype=getattr(torch, name))
+    training = Training(learner, data, features, settings)
+    done = resume_state(out_dir, learner, training.optimiser, record) if resume else 0
+    losses = _Losses(out_dir / LOSSES_NAME, done)
+
+    def keep() -> None:
+        save_state(out_dir, learner, training.optimiser, done, record)
+        losses.write()
+
+    try:
+        while done < settings.steps and not should_stop():
+            step = training.step(done)
+            done += 1
+            if measured and (done % eval_every == 0 or done == settings.steps):
+                step = replace(step, held_out=training.measure(*measured))
+            losses.add(step)
+            on_step(step)
+            if done % save_every == 0:
+                keep()
+    except MiniGPT4Error:
+        keep()  # The step that failed has changed nothing.
+        raise
+    keep()
+    if done < settings.steps:
+        return Tuned(done, None)
+    made = {"made_by": f"minigpt4-runtime {__version__}", "examples": len(data.examples)}
+    content = encode_adapter(learner.weight, learner.bias, {**record, **made})
+    write_whole(out_dir / RESULT_NAME, content)
+    return Tuned(done, out_dir / RESULT_NAME)
+
+
+def _begin(
+    model_dir: Path, settings: TuneSettings, *, device: torch.device, dtype: torch.dtype
+) -> Learner:
+    projection = read_projection(model_dir)
+    if settings.fresh:
+        rows, columns = projection[0].shape
+        projection = draw_projection((rows, columns), settings.seed)
+    learner = Learner.load(model_dir, projection, device=device, dtype=dtype)
+    if settings.recompute:
+        learner.recompute()
+    return learner
+
+
+class Training:
+    """A learner and its optimiser, AdamW as the original has it: a bias does not decay."""
+
+    def __init__(
+        self, learner: Learner, data: TuningData, features: Tensor, settings: TuneSettings
+    ) -> None:
+        self._learner, self._data, self._features = learner, data, features
+        self._settings = settings
+        groups = [
+            {"params": [learner.weight], "weight_decay": settings.weight_decay},
+            {"params": [learner.bias], "weight_decay": 0.0},
+        ]
+        self.optimiser = torch.optim.AdamW(groups, lr=settings.lr, betas=(0.9, 0.999))
+
+    def step(self, number: int) -> Step:
+        """Learn from one batch: the mean loss over all ids of its answers.
+
+        Raises:
+            ConfigError: the loss is no number. Nothing has changed then.
+        """
+        started = time.perf_counter()
+        loss, num_tokens = self.gradients(number)
+        rate = self._settings.rate(number)
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate
+        self.optimiser.step()
+        seconds = time.perf_counter() - started
+        return Step(number + 1, self._settings.steps, loss, rate, num_tokens, seconds)
+
+    def gradients(self, number: int) -> tuple[float, int]:
+        """Leave a step's gradients in the learner; its loss, and how many tokens were read."""
+        chosen = self._settings.batch(number, len(self._data.examples))
+        examples = [self._data.examples[index] for index in chosen]
+        num_said = sum(len(each.answer_ids) for each in examples)
+        self.optimiser.zero_grad()
+        total, num_tokens = 0.0, 0
+        for first in range(0, len(examples), self._settings.at_once):
+            some = examples[first : first + self._settings.at_once]
+            loss, count = self._learner.losses(some, self._features)
+            (loss / num_said).backward()  # type: ignore[no-untyped-call]
+            total, num_tokens = total + float(loss.detach()), num_tokens + count
+        grads = (self._learner.weight.grad, self._learner.bias.grad)
+        if not all(grad is not None and bool(torch.isfinite(grad).all()) for grad in grads):
+            places = ", ".join(each.place for each in examples)
+            raise ConfigError(
+                f"Step {number + 1} has no finite gradient ({places}; its loss is "
+                f"{total / num_said:g}). It was not taken. Lower --lr, or take --dtype float32."
+            )
+        return total / num_said, num_tokens
+
+    @torch.no_grad()
+    def measure(self, data: TuningData, features: Tensor) -> float:
+        """The mean loss over all ids of the answers of other data."""
+        at_once, total = self._settings.at_once, 0.0
+        for first in range(0, len(data.examples), at_once):
+            total += float(
+                self._learner.losses(data.examples[first : first + at_once], features)[0]
+            )
+        return total / sum(len(each.answer_ids) for each in data.examples)
+
+
+class _Losses:
+    """The loss of each step as a table, which goes on where a training does."""
+
+    def __init__(self, path: Path, steps_done: int) -> None:
+        self._path = path
+        before = path.read_text("utf-8").splitlines() if steps_done and path.is_file() else []
+        self._lines = ["step,loss,rate,held_out", *before[1 : steps_done + 1]]
+
+    def add(self, step: Step) -> None:
+        held_out = "" if step.held_out is None else f"{step.held_out:.6f}"
+        self._lines.append(f"{step.number},{step.loss:.6f},{step.rate:.6g},{held_out}")
+
+    def write(self) -> None:
+        write_whole(self._path, "\n".join(self._lines) + "\n")
+
+
+def _open_folder(out_dir: Path, *, resume: bool) -> None:
+    if out_dir.exists() and not out_dir.is_dir():
+        raise ConfigError(f"--out is {out_dir}, which is no folder. Name one for the training.")
+    if not resume and (out_dir / STATE_NAME).exists():
+        raise ConfigError(
+            f"{out_dir} holds a training. Go on with --resume, or name another folder."
+        )
+    with writing(out_dir):
+        out_dir.mkdir(parents=True, exist_ok=True)
