@@ -28,7 +28,8 @@ def read_conversation(
 
     dialogue = []
     for message in conversation:
-        content = message.get("content") or ""
+        content = message.get("content")
+        content = () if content is None else content
         parts = (content,) if isinstance(content, str) else tuple(map(read, content))
         dialogue.append(Message(message["role"], parts))
     return sources, dialogue
