@@ -5,11 +5,12 @@ import sys
 
 import pytest
 
-from minigpt4_runtime.cli.describe_on_ray import complete_ray
+from minigpt4_runtime.cli.describe_on_ray import Question, _model, complete_ray
+from minigpt4_runtime.cli.options import ModelOptions
 from minigpt4_runtime.cluster import run
 from minigpt4_runtime.cluster.worker import Job, Worker
 from minigpt4_runtime.config import SamplingParams
-from minigpt4_runtime.errors import ConfigError
+from minigpt4_runtime.errors import CheckpointError, ConfigError
 
 
 @pytest.fixture
@@ -147,3 +148,19 @@ def test_a_worker_of_another_version_is_refused():
     job = Job(model={}, prompt="", sampling=SamplingParams(), folder=".", version="0.0.1")
     with pytest.raises(ConfigError, match=r"and this program 0\.0\.1\. Install the same on all"):
         Worker(job).load()
+
+
+def test_an_adapter_is_known_by_its_content(tmp_path):
+    """Workers have folders of their own, and a file of the same name may be another training's."""
+    path = tmp_path / "projection.safetensors"
+    path.write_bytes(b"one")
+    question = Question(
+        prompt="What?", task=None, params=SamplingParams(), cache_window=None,
+        allow_local_urls=False, recursive=False, resume=False, draw=None,
+    )  # fmt: skip
+    arguments, settings = _model(ModelOptions(adapter=path), question)
+    assert arguments["adapter"] == str(path)
+    path.write_bytes(b"two")
+    assert json.loads(json.dumps(settings)) != _model(ModelOptions(adapter=path), question)[1]
+    with pytest.raises(CheckpointError, match="cannot be read: No such file"):
+        _model(ModelOptions(adapter=tmp_path / "none"), question)

@@ -1,6 +1,7 @@
 """A run over a cluster: with workers that die by chance, and with Ray itself."""
 
 import json
+import math
 import random
 import socket
 import types
@@ -142,6 +143,8 @@ def test_room_is_counted_machine_by_machine():
     assert run._room(ray, WorkerPlan(cpus=1, gpus=0.5)) == 2
     with pytest.raises(ConfigError, match="No machine of the Ray cluster has 4 CPUs and 1 GPUs"):
         run._room(ray, WorkerPlan(cpus=4, gpus=1))
+    with pytest.raises(ConfigError, match="needs a part"):
+        WorkerPlan(cpus=math.nan)
 
 
 def test_an_address_at_which_nothing_listens_is_one_sentence():

@@ -110,6 +110,7 @@ def test_what_cannot_be_is_said(lab, prompt):
     state = lab.start(prompt, 2)
     for said, ask in {
         "there are 2 answers": lambda: state.step([1]),
+        "outside the vocabulary": lambda: state.step([1, 10**6]),
         r"rollback\(1\): the answers have 0": lambda: state.rollback(1),
         "rows are": lambda: state.fork([2]),
     }.items():

@@ -151,6 +151,9 @@ def test_a_stop_and_going_on_change_no_bit(unbroken, dialogues, tmp_path):
         run(dialogues, tmp_path)
     with pytest.raises(ConfigError, match=r"of a training with lr 0\.01\. Go on with the same"):
         run(dialogues, tmp_path, TuneSettings(**{**SETTINGS.to_mapping(), "lr": 0.02}), resume=True)
+    with pytest.raises(ConfigError, match=r"holds no state\.safetensors to go on from"):
+        run(dialogues, tmp_path / "none", resume=True)
+    assert not list((tmp_path / "none").iterdir()), "no picture was encoded for that"
     run(dialogues, tmp_path, on_step=steps.append, resume=True)
     assert [step.loss for step in steps] == [step.loss for step in whole]
     # Measuring what is held out changes nothing.
@@ -167,6 +170,29 @@ def test_a_loss_that_is_no_number_loses_nothing(dialogues, tmp_path):
         run(dialogues, tmp_path, settings)
     assert len((tmp_path / "losses.csv").read_text("utf-8").splitlines()) == 3
     assert (tmp_path / "state.safetensors").exists()
+
+
+def test_no_memory_loses_nothing_and_less_at_once_goes_on(dialogues, tmp_path, monkeypatch):
+    gradients = Training.gradients
+
+    def refuse(training, number):
+        if number == 2:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return gradients(training, number)
+
+    monkeypatch.setattr(Training, "gradients", refuse)
+    with pytest.raises(ConfigError, match=r"suffice for step 3\. What was done is kept"):
+        run(dialogues, tmp_path)
+    monkeypatch.undo()
+    (features,) = tmp_path.glob("features-*")
+    features.write_bytes(features.read_bytes()[:5000])
+    less = TuneSettings(**SETTINGS.to_mapping() | {"at_once": 1, "recompute": True})
+    steps = []
+    assert run(dialogues, tmp_path, less, resume=True, on_step=steps.append).steps == 12
+    assert steps[0].number == 3
+    (tmp_path / "state.safetensors").write_bytes(b"")
+    with pytest.raises(ConfigError, match=r"is damaged\. Leave out --resume"):
+        run(dialogues, tmp_path, resume=True)
 
 
 def test_what_is_computed_again_gives_the_same_gradients(golden):
@@ -225,6 +251,8 @@ def test_a_quantised_language_model(dialogues, unbroken, tmp_path):
     before, _ = read_projection(DEMO_MODEL_DIR)
     assert 1e-5 < float((learned - before).abs().max()) < 1e-4
     merge(tmp_path / "w4a16", unbroken[0] / RESULT_NAME, tmp_path / "merged")
+    with pytest.raises(CheckpointError, match="holds the adapter itself"):
+        merge(tmp_path / "w4a16", unbroken[0] / RESULT_NAME, unbroken[0], force=True)
     before, after = (
         map_tensors(read_folder_weights(tmp_path / name)) for name in ("w4a16", "merged")
     )
@@ -354,6 +382,7 @@ def test_layouts_of_others(dialogues, tmp_path):
         ('[{"conversations": [{"from": "human", "value": "<image>"}]}]', "image must be a text"),
         ('[{"image": "a", "conversations": [{"from": "human", "value": "<image> <image>"}]}]',
          "has several <image>"),
+        ('[{"conversations": [{"from": "gpt", "value": "an <image>"}]}]', "from gpt has <image"),
     ):  # fmt: skip
         llava.write_text(content, "utf-8")
         with pytest.raises(ConfigError, match=re.escape(fault)):
@@ -366,7 +395,12 @@ def test_layouts_of_others(dialogues, tmp_path):
 
 @pytest.mark.parametrize(
     ("change", "seen"),
-    [({"steps": 0}, "steps is 0"), ({"lr": 0}, "lr is 0"), ({"min_lr": 1}, "above lr")],
+    [
+        ({"steps": 0}, "steps is 0"),
+        ({"lr": 0}, "lr is 0"),
+        ({"min_lr": 1}, "above lr"),
+        ({"steps": 100}, "lr would never be reached"),
+    ],
 )
 def test_settings_that_cannot_be(change, seen):
     with pytest.raises(ConfigError, match=seen):

@@ -49,6 +49,8 @@ def read_adapter(path: Path) -> tuple[dict[str, StoredTensor], dict[str, Any]]:
     Raises:
         CheckpointError: there is no such file, or it is none of `minigpt4 tune`.
     """
+    if path.is_dir():
+        raise CheckpointError(f"{path} is a folder. {_REMEDY}")
     if not path.is_file():
         raise CheckpointError(f"{path} is not there. {_REMEDY}")
     stored, metadata = read_described(path)

@@ -38,8 +38,9 @@ def merge(
         CheckpointError: one of both is damaged, they do not belong together, `out_dir` exists and
             `force` is not given, or the disk is full.
     """
-    if out_dir.resolve() == model_dir.resolve():
-        raise CheckpointError(f"{out_dir} is the model itself. Choose another --out.")
+    for path, what in ((model_dir, "model"), (adapter, "adapter")):
+        if path.resolve().is_relative_to(out_dir.resolve()):
+            raise CheckpointError(f"{out_dir} holds the {what} itself. Choose another --out.")
     config, manifest = load_config(model_dir), read_manifest(model_dir)
     stored, formats = lay_over(
         adapter, model_dir, read_folder_weights(model_dir), manifest.weight_format

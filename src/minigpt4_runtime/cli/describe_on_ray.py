@@ -21,7 +21,7 @@ import typer
 from minigpt4_runtime.cli.options import DEMO_NOTICE, ModelOptions, option
 from minigpt4_runtime.cli.terminal import note, progress_bar, report
 from minigpt4_runtime.config import EngineConfig, SamplingParams
-from minigpt4_runtime.errors import ConfigError
+from minigpt4_runtime.errors import CheckpointError, ConfigError
 from minigpt4_runtime.messages import TaskName
 
 if TYPE_CHECKING:
@@ -169,23 +169,29 @@ def _model(where: ModelOptions, question: Question) -> tuple[dict[str, Any], dic
     from minigpt4_runtime.checkpoint.shelf import find_model
 
     arguments = where.arguments(EngineConfig(cache_window=question.cache_window))
-    for name in ("model", "vision_graph"):  # Workers have folders of their own.
+    for name in ("model", "vision_graph", "adapter"):  # Workers have folders of their own.
         if arguments[name] is not None:
             path = find_model(arguments[name]) if name == "model" else arguments[name]
             arguments[name] = str(Path(path).resolve())
-    manifest = Path(arguments["model"] or "") / MANIFEST_NAME
+    manifest, adapter = Path(arguments["model"] or "") / MANIFEST_NAME, arguments["adapter"]
     settings = {name: value for name, value in asdict(where).items() if name not in _WHERE_ALONE}
     settings |= {
         "model": arguments["model"] or f"demo {__version__}",
-        "manifest_sha256": hashlib.sha256(manifest.read_bytes()).hexdigest()
-        if manifest.is_file()
-        else None,
+        "manifest_sha256": _digest(manifest) if manifest.is_file() else None,
+        "adapter": None if adapter is None else _digest(Path(adapter)),
         "prompt": question.prompt,
         "task": question.task,
         "sampling": asdict(question.params),
         "cache_window": question.cache_window,
     }
     return arguments, settings
+
+
+def _digest(path: Path) -> str:
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}.") from None
 
 
 def _show(tally: Tally, out: Path) -> None:

@@ -11,6 +11,7 @@ whatever is lost: a worker or a machine (its tasks go to others), or this progra
 from __future__ import annotations
 
 import logging
+import math
 import os
 import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -55,7 +56,8 @@ class WorkerPlan:
         """Refuse what has no meaning."""
         if self.num_workers is not None and self.num_workers < 1:
             raise ConfigError(f"{self.num_workers} workers describe nothing: ask for 1 or more.")
-        if self.cpus < 0 or self.gpus < 0 or not (self.cpus or self.gpus):
+        is_part = all(math.isfinite(each) and each >= 0 for each in (self.cpus, self.gpus))
+        if not is_part or not (self.cpus or self.gpus):
             raise ConfigError(
                 f"A worker takes {self.cpus:g} CPUs and {self.gpus:g} GPUs; it needs a part of "
                 "one or the other."

@@ -396,7 +396,7 @@ class Lab:
         return Reached(self._logits(done.rows[:, -1]), done.kept, done.past)
 
     def _advance(self, ids: Tensor, past: Past, *, keep: Keep, branch: str) -> Reached:
-        return self._reach(self._embed(ids), past, keep, branch)
+        return self._reach(self._embed(self._answer_ids(ids)), past, keep, branch)
 
     def _logits(self, rows: Tensor) -> Tensor:
         """(…, C) normed rows → (…, V), at least float32."""

@@ -63,7 +63,7 @@ class State:
         """Let each answer go on by an id of (B,), or by several of (B, n): the next logits (B, V).
 
         Raises:
-            RequestError: they are not as many as there are answers.
+            RequestError: they are not as many as there are answers, or outside the vocabulary.
             PromptTooLongError: the model's context is full.
         """
         given = torch.as_tensor(ids, device=self.ids.device)

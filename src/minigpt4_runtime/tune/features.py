@@ -18,6 +18,7 @@ from minigpt4_runtime.checkpoint.load import load_vision
 from minigpt4_runtime.checkpoint.mapped import map_tensors
 from minigpt4_runtime.checkpoint.weights import WeightForm, read_header
 from minigpt4_runtime.checkpoint.writer import encode_header, sync
+from minigpt4_runtime.errors import CheckpointError
 from minigpt4_runtime.images.pixels import load as load_image
 from minigpt4_runtime.report.files import writing
 from minigpt4_runtime.tune.data import TuningData
@@ -46,7 +47,7 @@ def picture_features(
     """
     key = hashlib.sha256(" ".join((base, *data.picture_digests)).encode()).hexdigest()[:16]
     path = out_dir / f"features-{key}.safetensors"
-    if not path.is_file():
+    if not _is_whole(path):
         temporary = path.with_name(f".{path.name}.tmp")
         with writing(path):
             try:
@@ -56,6 +57,14 @@ def picture_features(
             finally:
                 temporary.unlink(missing_ok=True)
     return map_tensors(read_header(path))[_NAME]
+
+
+def _is_whole(path: Path) -> bool:
+    """Else it is made again: a copy of the folder may have been cut off."""
+    try:
+        return path.is_file() and bool(read_header(path))
+    except CheckpointError:
+        return False
 
 
 @torch.inference_mode()

@@ -132,6 +132,8 @@ def _conversation(item: object) -> Messages:
         speaker, text = _field(turn, "from"), _field(turn, "value")
         if speaker not in _SPEAKERS:
             raise RequestError(f"from is {speaker!r:.40}; it must be human, gpt or system.")
+        if _MARK in text and _SPEAKERS[speaker] != "user":
+            raise RequestError(f"A turn from {speaker} has {_MARK}: only a human shows a picture.")
         if _MARK in text:
             words = text.replace(_MARK, "", 1).strip()
             if _MARK in words:

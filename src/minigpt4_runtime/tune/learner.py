@@ -19,12 +19,10 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from minigpt4_runtime.checkpoint.load import load_language
-from minigpt4_runtime.errors import ConfigError
 from minigpt4_runtime.lab.hooks import Hooks
 from minigpt4_runtime.lab.keep import Keep
 from minigpt4_runtime.lab.modules import PlainOperations
 from minigpt4_runtime.lab.passes import run_pass
-from minigpt4_runtime.model.linear import Linear
 from minigpt4_runtime.model.llama import Llama
 from minigpt4_runtime.tune.data import Example
 
@@ -42,21 +40,10 @@ class Learner:
         cls, model_dir: Path, projection: tuple[Tensor, Tensor], *, device: torch.device,
         dtype: torch.dtype,
     ) -> Self:  # fmt: skip
-        """With the language model of a folder, through its formats' plain products.
-
-        Raises:
-            ConfigError: a format rounds the rows that are multiplied, which lets no gradient pass.
-        """
+        """With the language model of a folder, through its formats' plain products."""
         language = load_language(
             model_dir, device=device, dtype=dtype, operations=PlainOperations()
         )
-        linears = [module for module in language.modules() if isinstance(module, Linear)]
-        rounding = {each.weight_format.name for each in linears if "a8" in each.weight_format.name}
-        if rounding:
-            raise ConfigError(
-                f"{model_dir} holds weights in {', '.join(sorted(rounding))}, which rounds what it "
-                "multiplies and lets no gradient pass. Tune a model of floats, w8a16 or w4a16."
-            )
         weight, bias = (nn.Parameter(each.to(device)) for each in projection)
         return cls(language, weight, bias)
 

@@ -34,8 +34,9 @@ class TuneSettings:
 
     The rate of learning rises in a line from `warmup_lr` to `lr` over `warmup_steps` steps, and
     falls as a cosine to `min_lr`. Of a batch, `at_once` sequences are computed side by side: fewer
-    take less memory and change nothing else. So does `recompute`: a layer keeps only what it was
-    given, and is computed again on the way back. `fresh` begins with a projection drawn at random.
+    take less memory and change only the order of sums. So does `recompute`: a layer keeps only what
+    it was given, and is computed again on the way back. `fresh` begins with a projection drawn at
+    random.
     """
 
     steps: int = 1000
@@ -60,6 +61,11 @@ class TuneSettings:
                     f"{name} is {getattr(self, name):g}, above lr, which is {self.lr:g}. Lower "
                     f"{name} or raise lr."
                 )
+        if self.warmup_steps >= self.steps > 1:
+            raise ConfigError(
+                f"warmup_steps is {self.warmup_steps}, and there are {self.steps} steps: lr would "
+                "never be reached. Lower warmup_steps or raise steps."
+            )
 
     def to_mapping(self) -> dict[str, Any]:
         """Plain values, for records."""

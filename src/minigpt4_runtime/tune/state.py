@@ -16,14 +16,16 @@ import torch
 
 from minigpt4_runtime.checkpoint.adapter import dumped
 from minigpt4_runtime.checkpoint.mapped import map_tensors
-from minigpt4_runtime.checkpoint.weights import read_described
+from minigpt4_runtime.checkpoint.weights import StoredTensor, read_described
 from minigpt4_runtime.checkpoint.writer import encode_tensors
-from minigpt4_runtime.errors import ConfigError
+from minigpt4_runtime.errors import CheckpointError, ConfigError
 from minigpt4_runtime.report.files import write_whole
 from minigpt4_runtime.tune.learner import Learner
 
 STATE_NAME = "state.safetensors"
 _RECORD = "minigpt4_training"
+# These settings may change on the way: they change the memory, and the order of sums.
+_MEMORY_ALONE = {"at_once", "recompute"}
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
 
@@ -50,25 +52,17 @@ def save_state(
     write_whole(out_dir / STATE_NAME, encode_tensors(tensors, metadata))
 
 
-def resume_state(
-    out_dir: Path, learner: Learner, optimiser: torch.optim.AdamW, record: Mapping[str, Any]
-) -> int:
-    """Fill learner and optimiser as they were; the number of steps done.
+def check_state(out_dir: Path, record: Mapping[str, Any]) -> None:
+    """Refuse to go on where there is no state, or that of another training.
 
     Raises:
-        ConfigError: there is no such state, or another training's: the message names what differs.
+        ConfigError: the message names what differs.
     """
-    path = out_dir / STATE_NAME
-    if not path.is_file():
-        raise ConfigError(f"{out_dir} holds no {STATE_NAME} to go on from: leave out --resume.")
-    stored, metadata = read_described(path)
-    if _RECORD not in metadata:
-        raise ConfigError(f"{path} is no state of a training. Leave out --resume, or mend --out.")
-    before = json.loads(metadata[_RECORD])
+    path, (_, before) = out_dir / STATE_NAME, _read(out_dir)
     wanted = json.loads(dumped(record))
     differing = sorted(
         name
-        for name in wanted | before["training"]
+        for name in (wanted | before["training"]).keys() - _MEMORY_ALONE
         if wanted.get(name) != before["training"].get(name)
     )
     if differing:
@@ -76,6 +70,11 @@ def resume_state(
         raise ConfigError(
             f"{path} is of a training with {seen}. Go on with the same, or leave out --resume."
         )
+
+
+def resume_state(out_dir: Path, learner: Learner, optimiser: torch.optim.AdamW) -> int:
+    """Fill learner and optimiser as they were; the number of steps done."""
+    stored, before = _read(out_dir)
     tensors = map_tensors(stored)
     with torch.no_grad():
         for name in ("weight", "bias"):
@@ -87,6 +86,20 @@ def resume_state(
                     for moment in _MOMENTS
                 }
     return int(before["step"])
+
+
+def _read(out_dir: Path) -> tuple[dict[str, StoredTensor], dict[str, Any]]:
+    path = out_dir / STATE_NAME
+    if not path.is_file():
+        raise ConfigError(f"{out_dir} holds no {STATE_NAME} to go on from: leave out --resume.")
+    remedy = "Leave out --resume, and name another --out."
+    try:
+        stored, metadata = read_described(path)
+    except CheckpointError:
+        raise ConfigError(f"{path} is damaged. {remedy}") from None
+    if _RECORD not in metadata:
+        raise ConfigError(f"{path} is no state of a training. {remedy}")
+    return stored, json.loads(metadata[_RECORD])
 
 
 def _device_of(moment: str, parameter: torch.Tensor) -> torch.device:

@@ -7,6 +7,7 @@ Never  loses a step that was done: Ctrl-C, a bad loss and a full disk leave the 
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -19,18 +20,24 @@ from torch import Tensor
 from minigpt4_runtime import __version__
 from minigpt4_runtime.checkpoint.adapter import encode_adapter, read_projection
 from minigpt4_runtime.checkpoint.graph_folder import vision_digest
+from minigpt4_runtime.checkpoint.manifest import MANIFEST_NAME, read_manifest
 from minigpt4_runtime.config import DTYPE_NAMES
 from minigpt4_runtime.devices.registry import open_device
-from minigpt4_runtime.errors import ConfigError, MiniGPT4Error
+from minigpt4_runtime.engine.engine import is_out_of_memory
+from minigpt4_runtime.errors import ConfigError
 from minigpt4_runtime.report.files import write_whole, writing
 from minigpt4_runtime.tune.data import TuningData
 from minigpt4_runtime.tune.features import picture_features
 from minigpt4_runtime.tune.learner import Learner, draw_projection
 from minigpt4_runtime.tune.settings import TuneSettings
-from minigpt4_runtime.tune.state import STATE_NAME, resume_state, save_state
+from minigpt4_runtime.tune.state import STATE_NAME, check_state, resume_state, save_state
 
 RESULT_NAME = "projection.safetensors"
 LOSSES_NAME = "losses.csv"
+_NO_MEMORY = (
+    "The memory does not suffice for step {step}. What was done is kept: go on with --resume and a "
+    "lower --at-once, or with --recompute."
+)
 
 
 @dataclass(frozen=True)
@@ -85,15 +92,16 @@ def tune(  # noqa: PLR0913 - what a training is made of, and who listens.
         BackendUnavailableError: the device is not on this machine.
     """
     backend = open_device(device)
-    name = backend.facts.default_dtype if dtype == "auto" else dtype
-    if name not in DTYPE_NAMES:
-        raise ConfigError(f"dtype is {dtype!r}; it must be auto or {', '.join(DTYPE_NAMES)}.")
+    name = _dtype_name(dtype, backend.facts.default_dtype)
     _open_folder(out_dir, resume=resume)
+    _refuse_rounding(model_dir)
     base = vision_digest(model_dir)
     record = {
-        "model": model_dir.name, "base": base, "data": data.digest, "dtype": name,
-        **settings.to_mapping(),
+        "manifest": hashlib.sha256((model_dir / MANIFEST_NAME).read_bytes()).hexdigest(),
+        "base": base, "data": data.digest, "dtype": name, **settings.to_mapping(),
     }  # fmt: skip
+    if resume:
+        check_state(out_dir, record)
     encode = partial(
         picture_features, model_dir=model_dir, base=base, out_dir=out_dir, device=backend.device,
         on_picture=on_picture,
@@ -102,7 +110,7 @@ def tune(  # noqa: PLR0913 - what a training is made of, and who listens.
     measured = (held_out, encode(held_out)) if held_out else None
     learner = _begin(model_dir, settings, device=backend.device, dtype=getattr(torch, name))
     training = Training(learner, data, features, settings)
-    done = resume_state(out_dir, learner, training.optimiser, record) if resume else 0
+    done = resume_state(out_dir, learner, training.optimiser) if resume else 0
     losses = _Losses(out_dir / LOSSES_NAME, done)
 
     def keep() -> None:
@@ -119,16 +127,40 @@ def tune(  # noqa: PLR0913 - what a training is made of, and who listens.
             on_step(step)
             if done % save_every == 0:
                 keep()
-    except MiniGPT4Error:
+    except Exception as error:
         keep()  # The step that failed has changed nothing.
+        if is_out_of_memory(error):
+            raise ConfigError(_NO_MEMORY.format(step=done + 1)) from error
         raise
     keep()
     if done < settings.steps:
         return Tuned(done, None)
-    made = {"made_by": f"minigpt4-runtime {__version__}", "examples": len(data.examples)}
+    made = {
+        "model": model_dir.resolve().name, "made_by": f"minigpt4-runtime {__version__}",
+        "examples": len(data.examples),
+    }  # fmt: skip
     content = encode_adapter(learner.weight, learner.bias, {**record, **made})
     write_whole(out_dir / RESULT_NAME, content)
     return Tuned(done, out_dir / RESULT_NAME)
+
+
+def _dtype_name(dtype: str, default: str) -> str:
+    name = default if dtype == "auto" else dtype
+    if name not in DTYPE_NAMES:
+        raise ConfigError(f"dtype is {dtype!r}; it must be auto or {', '.join(DTYPE_NAMES)}.")
+    return name
+
+
+def _refuse_rounding(model_dir: Path) -> None:
+    """Before pictures are encoded: some formats let no gradient pass."""
+    formats = read_manifest(model_dir).weight_format
+    by_part = {"language": formats} if isinstance(formats, str) else formats
+    language = {name for part, name in by_part.items() if part.startswith("language")}
+    if rounding := sorted(name for name in language if "a8" in name):
+        raise ConfigError(
+            f"{model_dir} holds weights in {', '.join(rounding)}, which rounds what it multiplies "
+            "and lets no gradient pass. Tune a model of floats, w8a16 or w4a16."
+        )
 
 
 def _begin(
