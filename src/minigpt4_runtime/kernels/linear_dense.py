@@ -24,7 +24,8 @@ LEAST_NUMBERS = 2**18
 def prepare(widen_from: int | None) -> LinearKernel:
     """The product by the CPU kernels for few rows, if they are installed, else by torch.
 
-    For `widen_from` rows and more torch gets the weight widened to float32.
+    For `widen_from` rows and more torch gets the weight widened to float32. Where torch is slow in
+    float32, its oneDNN multiplies.
     """
     few, is_slow = native.float_product(), torch_is_slow_in_float32()
     if few is None and widen_from is None and not is_slow:
