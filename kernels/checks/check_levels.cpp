@@ -283,6 +283,33 @@ struct CacheSide {
   std::vector<double> meant;
 };
 
+// Normal numbers of float16.
+double widened(uint16_t bits) {
+  const double size = std::ldexp(1024 + (bits & 1023), (bits >> 10 & 31) - 25);
+  return bits & 0x8000 ? -size : size;
+}
+
+double group_step(const uint8_t* scales, int group) {
+  uint16_t largest;
+  std::memcpy(&largest, scales, 2);
+  return widened(largest) / 127 * scales[4 + group];
+}
+
+double group_lowest(const uint8_t* scales, int groups, int group) {
+  uint16_t largest;
+  std::memcpy(&largest, scales + 2, 2);
+  return widened(largest) / 127 * static_cast<int8_t>(scales[4 + groups + group]);
+}
+
+// What the number `at` of a head is read as.
+double int4_meant(const uint8_t* numbers, const uint8_t* scales, int64_t head, int dim, int groups,
+                  int at) {
+  const int size = dim / groups, group = at / size;
+  const uint8_t byte = numbers[head * dim / 2 + group / 2 * size + at % size];
+  return group_lowest(scales, groups, group) +
+         group_step(scales, group) * (byte >> (group % 2 == 0 ? 0 : 4) & 15);
+}
+
 CacheSide draw_side(CacheFormat format, int heads, int dim, int groups) {
   CacheSide side;
   const int count = heads * dim;
@@ -300,21 +327,18 @@ CacheSide draw_side(CacheFormat format, int heads, int dim, int groups) {
       side.meant.push_back(scales[i / dim] * static_cast<int8_t>(side.numbers[i]));
     }
   } else {
-    // As float16: 0.125, 0.25 and -1, 0.5.
-    const uint16_t steps[] = {0x3000, 0x3400}, lowests[] = {0xbc00, 0x3800};
-    const double step_values[] = {0.125, 0.25}, lowest_values[] = {-1, 0.5};
-    const int group = dim / groups, half = group / 2;
+    // As float16: 0.125 and 0.25.
+    const uint16_t largest[] = {0x3000, 0x3400};
     side.numbers = exactly<uint8_t>(count / 2);
-    side.scales = exactly<uint8_t>(heads * groups * 2 * sizeof(uint16_t));
-    auto* scales = reinterpret_cast<uint16_t*>(side.scales.get());
+    side.scales = exactly<uint8_t>(heads * (4 + 2 * groups));
     for (int i = 0; i < count / 2; ++i) side.numbers[i] = draw(0, 255);
-    for (int g = 0; g < heads * groups; ++g) {
-      const int step = draw(0, 1), lowest = draw(0, 1);
-      scales[2 * g] = steps[step];
-      scales[2 * g + 1] = lowests[lowest];
-      for (int i = 0; i < group; ++i) {
-        const int nibble = side.numbers[g * half + i % half] >> (i < half ? 0 : 4) & 15;
-        side.meant.push_back(lowest_values[lowest] + step_values[step] * nibble);
+    for (int head = 0; head < heads; ++head) {
+      uint8_t* own = side.scales.get() + head * (4 + 2 * groups);
+      const uint16_t both[] = {largest[draw(0, 1)], largest[draw(0, 1)]};
+      std::memcpy(own, both, 4);
+      for (int g = 0; g < groups; ++g) own[4 + g] = draw(0, 127), own[4 + groups + g] = draw(0, 255);
+      for (int i = 0; i < dim; ++i) {
+        side.meant.push_back(int4_meant(side.numbers.get(), own, head, dim, groups, i));
       }
     }
   }
@@ -323,8 +347,8 @@ CacheSide draw_side(CacheFormat format, int heads, int dim, int groups) {
 
 void check_attention(const Level& level, const char* what, CacheFormat format) {
   const int sequences = draw(1, 3), key_heads = draw(1, 3), shares = draw(1, 3);
-  const int groups = format == CacheFormat::int4 ? draw(1, 4) : 1;
-  const int dim = format == CacheFormat::int4 ? 2 * groups * draw(1, 20) : draw(1, 70);
+  const int groups = format == CacheFormat::int4 ? 2 * draw(1, 4) : 1;
+  const int dim = format == CacheFormat::int4 ? groups * draw(1, 20) : draw(1, 70);
   const int block_size = draw(1, 8), blocks = 12, heads = key_heads * shares;
   const int longest = 300, width = longest / block_size + 1;  // Several parts of a context.
   auto q = exactly<float>(sequences * heads * dim), y = exactly<float>(sequences * heads * dim);
@@ -388,7 +412,7 @@ void check_attention(const Level& level, const char* what, CacheFormat format) {
 void check_write(const Level& level, const char* what, CacheFormat format) {
   const bool is_int8 = format == CacheFormat::int8;
   const int heads = draw(1, 3), slots = draw(3, 9), tokens = draw(1, 3);
-  const int groups = is_int8 ? 1 : draw(1, 4), group = 2 * draw(1, 20), dim = groups * group;
+  const int groups = is_int8 ? 1 : 2 * draw(1, 4), dim = groups * draw(1, 20);
   const int count = tokens * heads * dim, cached = 2 * slots * heads;
   auto keys = exactly<float>(count), values = exactly<float>(count);
   auto centre = exactly<float>(heads * dim);
@@ -397,7 +421,8 @@ void check_write(const Level& level, const char* what, CacheFormat format) {
   for (int i = 0; i < heads * dim; ++i) centre[i] = 10 * draw_float();
   for (int t = 0; t < tokens; ++t) there[t] = slots - 1 - t;
   auto numbers = exactly<uint8_t>(cached * dim / (is_int8 ? 1 : 2));
-  auto scales = exactly<uint16_t>(cached * 2 * groups);
+  const int scale_bytes = 4 + (is_int8 ? 0 : 2 * groups);
+  auto scales = exactly<uint8_t>(cached * scale_bytes);
   const CacheWrite write = {format, numbers.get(), scales.get(), there.get(),
                             {keys.get(), Number::float32}, {values.get(), Number::float32},
                             centre.get(), tokens, slots, heads, dim, groups};
@@ -413,16 +438,13 @@ void check_write(const Level& level, const char* what, CacheFormat format) {
       found = scale * static_cast<int8_t>(numbers[head * dim + at]);
       bound = scale * 0.5001;
     } else {
-      // Normal numbers of float16.
-      const auto widened = [](uint16_t bits) {
-        const double size = std::ldexp(1024 + (bits & 1023), (bits >> 10 & 31) - 25);
-        return bits & 0x8000 ? -size : size;
-      };
-      const int half = group / 2, in_group = at % group;
-      const uint16_t* own = scales.get() + (head * groups + at / group) * 2;
-      const uint8_t byte = numbers[(head * dim + at - in_group) / 2 + in_group % half];
-      found = widened(own[1]) + widened(own[0]) * (byte >> (in_group < half ? 0 : 4) & 15);
-      bound = widened(own[0]) * 0.51 + std::fabs(widened(own[1])) / 1024;
+      const uint8_t* own = scales.get() + head * scale_bytes;
+      found = int4_meant(numbers.get(), own, head, dim, groups, at);
+      // Half a step, and what the 127ths of both scales lose.
+      uint16_t largest[2];
+      std::memcpy(largest, own, 4);
+      bound = group_step(own, at / (dim / groups)) * 0.51 +
+              (15 * widened(largest[0]) + widened(largest[1])) / 250;
     }
     if (!(std::fabs(found - given) <= bound + 1e-3)) {
       std::printf("%s: %s: %g is not %g\n", level.name, what, found, given);

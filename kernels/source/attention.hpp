@@ -14,7 +14,7 @@
 #include <tuple>
 #include <utility>
 
-#include "integer_rows.hpp"
+#include "group_scales.hpp"
 
 namespace minigpt4 {
 namespace MINIGPT4_LEVEL {
@@ -130,78 +130,97 @@ struct CachedInt8 {
   }
 };
 
-// Nibbles, and a float16 step and lowest for each group of them. A byte has a number of a group's
-// first half in its low bits, and that of the same place in the second half.
+// Nibbles in groups, each with a step and a lowest. A byte has a number of one group in its low bits,
+// and that of the same place in the next group.
 struct CachedInt4 {
-  static constexpr int64_t kMostScales = 256;
   const uint8_t* numbers;
-  const uint16_t* scales;
-  int64_t dim, half, groups;
+  const uint8_t* scales;
+  int64_t dim, group, groups;
 
   CachedInt4(const Attention& a, const void* numbers, const void* scales)
       : numbers(static_cast<const uint8_t*>(numbers)),
-        scales(static_cast<const uint16_t*>(scales)),
+        scales(static_cast<const uint8_t*>(scales)),
         dim(a.head_dim),
-        half(a.head_dim / a.groups / 2),
+        group(a.head_dim / a.groups),
         groups(a.groups) {}
 
   static int64_t sums_per_head(const Attention& a) { return a.groups; }
   void sum_up(const float* q, float* sums) const {
     for (int64_t g = 0; g < groups; ++g) {
       sums[g] = 0;
-      for (int64_t i = 0; i < 2 * half; ++i) sums[g] += q[2 * half * g + i];
+      for (int64_t i = 0; i < group; ++i) sums[g] += q[group * g + i];
     }
   }
 
   float dot(const float* q, const float* sums, int64_t head) const {
-    float own_scales[kMostScales];
-    load_row({scales, Number::float16}, 2 * groups * head, 2 * groups, own_scales);
+    float steps[2 * kMostGroups];
+    const GroupUnits units = load_group_scales(scales, groups, head, steps);
+    const float* lowests = steps + groups;
     const uint8_t* own = numbers + head * dim / 2;
-    Float total = zero();
-    float rest = 0;
-    for (int64_t g = 0; g < groups; ++g, own += half, q += 2 * half) {
-      Float low_sum = zero(), high_sum = zero(), low, high;
+    Float first = zero(), second = zero(), low, high;
+    float rest = 0, lowest = 0;
+    for (int64_t g = 0; g < groups; g += 2, own += group, q += 2 * group) {
       int64_t i = 0;
-      for (; i + kLanes <= half; i += kLanes) {
+      for (; i + kLanes <= group; i += kLanes) {
         load_nibbles(own + i, low, high);
-        low_sum = multiply_add(load(q + i), low, low_sum);
-        high_sum = multiply_add(load(q + half + i), high, high_sum);
+        first = multiply_add(multiply(load(q + i), set(steps[g])), low, first);
+        second = multiply_add(multiply(load(q + group + i), set(steps[g + 1])), high, second);
       }
-      float few = 0;
-      for (; i < half; ++i) few += q[i] * (own[i] & 15) + q[half + i] * (own[i] >> 4);
-      const Float both = MINIGPT4_LEVEL::add(low_sum, high_sum);
-      total = multiply_add(set(own_scales[2 * g]), both, total);
-      rest += own_scales[2 * g] * few + own_scales[2 * g + 1] * sums[g];
+      for (; i < group; ++i) {
+        rest += steps[g] * q[i] * (own[i] & 15) + steps[g + 1] * q[group + i] * (own[i] >> 4);
+      }
     }
-    return sum(total) + rest;
+    for (int64_t g = 0; g < groups; ++g) lowest += lowests[g] * sums[g];
+    return units.step * (sum(MINIGPT4_LEVEL::add(first, second)) + rest) + units.lowest * lowest;
   }
 
   int64_t bytes_per_head() const { return dim / 2; }
 
   void add(float* y, float* weights, int64_t count, int64_t head, int64_t stride) const {
-    for (int64_t t = 0; t < count; ++t) add_one(y, weights[t], head + t * stride);
+    for (int64_t t = 0; t < count; t += kTokensAtOnce) {
+      add_few(y, weights + t, std::min(kTokensAtOnce, count - t), head + t * stride, stride);
+    }
   }
 
  private:
-  void add_one(float* y, float weight, int64_t head) const {
-    float own_scales[kMostScales];
-    load_row({scales, Number::float16}, 2 * groups * head, 2 * groups, own_scales);
-    const uint8_t* own = numbers + head * dim / 2;
-    for (int64_t g = 0; g < groups; ++g, own += half, y += 2 * half) {
-      const float step = weight * own_scales[2 * g], lowest = weight * own_scales[2 * g + 1];
-      const Float steps = set(step), lowests = set(lowest);
-      Float low, high;
+  static constexpr int64_t kTokensAtOnce = 16;
+
+  // Sums stay in registers while the tokens go by.
+  void add_few(float* y, const float* weights, int64_t count, int64_t head, int64_t stride) const {
+    float shares[kTokensAtOnce * 2 * kMostGroups], lowests[kMostGroups];
+    std::fill_n(lowests, groups, 0.0f);
+    for (int64_t t = 0; t < count; ++t) {
+      float* own = shares + t * 2 * groups;
+      const GroupUnits units = load_group_scales(scales, groups, head + t * stride, own);
+      const float step = weights[t] * units.step, lowest = weights[t] * units.lowest;
+      for (int64_t g = 0; g < groups; ++g) own[g] *= step;
+      for (int64_t g = 0; g < groups; ++g) lowests[g] += lowest * own[groups + g];
+    }
+    const int64_t next = stride * dim / 2;
+    for (int64_t g = 0; g < groups; g += 2, y += 2 * group) {
+      const uint8_t* bytes = numbers + head * dim / 2 + g / 2 * group;
+      const float* steps = shares + g;
       int64_t i = 0;
-      for (; i + kLanes <= half; i += kLanes) {
-        load_nibbles(own + i, low, high);
-        const Float first = MINIGPT4_LEVEL::add(load(y + i), lowests);
-        const Float second = MINIGPT4_LEVEL::add(load(y + half + i), lowests);
-        store(y + i, multiply_add(steps, low, first));
-        store(y + half + i, multiply_add(steps, high, second));
+      for (; i + kLanes <= group; i += kLanes) {
+        Float first = MINIGPT4_LEVEL::add(load(y + i), set(lowests[g]));
+        Float second = MINIGPT4_LEVEL::add(load(y + group + i), set(lowests[g + 1]));
+        for (int64_t t = 0; t < count; ++t) {
+          Float low, high;
+          load_nibbles(bytes + t * next + i, low, high);
+          first = multiply_add(set(steps[t * 2 * groups]), low, first);
+          second = multiply_add(set(steps[t * 2 * groups + 1]), high, second);
+        }
+        store(y + i, first);
+        store(y + group + i, second);
       }
-      for (; i < half; ++i) {
-        y[i] += step * (own[i] & 15) + lowest;
-        y[half + i] += step * (own[i] >> 4) + lowest;
+      for (; i < group; ++i) {
+        y[i] += lowests[g];
+        y[group + i] += lowests[g + 1];
+        for (int64_t t = 0; t < count; ++t) {
+          const uint8_t byte = bytes[t * next + i];
+          y[i] += steps[t * 2 * groups] * (byte & 15);
+          y[group + i] += steps[t * 2 * groups + 1] * (byte >> 4);
+        }
       }
     }
   }

@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <limits>
 
+#include "group_scales.hpp"
 #include "row_operations.hpp"
 
 namespace minigpt4 {
@@ -43,32 +44,53 @@ inline void write_int8(const float* row, int64_t dim, int8_t* numbers, float* sc
   }
 }
 
-// A float16 step and lowest for a group, and 15 steps at most. See CachedInt4 for the order.
-inline void write_int4(const float* group, int64_t half, uint8_t* numbers, uint16_t* scales) {
-  const bool is_broken = has_nan(group, 2 * half);
-  float lowest = group[0], highest = group[0];
-  for (int64_t i = 1; i < 2 * half; ++i) {
-    lowest = group[i] < lowest ? group[i] : lowest;
-    highest = group[i] > highest ? group[i] : highest;
+inline float to_whole(float x, float most) {
+  const float whole = (x + kWhole) - kWhole;
+  return std::max(-most, std::min(whole == whole ? whole : 0.0f, most));
+}
+
+// See `GroupScales` and `CachedInt4`. With NaN among them all are NaN when they are read.
+inline void write_int4(const float* row, int64_t dim, int64_t groups, uint8_t* numbers,
+                       uint8_t* scales) {
+  const int64_t group = dim / groups;
+  float wanted[2 * kMostGroups], largest[2] = {0, 0};
+  for (int64_t g = 0; g < groups; ++g) {
+    const auto [lowest, highest] = std::minmax_element(row + g * group, row + (g + 1) * group);
+    wanted[g] = (*highest - *lowest) / 15;
+    wanted[groups + g] = *lowest;
+    largest[0] = std::max(largest[0], wanted[g]);
+    largest[1] = std::max(largest[1], std::fabs(*lowest));
   }
-  const float nan = std::numeric_limits<float>::quiet_NaN();
-  scales[0] = narrow_float16(is_broken ? nan : (highest - lowest) / 15);
-  scales[1] = narrow_float16(is_broken ? nan : lowest);
-  const float divisor = std::max(kLeastDivisor, widen_float16(scales[0]));
-  const float start = widen_float16(scales[1]);
-  const auto steps = [&](float x) {
-    const float whole = ((x - start) / divisor + kWhole) - kWhole;
-    return static_cast<int32_t>(whole > 0 ? (whole < 15 ? whole : 15.0f) : 0.0f);
+  const bool is_broken = has_nan(row, dim);
+  uint16_t narrow[2];
+  float units[2];
+  for (int side = 0; side < 2; ++side) {
+    narrow[side] =
+        narrow_float16(is_broken ? std::numeric_limits<float>::quiet_NaN() : largest[side]);
+    units[side] = kShare * widen_float16(narrow[side]);
+  }
+  std::memcpy(scales, narrow, 4);
+  auto* shares = reinterpret_cast<int8_t*>(scales + 4);
+  for (int64_t i = 0; i < 2 * groups; ++i) {
+    const float unit = std::max(units[i / groups], kLeastDivisor);
+    shares[i] = static_cast<int8_t>(to_whole(is_broken ? 0 : wanted[i] / unit, 127));
+  }
+  const auto steps = [&](int64_t g, int64_t i) {
+    const float step = units[0] * shares[g], start = units[1] * shares[groups + g];
+    const float whole = to_whole((row[g * group + i] - start) / std::max(step, kLeastDivisor), 15);
+    return static_cast<uint8_t>(std::max(whole, 0.0f));
   };
-  for (int64_t i = 0; i < half; ++i) {
-    numbers[i] = static_cast<uint8_t>(steps(group[i]) | steps(group[half + i]) << 4);
+  for (int64_t g = 0; g < groups; g += 2, numbers += group) {
+    for (int64_t i = 0; i < group; ++i) {
+      numbers[i] = static_cast<uint8_t>(steps(g, i) | steps(g + 1, i) << 4);
+    }
   }
 }
 
 // A head of a key or a value is one item: first those of all keys.
 inline void write_heads(const void* work, int64_t first, int64_t last) {
   const auto& w = *static_cast<const CacheWrite*>(work);
-  const int64_t dim = w.head_dim, half = dim / w.groups / 2;
+  const int64_t dim = w.head_dim;
   float* row = static_cast<float*>(scratch(1, dim * sizeof(float)));
   for (int64_t i = first; i < last; ++i) {
     const int64_t side = i / (w.tokens * w.heads), source = i % (w.tokens * w.heads);
@@ -83,11 +105,8 @@ inline void write_heads(const void* work, int64_t first, int64_t last) {
                  static_cast<float*>(w.scales) + there);
       continue;
     }
-    for (int64_t g = 0; g < w.groups; ++g) {
-      write_int4(row + g * 2 * half, half,
-                 static_cast<uint8_t*>(w.numbers) + there * dim / 2 + g * half,
-                 static_cast<uint16_t*>(w.scales) + (there * w.groups + g) * 2);
-    }
+    write_int4(row, dim, w.groups, static_cast<uint8_t*>(w.numbers) + there * dim / 2,
+               static_cast<uint8_t*>(w.scales) + there * group_scale_bytes(w.groups));
   }
 }
 

@@ -216,6 +216,18 @@ Tensor linear_float(const Tensor& x, const Tensor& weight, std::optional<Tensor>
   return multiply(product, x, bias);
 }
 
+// How many groups a head of nibbles has, by its scales: see `GroupScales`.
+int64_t take_nibble_groups(const Tensor& scales, int64_t dim) {
+  require_type(scales, "scales", ScalarType::Char, "int8");
+  const int64_t groups = (scales.size(scales.dim() - 1) - 4) / 2;
+  if (scales.size(scales.dim() - 1) != 4 + 2 * groups || groups < 2 || groups > 128 ||
+      groups % 2 != 0 || dim % groups != 0) {
+    refuse("scales of the shape " + show_shape(scales) + " do not divide a head of " +
+           std::to_string(dim) + " numbers.");
+  }
+  return groups;
+}
+
 // The format of a layer's keys and values, and how many groups of a head have their own scale.
 void choose_cache_format(minigpt4::Attention& attention, const Tensor& keys, const Tensor* scales) {
   using minigpt4::CacheFormat;
@@ -232,7 +244,7 @@ void choose_cache_format(minigpt4::Attention& attention, const Tensor& keys, con
   }
   if (scales == nullptr) refuse("keys and values of integers should have scales.");
   const bool is_int8 = attention.format == CacheFormat::int8;
-  require_plain(*scales, "scales", is_int8 ? 3 : 5);
+  require_plain(*scales, "scales", is_int8 ? 3 : 4);
   for (int64_t i = 0; i < 3; ++i) {
     if (scales->size(i) != keys.size(i)) {
       refuse("scales of the shape " + show_shape(*scales) + " do not fit keys of the shape " +
@@ -240,14 +252,7 @@ void choose_cache_format(minigpt4::Attention& attention, const Tensor& keys, con
     }
   }
   if (is_int8) return require_type(*scales, "scales", ScalarType::Float, "float32");
-  require_type(*scales, "scales", ScalarType::Half, "float16");
-  attention.groups = scales->size(3);
-  const int64_t dim = 2 * keys.size(3);
-  if (scales->size(4) != 2 || attention.groups < 1 || attention.groups > 128 ||
-      dim % (2 * attention.groups) != 0) {
-    refuse("scales of the shape " + show_shape(*scales) + " do not divide a head of " +
-           std::to_string(dim) + " numbers.");
-  }
+  attention.groups = take_nibble_groups(*scales, 2 * keys.size(3));
 }
 
 // (B, H, D) queries, one token of each sequence, over (blocks, block_size, Hkv, D) keys and values,
@@ -360,19 +365,17 @@ void choose_written_format(minigpt4::CacheWrite& write, const Tensor& numbers,
                            const Tensor& scales) {
   const bool is_int8 = numbers.scalar_type() == ScalarType::Char;
   if (!is_int8) require_type(numbers, "numbers", ScalarType::Byte, "int8 or uint8");
-  require_plain(scales, "scales", is_int8 ? 4 : 6);
-  bool fits = is_int8 || (scales.size(5) == 2 && scales.size(4) > 0 &&
-                          numbers.size(4) % scales.size(4) == 0);
+  require_plain(scales, "scales", is_int8 ? 4 : 5);
+  bool fits = true;
   for (int64_t i = 0; i < 4; ++i) fits = fits && scales.size(i) == numbers.size(i);
   if (!fits) {
     refuse("scales of the shape " + show_shape(scales) + " do not fit numbers of the shape " +
            show_shape(numbers) + ".");
   }
-  require_type(scales, "scales", is_int8 ? ScalarType::Float : ScalarType::Half,
-               is_int8 ? "float32" : "float16");
+  if (is_int8) require_type(scales, "scales", ScalarType::Float, "float32");
   write.format = is_int8 ? minigpt4::CacheFormat::int8 : minigpt4::CacheFormat::int4;
   write.head_dim = numbers.size(4) * (is_int8 ? 1 : 2);
-  write.groups = is_int8 ? 1 : scales.size(4);
+  write.groups = is_int8 ? 1 : take_nibble_groups(scales, write.head_dim);
 }
 
 // (T, Hkv, D) keys and values into slots (T) of a layer's numbers (2, blocks, block_size, Hkv, …),

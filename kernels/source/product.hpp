@@ -66,7 +66,7 @@ struct Attention {
   const void* values = nullptr;
   const void* key_scales = nullptr;  // (blocks, block_size, key_heads, …), of integers only.
   const void* value_scales = nullptr;
-  int64_t groups = 1;  // Of a head: how many have their own scale.
+  int64_t groups = 1;  // Of a head of nibbles: how many have their own step. An even number.
   const int64_t* lengths = nullptr;     // (B,)
   const int64_t* table_rows = nullptr;  // (B,)
   const int32_t* table = nullptr;       // (…, table_width)
@@ -80,7 +80,7 @@ struct Attention {
 struct CacheWrite {
   CacheFormat format = CacheFormat::int8;
   void* numbers = nullptr;  // (2, num_slots, heads, head_dim), or head_dim / 2 bytes of nibbles.
-  void* scales = nullptr;   // (2, num_slots, heads), of nibbles (2, num_slots, heads, groups, 2).
+  void* scales = nullptr;   // (2, num_slots, heads), of nibbles as `GroupScales` reads them.
   const int64_t* slots = nullptr;  // (tokens), below num_slots.
   Floats keys, values;
   const float* centre = nullptr;  // (heads, head_dim)

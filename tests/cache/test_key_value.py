@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from minigpt4_runtime import ConfigError, EngineConfig, MiniGPT4
 from minigpt4_runtime.cache.key_value import CACHE_FORMATS, CacheShape, Int4Cache, Int8Cache
-from minigpt4_runtime.cache.sizes import token_bytes
+from minigpt4_runtime.cache.sizes import int4_group, token_bytes
 from minigpt4_runtime.presets import PRESETS
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "images"
@@ -26,7 +26,8 @@ def new_cache(dtype):
 def bound(dtype, rows):
     """How far a number of (…, dim) rows may be from what was written."""
     largest = rows.abs().amax(-1, keepdim=True)
-    spread = (rows.amax(-1, keepdim=True) - rows.amin(-1, keepdim=True)) / 15
+    groups = rows.unflatten(-1, (-1, int4_group(rows.shape[-1])))
+    step = ((groups.amax(-1) - groups.amin(-1)) / 15).amax(-1, keepdim=True)
     return {
         "float32": torch.zeros(()),
         "float16": rows.abs() * 2**-11,
@@ -34,8 +35,8 @@ def bound(dtype, rows):
         "int8": largest / 127 * 0.5001,
         # Three binary places, or the smallest number that has fewer.
         "fp8": torch.maximum(rows.abs() * 2**-4, largest / 448 * 2**-10) * 1.0001,
-        # Half a step, and what the float16 of the lowest and of 15 steps lose.
-        "int4": spread * 0.501 + largest * 3 * 2**-11,
+        # Half of the largest step, and what 127ths of the lowest and of 15 steps lose.
+        "int4": step * (0.501 + 15 / 253) + largest / 253,
     }[dtype]
 
 
@@ -103,7 +104,7 @@ def test_a_token_of_the_published_model():
     shares = {name: token_bytes(language, name) / 2**19 for name in CACHE_FORMATS}
     assert shares == {
         "float32": 2, "float16": 1, "bfloat16": 1, "int8": 0.515625, "fp8": 0.515625,
-        "int4": 0.3125,
+        "int4": 0.328125,
     }  # fmt: skip
 
 

@@ -450,7 +450,7 @@ for dtype, cached, capability, group, is_decode, is_shared in (
 ):
     sizes = _sizes(CacheShape(1, 32, 128, 16), group, DTYPES[dtype], is_decode=is_decode)
     has_scales, is_int4 = cached in {"i8", "fp8e4nv"}, cached == "u8"
-    scales = "*fp32" if has_scales else "*fp16" if is_int4 else f"*{cached}"
+    scales = "*fp32" if has_scales else "*i8" if is_int4 else f"*{cached}"
     signature = dict.fromkeys(_attend_tile.arg_names, f"*{dtype}") | {
         "keys": f"*{cached}", "values": f"*{cached}", "key_scales": scales, "value_scales": scales,
         "tiles": "*i64" if is_decode else "*i32", "table_rows": "*i64", "table": "*i32",
@@ -458,7 +458,7 @@ for dtype, cached, capability, group, is_decode, is_shared in (
     }
     signature["mixed"] = "*fp32" if is_shared else f"*{dtype}"
     flags = {
-        "HAS_SCALES": has_scales, "INT4_GROUP": 32 if is_int4 else 0, "IS_SHARED": is_shared,
+        "HAS_SCALES": has_scales, "INT4_GROUP": 16 if is_int4 else 0, "IS_SHARED": is_shared,
     }
     compiled = compile(
         _attend_tile, sizes | flags, capability, signature,

@@ -111,6 +111,7 @@ class FloatCache:
         return rows.to(getattr(torch, dtype)).to(rows.dtype)
 
 
+_MOST_ROUNDINGS = 16
 # In place of a scale of 0, which numbers that are alike have, where it divides.
 _SMALLEST = torch.finfo(torch.float32).tiny
 
@@ -146,7 +147,13 @@ class QuantisedCache(ABC):
         That key is far from the mean, and many heads attend to it more than to any other. All are
         (layers, heads, dim) float32.
         """
-        return first - cls.unpack(*cls.pack(first - mean))
+        kept = first - mean
+        # What was rounded once may be rounded to something else again; it soon is not.
+        for _ in range(_MOST_ROUNDINGS):
+            before, kept = kept, cls.unpack(*cls.pack(kept))
+            if torch.equal(before, kept):
+                break
+        return first - kept
 
     @classmethod
     @abstractmethod
@@ -268,39 +275,60 @@ class Fp8Cache(ScaledCache):
 
 
 class Int4Cache(QuantisedCache):
-    """Half a byte a number, from 0 to 15; a float16 step and lowest for each group of a head.
+    """Half a byte a number, from 0 to 15: how many steps it lies above its group's lowest.
 
-    A group is of 32 neighbours, or fewer where these do not divide a head. A byte holds a number of
-    a group's first half in its low bits, and that of the same place in the second half.
+    A group is of 16 neighbours, or fewer where these do not divide half a head. A byte holds a
+    number of one group in its low bits, and that of the same place in the next group.
+
+    The scales of a head are two float16, its largest step and its largest lowest by magnitude; and
+    behind these two bytes for each group, its step and its lowest as 127ths of them: first all
+    steps (cf. the scales of llama.cpp's k-quants).
     """
 
     number_dtype = torch.uint8
-    scale_dtype = torch.float16
+    scale_dtype = torch.int8
 
     @classmethod
     def tails(cls, head_dim: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """See `QuantisedCache`."""
-        return (head_dim // 2,), (head_dim // int4_group(head_dim), 2)
+        return (head_dim // 2,), (4 + 2 * head_dim // int4_group(head_dim),)
 
     @classmethod
     def pack(cls, rows: Tensor) -> tuple[Tensor, Tensor]:
         """See `QuantisedCache`."""
-        groups = rows.view(*rows.shape[:-1], -1, int4_group(rows.shape[-1]))
+        groups = rows.unflatten(-1, (-1, int4_group(rows.shape[-1])))
         lowest, highest = groups.aminmax(dim=-1)
-        scales = torch.stack(((highest - lowest) / 15, lowest), -1).to(cls.scale_dtype)
+        wanted = torch.stack(((highest - lowest) / 15, lowest), -2)
+        largest = wanted.abs().amax(-1).half()
+        shares = wanted / cls._units(largest).clamp(min=_SMALLEST)
+        # What is no number has a largest that is none, and is read so.
+        shares = shares.nan_to_num_(0).round_().clamp_(-127, 127).to(torch.int8)
         # Rounded by the scales as they are stored.
-        step, start = scales.float().unsqueeze(-2).unbind(-1)
-        steps = (groups - start) / step.clamp(min=_SMALLEST)
-        first, second = steps.round_().clamp_(0, 15).to(torch.uint8).chunk(2, -1)
-        return (first | second << 4).flatten(-2), scales
+        step, start = cls._scales(largest, shares)
+        steps = ((groups - start) / step.clamp(min=_SMALLEST)).nan_to_num_(0)
+        first, second = steps.round_().clamp_(0, 15).to(torch.uint8).unflatten(-2, (-1, 2)).unbind(-2)
+        return (first | second << 4).flatten(-2), torch.cat(
+            (largest.view(torch.int8), shares.flatten(-2)), -1
+        )
 
     @classmethod
     def unpack(cls, numbers: Tensor, scales: Tensor) -> Tensor:
         """See `QuantisedCache`."""
-        packed = numbers.view(*scales.shape[:-1], -1)
-        steps = torch.cat((packed & 15, packed >> 4), -1).float()
-        step, start = scales.float().unsqueeze(-2).unbind(-1)
+        largest = scales[..., :4].contiguous().view(torch.float16)
+        step, start = cls._scales(largest, scales[..., 4:].unflatten(-1, (2, -1)))
+        packed = numbers.unflatten(-1, (step.shape[-2] // 2, -1))
+        steps = torch.stack((packed & 15, packed >> 4), -2).flatten(-3, -2).float()
         return torch.addcmul(start, steps, step).flatten(-2)
+
+    @classmethod
+    def _units(cls, largest: Tensor) -> Tensor:
+        return largest.float()[..., None] * (1 / 127)
+
+    @classmethod
+    def _scales(cls, largest: Tensor, shares: Tensor) -> tuple[Tensor, Tensor]:
+        """(…, 2) and (…, 2, groups) → the step and the lowest of each group, (…, groups, 1)."""
+        step, start = (cls._units(largest) * shares.float())[..., None].unbind(-3)
+        return step, start
 
 
 # A format for each EngineConfig.cache_dtype but "auto".

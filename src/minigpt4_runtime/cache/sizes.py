@@ -9,15 +9,15 @@ from minigpt4_runtime.config import DTYPE_BYTES, CacheDTypeName, LanguageConfig
 
 
 def int4_group(head_dim: int) -> int:
-    """How many numbers of a head share a scale in int4: 32, or what divides both."""
-    return math.gcd(head_dim, 32)
+    """How many numbers of a head share a step in int4: 16, or what divides both halves of it too."""
+    return math.gcd(head_dim // 2, 16)
 
 
 def head_bytes(head_dim: int, dtype: CacheDTypeName) -> int:
     """The size of one key, or one value, of one head."""
     if dtype == "int4":
-        # Half a byte a number; a float16 step and lowest for each group.
-        return head_dim // 2 + head_dim // int4_group(head_dim) * 4
+        # Half a byte a number; two float16, and two bytes for each group.
+        return head_dim // 2 + 4 + head_dim // int4_group(head_dim) * 2
     if dtype == "int8" or dtype == "fp8":
         return head_dim + 4  # With a float32 scale.
     return head_dim * DTYPE_BYTES[dtype]

@@ -173,22 +173,28 @@ def _load_cached(  # noqa: PLR0917
     scales: tl.tensor,
     heads: tl.tensor,  # (KEYS,): counted through all tokens.
     dims: tl.tensor,  # (DIMS,)
-    is_there: tl.tensor,  # (KEYS, DIMS)
+    is_token: tl.tensor,  # (KEYS,): what is to be read.
+    is_dim: tl.tensor,  # (DIMS,)
     HEAD_DIM: tl.constexpr,
     HAS_SCALES: tl.constexpr,
     INT4_GROUP: tl.constexpr,
 ) -> tl.tensor:
     """What is cached there, but for the scales of heads. What is not there is not read: 0."""
+    is_there = is_token[:, None] & is_dim[None, :]
     if INT4_GROUP:
         # As `Int4Cache` has them. A byte is asked for twice, and read once from memory.
-        group, place = dims // INT4_GROUP, dims % INT4_GROUP
-        half: tl.constexpr = INT4_GROUP // 2
-        byte = group * half + place % half
+        groups: tl.constexpr = HEAD_DIM // INT4_GROUP
+        group = dims // INT4_GROUP
+        byte = group // 2 * INT4_GROUP + dims % INT4_GROUP
         packed = tl.load(numbers + (heads * (HEAD_DIM // 2))[:, None] + byte[None, :], is_there, 0)
-        steps = (packed.to(tl.int32) >> (place // half * 4)[None, :]) & 15
-        own = scales + (heads * (HEAD_DIM // INT4_GROUP * 2))[:, None] + (group * 2)[None, :]
-        step = tl.load(own, is_there, 0.0).to(tl.float32)
-        lowest = tl.load(own + 1, is_there, 0.0).to(tl.float32)
+        steps = (packed.to(tl.int32) >> (group % 2 * 4)[None, :]) & 15
+        own = scales + heads * (4 + 2 * groups)
+        largest = own.to(tl.pointer_type(tl.float16))
+        step_unit = tl.load(largest, is_token, 0.0).to(tl.float32) * (1 / 127)
+        lowest_unit = tl.load(largest + 1, is_token, 0.0).to(tl.float32) * (1 / 127)
+        shares = (own + 4)[:, None] + group[None, :]
+        step = tl.load(shares, is_there, 0).to(tl.float32) * step_unit[:, None]
+        lowest = tl.load(shares + groups, is_there, 0).to(tl.float32) * lowest_unit[:, None]
         rows = steps.to(tl.float32) * step + lowest
     elif HAS_SCALES:
         there = numbers + (heads * HEAD_DIM)[:, None] + dims[None, :]
@@ -261,12 +267,12 @@ def _attend_tile(  # noqa: PLR0913, PLR0915, PLR0917
         block = tl.load(own_table + tokens // BLOCK_SIZE, is_token, 0)
         slots = block.to(tl.int64) * BLOCK_SIZE + tokens % BLOCK_SIZE
         cached_heads = slots * num_kv_heads + kv_head
-        is_there = is_token[:, None] & is_dim[None, :]
         k = _load_cached(
-            keys, key_scales, cached_heads, dims, is_there, HEAD_DIM, HAS_SCALES, INT4_GROUP
+            keys, key_scales, cached_heads, dims, is_token, is_dim, HEAD_DIM, HAS_SCALES, INT4_GROUP
         ).to(q.dtype)
         v = _load_cached(
-            values, value_scales, cached_heads, dims, is_there, HEAD_DIM, HAS_SCALES, INT4_GROUP
+            values, value_scales, cached_heads, dims, is_token, is_dim, HEAD_DIM, HAS_SCALES,
+            INT4_GROUP,
         ).to(q.dtype)
         scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
         if HAS_SCALES:

@@ -1,0 +1,36 @@
+// The steps and lowests of a head of nibbles in the cache.
+//
+// Owns   their layout: two float16, a head's largest step and its lowest of the largest magnitude;
+//        then for each group its step as 127ths of the first, and then its lowest of the second.
+#pragma once
+
+#include <cstring>
+
+#include "integer_rows.hpp"
+
+namespace minigpt4 {
+namespace MINIGPT4_LEVEL {
+
+constexpr float kShare = 1.0f / 127;
+constexpr int64_t kMostGroups = 128;
+constexpr int64_t group_scale_bytes(int64_t groups) { return 4 + 2 * groups; }
+
+struct GroupUnits {
+  float step, lowest;  // What a group's shares are multiplied by.
+};
+
+// Shares: the steps of all groups of a head, then their lowests.
+MINIGPT4_INLINE GroupUnits load_group_scales(const uint8_t* scales, int64_t groups, int64_t head,
+                                             float* shares) {
+  const uint8_t* own = scales + head * group_scale_bytes(groups);
+  uint16_t largest[2];
+  std::memcpy(largest, own, 4);
+  const auto* bytes = reinterpret_cast<const int8_t*>(own + 4);
+  int64_t i = 0;
+  for (; i + kLanes <= 2 * groups; i += kLanes) store(shares + i, load_int8(bytes + i));
+  for (; i < 2 * groups; ++i) shares[i] = bytes[i];
+  return {kShare * widen_float16(largest[0]), kShare * widen_float16(largest[1])};
+}
+
+}  // namespace MINIGPT4_LEVEL
+}  // namespace minigpt4
