@@ -210,11 +210,19 @@ def _attend_rounded(name: str, language: Llama) -> Attend:
         # (T, heads, dim): a channel's tokens side by side, in whole groups.
         channels = keys.permute(1, 2, 0)
         padded = functional.pad(channels, (0, -len(keys) % 32), mode="replicate")
-        return kept.as_read(padded, _kept(name))[..., : len(keys)].permute(2, 0, 1)
+        return _round_groups(padded, 32)[..., : len(keys)].permute(2, 0, 1)
 
     return lambda layer, q, k, v: attend(
         layer, q, round_keys(layer, k), kept.as_read(v, _kept(name))
     )
+
+
+def _round_groups(rows: Tensor, size: int) -> Tensor:
+    """15 steps for each group of the last dimension; a step and a lowest are float16."""
+    groups = rows.unflatten(-1, (-1, size))
+    lowest, highest = (side.half().float() for side in groups.aminmax(dim=-1, keepdim=True))
+    step = ((highest - lowest) / 15).half().float().clamp(min=torch.finfo(torch.float32).tiny)
+    return (lowest + step * ((groups - lowest) / step).round().clamp(0, 15)).flatten(-2)
 
 
 def _widen(language: Llama) -> Llama:

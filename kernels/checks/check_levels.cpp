@@ -292,13 +292,13 @@ double widened(uint16_t bits) {
 double group_step(const uint8_t* scales, int group) {
   uint16_t largest;
   std::memcpy(&largest, scales, 2);
-  return widened(largest) / 127 * scales[4 + group];
+  return widened(largest) / 128 * scales[4 + group];
 }
 
 double group_lowest(const uint8_t* scales, int groups, int group) {
   uint16_t largest;
   std::memcpy(&largest, scales + 2, 2);
-  return widened(largest) / 127 * static_cast<int8_t>(scales[4 + groups + group]);
+  return widened(largest) / 128 * static_cast<int8_t>(scales[4 + groups + group]);
 }
 
 // What the number `at` of a head is read as.

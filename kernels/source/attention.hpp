@@ -46,6 +46,7 @@ void add_some(float* y, const float* weights, int64_t count, int64_t dim, LoadSo
 // them lie between a head and the same of the next token. `add` may change the weights.
 template <Number type>
 struct CachedFloats {
+  static constexpr int64_t kTokensAtOnce = 4;
   const void* numbers;
   int64_t dim;
 
@@ -75,7 +76,9 @@ struct CachedFloats {
     return sum(MINIGPT4_LEVEL::add(first, second)) + rest;
   }
 
+  const void* scales = nullptr;
   int64_t bytes_per_head() const { return dim * (type == Number::float32 ? 4 : 2); }
+  int64_t scale_bytes_per_head() const { return 0; }
 
   void add(float* y, float* weights, int64_t count, int64_t head, int64_t stride) const {
     add_some(y, weights, count, dim, [&](int64_t t, int64_t i) MINIGPT4_LAMBDA {
@@ -91,6 +94,7 @@ struct CachedFloats {
 
 // Bytes with one float32 scale for each head.
 struct CachedInt8 {
+  static constexpr int64_t kTokensAtOnce = 8;
   const int8_t* numbers;
   const float* scales;
   int64_t dim;
@@ -117,6 +121,7 @@ struct CachedInt8 {
   }
 
   int64_t bytes_per_head() const { return dim; }
+  int64_t scale_bytes_per_head() const { return sizeof(float); }
 
   void add(float* y, float* weights, int64_t count, int64_t head, int64_t stride) const {
     const int8_t* own = numbers + head * dim;
@@ -133,6 +138,7 @@ struct CachedInt8 {
 // Nibbles in groups, each with a step and a lowest. A byte has a number of one group in its low bits,
 // and that of the same place in the next group.
 struct CachedInt4 {
+  static constexpr int64_t kTokensAtOnce = 16;
   const uint8_t* numbers;
   const uint8_t* scales;
   int64_t dim, group, groups;
@@ -175,18 +181,9 @@ struct CachedInt4 {
   }
 
   int64_t bytes_per_head() const { return dim / 2; }
+  int64_t scale_bytes_per_head() const { return group_scale_bytes(groups); }
 
   void add(float* y, float* weights, int64_t count, int64_t head, int64_t stride) const {
-    for (int64_t t = 0; t < count; t += kTokensAtOnce) {
-      add_few(y, weights + t, std::min(kTokensAtOnce, count - t), head + t * stride, stride);
-    }
-  }
-
- private:
-  static constexpr int64_t kTokensAtOnce = 16;
-
-  // Sums stay in registers while the tokens go by.
-  void add_few(float* y, const float* weights, int64_t count, int64_t head, int64_t stride) const {
     float shares[kTokensAtOnce * 2 * kMostGroups], lowests[kMostGroups];
     std::fill_n(lowests, groups, 0.0f);
     for (int64_t t = 0; t < count; ++t) {
@@ -298,13 +295,7 @@ class AttendingParts {
     load_row(a_.q, sequence * heads * dim, heads * dim, q);
     for (int64_t i = 0; i < heads * dim; ++i) q[i] *= a_.scale;
     for (int64_t h = 0; h < heads; ++h) keys_.sum_up(q + h * dim, sums + h * num_sums);
-    each_block(keys_, sequence, first, count, [&](int64_t h, int64_t t, int64_t some,
-                                                  int64_t head) {
-      float* own = scores + h * count + t;
-      for (int64_t i = 0; i < some; ++i) {
-        own[i] = keys_.dot(q + h * dim, sums + h * num_sums, head + i * a_.key_heads);
-      }
-    });
+    score(q, sums, scores, sequence, first, count);
     for (int64_t h = 0; h < heads; ++h) {
       const int64_t place = part * heads + h;
       std::tie(parts_.largest[place], parts_.totals[place]) =
@@ -312,38 +303,58 @@ class AttendingParts {
     }
     float* y = parts_.values + part * heads * dim;
     std::memset(y, 0, heads * dim * sizeof(float));
-    each_block(values_, sequence, first, count, [&](int64_t h, int64_t t, int64_t some,
-                                                    int64_t head) {
-      values_.add(y + h * dim, scores + h * count + t, some, head, a_.key_heads);
-    });
+    mix(y, scores, sequence, first, count);
   }
 
-  // take(h, t, some, head): for each block of the `count` tokens from `first` on, and each head of
-  // it, `some` tokens from first + t on, the first of which has its keys or values at `head`.
-  template <class Take>
-  void each_block(const Cached& side, int64_t sequence, int64_t first, int64_t count,
-                  const Take& take) const {
-    const int64_t shares = a_.heads / a_.key_heads, block_heads = a_.block_size * a_.key_heads;
+  // Token by token with all heads, since a token's keys lie side by side.
+  void score(const float* q, const float* sums, float* scores, int64_t sequence, int64_t first,
+             int64_t count) const {
+    const int64_t shares = a_.heads / a_.key_heads, num_sums = Cached::sums_per_head(a_);
     const int32_t* table = a_.table + a_.table_rows[sequence] * a_.table_width;
     const int32_t* block = table + first / a_.block_size;
     for (int64_t t = 0; t < count; t += a_.block_size, ++block) {
       const int64_t some = std::min(a_.block_size, count - t);
-      const int64_t next = std::min(a_.block_size, count - t - some);
-      for (int64_t h = 0; h < a_.heads; ++h) {
-        const int64_t own = h / shares;
-        if (next > 0 && h % shares == 0) fetch(side, block[1] * block_heads + own, next);
-        take(h, t, some, block[0] * block_heads + own);
+      for (int64_t i = 0; i < some; ++i) {
+        const int64_t head = (block[0] * a_.block_size + i) * a_.key_heads;
+        if (t + some < count) fetch(keys_, (block[1] * a_.block_size + i) * a_.key_heads, a_.key_heads);
+        for (int64_t h = 0; h < a_.heads; ++h) {
+          scores[h * count + t + i] =
+              keys_.dot(q + h * a_.head_dim, sums + h * num_sums, head + h / shares);
+        }
       }
     }
   }
 
+  // A few tokens at once, so that sums are in registers for as long.
+  void mix(float* y, float* scores, int64_t sequence, int64_t first, int64_t count) const {
+    const int64_t shares = a_.heads / a_.key_heads;
+    const int32_t* table = a_.table + a_.table_rows[sequence] * a_.table_width;
+    for (int64_t t = 0, some = 0; t < count; t += some) {
+      const int64_t in_block = (first + t) % a_.block_size;
+      some = std::min({Cached::kTokensAtOnce, a_.block_size - in_block, count - t});
+      const int64_t head = slot_of(table, first + t) * a_.key_heads;
+      const int64_t next = t + some < count ? slot_of(table, first + t + some) * a_.key_heads : -1;
+      for (int64_t h = 0; h < a_.heads; ++h) {
+        if (next >= 0 && h % shares == 0) fetch(values_, next + h / shares * some, some);
+        values_.add(y + h * a_.head_dim, scores + h * count + t, some, head + h / shares,
+                    a_.key_heads);
+      }
+    }
+  }
+
+  int64_t slot_of(const int32_t* table, int64_t token) const {
+    return int64_t{table[token / a_.block_size]} * a_.block_size + token % a_.block_size;
+  }
+
   // Processors do not see which block comes next.
   void fetch(const Cached& side, int64_t head, int64_t count) const {
-    const int64_t bytes = side.bytes_per_head();
-    const auto* numbers = reinterpret_cast<const uint8_t*>(side.numbers) + head * bytes;
-    for (int64_t t = 0; t < count; ++t, numbers += a_.key_heads * bytes) {
-      for (int64_t i = 0; i < bytes; i += 64) prefetch(numbers + i);
-    }
+    fetch(side.numbers, side.bytes_per_head(), head, count);
+    fetch(side.scales, side.scale_bytes_per_head(), head, count);
+  }
+
+  static void fetch(const void* start, int64_t head_bytes, int64_t head, int64_t count) {
+    const auto* own = static_cast<const uint8_t*>(start) + head * head_bytes;
+    for (int64_t i = 0; i < count * head_bytes; i += 64) prefetch(own + i);
   }
 
   const Attention& a_;

@@ -66,14 +66,15 @@ inline void write_int4(const float* row, int64_t dim, int64_t groups, uint8_t* n
   float units[2];
   for (int side = 0; side < 2; ++side) {
     narrow[side] =
-        narrow_float16(is_broken ? std::numeric_limits<float>::quiet_NaN() : largest[side]);
+        narrow_float16(is_broken ? std::numeric_limits<float>::quiet_NaN()
+                                 : largest[side] * (1 / (kShare * kMostShare)));
     units[side] = kShare * widen_float16(narrow[side]);
   }
   std::memcpy(scales, narrow, 4);
   auto* shares = reinterpret_cast<int8_t*>(scales + 4);
   for (int64_t i = 0; i < 2 * groups; ++i) {
     const float unit = std::max(units[i / groups], kLeastDivisor);
-    shares[i] = static_cast<int8_t>(to_whole(is_broken ? 0 : wanted[i] / unit, 127));
+    shares[i] = static_cast<int8_t>(to_whole(is_broken ? 0 : wanted[i] / unit, kMostShare));
   }
   const auto steps = [&](int64_t g, int64_t i) {
     const float step = units[0] * shares[g], start = units[1] * shares[groups + g];

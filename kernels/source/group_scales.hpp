@@ -1,7 +1,9 @@
 // The steps and lowests of a head of nibbles in the cache.
 //
-// Owns   their layout: two float16, a head's largest step and its lowest of the largest magnitude;
-//        then for each group its step as 127ths of the first, and then its lowest of the second.
+// Owns   their layout: two float16, 128/127 of a head's largest step and of its largest lowest by
+//        magnitude; then for each group its step as 128ths of the first, then its lowest of the second.
+//
+// The product of a share and its unit is exact, so that it may be fused with a sum.
 #pragma once
 
 #include <cstring>
@@ -11,7 +13,7 @@
 namespace minigpt4 {
 namespace MINIGPT4_LEVEL {
 
-constexpr float kShare = 1.0f / 127;
+constexpr float kShare = 1.0f / 128, kMostShare = 127;
 constexpr int64_t kMostGroups = 128;
 constexpr int64_t group_scale_bytes(int64_t groups) { return 4 + 2 * groups; }
 

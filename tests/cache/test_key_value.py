@@ -144,8 +144,9 @@ def test_the_example_of_the_docs():
     assert float(scale) == pytest.approx(0.01)
     packed, scales = Int4Cache.pack(torch.tensor([key]))
     assert [*(packed[0] & 15).tolist(), *(packed[0] >> 4).tolist()] == int4
-    assert packed[0].tolist() == [106, 112, 248, 60]
-    assert scales.flatten().tolist() == pytest.approx([0.1514, -1.0], abs=1e-4)
+    assert packed[0].tolist() == [77, 80, 251, 15]
+    assert scales[0, :4].view(torch.float16).tolist() == pytest.approx([0.1256, 1.0078], abs=1e-4)
+    assert scales[0, 4:].tolist() == [119, 127, -127, -76]
     for cache, parts, read in ((Int8Cache, (numbers, scale), int8_read),
                                (Int4Cache, (packed, scales), int4_read)):  # fmt: skip
         assert [round(number, 2) for number in cache.unpack(*parts)[0].tolist()] == read
@@ -162,8 +163,7 @@ def test_the_centre_of_the_docs():
     found = Int4Cache.find_centre(first, mean)
     for shown, is_shown in ((difference, first - mean), (rounded, first - found), (centre, found)):
         torch.testing.assert_close(shown, is_shown, atol=0.005, rtol=0)
-    packed, _ = Int4Cache.pack(first - found)
-    assert [*(packed & 15).tolist(), *(packed >> 4).tolist()] == [0, 11, 8, 15]
+    assert torch.equal(Int4Cache.as_read(first - found, "int4"), first - found)
 
 
 def test_halves_answer_alike():

@@ -280,9 +280,10 @@ class Int4Cache(QuantisedCache):
     A group is of 16 neighbours, or fewer where these do not divide half a head. A byte holds a
     number of one group in its low bits, and that of the same place in the next group.
 
-    The scales of a head are two float16, its largest step and its largest lowest by magnitude; and
-    behind these two bytes for each group, its step and its lowest as 127ths of them: first all
-    steps (cf. the scales of llama.cpp's k-quants).
+    The scales of a head are two float16, 128/127 of its largest step and of its largest lowest by
+    magnitude; and behind these two bytes for each group, its step and its lowest as 128ths of them:
+    first all steps (cf. the scales of llama.cpp's k-quants). A float32 holds each product exactly,
+    so that kernels find the same numbers whether they fuse it with a sum or not.
     """
 
     number_dtype = torch.uint8
@@ -299,7 +300,7 @@ class Int4Cache(QuantisedCache):
         groups = rows.unflatten(-1, (-1, int4_group(rows.shape[-1])))
         lowest, highest = groups.aminmax(dim=-1)
         wanted = torch.stack(((highest - lowest) / 15, lowest), -2)
-        largest = wanted.abs().amax(-1).half()
+        largest = (wanted.abs().amax(-1) * (128 / 127)).half()
         shares = wanted / cls._units(largest).clamp(min=_SMALLEST)
         # What is no number has a largest that is none, and is read so.
         shares = shares.nan_to_num_(0).round_().clamp_(-127, 127).to(torch.int8)
@@ -322,7 +323,7 @@ class Int4Cache(QuantisedCache):
 
     @classmethod
     def _units(cls, largest: Tensor) -> Tensor:
-        return largest.float()[..., None] * (1 / 127)
+        return largest.float()[..., None] / 128
 
     @classmethod
     def _scales(cls, largest: Tensor, shares: Tensor) -> tuple[Tensor, Tensor]:

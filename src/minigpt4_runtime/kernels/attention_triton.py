@@ -190,8 +190,8 @@ def _load_cached(  # noqa: PLR0917
         steps = (packed.to(tl.int32) >> (group % 2 * 4)[None, :]) & 15
         own = scales + heads * (4 + 2 * groups)
         largest = own.to(tl.pointer_type(tl.float16))
-        step_unit = tl.load(largest, is_token, 0.0).to(tl.float32) * (1 / 127)
-        lowest_unit = tl.load(largest + 1, is_token, 0.0).to(tl.float32) * (1 / 127)
+        step_unit = tl.load(largest, is_token, 0.0).to(tl.float32) / 128
+        lowest_unit = tl.load(largest + 1, is_token, 0.0).to(tl.float32) / 128
         shares = (own + 4)[:, None] + group[None, :]
         step = tl.load(shares, is_there, 0).to(tl.float32) * step_unit[:, None]
         lowest = tl.load(shares + groups, is_there, 0).to(tl.float32) * lowest_unit[:, None]
