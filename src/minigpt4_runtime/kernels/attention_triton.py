@@ -2,8 +2,8 @@
 
 Owns   the kernels, the division of a step's rows into tiles, and of long contexts into shares.
 Takes  packed rows, the cache and the batch; gives attended rows.
-Never  copies or widens keys, nor asks the GPU for anything while it attends. What it launches for
-       rows that decode depends on no length, so that a graph can hold it.
+Never  copies or widens keys, nor waits for the GPU. What it launches for rows that decode depends
+       on no length, so that a graph can hold it.
 
 A tile is some rows of one sequence with all query heads of one key/value head. A step in which
 each sequence has one row takes tiles of one row. In any other step such rows take the wide tiles of
@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from contextlib import nullcontext
 from functools import cache as once
 from typing import TYPE_CHECKING, ClassVar
 
@@ -30,8 +29,10 @@ from minigpt4_runtime.cache.key_value import (
     Int4Cache,
     Int8Cache,
 )
+from minigpt4_runtime.cache.sending import send
 from minigpt4_runtime.cache.sizes import int4_group
 from minigpt4_runtime.kernels.contracts import KernelLimits, SequenceRows, StepBatch
+from minigpt4_runtime.kernels.launching import on_device_of
 from minigpt4_runtime.model.llama import Attend
 from minigpt4_runtime.optional import require
 
@@ -60,8 +61,6 @@ class TritonAttention:
 
     def __init__(self, cache: FloatCache | Int8Cache | Int4Cache | Fp8Cache) -> None:
         self._cache = cache
-        device = cache.device
-        self._is_current = device.type == "cpu" or device.index == torch.cuda.current_device()
 
     def __call__(self, batch: StepBatch) -> Attend:
         """See `AttentionKernel`. For rows that decode, the GPU alone reads how long they are."""
@@ -77,7 +76,7 @@ class TritonAttention:
             if is_decode:
                 return batch.lengths
             tiles = _cut_into_tiles(sequences, max(1, _WIDE_SIDE // group))
-            return torch.tensor(tiles, dtype=torch.int32, device=cache.device)
+            return send(torch.tensor(tiles, dtype=torch.int32), cache.device)
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             cache.write(layer, batch.slots, k, v)
@@ -90,8 +89,7 @@ class TritonAttention:
             if num_shares > 1:
                 mixed = q.new_empty(len(q), num_shares, *q.shape[1:], dtype=torch.float32)
                 log_totals = q.new_empty(mixed.shape[:3], dtype=torch.float32)
-            # Triton launches on the current device, wherever the tensors are.
-            with nullcontext() if self._is_current else torch.cuda.device(q.device):
+            with on_device_of(q):
                 _attend_tile[grid](
                     q, *self._sides(layer), tiles, batch.table_rows, batch.block_table, mixed,
                     log_totals, table_width, q.shape[2] ** -0.5 * math.log2(math.e),
