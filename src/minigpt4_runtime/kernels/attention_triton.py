@@ -30,10 +30,16 @@ from minigpt4_runtime.cache.key_value import (
     Int8Cache,
 )
 from minigpt4_runtime.cache.sending import send
-from minigpt4_runtime.cache.sizes import int4_group
+from minigpt4_runtime.kernels.cache_write_triton import (
+    TritonCache,
+    format_of,
+    sides_of,
+    turn_and_write,
+)
 from minigpt4_runtime.kernels.contracts import KernelLimits, SequenceRows, StepBatch
 from minigpt4_runtime.kernels.launching import on_device_of
-from minigpt4_runtime.model.llama import Attend
+from minigpt4_runtime.model.llama import Attend, TurningAttend
+from minigpt4_runtime.model.rotary import Rotation
 from minigpt4_runtime.optional import require
 
 if TYPE_CHECKING:
@@ -59,7 +65,7 @@ class TritonAttention:
     limits: ClassVar = KernelLimits(formats=(FloatCache, Int8Cache, Int4Cache, Fp8Cache))
     is_capturable: ClassVar = True
 
-    def __init__(self, cache: FloatCache | Int8Cache | Int4Cache | Fp8Cache) -> None:
+    def __init__(self, cache: TritonCache) -> None:
         self._cache = cache
 
     def __call__(self, batch: StepBatch) -> Attend:
@@ -78,12 +84,14 @@ class TritonAttention:
             tiles = _cut_into_tiles(sequences, max(1, _WIDE_SIDE // group))
             return send(torch.tensor(tiles, dtype=torch.int32), cache.device)
 
-        def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            cache.write(layer, batch.slots, k, v)
+        def attend(
+            layer: int, q: Tensor, k: Tensor, v: Tensor, rotation: Rotation | None
+        ) -> Tensor:
+            q = turn_and_write(cache, layer, batch.slots, q, k, v, rotation)
             group = q.shape[1] // shape.num_heads
             tiles = tiles_of(group)
             grid = (len(tiles), shape.num_heads, _num_shares(len(tiles), most_tokens, shape))
-            q, num_shares = q.contiguous(), grid[2]
+            num_shares = grid[2]
             attended = torch.empty_like(q)
             mixed, log_totals = attended, attended
             if num_shares > 1:
@@ -91,10 +99,10 @@ class TritonAttention:
                 log_totals = q.new_empty(mixed.shape[:3], dtype=torch.float32)
             with on_device_of(q):
                 _attend_tile[grid](
-                    q, *self._sides(layer), tiles, batch.table_rows, batch.block_table, mixed,
+                    q, *sides_of(cache, layer), tiles, batch.table_rows, batch.block_table, mixed,
                     log_totals, table_width, q.shape[2] ** -0.5 * math.log2(math.e),
                     **_sizes(shape, group, q.dtype, is_decode=is_decode),
-                    **_format_of(cache), IS_SHARED=num_shares > 1,
+                    **format_of(cache), IS_SHARED=num_shares > 1,
                     num_warps=4 if is_decode else 8, num_stages=2,
                 )  # fmt: skip
                 if num_shares > 1:
@@ -104,16 +112,7 @@ class TritonAttention:
                     )  # fmt: skip
             return attended
 
-        return attend
-
-    def _sides(self, layer: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """A layer's keys and values, and the scales of both, which floats do not have."""
-        cache = self._cache
-        if isinstance(cache, FloatCache):
-            keys, values = cache.keys[layer], cache.values[layer]
-            return keys, values, keys, values
-        (keys, values), (key_scales, value_scales) = cache.numbers[layer], cache.scales[layer]
-        return keys, values, key_scales, value_scales
+        return TurningAttend(attend)
 
 
 def _cut_into_tiles(
@@ -154,14 +153,6 @@ def _sizes(shape: CacheShape, group: int, dtype: torch.dtype, *, is_decode: bool
         "KEYS": 32 if is_decode or dtype == torch.float32 else 64,
         "MIN_SHARE": _MIN_SHARE,
         "IS_DECODE": is_decode,
-    }
-
-
-def _format_of(cache: FloatCache | Int8Cache | Int4Cache | Fp8Cache) -> dict[str, bool | int]:
-    """What the kernel is compiled for: how it reads this cache."""
-    return {
-        "HAS_SCALES": not isinstance(cache, FloatCache | Int4Cache),
-        "INT4_GROUP": int4_group(cache.shape.head_dim) if isinstance(cache, Int4Cache) else 0,
     }
 
 
