@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,8 @@ from golden_cases import GOLDENS, SEARCHES, Golden, assert_same_ids, searches_of
 
 from minigpt4_runtime import Message, MiniGPT4, SamplingParams, follow, image
 from minigpt4_runtime.cli.main import run
+from minigpt4_runtime.devices.cpu import CpuBackend
+from minigpt4_runtime.devices.group import TorchGroup
 from minigpt4_runtime.errors import ConfigError, RankLostError
 from minigpt4_runtime.quantise.choice import QuantisePlan
 from minigpt4_runtime.quantise.quantise import quantise
@@ -90,9 +93,24 @@ def wait_until(is_so):
 # --- the same answers, until a rank is lost -----------------------------------------------------
 
 
-@pytest.mark.parametrize(("name", "size"), [("vicuna", 2), ("llama2", 4), ("minigptv2", 2)])
-def test_the_original_s_answers_until_a_rank_is_killed(golden_model_dir, name, size):
-    alone = load(golden_model_dir(name))
+@pytest.mark.parametrize(
+    ("name", "size", "runs_ahead"),
+    [("vicuna", 2, False), ("llama2", 4, True), ("minigptv2", 2, True)],
+)
+def test_the_original_s_answers_until_a_rank_is_killed(
+    golden_model_dir, monkeypatch, name, size, runs_ahead
+):
+    """Ahead: steps are launched before the ids are read that the last ones have chosen."""
+    alone, num_spread = load(golden_model_dir(name)), 0
+    spread = TorchGroup.spread
+
+    def count(group, numbers):
+        nonlocal num_spread
+        num_spread += 1
+        return spread(group, numbers)
+
+    monkeypatch.setattr(TorchGroup, "spread", count)
+    monkeypatch.setattr(CpuBackend, "facts", replace(CpuBackend.facts, runs_ahead=runs_ahead))
     with load(golden_model_dir(name), tensor_parallel=size) as model:
         golden = Golden(GOLDENS / name, model)
         assert model.tensor_parallel == size
@@ -102,6 +120,7 @@ def test_the_original_s_answers_until_a_rank_is_killed(golden_model_dir, name, s
             (model.submit(golden.question(case), golden.sampling(**SEARCHES[search])), ids)
             for case in golden.cases("single")
             for search, ids in searches_of(case)
+            if not (runs_ahead and search.startswith("beam"))  # They are read at once.
         ]
         for ticket, ids in tickets:
             *_, last = ticket
@@ -109,6 +128,7 @@ def test_the_original_s_answers_until_a_rank_is_killed(golden_model_dir, name, s
         question = golden.question(golden.cases("single")[0])
         assert model.chat(question, SAMPLED) == alone.chat(question, SAMPLED)
         assert model.probe.traffic().num_bytes > 0
+        assert (num_spread > SAMPLED.max_new_tokens) == runs_ahead
         if size == 2:  # One that has nothing to do is killed, or one of several at work.
             os.kill(pids[0], signal.SIGKILL)
             with pytest.raises(RankLostError, match=r"Rank 1 of 2 ended with status -9\. Load"):

@@ -98,8 +98,7 @@ class LoadedModel:
             bos_id=self.tokenizer.bos_id,
             eos_id=self.tokenizer.eos_id,
             has_float64=self.backend.facts.has_float64,
-            # Only the leader knows the ids that a step has chosen.
-            runs_ahead=self.backend.facts.runs_ahead and self.ranks.size == 1,
+            runs_ahead=self.backend.facts.runs_ahead,
         )
         self.engine_config = config
         self.key_centre = runner.key_centre

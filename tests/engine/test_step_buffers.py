@@ -166,6 +166,16 @@ def test_a_plan_is_sent_whole(data):
         (each.token_ids, each.new_blocks) for each in plan.slices
     ]
     assert [each.is_sampled for each in sent.slices] == [each.is_sampled for each in plan.slices]
+    assert [each.choice for each in sent.slices] == [each.choice for each in plan.slices]
+    assert not plan.has_unknown_ids
+
+
+def test_what_is_not_known_yet_is_sent_as_such():
+    plan = StepPlan(
+        (Slice(-1, 0, 3, (UNKNOWN_ID,), 0, 0, (4,), choice=0), Slice(-1, 0, 0, (5,), 1, 0, ()))
+    )
+    assert StepPlan.decode(plan.encode()) == plan
+    assert plan.has_unknown_ids
 
 
 def test_a_message_does_not_grow_with_the_context():

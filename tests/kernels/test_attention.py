@@ -17,6 +17,7 @@ from step_batches import Cached, batch_of, draw, lay_out, slots_before
 from torch import Tensor
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
+from triton_cases import mend_rounding, skip_unless_interpreted
 
 from minigpt4_runtime.cache.key_value import FloatCache
 from minigpt4_runtime.devices.cuda import CudaBackend
@@ -75,17 +76,12 @@ def kernel(request, monkeypatch) -> Kernel:
     name, device, dtype = request.param
     if (name, device) == ("triton", "cpu"):
         skip_unless_interpreted()
+        mend_rounding(monkeypatch)
     if name == "native":
         pytest.importorskip("minigpt4_kernels", reason="the CPU kernels are not built")
     if (name, device) == ("npu", "cpu"):
         monkeypatch.setitem(sys.modules, "torch_npu", stand_in_for_torch_npu())
     return Kernel(name, attention_kernel(name), device, dtype)
-
-
-def skip_unless_interpreted():
-    pytest.importorskip("triton", reason="triton is not installed")
-    if os.environ.get("TRITON_INTERPRET") != "1":
-        pytest.skip("TRITON_INTERPRET is not set: here Triton's kernels run on the GPU")
 
 
 def stand_in_for_torch_npu(chip=220):

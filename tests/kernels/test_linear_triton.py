@@ -1,5 +1,7 @@
 """Products on CUDA: Triton's kernels against the formats' own products, which define correct."""
 
+from functools import partial
+
 import pytest
 import torch
 from triton_cases import PLACES, run_compiler, skip_unless_interpreted
@@ -54,10 +56,10 @@ def moved(parts, device):
     return {name: part.to(device) for name, part in parts.items()}
 
 
-def assert_close(found, wanted, dtype, rows):
+def assert_close(found, wanted, dtype, rows, tolerance=None):
     assert (found.dtype, found.shape) == (dtype, wanted.shape)
     size = wanted.abs() + rows.float().norm(dim=-1, keepdim=True)
-    assert ((found.float().cpu() - wanted).abs() <= TOLERANCE[dtype] * size).all()
+    assert ((found.float().cpu() - wanted).abs() <= (tolerance or TOLERANCE[dtype]) * size).all()
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -112,25 +114,38 @@ def test_a_row_without_numbers_leaves_others_alone(device, name, num_rows, wrong
 
 
 def test_many_rows_of_8_bits_are_summed_as_whole_numbers(device, monkeypatch):
-    """Where all of a row has one scale, also of a 2:4 weight, and torch takes the sizes."""
+    """By torch where all of a row has one scale, also of a 2:4 weight, if it takes the sizes.
+
+    By Triton elsewhere, but for groups of 32.
+    """
     calls = []
-    multiply = torch._int_mm
+    by_torch, by_triton = torch._int_mm, triton_products().multiply_whole
 
-    def count(rows, matrix):
-        assert rows.dtype is matrix.dtype is torch.int8
-        calls.append(rows.shape)
-        return multiply(rows, matrix)
+    def count(way, multiply, rows, *more):
+        assert rows.dtype is torch.int8
+        calls.append(way)
+        return multiply(rows, *more)
 
-    monkeypatch.setattr(torch, "_int_mm", count)
+    monkeypatch.setattr(torch, "_int_mm", partial(count, "torch", by_torch))
+    triton = partial(count, "Triton", by_triton)
+    monkeypatch.setattr(triton_products(), "multiply_whole", triton)
     monkeypatch.setattr(triton_products(), "FEW_ROWS", FEW_ROWS)
-    cases = [("w8a8", 72), ("w8a8-sparse24", 72), ("w8a8", 71), ("w8a8-asymmetric", 72),
-             ("w8a8-g32", 72), ("w8a16", 72)]  # fmt: skip
-    for name, num_outputs in cases:
-        chosen, rows, parts, _, _ = draw_case(
-            name, 20, torch.float16, seed=0, num_outputs=num_outputs
+    cases = [
+        ("w8a8", 72, "torch"), ("w8a8-sparse24", 72, "torch"), ("w8a8", 71, "Triton"),
+        ("w8a8-sparse24", 71, "Triton"), ("w8a8-asymmetric", 72, None),
+        ("w8a8-g64", 72, "Triton"), ("w8a8-g128-asymmetric", 72, None),
+        ("w4a8-g64-asymmetric", 72, "Triton"),
+        ("w8a8-g32", 72, None), ("w4a8-g32", 72, None), ("w8a16", 72, None),
+    ]  # fmt: skip
+    for name, num_outputs, way in cases:
+        calls.clear()
+        chosen, rows, parts, bias, wanted = draw_case(
+            name, 20, torch.float16, seed=1, num_outputs=num_outputs
         )
-        kernel_for(chosen)(rows.to(device), moved(parts, device), None)
-    assert calls == [(20, 384)] * 2
+        found = kernel_for(chosen)(rows.to(device), moved(parts, device), bias.to(device))
+        assert calls == [way] * (way is not None)
+        # Whole sums are exact: nothing is rounded but the result.
+        assert_close(found, wanted, torch.float16, rows, 1e-3 if way else None)
 
 
 def test_rows_are_rounded_as_the_formats_do(device):
@@ -143,9 +158,10 @@ def test_rows_are_rounded_as_the_formats_do(device):
         wanted = rounding.round_rows(rows, group_size or 96)
         found = rounding_triton.round_rows(rows.to(device), group_size)
         assert torch.allclose(found.cpu(), wanted, rtol=1e-5, atol=1e-7)
-    whole, scales = rounding_triton.round_to_int8(rows.to(device))
-    wanted = rounding.round_rows(rows, 96)
-    assert torch.allclose(whole.cpu() * scales.cpu()[:, None], wanted, rtol=1e-5, atol=1e-7)
+        whole, scales = rounding_triton.round_to_int8(rows.to(device), group_size)
+        assert scales.shape == (5, 96 // (group_size or 96))
+        found = (whole.view(*scales.shape, -1) * scales[..., None]).view(5, 96)
+        assert torch.allclose(found.cpu(), wanted, rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.gpu
@@ -207,6 +223,7 @@ COMPILE = """
 import torch
 from minigpt4_runtime.kernels.integer_triton import _multiply_few, _widen, few_sizes, widen_sizes
 from minigpt4_runtime.kernels.rounding_triton import _round_rows, _scale_sums, rounding_sizes
+from minigpt4_runtime.kernels.whole_triton import _multiply_whole, whole_sizes
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 NUMBERS = {"int8": "*i8", "int4": "*i32", "sparse24": "*i16"}
@@ -246,6 +263,13 @@ types = types_of("fp16", "int8", None)
 compile_for(80, _round_rows, types, rounding_sizes(11008, 32) | {"scales": None})
 compile_for(90, _round_rows, types | {"rounded": "*i8"}, rounding_sizes(11008, None))
 compile_for(80, _scale_sums, types, {"OUTPUTS": 1024})
+
+for dtype, capability, group in (("fp16", 80, 128), ("bf16", 90, 64)):
+    types = types_of(dtype, "int8", group) | {"rows": "*i8", "matrix": "*i8"}
+    sizes = whole_sizes(group) | ({"bias": None} if group == 128 else {})
+    kernel = compile_for(capability, _multiply_whole, types, sizes)
+    assert kernel.metadata.shared <= 99 * 2**10, kernel.metadata.shared
+    assert "s8.s8" in kernel.asm["ptx"], "tensor cores do not multiply the whole numbers"
 """
 
 

@@ -4,13 +4,13 @@ Each kernel is held to the reference on the same cache, whose unwritten slots ar
 format to a cache of floats.
 """
 
-import os
 from dataclasses import dataclass, replace
 
 import pytest
 import torch
 from step_batches import Cached, batch_of, draw, lay_out, slots_before
 from torch import Tensor
+from triton_cases import mend_rounding, skip_unless_interpreted
 
 from minigpt4_runtime.cache.key_value import (
     CACHE_FORMATS,
@@ -87,14 +87,13 @@ def draw_step(lengths, *, heads=(4, 2), head_dim=32, block_size=4, seed=0, dtype
 
 
 @pytest.fixture(params=CASES, ids="-".join)
-def case(request):
+def case(request, monkeypatch):
     kernel, name = request.param
     if kernel == "native":
         pytest.importorskip("minigpt4_kernels", reason="the CPU kernels are not built")
     if kernel == "triton":
-        pytest.importorskip("triton", reason="triton is not installed")
-        if os.environ.get("TRITON_INTERPRET") != "1":
-            pytest.skip("TRITON_INTERPRET is not set: here Triton's kernels run on the GPU")
+        skip_unless_interpreted()
+        mend_rounding(monkeypatch)
     return attention_kernel(kernel), name
 
 

@@ -5,7 +5,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy
 import pytest
+import torch
 
 # Under Triton's interpreter, and on a GPU.
 PLACES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
@@ -27,6 +29,26 @@ def skip_unless_interpreted() -> None:
     pytest.importorskip("triton", reason="triton is not installed")
     if os.environ.get("TRITON_INTERPRET") != "1":
         pytest.skip("TRITON_INTERPRET is not set: here Triton's kernels run on the GPU")
+
+
+def mend_rounding(monkeypatch) -> None:
+    """Let Triton's interpreter round to bfloat16 and float8 as GPUs and torch do.
+
+    Its own way cuts bfloat16 off, and loses the carry of a float8 that rounds up to a power of two.
+    """
+    interpreter = pytest.importorskip("triton.runtime.interpreter", reason="no Triton here")
+    dtypes = {
+        "fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16,
+        "fp8e4nv": torch.float8_e4m3fn,
+    }  # fmt: skip
+    bits = {1: torch.uint8, 2: torch.int16, 4: torch.int32}
+
+    def convert(numbers, before, after, rounding_mode):
+        held = torch.from_numpy(numpy.ascontiguousarray(numbers)).view(dtypes[str(before)])
+        found = held.to(dtypes[str(after)])
+        return found.view(bits[found.itemsize]).numpy()
+
+    monkeypatch.setattr(interpreter, "_convert_float", convert)
 
 
 def run_compiler(program: str, cache_dir: Path) -> None:

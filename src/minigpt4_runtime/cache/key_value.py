@@ -15,6 +15,7 @@ from typing import ClassVar, Protocol, Self
 import torch
 from torch import Tensor
 
+from minigpt4_runtime.cache.sending import send
 from minigpt4_runtime.cache.sizes import head_bytes, int4_group
 from minigpt4_runtime.config import CacheDTypeName
 
@@ -60,7 +61,7 @@ class KeyValueCache(Protocol):
         """(S,) slots → the layer's keys and values there, each (S, heads, dim) floats."""
 
     def copy_blocks(self, sources: Sequence[int], targets: Sequence[int]) -> None:
-        """Copy whole blocks of all layers."""
+        """Copy whole blocks of all layers, without waiting for the device."""
 
     @classmethod
     def as_read(cls, rows: Tensor, dtype: CacheDTypeName) -> Tensor:
@@ -102,8 +103,7 @@ class FloatCache:
 
     def copy_blocks(self, sources: Sequence[int], targets: Sequence[int]) -> None:
         """See `KeyValueCache`."""
-        for side in (self.keys, self.values):
-            side[:, targets] = side[:, sources]
+        _copy((self.keys, self.values), 1, sources, targets)
 
     @classmethod
     def as_read(cls, rows: Tensor, dtype: CacheDTypeName) -> Tensor:
@@ -212,8 +212,7 @@ class QuantisedCache(ABC):
 
     def copy_blocks(self, sources: Sequence[int], targets: Sequence[int]) -> None:
         """See `KeyValueCache`."""
-        for side in (self.numbers.view(torch.uint8), self.scales):
-            side[:, :, targets] = side[:, :, sources]
+        _copy((self.numbers.view(torch.uint8), self.scales), 2, sources, targets)
 
     @classmethod
     def as_read(cls, rows: Tensor, dtype: CacheDTypeName) -> Tensor:  # noqa: ARG003
@@ -330,6 +329,15 @@ class Int4Cache(QuantisedCache):
         """(…, 2) and (…, 2, groups) → the step and the lowest of each group, (…, groups, 1)."""
         step, start = (cls._units(largest) * shares.float())[..., None].unbind(-3)
         return step, start
+
+
+def _copy(
+    sides: Sequence[Tensor], dim: int, sources: Sequence[int], targets: Sequence[int]
+) -> None:
+    """Copy the blocks `sources` to `targets` in each tensor, along `dim`."""
+    there = send(torch.tensor((sources, targets)), sides[0].device)
+    for side in sides:
+        side.index_copy_(dim, there[1], side.index_select(dim, there[0]))
 
 
 # A format for each EngineConfig.cache_dtype but "auto".

@@ -92,12 +92,15 @@ class Traffic:
 
 
 class ParallelGroup(Group, Protocol):
-    """Ranks that also pass messages, from the leader to all others."""
+    """Ranks that also pass messages and numbers, from the leader to all others."""
 
     traffic: Traffic
 
     def least(self, number: int) -> int:
         """The smallest of all ranks' numbers."""
+
+    def spread(self, numbers: Tensor) -> Tensor:
+        """The leader's numbers to all, in place; as rows go: the host waits on no accelerator."""
 
     def send(self, message: bytes) -> None:
         """Send a message to all others. For the leader."""

@@ -82,6 +82,11 @@ class TorchGroup:
         self._wait(rows, dist.all_gather(parts, rows, group=self._rows, async_op=True))
         return torch.cat(parts, dim=-1)
 
+    def spread(self, numbers: Tensor) -> Tensor:
+        """See `ParallelGroup`."""
+        self._wait(numbers, dist.broadcast(numbers, src=0, group=self._rows, async_op=True))
+        return numbers
+
     def least(self, number: int) -> int:
         """See `ParallelGroup`."""
         found = torch.tensor(number)

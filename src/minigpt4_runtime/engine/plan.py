@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import islice
 
 UNKNOWN_ID = -1  # In place of an id that the host has not read yet.
-_FIELDS = 7  # Numbers of a slice, before its ids and blocks.
+_FIELDS = 8  # Numbers of a slice, before its ids and blocks.
 
 
 @dataclass(frozen=True)
@@ -62,8 +62,13 @@ class StepPlan:
         """How many rows the language model computes."""
         return sum(len(each.token_ids) for each in self.slices)
 
+    @property
+    def has_unknown_ids(self) -> bool:
+        """Whether it goes on from choices of the step before that the host has not read."""
+        return any(each.choice is not None for each in self.slices)
+
     def encode(self) -> bytes:
-        """As whole numbers, for the other ranks: without images, choices and ids of sequences."""
+        """As whole numbers, for the other ranks: without images and ids of sequences."""
         numbers = array("i", (len(self.copies),))
         for copied in self.copies:
             numbers.extend(copied)
@@ -71,6 +76,7 @@ class StepPlan:
             numbers.extend((
                 each.branch, each.start, each.table_row, each.first_block, each.is_sampled,
                 len(each.token_ids), len(each.new_blocks),
+                -1 if each.choice is None else each.choice,
             ))  # fmt: skip
             numbers.extend(each.token_ids)
             numbers.extend(each.new_blocks)
@@ -83,9 +89,9 @@ class StepPlan:
         copies = tuple((next(numbers), next(numbers)) for _ in range(next(numbers)))
         slices = []
         while fields := tuple(islice(numbers, _FIELDS)):
-            branch, start, row, first_block, is_sampled, num_ids, num_blocks = fields
+            branch, start, row, first_block, is_sampled, num_ids, num_blocks, chosen = fields
             ids, blocks = tuple(islice(numbers, num_ids)), tuple(islice(numbers, num_blocks))
-            slices.append(
-                Slice(-1, branch, start, ids, row, first_block, blocks, (), bool(is_sampled))
-            )
+            choice = None if chosen < 0 else chosen
+            told = (branch, start, ids, row, first_block, blocks)
+            slices.append(Slice(-1, *told, is_sampled=bool(is_sampled), choice=choice))
         return cls(tuple(slices), copies)

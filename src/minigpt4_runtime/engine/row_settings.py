@@ -21,6 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from minigpt4_runtime.cache.sending import send
 from minigpt4_runtime.config import SamplingParams
 from minigpt4_runtime.engine.sequence import Branch, Sequence
 
@@ -96,7 +97,7 @@ def row_settings(
     drawn = [each for each in wants if each.params.temperature > 0]
     logprobs = [each.params.logprobs for each in wants]
     return RowSettings(
-        rows=_send(torch.tensor([each.row for each in wants]), device),
+        rows=send(torch.tensor([each.row for each in wants]), device),
         bias=_spots(map(_bias, wants), device),
         repetition=_spots((_repetition(each, bos_id) for each in wants), device),
         said=_spots(map(_said, wants), device),
@@ -119,7 +120,7 @@ def _lots(drawn: Many[Want], vocab_size: int, device: torch.device) -> Lots:
     for row, each in zip(exponentials, drawn, strict=True):
         row.exponential_(generator=generator_of(each.sequence))
     return Lots(
-        temperature=_send(_column([each.temperature for each in params]), device),
+        temperature=send(_column([each.temperature for each in params]), device),
         top_k=_limits([k or None for k in top_k], device),
         largest_top_k=max(top_k),
         dropped_share=_limits([1.0 - p.top_p if p.top_p < 1.0 else None for p in params], device),
@@ -134,15 +135,9 @@ def generator_of(sequence: Sequence) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(lot.digest()[:7], "little"))
 
 
-def _send(host: Tensor, device: torch.device) -> Tensor:
-    if device.type == "cpu":
-        return host
-    return host.pin_memory().to(device, non_blocking=True)
-
-
 def _where(are_meant: Many[bool], device: torch.device) -> Tensor | None:
     rows = [row for row, is_meant in enumerate(are_meant) if is_meant]
-    return _send(torch.tensor(rows), device) if rows else None
+    return send(torch.tensor(rows), device) if rows else None
 
 
 def _column(values: Many[float]) -> Tensor:
@@ -153,7 +148,7 @@ def _limits(values: Many[float | None], device: torch.device) -> Limits | None:
     rows = _where([value is not None for value in values], device)
     if rows is None:
         return None
-    return Limits(rows, _send(_column([value for value in values if value is not None]), device))
+    return Limits(rows, send(_column([value for value in values if value is not None]), device))
 
 
 def _guides(wants: Many[Want], device: torch.device) -> Limits | None:
@@ -161,7 +156,7 @@ def _guides(wants: Many[Want], device: torch.device) -> Limits | None:
     if rows is None:
         return None
     allowed = numpy.stack([each.allowed for each in wants if each.allowed is not None])
-    return Limits(rows, _send(torch.from_numpy(allowed), device))
+    return Limits(rows, send(torch.from_numpy(allowed), device))
 
 
 def _bias(want: Want) -> _Adjustment | None:
@@ -193,4 +188,4 @@ def _spots(changes: Iterable[_Adjustment | None], device: torch.device) -> Spots
     rows = torch.tensor([row for row, _, _ in found]).repeat_interleave(torch.tensor(counts))
     ids = numpy.fromiter(chain.from_iterable(ids for _, ids, _ in found), numpy.int64)
     values = torch.cat([values for _, _, values in found])
-    return Spots(*(_send(each, device) for each in (rows, torch.from_numpy(ids), values)))
+    return Spots(*(send(each, device) for each in (rows, torch.from_numpy(ids), values)))

@@ -130,6 +130,10 @@ class Runner:
         """See `QuantisedCache`."""
         return self._cache.key_centre if isinstance(self._cache, QuantisedCache) else None
 
+    def room_for_choices(self, count: int) -> Tensor:
+        """Where the choices of a step come to, from the rank that makes them: (count,) ids."""
+        return torch.empty(count, dtype=torch.int64, device=self._cache.device)
+
     @torch.inference_mode()
     def execute(
         self, plan: StepPlan, pixels: Mapping[str, Tensor], choices: Tensor | None = None

@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from minigpt4_runtime.cache.sending import send
 from minigpt4_runtime.config import EngineConfig
 from minigpt4_runtime.engine.plan import UNKNOWN_ID, Slice, StepPlan
 from minigpt4_runtime.kernels.contracts import SequenceRows, StepBatch
@@ -142,8 +143,7 @@ def send_blocks(plan: StepPlan, table: Tensor) -> None:
         places += range(first, first + len(each.new_blocks))
         blocks += each.new_blocks
     if blocks:
-        new = torch.tensor((places, blocks))
-        new = new if table.is_cpu else new.pin_memory().to(table.device, non_blocking=True)
+        new = send(torch.tensor((places, blocks)), table.device)
         table.view(-1).index_copy_(0, new[0], new[1].to(table.dtype))
 
 

@@ -44,15 +44,17 @@ class Leader:
     ) -> Tensor:
         """See `Runner.execute`. The plan is sent once, without images: only this rank has them.
 
-        It has no `choices`, which the other ranks would not know.
+        Where it goes on from `choices`, they follow: only this rank has chosen.
 
         Raises:
             RankLostError: another rank is gone, or does not answer.
         """
         try:
-            assert choices is None, "an engine of several ranks knows all ids of a plan"
             self.group.send(plan.encode())
-            return self.runner.execute(plan, pixels)
+            if plan.has_unknown_ids:
+                assert choices is not None, "a plan with unknown ids comes with the last choices"
+                choices = self.group.spread(choices)
+            return self.runner.execute(plan, pixels, choices)
         except RankLostError as error:
             raise self.explain(error) from error
 
@@ -66,10 +68,13 @@ def follow(
     make_runner: Callable[[EngineConfig], Runner], engine: EngineConfig, group: ParallelGroup
 ) -> None:
     """Execute the leader's plans, and take over another engine's settings, until it ends."""
-    runner = make_runner(engine)
+    runner, num_chosen = make_runner(engine), 0
     while message := group.receive():
         if message.startswith(_ENGINE):
             del runner  # Its cache must be gone before the next one is made.
             runner = make_runner(EngineConfig(**json.loads(message.removeprefix(_ENGINE))))
         else:
-            runner.execute(StepPlan.decode(message), {})
+            plan, choices = StepPlan.decode(message), None
+            if plan.has_unknown_ids:  # From the rows of the last logits, one from each.
+                choices = group.spread(runner.room_for_choices(num_chosen))
+            num_chosen = len(runner.execute(plan, {}, choices))

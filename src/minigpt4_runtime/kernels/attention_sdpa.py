@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from minigpt4_runtime.cache.key_value import FloatCache, QuantisedCache
+from minigpt4_runtime.cache.sending import send
 from minigpt4_runtime.kernels.contracts import KernelLimits, SequenceRows, StepBatch
 from minigpt4_runtime.model.llama import Attend
 
@@ -110,9 +111,14 @@ def attend_with(
         return _attend_decoding(batch, decoding, write)
     decode, rows = None, batch.slots[:0]
     if decoding and singles:
-        decode = decoding(_choose(batch, singles))
         first_rows = [batch.sequences[i].first_row for i in singles]
-        rows = torch.tensor(first_rows, device=cache.device)
+        numbers, rows = send(torch.tensor((singles, first_rows)), cache.device)
+        num_tokens = tuple(batch.sequences[i].num_tokens for i in singles)
+        decode = decoding(
+            Singles(
+                num_tokens, batch.lengths[numbers], batch.table_rows[numbers], batch.block_table
+            )
+        )
     views = [
         None if decode and each.num_rows == 1 else _view(each, batch, cache)
         for each in batch.sequences
@@ -143,13 +149,6 @@ def _attend_decoding(batch: StepBatch, decoding: Decoding, write: Write) -> Atte
         return decode(layer, q)
 
     return attend
-
-
-def _choose(batch: StepBatch, numbers: list[int]) -> Singles:
-    """The sequences of these numbers in the batch."""
-    index = torch.tensor(numbers, device=batch.lengths.device)
-    num_tokens = tuple(batch.sequences[i].num_tokens for i in numbers)
-    return Singles(num_tokens, batch.lengths[index], batch.table_rows[index], batch.block_table)
 
 
 def _attention(q: Tensor, k: Tensor, v: Tensor, **masks: Tensor | bool | None) -> Tensor:

@@ -2,8 +2,8 @@
 
 Owns   the kernels, the division of a step's rows into tiles, and of long contexts into shares.
 Takes  packed rows, the cache and the batch; gives attended rows.
-Never  copies or widens keys, nor asks the GPU for anything while it attends. What it launches for
-       rows that decode depends on no length, so that a graph can hold it.
+Never  copies or widens keys, nor waits for the GPU. What it launches for rows that decode depends
+       on no length, so that a graph can hold it.
 
 A tile is some rows of one sequence with all query heads of one key/value head. A step in which
 each sequence has one row takes tiles of one row. In any other step such rows take the wide tiles of
@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from contextlib import nullcontext
 from functools import cache as once
 from typing import TYPE_CHECKING, ClassVar
 
@@ -30,9 +29,17 @@ from minigpt4_runtime.cache.key_value import (
     Int4Cache,
     Int8Cache,
 )
-from minigpt4_runtime.cache.sizes import int4_group
+from minigpt4_runtime.cache.sending import send
+from minigpt4_runtime.kernels.cache_write_triton import (
+    TritonCache,
+    format_of,
+    sides_of,
+    turn_and_write,
+)
 from minigpt4_runtime.kernels.contracts import KernelLimits, SequenceRows, StepBatch
-from minigpt4_runtime.model.llama import Attend
+from minigpt4_runtime.kernels.launching import on_device_of
+from minigpt4_runtime.model.llama import Attend, TurningAttend
+from minigpt4_runtime.model.rotary import Rotation
 from minigpt4_runtime.optional import require
 
 if TYPE_CHECKING:
@@ -58,10 +65,8 @@ class TritonAttention:
     limits: ClassVar = KernelLimits(formats=(FloatCache, Int8Cache, Int4Cache, Fp8Cache))
     is_capturable: ClassVar = True
 
-    def __init__(self, cache: FloatCache | Int8Cache | Int4Cache | Fp8Cache) -> None:
+    def __init__(self, cache: TritonCache) -> None:
         self._cache = cache
-        device = cache.device
-        self._is_current = device.type == "cpu" or device.index == torch.cuda.current_device()
 
     def __call__(self, batch: StepBatch) -> Attend:
         """See `AttentionKernel`. For rows that decode, the GPU alone reads how long they are."""
@@ -77,26 +82,27 @@ class TritonAttention:
             if is_decode:
                 return batch.lengths
             tiles = _cut_into_tiles(sequences, max(1, _WIDE_SIDE // group))
-            return torch.tensor(tiles, dtype=torch.int32, device=cache.device)
+            return send(torch.tensor(tiles, dtype=torch.int32), cache.device)
 
-        def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            cache.write(layer, batch.slots, k, v)
+        def attend(
+            layer: int, q: Tensor, k: Tensor, v: Tensor, rotation: Rotation | None
+        ) -> Tensor:
+            q = turn_and_write(cache, layer, batch.slots, q, k, v, rotation)
             group = q.shape[1] // shape.num_heads
             tiles = tiles_of(group)
             grid = (len(tiles), shape.num_heads, _num_shares(len(tiles), most_tokens, shape))
-            q, num_shares = q.contiguous(), grid[2]
+            num_shares = grid[2]
             attended = torch.empty_like(q)
             mixed, log_totals = attended, attended
             if num_shares > 1:
                 mixed = q.new_empty(len(q), num_shares, *q.shape[1:], dtype=torch.float32)
                 log_totals = q.new_empty(mixed.shape[:3], dtype=torch.float32)
-            # Triton launches on the current device, wherever the tensors are.
-            with nullcontext() if self._is_current else torch.cuda.device(q.device):
+            with on_device_of(q):
                 _attend_tile[grid](
-                    q, *self._sides(layer), tiles, batch.table_rows, batch.block_table, mixed,
+                    q, *sides_of(cache, layer), tiles, batch.table_rows, batch.block_table, mixed,
                     log_totals, table_width, q.shape[2] ** -0.5 * math.log2(math.e),
                     **_sizes(shape, group, q.dtype, is_decode=is_decode),
-                    **_format_of(cache), IS_SHARED=num_shares > 1,
+                    **format_of(cache), IS_SHARED=num_shares > 1,
                     num_warps=4 if is_decode else 8, num_stages=2,
                 )  # fmt: skip
                 if num_shares > 1:
@@ -106,16 +112,7 @@ class TritonAttention:
                     )  # fmt: skip
             return attended
 
-        return attend
-
-    def _sides(self, layer: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """A layer's keys and values, and the scales of both, which floats do not have."""
-        cache = self._cache
-        if isinstance(cache, FloatCache):
-            keys, values = cache.keys[layer], cache.values[layer]
-            return keys, values, keys, values
-        (keys, values), (key_scales, value_scales) = cache.numbers[layer], cache.scales[layer]
-        return keys, values, key_scales, value_scales
+        return TurningAttend(attend)
 
 
 def _cut_into_tiles(
@@ -156,14 +153,6 @@ def _sizes(shape: CacheShape, group: int, dtype: torch.dtype, *, is_decode: bool
         "KEYS": 32 if is_decode or dtype == torch.float32 else 64,
         "MIN_SHARE": _MIN_SHARE,
         "IS_DECODE": is_decode,
-    }
-
-
-def _format_of(cache: FloatCache | Int8Cache | Int4Cache | Fp8Cache) -> dict[str, bool | int]:
-    """What the kernel is compiled for: how it reads this cache."""
-    return {
-        "HAS_SCALES": not isinstance(cache, FloatCache | Int4Cache),
-        "INT4_GROUP": int4_group(cache.shape.head_dim) if isinstance(cache, Int4Cache) else 0,
     }
 
 

@@ -1,8 +1,9 @@
 """Products with weights of 8 and 4 bits and of 2:4 sparsity on CUDA.
 
 Owns   the route, chosen by the number of rows: a few are multiplied by numbers widened in registers
-       (integer_triton.py), many by a matrix that is widened for the product, or, where rows and
-       weights are 8 bits with one scale, as whole numbers by torch.
+       (integer_triton.py), many by a matrix that is widened for the product, or, where rows are 8
+       bits, as whole numbers: by torch where a row of the weight has one scale, else by
+       whole_triton.py; not those of 8-bit zero points, and of fine groups.
 Takes  rows and the parts of a weight; gives rows.
 """
 
@@ -16,12 +17,16 @@ from torch.nn import functional
 from minigpt4_runtime.formats.contracts import LinearKernel
 from minigpt4_runtime.kernels.integer_triton import Layout, StoredWeight
 from minigpt4_runtime.kernels.rounding_triton import round_rows, round_to_int8, scale_sums
+from minigpt4_runtime.kernels.whole_triton import multiply_whole
 
 # To widen a weight moves five bytes for each number; to read it again for each 64 rows moves one or
 # less. With more rows tensor cores are the limit, which torch uses better. Reasoned, not measured.
 FEW_ROWS = 128
 # What torch's product of whole numbers asks for.
 _WHOLE_STEP = 8
+# In smaller groups, scaling each group's sums takes longer than tensor cores take for twice as many
+# products of halves: 3 operations for each 32 products. Reasoned, not measured.
+_LEAST_GROUP = 64
 _PART_NAMES: dict[Layout, tuple[str, ...]] = {
     "int8": ("weight", "weight_scale", "weight_zero_point"),
     "int4": ("weight_packed", "weight_scale", "weight_zero_point"),
@@ -39,7 +44,7 @@ def _multiply(
     weight = StoredWeight(layout, *map(parts.get, _PART_NAMES[layout]))  # type: ignore[arg-type]
     flat = rows.reshape(-1, rows.shape[-1]).contiguous()
     if len(flat) > FEW_ROWS and rounds_rows and _is_whole(weight):
-        product = _multiply_whole(flat, weight, bias)
+        product = _multiply_many_whole(flat, weight, bias)
     else:
         if rounds_rows:
             flat = round_rows(flat, weight.group_size)
@@ -52,20 +57,19 @@ def _multiply(
 
 
 def _is_whole(weight: StoredWeight) -> bool:
-    """Whether products with 8-bit rows are sums of whole numbers, which one scale follows."""
-    return (
-        weight.layout != "int4"
-        and weight.group_size is None
-        and weight.zeros is None
-        and weight.num_inputs % _WHOLE_STEP == weight.num_outputs % _WHOLE_STEP == 0
-    )
+    """Whether products with 8-bit rows are best made of whole numbers, if there are many."""
+    has_coarse_groups = weight.group_size is None or weight.group_size >= _LEAST_GROUP
+    # Of 4 bits, a number less its zero point fits into 8.
+    return has_coarse_groups and (weight.zeros is None or weight.layout == "int4")
 
 
-def _multiply_whole(rows: Tensor, weight: StoredWeight, bias: Tensor | None) -> Tensor:
-    rounded, row_scales = round_to_int8(rows)
+def _multiply_many_whole(rows: Tensor, weight: StoredWeight, bias: Tensor | None) -> Tensor:
+    rounded, row_scales = round_to_int8(rows, weight.group_size)
     matrix = weight.numbers if weight.layout == "int8" else weight.widen(torch.int8)
-    sums = torch._int_mm(rounded, matrix.T)  # noqa: SLF001 - torch has no public name for it.
-    return scale_sums(sums, row_scales, weight.scales, bias, rows.dtype)
+    if weight.group_size is None and not any(size % _WHOLE_STEP for size in matrix.shape):
+        sums = torch._int_mm(rounded, matrix.T)  # noqa: SLF001 - torch has no public name for it.
+        return scale_sums(sums, row_scales, weight.scales, bias, rows.dtype)
+    return multiply_whole(rounded, row_scales, matrix, weight.scales, bias, rows.dtype)
 
 
 def _prepare(

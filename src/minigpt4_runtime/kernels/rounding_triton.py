@@ -34,11 +34,12 @@ def round_rows(rows: Tensor, group_size: int | None) -> Tensor:
     return rounded
 
 
-def round_to_int8(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """(M, K) floats → int8, and the scale of each row, (M,) float32."""
+def round_to_int8(rows: Tensor, group_size: int | None) -> tuple[Tensor, Tensor]:
+    """(M, K) floats → int8, and the scale of each group of each row, (M, groups) float32."""
     rounded = torch.empty_like(rows, dtype=torch.int8)
-    scales = rows.new_empty(len(rows), dtype=torch.float32)
-    _launch_rounding(rows, rounded, scales, None)
+    num_groups = rows.shape[1] // group_size if group_size else 1
+    scales = rows.new_empty(len(rows), num_groups, dtype=torch.float32)
+    _launch_rounding(rows, rounded, scales, group_size)
     return rounded, scales
 
 
@@ -73,7 +74,7 @@ def scale_sums(
 def _round_rows(  # noqa: PLR0917
     rows: tl.tensor,  # (M, width)
     rounded: tl.tensor,  # Likewise: floats, or whole numbers where the scales are kept.
-    scales: tl.tensor,  # (M,), or None.
+    scales: tl.tensor,  # (M, groups), or None.
     width: tl.tensor,
     WIDTH: tl.constexpr,  # The power of two that holds a row.
     GROUP: tl.constexpr,
@@ -92,7 +93,9 @@ def _round_rows(  # noqa: PLR0917
         found = whole * scale
     else:
         found = whole
-        tl.store(scales + tl.program_id(0) + tl.arange(0, 1), tl.reshape(scale, (1,)))
+        group, num_groups = tl.arange(0, WIDTH // GROUP), tl.cdiv(width, GROUP)
+        at_group = tl.program_id(0) * num_groups + group
+        tl.store(scales + at_group, tl.reshape(scale, (WIDTH // GROUP,)), group < num_groups)
     found = tl.reshape(found, (WIDTH,)).to(rounded.dtype.element_ty)
     tl.store(rounded + at, found, is_there)
 
@@ -100,7 +103,7 @@ def _round_rows(  # noqa: PLR0917
 @triton.jit  # type: ignore[untyped-decorator]
 def _scale_sums(  # noqa: PLR0917
     sums: tl.tensor,  # (M, num_outputs) int32
-    row_scales: tl.tensor,  # (M,)
+    row_scales: tl.tensor,  # (M, 1)
     scales: tl.tensor,  # (num_outputs,)
     bias: tl.tensor,  # Likewise, or None.
     product: tl.tensor,  # (M, num_outputs)

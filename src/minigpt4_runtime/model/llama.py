@@ -7,6 +7,8 @@ Takes  the rows, their positions, and `attend`, which knows the sequences and th
 Never  sees a cache, a batch or a device: the caller binds those into `attend`.
 """
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -26,6 +28,20 @@ class Attend(Protocol):
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """(T, H, D), (T, Hkv, D), (T, Hkv, D) → (T, H, D)."""
+
+
+@dataclass(frozen=True)
+class TurningAttend:
+    """An `Attend` that can turn queries and keys itself, on their way into its cache.
+
+    `attend` takes their rotation too; with None they are turned already, as for any `Attend`.
+    """
+
+    attend: Callable[[int, Tensor, Tensor, Tensor, Rotation | None], Tensor]
+
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """See `Attend`."""
+        return self.attend(layer, q, k, v, None)
 
 
 class RMSNorm(nn.Module):
@@ -64,7 +80,10 @@ class LlamaAttention(nn.Module):
             rows.view(len(hidden), -1, self.head_dim)
             for rows in (self.query(hidden), self.key(hidden), self.value(hidden))
         )
-        attended = attend(self.layer, rotation(q), rotation(k), v)
+        if isinstance(attend, TurningAttend):
+            attended = attend.attend(self.layer, q, k, v, rotation)
+        else:
+            attended = attend(self.layer, rotation(q), rotation(k), v)
         return self._group.sum(self.out(attended.reshape(len(hidden), -1)))
 
 

@@ -18,7 +18,10 @@ from minigpt4_runtime.rope_scaling import RopeScaling
 
 
 class Rotation:
-    """The turns of the tokens of one step, shared by all layers."""
+    """The turns of the tokens of one step, shared by all layers.
+
+    `cos` and `sin` are (T, 1, D); the first half of a sine has the other sign.
+    """
 
     def __init__(self, positions: Tensor, config: LanguageConfig, dtype: torch.dtype) -> None:
         angles = positions.float()[:, None] * rotary_speeds(config, positions.device)
@@ -26,13 +29,13 @@ class Rotation:
         if config.rope_scaling is not None and config.rope_scaling.attention_scale != 1:
             cos, sin = (side * config.rope_scaling.attention_scale for side in (cos, sin))
         cos, sin = cos.to(dtype), sin.to(dtype)
-        self._cos = torch.cat([cos, cos], dim=-1)[:, None]  # (T, 1, D)
-        self._sin = torch.cat([-sin, sin], dim=-1)[:, None]
+        self.cos = torch.cat([cos, cos], dim=-1)[:, None]
+        self.sin = torch.cat([-sin, sin], dim=-1)[:, None]
 
     def __call__(self, heads: Tensor) -> Tensor:
         """(T, H, D) → (T, H, D): the first half of a head turns against the second."""
         swapped = heads.roll(heads.shape[-1] // 2, dims=-1)
-        return torch.addcmul(heads * self._cos, swapped, self._sin)
+        return torch.addcmul(heads * self.cos, swapped, self.sin)
 
 
 @lru_cache(maxsize=64)
