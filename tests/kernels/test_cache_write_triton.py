@@ -149,14 +149,14 @@ for rows, cached, capability, width, has_centre in (
     ("fp16", "fp8e4nv", 89, 128, False),
 ):
     has_scales, is_int4 = cached in {"i8", "fp8e4nv"}, cached == "u8"
-    scales = "*fp32" if has_scales else "*fp16" if is_int4 else f"*{cached}"
+    scales = "*fp32" if has_scales else "*i8" if is_int4 else f"*{cached}"
     types = dict.fromkeys(("q", "k", "v", "cos", "sin", "turned"), f"*{rows}") | {
         "slots": "*i64", "keys": f"*{cached}", "values": f"*{cached}", "key_scales": scales,
         "value_scales": scales, "centre": "*fp32", "num_heads": "i32",
     }
     sizes = {
         "HEADS": 4, "GROUP": 1, "HEAD_DIM": width, "DIMS": 128, "HAS_SCALES": has_scales,
-        "INT4_GROUP": 32 if is_int4 else 0,
+        "INT4_GROUP": 16 if is_int4 else 0,
     }
     if not has_centre:
         sizes["centre"] = None

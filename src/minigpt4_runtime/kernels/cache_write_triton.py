@@ -143,6 +143,44 @@ def _steps(numbers: tl.tensor, lowest: tl.tensor, step: tl.tensor) -> tl.tensor:
 
 
 @triton.jit  # type: ignore[untyped-decorator]
+def _widest_step(group: tl.tensor, lowest: tl.tensor) -> tl.tensor:
+    """A fifteenth of a group's spread: (HEADS, PAIRS, INT4_GROUP) → (HEADS, PAIRS, 1)."""
+    # A step that is not finite makes all of its head so: min and max would pass over NaN.
+    tops = tl.where(group == group, group, float("inf"))
+    spread = tl.max(tops, 2, keep_dims=True) - lowest
+    return tl.div_rn(spread, tl.full(spread.shape, 15.0, tl.float32))
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _write_unit(
+    there: tl.tensor,  # (HEADS,) float16
+    is_head: tl.tensor,
+    low: tl.tensor,  # (HEADS, PAIRS, 1)
+    high: tl.tensor,
+) -> tl.tensor:
+    """Write 128/127 of the largest of a head; give a 128th of it: (HEADS, 1, 1)."""
+    largest = tl.max(tl.max(tl.maximum(low, high), 2), 1)
+    largest = (largest * (128 / 127)).to(tl.float16)
+    tl.store(there, largest, is_head)
+    return (largest.to(tl.float32) / 128)[:, None, None]
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _write_shares(
+    there: tl.tensor,  # (HEADS, PAIRS) int8
+    is_there: tl.tensor,
+    wanted: tl.tensor,  # (HEADS, PAIRS, 1)
+    unit: tl.tensor,  # (HEADS, 1, 1)
+) -> tl.tensor:
+    """Write in units what each group wants; give what it gets."""
+    shares = tl.div_rn(wanted, tl.maximum(unit, _SMALLEST) + tl.zeros_like(wanted))
+    shares = (shares + _ROUNDING) - _ROUNDING
+    shares = tl.minimum(tl.maximum(tl.where(shares == shares, shares, 0.0), -127.0), 127.0)
+    tl.store(there, tl.reshape(shares, is_there.shape).to(tl.int8), is_there)
+    return shares * unit
+
+
+@triton.jit  # type: ignore[untyped-decorator]
 def _write_int4(  # noqa: PLR0913, PLR0917
     rows: tl.tensor,
     first: tl.tensor,
@@ -159,32 +197,33 @@ def _write_int4(  # noqa: PLR0913, PLR0917
     DIMS: tl.constexpr,
     INT4_GROUP: tl.constexpr,
 ) -> None:
-    """As `Int4Cache.pack` does: the first and the second half of each group share bytes."""
-    HALF: tl.constexpr = INT4_GROUP // 2
-    GROUPS: tl.constexpr = DIMS // INT4_GROUP
+    """As `Int4Cache.pack` does: neighbouring groups share bytes."""
+    PAIRS: tl.constexpr = DIMS // INT4_GROUP // 2
+    GROUPS: tl.constexpr = HEAD_DIM // INT4_GROUP
     byte = tl.arange(0, DIMS // 2)
-    dims = byte // HALF * INT4_GROUP + byte % HALF
+    dims = byte // INT4_GROUP * (2 * INT4_GROUP) + byte % INT4_GROUP
     is_there = is_head[:, None] & (dims < HEAD_DIM)[None, :]
     low = _centred(rows, first, heads, dims, is_there, cos, sin, centre, HEAD_DIM)
-    high = _centred(rows, first, heads, dims + HALF, is_there, cos, sin, centre, HEAD_DIM)
+    high = _centred(rows, first, heads, dims + INT4_GROUP, is_there, cos, sin, centre, HEAD_DIM)
     low, high = (
-        tl.reshape(low, (HEADS, GROUPS, HALF)),
-        tl.reshape(high, (HEADS, GROUPS, HALF)),
+        tl.reshape(low, (HEADS, PAIRS, INT4_GROUP)),
+        tl.reshape(high, (HEADS, PAIRS, INT4_GROUP)),
     )
-    # A step that is not finite makes all of its numbers so: min and max would pass over NaN.
-    tops = tl.where((low == low) & (high == high), tl.maximum(low, high), float("inf"))
-    lowest = tl.min(tl.minimum(low, high), 2, keep_dims=True)
-    spread = tl.max(tops, 2, keep_dims=True) - lowest
-    step = tl.div_rn(spread, tl.full(spread.shape, 15.0, tl.float32)).to(tl.float16)
-    lowest = lowest.to(tl.float16)
-    group = tl.arange(0, GROUPS)
-    at = (there * (HEAD_DIM // INT4_GROUP * 2))[:, None] + (group * 2)[None, :]
-    is_group = is_head[:, None] & (group < HEAD_DIM // INT4_GROUP)[None, :]
-    tl.store(scales + at, tl.reshape(step, (HEADS, GROUPS)), is_group)
-    tl.store(scales + at + 1, tl.reshape(lowest, (HEADS, GROUPS)), is_group)
+    low_lowest, high_lowest = tl.min(low, 2, keep_dims=True), tl.min(high, 2, keep_dims=True)
+    low_step, high_step = _widest_step(low, low_lowest), _widest_step(high, high_lowest)
+    own = scales + there * (4 + 2 * GROUPS)
+    largest = own.to(tl.pointer_type(tl.float16))
+    step_unit = _write_unit(largest, is_head, low_step, high_step)
+    lowest_unit = _write_unit(largest + 1, is_head, tl.abs(low_lowest), tl.abs(high_lowest))
+    pair = tl.arange(0, PAIRS)
+    at = (own + 4)[:, None] + (pair * 2)[None, :]
+    is_pair = is_head[:, None] & (pair < GROUPS // 2)[None, :]
     # Rounded by the scales as they are stored.
-    step, lowest = step.to(tl.float32), lowest.to(tl.float32)
-    packed = _steps(low, lowest, step) | (_steps(high, lowest, step) << 4)
+    low_step = _write_shares(at, is_pair, low_step, step_unit)
+    high_step = _write_shares(at + 1, is_pair, high_step, step_unit)
+    low_lowest = _write_shares(at + GROUPS, is_pair, low_lowest, lowest_unit)
+    high_lowest = _write_shares(at + GROUPS + 1, is_pair, high_lowest, lowest_unit)
+    packed = _steps(low, low_lowest, low_step) | (_steps(high, high_lowest, high_step) << 4)
     at = (there * (HEAD_DIM // 2))[:, None] + byte[None, :]
     tl.store(numbers + at, tl.reshape(packed, (HEADS, DIMS // 2)), is_there)
 
