@@ -57,7 +57,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "report": WORDS,
     "loaded": BELOW_API | {"grammar", "ranks", "rank_model"},
     "probe": BELOW_API | {"loaded"},
-    "lab": WORDS | {"text", "images", "model", "checkpoint", "vision", "loaded"},
+    "lab": WORDS | {"text", "images", "model", "checkpoint", "vision", "loaded", "report"},
     "tune": WORDS
     | {"text", "images", "model", "checkpoint", "devices.registry", "engine", "lab", "report"},
     "batch": WORDS | {"images", "engine", "report"},

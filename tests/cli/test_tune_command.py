@@ -34,9 +34,12 @@ def test_samples_are_shown(real_minigpt4, dialogues):
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGINT to send")
 def test_ctrl_c_and_going_on(real_minigpt4, dialogues, tmp_path, monkeypatch):
     given = ["tune", "--data", dialogues, "--steps", 4, "--batch-size", 2, "--warmup-steps", 1]
+    given += ["--samples", 1]
     whole = real_minigpt4(*given, "--out", tmp_path / "whole")
     assert (whole.status, whole.out.strip()) == (0, str(tmp_path / "whole" / RESULT_NAME))
     assert "step 4 of 4: loss " in whole.err
+    assert f"The page of the training is {tmp_path / 'whole/tune.html'}." in whole.err
+    assert "Answers before and after" in (tmp_path / "whole/tune.html").read_text("utf-8")
     given += ["--out", tmp_path / "broken"]
     real = Training.step
 

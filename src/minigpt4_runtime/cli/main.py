@@ -23,6 +23,7 @@ from minigpt4_runtime.cli.describe import describe
 from minigpt4_runtime.cli.describe_on_ray import complete_ray
 from minigpt4_runtime.cli.doctor import doctor
 from minigpt4_runtime.cli.evaluate import evaluate
+from minigpt4_runtime.cli.explain import explain
 from minigpt4_runtime.cli.export import export
 from minigpt4_runtime.cli.fetch import fetch
 from minigpt4_runtime.cli.inspect import inspect
@@ -60,7 +61,7 @@ app = typer.Typer(
 )
 for command in (
     describe, chat, serve, web, fetch, models, convert, quantise, tune, merge, inspect, demo,
-    doctor,
+    explain, doctor,
 ):  # fmt: skip
     app.command()(command)
 app.command("quantize", hidden=True)(quantise)

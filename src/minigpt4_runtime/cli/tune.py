@@ -15,7 +15,7 @@ import typer
 
 from minigpt4_runtime.cli.options import flag, option, spread_options
 from minigpt4_runtime.cli.terminal import ProgressBar, note, progress_bar
-from minigpt4_runtime.errors import ConfigError
+from minigpt4_runtime.errors import BackendUnavailableError, ConfigError
 from minigpt4_runtime.tune.settings import TuneSettings
 
 if TYPE_CHECKING:
@@ -104,6 +104,15 @@ def tune(
     eval_every: Annotated[
         int, option("COUNT", "Measure --held-out after every so many steps.", min=1)
     ] = 100,
+    samples: Annotated[
+        int,
+        option(
+            "COUNT",
+            "So many examples, of --held-out if there is one, are answered before the first step "
+            "and after the last, for the page.",
+            min=0,
+        ),
+    ] = 4,
     check_data: Annotated[
         bool, flag("Only check the data, and show ten samples of it.", "--check-data")
     ] = False,
@@ -148,10 +157,25 @@ def tune(
         tuned = tune_projection(
             model_dir, read, out, settings,
             device=device, dtype=dtype, resume=resume, save_every=save_every,
-            held_out=held, eval_every=eval_every,
+            held_out=held, eval_every=eval_every, samples=samples,
             on_picture=bar.advance, on_step=_Teller(settings.steps, bar), should_stop=should_stop,
         )  # fmt: skip
+    facts = {
+        "model": model_dir.name, "data": data, "answers": len(read.examples),
+        "held out": held_out or "–", "steps done": tuned.steps, **asdict(settings),
+    }  # fmt: skip
+    _write_page(out, facts)
     _report(tuned, out, model)
+
+
+def _write_page(out: Path, facts: dict[str, object]) -> None:
+    """A training is whole without a page: only say why there is none."""
+    try:
+        from minigpt4_runtime.tune.page import write_page
+
+        note(f"The page of the training is {write_page(out, facts)}.")
+    except BackendUnavailableError as error:
+        note(f"There is no page of the training: {error}")
 
 
 def _show_samples(data: TuningData) -> None:

@@ -7,6 +7,7 @@ Never  touches what the engine computes with, or what it has cached.
 `MiniGPT4.lab` gives a `Lab`. The other names are for the types of functions that it is given.
 """
 
+from minigpt4_runtime.lab.explanation import Explanation
 from minigpt4_runtime.lab.hooks import Hook, Place
 from minigpt4_runtime.lab.lab import Lab, Outcome
 from minigpt4_runtime.lab.prompt import StudiedPrompt
@@ -15,6 +16,6 @@ from minigpt4_runtime.lab.sight import Encoded
 from minigpt4_runtime.lab.state import State
 
 __all__ = [
-    "Answer", "Encoded", "Hook", "Lab", "Outcome", "Place", "Processor", "Seen", "State",
-    "StudiedPrompt",
+    "Answer", "Encoded", "Explanation", "Hook", "Lab", "Outcome", "Place", "Processor", "Seen",
+    "State", "StudiedPrompt",
 ]  # fmt: skip

@@ -24,6 +24,8 @@ from minigpt4_runtime.errors import PromptTooLongError, RequestError
 from minigpt4_runtime.images.pixels import open_rgb, resize
 from minigpt4_runtime.lab.attention import Past
 from minigpt4_runtime.lab.edits import edited
+from minigpt4_runtime.lab.explaining import explain
+from minigpt4_runtime.lab.explanation import Explanation
 from minigpt4_runtime.lab.hooks import Hook, Hooks, Layers, Site
 from minigpt4_runtime.lab.keep import Keep, KeepLike
 from minigpt4_runtime.lab.modules import shared_modules
@@ -332,6 +334,23 @@ class Lab:
         for token_id in token_ids:
             growing.feed(int(token_id))
         return growing.answer()
+
+    def explain(
+        self, prompt: StudiedPrompt, answer: str | Sequence[int] | None = None
+    ) -> Explanation:
+        """Where each word of an answer looked, what else was likely, and since which layer it was.
+
+        Without an answer it is what `generate` gives. `as_page()` of the result is a page of its
+        own, `showing(pictures)` puts others there than the model's own pixels. Attention is held
+        for a few ids at a time. It says where a row has read, not why a word was chosen.
+
+        Raises:
+            RequestError: the answer has no ids, or the prompt has variants of its pictures.
+        """
+        if answer is None:
+            answer = self.generate(prompt)[0].token_ids
+        (ids,) = self._answer_ids(answer)
+        return explain(self, self._loaded.tokenizer, prompt, ids.tolist())
 
     def ids_of(self, text: str) -> tuple[int, ...]:
         """The ids of a text, as an answer would have them."""

@@ -1,4 +1,4 @@
-"""A self-contained HTML page, without scripts or files from other sites.
+"""A self-contained HTML page, without files from other sites. Reports have no scripts either.
 
 Owns   the parts of a page and their look on phones, on paper and in dark mode (page.html.jinja).
 Takes  plain text, tables, charts and images. All text is escaped here.
@@ -90,17 +90,19 @@ def thumbnail(image: Image, *, side: int = 360) -> str:
 def render(title: str, blocks: Sequence[Block]) -> str:
     """The whole page."""
     named = [(type(block).__name__.lower(), block) for block in blocks]
-    return str(_template().render(title=title, blocks=named))
+    return str(template("page.html.jinja").render(title=title, blocks=named))
 
 
 @cache
-def _template() -> Any:
+def template(name: str, room: str = "report") -> Any:
+    """A template of a room, which may extend `page.html.jinja`: its policy, style and content."""
     jinja2 = require("jinja2", extra="eval")
+    rooms = dict.fromkeys((f"minigpt4_runtime.{room}", "minigpt4_runtime.report"))
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("minigpt4_runtime.report", "."),
+        loader=jinja2.ChoiceLoader([jinja2.PackageLoader(each, ".") for each in rooms]),
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    return environment.get_template("page.html.jinja")
+    return environment.get_template(name)

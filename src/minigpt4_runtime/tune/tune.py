@@ -1,6 +1,6 @@
 """The training of a projection, from a .jsonl of dialogues to an adapter file.
 
-Owns   the steps, and the files of a training's folder: features, state, losses and the result.
+Owns   the steps, and a training's files: features, state, losses, samples and the result.
 Takes  a model folder, data and settings; gives the path of projection.safetensors.
 Never  loses a step that was done: Ctrl-C, a bad loss and a full disk leave the last state.
 """
@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,8 +28,10 @@ from minigpt4_runtime.engine.engine import is_out_of_memory
 from minigpt4_runtime.errors import ConfigError
 from minigpt4_runtime.report.files import write_whole, writing
 from minigpt4_runtime.tune.data import TuningData
+from minigpt4_runtime.tune.events import Events
 from minigpt4_runtime.tune.features import picture_features
 from minigpt4_runtime.tune.learner import Learner, draw_projection
+from minigpt4_runtime.tune.samples import Samples
 from minigpt4_runtime.tune.settings import TuneSettings
 from minigpt4_runtime.tune.state import STATE_NAME, check_state, resume_state, save_state
 
@@ -77,13 +80,15 @@ def tune(  # noqa: PLR0913 - what a training is made of, and who listens.
     save_every: int = 100,
     held_out: TuningData | None = None,
     eval_every: int = 100,
+    samples: int = 0,
     on_picture: Callable[[], None] = lambda: None,
     on_step: Callable[[Step], None] = lambda _: None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Tuned:
     """Train the projection. After a stop, `resume` goes on as if there had been none.
 
-    The loss of `held_out` is measured after every `eval_every` steps and the last.
+    The loss of `held_out` is measured after every `eval_every` steps and the last. So many
+    `samples` of it, or else of `data`, are answered before the first step and after the last.
 
     Raises:
         ConfigError: a setting has no meaning, the folder cannot be written or holds another
@@ -110,8 +115,10 @@ def tune(  # noqa: PLR0913 - what a training is made of, and who listens.
     measured = (held_out, encode(held_out)) if held_out else None
     learner = _begin(model_dir, settings, device=backend.device, dtype=getattr(torch, name))
     training = Training(learner, data, features, settings)
+    spoken = Samples(out_dir, model_dir, *(measured or (data, features)), count=samples)
+    spoken.take("before", learner)  # It has learned nothing yet, a training that goes on neither.
     done = resume_state(out_dir, learner, training.optimiser) if resume else 0
-    losses = _Losses(out_dir / LOSSES_NAME, done)
+    losses = _Losses(out_dir, done)
 
     def keep() -> None:
         save_state(out_dir, learner, training.optimiser, done, record)
@@ -135,13 +142,17 @@ def tune(  # noqa: PLR0913 - what a training is made of, and who listens.
     keep()
     if done < settings.steps:
         return Tuned(done, None)
-    made = {
-        "model": model_dir.resolve().name, "made_by": f"minigpt4-runtime {__version__}",
-        "examples": len(data.examples),
-    }  # fmt: skip
+    _write_result(out_dir, learner, {**record, "model": model_dir.resolve().name}, data)
+    spoken.take("after", learner, should_stop)
+    return Tuned(done, out_dir / RESULT_NAME)
+
+
+def _write_result(
+    out_dir: Path, learner: Learner, record: dict[str, Any], data: TuningData
+) -> None:
+    made = {"made_by": f"minigpt4-runtime {__version__}", "examples": len(data.examples)}
     content = encode_adapter(learner.weight, learner.bias, {**record, **made})
     write_whole(out_dir / RESULT_NAME, content)
-    return Tuned(done, out_dir / RESULT_NAME)
 
 
 def _dtype_name(dtype: str, default: str) -> str:
@@ -238,19 +249,22 @@ class Training:
 
 
 class _Losses:
-    """The loss of each step as a table, which goes on where a training does."""
+    """The loss of each step as a table and as events, which go on where a training does."""
 
-    def __init__(self, path: Path, steps_done: int) -> None:
-        self._path = path
+    def __init__(self, out_dir: Path, steps_done: int) -> None:
+        self._path = path = out_dir / LOSSES_NAME
+        self._events = Events(out_dir, steps_done)
         before = path.read_text("utf-8").splitlines() if steps_done and path.is_file() else []
         self._lines = ["step,loss,rate,held_out", *before[1 : steps_done + 1]]
 
     def add(self, step: Step) -> None:
         held_out = "" if step.held_out is None else f"{step.held_out:.6f}"
+        self._events.add(step)
         self._lines.append(f"{step.number},{step.loss:.6f},{step.rate:.6g},{held_out}")
 
     def write(self) -> None:
         write_whole(self._path, "\n".join(self._lines) + "\n")
+        self._events.flush()
 
 
 def _open_folder(out_dir: Path, *, resume: bool) -> None:
