@@ -30,6 +30,7 @@ import torch
 
 from minigpt4_runtime import MiniGPT4, SamplingParams
 from minigpt4_runtime.batch.results import Record
+from minigpt4_runtime.cluster.result_places import LocalPlace
 from minigpt4_runtime.cluster.run import WorkerPlan, describe_names
 from minigpt4_runtime.cluster.run_folder import RunFolder, ShardChoice
 from minigpt4_runtime.cluster.worker import Job
@@ -107,7 +108,7 @@ def run_plainly(names: list[str], out: Path) -> Cost:
 
 def run_on_ray(names: list[str], out: Path, workers: int, mark: str) -> Cost:
     """Describe with so many workers."""
-    folder = RunFolder.open(out, names, {}, ShardChoice(), resume=False)
+    folder = RunFolder.open(LocalPlace(out), names, {}, ShardChoice(), resume=False)
     job = Job(model={}, prompt=DESCRIBE_PROMPT, sampling=SamplingParams(), folder=Path("/"))
     clock = Clock(lambda: cpu_of_marked(mark))
     tally = describe_names(job, folder, WorkerPlan(num_workers=workers), on_done=clock.done)
