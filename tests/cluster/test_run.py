@@ -124,6 +124,17 @@ def test_workers_that_all_die_end_the_run(folder):
         feed(folder, 0, share_of_deaths=1)
 
 
+def test_few_pictures_are_not_cut_into_fewer():
+    def sizes(num_pictures, num_workers):
+        tasks = run._cut({0: range(num_pictures)}, num_workers)
+        return [len(task.positions) for task in tasks]
+
+    assert sizes(10, 1) == [5, 5]
+    assert sizes(50, 1) == [16, 16, 16, 2]
+    assert sizes(100, 1) == [25] * 4
+    assert sizes(10, 2) == [3, 3, 3, 1]
+
+
 @pytest.mark.parametrize(("num_pictures", "num_workers"), [(10, 2), (10_000, 2), (1, 8), (300, 64)])
 def test_tasks_are_within_shards_and_enough_for_all(num_pictures, num_workers):
     todo = {0: range(min(num_pictures, 1000))}
@@ -131,7 +142,7 @@ def test_tasks_are_within_shards_and_enough_for_all(num_pictures, num_workers):
         todo |= {i: range(1000 * i, 1000 * i + 1000) for i in range(1, num_pictures // 1000)}
     tasks = list(run._cut(todo, num_workers))
     assert [p for task in tasks for p in task.positions] == list(range(num_pictures))
-    assert len(tasks) >= min(num_pictures, 2 * num_workers)
+    assert len(tasks) >= min(num_pictures, num_workers)
     assert all(task.positions[0] // 1000 == task.positions[-1] // 1000 for task in tasks)
     assert max(len(task.positions) for task in tasks) <= run.MOST_PICTURES_PER_TASK
 
