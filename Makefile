@@ -59,7 +59,8 @@ $(STAMP): pyproject.toml constraints.txt
 	@.venv-ray/bin/python -m pip install -qq "$$(grep '^torch==' constraints.txt)"
 	@.venv-ray/bin/python -m pip install -qq -c constraints.txt -c constraints-ray.txt hatchling editables
 	@.venv-ray/bin/python -m pip install -qq -c constraints.txt -c constraints-ray.txt \
-	  --no-build-isolation -e '.[ray,server]' pytest filelock openai kubernetes-validate
+	  --no-build-isolation -e '.[ray,server]' pytest filelock openai kubernetes-validate \
+	  s3fs moto flask flask-cors
 	@touch $@
 
 # Ray and what it loads warn of things that are not ours.

@@ -18,6 +18,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from minigpt4_runtime.batch.results import Record
+from minigpt4_runtime.cluster.result_places import LocalPlace
 from minigpt4_runtime.cluster.run import OpenShards, Tally
 from minigpt4_runtime.cluster.run_folder import RunFolder, ShardChoice
 
@@ -45,7 +46,7 @@ def main() -> None:
     print(f"a record as JSON: {len(json.dumps(record))} bytes")
     with tempfile.TemporaryDirectory(prefix="raydriver") as name:
         choice = ShardChoice()
-        folder = RunFolder.open(Path(name) / "run", names, {}, choice, resume=False)
+        folder = RunFolder.open(LocalPlace(Path(name) / "run"), names, {}, choice, resume=False)
         missing = {shard: len(folder.positions(shard)) for shard in range(folder.num_shards)}
         shards = OpenShards(folder, missing, Tally())
         started = time.process_time()

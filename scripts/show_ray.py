@@ -1,7 +1,7 @@
 """Show that a run on Ray loses no picture and describes none twice, whatever is killed.
 
 python scripts/show_ray.py
-python scripts/show_ray.py --pictures 600 --only workers worker driver deadly
+python scripts/show_ray.py --pictures 600 --only workers worker driver deadly store
 
 Pictures are drawn for the run, and the demo model describes them: once by a plain `minigpt4
 describe`, and once by each part below, whose records are then compared with the plain ones, all
@@ -11,6 +11,8 @@ workers  three workers on this machine
 worker   three workers; one is killed in the middle
 driver   the command itself is killed in the middle, and continued with --resume
 deadly   a picture whose opening ends the process (an object store that is made for this)
+store    pictures and results on an S3 server on this machine (moto, s3fs); the command is killed in
+         the middle, and continued with --resume
 machine  two machines, which are network namespaces with a cable between them (Linux, root); in the
          middle the cable is pulled, and the second machine's processes are killed
 """
@@ -19,6 +21,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
 import random
 import re
@@ -33,6 +36,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from minigpt4_runtime.evaluation import scenes
 
@@ -72,17 +76,20 @@ def draw_pictures(folder: Path, count: int, *, seed: int = 1) -> None:
 class Run:
     """A run of the command on Ray, as a process."""
 
-    def __init__(self, what: str, out: Path, *options: str, before: tuple[str, ...] = ()) -> None:
-        self.out = out
+    def __init__(
+        self, what: str, out: Path | str, *options: str, before: tuple[str, ...] = ()
+    ) -> None:
+        self.out = Path(out)
         self.mark = uuid.uuid4().hex
         self.process = subprocess.Popen(
             [*before, *MINIGPT4, "describe", what, "--out", str(out), *options],
             env=os.environ | {MARK: self.mark}, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
 
-    def wait_for_shards(self, count: int) -> None:
+    def wait_for_shards(self, count: int, count_shards: Callable[[], int] | None = None) -> None:
         """Wait until so many shards are written."""
-        while len(list(self.out.glob("part-*"))) < count:
+        count_shards = count_shards or (lambda: len(list(self.out.glob("part-*"))))
+        while count_shards() < count:
             if self.process.poll() is not None:
                 raise SystemExit(f"it ended too early: {self.end()}")
             time.sleep(0.05)
@@ -92,7 +99,7 @@ class Run:
         _, said = self.process.communicate()
         ours = re.compile(r"\d+ (pictures,|described,|workers? w)")
         lines = [line for line in said.splitlines() if ours.match(line)]
-        return "; ".join(lines).replace(f": see {self.out}", "") or said
+        return re.sub(": see [^;]*", "", "; ".join(lines)) or said
 
 
 def processes(is_one: Callable[[Path], bool]) -> list[int]:
@@ -183,6 +190,47 @@ def show_deadly_picture(pictures: Path, folder: Path, plain: list[dict[str, obje
         raise SystemExit(1)
 
 
+def show_store(pictures: Path, folder: Path, plain: list[dict[str, object]]) -> None:
+    """Pictures from a bucket, results into it, and a driver that is killed."""
+    with s3_server() as store:
+        store.put(f"{pictures}/", "bucket/pictures/", recursive=True)
+        arguments = ("s3://bucket/pictures", "s3://bucket/run", *LOCAL)
+        run = Run(*arguments)
+        run.wait_for_shards(3, lambda: len(store.glob("bucket/run/part-*")))
+        run.process.kill()
+        run.process.communicate()
+        run = Run(*arguments, "--resume")
+        said = run.end()
+        store.get("bucket/run/", f"{folder}/", recursive=True)
+    run.out = folder
+    as_named = [
+        {**record, "image": f"s3://bucket/pictures/{Path(str(record['image'])).name}"}
+        for record in plain
+    ]
+    compare("object store, driver killed", run, as_named, said)
+
+
+@contextmanager
+def s3_server() -> Iterator[Any]:
+    """An S3 server with an empty bucket, and fsspec's view of it. Later processes find it too."""
+    from moto.server import ThreadedMotoServer
+
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # It tells each request.
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    os.environ |= {
+        "AWS_ENDPOINT_URL": f"http://{host}:{port}", "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_ACCESS_KEY_ID": "any", "AWS_SECRET_ACCESS_KEY": "any",
+    }  # fmt: skip
+    import s3fs
+
+    store = s3fs.S3FileSystem(use_listings_cache=False)
+    store.mkdir("bucket")
+    yield store
+    server.stop()
+
+
 def show_lost_machine(pictures: Path, folder: Path, plain: list[dict[str, object]]) -> None:
     """Of two machines the second is lost: its cable first, so that nobody is told of its end."""
     if sys.platform != "linux" or os.geteuid() != 0 or not shutil.which("ip"):
@@ -253,6 +301,7 @@ PARTS: dict[str, Callable[[Path, Path, list[dict[str, object]]], None]] = {
     "worker": show_killed_worker,
     "driver": show_killed_driver,
     "deadly": show_deadly_picture,
+    "store": show_store,
     "machine": show_lost_machine,
 }
 

@@ -51,6 +51,7 @@ def test_the_address_may_be_left_out(typed, read):
         (("--ray", "--out", "d", "--shard-size", "0"), "A shard has 0 pictures; it needs 1"),
         (("--ray", "--out", "no/d"), "--out is no/d, but there is no folder no."),
         (("--ray", "--out", "d", "--model", "vicuna-7b"), "vicuna-7b"),
+        (("--out", "s3://b/d"), "--out is s3://b/d, and only --ray writes into a store. Name a f"),
         (("--workers", "2"), "--workers goes with --ray. Add one of them."),
         (("--shard-format", "jsonl"), "--shard-format goes with --ray. Add one of them."),
     ],

@@ -11,6 +11,7 @@ from PIL import Image
 
 from minigpt4_runtime.cluster import run
 from minigpt4_runtime.cluster.dispatch import Dispatch
+from minigpt4_runtime.cluster.result_places import LocalPlace
 from minigpt4_runtime.cluster.run import Tally, WorkerPlan, describe_names
 from minigpt4_runtime.cluster.run_folder import RunFolder, ShardChoice
 from minigpt4_runtime.cluster.worker import Job
@@ -73,7 +74,9 @@ def feed(folder, seed, *, share_of_deaths, num_workers=3, on_done=lambda _: None
 @pytest.fixture
 def folder(tmp_path):
     names = [f"{number}.png" for number in range(500)]
-    return RunFolder.open(tmp_path / "run", names, {}, ShardChoice(num_pictures=60), resume=False)
+    return RunFolder.open(
+        LocalPlace(tmp_path / "run"), names, {}, ShardChoice(num_pictures=60), resume=False
+    )
 
 
 @pytest.mark.parametrize("seed", range(10))
@@ -96,7 +99,7 @@ class Killed(Exception):
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_a_killed_driver_is_continued_where_it_was(folder, seed):
+def test_a_killed_driver_is_continued_where_it_was(folder, tmp_path, seed):
     left = random.Random(seed).randrange(1, 500)
 
     def count(num_pictures):
@@ -107,12 +110,11 @@ def test_a_killed_driver_is_continued_where_it_was(folder, seed):
 
     with pytest.raises(Killed):
         feed(folder, seed, share_of_deaths=0, on_done=count)
-    written = {
-        shard: folder.file(shard).stat() for shard in range(9) if folder.file(shard).exists()
-    }
+    files = {shard: tmp_path / "run" / folder.file(shard) for shard in range(9)}
+    written = {shard: file.stat() for shard, file in files.items() if file.exists()}
     tally, _ = feed(folder, seed + 1, share_of_deaths=0)
     assert tally.described == 500 - sum(len(folder.positions(shard)) for shard in written)
-    assert {shard: folder.file(shard).stat() for shard in written} == written
+    assert {shard: files[shard].stat() for shard in written} == written
     names = [record["image"] for shard in range(9) for record in folder.read(shard)]
     assert names == folder.names
 
@@ -122,6 +124,17 @@ def test_workers_that_all_die_end_the_run(folder):
         feed(folder, 0, share_of_deaths=1)
 
 
+def test_few_pictures_are_not_cut_into_fewer():
+    def sizes(num_pictures, num_workers):
+        tasks = run._cut({0: range(num_pictures)}, num_workers)
+        return [len(task.positions) for task in tasks]
+
+    assert sizes(10, 1) == [5, 5]
+    assert sizes(50, 1) == [16, 16, 16, 2]
+    assert sizes(100, 1) == [25] * 4
+    assert sizes(10, 2) == [3, 3, 3, 1]
+
+
 @pytest.mark.parametrize(("num_pictures", "num_workers"), [(10, 2), (10_000, 2), (1, 8), (300, 64)])
 def test_tasks_are_within_shards_and_enough_for_all(num_pictures, num_workers):
     todo = {0: range(min(num_pictures, 1000))}
@@ -129,7 +142,7 @@ def test_tasks_are_within_shards_and_enough_for_all(num_pictures, num_workers):
         todo |= {i: range(1000 * i, 1000 * i + 1000) for i in range(1, num_pictures // 1000)}
     tasks = list(run._cut(todo, num_workers))
     assert [p for task in tasks for p in task.positions] == list(range(num_pictures))
-    assert len(tasks) >= min(num_pictures, 2 * num_workers)
+    assert len(tasks) >= min(num_pictures, num_workers)
     assert all(task.positions[0] // 1000 == task.positions[-1] // 1000 for task in tasks)
     assert max(len(task.positions) for task in tasks) <= run.MOST_PICTURES_PER_TASK
 
@@ -164,22 +177,6 @@ def test_only_the_first_failures_are_kept():
     assert (tally.failed, len(tally.failures)) == (30, run.MOST_FAILURES_SHOWN)
 
 
-@pytest.fixture(scope="module")
-def ray():
-    """A cluster of two CPUs on this machine."""
-    import secrets
-
-    with pytest.MonkeyPatch.context() as patch:
-        # Without these, which it reads when it is imported, Ray would keep a token at home.
-        patch.setenv("RAY_AUTH_MODE", "token")
-        patch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
-        import ray
-
-        ray.init(num_cpus=2, log_to_driver=False, include_dashboard=False)
-        yield ray
-        ray.shutdown()
-
-
 def job(folder, **changed):
     given = {"model": {}, "prompt": "How many shapes are there?", "sampling": SamplingParams()}
     return Job(**given | {"folder": folder} | changed)
@@ -192,7 +189,11 @@ def test_ray_describes_what_is_there(ray, tmp_path):
     (tmp_path / "bad.png").write_bytes(b"\x89PNG\r\n\x1a\n and no more")
     names = [*(f"{number}.png" for number in range(6)), "bad.png", "none.png"]
     folder = RunFolder.open(
-        tmp_path / "run", names, {}, ShardChoice(num_pictures=3, form="parquet"), resume=False
+        LocalPlace(tmp_path / "run"),
+        names,
+        {},
+        ShardChoice(num_pictures=3, form="parquet"),
+        resume=False,
     )
     started = []
     tally = describe_names(
@@ -210,7 +211,9 @@ def test_ray_describes_what_is_there(ray, tmp_path):
 
 @pytest.mark.ray
 def test_what_a_worker_raises_on_purpose_ends_the_run(ray, tmp_path):
-    folder = RunFolder.open(tmp_path / "run", ["a.png"], {}, ShardChoice(), resume=False)
+    folder = RunFolder.open(
+        LocalPlace(tmp_path / "run"), ["a.png"], {}, ShardChoice(), resume=False
+    )
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     plan = WorkerPlan(num_workers=1)
     with pytest.raises(CheckpointError):
@@ -219,4 +222,4 @@ def test_what_a_worker_raises_on_purpose_ends_the_run(ray, tmp_path):
         describe_names(job(tmp_path, version="0.0.1"), folder, plan)
     with pytest.raises(ConfigError, match="4 CPUs"):
         describe_names(job(tmp_path), folder, WorkerPlan(cpus=4))
-    assert json.loads((folder.path / "run.json").read_text())["pictures"] == 1
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["pictures"] == 1

@@ -1,10 +1,12 @@
 """A folder holds whole shards of one run, and says what is still to ask."""
 
 import json
+import uuid
 
 import pytest
 
 from minigpt4_runtime import ConfigError
+from minigpt4_runtime.cluster.result_places import StorePlace, open_place
 from minigpt4_runtime.cluster.run_folder import SHARD_FORMS, RunFolder, ShardChoice
 
 SETTINGS = {"prompt": "What is it?", "sampling": {"stop": None, "seed": 1}}
@@ -23,11 +25,25 @@ def row(name, **changed):
 FORMS = [pytest.param(form, marks=[pytest.mark.ray][form == "jsonl" :]) for form in SHARD_FORMS]
 
 
+@pytest.fixture(params=["path", "store"])
+def root(request, tmp_path):
+    """Where runs are kept: a folder of this machine, and one of an object store."""
+    if request.param == "path":
+        yield str(tmp_path)
+        return
+    import fsspec
+
+    store = f"/{uuid.uuid4()}"
+    yield f"memory:/{store}"
+    if fsspec.filesystem("memory").exists(store):
+        fsspec.filesystem("memory").rm(store, recursive=True)
+
+
 @pytest.fixture
-def begin(tmp_path):
+def begin(root):
     def begin(names=NAMES, settings=SETTINGS, *, resume=False, size=3, form=None, name="run"):
         choice = ShardChoice(num_pictures=size, form=form)
-        return RunFolder.open(tmp_path / name, names, settings, choice, resume=resume)
+        return RunFolder.open(open_place(f"{root}/{name}"), names, settings, choice, resume=resume)
 
     return begin
 
@@ -47,8 +63,7 @@ def test_shards_are_slices_in_order(begin, form):
     for shard in (2, 0, 1):
         fill(folder, shard)
     assert todo(folder) == {}
-    files = sorted(folder.path.glob("part-*"))
-    assert [file.name for file in files] == [f"part-{i:08}.{form}" for i in range(3)]
+    assert folder.place.names() == {"run.json", *(f"part-{i:08}.{form}" for i in range(3))}
     assert [each["image"] for shard in range(3) for each in folder.read(shard)] == NAMES
     assert {folder.shard_of(position) for position in folder.positions(1)} == {1}
 
@@ -85,11 +100,12 @@ def test_what_failed_is_asked_again_and_the_rest_is_kept(begin, form):
     assert todo(folder) == {2: [6]}
 
 
-def test_a_file_that_was_not_finished_counts_for_nothing(begin):
+@pytest.mark.parametrize("root", ["path"], indirect=True)
+def test_a_file_that_was_not_finished_counts_for_nothing(begin, tmp_path):
     folder = begin()
-    (folder.path / ".part-00000000.jsonl.123.tmp").write_text("{")
+    (tmp_path / "run" / ".part-00000000.jsonl.123.tmp").write_text("{")
     assert todo(begin(resume=True)) == todo(folder)
-    assert not list(folder.path.glob(".*"))
+    assert folder.place.names() == {"run.json"}
 
 
 @pytest.mark.parametrize(
@@ -123,25 +139,63 @@ def test_names_that_run_together_are_another_list(begin):
         begin(["a", "bc"], resume=True)
 
 
-def test_a_folder_with_other_things_is_refused(begin, tmp_path):
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "mine.txt").write_text("x")
+def test_a_folder_with_other_things_is_refused(begin, root):
+    for name in ("run", "bad"):
+        open_place(root).make()
+        open_place(f"{root}/{name}").make()
+    open_place(f"{root}/run").write("mine.txt", b"x")
     with pytest.raises(ConfigError, match="which holds other files"):
         begin()
-    with pytest.raises(ConfigError, match="but there is no folder"):
-        begin(name="none/run")
-    for name in ("run/mine.txt", "answers.jsonl"):
-        with pytest.raises(ConfigError, match="and with --ray it is a folder"):
-            begin(name=name)
-    (tmp_path / "run" / "run.json").write_text('{"form": "csv"}')
+    with pytest.raises(ConfigError, match="and with --ray it is a folder"):
+        begin(name="answers.jsonl")
+    open_place(f"{root}/bad").write("run.json", b'{"form": "csv"}')
     with pytest.raises(ConfigError, match="is no run of this program"):
-        begin(resume=True)
+        begin(name="bad", resume=True)
+
+
+def test_a_path_that_can_be_no_folder_is_refused(tmp_path):
+    (tmp_path / "mine.txt").write_text("x")
+    with pytest.raises(ConfigError, match="but there is no folder"):
+        open_place(str(tmp_path / "none" / "run"))
+    with pytest.raises(ConfigError, match="and with --ray it is a folder"):
+        open_place(str(tmp_path / "mine.txt"))
+
+
+class BrokenStore:
+    """Stands for a store that refuses everything, in two lines."""
+
+    def __getattr__(self, name):
+        def refuse(*_, **__):
+            raise PermissionError("Access\nDenied")
+
+        return refuse if name != "invalidate_cache" else lambda: None
+
+
+def test_what_a_store_refuses_is_one_sentence(monkeypatch):
+    place = StorePlace("memory://run/")
+    monkeypatch.setattr(place, "_store", BrokenStore())
+    for deed, sentence in {
+        place.names: "memory://run cannot be listed (PermissionError: Access Denied).",
+        lambda: place.read("a"): "memory://run/a cannot be read (PermissionError: Access Denied).",
+        lambda: place.write("a", b""): "memory://run/a cannot be written (PermissionError: Access",
+    }.items():
+        with pytest.raises(ConfigError) as refused:
+            deed()
+        assert str(refused.value).startswith(sentence)
+    with pytest.raises(ConfigError, match="nothing://x cannot be opened: Protocol not known"):
+        open_place("nothing://x")
+
+
+def test_a_file_that_may_not_be_read_is_one_sentence(tmp_path):
+    (tmp_path / "a").mkdir()
+    with pytest.raises(ConfigError, match=r"a cannot be read \("):
+        open_place(str(tmp_path)).read("a")
 
 
 @pytest.mark.parametrize("content", ["", "{", '{"image": "x"}\n' * 3, "[]\n" * 3, "3\n" * 3])
 def test_a_damaged_shard_is_named(begin, content):
     folder = begin()
-    folder.file(0).write_text(content)
+    folder.place.write(folder.file(0), content.encode())
     with pytest.raises(ConfigError, match=r"part-00000000\.jsonl does not hold this run's shard"):
         todo(folder)
 
@@ -154,5 +208,5 @@ def test_choices_without_a_meaning_are_refused():
 
 
 def test_run_json_says_what_the_run_is_about(begin):
-    content = json.loads((begin().path / "run.json").read_text())
+    content = json.loads(begin().place.read("run.json"))
     assert (content["pictures"], content["form"], content["settings"]) == (7, "jsonl", SETTINGS)

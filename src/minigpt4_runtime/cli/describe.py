@@ -34,6 +34,7 @@ from minigpt4_runtime.cli.options import (
     spread_options,
 )
 from minigpt4_runtime.cli.terminal import ProgressBar, note, progress_bar, report
+from minigpt4_runtime.cluster.stores import is_in_store
 from minigpt4_runtime.config import EngineConfig
 from minigpt4_runtime.errors import ConfigError, ImageError
 from minigpt4_runtime.messages import Described, ImageSource
@@ -56,12 +57,13 @@ def describe(
     prompt: Annotated[str, option("TEXT", "What to ask about each picture.")] = DESCRIBE_PROMPT,
     task: Task = None,
     out: Annotated[
-        Path | None,
+        str | None,
         option(
             "FILE",
             "Write the results too: FILE.json gets one object, picture to answer (null where it "
             "failed), when all is done; FILE.coco.json gets the boxes as COCO writes them; "
-            "FILE.jsonl gets one record a line, as it comes. With --ray it is a folder.",
+            "FILE.jsonl gets one record a line, as it comes. With --ray it is a folder, also "
+            "s3://….",
         ),
     ] = None,
     draw: Annotated[
@@ -116,9 +118,10 @@ def describe(
         describe_on_ray(paths, out, question, where, cluster)
         return
     cluster.check_absent()
+    file = _file(out)
     places = [read_place(path) for path in paths]
     images = find_images(places, recursive=recursive, with_unreadable=True)
-    results = open_results(out, resume=resume, images=list(map(str, images)), note=note)
+    results = open_results(file, resume=resume, images=list(map(str, images)), note=note)
     drawings = Drawings.open(draw, list(map(str, images)))
     todo = [image for image in images if str(image) not in results.done]
     shows_names = len(images) > 1 or any(
@@ -135,7 +138,7 @@ def describe(
             def ask(sources: list[ImageSource]) -> Iterator[Described]:
                 with bar.aside():
                     model = where.load(engine=EngineConfig(cache_window=cache_window))
-                if (draw or is_coco(out)) and not model.has_boxes:
+                if (draw or is_coco(file)) and not model.has_boxes:
                     wanted = f"--draw {draw}" if draw else f"--out {out}"
                     raise ConfigError(f"This model writes no boxes: leave {wanted} out.")
                 return model.describe_all(sources, prompt, params, task=task)
@@ -160,6 +163,17 @@ def describe(
             note(f"{tally['described']} described, {tally['failed']} failed{before}")
     if tally["failed"] or tally["undrawn"]:
         raise typer.Exit(1)
+
+
+def _file(out: str | None) -> Path | None:
+    """The path of --out.
+
+    Raises:
+        ConfigError: it is in an object store.
+    """
+    if out is not None and is_in_store(out):
+        raise ConfigError(f"--out is {out}, and only --ray writes into a store. Name a file.")
+    return None if out is None else Path(out)
 
 
 def _source(image: Place, allows_local: bool, is_drawn: bool) -> ImageSource | None:

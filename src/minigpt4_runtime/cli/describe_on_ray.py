@@ -52,8 +52,8 @@ class RayOptions:
             "[ADDRESS]",
             "Describe on a Ray cluster: HOST:PORT, or local for one that is started here; without "
             "an address the cluster that this machine is in, or else local. --out is then a "
-            "folder, into which the records are written in shards. A list of pictures (.txt, one "
-            "a line), a table (.parquet) and an object store (s3://…) can then be a PATH too.",
+            "folder for the records in shards, also in an object store (s3://…). A list of "
+            "pictures (.txt, one a line), a table (.parquet) and a store can then be a PATH too.",
         ),
     ] = None
     workers: Annotated[
@@ -104,7 +104,7 @@ class Question:
 
 def describe_on_ray(
     paths: Sequence[str],
-    out: Path | None,
+    out: str | None,
     question: Question,
     where: ModelOptions,
     options: RayOptions,
@@ -115,6 +115,7 @@ def describe_on_ray(
         MiniGPT4Error: nothing can be described like this.
     """
     from minigpt4_runtime.cluster.places import find_names
+    from minigpt4_runtime.cluster.result_places import open_place
     from minigpt4_runtime.cluster.run import WorkerPlan, describe_names
     from minigpt4_runtime.cluster.run_folder import RunFolder, ShardChoice
     from minigpt4_runtime.cluster.worker import Job
@@ -133,8 +134,9 @@ def describe_on_ray(
     )
     shards = ShardChoice(num_pictures=options.shard_size, form=options.shard_format)
     model, settings = _model(where, question)
+    place = open_place(out)
     names = find_names(paths, recursive=question.recursive, column=options.column)
-    folder = RunFolder.open(out, names, settings, shards, resume=question.resume)
+    folder = RunFolder.open(place, names, settings, shards, resume=question.resume)
     job = Job(
         model=model, prompt=question.prompt, sampling=question.params, task=question.task,
         folder=Path.cwd(), column=options.column, allows_local=question.allow_local_urls,
@@ -194,7 +196,7 @@ def _digest(path: Path) -> str:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}.") from None
 
 
-def _show(tally: Tally, out: Path) -> None:
+def _show(tally: Tally, out: str) -> None:
     for image, error in tally.failures:
         report(error, about=image)
     if tally.failed > len(tally.failures):

@@ -22,6 +22,7 @@ from minigpt4_runtime.batch.finding import (
     read_place,
     source_of,
 )
+from minigpt4_runtime.cluster.stores import is_in_store, open_store, told
 from minigpt4_runtime.errors import ConfigError, ImageError
 from minigpt4_runtime.images.formats import IMAGE_SUFFIXES, UNREADABLE_SUFFIXES
 from minigpt4_runtime.images.pixels import DEFAULT_LIMITS
@@ -29,7 +30,6 @@ from minigpt4_runtime.messages import ImageSource
 from minigpt4_runtime.optional import require
 from minigpt4_runtime.report.files import read_text
 
-_STORE = re.compile(r"(?!https?:|file:)[a-z][a-z0-9+.-]+://", re.IGNORECASE)
 _ROW = re.compile(r"(.+\.parquet)#(\d+)", re.IGNORECASE | re.DOTALL)
 
 
@@ -62,7 +62,7 @@ def _names_at(place: str, *, recursive: bool, column: str | None) -> Iterator[st
         elif suffix == ".txt":
             yield from filter(None, map(str.strip, _text(name).splitlines()))
         else:
-            yield name if _STORE.match(name) else str(read_place(name))
+            yield name if is_in_store(name) else str(read_place(name))
 
 
 def _members(place: str, suffixes: frozenset[str], *, recursive: bool) -> list[str]:
@@ -71,7 +71,7 @@ def _members(place: str, suffixes: frozenset[str], *, recursive: bool) -> list[s
     Raises:
         ConfigError: there are none, or it cannot be read.
     """
-    if not _STORE.match(place):
+    if not is_in_store(place):
         path = read_place(place)
         if not (isinstance(path, Path) and path.is_dir()):
             return []
@@ -94,13 +94,13 @@ def _members(place: str, suffixes: frozenset[str], *, recursive: bool) -> list[s
 def _members_of_store(
     address: str, suffixes: frozenset[str], *, recursive: bool
 ) -> list[str] | None:
-    store, folder = _open_store(address)
+    store, folder = open_store(address)
     try:
         if not store.isdir(folder):
             return None
         paths = store.find(folder, maxdepth=None if recursive else 1)
     except Exception as error:  # noqa: BLE001 - each store has errors of its own.
-        raise ConfigError(f"{address} cannot be listed ({_told(error)}).") from None
+        raise ConfigError(f"{address} cannot be listed ({told(error)}).") from None
     skipped = len(folder.rstrip("/")) + 1
     return sorted(
         store.unstrip_protocol(path)
@@ -110,40 +110,22 @@ def _members_of_store(
     )
 
 
-def _open_store(address: str) -> tuple[Any, str]:
-    """The file system of an address, and the path in it.
-
-    Raises:
-        ConfigError: fsspec does not know it, or lacks a package for it.
-    """
-    fsspec = require("fsspec", extra="ray")
-    try:
-        store, path = fsspec.core.url_to_fs(address)
-    except (ImportError, ValueError) as error:  # The package of a protocol; an unknown one.
-        raise ConfigError(f"{address} cannot be opened: {error}.") from None
-    return store, path
-
-
-def _told(error: Exception) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
-
-
 def _text(name: str) -> str:
-    if not _STORE.match(name):
+    if not is_in_store(name):
         return read_text(Path(read_place(name)))
-    store, path = _open_store(name)
+    store, path = open_store(name)
     try:
         return str(store.cat_file(path).decode("utf-8-sig"))
     except Exception as error:  # noqa: BLE001 - each store has errors of its own.
-        raise ConfigError(f"The list {name} cannot be read ({_told(error)}).") from None
+        raise ConfigError(f"The list {name} cannot be read ({told(error)}).") from None
 
 
 def _open_table(name: str) -> Any:
     """A table as pyarrow's ParquetFile."""
     parquet = require("pyarrow.parquet", extra="ray")
-    if not _STORE.match(name):
+    if not is_in_store(name):
         return parquet.ParquetFile(name)
-    store, path = _open_store(name)
+    store, path = open_store(name)
     return parquet.ParquetFile(store.open(path, "rb"))
 
 
@@ -169,7 +151,7 @@ def _names_in_table(name: str, column: str | None) -> Iterator[str]:
                     "text that names them."
                 )
     except (OSError, ValueError) as error:  # pyarrow's own errors are ValueErrors.
-        raise ConfigError(f"The table {name} cannot be read ({_told(error)}).") from None
+        raise ConfigError(f"The table {name} cannot be read ({told(error)}).") from None
 
 
 def sources_of(
@@ -198,7 +180,7 @@ def _rows_of_tables(names: Sequence[str], folder: Path, column: str) -> dict[str
 
 
 def _source_of(name: str, folder: Path, allows_local: bool) -> ImageSource | None:
-    if _STORE.match(name):
+    if is_in_store(name):
         return ImageSource(partial(_fetch, name), label=name)
     try:
         # In a list, - is the name of a file.
@@ -213,12 +195,13 @@ def _source_of(name: str, folder: Path, allows_local: bool) -> ImageSource | Non
 def _fetch(address: str) -> bytes:
     """The content of an object; one byte above the limit, so that a larger one is refused."""
     try:
-        store, path = _open_store(address)
-        return bytes(store.cat_file(path, 0, DEFAULT_LIMITS.max_bytes + 1))
+        store, path = open_store(address)
+        # By name: s3fs has another argument between the path and these.
+        return bytes(store.cat_file(path, start=0, end=DEFAULT_LIMITS.max_bytes + 1))
     except FileNotFoundError:
         raise ImageError(f"{address} does not exist.") from None
     except Exception as error:  # noqa: BLE001 - each store has errors of its own.
-        raise ImageError(f"{address} cannot be fetched ({_told(error)}).") from None
+        raise ImageError(f"{address} cannot be fetched ({told(error)}).") from None
 
 
 def _read_rows(
@@ -227,7 +210,7 @@ def _read_rows(
     """Rows of a column of images. Only the row groups that hold them are read."""
     left, start = set(wanted), 0
     try:
-        with _open_table(table if _STORE.match(table) else str(folder / table)) as file:
+        with _open_table(table if is_in_store(table) else str(folder / table)) as file:
             for group in range(file.num_row_groups):
                 stop = start + file.metadata.row_group(group).num_rows
                 if not left.isdisjoint(range(start, stop)):
@@ -237,7 +220,7 @@ def _read_rows(
                         left.discard(row)
                 start = stop
     except Exception as error:  # noqa: BLE001 - each store has errors of its own.
-        failure = ImageError(f"The table {table} cannot be read ({_told(error)}).")
+        failure = ImageError(f"The table {table} cannot be read ({told(error)}).")
         yield from ((row, _failing(failure, f"{table}#{row}")) for row in sorted(left))
         return
     for row in sorted(left):

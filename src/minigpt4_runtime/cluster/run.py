@@ -34,6 +34,8 @@ from minigpt4_runtime.optional import require
 
 AUTO = "auto"
 MOST_PICTURES_PER_TASK = 128
+# Pictures that are described together cost less each (docs/scaling.md has what was measured).
+FEW_PICTURES_PER_TASK = 16
 MOST_FAILURES_SHOWN = 20
 _LOOK_SECONDS = 1.0
 _CONNECT_SECONDS = 10.0
@@ -122,9 +124,13 @@ def describe_names(
 
 
 def _cut(todo: Mapping[int, Sequence[int]], num_workers: int) -> Iterator[Task]:
-    """Tasks within shards: large enough to be cheap, small enough that all workers have some."""
+    """Tasks within shards: large enough to be cheap, small enough that all workers have some.
+
+    Each worker gets those that it does at once, and as many again if they are not few pictures.
+    """
     num_todo = sum(map(len, todo.values()))
-    most = min(MOST_PICTURES_PER_TASK, -(-num_todo // (2 * TASKS_AT_ONCE * num_workers)))
+    once, twice = (-(-num_todo // (rounds * TASKS_AT_ONCE * num_workers)) for rounds in (1, 2))
+    most = min(MOST_PICTURES_PER_TASK, max(twice, min(once, FEW_PICTURES_PER_TASK)))
     for positions in todo.values():
         for start in range(0, len(positions), most):
             yield Task(positions[start : start + most])

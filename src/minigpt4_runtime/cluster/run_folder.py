@@ -1,7 +1,8 @@
 """The folder of a run: what it is about, and its records in shards.
 
 Owns   run.json, the cutting of the list into shards, and the two forms of a shard's file.
-Takes  the list and the settings of a run; the records of whole shards. Gives what is still to ask.
+Takes  a place, the list and the settings of a run; the records of whole shards. Gives what is
+       still to ask.
 Never  holds half a shard: a file appears whole, with exactly one record for each of its images.
 """
 
@@ -9,15 +10,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
+from minigpt4_runtime.cluster.result_places import ResultPlace
 from minigpt4_runtime.errors import ConfigError
 from minigpt4_runtime.optional import require
-from minigpt4_runtime.report.files import read_text, write_whole, writing
 
 RUN_FILE = "run.json"
 PICTURES_PER_SHARD = 1000
@@ -26,41 +25,43 @@ Row = Mapping[str, Any]
 
 
 class ShardForm(Protocol):
-    """How a shard's records are written to a file."""
+    """How a shard's records are a file."""
 
-    def write(self, path: Path, rows: Sequence[Row]) -> None:
-        """Write the whole file, or nothing."""
+    def pack(self, rows: Sequence[Row]) -> bytes:
+        """The whole file."""
 
-    def read(self, path: Path) -> list[dict[str, Any]]:
+    def unpack(self, content: bytes) -> list[dict[str, Any]]:
         """The records again, or a ValueError."""
 
 
 class JsonLinesForm:
     """One record a line, as `describe --out FILE.jsonl` writes them."""
 
-    def write(self, path: Path, rows: Sequence[Row]) -> None:
-        """Write the whole file, or nothing."""
-        write_whole(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    def pack(self, rows: Sequence[Row]) -> bytes:
+        """The whole file."""
+        return "".join(map(_as_line, rows)).encode("utf-8", "backslashreplace")
 
-    def read(self, path: Path) -> list[dict[str, Any]]:
+    def unpack(self, content: bytes) -> list[dict[str, Any]]:
         """The records again, or a ValueError."""
-        return [json.loads(line) for line in path.read_bytes().splitlines()]
+        return [json.loads(line) for line in content.splitlines()]
 
 
 class ParquetForm:
     """A table with a row for each record; its columns are a record's keys in every shard."""
 
-    def write(self, path: Path, rows: Sequence[Row]) -> None:
-        """Write the whole file, or nothing."""
+    def pack(self, rows: Sequence[Row]) -> bytes:
+        """The whole file."""
         pyarrow = require("pyarrow", extra="ray")
         sink = pyarrow.BufferOutputStream()
         table = pyarrow.Table.from_pylist(_as_utf8(rows), schema=self._schema())
         require("pyarrow.parquet", extra="ray").write_table(table, sink)
-        write_whole(path, sink.getvalue().to_pybytes())
+        content: bytes = sink.getvalue().to_pybytes()
+        return content
 
-    def read(self, path: Path) -> list[dict[str, Any]]:
+    def unpack(self, content: bytes) -> list[dict[str, Any]]:
         """The records again, or a ValueError."""
-        with require("pyarrow.parquet", extra="ray").ParquetFile(path) as file:
+        source = require("pyarrow", extra="ray").BufferReader(content)
+        with require("pyarrow.parquet", extra="ray").ParquetFile(source) as file:
             rows: list[dict[str, Any]] = file.read().to_pylist()
         return rows
 
@@ -78,6 +79,10 @@ class ParquetForm:
             "picture_size": numbers, "seconds": pa.float64(), "error": pa.string(),
         }  # fmt: skip
         return pa.schema(kinds.items())
+
+
+def _as_line(row: Row) -> str:
+    return json.dumps(row, ensure_ascii=False) + "\n"
 
 
 def _as_utf8(rows: Sequence[Row]) -> list[dict[str, Any]]:
@@ -115,19 +120,20 @@ class RunFolder:
     """The folder of one run. Shard number i holds the records of names[i·n : (i+1)·n], in order."""
 
     def __init__(
-        self, path: Path, names: Sequence[str], *, pictures_per_shard: int, form: str
+        self, place: ResultPlace, names: Sequence[str], *, pictures_per_shard: int, form: str
     ) -> None:
         """Use `open`, which checks and makes the folder."""
-        self.path = path
+        self.place = place
         self.names = names
         self._size = pictures_per_shard
         self._suffix = form
         self._form = SHARD_FORMS[form]
+        self._files = place.names()
 
     @classmethod
     def open(
         cls,
-        path: Path,
+        place: ResultPlace,
         names: Sequence[str],
         settings: Mapping[str, Any],
         choice: ShardChoice,
@@ -143,31 +149,23 @@ class RunFolder:
         Raises:
             ConfigError: the folder holds something else, or a run with another list or settings.
         """
-        if not path.parent.is_dir():
-            raise ConfigError(f"--out is {path}, but there is no folder {path.parent}.")
-        if path.suffix in (".json", ".jsonl") or (path.exists() and not path.is_dir()):
-            raise ConfigError(f"--out is {path}, and with --ray it is a folder. Name one.")
-        wanted = _RunFile.about(names, settings, choice)
-        has_shards = path.is_dir() and any(path.glob("part-*"))
-        if (path / RUN_FILE).exists() and (has_shards or resume):
+        wanted, files = _RunFile.about(names, settings, choice), place.names()
+        has_shards = any(name.startswith("part-") for name in files)
+        if RUN_FILE in files and (has_shards or resume):
             if not resume:
                 raise ConfigError(
-                    f"{path} holds a run. Continue it with --resume, or give another folder."
+                    f"{place} holds a run. Continue it with --resume, or give another folder."
                 )
-            wanted = _RunFile.read(path / RUN_FILE).check(wanted, choice, path)
-            for unfinished in path.glob(".*.tmp"):  # Of a driver that was killed while it wrote.
-                unfinished.unlink(missing_ok=True)
-        elif path.exists() and any(each.name != RUN_FILE for each in path.iterdir()):
-            raise ConfigError(f"--out is {path}, which holds other files. Give an empty folder.")
+            wanted = _RunFile.read(place).check(wanted, choice, place)
+            place.make()
+        elif files - {RUN_FILE}:
+            raise ConfigError(f"--out is {place}, which holds other files. Give an empty folder.")
         else:
-            with writing(path):
-                path.mkdir(exist_ok=True)
-            write_whole(path / RUN_FILE, json.dumps(wanted.content, indent=2) + "\n")
-        if not os.access(path, os.W_OK):
-            raise ConfigError(f"--out is {path}, which may not be written. Check its permissions.")
+            place.make()
+            place.write(RUN_FILE, f"{json.dumps(wanted.content, indent=2)}\n".encode())
         content = wanted.content
         return cls(
-            path, names, pictures_per_shard=content["pictures_per_shard"], form=content["form"]
+            place, names, pictures_per_shard=content["pictures_per_shard"], form=content["form"]
         )
 
     @property
@@ -183,9 +181,9 @@ class RunFolder:
         """The shard of the image at this position."""
         return position // self._size
 
-    def file(self, shard: int) -> Path:
-        """The path of a shard's file; names sort as the list does."""
-        return self.path / f"part-{shard:08}.{self._suffix}"
+    def file(self, shard: int) -> str:
+        """The name of a shard's file; names sort as the list does."""
+        return f"part-{shard:08}.{self._suffix}"
 
     def to_ask(self) -> Iterator[tuple[int, Sequence[int]]]:
         """Each shard that wants answers, with the positions that have none: not yet, or failed.
@@ -193,9 +191,10 @@ class RunFolder:
         Raises:
             ConfigError: a file is not what a run about this list has written.
         """
+        self._files = self.place.names()
         for shard in range(self.num_shards):
             positions: Sequence[int] = self.positions(shard)
-            if self.file(shard).exists():
+            if self.file(shard) in self._files:
                 positions = [
                     position
                     for position, row in zip(positions, self.read(shard), strict=True)
@@ -210,15 +209,15 @@ class RunFolder:
         Raises:
             ConfigError: they are not those of its images.
         """
-        path = self.file(shard)
+        content = self.place.read(self.file(shard))
         try:
-            rows = self._form.read(path)
+            rows = self._form.unpack(content)
             if [row["image"] for row in rows] != self._names_in_file(shard):
                 raise ValueError("its pictures are others")
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ConfigError(
-                f"{path} does not hold this run's shard ({error}). Move it away, and it is made "
-                "again."
+                f"{self.place}/{self.file(shard)} does not hold this run's shard ({error}). Move "
+                "it away, and it is made again."
             ) from None
         return rows
 
@@ -230,10 +229,11 @@ class RunFolder:
 
     def write(self, shard: int, rows: Mapping[int, Row]) -> None:
         """Write a shard whole. Positions that are not in `rows` keep the records in its file."""
-        positions = self.positions(shard)
-        kept: Iterable[Row] = self.read(shard) if self.file(shard).exists() else []
+        name, positions = self.file(shard), self.positions(shard)
+        kept: Iterable[Row] = self.read(shard) if name in self._files else []
         merged = {**dict(zip(positions, kept, strict=False)), **rows}
-        self._form.write(self.file(shard), [merged[position] for position in positions])
+        self.place.write(name, self._form.pack([merged[position] for position in positions]))
+        self._files.add(name)
 
 
 @dataclass(frozen=True)
@@ -259,17 +259,17 @@ class _RunFile:
         return cls(json.loads(json.dumps(content)))
 
     @classmethod
-    def read(cls, path: Path) -> _RunFile:
+    def read(cls, place: ResultPlace) -> _RunFile:
         try:
-            content = json.loads(read_text(path))
+            content = json.loads(place.read(RUN_FILE))
             if not (content["pictures_per_shard"] >= 1 and content["form"] in SHARD_FORMS):
                 raise ValueError("it has no shards")
             content["pictures"], content["pictures_sha256"], dict(content["settings"])
         except (ValueError, KeyError, TypeError) as error:
-            raise ConfigError(f"{path} is no run of this program ({error}).") from None
+            raise ConfigError(f"{place}/{RUN_FILE} is no run of this program ({error}).") from None
         return cls(content)
 
-    def check(self, wanted: _RunFile, choice: ShardChoice, path: Path) -> _RunFile:
+    def check(self, wanted: _RunFile, choice: ShardChoice, place: ResultPlace) -> _RunFile:
         """This run, if it is the one that is wanted.
 
         Raises:
@@ -281,7 +281,7 @@ class _RunFile:
             if ours["pictures"] == theirs["pictures"]:
                 seen = f"{theirs['pictures']} pictures and now others were found"
             raise ConfigError(
-                f"The run in {path} is about {seen}. Give it the same, or another --out."
+                f"The run in {place} is about {seen}. Give it the same, or another --out."
             )
         given = {"pictures_per_shard": choice.num_pictures, "form": choice.form}
         pairs = {
@@ -294,7 +294,7 @@ class _RunFile:
         for key, (before, now) in pairs.items():
             if before != now:
                 raise ConfigError(
-                    f"The run in {path} has {key} {before!r:.80}, and now it is {now!r:.80}. "
+                    f"The run in {place} has {key} {before!r:.80}, and now it is {now!r:.80}. "
                     "Give the same, or another --out."
                 )
         return self
