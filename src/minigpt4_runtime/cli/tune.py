@@ -1,4 +1,4 @@
-"""`minigpt4 tune`: dialogues about pictures in, another projection for a model out."""
+"""`minigpt4 tune`: dialogues about pictures in, an adapter for a model out."""
 
 from __future__ import annotations
 
@@ -62,13 +62,37 @@ class TuneOptions:
         ),
     ] = False
 
+    train: Annotated[
+        str,
+        option(
+            "PART",
+            "What of the image side learns: projection; qformer, which is the Q-Former and the "
+            "projection; or none, with --lora.",
+        ),
+    ] = TuneSettings.train
+    lora: Annotated[
+        int, option("RANK", "Train adapters of that rank on the language model too. 0: none.")
+    ] = TuneSettings.lora
+    lora_alpha: Annotated[
+        float, option("NUMBER", "What adapters add counts this, divided by the rank.")
+    ] = TuneSettings.lora_alpha
+    lora_targets: Annotated[
+        str,
+        option(
+            "NAMES",
+            "Which matrices have adapters, with commas between them: q_proj, k_proj, v_proj, "
+            "o_proj, gate_proj, up_proj, down_proj.",
+        ),
+    ] = ",".join(TuneSettings.lora_targets)
+
     def settings(self) -> TuneSettings:
         """All of it, checked.
 
         Raises:
             ConfigError: a value has no meaning.
         """
-        return TuneSettings(**asdict(self))
+        targets = tuple(each.strip() for each in self.lora_targets.split(","))
+        return TuneSettings(**{**asdict(self), "lora_targets": targets})
 
 
 @spread_options
@@ -116,16 +140,17 @@ def tune(
         str,
         option(
             "DTYPE",
-            "What the language model computes in: auto, float32, float16 or bfloat16. The "
-            "projection is float32.",
+            "What the language model computes in: auto, float32, float16 or bfloat16. What learns "
+            "is float32.",
         ),
     ] = "auto",
     options: TuneOptions,
 ) -> None:
-    """Train a model's projection on your own pictures and words.
+    """Train a model on your own pictures and words.
 
-    Language model and image side stay as they are, as in the original's second stage. Ctrl-C keeps
-    what was learned, and --resume goes on. Answer with the result by `--adapter`.
+    The projection learns, and all else stays as it is, as in the original's second stage; --train
+    and --lora change that. Ctrl-C keeps what was learned, and --resume goes on. Answer with the
+    result by `--adapter`.
     """
     settings = options.settings()
     if out is None and not check_data:

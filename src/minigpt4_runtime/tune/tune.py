@@ -1,7 +1,8 @@
-"""The training of a projection, from a .jsonl of dialogues to an adapter file.
+"""The training of a projection, a Q-Former or LoRA, from a .jsonl of dialogues to an adapter.
 
 Owns   the steps, and the files of a training's folder: features, state, losses and the result.
-Takes  a model folder, data and settings; gives the path of projection.safetensors.
+Takes  a model folder, data and settings; gives the path of projection.safetensors, or where the
+       language model has adapters, of the folder.
 Never  loses a step that was done: Ctrl-C, a bad loss and a full disk leave the last state.
 """
 
@@ -9,16 +10,18 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from minigpt4_runtime import __version__
-from minigpt4_runtime.checkpoint.adapter import encode_adapter, read_projection
+from minigpt4_runtime.checkpoint.adapter import NAMES, QFORMER, encode_adapter
+from minigpt4_runtime.checkpoint.config_file import load_config
 from minigpt4_runtime.checkpoint.graph_folder import vision_digest
 from minigpt4_runtime.checkpoint.manifest import MANIFEST_NAME, read_manifest
 from minigpt4_runtime.config import DTYPE_NAMES
@@ -28,7 +31,8 @@ from minigpt4_runtime.errors import ConfigError
 from minigpt4_runtime.report.files import write_whole, writing
 from minigpt4_runtime.tune.data import TuningData
 from minigpt4_runtime.tune.features import picture_features
-from minigpt4_runtime.tune.learner import Learner, draw_projection
+from minigpt4_runtime.tune.learner import Learner
+from minigpt4_runtime.tune.lora import write_lora
 from minigpt4_runtime.tune.settings import TuneSettings
 from minigpt4_runtime.tune.state import STATE_NAME, check_state, resume_state, save_state
 
@@ -81,7 +85,7 @@ def tune(  # noqa: PLR0913 - what a training is made of, and who listens.
     on_step: Callable[[Step], None] = lambda _: None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Tuned:
-    """Train the projection. After a stop, `resume` goes on as if there had been none.
+    """Train what the settings say. After a stop, `resume` goes on as if there had been none.
 
     The loss of `held_out` is measured after every `eval_every` steps and the last.
 
@@ -94,7 +98,7 @@ def tune(  # noqa: PLR0913 - what a training is made of, and who listens.
     backend = open_device(device)
     name = _dtype_name(dtype, backend.facts.default_dtype)
     _open_folder(out_dir, resume=resume)
-    _refuse_rounding(model_dir)
+    _refuse_model(model_dir, settings)
     base = vision_digest(model_dir)
     record = {
         "manifest": hashlib.sha256((model_dir / MANIFEST_NAME).read_bytes()).hexdigest(),
@@ -104,11 +108,11 @@ def tune(  # noqa: PLR0913 - what a training is made of, and who listens.
         check_state(out_dir, record)
     encode = partial(
         picture_features, model_dir=model_dir, base=base, out_dir=out_dir, device=backend.device,
-        on_picture=on_picture,
+        before_qformer=settings.train == "qformer", on_picture=on_picture,
     )  # fmt: skip
     features = encode(data)
     measured = (held_out, encode(held_out)) if held_out else None
-    learner = _begin(model_dir, settings, device=backend.device, dtype=getattr(torch, name))
+    learner = Learner.load(model_dir, settings, device=backend.device, dtype=getattr(torch, name))
     training = Training(learner, data, features, settings)
     done = resume_state(out_dir, learner, training.optimiser) if resume else 0
     losses = _Losses(out_dir / LOSSES_NAME, done)
@@ -139,9 +143,21 @@ def tune(  # noqa: PLR0913 - what a training is made of, and who listens.
         "model": model_dir.resolve().name, "made_by": f"minigpt4-runtime {__version__}",
         "examples": len(data.examples),
     }  # fmt: skip
-    content = encode_adapter(learner.weight, learner.bias, {**record, **made})
-    write_whole(out_dir / RESULT_NAME, content)
-    return Tuned(done, out_dir / RESULT_NAME)
+    return Tuned(done, _write_result(out_dir, learner, settings, {**record, **made}))
+
+
+def _write_result(
+    out_dir: Path, learner: Learner, settings: TuneSettings, record: Mapping[str, Any]
+) -> Path:
+    """The file of the image side, and around it the folder of LoRA; what there is of both."""
+    if settings.train != "none":
+        qformer = {n: each for n, each in learner.learned.items() if n.startswith(f"{QFORMER}.")}
+        weight, bias = (learner.learned[name] for name in NAMES)
+        write_whole(out_dir / RESULT_NAME, encode_adapter(weight, bias, record, qformer))
+    if not settings.lora:
+        return out_dir / RESULT_NAME
+    write_lora(out_dir, learner.adapters, settings, record)
+    return out_dir
 
 
 def _dtype_name(dtype: str, default: str) -> str:
@@ -151,8 +167,8 @@ def _dtype_name(dtype: str, default: str) -> str:
     return name
 
 
-def _refuse_rounding(model_dir: Path) -> None:
-    """Before pictures are encoded: some formats let no gradient pass."""
+def _refuse_model(model_dir: Path, settings: TuneSettings) -> None:
+    """Before pictures are encoded: some formats let no gradient pass, some parts are not there."""
     formats = read_manifest(model_dir).weight_format
     by_part = {"language": formats} if isinstance(formats, str) else formats
     language = {name for part, name in by_part.items() if part.startswith("language")}
@@ -161,32 +177,33 @@ def _refuse_rounding(model_dir: Path) -> None:
             f"{model_dir} holds weights in {', '.join(rounding)}, which rounds what it multiplies "
             "and lets no gradient pass. Tune a model of floats, w8a16 or w4a16."
         )
-
-
-def _begin(
-    model_dir: Path, settings: TuneSettings, *, device: torch.device, dtype: torch.dtype
-) -> Learner:
-    projection = read_projection(model_dir)
-    if settings.fresh:
-        rows, columns = projection[0].shape
-        projection = draw_projection((rows, columns), settings.seed)
-    learner = Learner.load(model_dir, projection, device=device, dtype=dtype)
-    if settings.recompute:
-        learner.recompute()
-    return learner
+    config = load_config(model_dir)
+    if settings.train == "qformer" and config.qformer is None:
+        raise ConfigError(
+            f"train is 'qformer', and {model_dir} has none, as it groups patches. Train the "
+            "projection."
+        )
+    if settings.lora and config.language.adapters is not None:
+        raise ConfigError(
+            f"{model_dir} keeps LoRA adapters beside its weights, and can take no others. Convert "
+            "the published files without --keep-lora, which merges them."
+        )
 
 
 class Training:
-    """A learner and its optimiser, AdamW as the original has it: a bias does not decay."""
+    """A learner and its optimiser, AdamW as the original has it: biases and norms do not decay."""
 
     def __init__(
         self, learner: Learner, data: TuningData, features: Tensor, settings: TuneSettings
     ) -> None:
         self._learner, self._data, self._features = learner, data, features
         self._settings = settings
+        decays: dict[bool, list[Tensor]] = {True: [], False: []}
+        for each in learner.learned.values():
+            decays[each.ndim > 1].append(each)
         groups = [
-            {"params": [learner.weight], "weight_decay": settings.weight_decay},
-            {"params": [learner.bias], "weight_decay": 0.0},
+            {"params": decays[True], "weight_decay": settings.weight_decay},
+            {"params": decays[False], "weight_decay": 0.0},
         ]
         self.optimiser = torch.optim.AdamW(groups, lr=settings.lr, betas=(0.9, 0.999))
 
@@ -217,7 +234,7 @@ class Training:
             loss, count = self._learner.losses(some, self._features)
             (loss / num_said).backward()  # type: ignore[no-untyped-call]
             total, num_tokens = total + float(loss.detach()), num_tokens + count
-        grads = (self._learner.weight.grad, self._learner.bias.grad)
+        grads = [each.grad for each in self._learner.learned.values()]
         if not all(grad is not None and bool(torch.isfinite(grad).all()) for grad in grads):
             places = ", ".join(each.place for each in examples)
             raise ConfigError(
