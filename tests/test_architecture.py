@@ -60,7 +60,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "lab": WORDS | {"text", "images", "model", "checkpoint", "vision", "loaded"},
     "tune": WORDS
     | {"text", "images", "formats", "model", "checkpoint"}
-    | {"devices.registry", "engine", "lab", "report"},
+    | {"devices.group", "engine", "ranks", "lab", "report"},
     "batch": WORDS | {"images", "engine", "report"},
     "cluster": WORDS | {"api", FRONT_DOOR, "images", "batch", "report"},
     "api": BELOW_API | {"loaded", "probe", "lab", "batch"},

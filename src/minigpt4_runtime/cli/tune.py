@@ -144,6 +144,14 @@ def tune(
             "is float32.",
         ),
     ] = "auto",
+    processes: Annotated[
+        int,
+        option(
+            "COUNT",
+            "How many processes share each batch. torchrun starts them, with one device each.",
+            min=1,
+        ),
+    ] = 1,
     options: TuneOptions,
 ) -> None:
     """Train a model on your own pictures and words.
@@ -161,22 +169,31 @@ def tune(
 
     model_dir = DEMO_MODEL_DIR if model is None else find_model(model)
     read = read_data(data, model_dir, pictures=images)
-    note(f"{data}: {len(read.examples)} answers about {len(read.pictures)} pictures.")
     held = read_data(held_out, model_dir, pictures=images) if held_out else None
     if check_data or out is None:
+        _tell_of(read, data)
         _show_samples(read)
         return
+    from minigpt4_runtime.tune.together import joined
     from minigpt4_runtime.tune.tune import tune as tune_projection
 
     num_pictures = len(read.pictures) + (len(held.pictures) if held else 0)
-    with progress_bar(num_pictures) as bar, _ctrl_c_asks() as should_stop:
+    with joined(processes) as group, progress_bar(num_pictures) as bar, _ctrl_c_asks() as asked:
+        if not group.rank:
+            _tell_of(read, data)
         tuned = tune_projection(
             model_dir, read, out, settings,
-            device=device, dtype=dtype, resume=resume, save_every=save_every,
+            device=device, dtype=dtype, processes=group, resume=resume, save_every=save_every,
             held_out=held, eval_every=eval_every,
-            on_picture=bar.advance, on_step=_Teller(settings.steps, bar), should_stop=should_stop,
+            on_picture=bar.advance, on_step=_Teller(settings.steps, bar), should_stop=asked,
         )  # fmt: skip
-    _report(tuned, out, model)
+        is_first = not group.rank
+    if is_first:
+        _report(tuned, out, model)
+
+
+def _tell_of(data: TuningData, path: Path) -> None:
+    note(f"{path}: {len(data.examples)} answers about {len(data.pictures)} pictures.")
 
 
 def _show_samples(data: TuningData) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -25,9 +25,9 @@ from minigpt4_runtime.checkpoint.config_file import load_config
 from minigpt4_runtime.checkpoint.graph_folder import vision_digest
 from minigpt4_runtime.checkpoint.manifest import MANIFEST_NAME, read_manifest
 from minigpt4_runtime.config import DTYPE_NAMES
-from minigpt4_runtime.devices.registry import open_device
 from minigpt4_runtime.engine.engine import is_out_of_memory
 from minigpt4_runtime.errors import ConfigError
+from minigpt4_runtime.ranks import open_rank_device
 from minigpt4_runtime.report.files import write_whole, writing
 from minigpt4_runtime.tune.data import TuningData
 from minigpt4_runtime.tune.features import picture_features
@@ -35,6 +35,7 @@ from minigpt4_runtime.tune.learner import Learner
 from minigpt4_runtime.tune.lora import write_lora
 from minigpt4_runtime.tune.settings import TuneSettings
 from minigpt4_runtime.tune.state import STATE_NAME, check_state, resume_state, save_state
+from minigpt4_runtime.tune.together import Alone, Processes, sum_over
 
 RESULT_NAME = "projection.safetensors"
 LOSSES_NAME = "losses.csv"
@@ -77,6 +78,7 @@ def tune(  # noqa: PLR0913 - what a training is made of, and who listens.
     *,
     device: str = "auto",
     dtype: str = "auto",
+    processes: Processes | None = None,
     resume: bool = False,
     save_every: int = 100,
     held_out: TuningData | None = None,
@@ -87,7 +89,8 @@ def tune(  # noqa: PLR0913 - what a training is made of, and who listens.
 ) -> Tuned:
     """Train what the settings say. After a stop, `resume` goes on as if there had been none.
 
-    The loss of `held_out` is measured after every `eval_every` steps and the last.
+    The loss of `held_out` is measured after every `eval_every` steps and the last. Of several
+    `processes` each calls this with the same; the first writes and is told of steps.
 
     Raises:
         ConfigError: a setting has no meaning, the folder cannot be written or holds another
@@ -95,10 +98,13 @@ def tune(  # noqa: PLR0913 - what a training is made of, and who listens.
         CheckpointError: `model_dir` is no model folder.
         BackendUnavailableError: the device is not on this machine.
     """
-    backend = open_device(device)
+    processes = processes or Alone()
+    is_first = processes.rank == 0
+    backend = open_rank_device(device, processes.size)
+    processes.use(backend.facts.collective)
     name = _dtype_name(dtype, backend.facts.default_dtype)
     _open_folder(out_dir, resume=resume)
-    _refuse_model(model_dir, settings)
+    _refuse(model_dir, settings, processes.size)
     base = vision_digest(model_dir)
     record = {
         "manifest": hashlib.sha256((model_dir / MANIFEST_NAME).read_bytes()).hexdigest(),
@@ -107,26 +113,28 @@ def tune(  # noqa: PLR0913 - what a training is made of, and who listens.
     if resume:
         check_state(out_dir, record)
     encode = partial(
-        picture_features, model_dir=model_dir, base=base, out_dir=out_dir, device=backend.device,
+        _features, processes,
+        model_dir=model_dir, base=base, out_dir=out_dir, device=backend.device,
         before_qformer=settings.train == "qformer", on_picture=on_picture,
     )  # fmt: skip
     features = encode(data)
     measured = (held_out, encode(held_out)) if held_out else None
     learner = Learner.load(model_dir, settings, device=backend.device, dtype=getattr(torch, name))
-    training = Training(learner, data, features, settings)
+    training = Training(learner, data, features, settings, processes)
     done = resume_state(out_dir, learner, training.optimiser) if resume else 0
     losses = _Losses(out_dir / LOSSES_NAME, done)
 
     def keep() -> None:
-        save_state(out_dir, learner, training.optimiser, done, record)
-        losses.write()
+        if is_first:
+            save_state(out_dir, learner, training.optimiser, done, record)
+            losses.write()
 
     try:
-        while done < settings.steps and not should_stop():
-            step = training.step(done)
-            done += 1
-            if measured and (done % eval_every == 0 or done == settings.steps):
-                step = replace(step, held_out=training.measure(*measured))
+        for each in training.steps(done, should_stop):
+            done = each.number
+            if not is_first:
+                continue
+            step = _measured(training, each, measured, eval_every)
             losses.add(step)
             on_step(step)
             if done % save_every == 0:
@@ -137,13 +145,31 @@ def tune(  # noqa: PLR0913 - what a training is made of, and who listens.
             raise ConfigError(_NO_MEMORY.format(step=done + 1)) from error
         raise
     keep()
-    if done < settings.steps:
+    if done < settings.steps or not is_first:
         return Tuned(done, None)
     made = {
         "model": model_dir.resolve().name, "made_by": f"minigpt4-runtime {__version__}",
         "examples": len(data.examples),
     }  # fmt: skip
     return Tuned(done, _write_result(out_dir, learner, settings, {**record, **made}))
+
+
+def _measured(
+    training: Training, step: Step, held_out: tuple[TuningData, Tensor] | None, every: int
+) -> Step:
+    if held_out and (step.number % every == 0 or step.number == step.of):
+        return replace(step, held_out=training.measure(*held_out))
+    return step
+
+
+def _features(processes: Processes, data: TuningData, **given: Any) -> Tensor:
+    """The first process computes and writes them, and then all have them."""
+    if processes.rank:
+        processes.least(0)
+        return picture_features(data, **given)
+    features = picture_features(data, **given)
+    processes.least(0)
+    return features
 
 
 def _write_result(
@@ -167,8 +193,13 @@ def _dtype_name(dtype: str, default: str) -> str:
     return name
 
 
-def _refuse_model(model_dir: Path, settings: TuneSettings) -> None:
-    """Before pictures are encoded: some formats let no gradient pass, some parts are not there."""
+def _refuse(model_dir: Path, settings: TuneSettings, num_processes: int) -> None:
+    """What cannot be, before pictures are encoded."""
+    if settings.batch_size < num_processes:
+        raise ConfigError(
+            f"batch_size is {settings.batch_size}, and {num_processes} processes share a batch: "
+            "some would have nothing to learn from. Raise batch_size."
+        )
     formats = read_manifest(model_dir).weight_format
     by_part = {"language": formats} if isinstance(formats, str) else formats
     language = {name for part, name in by_part.items() if part.startswith("language")}
@@ -194,8 +225,14 @@ class Training:
     """A learner and its optimiser, AdamW as the original has it: biases and norms do not decay."""
 
     def __init__(
-        self, learner: Learner, data: TuningData, features: Tensor, settings: TuneSettings
+        self,
+        learner: Learner,
+        data: TuningData,
+        features: Tensor,
+        settings: TuneSettings,
+        processes: Processes | None = None,
     ) -> None:
+        self._processes = processes or Alone()
         self._learner, self._data, self._features = learner, data, features
         self._settings = settings
         decays: dict[bool, list[Tensor]] = {True: [], False: []}
@@ -206,6 +243,13 @@ class Training:
             {"params": decays[False], "weight_decay": 0.0},
         ]
         self.optimiser = torch.optim.AdamW(groups, lr=settings.lr, betas=(0.9, 0.999))
+
+    def steps(self, first: int, should_stop: Callable[[], bool]) -> Iterator[Step]:
+        """Those from `first` on, until the last; or until one of the processes is to stop."""
+        for number in range(first, self._settings.steps):
+            if not self._processes.least(not should_stop()):
+                return
+            yield self.step(number)
 
     def step(self, number: int) -> Step:
         """Learn from one batch: the mean loss over all ids of its answers.
@@ -223,19 +267,27 @@ class Training:
         return Step(number + 1, self._settings.steps, loss, rate, num_tokens, seconds)
 
     def gradients(self, number: int) -> tuple[float, int]:
-        """Leave a step's gradients in the learner; its loss, and how many tokens were read."""
+        """Leave a step's gradients in the learner; its loss, and how many tokens were read.
+
+        They are the same in all processes, each of which computes its part of the batch.
+        """
         chosen = self._settings.batch(number, len(self._data.examples))
         examples = [self._data.examples[index] for index in chosen]
         num_said = sum(len(each.answer_ids) for each in examples)
+        mine = examples[self._processes.rank :: self._processes.size]
         self.optimiser.zero_grad()
         total, num_tokens = 0.0, 0
-        for first in range(0, len(examples), self._settings.at_once):
-            some = examples[first : first + self._settings.at_once]
+        for first in range(0, len(mine), self._settings.at_once):
+            some = mine[first : first + self._settings.at_once]
             loss, count = self._learner.losses(some, self._features)
             (loss / num_said).backward()  # type: ignore[no-untyped-call]
             total, num_tokens = total + float(loss.detach()), num_tokens + count
-        grads = [each.grad for each in self._learner.learned.values()]
-        if not all(grad is not None and bool(torch.isfinite(grad).all()) for grad in grads):
+        grads = [each.grad for each in self._learner.learned.values() if each.grad is not None]
+        counted = torch.tensor([total, num_tokens], dtype=torch.float32, device=grads[0].device)
+        sum_over(self._processes, [*grads, counted])
+        if self._processes.size > 1:
+            total, num_tokens = float(counted[0]), int(counted[1])
+        if not all(bool(torch.isfinite(grad).all()) for grad in grads):
             places = ", ".join(each.place for each in examples)
             raise ConfigError(
                 f"Step {number + 1} has no finite gradient ({places}; its loss is "
