@@ -10,10 +10,13 @@ import pytest
 import torch
 from golden_cases import GOLDENS
 from safetensors import safe_open
+from safetensors.torch import load_file
 
 from minigpt4_runtime import ConfigError, MiniGPT4
 from minigpt4_runtime.api import DEMO_MODEL_DIR
 from minigpt4_runtime.checkpoint.config_file import load_config
+from minigpt4_runtime.checkpoint.mapped import map_tensors
+from minigpt4_runtime.checkpoint.weights import read_folder_weights
 from minigpt4_runtime.convert.key_map import language_origins
 from minigpt4_runtime.model.linear import Linear
 from minigpt4_runtime.quantise.choice import QuantisePlan
@@ -221,6 +224,21 @@ def test_the_qformer_learns_and_answers(learned, seen):
             assert torch.equal(weights[name], file.get_tensor(name))
             changed += not torch.equal(weights[name], learner.learned[name])
     assert changed > 0.8 * len(learner.learned)
+
+
+def test_a_quantised_qformer_learns_in_floats(learned, tmp_path):
+    """From what its integers stand for; and so it is loaded, over a tower that stays quantised."""
+    quantise(DEMO_MODEL_DIR, tmp_path / "q", QuantisePlan(weights="w8a16"))
+    settings = TuneSettings(steps=1, batch_size=2, warmup_steps=0, train="qformer")
+    done = tune(tmp_path / "q", learned.data, tmp_path / "out", settings, device="cpu")
+    found, own = load_file(done.adapter), map_tensors(read_folder_weights(DEMO_MODEL_DIR))
+    for name, tensor in found.items():
+        size = float(own[name].abs().max())
+        assert float((tensor - own[name]).abs().max()) < 0.02 * size + 1e-4, name
+    with MiniGPT4.load(tmp_path / "q", adapter=done.adapter, device="cpu") as model:
+        weights = model.lab().weights
+        assert all(torch.equal(weights[name], tensor) for name, tensor in found.items())
+        assert weights["vision.vit.blocks.0.mlp_in.weight"].dtype == torch.int8
 
 
 @pytest.mark.parametrize(
