@@ -226,6 +226,18 @@ def test_the_qformer_learns_and_answers(learned, seen):
     assert changed > 0.8 * len(learner.learned)
 
 
+def test_words_alone_are_learned_from_too(tmp_path):
+    path = tmp_path / "words.jsonl"
+    said = [{"role": "user", "content": "What?"}, {"role": "assistant", "content": "A blue ring."}]
+    path.write_text(json.dumps({"messages": said}), "utf-8")
+    with pytest.raises(ConfigError, match="With --lora this can be learned from"):
+        read_data(path, DEMO_MODEL_DIR)
+    data, steps = read_data(path, DEMO_MODEL_DIR, needs_pictures=False), []
+    settings = TuneSettings(steps=4, batch_size=1, lr=1e-2, warmup_steps=1, lora=2)
+    tune(DEMO_MODEL_DIR, data, tmp_path, settings, device="cpu", on_step=steps.append)
+    assert steps[-1].loss < steps[0].loss - 0.1
+
+
 def test_a_quantised_qformer_learns_in_floats(learned, tmp_path):
     """From what its integers stand for; and so it is loaded, over a tower that stays quantised."""
     quantise(DEMO_MODEL_DIR, tmp_path / "q", QuantisePlan(weights="w8a16"))

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -168,8 +169,11 @@ def tune(
     from minigpt4_runtime.tune.data import read_data
 
     model_dir = DEMO_MODEL_DIR if model is None else find_model(model)
-    read = read_data(data, model_dir, pictures=images)
-    held = read_data(held_out, model_dir, pictures=images) if held_out else None
+    readable = partial(
+        read_data, model_dir=model_dir, pictures=images, needs_pictures=not settings.lora
+    )
+    read = readable(data)
+    held = readable(held_out) if held_out else None
     if check_data or out is None:
         _tell_of(read, data)
         _show_samples(read)

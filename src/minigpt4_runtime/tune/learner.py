@@ -112,7 +112,7 @@ class Learner:
         shown: Tensor = self.image_end(
             features[numbers].to(self.image_end.projection.weight.device)
         )
-        at = torch.tensor(first)[:, None] + torch.arange(shown.shape[1])
+        at = torch.tensor(first, dtype=torch.long)[:, None] + torch.arange(shown.shape[1])
         return at.flatten(), shown.flatten(0, 1)
 
 
