@@ -59,7 +59,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "probe": BELOW_API | {"loaded"},
     "lab": WORDS | {"text", "images", "model", "checkpoint", "vision", "loaded", "report"},
     "tune": WORDS
-    | {"text", "images", "model", "checkpoint", "devices.registry", "engine", "lab", "report"},
+    | {"text", "images", "formats", "model", "checkpoint"}
+    | {"devices.group", "engine", "ranks", "lab", "report"},
     "batch": WORDS | {"images", "engine", "report"},
     "cluster": WORDS | {"api", FRONT_DOOR, "images", "batch", "report"},
     "api": BELOW_API | {"loaded", "probe", "lab", "batch"},

@@ -150,7 +150,7 @@ class Ranks:
     def __init__(self, size: int) -> None:
         """Raises ConfigError in a process that torchrun has started to follow another."""
         self.size = size
-        rank = _torchrun_rank(size)
+        rank = torchrun_rank(size)
         if rank:
             raise ConfigError(
                 f"This process is rank {rank} of {size} under torchrun, and rank 0 alone has the "
@@ -309,8 +309,12 @@ def _last_words(folder: Path, rank: int) -> str:
     return f" ({words[-1]})" if words else ""
 
 
-def _torchrun_rank(size: int) -> int | None:
-    """The rank that torchrun gave to this process; None where torchrun started no group."""
+def torchrun_rank(size: int, setting: str = "tensor_parallel") -> int | None:
+    """The rank that torchrun gave to this process; None where torchrun started no group.
+
+    Raises:
+        ConfigError: the environment is not whole, or has another size than the setting.
+    """
     if size < 2 or not {"RANK", "WORLD_SIZE"} <= os.environ.keys():
         return None
     names = ("RANK", "WORLD_SIZE", "MASTER_PORT")
@@ -323,7 +327,7 @@ def _torchrun_rank(size: int) -> int | None:
     rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     if world_size != size or rank >= size:
         raise ConfigError(
-            f"tensor_parallel is {size}, but the environment says RANK={rank} of "
+            f"{setting} is {size}, but the environment says RANK={rank} of "
             f"WORLD_SIZE={world_size}. Start {size} processes with torchrun, or unset RANK and "
             "WORLD_SIZE."
         )
@@ -358,7 +362,7 @@ def follow(tensor_parallel: int) -> bool:
         ConfigError: the number is not torchrun's, or its environment is not whole.
         RankLostError: another rank is gone.
     """
-    rank = _torchrun_rank(tensor_parallel)
+    rank = torchrun_rank(tensor_parallel)
     if rank:
         serve(TorchGroup(rank, tensor_parallel, folder=None))
     return bool(rank)

@@ -126,8 +126,10 @@ def test_a_ragged_step_is_the_references(case, heads, head_dim, block_size):
     cache, twin = step.cache(name), step.cache(name)
     found, expected = step.run(kernel, cache), step.run(ReferenceAttention, twin)
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
-    # (layers, 2, blocks, block_size, heads, bytes)
-    scales, twins = (x.scales.view(torch.uint8).view(*x.numbers.shape[:5], -1) for x in (cache, twin))
+    # What belongs to a head last, as bytes.
+    scales, twins = (
+        x.scales.view(torch.uint8).view(*x.numbers.shape[:5], -1) for x in (cache, twin)
+    )
     written = (twins != UNWRITTEN).any(-1)
     assert torch.equal(
         cache.numbers.view(torch.uint8)[written], twin.numbers.view(torch.uint8)[written]

@@ -65,7 +65,7 @@ def golden(request, golden_model_dir, tmp_path_factory):
     data = read_data(path, model_dir)
     cpu = torch.device("cpu")
     features = picture_features(data, model_dir, "base", folder, device=cpu)
-    learner = Learner.load(model_dir, read_projection(model_dir), device=cpu, dtype=torch.float32)
+    learner = Learner.load(model_dir, TuneSettings(), device=cpu, dtype=torch.float32)
     return SimpleNamespace(model_dir=model_dir, data=data, features=features, learner=learner)
 
 
@@ -102,7 +102,8 @@ def test_a_steps_loss_and_gradients_are_those_written_down_once_more(golden):
         assert num_tokens == sum(
             len(each.prompt_ids) + len(each.answer_ids) for each in golden.data.examples
         )
-        for mine, theirs in ((golden.learner.weight, weight), (golden.learner.bias, bias)):
+        learned = golden.learner.learned.values()
+        for mine, theirs in zip(learned, (weight, bias), strict=True):
             assert torch.allclose(mine.grad.double(), theirs.grad, rtol=1e-4, atol=1e-5)
             assert float(theirs.grad.abs().max()) > 1e-3
 
@@ -197,10 +198,7 @@ def test_no_memory_loses_nothing_and_less_at_once_goes_on(dialogues, tmp_path, m
 
 def test_what_is_computed_again_gives_the_same_gradients(golden):
     learner = Learner.load(
-        golden.model_dir,
-        read_projection(golden.model_dir),
-        device=torch.device("cpu"),
-        dtype=torch.float32,
+        golden.model_dir, TuneSettings(), device=torch.device("cpu"), dtype=torch.float32
     )
     num_kept, gradients = [], []
     for again in (False, True):
@@ -216,7 +214,7 @@ def test_what_is_computed_again_gives_the_same_gradients(golden):
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             training.gradients(0)
         num_kept.append(sum(kept))
-        gradients.append(learner.weight.grad.clone())
+        gradients.append(learner.image_end.projection.weight.grad.clone())
     assert torch.equal(*gradients)
     assert num_kept[1] < num_kept[0] / 2
 

@@ -306,7 +306,9 @@ class Int4Cache(QuantisedCache):
         # Rounded by the scales as they are stored.
         step, start = cls._scales(largest, shares)
         steps = ((groups - start) / step.clamp(min=_SMALLEST)).nan_to_num_(0)
-        first, second = steps.round_().clamp_(0, 15).to(torch.uint8).unflatten(-2, (-1, 2)).unbind(-2)
+        first, second = (
+            steps.round_().clamp_(0, 15).to(torch.uint8).unflatten(-2, (-1, 2)).unbind(-2)
+        )
         return (first | second << 4).flatten(-2), torch.cat(
             (largest.view(torch.int8), shares.flatten(-2)), -1
         )

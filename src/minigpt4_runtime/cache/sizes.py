@@ -9,7 +9,7 @@ from minigpt4_runtime.config import DTYPE_BYTES, CacheDTypeName, LanguageConfig
 
 
 def int4_group(head_dim: int) -> int:
-    """How many numbers of a head share a step in int4: 16, or what divides both halves of it too."""
+    """How many numbers of a head share a step in int4: 16, or what divides half of one too."""
     return math.gcd(head_dim // 2, 16)
 
 

@@ -1,7 +1,8 @@
 """A tuned projection as a small file, and its place over the weights of its model folder.
 
 Owns   the file's tensors and its record, and the check that it belongs to a folder.
-Takes  the projection in float32 and what it was made of; gives the places that a model loads from.
+Takes  the projection in float32, and the Q-Former if it was tuned too, and what they were made of;
+       gives the places that a model loads from.
 Never  changes a model folder.
 """
 
@@ -27,15 +28,30 @@ from minigpt4_runtime.formats.dense import DENSE
 from minigpt4_runtime.formats.registry import FormatChoice, format_of
 
 PROJECTION = "vision.projection"
+QFORMER = "vision.qformer"
 NAMES = (f"{PROJECTION}.weight", f"{PROJECTION}.bias")
 # Under this name the record stands in the header of the file.
 _RECORD = "minigpt4_tuned"
 _REMEDY = "Name the file projection.safetensors that `minigpt4 tune` wrote."
 
 
-def encode_adapter(weight: Tensor, bias: Tensor, record: Mapping[str, Any]) -> bytes:
-    """The file's content. `record` says how it was made, and "base" is its folder's digest."""
-    return encode_tensors(dict(zip(NAMES, (weight, bias), strict=True)), {_RECORD: dumped(record)})
+def encode_adapter(
+    weight: Tensor,
+    bias: Tensor,
+    record: Mapping[str, Any],
+    qformer: Mapping[str, Tensor] | None = None,
+) -> bytes:
+    """The file's content. `record` says how it was made, and "base" is its folder's digest.
+
+    `qformer` are all weights of a Q-Former that was tuned too, by their names in the model.
+    """
+    tensors = {**dict(zip(NAMES, (weight, bias), strict=True)), **(qformer or {})}
+    return encode_tensors(tensors, described(record))
+
+
+def described(record: Mapping[str, Any]) -> dict[str, str]:
+    """A header's metadata that hold a record."""
+    return {_RECORD: dumped(record)}
 
 
 def dumped(record: Mapping[str, Any]) -> str:
@@ -59,8 +75,12 @@ def read_adapter(path: Path) -> tuple[dict[str, StoredTensor], dict[str, Any]]:
         base = record["base"]
     except (KeyError, TypeError, ValueError):
         raise CheckpointError(f"{path} is no adapter of this program. {_REMEDY}") from None
-    if set(stored) != set(NAMES) or not isinstance(base, str):
-        raise CheckpointError(f"{path} does not hold {' and '.join(NAMES)} alone. {_REMEDY}")
+    projection = {name for name in stored if not name.startswith(f"{QFORMER}.")}
+    if projection != set(NAMES) or not isinstance(base, str):
+        raise CheckpointError(
+            f"{path} does not hold {' and '.join(NAMES)}, and at most a Q-Former with them. "
+            f"{_REMEDY}"
+        )
     return stored, record
 
 
@@ -78,12 +98,14 @@ def lay_over(
             f"{path} was tuned over the image side of {record.get('model', 'another model')}, and "
             f"that of {model_dir} has another digest. Take the model that it was made from."
         )
-    kept = {name: place for name, place in stored.items() if not name.startswith(f"{PROJECTION}.")}
-    if format_of(formats, PROJECTION) is DENSE:
-        return {**kept, **tuned}, formats
-    if isinstance(formats, str):
-        formats = {"language": formats, "vision": formats}
-    return {**kept, **tuned}, {**formats, PROJECTION: DENSE.name}
+    has_qformer = any(name.startswith(f"{QFORMER}.") for name in tuned)
+    for part in (PROJECTION, QFORMER) if has_qformer else (PROJECTION,):
+        stored = {name: at for name, at in stored.items() if not name.startswith(f"{part}.")}
+        if format_of(formats, part) is not DENSE:
+            if isinstance(formats, str):
+                formats = {"language": formats, "vision": formats}
+            formats = {**formats, part: DENSE.name}
+    return {**stored, **tuned}, formats
 
 
 def read_projection(model_dir: Path) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""`minigpt4 tune`: dialogues about pictures in, another projection for a model out."""
+"""`minigpt4 tune`: dialogues about pictures in, an adapter for a model out."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -62,13 +63,37 @@ class TuneOptions:
         ),
     ] = False
 
+    train: Annotated[
+        str,
+        option(
+            "PART",
+            "What of the image side learns: projection; qformer, which is the Q-Former and the "
+            "projection; or none, with --lora.",
+        ),
+    ] = TuneSettings.train
+    lora: Annotated[
+        int, option("RANK", "Train adapters of that rank on the language model too. 0: none.")
+    ] = TuneSettings.lora
+    lora_alpha: Annotated[
+        float, option("NUMBER", "What adapters add counts this, divided by the rank.")
+    ] = TuneSettings.lora_alpha
+    lora_targets: Annotated[
+        str,
+        option(
+            "NAMES",
+            "Which matrices have adapters, with commas between them: q_proj, k_proj, v_proj, "
+            "o_proj, gate_proj, up_proj, down_proj.",
+        ),
+    ] = ",".join(TuneSettings.lora_targets)
+
     def settings(self) -> TuneSettings:
         """All of it, checked.
 
         Raises:
             ConfigError: a value has no meaning.
         """
-        return TuneSettings(**asdict(self))
+        targets = tuple(each.strip() for each in self.lora_targets.split(","))
+        return TuneSettings(**{**asdict(self), "lora_targets": targets})
 
 
 @spread_options
@@ -125,16 +150,25 @@ def tune(
         str,
         option(
             "DTYPE",
-            "What the language model computes in: auto, float32, float16 or bfloat16. The "
-            "projection is float32.",
+            "What the language model computes in: auto, float32, float16 or bfloat16. What learns "
+            "is float32.",
         ),
     ] = "auto",
+    processes: Annotated[
+        int,
+        option(
+            "COUNT",
+            "How many processes share each batch. torchrun starts them, with one device each.",
+            min=1,
+        ),
+    ] = 1,
     options: TuneOptions,
 ) -> None:
-    """Train a model's projection on your own pictures and words.
+    """Train a model on your own pictures and words.
 
-    Language model and image side stay as they are, as in the original's second stage. Ctrl-C keeps
-    what was learned, and --resume goes on. Answer with the result by `--adapter`.
+    The projection learns, and all else stays as it is, as in the original's second stage; --train
+    and --lora change that. Ctrl-C keeps what was learned, and --resume goes on. Answer with the
+    result by `--adapter`.
     """
     settings = options.settings()
     if out is None and not check_data:
@@ -144,28 +178,40 @@ def tune(
     from minigpt4_runtime.tune.data import read_data
 
     model_dir = DEMO_MODEL_DIR if model is None else find_model(model)
-    read = read_data(data, model_dir, pictures=images)
-    note(f"{data}: {len(read.examples)} answers about {len(read.pictures)} pictures.")
-    held = read_data(held_out, model_dir, pictures=images) if held_out else None
+    readable = partial(
+        read_data, model_dir=model_dir, pictures=images, needs_pictures=not settings.lora
+    )
+    read = readable(data)
+    held = readable(held_out) if held_out else None
     if check_data or out is None:
+        _tell_of(read, data)
         _show_samples(read)
         return
+    from minigpt4_runtime.tune.together import joined
     from minigpt4_runtime.tune.tune import tune as tune_projection
 
     num_pictures = len(read.pictures) + (len(held.pictures) if held else 0)
-    with progress_bar(num_pictures) as bar, _ctrl_c_asks() as should_stop:
+    with joined(processes) as group, progress_bar(num_pictures) as bar, _ctrl_c_asks() as asked:
+        if not group.rank:
+            _tell_of(read, data)
         tuned = tune_projection(
             model_dir, read, out, settings,
-            device=device, dtype=dtype, resume=resume, save_every=save_every,
+            device=device, dtype=dtype, processes=group, resume=resume, save_every=save_every,
             held_out=held, eval_every=eval_every, samples=samples,
-            on_picture=bar.advance, on_step=_Teller(settings.steps, bar), should_stop=should_stop,
+            on_picture=bar.advance, on_step=_Teller(settings.steps, bar), should_stop=asked,
         )  # fmt: skip
-    facts = {
-        "model": model_dir.name, "data": data, "answers": len(read.examples),
-        "held out": held_out or "–", "steps done": tuned.steps, **asdict(settings),
-    }  # fmt: skip
-    _write_page(out, facts)
-    _report(tuned, out, model)
+        is_first = not group.rank
+    if is_first:
+        facts = {
+            "model": model_dir.name, "data": data, "answers": len(read.examples),
+            "held out": held_out or "–", "steps done": tuned.steps, **asdict(settings),
+        }  # fmt: skip
+        _write_page(out, facts)
+        _report(tuned, out, model)
+
+
+def _tell_of(data: TuningData, path: Path) -> None:
+    note(f"{path}: {len(data.examples)} answers about {len(data.pictures)} pictures.")
 
 
 def _write_page(out: Path, facts: dict[str, object]) -> None:

@@ -157,7 +157,7 @@ def _sizes(shape: CacheShape, group: int, dtype: torch.dtype, *, is_decode: bool
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _load_cached(  # noqa: PLR0917
+def _load_cached(  # noqa: PLR0913, PLR0917
     numbers: tl.tensor,
     scales: tl.tensor,
     heads: tl.tensor,  # (KEYS,): counted through all tokens.
@@ -260,7 +260,14 @@ def _attend_tile(  # noqa: PLR0913, PLR0915, PLR0917
             keys, key_scales, cached_heads, dims, is_token, is_dim, HEAD_DIM, HAS_SCALES, INT4_GROUP
         ).to(q.dtype)
         v = _load_cached(
-            values, value_scales, cached_heads, dims, is_token, is_dim, HEAD_DIM, HAS_SCALES,
+            values,
+            value_scales,
+            cached_heads,
+            dims,
+            is_token,
+            is_dim,
+            HEAD_DIM,
+            HAS_SCALES,
             INT4_GROUP,
         ).to(q.dtype)
         scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale

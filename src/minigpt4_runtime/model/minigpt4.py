@@ -33,11 +33,15 @@ class VisionPart(nn.Module):
 
     def features(self, pixels: Tensor) -> Tensor:
         """(N, 3, S, S) → (N, R, projection_width): all but the projection."""
-        hidden = self.ln_vision(self.vit(pixels))
+        hidden = self.tower(pixels)
         if self.qformer is not None:
             return self.qformer(hidden)  # type: ignore[no-any-return]
         # The class row is left out; neighbouring patches lie side by side in one group.
-        return hidden[:, 1:].reshape(pixels.shape[0], self.rows_per_image, -1)  # type: ignore[no-any-return]
+        return hidden[:, 1:].reshape(pixels.shape[0], self.rows_per_image, -1)
+
+    def tower(self, pixels: Tensor) -> Tensor:
+        """(N, 3, S, S) → (N, P, C): all before the Q-Former."""
+        return self.ln_vision(self.vit(pixels))  # type: ignore[no-any-return]
 
 
 class MiniGPT4Model(nn.Module):

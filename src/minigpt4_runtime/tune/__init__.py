@@ -1,8 +1,8 @@
-"""HOW A MODEL LEARNS: dialogues about pictures → another projection for the same model.
+"""HOW A MODEL LEARNS: dialogues about pictures → an adapter for the same model.
 
 Owns   the reading of training data, the loss of answers, the steps, and what goes on after a stop.
-Takes  a model folder and a .jsonl of messages; gives an adapter file, which `adapter` of
+Takes  a model folder and a .jsonl of messages; gives an adapter, which `adapter` of
        `MiniGPT4.load` takes.
-Never  changes the model folder. Language model and image side stay as they are: this is the second
-       stage of the original (Zhu et al., 2023), which trains the projection alone.
+Never  changes the model folder. What learns stands beside it: the projection, as in the second
+       stage of the original (Zhu et al., 2023), the Q-Former, and LoRA on the language model.
 """

@@ -53,16 +53,20 @@ class TuningData:
     picture_digests: tuple[str, ...]
 
 
-def read_data(path: Path, model_dir: Path, *, pictures: Path | None = None) -> TuningData:
+def read_data(
+    path: Path, model_dir: Path, *, pictures: Path | None = None, needs_pictures: bool = True
+) -> TuningData:
     """Read and check all of it; every picture is opened once.
 
     Paths of pictures count from the folder `pictures`; without one, from where the layout has them.
+    Adapters on the language model learn from dialogues without a picture too, and a projection
+    `needs_pictures`.
 
     Raises:
         ConfigError: the file cannot be read, or an entry of it cannot be learned from.
     """
     records = open_records(path)
-    reader = _Reader(pictures or records.folder, model_dir)
+    reader = _Reader(pictures or records.folder, model_dir, needs_pictures=needs_pictures)
     faults: list[str] = []
     for entry in records.entries:
         try:
@@ -82,8 +86,9 @@ def read_data(path: Path, model_dir: Path, *, pictures: Path | None = None) -> T
 class _Reader:
     """Grows the examples and the pictures line by line."""
 
-    def __init__(self, folder: Path, model_dir: Path) -> None:
+    def __init__(self, folder: Path, model_dir: Path, *, needs_pictures: bool) -> None:
         self._folder = folder
+        self._needs_pictures = needs_pictures
         self._config: ModelConfig = load_config(model_dir)
         self._template: Template = find_template(self._config.template)
         self._tokenizer = Tokenizer(model_dir / TOKENIZER_NAME)
@@ -122,9 +127,10 @@ class _Reader:
             if stop in answer:
                 raise RequestError(f"An answer holds {stop!r}, at which this model's answers end.")
         prompt = render(before, self._template)
-        if not prompt.images:
+        if self._needs_pictures and not prompt.images:
             raise RequestError(
-                "There is no picture before an answer: a projection learns from pictures alone."
+                "There is no picture before an answer: a projection learns from pictures alone. "
+                "With --lora this can be learned from."
             )
         encoded = self._tokenizer.encode_prompt(
             prompt, rows_per_image=self._config.rows_per_image,

@@ -1,7 +1,8 @@
 """What the frozen image side makes of each picture, computed once and kept on the disk.
 
 Owns   the file features-KEY.safetensors, whose key has the pictures and the image side in it.
-Takes  the pictures of TuningData; gives (N, R, W) rows before the projection, in float32.
+Takes  the pictures of TuningData; gives rows before the projection, or before the Q-Former where
+       that learns too, in float32.
 Never  keeps a file that is not whole.
 """
 
@@ -34,10 +35,12 @@ def picture_features(
     out_dir: Path,
     *,
     device: torch.device,
+    before_qformer: bool = False,
     on_picture: Callable[[], None] = lambda: None,
 ) -> Tensor:
-    """The features of all pictures, in a mapped file. `base` is the digest of the image side.
+    """The features (N, R, W) of all pictures, in a mapped file. `base`: the image side's digest.
 
+    `before_qformer` keeps the rows (N, P, C) of the tower, behind its last norm.
     The image side is loaded, in float32, only if the file is not there yet. `on_picture` is
     called for each picture that is done.
 
@@ -45,14 +48,18 @@ def picture_features(
         ConfigError: the file cannot be written; the disk is full, for example.
         ImageError: a picture that was there is gone.
     """
-    key = hashlib.sha256(" ".join((base, *data.picture_digests)).encode()).hexdigest()[:16]
+    named = (base, *data.picture_digests, *(("tower",) if before_qformer else ()))
+    key = hashlib.sha256(" ".join(named).encode()).hexdigest()[:16]
     path = out_dir / f"features-{key}.safetensors"
     if not _is_whole(path):
         temporary = path.with_name(f".{path.name}.tmp")
         with writing(path):
             try:
                 with temporary.open("wb") as file:
-                    _write(file, data, model_dir, device, on_picture)
+                    _write(
+                        file, data, model_dir,
+                        device=device, before_qformer=before_qformer, on_picture=on_picture,
+                    )  # fmt: skip
                 temporary.replace(path)
             finally:
                 temporary.unlink(missing_ok=True)
@@ -72,17 +79,22 @@ def _write(
     file: BinaryIO,
     data: TuningData,
     model_dir: Path,
+    *,
     device: torch.device,
+    before_qformer: bool,
     on_picture: Callable[[], None],
 ) -> None:
     config = load_config(model_dir)
     vision = load_vision(model_dir, dtype=torch.float32).to(device)
-    shape = (len(data.pictures), config.rows_per_image, config.projection_width)
-    file.write(encode_header({_NAME: WeightForm(shape, "float32")}))
+    encode = vision.tower if before_qformer else vision.features
+    size = (config.rows_per_image, config.projection_width)
+    if before_qformer:
+        size = (1 + config.vision.num_patches, config.vision.hidden_size)
+    file.write(encode_header({_NAME: WeightForm((len(data.pictures), *size), "float32")}))
     for first in range(0, len(data.pictures), PICTURES_AT_ONCE):
         some = data.pictures[first : first + PICTURES_AT_ONCE]
         values = [torch.from_numpy(load_image(each, config.vision).values) for each in some]
-        features = vision.features(torch.stack(values).to(device)).cpu().contiguous()
+        features = encode(torch.stack(values).to(device)).cpu().contiguous()
         file.write(features.numpy().data)
         for _ in some:
             on_picture()

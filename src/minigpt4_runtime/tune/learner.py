@@ -1,15 +1,16 @@
-"""The loss of answers under a projection that learns.
+"""The loss of answers under a model that learns.
 
 Owns   the join of a batch: words, projected pictures, and the answers that are to be said.
-Takes  Examples and features; gives losses whose gradients flow to the projection alone.
+Takes  Examples and features; gives losses whose gradients flow to what learns.
 Never  changes a weight: that is the optimiser's.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
+from itertools import accumulate
 from pathlib import Path
 from typing import Self
 
@@ -19,33 +20,56 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from minigpt4_runtime.checkpoint.load import load_language
-from minigpt4_runtime.lab.hooks import Hooks
-from minigpt4_runtime.lab.keep import Keep
 from minigpt4_runtime.lab.modules import PlainOperations
-from minigpt4_runtime.lab.passes import run_pass
+from minigpt4_runtime.model.causal import packed_attention
 from minigpt4_runtime.model.llama import Llama
 from minigpt4_runtime.tune.data import Example
+from minigpt4_runtime.tune.frozen import frozen_kernel
+from minigpt4_runtime.tune.image_end import ImageEnd, load_image_end
+from minigpt4_runtime.tune.lora import LearnedAdapter, adapt
+from minigpt4_runtime.tune.settings import TuneSettings
 
 
 @dataclass(frozen=True, eq=False)
 class Learner:
-    """A frozen language model behind a projection: `weight` (C, W) and `bias` (C) in float32."""
+    """A frozen language model, and what learns around it, in float32.
+
+    `image_end` makes the rows of pictures; `adapters` add to products of the language model, by the
+    names of their matrices.
+    """
 
     language: Llama
-    weight: nn.Parameter
-    bias: nn.Parameter
+    image_end: ImageEnd
+    adapters: Mapping[str, LearnedAdapter]
 
     @classmethod
     def load(
-        cls, model_dir: Path, projection: tuple[Tensor, Tensor], *, device: torch.device,
-        dtype: torch.dtype,
-    ) -> Self:  # fmt: skip
-        """With the language model of a folder, through its formats' plain products."""
+        cls, model_dir: Path, settings: TuneSettings, *, device: torch.device, dtype: torch.dtype
+    ) -> Self:
+        """As a training begins. The language model computes in `dtype`, its weights as stored."""
         language = load_language(
-            model_dir, device=device, dtype=dtype, operations=PlainOperations()
+            model_dir, device=device, dtype=dtype, kernel_of=frozen_kernel,
+            operations=PlainOperations(),
+        )  # fmt: skip
+        image_end = load_image_end(
+            model_dir,
+            with_qformer=settings.train == "qformer",
+            drawn_by=settings.seed if settings.fresh else None,
         )
-        weight, bias = (nn.Parameter(each.to(device)) for each in projection)
-        return cls(language, weight, bias)
+        image_end.requires_grad_(settings.train != "none").to(device)
+        learner = cls(language, image_end, adapt(language, settings, device))
+        if settings.recompute:
+            learner.recompute()
+        return learner
+
+    @cached_property
+    def learned(self) -> dict[str, nn.Parameter]:
+        """All that learns, by the names that it has, or would have, in the model."""
+        found = {f"vision.{name}": each for name, each in self.image_end.named_parameters()}
+        for owner, adapter in self.adapters.items():
+            for name, each in adapter.named_parameters():
+                found[f"language.{owner}.adapter.{name}"] = each
+        return {name: each for name, each in found.items() if each.requires_grad}
 
     def recompute(self) -> None:
         """From now on compute each layer again on the way back (Chen et al., 2016).
@@ -58,51 +82,44 @@ class Learner:
     def losses(self, examples: Sequence[Example], features: Tensor) -> tuple[Tensor, int]:
         """The sum of -log p over all ids of the answers, and how many rows were computed.
 
-        `features` (P, R, W) are those of all pictures. Shorter sequences are filled up behind their
-        end, which changes nothing before it: attention is causal.
+        `features` (P, …) are those of all pictures. Sequences lie one behind the other in one row,
+        each with positions of its own, and none sees another: nothing is filled up.
         """
-        device = self.weight.device
+        device = self.image_end.projection.weight.device
         whole = [torch.tensor((*each.prompt_ids, *each.answer_ids)) for each in examples]
-        ids = nn.utils.rnn.pad_sequence(whole, batch_first=True).to(device)
-        num_sequences, length = ids.shape
-        words = self.language.embed(ids.flatten())
-        rows = words.index_copy(0, *self._shown(examples, features, length, words.dtype))
-        done = run_pass(
-            self.language, rows.view(num_sequences, length, -1),
-            hooks=Hooks(len(self.language.layers)), keep=Keep(),
-        )  # fmt: skip
-        saying, said = _answer_places(examples, length)
-        logits = self.language.logits(done.rows.flatten(0, 1)[saying.to(device)])
-        loss = functional.cross_entropy(logits, ids.flatten()[said.to(device)], reduction="sum")
-        return loss, sum(map(len, whole))
+        lengths = [len(each) for each in whole]
+        starts = [0, *accumulate(lengths)]
+        ids = torch.cat(whole).to(device)
+        positions = torch.cat([torch.arange(length) for length in lengths]).to(device)
+        words = self.language.embed(ids)
+        places, shown = self._shown(examples, features, starts)
+        rows = words.index_copy(0, places.to(device), shown.to(words.dtype))
+        hidden = self.language(rows, positions, packed_attention(lengths))
+        said = _answer_places(examples, starts).to(device)
+        logits = self.language.logits(hidden[said - 1])
+        return functional.cross_entropy(logits, ids[said], reduction="sum"), starts[-1]
 
     def _shown(
-        self, examples: Sequence[Example], features: Tensor, length: int, dtype: torch.dtype
+        self, examples: Sequence[Example], features: Tensor, starts: Sequence[int]
     ) -> tuple[Tensor, Tensor]:
         """Where the rows of pictures stand in the packed batch, and these rows."""
         numbers = [number for each in examples for number in each.pictures]
-        starts = [
-            index * length + place for index, each in enumerate(examples) for place in each.places
+        first = [
+            start + place
+            for start, each in zip(starts, examples, strict=False)
+            for place in each.places
         ]
-        shown = functional.linear(features[numbers].to(self.weight.device), self.weight, self.bias)
-        at = torch.tensor(starts)[:, None] + torch.arange(features.shape[1])
-        return at.flatten().to(self.weight.device), shown.flatten(0, 1).to(dtype)
+        shown: Tensor = self.image_end(
+            features[numbers].to(self.image_end.projection.weight.device)
+        )
+        at = torch.tensor(first, dtype=torch.long)[:, None] + torch.arange(shown.shape[1])
+        return at.flatten(), shown.flatten(0, 1)
 
 
-def _answer_places(examples: Sequence[Example], length: int) -> tuple[Tensor, Tensor]:
-    """Of each answer's id, the row that has to say it and its own place, in the packed batch."""
-    said = [
-        index * length + len(each.prompt_ids) + offset
-        for index, each in enumerate(examples)
+def _answer_places(examples: Sequence[Example], starts: Sequence[int]) -> Tensor:
+    """Where each id of the answers stands in the packed batch; the row before it has to say it."""
+    return torch.tensor([
+        start + len(each.prompt_ids) + offset
+        for start, each in zip(starts, examples, strict=False)
         for offset in range(len(each.answer_ids))
-    ]
-    places = torch.tensor(said)
-    return places - 1, places
-
-
-def draw_projection(shape: tuple[int, int], seed: int) -> tuple[Tensor, Tensor]:
-    """A projection (out, in) at random, as torch begins one: ±1/√in, evenly."""
-    generator = torch.Generator().manual_seed(seed)
-    bound = shape[1] ** -0.5
-    weight = torch.empty(shape).uniform_(-bound, bound, generator=generator)
-    return weight, torch.empty(shape[0]).uniform_(-bound, bound, generator=generator)
+    ])  # fmt: skip

@@ -15,7 +15,6 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from minigpt4_runtime.checkpoint.config_file import load_config
 from minigpt4_runtime.checkpoint.folder import TOKENIZER_NAME
@@ -37,7 +36,7 @@ _LONGEST = 128
 
 @dataclass(frozen=True)
 class Sample:
-    """An example and what was said. `picture` is its last one, as a data URL."""
+    """An example and what was said. `picture` is its last one, as a data URL, or empty."""
 
     place: str
     asked: str
@@ -90,8 +89,8 @@ class Samples:
         return kept if is_same else fresh
 
     def _fresh(self, example: Example) -> Sample:
-        picture = thumbnail(open_rgb(self._pictures[example.pictures[-1]]))
-        return Sample(example.place, example.text, example.answer, picture)
+        shown = "".join(thumbnail(open_rgb(self._pictures[n])) for n in example.pictures[-1:])
+        return Sample(example.place, example.text, example.answer, shown)
 
     @torch.no_grad()
     def answer(self, learner: Learner, example: Example) -> str:
@@ -115,12 +114,13 @@ class Samples:
 
     def _embed(self, learner: Learner, example: Example) -> Tensor:
         """A prompt → (T, C) rows, with its pictures as the learner projects them."""
-        device = learner.weight.device
+        device = learner.image_end.projection.weight.device
         words = learner.language.embed(torch.tensor(example.prompt_ids, device=device))
-        features = self._features[list(example.pictures)].to(device)
-        shown = functional.linear(features, learner.weight, learner.bias).to(words.dtype)
+        if not example.pictures:
+            return words
+        shown = learner.image_end(self._features[list(example.pictures)].to(device))
         for place, rows in zip(example.places, shown, strict=True):
-            words[place : place + len(rows)] = rows
+            words[place : place + len(rows)] = rows.to(words.dtype)
         return words
 
 

@@ -10,10 +10,14 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from itertools import islice
 from random import Random
-from typing import Any
+from typing import Any, Literal, get_args
 
 from minigpt4_runtime.config import Range
 from minigpt4_runtime.errors import ConfigError
+
+Part = Literal["projection", "qformer", "none"]
+# A language model's matrices, by the names that other programs have for them.
+LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 _RANGES = {
     "steps": Range(int, 1),
@@ -25,12 +29,18 @@ _RANGES = {
     "warmup_steps": Range(int, 0),
     "weight_decay": Range(float, 0),
     "seed": Range(int, 0, 2**63 - 1),
+    "lora": Range(int, 0),
+    "lora_alpha": Range(float, above=0),
 }
 
 
 @dataclass(frozen=True, kw_only=True)
 class TuneSettings:
-    """How a projection is trained (upstream: train_configs/minigpt4_stage2_finetune.yaml).
+    """How a model is trained (upstream: train_configs/minigpt4_stage2_finetune.yaml).
+
+    `train` says what of the image side learns: its projection, the Q-Former too, or nothing. `lora`
+    is the rank of the adapters on the language model's matrices `lora_targets`, which count
+    `lora_alpha` / rank; 0: it stays as it is.
 
     The rate of learning rises in a line from `warmup_lr` to `lr` over `warmup_steps` steps, and
     falls as a cosine to `min_lr`. Of a batch, `at_once` sequences are computed side by side: fewer
@@ -50,6 +60,10 @@ class TuneSettings:
     seed: int = 0
     fresh: bool = False
     recompute: bool = False
+    train: Part = "projection"
+    lora: int = 0
+    lora_alpha: float = 16.0
+    lora_targets: tuple[str, ...] = ("q_proj", "v_proj")
 
     def __post_init__(self) -> None:
         """Refuse values that have no meaning, by name."""
@@ -65,6 +79,26 @@ class TuneSettings:
             raise ConfigError(
                 f"warmup_steps is {self.warmup_steps}, and there are {self.steps} steps: lr would "
                 "never be reached. Lower warmup_steps or raise steps."
+            )
+        self._check_parts()
+
+    def _check_parts(self) -> None:
+        if self.train not in get_args(Part):
+            raise ConfigError(
+                f"train is {self.train!r}; it must be {', '.join(get_args(Part)[:-1])} or none."
+            )
+        for name in self.lora_targets or ("",):
+            if name not in LORA_TARGETS or self.lora_targets.count(name) > 1:
+                raise ConfigError(
+                    f"lora_targets is {','.join(self.lora_targets)!r}; it must be one or more of "
+                    f"{', '.join(LORA_TARGETS)}, each once."
+                )
+        if self.train == "none" and not self.lora:
+            raise ConfigError("train is 'none' and lora is 0: nothing would learn. Give lora.")
+        if self.train == "none" and self.fresh:
+            raise ConfigError(
+                "fresh draws a projection, and train is 'none', so that it would not learn. Leave "
+                "one of both out."
             )
 
     def to_mapping(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""A training that can go on: its weights, the optimiser's moments and the number of steps done.
+"""A training that can go on: what learns, the optimiser's moments and the number of steps done.
 
 Owns   the file state.safetensors, which is replaced as a whole.
 Takes  a Learner, its AdamW, and the record of what the training is; gives them back as they were.
@@ -41,9 +41,8 @@ def save_state(
     Raises:
         ConfigError: the file cannot be written.
     """
-    tensors = {}
-    for name in ("weight", "bias"):
-        parameter = getattr(learner, name)
+    tensors: dict[str, torch.Tensor] = {}
+    for name, parameter in learner.learned.items():
         tensors[name] = parameter
         for moment in _MOMENTS:
             if parameter in optimiser.state:
@@ -77,8 +76,7 @@ def resume_state(out_dir: Path, learner: Learner, optimiser: torch.optim.AdamW) 
     stored, before = _read(out_dir)
     tensors = map_tensors(stored)
     with torch.no_grad():
-        for name in ("weight", "bias"):
-            parameter = getattr(learner, name)
+        for name, parameter in learner.learned.items():
             parameter.copy_(tensors[name])
             if f"{name}.step" in tensors:
                 optimiser.state[parameter] = {

@@ -1,7 +1,8 @@
-"""The training of a projection, from a .jsonl of dialogues to an adapter file.
+"""The training of a projection, a Q-Former or LoRA, from a .jsonl of dialogues to an adapter.
 
 Owns   the steps, and a training's files: features, state, losses, samples and the result.
-Takes  a model folder, data and settings; gives the path of projection.safetensors.
+Takes  a model folder, data and settings; gives the path of projection.safetensors, or where the
+       language model has adapters, of the folder.
 Never  loses a step that was done: Ctrl-C, a bad loss and a full disk leave the last state.
 """
 
@@ -9,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -19,21 +20,24 @@ import torch
 from torch import Tensor
 
 from minigpt4_runtime import __version__
-from minigpt4_runtime.checkpoint.adapter import encode_adapter, read_projection
+from minigpt4_runtime.checkpoint.adapter import NAMES, QFORMER, encode_adapter
+from minigpt4_runtime.checkpoint.config_file import load_config
 from minigpt4_runtime.checkpoint.graph_folder import vision_digest
 from minigpt4_runtime.checkpoint.manifest import MANIFEST_NAME, read_manifest
 from minigpt4_runtime.config import DTYPE_NAMES
-from minigpt4_runtime.devices.registry import open_device
 from minigpt4_runtime.engine.engine import is_out_of_memory
 from minigpt4_runtime.errors import ConfigError
+from minigpt4_runtime.ranks import open_rank_device
 from minigpt4_runtime.report.files import write_whole, writing
 from minigpt4_runtime.tune.data import TuningData
 from minigpt4_runtime.tune.events import Events
 from minigpt4_runtime.tune.features import picture_features
-from minigpt4_runtime.tune.learner import Learner, draw_projection
+from minigpt4_runtime.tune.learner import Learner
+from minigpt4_runtime.tune.lora import write_lora
 from minigpt4_runtime.tune.samples import Samples
 from minigpt4_runtime.tune.settings import TuneSettings
 from minigpt4_runtime.tune.state import STATE_NAME, check_state, resume_state, save_state
+from minigpt4_runtime.tune.together import Alone, Processes, sum_over
 
 RESULT_NAME = "projection.safetensors"
 LOSSES_NAME = "losses.csv"
@@ -76,6 +80,7 @@ def tune(  # noqa: PLR0913 - what a training is made of, and who listens.
     *,
     device: str = "auto",
     dtype: str = "auto",
+    processes: Processes | None = None,
     resume: bool = False,
     save_every: int = 100,
     held_out: TuningData | None = None,
@@ -85,10 +90,11 @@ def tune(  # noqa: PLR0913 - what a training is made of, and who listens.
     on_step: Callable[[Step], None] = lambda _: None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Tuned:
-    """Train the projection. After a stop, `resume` goes on as if there had been none.
+    """Train what the settings say. After a stop, `resume` goes on as if there had been none.
 
     The loss of `held_out` is measured after every `eval_every` steps and the last. So many
-    `samples` of it, or else of `data`, are answered before the first step and after the last.
+    `samples` of it, or else of `data`, are answered before the first step and after the last. Of
+    several `processes` each calls this with the same; the first writes and is told of steps.
 
     Raises:
         ConfigError: a setting has no meaning, the folder cannot be written or holds another
@@ -96,10 +102,13 @@ def tune(  # noqa: PLR0913 - what a training is made of, and who listens.
         CheckpointError: `model_dir` is no model folder.
         BackendUnavailableError: the device is not on this machine.
     """
-    backend = open_device(device)
+    processes = processes or Alone()
+    is_first = processes.rank == 0
+    backend = open_rank_device(device, processes.size)
+    processes.use(backend.facts.collective)
     name = _dtype_name(dtype, backend.facts.default_dtype)
     _open_folder(out_dir, resume=resume)
-    _refuse_rounding(model_dir)
+    _refuse(model_dir, settings, processes.size)
     base = vision_digest(model_dir)
     record = {
         "manifest": hashlib.sha256((model_dir / MANIFEST_NAME).read_bytes()).hexdigest(),
@@ -108,51 +117,76 @@ def tune(  # noqa: PLR0913 - what a training is made of, and who listens.
     if resume:
         check_state(out_dir, record)
     encode = partial(
-        picture_features, model_dir=model_dir, base=base, out_dir=out_dir, device=backend.device,
-        on_picture=on_picture,
+        _features, processes,
+        model_dir=model_dir, base=base, out_dir=out_dir, device=backend.device,
+        before_qformer=settings.train == "qformer", on_picture=on_picture,
     )  # fmt: skip
     features = encode(data)
     measured = (held_out, encode(held_out)) if held_out else None
-    learner = _begin(model_dir, settings, device=backend.device, dtype=getattr(torch, name))
-    training = Training(learner, data, features, settings)
-    spoken = Samples(out_dir, model_dir, *(measured or (data, features)), count=samples)
-    spoken.take("before", learner)  # It has learned nothing yet, a training that goes on neither.
+    learner = Learner.load(model_dir, settings, device=backend.device, dtype=getattr(torch, name))
+    training = Training(learner, data, features, settings, processes)
     done = resume_state(out_dir, learner, training.optimiser) if resume else 0
-    losses = _Losses(out_dir, done)
-
-    def keep() -> None:
-        save_state(out_dir, learner, training.optimiser, done, record)
-        losses.write()
-
+    spoken = Samples(out_dir, model_dir, *(measured or (data, features)), count=samples)
+    diary = _Diary(out_dir, training, spoken, record, done) if is_first else None
     try:
-        while done < settings.steps and not should_stop():
-            step = training.step(done)
-            done += 1
-            if measured and (done % eval_every == 0 or done == settings.steps):
-                step = replace(step, held_out=training.measure(*measured))
-            losses.add(step)
-            on_step(step)
-            if done % save_every == 0:
-                keep()
+        for step in training.steps(done, should_stop):
+            done = step.number
+            if diary:
+                step = _measured(training, step, measured, eval_every)
+                diary.add(step)
+                on_step(step)
+                if done % save_every == 0:
+                    diary.keep()
     except Exception as error:
-        keep()  # The step that failed has changed nothing.
+        if diary:
+            diary.keep()  # The step that failed has changed nothing.
         if is_out_of_memory(error):
             raise ConfigError(_NO_MEMORY.format(step=done + 1)) from error
         raise
-    keep()
+    if not diary:
+        return Tuned(done, None)
+    diary.keep()
     if done < settings.steps:
         return Tuned(done, None)
-    _write_result(out_dir, learner, {**record, "model": model_dir.resolve().name}, data)
+    made = {
+        "model": model_dir.resolve().name, "made_by": f"minigpt4-runtime {__version__}",
+        "examples": len(data.examples),
+    }  # fmt: skip
+    result = _write_result(out_dir, learner, settings, {**record, **made})
     spoken.take("after", learner, should_stop)
-    return Tuned(done, out_dir / RESULT_NAME)
+    return Tuned(done, result)
+
+
+def _measured(
+    training: Training, step: Step, held_out: tuple[TuningData, Tensor] | None, every: int
+) -> Step:
+    if held_out and (step.number % every == 0 or step.number == step.of):
+        return replace(step, held_out=training.measure(*held_out))
+    return step
+
+
+def _features(processes: Processes, data: TuningData, **given: Any) -> Tensor:
+    """The first process computes and writes them, and then all have them."""
+    if processes.rank:
+        processes.least(0)
+        return picture_features(data, **given)
+    features = picture_features(data, **given)
+    processes.least(0)
+    return features
 
 
 def _write_result(
-    out_dir: Path, learner: Learner, record: dict[str, Any], data: TuningData
-) -> None:
-    made = {"made_by": f"minigpt4-runtime {__version__}", "examples": len(data.examples)}
-    content = encode_adapter(learner.weight, learner.bias, {**record, **made})
-    write_whole(out_dir / RESULT_NAME, content)
+    out_dir: Path, learner: Learner, settings: TuneSettings, record: Mapping[str, Any]
+) -> Path:
+    """The file of the image side, and around it the folder of LoRA; what there is of both."""
+    if settings.train != "none":
+        qformer = {n: each for n, each in learner.learned.items() if n.startswith(f"{QFORMER}.")}
+        weight, bias = (learner.learned[name] for name in NAMES)
+        write_whole(out_dir / RESULT_NAME, encode_adapter(weight, bias, record, qformer))
+    if not settings.lora:
+        return out_dir / RESULT_NAME
+    write_lora(out_dir, learner.adapters, settings, record)
+    return out_dir
 
 
 def _dtype_name(dtype: str, default: str) -> str:
@@ -162,8 +196,13 @@ def _dtype_name(dtype: str, default: str) -> str:
     return name
 
 
-def _refuse_rounding(model_dir: Path) -> None:
-    """Before pictures are encoded: some formats let no gradient pass."""
+def _refuse(model_dir: Path, settings: TuneSettings, num_processes: int) -> None:
+    """What cannot be, before pictures are encoded."""
+    if settings.batch_size < num_processes:
+        raise ConfigError(
+            f"batch_size is {settings.batch_size}, and {num_processes} processes share a batch: "
+            "some would have nothing to learn from. Raise batch_size."
+        )
     formats = read_manifest(model_dir).weight_format
     by_part = {"language": formats} if isinstance(formats, str) else formats
     language = {name for part, name in by_part.items() if part.startswith("language")}
@@ -172,34 +211,48 @@ def _refuse_rounding(model_dir: Path) -> None:
             f"{model_dir} holds weights in {', '.join(rounding)}, which rounds what it multiplies "
             "and lets no gradient pass. Tune a model of floats, w8a16 or w4a16."
         )
-
-
-def _begin(
-    model_dir: Path, settings: TuneSettings, *, device: torch.device, dtype: torch.dtype
-) -> Learner:
-    projection = read_projection(model_dir)
-    if settings.fresh:
-        rows, columns = projection[0].shape
-        projection = draw_projection((rows, columns), settings.seed)
-    learner = Learner.load(model_dir, projection, device=device, dtype=dtype)
-    if settings.recompute:
-        learner.recompute()
-    return learner
+    config = load_config(model_dir)
+    if settings.train == "qformer" and config.qformer is None:
+        raise ConfigError(
+            f"train is 'qformer', and {model_dir} has none, as it groups patches. Train the "
+            "projection."
+        )
+    if settings.lora and config.language.adapters is not None:
+        raise ConfigError(
+            f"{model_dir} keeps LoRA adapters beside its weights, and can take no others. Convert "
+            "the published files without --keep-lora, which merges them."
+        )
 
 
 class Training:
-    """A learner and its optimiser, AdamW as the original has it: a bias does not decay."""
+    """A learner and its optimiser, AdamW as the original has it: biases and norms do not decay."""
 
     def __init__(
-        self, learner: Learner, data: TuningData, features: Tensor, settings: TuneSettings
+        self,
+        learner: Learner,
+        data: TuningData,
+        features: Tensor,
+        settings: TuneSettings,
+        processes: Processes | None = None,
     ) -> None:
-        self._learner, self._data, self._features = learner, data, features
+        self._processes = processes or Alone()
+        self.learner, self._data, self._features = learner, data, features
         self._settings = settings
+        decays: dict[bool, list[Tensor]] = {True: [], False: []}
+        for each in learner.learned.values():
+            decays[each.ndim > 1].append(each)
         groups = [
-            {"params": [learner.weight], "weight_decay": settings.weight_decay},
-            {"params": [learner.bias], "weight_decay": 0.0},
+            {"params": decays[True], "weight_decay": settings.weight_decay},
+            {"params": decays[False], "weight_decay": 0.0},
         ]
         self.optimiser = torch.optim.AdamW(groups, lr=settings.lr, betas=(0.9, 0.999))
+
+    def steps(self, first: int, should_stop: Callable[[], bool]) -> Iterator[Step]:
+        """Those from `first` on, until the last; or until one of the processes is to stop."""
+        for number in range(first, self._settings.steps):
+            if not self._processes.least(not should_stop()):
+                return
+            yield self.step(number)
 
     def step(self, number: int) -> Step:
         """Learn from one batch: the mean loss over all ids of its answers.
@@ -217,19 +270,27 @@ class Training:
         return Step(number + 1, self._settings.steps, loss, rate, num_tokens, seconds)
 
     def gradients(self, number: int) -> tuple[float, int]:
-        """Leave a step's gradients in the learner; its loss, and how many tokens were read."""
+        """Leave a step's gradients in the learner; its loss, and how many tokens were read.
+
+        They are the same in all processes, each of which computes its part of the batch.
+        """
         chosen = self._settings.batch(number, len(self._data.examples))
         examples = [self._data.examples[index] for index in chosen]
         num_said = sum(len(each.answer_ids) for each in examples)
+        mine = examples[self._processes.rank :: self._processes.size]
         self.optimiser.zero_grad()
         total, num_tokens = 0.0, 0
-        for first in range(0, len(examples), self._settings.at_once):
-            some = examples[first : first + self._settings.at_once]
-            loss, count = self._learner.losses(some, self._features)
+        for first in range(0, len(mine), self._settings.at_once):
+            some = mine[first : first + self._settings.at_once]
+            loss, count = self.learner.losses(some, self._features)
             (loss / num_said).backward()  # type: ignore[no-untyped-call]
             total, num_tokens = total + float(loss.detach()), num_tokens + count
-        grads = (self._learner.weight.grad, self._learner.bias.grad)
-        if not all(grad is not None and bool(torch.isfinite(grad).all()) for grad in grads):
+        grads = [each.grad for each in self.learner.learned.values() if each.grad is not None]
+        counted = torch.tensor([total, num_tokens], dtype=torch.float32, device=grads[0].device)
+        sum_over(self._processes, [*grads, counted])
+        if self._processes.size > 1:
+            total, num_tokens = float(counted[0]), int(counted[1])
+        if not all(bool(torch.isfinite(grad).all()) for grad in grads):
             places = ", ".join(each.place for each in examples)
             raise ConfigError(
                 f"Step {number + 1} has no finite gradient ({places}; its loss is "
@@ -242,10 +303,34 @@ class Training:
         """The mean loss over all ids of the answers of other data."""
         at_once, total = self._settings.at_once, 0.0
         for first in range(0, len(data.examples), at_once):
-            total += float(
-                self._learner.losses(data.examples[first : first + at_once], features)[0]
-            )
+            total += float(self.learner.losses(data.examples[first : first + at_once], features)[0])
         return total / sum(len(each.answer_ids) for each in data.examples)
+
+
+class _Diary:
+    """What the first process writes while all train: state, losses, and samples before it."""
+
+    def __init__(
+        self,
+        out_dir: Path,
+        training: Training,
+        samples: Samples,
+        record: Mapping[str, Any],
+        done: int,
+    ) -> None:
+        self._out_dir, self._training, self._record, self._done = out_dir, training, record, done
+        self._losses = _Losses(out_dir, done)
+        if not done:  # It has learned nothing yet.
+            samples.take("before", training.learner)
+
+    def add(self, step: Step) -> None:
+        self._done = step.number
+        self._losses.add(step)
+
+    def keep(self) -> None:
+        training = self._training
+        save_state(self._out_dir, training.learner, training.optimiser, self._done, self._record)
+        self._losses.write()
 
 
 class _Losses:

@@ -1,0 +1,74 @@
+"""Processes that train one model together, each from its part of every batch.
+
+Owns   the joining of torchrun's processes, and the sum of their gradients.
+Takes  how many there are; gives this one's place among them.
+Never  divides a model: each process has all of it, and the same weights after each step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from minigpt4_runtime.devices.group import TorchGroup
+from minigpt4_runtime.errors import ConfigError
+from minigpt4_runtime.model.parallel import Group, Solo
+from minigpt4_runtime.ranks import torchrun_rank
+
+
+class Processes(Group, Protocol):
+    """See `Group`. The one of rank 0 alone writes files and tells of steps."""
+
+    def least(self, number: int) -> int:
+        """The smallest of all processes' numbers; all wait for it."""
+
+    def use(self, collective: str) -> None:
+        """Sum over that library from now on."""
+
+
+class Alone(Solo):
+    """One process."""
+
+    def least(self, number: int) -> int:
+        """The number itself."""
+        return number
+
+    def use(self, collective: str) -> None:
+        """There is nothing to sum."""
+
+
+@contextmanager
+def joined(size: int) -> Iterator[Processes]:
+    """Join the processes that torchrun has started, for a while.
+
+    Raises:
+        ConfigError: torchrun has started none, or another number.
+    """
+    if size == 1:
+        yield Alone()
+        return
+    rank = torchrun_rank(size, "processes")
+    if rank is None:
+        raise ConfigError(
+            f"processes is {size}, and torchrun has not started this one. Run: torchrun "
+            f"--nproc-per-node {size} -m minigpt4_runtime tune …"
+        )
+    group = TorchGroup(rank, size, folder=None)
+    try:
+        yield group
+    finally:
+        group.leave()
+
+
+def sum_over(processes: Processes, tensors: Sequence[Tensor]) -> None:
+    """Put the sum of all processes in the place of each tensor, in one message."""
+    if processes.size == 1:
+        return
+    summed = processes.sum(torch.cat([each.flatten() for each in tensors]))
+    parts = torch.split(summed, [each.numel() for each in tensors])
+    for each, part in zip(tensors, parts, strict=True):
+        each.copy_(part.view_as(each))
