@@ -219,7 +219,7 @@ def _attend_rounded(name: str, language: Llama) -> Attend:
 
 def _round_groups(rows: Tensor, size: int) -> Tensor:
     """15 steps for each group of the last dimension; a step and a lowest are float16."""
-    groups = rows.unflatten(-1, (-1, size))
+    groups = rows.reshape(*rows.shape[:-1], -1, size)
     lowest, highest = (side.half().float() for side in groups.aminmax(dim=-1, keepdim=True))
     step = ((highest - lowest) / 15).half().float().clamp(min=torch.finfo(torch.float32).tiny)
     return (lowest + step * ((groups - lowest) / step).round().clamp(0, 15)).flatten(-2)

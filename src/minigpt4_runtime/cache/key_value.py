@@ -296,7 +296,7 @@ class Int4Cache(QuantisedCache):
     @classmethod
     def pack(cls, rows: Tensor) -> tuple[Tensor, Tensor]:
         """See `QuantisedCache`."""
-        groups = rows.unflatten(-1, (-1, int4_group(rows.shape[-1])))
+        groups = rows.reshape(*rows.shape[:-1], -1, int4_group(rows.shape[-1]))
         lowest, highest = groups.aminmax(dim=-1)
         wanted = torch.stack(((highest - lowest) / 15, lowest), -2)
         largest = (wanted.abs().amax(-1) * (128 / 127)).half()
@@ -306,19 +306,16 @@ class Int4Cache(QuantisedCache):
         # Rounded by the scales as they are stored.
         step, start = cls._scales(largest, shares)
         steps = ((groups - start) / step.clamp(min=_SMALLEST)).nan_to_num_(0)
-        first, second = (
-            steps.round_().clamp_(0, 15).to(torch.uint8).unflatten(-2, (-1, 2)).unbind(-2)
-        )
-        return (first | second << 4).flatten(-2), torch.cat(
-            (largest.view(torch.int8), shares.flatten(-2)), -1
-        )
+        numbers = steps.round_().clamp_(0, 15).to(torch.uint8)
+        packed = numbers[..., 0::2, :] | numbers[..., 1::2, :] << 4
+        return packed.flatten(-2), torch.cat((largest.view(torch.int8), shares.flatten(-2)), -1)
 
     @classmethod
     def unpack(cls, numbers: Tensor, scales: Tensor) -> Tensor:
         """See `QuantisedCache`."""
         largest = scales[..., :4].contiguous().view(torch.float16)
-        step, start = cls._scales(largest, scales[..., 4:].unflatten(-1, (2, -1)))
-        packed = numbers.unflatten(-1, (step.shape[-2] // 2, -1))
+        step, start = cls._scales(largest, scales[..., 4:].reshape(*scales.shape[:-1], 2, -1))
+        packed = numbers.view(*numbers.shape[:-1], step.shape[-2] // 2, -1)
         steps = torch.stack((packed & 15, packed >> 4), -2).flatten(-3, -2).float()
         return torch.addcmul(start, steps, step).flatten(-2)
 
