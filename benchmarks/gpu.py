@@ -21,8 +21,8 @@ answers      65 s  pytest -m gpu: all other tests, the originals' tokens in floa
 language     95 s  7B, 32 layers of random weights in float16: decode of 1, 8 and 64, prefill of
                    1,920, each beside transformers; decode without graphs too
 products     40 s  a 7B's products with weights of 16, 8 and 4 bits: 1, 8 and 64 rows as shares of
-                   the copy, 2,048 rows as shares of the large product; beside these torch's own
-                   2:4 sparse products, and fp8 with a scale for each row
+                   the copy, 2,048 rows as shares of the large product, also of 8-bit floats;
+                   beside these torch's own 2:4 sparse products
 vision       40 s  EVA-ViT-g and Q-Former at full depth: 1 and 16 pictures in torch (float16,
                    bfloat16), as a graph and not, and in ONNX Runtime's CUDA provider
 picture      30 s  7B with its image side, random weights: from a picture in memory to the first

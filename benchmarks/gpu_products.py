@@ -22,8 +22,10 @@ from minigpt4_runtime.kernels.registry import linear_kernel
 # Inputs and outputs of a 7B's feed-forward and of its attention.
 SHAPES = ((4096, 11008), (4096, 4096))
 FEW, MANY = (1, 8, 64), 2048
-READ = ("float", "w8a16", "w4a16-g32", "w4a16-g128")
-MULTIPLIED = ("float", "w8a8", "w8a8-g128", "w4a8-g128", "w8a8-sparse24", "w4a16-g128")
+READ = ("float", "w8a16", "w4a16-g32", "w4a16-g128", "w8a8-fp8")
+MULTIPLIED = (
+    "float", "w8a8", "w8a8-g128", "w4a8-g128", "w8a8-sparse24", "w8a8-fp8", "w4a16-g128",
+)  # fmt: skip
 # Several weights are read in turn, so that none is in a cache when it is read again.
 READ_BYTES = 2**29
 Multiply = Callable[[Tensor], Tensor]
@@ -110,30 +112,9 @@ def sparse_bytes(weight: Tensor) -> Multiply:
     return lambda rows: torch.mm(kept, round_to_int8(rows, None)[0].T)
 
 
-def float8(weight: Tensor) -> Multiply:
-    """By torch's product of float8 with scales for the rows of both; ours are rounded first."""
-    if torch.cuda.get_device_capability(weight.device) < (8, 9):
-        raise UnavailableError("fp8 products need a GPU of compute capability 8.9 or more")
-
-    def rounded(matrix: Tensor) -> tuple[Tensor, Tensor]:
-        scale = matrix.float().abs().amax(-1, keepdim=True) / 448
-        return (matrix / scale).to(torch.float8_e4m3fn), scale
-
-    numbers, scales = rounded(weight)
-
-    def multiply(rows: Tensor) -> Tensor:
-        own, own_scales = rounded(rows)
-        return torch._scaled_mm(  # noqa: SLF001 - torch has no public name for it.
-            own, numbers.T, scale_a=own_scales, scale_b=scales.T, out_dtype=torch.bfloat16
-        )
-
-    return multiply
-
-
-# What our formats could be multiplied by, if it is faster: torch's 2:4, and rows in fp8.
+# What weights of our 2:4 formats could be multiplied by, if it is faster.
 OTHERS: dict[str, Callable[[Tensor], Multiply]] = {
     "torch's 2:4 float16": sparse_halves, "torch's 2:4 int8": sparse_bytes,
-    "fp8 rows and weights": float8,
 }  # fmt: skip
 
 

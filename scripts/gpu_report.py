@@ -220,7 +220,7 @@ def products(run: GpuRun) -> Iterator[str]:
 
 def multiplied_in(name: str) -> str:
     """What tensor cores multiply in the product of many rows that has this name."""
-    if name.startswith("fp8"):
+    if name.startswith("w8a8-fp8"):
         return "float8_e4m3fn"
     return "int8" if name.startswith(("w8a8", "w4a8", "torch's 2:4 int8")) else "float16"
 

@@ -16,7 +16,6 @@ ONLY_ON_A_GPU = {
     ("compiled", "graph, 32 layers, 1"), ("compiled", "graph, 8 layers, 1"),
     ("products", "torch's 2:4 float16, 128 × 64, 16 rows"),
     ("products", "torch's 2:4 int8, 128 × 64, 16 rows"),
-    ("products", "fp8 rows and weights, 128 × 64, 16 rows"),
     *(
         ("kernels", f"turn and cache, 2 of {name}, one launch")
         for name in ("float16", "int8", "int4", "fp8")
@@ -122,7 +121,7 @@ def test_the_report_has_every_table(dry_run):
     assert "| 2 × 1 of 20, float32 |" in done.stdout
     assert "| w4a16-g32, 128 × 64, 8 rows |" in done.stdout
     assert "| w8a8, 128 × 64, 16 rows |" in done.stdout
-    assert "| w4a8-g128, 128 × 64, 16 rows |" in done.stdout
+    assert "| w8a8-fp8, 128 × 64, 16 rows |" in done.stdout
     assert "| 2 of int4 |" in done.stdout
 
 
