@@ -15,13 +15,14 @@ facts        45 s  names the card, driver and versions; measures copying, produc
                    float32, bfloat16, float16, int8 and fp8, and attention over new lengths
 kernels      75 s  pytest -m gpu: attention, rows and products in float32, float16 and bfloat16
                    against the reference; decode of 1 and 64 × 4,000 tokens as shares of the copy,
-                   prompts of the product
+                   prompts of the product; turning and caching keys, by torch and in one launch
 answers      65 s  pytest -m gpu: all other tests, the originals' tokens in float32 among them; the
                    demo model's exact answers in float16 and bfloat16
 language     95 s  7B, 32 layers of random weights in float16: decode of 1, 8 and 64, prefill of
                    1,920, each beside transformers; decode without graphs too
 products     40 s  a 7B's products with weights of 16, 8 and 4 bits: 1, 8 and 64 rows as shares of
-                   the copy, 2,048 rows as shares of the large product
+                   the copy, 2,048 rows as shares of the large product, also of 8-bit floats;
+                   beside these torch's own 2:4 sparse products
 vision       40 s  EVA-ViT-g and Q-Former at full depth: 1 and 16 pictures in torch (float16,
                    bfloat16), as a graph and not, and in ONNX Runtime's CUDA provider
 picture      30 s  7B with its image side, random weights: from a picture in memory to the first
@@ -30,7 +31,7 @@ server       30 s  `minigpt4 serve` with 64 clients that stream answers about pi
 profile      25 s  one decode step of 1 and of 64 answers, and one picture: kernels, and the time
                    in which the GPU waits for the next launch
 compiled     35 s  the decode step as it stands, with and without graphs, the model alone as a
-                   graph, and under torch.compile
+                   graph, and under torch.compile; then the image side under torch.compile
 
 Every part is a process with its own time limit, extended by the time that earlier parts did not
 use. It writes each result to DIR/PART.json at once, and its output to DIR/PART.log. Later parts run

@@ -145,11 +145,13 @@ def new_lengths(setting: Setting, *, uses_cudnn: bool) -> dict[str, float]:
 
 
 def kernels(setting: Setting, results: Results) -> None:
-    """`pytest -m gpu` of the kernels, then the speed of attention."""
+    """`pytest -m gpu` of the kernels, then the speed of attention and of what it caches."""
     run_tests("pytest -m gpu tests/kernels", list(files_of_gpu_tests(setting, "kernels")), results)
     from gpu_attention import attention
+    from gpu_writes import writes
 
     attention(setting, results)
+    writes(setting, results)
 
 
 def answers(setting: Setting, results: Results) -> None:

@@ -6,12 +6,12 @@ Takes  a Setting. In a dry run the shapes are tiny.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import product
 
 import torch
-from gpu_results import Results, Setting, as_graph, median_seconds
+from gpu_results import Results, Setting, UnavailableError, as_graph, median_seconds
 from torch import Tensor
 
 from minigpt4_runtime.checkpoint.blank_model import dtype_of
@@ -22,10 +22,13 @@ from minigpt4_runtime.kernels.registry import linear_kernel
 # Inputs and outputs of a 7B's feed-forward and of its attention.
 SHAPES = ((4096, 11008), (4096, 4096))
 FEW, MANY = (1, 8, 64), 2048
-READ = ("float", "w8a16", "w4a16-g32", "w4a16-g128")
-MULTIPLIED = ("float", "w8a8", "w4a16-g128")
+READ = ("float", "w8a16", "w4a16-g32", "w4a16-g128", "w8a8-fp8")
+MULTIPLIED = (
+    "float", "w8a8", "w8a8-g128", "w4a8-g128", "w8a8-sparse24", "w8a8-fp8", "w4a16-g128",
+)  # fmt: skip
 # Several weights are read in turn, so that none is in a cache when it is read again.
 READ_BYTES = 2**29
+Multiply = Callable[[Tensor], Tensor]
 
 
 def products(setting: Setting, results: Results) -> None:
@@ -38,6 +41,10 @@ def products(setting: Setting, results: Results) -> None:
     for shape, name in product(shapes, MULTIPLIED):
         num_rows = 16 if setting.is_dry else MANY
         measure = partial(product_rate, setting, name, shape, num_rows)
+        results.attempt(show(name, shape, num_rows), measure)
+    for shape, name in product(shapes, OTHERS):
+        num_rows = 16 if setting.is_dry else MANY
+        measure = partial(other_rate, setting, OTHERS[name], shape, num_rows)
         results.attempt(show(name, shape, num_rows), measure)
 
 
@@ -71,6 +78,44 @@ def product_rate(
         "rows": num_rows, "microseconds": seconds * 1e6,
         "teraflops_per_second": operations / seconds / 1e12,
     }  # fmt: skip
+
+
+def other_rate(
+    setting: Setting, other: Callable[[Tensor], Multiply], shape: tuple[int, int], num_rows: int
+) -> dict[str, float]:
+    """The rate of a product that we have no kernel for, counted as if no weight were left out."""
+    if setting.device.type != "cuda":
+        raise UnavailableError("torch has this product on a GPU alone")
+    sparse = weight_format("w8a16-sparse24")
+    multiply = other(sparse.unpack(random_parts(sparse, shape, setting)).half())
+    rows = torch.randn(num_rows, shape[0], device=setting.device).half()
+    seconds = median_seconds(as_graph(lambda: multiply(rows), setting), setting.device)
+    operations = 2 * num_rows * shape[0] * shape[1]
+    return {
+        "rows": num_rows, "microseconds": seconds * 1e6,
+        "teraflops_per_second": operations / seconds / 1e12,
+    }  # fmt: skip
+
+
+def sparse_halves(weight: Tensor) -> Multiply:
+    """By torch's semi-structured 2:4 weight in float16."""
+    kept = torch.sparse.to_sparse_semi_structured(weight)
+    return lambda rows: torch.nn.functional.linear(rows, kept)
+
+
+def sparse_bytes(weight: Tensor) -> Multiply:
+    """By the same in int8, after the rows are rounded; the sums are not scaled."""
+    from minigpt4_runtime.kernels.rounding_triton import round_to_int8
+
+    whole = (weight * (127 / weight.abs().max())).to(torch.int8)
+    kept = torch.sparse.to_sparse_semi_structured(whole)
+    return lambda rows: torch.mm(kept, round_to_int8(rows, None)[0].T)
+
+
+# What weights of our 2:4 formats could be multiplied by, if it is faster.
+OTHERS: dict[str, Callable[[Tensor], Multiply]] = {
+    "torch's 2:4 float16": sparse_halves, "torch's 2:4 int8": sparse_bytes,
+}  # fmt: skip
 
 
 def seconds_each(

@@ -22,7 +22,7 @@ from typing import Any
 import numpy
 import torch
 from engine import Work, cost, decode_rate, prefill_rate
-from gpu_results import Results, Setting, UnavailableError, median_seconds
+from gpu_results import Results, Setting, UnavailableError, as_graph, median_seconds
 from rivals import Ours, TimedAnswers, Transformers, wide_config
 from torch import Tensor
 
@@ -437,6 +437,7 @@ def compiled(setting: Setting, results: Results) -> None:
         step = DecodeStep(model, setting, batch=batch)
         name = f"torch.compile, {COMPILED_LAYERS} layers, {batch}"
         results.attempt(name, partial(torch_compiled, step, setting))
+    results.attempt("torch.compile, image side, 1", partial(picture_compiled, setting))
 
 
 def compare_ways(model: Llama, num_layers: int, setting: Setting, results: Results) -> None:
@@ -484,6 +485,28 @@ def torch_compiled(step: DecodeStep, setting: Setting) -> dict[str, Any]:
     return {
         **values, "first_call_seconds": first, "graph_breaks": breaks, "difference": difference,
     }  # fmt: skip
+
+
+@torch.no_grad()
+def picture_compiled(setting: Setting) -> dict[str, Any]:
+    """The whole image side for one picture, its blocks under torch.compile, as a graph.
+
+    The part vision has the same without torch.compile. All blocks share what is compiled.
+    """
+    dtype = torch.float32 if setting.is_dry else torch.float16
+    config = picture_config(setting)
+    fill_at_random(part := blank_model(config).vision, device=setting.device, dtype=dtype)
+    side = config.vision.image_size
+    pixels = torch.randn(1, 3, side, side, device=setting.device).to(dtype)
+    expected = part(pixels)
+    torch._dynamo.reset()  # noqa: SLF001 - as above.
+    for block in part.vit.blocks:
+        block.compile(dynamic=False, backend="eager" if setting.is_dry else "inductor")
+    started = time.perf_counter()
+    difference = check_close(part(pixels), expected)
+    first = time.perf_counter() - started
+    values: dict[str, Any] = timed(as_graph(lambda: part(pixels), setting), setting)
+    return {**values, "first_call_seconds": first, "difference": difference}
 
 
 def check_close(logits: Tensor, expected: Tensor) -> float:

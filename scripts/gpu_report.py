@@ -213,10 +213,28 @@ def products(run: GpuRun) -> Iterator[str]:
             found = ("GB/s", read, share(read, run.copied))
         else:
             made = each["teraflops_per_second"]
-            ceiling = run.multiplied("int8" if name.startswith("w8a8,") else "float16")
-            found = ("TFLOP/s", made, share(made, ceiling))
+            found = ("TFLOP/s", made, share(made, run.multiplied(multiplied_in(name))))
         rows.append((name, each["microseconds"], found[1], found[0], found[2]))
     return table_lines(("product", "µs", "rate", "", "share of the ceiling"), rows)
+
+
+def multiplied_in(name: str) -> str:
+    """What tensor cores multiply in the product of many rows that has this name."""
+    if name.startswith("w8a8-fp8"):
+        return "float8_e4m3fn"
+    return "int8" if name.startswith(("w8a8", "w4a8", "torch's 2:4 int8")) else "float16"
+
+
+def writes(run: GpuRun) -> Iterator[str]:
+    """The time to turn and cache a layer's rows, in two ways."""
+    times: dict[str, dict[str, float]] = {}
+    for name, each in run.numbers("kernels").items():
+        if name.startswith("turn and cache, "):
+            what, _, way = name.removeprefix("turn and cache, ").rpartition(", ")
+            times.setdefault(what, {})[way] = each["microseconds"]
+    rows = [(what, found.get("torch"), found.get("one launch")) for what, found in times.items()]
+    head = ("turning and caching of a layer: rows, cache", "torch, µs", "one launch, µs")
+    return table_lines(head, rows)
 
 
 def vision(run: GpuRun) -> Iterator[str]:
@@ -283,6 +301,7 @@ TABLES: dict[str, Callable[[GpuRun], Iterator[str]]] = {
     "Exact answers": demo_answers,
     "Language model": language,
     "Attention": attention,
+    "Keys and values": writes,
     "Products": products,
     "Image side": vision,
     "First token": picture,

@@ -4,6 +4,8 @@ The device is torch's "meta", which has shapes and no numbers: what reads a numb
 is sent to it is watched here, since a plain copy to a GPU waits for all that the GPU was given.
 """
 
+from functools import partial
+
 import pytest
 import torch
 from torch import Tensor
@@ -15,13 +17,15 @@ from minigpt4_runtime import SamplingParams
 from minigpt4_runtime.api import DEMO_MODEL_DIR
 from minigpt4_runtime.checkpoint.blank_model import blank_model
 from minigpt4_runtime.checkpoint.config_file import load_config
+from minigpt4_runtime.checkpoint.load import load_model
 from minigpt4_runtime.config import EngineConfig
+from minigpt4_runtime.devices.registry import open_device
 from minigpt4_runtime.engine import sampler as sampling
 from minigpt4_runtime.engine.plan import UNKNOWN_ID, ImageRows, Slice, StepPlan
 from minigpt4_runtime.engine.request import Request
 from minigpt4_runtime.engine.runner import Runner
 from minigpt4_runtime.engine.sequence import Sequence
-from minigpt4_runtime.kernels.registry import attention_kernel
+from minigpt4_runtime.kernels.registry import attention_kernel, bind_attention
 
 META = torch.device("meta")
 SENDS = {torch.ops.aten.to, torch.ops.aten._to_copy, torch.ops.aten.copy_}
@@ -160,6 +164,27 @@ def test_a_step_waits_for_nothing(monkeypatch, name, cache_dtype):
             runner.execute(decode, {})
     assert logits.shape == (3, runner._language.config.vocab_size)
     assert watching.num_sent > 3
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("cache_dtype", ["auto", "int8", "int4"])
+def test_a_gpu_is_not_waited_for(cache_dtype):
+    """As torch itself watches it."""
+    backend = open_device("cuda")
+    model = load_model(DEMO_MODEL_DIR, device=backend.device, dtype=torch.float16)
+    config = EngineConfig(max_running=8, max_step_tokens=64, cache_dtype=cache_dtype)
+    bind = partial(bind_attention, backend.facts.attention)
+    runner = Runner(model.language, None, bind, config=config, num_blocks=40)
+    rows = torch.zeros(2, model.config.language.hidden_size, dtype=torch.float16)
+    runner._images.put("p", rows.to(backend.device))
+    choices = torch.zeros(3, dtype=torch.int64, device=backend.device)
+    runner.execute(mixed_plan(), {}, choices)  # What is compiled and made once may wait.
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        logits = runner.execute(mixed_plan(), {}, choices)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert len(logits) == len(choices)
 
 
 def test_sampling_waits_for_nothing(monkeypatch, watched):

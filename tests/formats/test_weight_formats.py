@@ -131,6 +131,8 @@ TOLERANCES = {
     "w8a16": 0.03, "w8a8": 0.03, "w4a16": 0.45, "w4a8": 0.45,
     # Half of the numbers are taken for zero.
     "w8a16-sparse24": 1, "w8a8-sparse24": 1,
+    # Three bits behind the first, of the numbers and of what they multiply.
+    "w8a8-fp8": 0.07,
 }  # fmt: skip
 ROUNDING = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}
 
@@ -316,7 +318,8 @@ def test_every_linear_of_a_loaded_model_multiplies_by_its_weight(written, dtype)
     before = {name: p.dtype for name, p in model.vision.named_parameters()}
     wide = TorchVisionEncoder(model.vision, in_float32=True).encode(pixels)
     assert wide.dtype == dtype
-    assert_near(rows, wide.float(), 20 * ROUNDING[dtype])
+    # A step of an 8-bit float is large: where rounding decides, rows part by several of them.
+    assert_near(rows, wide.float(), 0.15 if choice == "w8a8-fp8" else 20 * ROUNDING[dtype])
     parts = {f"{n}.{p}" for n, each in linears(model.vision).items() for p in each.part_names}
     for name, parameter in model.vision.named_parameters():
         assert parameter.dtype == (before[name] if name in parts else torch.float32), name
@@ -369,7 +372,7 @@ def test_the_parts_of_ranks_make_up_the_whole(written):
     ranks = [load_language(folder, **where, group=OneOf(rank, size)) for rank in range(size)]
     seen = set()
     # Of rows that are rounded, each rank rounds its part by a scale of its own.
-    share = 0.03 if written[0] in ("w8a8", "w8a8-sparse24") else 1e-5
+    share = {"w8a8": 0.03, "w8a8-sparse24": 0.03, "w8a8-fp8": 0.15}.get(str(written[0]), 1e-5)
     for name in linears(ranks[0]):
         rows = torch.randn(5, whole[name].shape[1])
         truth = whole[name](rows)

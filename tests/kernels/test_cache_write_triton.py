@@ -118,6 +118,30 @@ def test_a_head_without_numbers_leaves_others_alone(device, name, wrong):
     assert values.isfinite().all()
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", FORMATS)
+def test_it_waits_for_nothing_and_can_be_captured(name):
+    from minigpt4_runtime.kernels.cache_write_triton import turn_and_write
+
+    shape, slots = (6, 2, 40), torch.tensor(SLOTS, device="cuda")
+    rows = draw_rows(torch.Generator().manual_seed(0), shape, torch.float16)
+    rows = [each.cuda() for each in rows]
+    rotation = Rotation(torch.arange(len(SLOTS), device="cuda"), config_of(*shape), torch.float16)
+    caches = [empty_cache(name, 2, 40, torch.float16, device="cuda") for _ in range(2)]
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        wanted = turn_and_write(caches[0], 1, slots, *rows, rotation)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        found = turn_and_write(caches[1], 1, slots, *rows, rotation)
+    graph.replay()
+    assert torch.equal(found, wanted)
+    for ours, theirs in zip(sides(caches[1]), sides(caches[0]), strict=True):
+        assert torch.equal(ours, theirs)
+
+
 def test_a_model_turns_in_its_cache_as_it_does_beside_it(device):
     """The same hidden rows from Triton's attention, which turns itself, and from torch's."""
     from step_batches import Cached, batch_of

@@ -1,10 +1,11 @@
 """Products on CUDA: Triton's kernels against the formats' own products, which define correct."""
 
 from functools import partial
+from pkgutil import resolve_name
 
 import pytest
 import torch
-from triton_cases import PLACES, run_compiler, skip_unless_interpreted
+from triton_cases import PLACES, mend_rounding, run_compiler, skip_unless_interpreted
 
 from minigpt4_runtime.formats.registry import weight_format
 from minigpt4_runtime.kernels.registry import LINEAR_KERNELS, linear_kernel
@@ -12,7 +13,7 @@ from minigpt4_runtime.kernels.registry import LINEAR_KERNELS, linear_kernel
 CUDA = torch.device("cuda")
 NAMES = [
     "w8a16", "w8a8", "w8a16-g32-asymmetric", "w8a8-asymmetric", "w4a16-g32",
-    "w4a16-g128-asymmetric", "w4a8-g64", "w8a16-sparse24", "w8a8-sparse24",
+    "w4a16-g128-asymmetric", "w4a8-g64", "w8a16-sparse24", "w8a8-sparse24", "w8a8-fp8",
 ]  # fmt: skip
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 # As shares of the size of a sum: of rounding a weight's numbers, and sums in another order.
@@ -25,6 +26,7 @@ FEW_ROWS = 18
 def device(request, monkeypatch):
     if request.param == "cpu":
         skip_unless_interpreted()
+        mend_rounding(monkeypatch)
         monkeypatch.setattr(triton_products(), "FEW_ROWS", FEW_ROWS)
     return request.param
 
@@ -37,11 +39,11 @@ def triton_products():
 
 
 def kernel_for(chosen):
-    prepare = f"prepare_{chosen.family.replace('-', '_')}"
-    return getattr(triton_products(), prepare)(None)
+    triton_products()
+    return resolve_name(LINEAR_KERNELS[chosen.family, "cuda"])(None)
 
 
-def draw_case(name, num_rows, dtype, *, seed, num_outputs=72, num_inputs=384):
+def draw_case(name, num_rows, dtype, *, seed, num_outputs=80, num_inputs=384):
     """The format, rows, parts, bias, and what the format itself makes of them."""
     generator = torch.Generator().manual_seed(seed)
     chosen = weight_format(name)
@@ -50,6 +52,11 @@ def draw_case(name, num_rows, dtype, *, seed, num_outputs=72, num_inputs=384):
     rows = torch.randn(num_rows, num_inputs, generator=generator).to(dtype)
     bias = torch.randn(num_outputs, generator=generator).to(dtype) if seed % 2 else None
     return chosen, rows, parts, bias, chosen.multiply(rows.float(), parts, bias)
+
+
+def skip_without_float8(device, name):
+    if (device, name) == ("cuda", "w8a8-fp8") and torch.cuda.get_device_capability() < (8, 9):
+        pytest.skip("this GPU has no 8-bit floats")
 
 
 def moved(parts, device):
@@ -69,6 +76,7 @@ def test_products_are_the_formats(device, name, num_rows, dtype):
     """One row, a few, and so many that the weight is widened or the sums are whole."""
     if (device, dtype) == ("cpu", torch.bfloat16):
         pytest.skip("Triton's interpreter multiplies bfloat16 as if they were integers")
+    skip_without_float8(device, name)
     chosen, rows, parts, bias, wanted = draw_case(name, num_rows, dtype, seed=num_rows)
     bias = None if bias is None else bias.to(device)
     found = kernel_for(chosen)(rows.to(device), moved(parts, device), bias)
@@ -81,6 +89,7 @@ def test_products_are_the_formats(device, name, num_rows, dtype):
         ("w8a16", 1, 1), ("w8a16", 33, 1030), ("w8a8", 35, 11), ("w8a8-asymmetric", 3, 2050),
         ("w8a16-g32-asymmetric", 5, 1056), ("w4a16-g32", 9, 2080), ("w4a16-g64", 1, 64),
         ("w4a8-g128-asymmetric", 40, 2176), ("w8a16-sparse24", 7, 1048), ("w8a8-sparse24", 8, 8),
+        ("w8a8-fp8", 32, 1040), ("w8a8-fp8", 5, 24),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("num_rows", [0, 1, 2, 20])
@@ -101,7 +110,7 @@ def test_more_rows_than_a_program_takes(device, monkeypatch, num_rows):
 
 
 @pytest.mark.parametrize("num_rows", [3, 20])
-@pytest.mark.parametrize("name", ["w8a8", "w4a8-g32", "w8a16-sparse24"])
+@pytest.mark.parametrize("name", ["w8a8", "w4a8-g32", "w8a16-sparse24", "w8a8-fp8"])
 @pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
 @pytest.mark.filterwarnings("ignore:.* encountered in:RuntimeWarning")  # As the interpreter says.
 def test_a_row_without_numbers_leaves_others_alone(device, name, num_rows, wrong):
@@ -146,6 +155,25 @@ def test_many_rows_of_8_bits_are_summed_as_whole_numbers(device, monkeypatch):
         assert calls == [way] * (way is not None)
         # Whole sums are exact: nothing is rounded but the result.
         assert_close(found, wanted, torch.float16, rows, 1e-3 if way else None)
+
+
+def test_8_bit_floats_are_multiplied_as_such(device, monkeypatch):
+    """By torch, if it takes the sizes."""
+    skip_without_float8(device, "w8a8-fp8")
+    calls, multiply = [], torch._scaled_mm
+
+    def count(rows, matrix, **more):
+        calls.append((rows.dtype, *rows.shape))
+        return multiply(rows, matrix, **more)
+
+    monkeypatch.setattr(torch, "_scaled_mm", count)
+    for num_outputs in (64, 72):
+        chosen, rows, parts, bias, wanted = draw_case(
+            "w8a8-fp8", 3, torch.float16, seed=1, num_outputs=num_outputs
+        )
+        found = kernel_for(chosen)(rows.to(device), moved(parts, device), bias.to(device))
+        assert_close(found, wanted, torch.float16, rows)
+    assert calls == [(torch.float8_e4m3fn, 3, 384)]
 
 
 def test_rows_are_rounded_as_the_formats_do(device):
@@ -215,8 +243,8 @@ def test_they_are_chosen_where_triton_runs(monkeypatch):
     multiply = triton_products()._multiply
     for name in NAMES:
         found = linear_kernel(weight_format(name), device=CUDA, widen_from=None)
-        rounds_rows = "a8" in name
-        assert (found.func, found.args[1]) == (multiply, rounds_rows)
+        if name != "w8a8-fp8":
+            assert (found.func, found.args[1]) == (multiply, "a8" in name)
 
 
 COMPILE = """
@@ -261,7 +289,9 @@ for dtype, capability, layout, group, lacking in CASES:
 
 types = types_of("fp16", "int8", None)
 compile_for(80, _round_rows, types, rounding_sizes(11008, 32) | {"scales": None})
-compile_for(90, _round_rows, types | {"rounded": "*i8"}, rounding_sizes(11008, None))
+for rounded in ("i8", "fp8e4nv"):
+    types["rounded"] = f"*{rounded}"
+    compile_for(90, _round_rows, types, rounding_sizes(11008, None))
 compile_for(80, _scale_sums, types, {"OUTPUTS": 1024})
 
 for dtype, capability, group in (("fp16", 80, 128), ("bf16", 90, 64)):

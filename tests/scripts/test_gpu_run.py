@@ -12,7 +12,15 @@ import pytest
 
 CHECKOUT = Path(__file__).parents[2]
 # What a CPU has not, by its part and name.
-ONLY_ON_A_GPU = {("compiled", "graph, 32 layers, 1"), ("compiled", "graph, 8 layers, 1")}
+ONLY_ON_A_GPU = {
+    ("compiled", "graph, 32 layers, 1"), ("compiled", "graph, 8 layers, 1"),
+    ("products", "torch's 2:4 float16, 128 × 64, 16 rows"),
+    ("products", "torch's 2:4 int8, 128 × 64, 16 rows"),
+    *(
+        ("kernels", f"turn and cache, 2 of {name}, one launch")
+        for name in ("float16", "int8", "int4", "fp8")
+    ),
+}  # fmt: skip
 
 
 @pytest.fixture
@@ -84,7 +92,8 @@ def test_a_dry_run_executes_every_part(dry_run, scripts):
     assert results["kernels", "pytest -m gpu tests/kernels"]["skipped"] > 100
     assert results["language", "decode4, agreement"]["tokens"] == 6
     assert results["language", "decode4, without graphs"]["rates"]
-    assert results["compiled", "torch.compile, 8 layers, 1"]["difference"] < 1e-3
+    for what in ("8 layers, 1", "image side, 1"):
+        assert results["compiled", f"torch.compile, {what}"]["difference"] < 1e-3
     assert len(results["profile", "one picture"]["kernels"]) > 5
     assert "done" in output
     assert "FAILED" not in output
@@ -101,7 +110,8 @@ def test_a_part_runs_as_a_process_of_its_own(tmp_path):
 def test_the_report_has_every_table(dry_run):
     command = [sys.executable, "scripts/gpu_report.py", str(dry_run[0])]
     done = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, check=True)
-    for title in ("Ceilings", "Tests", "Exact answers", "Language model", "Attention", "Products",
+    for title in ("Ceilings", "Tests", "Exact answers", "Language model", "Attention",
+                  "Keys and values", "Products",
                   "Image side", "First token", "Server", "Profile", "Decode step",
                   "Not measured"):  # fmt: skip
         assert f"**{title}" in done.stdout
@@ -111,6 +121,8 @@ def test_the_report_has_every_table(dry_run):
     assert "| 2 × 1 of 20, float32 |" in done.stdout
     assert "| w4a16-g32, 128 × 64, 8 rows |" in done.stdout
     assert "| w8a8, 128 × 64, 16 rows |" in done.stdout
+    assert "| w8a8-fp8, 128 × 64, 16 rows |" in done.stdout
+    assert "| 2 of int4 |" in done.stdout
 
 
 def test_the_report_of_something_else_is_refused_in_words(tmp_path):

@@ -301,9 +301,9 @@ class SamplingOptions:
 
 
 WEIGHTS_HELP = (
-    "How the language model's layers are held: w8a16, w8a8, w4a16, w4a8, w8a16-sparse24 or "
-    "w8a8-sparse24. wN is the bits of a weight; a8 multiplies in 8 bits too, a16 in floats; "
-    "sparse24 keeps two weights of four."
+    "How the language model's layers are held: w8a16, w8a8, w4a16, w4a8, w8a16-sparse24, "
+    "w8a8-sparse24 or w8a8-fp8. wN is the bits of a weight; a8 multiplies in 8 bits too, a16 in "
+    "floats; sparse24 keeps two weights of four; fp8 are 8-bit floats, for GPUs that multiply them."
 )
 
 

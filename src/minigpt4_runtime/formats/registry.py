@@ -10,6 +10,7 @@ from typing import cast
 
 from minigpt4_runtime.formats.contracts import WeightFormat
 from minigpt4_runtime.formats.dense import DENSE
+from minigpt4_runtime.formats.float8 import FLOAT8
 from minigpt4_runtime.formats.integer import INTEGER_FORMATS
 from minigpt4_runtime.formats.sparse import SPARSE_FORMATS
 
@@ -18,6 +19,7 @@ WEIGHT_FORMATS = {
     "float": "minigpt4_runtime.formats.dense:DENSE",
     **dict.fromkeys(INTEGER_FORMATS, "minigpt4_runtime.formats.integer:INTEGER_FORMATS"),
     **dict.fromkeys(SPARSE_FORMATS, "minigpt4_runtime.formats.sparse:SPARSE_FORMATS"),
+    FLOAT8.name: "minigpt4_runtime.formats.float8:FLOAT8",
 }
 # A format's name; or one for each part of the model, as {"language.layers": "float"}, and weights
 # that lie in none of them are dense.

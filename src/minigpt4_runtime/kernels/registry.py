@@ -39,6 +39,7 @@ LINEAR_KERNELS = {
     ("w4a8", "cuda"): "minigpt4_runtime.kernels.linear_triton:prepare_w4a8",
     ("w8a16-sparse24", "cuda"): "minigpt4_runtime.kernels.linear_triton:prepare_w8a16_sparse24",
     ("w8a8-sparse24", "cuda"): "minigpt4_runtime.kernels.linear_triton:prepare_w8a8_sparse24",
+    ("w8a8-fp8", "cuda"): "minigpt4_runtime.kernels.linear_float8:prepare",
 }
 
 # By the kind of device; torch's own without a row.

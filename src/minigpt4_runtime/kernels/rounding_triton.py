@@ -43,6 +43,14 @@ def round_to_int8(rows: Tensor, group_size: int | None) -> tuple[Tensor, Tensor]
     return rounded, scales
 
 
+def round_to_float8(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """(M, K) floats → float8_e4m3fn, and the scale of each row, (M, 1) float32."""
+    rounded = torch.empty_like(rows, dtype=torch.float8_e4m3fn)
+    scales = rows.new_empty(len(rows), 1, dtype=torch.float32)
+    _launch_rounding(rows, rounded, scales, None)
+    return rounded, scales
+
+
 def _launch_rounding(
     rows: Tensor, rounded: Tensor, scales: Tensor | None, group_size: int | None
 ) -> None:
@@ -60,7 +68,7 @@ def rounding_sizes(width: int, group_size: int | None) -> dict[str, int]:
 def scale_sums(
     sums: Tensor, row_scales: Tensor, scales: Tensor, bias: Tensor | None, dtype: torch.dtype
 ) -> Tensor:
-    """Whole sums (M, N), int32 → sums · scale of the row · scale of the output + bias."""
+    """Sums (M, N), int32 or float32 → sums · scale of the row · scale of the output + bias."""
     product = torch.empty_like(sums, dtype=dtype)
     num_rows, num_outputs = sums.shape
     with on_device_of(sums):
@@ -73,7 +81,7 @@ def scale_sums(
 @triton.jit  # type: ignore[untyped-decorator]
 def _round_rows(  # noqa: PLR0917
     rows: tl.tensor,  # (M, width)
-    rounded: tl.tensor,  # Likewise: floats, or whole numbers where the scales are kept.
+    rounded: tl.tensor,  # Likewise: floats, or 8 bits where the scales are kept.
     scales: tl.tensor,  # (M, groups), or None.
     width: tl.tensor,
     WIDTH: tl.constexpr,  # The power of two that holds a row.
@@ -86,13 +94,17 @@ def _round_rows(  # noqa: PLR0917
     groups = tl.reshape(row, (WIDTH // GROUP, GROUP))
     # A scale that is not finite makes all of its numbers so: max would pass over NaN.
     sizes = tl.where(groups == groups, tl.abs(groups), float("inf"))
-    scale = tl.maximum(tl.max(sizes, 1, keep_dims=True), 1e-30) / 127
-    # Next to 1.5 · 2**23 floats are whole numbers, and additions round to the nearest even one.
-    whole = (groups / scale + 12582912.0) - 12582912.0
-    if scales is None:
-        found = whole * scale
+    IS_FLOAT: tl.constexpr = rounded.dtype.element_ty == tl.float8e4nv
+    scale = tl.maximum(tl.max(sizes, 1, keep_dims=True), 1e-30) / (448 if IS_FLOAT else 127)
+    found = groups / scale
+    if IS_FLOAT:  # What is a little larger would become NaN.
+        found = tl.minimum(tl.maximum(found, -448.0), 448.0)
     else:
-        found = whole
+        # Next to 1.5 · 2**23 floats are whole numbers; additions round to the nearest even one.
+        found = (found + 12582912.0) - 12582912.0
+    if scales is None:
+        found *= scale
+    else:
         group, num_groups = tl.arange(0, WIDTH // GROUP), tl.cdiv(width, GROUP)
         at_group = tl.program_id(0) * num_groups + group
         tl.store(scales + at_group, tl.reshape(scale, (WIDTH // GROUP,)), group < num_groups)
@@ -102,7 +114,7 @@ def _round_rows(  # noqa: PLR0917
 
 @triton.jit  # type: ignore[untyped-decorator]
 def _scale_sums(  # noqa: PLR0917
-    sums: tl.tensor,  # (M, num_outputs) int32
+    sums: tl.tensor,  # (M, num_outputs) int32 or float32
     row_scales: tl.tensor,  # (M, 1)
     scales: tl.tensor,  # (num_outputs,)
     bias: tl.tensor,  # Likewise, or None.

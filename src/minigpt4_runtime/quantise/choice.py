@@ -13,6 +13,7 @@ from typing import Literal
 
 from minigpt4_runtime.config import ModelConfig
 from minigpt4_runtime.errors import ConfigError
+from minigpt4_runtime.formats.float8 import FLOAT8, Float8Format
 from minigpt4_runtime.formats.integer import GROUP_SIZES, INTEGER_FORMATS, IntegerFormat
 from minigpt4_runtime.formats.registry import FormatChoice
 from minigpt4_runtime.formats.sparse import SPARSE_FORMATS, SparseFormat
@@ -21,7 +22,9 @@ from minigpt4_runtime.formats.sparse import SPARSE_FORMATS, SparseFormat
 Method = Literal["gptq", "awq", "awq+gptq"]
 DEFAULT_METHOD: Method = "gptq"
 FAMILIES = tuple(dict.fromkeys(each.family for each in INTEGER_FORMATS.values()))
-_WHOLE_NAMES: Mapping[str, IntegerFormat | SparseFormat] = {**INTEGER_FORMATS, **SPARSE_FORMATS}
+# What a user can choose.
+_Chosen = IntegerFormat | SparseFormat | Float8Format
+_WHOLE_NAMES: Mapping[str, _Chosen] = {**INTEGER_FORMATS, **SPARSE_FORMATS, FLOAT8.name: FLOAT8}
 KEEP = "keep"
 _FLOAT = "float"
 # The first has 588 inputs, which no group divides; 8 bits in the second make more than half of the
@@ -62,7 +65,7 @@ def choose(plan: QuantisePlan, config: ModelConfig) -> FormatChoice:
             "asymmetric."
         )
     eight_bits = IntegerFormat(8, layers.rounds_rows)
-    named: dict[str, IntegerFormat | SparseFormat] = {
+    named: dict[str, _Chosen] = {
         "language.layers": layers, "language.head": eight_bits, "vision": eight_bits,
     }  # fmt: skip
     for part, value in (("language.head", plan.head), ("vision", plan.image_side)):
@@ -79,15 +82,15 @@ def choose(plan: QuantisePlan, config: ModelConfig) -> FormatChoice:
     return choice
 
 
-def _read(typed: str, plan: QuantisePlan) -> IntegerFormat | SparseFormat:
+def _read(typed: str, plan: QuantisePlan) -> _Chosen:
     """A format by its whole name, or by its family and what else the plan says."""
     if typed in _WHOLE_NAMES and typed not in FAMILIES:
         return _WHOLE_NAMES[typed]
     if typed not in FAMILIES:
         raise ConfigError(
             f"There is no weight format {typed!r}; there is "
-            f"{', '.join([*FAMILIES, *SPARSE_FORMATS])}, and the first four with groups and zero "
-            f"points by name, as in {list(INTEGER_FORMATS)[-1]}."
+            f"{', '.join([*FAMILIES, *SPARSE_FORMATS, FLOAT8.name])}, and the first four with "
+            f"groups and zero points by name, as in {list(INTEGER_FORMATS)[-1]}."
         )
     if plan.group_size not in (None, *GROUP_SIZES):
         sizes = ", ".join(map(str, GROUP_SIZES))

@@ -19,6 +19,7 @@ from minigpt4_runtime.checkpoint.mapped import FolderTensors
 from minigpt4_runtime.checkpoint.weights import read_folder_weights
 from minigpt4_runtime.errors import CheckpointError, ConfigError
 from minigpt4_runtime.formats.dense import DENSE
+from minigpt4_runtime.formats.float8 import FLOAT8
 from minigpt4_runtime.formats.registry import FormatChoice, show_formats
 from minigpt4_runtime.quantise.calibrate import LayerWalk
 from minigpt4_runtime.quantise.choice import DEFAULT_METHOD, Method, QuantisePlan, choose
@@ -72,6 +73,11 @@ def quantise(
         raise ConfigError(
             f"{model_dir} keeps LoRA adapters beside its weights, and --calibrate would not see "
             "what they add. Leave --calibrate out, or convert without --keep-lora."
+        )
+    if calibrate is not None and plan.weights == FLOAT8.name:
+        raise ConfigError(
+            f"{FLOAT8.name} is rounded number by number, and --calibrate has no method for it. "
+            "Leave --calibrate out, or take w8a8."
         )
     samples = None if calibrate is None else read_samples(calibrate)
     stored = read_folder_weights(model_dir)
