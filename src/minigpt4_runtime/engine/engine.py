@@ -12,7 +12,7 @@ import copy
 import itertools
 import secrets
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
@@ -40,6 +40,8 @@ T = TypeVar("T")
 _LINGER_SECONDS = 0.05
 # After running out of memory, one more request may run after each of so many calm steps.
 CALM_STEPS = 200
+# The share of `max_running` that one request's candidates take, which leaves room for others.
+CANDIDATES_SHARE = 4
 _CLOSED = RequestError("The model was closed. Load it again.")
 # The messages of a CPU's allocator, the CUDA driver and cuBLAS.
 _OUT_OF_MEMORY = (
@@ -57,7 +59,7 @@ class Executor(Protocol):
     def execute(
         self, plan: StepPlan, pixels: Mapping[str, Tensor], choices: Tensor | None = None
     ) -> Tensor:
-        """Compute a step: (R, V) logits, a row for each sampled slice.
+        """Compute a step: (R, V) logits, a row for each sampled token.
 
         `choices` are those of the step before, if the plan needs them.
         """
@@ -132,32 +134,78 @@ class Engine:
         """How many tokens a request can have at once, as the context and the cache allow."""
         return min(self._max_context, self._num_blocks * self._config.block_size)
 
-    def check(self, num_prompt: int, sampling: SamplingParams, limit: int | None = None) -> None:
+    def check(
+        self,
+        num_prompt: int,
+        sampling: SamplingParams,
+        limit: int | None = None,
+        *,
+        beside: Collection[int] = (),
+    ) -> None:
         """Refuse a request that can never be served, before any image is opened.
 
-        With a window, `limit` is its limit, and the prompt fits into it.
+        With a window, `limit` is its limit, and the prompt fits into it. `beside` are the lengths
+        of the other prompts.
 
         Raises:
-            PromptTooLongError: the prompt leaves no room for an answer.
-            RequestError: the beams need more room than there is.
+            PromptTooLongError: a prompt leaves no room for an answer.
+            RequestError: the beams or the branches need more room than there is.
         """
-        if limit is None and num_prompt >= self._max_context:
-            raise PromptTooLongError(num_prompt, self._max_context)
-        if limit is None and num_prompt >= self.room:
-            raise PromptTooLongError(num_prompt, self.room, holder="the engine's cache")
+        longest = max(num_prompt, *beside, 0)
+        if limit is None and longest >= self._max_context:
+            raise PromptTooLongError(longest, self._max_context)
+        if limit is None and longest >= self.room:
+            raise PromptTooLongError(longest, self.room, holder="the engine's cache")
         beams, most = sampling.num_beams, self._config.max_running
         if beams > most:
             raise RequestError(
                 f"num_beams is {beams}, but only {most} answers run at once, which is max_running. "
                 "Lower it."
             )
-        max_new_tokens = self._max_new_tokens(num_prompt, sampling, limit)
+        max_new_tokens = self._max_new_tokens(longest, sampling, limit)
         needed = self._scheduler.blocks_needed(num_prompt, beams, max_new_tokens, limit)
+        if beside:
+            self._check_beside(beside, beams, max_new_tokens, needed)
         if needed > self._num_blocks:
             raise RequestError(
                 f"A search with {beams} beams on a prompt of {num_prompt} tokens takes {needed} "
                 f"blocks of the cache, which has {self._num_blocks} (num_blocks). Lower num_beams "
                 "or max_new_tokens."
+            )
+
+    def _check_beside(
+        self, beside: Collection[int], beams: int, max_new_tokens: int, needed: int
+    ) -> None:
+        """`needed` are the blocks of the request's own prompt and answer."""
+        count, most = len(beside), self._config.max_running
+        if beams > 1:
+            raise RequestError(
+                f"num_beams is {beams} and there are branches, which go along with one answer. "
+                "Leave out one of them."
+            )
+        if 1 + count > most:
+            raise RequestError(
+                f"The prompt and its branches are {1 + count}, but only {most} run at once, which "
+                "is max_running. Raise it, or give fewer branches."
+            )
+        for each in beside:
+            needed += self._scheduler.blocks_needed(each, 1, max_new_tokens)
+        if needed > self._num_blocks:
+            raise RequestError(
+                f"The prompt and its branches take {needed} blocks of the cache, which has "
+                f"{self._num_blocks} (num_blocks). Lower max_new_tokens, or give fewer branches."
+            )
+
+    def check_candidates(self, num_prompt: int, longest: int) -> None:
+        """Refuse candidates of up to `longest` ids that can never be scored.
+
+        Raises:
+            RequestError: prompt and candidate do not fit.
+        """
+        if num_prompt + longest - 1 > self.room:
+            raise RequestError(
+                f"A prompt of {num_prompt} tokens and a candidate of {longest} do not fit: the "
+                f"model's context and the engine's cache hold {self.room}. Shorten one of them."
             )
 
     def submit(self, request: Request, read: Callable[[TokenEvent], T | None]) -> Ticket[T]:
@@ -168,7 +216,14 @@ class Engine:
         """
         sampling, num_prompt = request.sampling, len(request.token_ids)
         limit = request.window.limit if request.window else None
-        self.check(num_prompt, sampling, limit)
+        beside = [len(each.token_ids) for each in request.beside]
+        assert not (beside and request.window), "what is beside a prompt has no window"
+        if request.candidates:
+            max_new_tokens = max(map(len, request.candidates))
+            self.check_candidates(num_prompt, max_new_tokens)
+        else:
+            self.check(num_prompt, sampling, limit, beside=beside)
+            max_new_tokens = self._max_new_tokens(max(num_prompt, *beside, 0), sampling, limit)
         inbox = Inbox()
         with self._changed:
             if self._end:
@@ -177,7 +232,8 @@ class Engine:
                 next(self._ids),
                 request,
                 seed=secrets.randbits(63) if sampling.seed is None else sampling.seed,
-                max_new_tokens=self._max_new_tokens(num_prompt, sampling, limit),
+                max_new_tokens=max_new_tokens,
+                scored_at_once=self._scored_at_once(num_prompt, max_new_tokens),
             )
             self._arrived.append((sequence, inbox))
             self._changed.notify_all()
@@ -214,6 +270,13 @@ class Engine:
         if limit is not None:
             return sampling.max_new_tokens
         return min(sampling.max_new_tokens, self.room - num_prompt)
+
+    def _scored_at_once(self, num_prompt: int, longest: int) -> int:
+        """How many candidates of `longest` ids have room at once."""
+        shared, rest = divmod(num_prompt - 1, self._config.block_size)
+        each = -(-(rest + longest) // self._config.block_size)
+        fitting = max(1, (self._num_blocks - shared) // each)
+        return min(max(1, self._config.max_running // CANDIDATES_SHARE), fitting)
 
     # --- the thread ---------------------------------------------------------------------------
 
@@ -299,7 +362,7 @@ class Engine:
         return {
             image.digest: image.pixels
             for sequence in self._scheduler.running
-            for image in sequence.request.images
+            for image in sequence.request.all_images
         }
 
     def _finish(self, launched: _Launched) -> None:

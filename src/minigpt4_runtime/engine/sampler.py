@@ -1,9 +1,11 @@
 """Logits → the next ids, for all sequences of a step at once, on the device that has the logits.
 
 Owns   the order of the steps, which is that of transformers, with OpenAI's penalties beside the
-       one of repetition, as in vLLM: logit bias, penalties of repetition, presence and frequency,
-       the guide, forbidden end, temperature, top-k, top-p, min-p. Beam searches.
-Takes  (R, V) float32 logits, a row for each branch of the sequences that choose.
+       one of repetition, as in vLLM: a caller's processors, logit bias, penalties of repetition,
+       presence and frequency, the guide, forbidden end, temperature, top-k, top-p, min-p. Beam
+       searches, and the log-probabilities of given ids.
+Takes  (R, V) float32 logits, a row for each branch of the sequences that choose, and for each id
+       that is scored.
 Never  keeps state: a draw depends on a request's seed and the number of the token, so an answer is
        the same alone, in any batch and after a pause. Never waits for the device more than once a
        step, when the choices are read, except for beam searches.
@@ -15,7 +17,7 @@ from collections.abc import Callable
 from collections.abc import Sequence as Many
 from dataclasses import dataclass
 from functools import partial
-from itertools import accumulate
+from itertools import accumulate, islice
 
 import torch
 from torch import Tensor
@@ -23,11 +25,15 @@ from torch import Tensor
 from minigpt4_runtime.engine.beam import Continuation
 from minigpt4_runtime.engine.row_settings import Limits, Lots, RowSettings, Want, row_settings
 from minigpt4_runtime.engine.scheduler import NextTokens, Token
+from minigpt4_runtime.engine.scoring import Scored
 from minigpt4_runtime.engine.sequence import Branch, Sequence
+from minigpt4_runtime.engine.steering import no_choice_error, steer
 from minigpt4_runtime.errors import RequestError
 from minigpt4_runtime.messages import TokenLogprobs
 
 _FORBIDDEN = float("-inf")
+# The states of a row: its logits are not finite, or its processors leave no id. Else it is 1.
+_OVERFLOWED, _NO_CHOICE = 0, -1
 
 
 @dataclass(frozen=True)
@@ -60,7 +66,7 @@ class Sampler:
         self, logits: Tensor, sequences: Many[Sequence]
     ) -> dict[int, NextTokens | RequestError]:
         """Sequence id → its choice, where each sequence has a row for each of its branches."""
-        first_rows = accumulate((len(each.branches) for each in sequences), initial=0)
+        first_rows = accumulate((each.num_rows for each in sequences), initial=0)
         return self.start(logits, list(zip(first_rows, sequences, strict=False))).read()
 
     @torch.inference_mode()
@@ -69,12 +75,20 @@ class Sampler:
 
         The logits must stay as they are until they are read if there are beam searches.
         """
+        # The sum of a row with NaN or inf is not finite, and sums of logits do not overflow.
+        states = torch.isfinite(logits.sum(-1))
         wants, found = _wants(placed)
+        if any(each.request.processors for _, each in placed):
+            logits, failed = steer(logits, placed)
+            found |= failed
+            states = torch.where(states & ~torch.isfinite(logits.amax(-1)), _NO_CHOICE, states)
         if wants and not self._has_float64:
             logits = logits.cpu()
+            states = states.to(logits.device)
         ids = logits.argmax(-1)
-        # The sum of a row with NaN or inf is not finite, and sums of logits do not overflow.
-        results = [ids, torch.isfinite(logits.sum(-1))]
+        results = [ids, states]
+        if any(each.scoring for _, each in placed):
+            results.append(_score(logits, placed))
         if wants:
             rows, *chosen = self._choose(logits, wants)
             results += chosen
@@ -93,17 +107,27 @@ class Sampler:
         errors: dict[int, NextTokens | RequestError],
     ) -> dict[int, NextTokens | RequestError]:
         numbers, count = fetched(), len(logits)
-        best, is_finite = numbers[:count], numbers[count : 2 * count]
-        found = errors | _tokens(wants, numbers[2 * count :])
+        best, states = numbers[:count], numbers[count : 2 * count]
+        scores = iter(numbers[2 * count :])
         choices: dict[int, NextTokens | RequestError] = {}
+        scored = {
+            each.id: Scored(tuple(islice(scores, each.num_rows)))
+            for _, each in placed
+            if each.scoring
+        }
+        found = _tokens(wants, list(scores)) | scored | errors
         for row, each in placed:
-            if each.search is not None:
-                rows = logits[row : row + len(each.branches)]
-                choices[each.id] = self._continue_beams(rows, each)
-            elif not is_finite[row]:
+            rows = slice(row, row + each.num_rows)
+            if _OVERFLOWED in states[rows]:
                 choices[each.id] = overflow_error()
+            elif _NO_CHOICE in states[rows]:
+                choices[each.id] = no_choice_error()
+            elif each.id in found:
+                choices[each.id] = found[each.id]
+            elif each.search is not None:
+                choices[each.id] = self._continue_beams(logits[rows], each)
             else:
-                choices[each.id] = found[each.id] if each.id in found else Token(int(best[row]))
+                choices[each.id] = Token(int(best[row]))
         return choices
 
     def _choose(self, logits: Tensor, wants: Many[Want]) -> list[Tensor]:
@@ -130,8 +154,6 @@ class Sampler:
         self, logits: Tensor, sequence: Sequence
     ) -> list[Continuation] | RequestError:
         """The best 2·num_beams continuations of all branches. Upstream scores log-probabilities."""
-        if not torch.isfinite(logits.sum(-1)).all():
-            return overflow_error()
         scores = logits.float().cpu().log_softmax(-1)
         try:
             wants = [_want(row, sequence, each) for row, each in enumerate(sequence.branches)]
@@ -193,13 +215,26 @@ def _wants(
     wants = []
     errors: dict[int, NextTokens | RequestError] = {}
     for row, sequence in placed:
-        if takes_the_best(sequence) or sequence.search is not None:
+        if takes_the_best(sequence) or sequence.search is not None or sequence.scoring is not None:
             continue
         try:
             wants.append(_want(row, sequence, sequence.branches[0]))
         except RequestError as error:
             errors[sequence.id] = error
     return sorted(wants, key=lambda want: want.params.temperature == 0), errors
+
+
+def _score(logits: Tensor, placed: Many[tuple[int, Sequence]]) -> Tensor:
+    """The log-probabilities (n,) of the ids that are scored, in the order of their rows."""
+    asked = [
+        (row + number, target)
+        for row, each in placed
+        if each.scoring
+        for number, target in enumerate(each.scoring.targets)
+    ]
+    rows, targets = torch.tensor(asked, device=logits.device).unbind(1)
+    logprobs = logits.index_select(0, rows).log_softmax(-1)
+    return logprobs.gather(1, targets[:, None])[:, 0]
 
 
 def _want(row: int, sequence: Sequence, branch: Branch) -> Want:
