@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import numpy
 import pytest
 import torch
 from fake_executor import (
@@ -156,6 +157,30 @@ def test_a_processor_that_fails_ends_its_request_alone(start, processor, message
     assert ids_of(tickets[0]) == slow_twin(others[0])
     ids = ids_of(tickets[2])
     assert len(set(ids)) == len(ids)
+
+
+class EvenAlone:
+    """A form of even ids."""
+
+    def allowed(self):
+        return numpy.arange(VOCABULARY) % 2 == 0
+
+    def feed(self, token_id):
+        assert token_id % 2 == 0
+
+    def fork(self):
+        return self
+
+
+@pytest.mark.parametrize("num_beams", [1, 2])
+def test_a_form_and_a_processor_that_leave_nothing_between_them(start, num_beams):
+    engine = start(Executor(by_state))
+    request = request_of(BOS, 7, max_new_tokens=9, num_beams=num_beams)
+    formed = steered(replace(request, guide=EvenAlone()), forbid_the_even)
+    with pytest.raises(RequestError, match="left no id to choose"):
+        events_of(engine.submit(formed, lambda event: event))
+    helped = steered(replace(request, guide=EvenAlone()), lambda seen: seen.logits)
+    assert all(each % 2 == 0 for each in ids_of(engine.submit(helped, lambda event: event)))
 
 
 def test_one_of_a_batch_is_at_fault(start):

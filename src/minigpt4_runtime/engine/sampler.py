@@ -81,7 +81,8 @@ class Sampler:
         if any(each.request.processors for _, each in placed):
             logits, failed = steer(logits, placed)
             found |= failed
-            states = torch.where(states & ~torch.isfinite(logits.amax(-1)), _NO_CHOICE, states)
+            best = _best_left(logits, wants)
+            states = torch.where(states & ~torch.isfinite(best), _NO_CHOICE, states)
         if wants and not self._has_float64:
             logits = logits.cpu()
             states = states.to(logits.device)
@@ -162,11 +163,12 @@ class Sampler:
         self._reshape(scores, self._settings(wants, scores))
         sums = scores + torch.tensor([[branch.score] for branch in sequence.branches])
         best = sums.flatten().topk(min(2 * sequence.max_branches, sums.numel()))
-        return [
+        found = [
             Continuation(score, *divmod(index, sums.shape[1]))
             for score, index in zip(best.values.tolist(), best.indices.tolist(), strict=True)
             if score > _FORBIDDEN
         ]
+        return found or no_choice_error()
 
     def _settings(self, wants: Many[Want], logits: Tensor) -> RowSettings:
         return row_settings(
@@ -222,6 +224,16 @@ def _wants(
         except RequestError as error:
             errors[sequence.id] = error
     return sorted(wants, key=lambda want: want.params.temperature == 0), errors
+
+
+def _best_left(logits: Tensor, wants: Many[Want]) -> Tensor:
+    """The largest logit of each row (R,): where processors meet a guide, of those it allows."""
+    best = logits.amax(-1)
+    for want in wants:
+        if want.allowed is not None and want.sequence.request.processors:
+            allowed = torch.from_numpy(want.allowed).to(logits.device)
+            best[want.row] = logits[want.row].masked_fill(~allowed, _FORBIDDEN).amax()
+    return best
 
 
 def _score(logits: Tensor, placed: Many[tuple[int, Sequence]]) -> Tensor:
