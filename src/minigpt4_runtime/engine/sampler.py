@@ -13,11 +13,12 @@ Never  keeps state: a draw depends on a request's seed and the number of the tok
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Many
 from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate, islice
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -32,8 +33,8 @@ from minigpt4_runtime.errors import RequestError
 from minigpt4_runtime.messages import TokenLogprobs
 
 _FORBIDDEN = float("-inf")
-# The states of a row: its logits are not finite, or its processors leave no id. Else it is 1.
-_OVERFLOWED, _NO_CHOICE = 0, -1
+# The states of a row: its processors leave no id, its logits are not finite, or nothing is wrong.
+_NO_CHOICE, _OVERFLOWED, _FINE = -1, 0, 1
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,15 @@ class Choices:
 
     ids: Tensor  # (R,)
     read: Callable[[], dict[int, NextTokens | RequestError]]
+
+
+class _Asked(NamedTuple):
+    """What a step chooses for: all its sequences, behind their first rows, and what some want."""
+
+    placed: Many[tuple[int, Sequence]]
+    wants: Many[Want]
+    scored: Many[tuple[int, Sequence]]
+    errors: Mapping[int, RequestError]
 
 
 class Sampler:
@@ -78,8 +88,10 @@ class Sampler:
         # The sum of a row with NaN or inf is not finite, and sums of logits do not overflow.
         states = torch.isfinite(logits.sum(-1))
         wants, found = _wants(placed)
-        if any(each.request.processors for _, each in placed):
-            logits, failed = steer(logits, placed)
+        others = [each for each in placed if not each[1].is_plain]
+        steered = [each for each in others if each[1].request.processors]
+        if steered:
+            logits, failed = steer(logits, steered)
             found |= failed
             best = _best_left(logits, wants)
             states = torch.where(states & ~torch.isfinite(best), _NO_CHOICE, states)
@@ -88,45 +100,39 @@ class Sampler:
             states = states.to(logits.device)
         ids = logits.argmax(-1)
         results = [ids, states]
-        if any(each.scoring for _, each in placed):
-            results.append(_score(logits, placed))
+        scored = [each for each in others if each[1].scoring]
+        if scored:
+            results.append(_score(logits, scored))
         if wants:
             rows, *chosen = self._choose(logits, wants)
             results += chosen
             ids = ids.index_copy(0, rows, chosen[0])
         numbers = torch.cat(results)
         fetched = _fetch(numbers) if self._runs_ahead else numbers.tolist
-        return Choices(ids, partial(self._read, fetched, logits, placed, wants, found))
+        asked = _Asked(placed, wants, scored, found)
+        return Choices(ids, partial(self._read, fetched, logits, asked))
 
     @torch.inference_mode()
     def _read(
-        self,
-        fetched: Callable[[], list[float]],
-        logits: Tensor,
-        placed: Many[tuple[int, Sequence]],
-        wants: Many[Want],
-        errors: dict[int, NextTokens | RequestError],
+        self, fetched: Callable[[], list[float]], logits: Tensor, asked: _Asked
     ) -> dict[int, NextTokens | RequestError]:
         numbers, count = fetched(), len(logits)
         best, states = numbers[:count], numbers[count : 2 * count]
-        scores = iter(numbers[2 * count :])
-        choices: dict[int, NextTokens | RequestError] = {}
-        scored = {
-            each.id: Scored(tuple(islice(scores, each.num_rows)))
-            for _, each in placed
-            if each.scoring
+        rest = iter(numbers[2 * count :])
+        found: dict[int, NextTokens | RequestError] = {
+            each.id: Scored(tuple(islice(rest, each.num_rows))) for _, each in asked.scored
         }
-        found = _tokens(wants, list(scores)) | scored | errors
-        for row, each in placed:
-            rows = slice(row, row + each.num_rows)
-            if _OVERFLOWED in states[rows]:
-                choices[each.id] = overflow_error()
-            elif _NO_CHOICE in states[rows]:
-                choices[each.id] = no_choice_error()
-            elif each.id in found:
+        found |= _tokens(asked.wants, list(rest))
+        found |= asked.errors
+        if states.count(_FINE) < count:
+            found |= _troubles(states, asked.placed)
+        choices: dict[int, NextTokens | RequestError] = {}
+        for row, each in asked.placed:
+            if each.id in found:
                 choices[each.id] = found[each.id]
             elif each.search is not None:
-                choices[each.id] = self._continue_beams(logits[rows], each)
+                rows = logits[row : row + each.num_rows]
+                choices[each.id] = self._continue_beams(rows, each)
             else:
                 choices[each.id] = Token(int(best[row]))
         return choices
@@ -212,10 +218,10 @@ def _fetch(numbers: Tensor) -> Callable[[], list[float]]:
 
 def _wants(
     placed: Many[tuple[int, Sequence]],
-) -> tuple[list[Want], dict[int, NextTokens | RequestError]]:
+) -> tuple[list[Want], dict[int, RequestError]]:
     """The rows that need more than their largest logit, drawn ones first; and guides' errors."""
     wants = []
-    errors: dict[int, NextTokens | RequestError] = {}
+    errors: dict[int, RequestError] = {}
     for row, sequence in placed:
         if takes_the_best(sequence) or sequence.search is not None or sequence.scoring is not None:
             continue
@@ -224,6 +230,18 @@ def _wants(
         except RequestError as error:
             errors[sequence.id] = error
     return sorted(wants, key=lambda want: want.params.temperature == 0), errors
+
+
+def _troubles(states: Many[float], placed: Many[tuple[int, Sequence]]) -> dict[int, RequestError]:
+    """The errors of the sequences that have a row in which something is wrong."""
+    errors = {}
+    for row, each in placed:
+        found = states[row : row + each.num_rows]
+        if _OVERFLOWED in found:
+            errors[each.id] = overflow_error()
+        elif _NO_CHOICE in found:
+            errors[each.id] = no_choice_error()
+    return errors
 
 
 def _best_left(logits: Tensor, wants: Many[Want]) -> Tensor:
@@ -241,8 +259,7 @@ def _score(logits: Tensor, placed: Many[tuple[int, Sequence]]) -> Tensor:
     asked = [
         (row + number, target)
         for row, each in placed
-        if each.scoring
-        for number, target in enumerate(each.scoring.targets)
+        for number, target in enumerate(each.scoring.targets if each.scoring else ())
     ]
     rows, targets = torch.tensor(asked, device=logits.device).unbind(1)
     logprobs = logits.index_select(0, rows).log_softmax(-1)

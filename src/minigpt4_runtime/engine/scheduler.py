@@ -195,7 +195,7 @@ class Scheduler:
         step, each leaves its last token for a later one. Candidates need not wait for each other.
         """
         trunk = sequence.branches[0]
-        if trunk.num_computed < sequence.num_shared:
+        if len(sequence.branches) > 1 and trunk.num_computed < sequence.num_shared:
             return [min(budget, sequence.num_shared - trunk.num_computed)]
         missing = sequence.missing()
         if sum(missing) <= budget:
@@ -334,7 +334,8 @@ class Scheduler:
                 for index in full:
                     key = sequence.key(branch, index, self._block_size)
                     self._pool.publish(branch.blocks[index], key)
-            self._fork_trunk(sequence)
+            if len(sequence.branches) > 1:
+                self._fork_trunk(sequence)
         return num_tokens
 
     def expect(self, placed: Collection[tuple[int, Sequence]]) -> bool:
@@ -371,10 +372,10 @@ class Scheduler:
 
     def _fork_trunk(self, sequence: Sequence) -> None:
         """Let all branches start from what they share of the prompt, as soon as it is computed."""
-        trunk = sequence.branches[0]
-        if not trunk.num_computed == sequence.num_shared > 0 or sequence.branches[1].blocks:
+        trunk, *others = sequence.branches
+        if not others or others[0].blocks or not trunk.num_computed == sequence.num_shared > 0:
             return
-        for branch in sequence.branches[1:]:
+        for branch in others:
             self._pool.hold(trunk.blocks)
             branch.blocks, branch.num_computed = list(trunk.blocks), trunk.num_computed
 

@@ -85,6 +85,8 @@ class Sequence:
         if request.candidates:
             self.scoring = Scoring(request.candidates, scored_at_once)
             self.branches = self.candidates()
+        # Whether nothing but the sampler's settings stands between its logits and its next id.
+        self.is_plain = not (request.processors or request.candidates)
         sampling = request.sampling
         self.search = (
             BeamSearch(sampling.num_beams, sampling.length_penalty, max_new_tokens)
@@ -146,8 +148,7 @@ class Sequence:
         An id that is chosen and not read yet counts too.
         """
         context, is_one_ahead = branch.context, self.choice is not None
-        num_answer = len(branch.answer) + is_one_ahead - context.num_left
-        return len(context.token_ids) + num_answer
+        return len(context.token_ids) + len(branch.answer) + is_one_ahead - context.num_left
 
     def can_be_ahead(self) -> bool:
         """Whether a step needs no more of the step before than the id that it has chosen."""

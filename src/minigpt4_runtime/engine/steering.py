@@ -49,15 +49,14 @@ LogitsProcessor = Callable[[NextLogits], Tensor]
 def steer(logits: Tensor, placed: Many[_Placed]) -> tuple[Tensor, dict[int, RequestError]]:
     """Let processors change the logits of their requests; and the errors of those that failed.
 
-    `placed` are sequences behind their first rows. Requests with the same processors and names of
-    branches are given to these together.
+    `placed` are sequences that have some, behind their first rows. Requests with the same
+    processors and names of branches are given to these together.
     """
     groups: dict[tuple[object, ...], list[_Placed]] = {}
     for row, sequence in placed:
         request = sequence.request
-        if request.processors:
-            names = [each.name for each in request.beside]
-            groups.setdefault((*map(id, request.processors), *names), []).append((row, sequence))
+        names = [each.name for each in request.beside]
+        groups.setdefault((*map(id, request.processors), *names), []).append((row, sequence))
     changes: list[tuple[list[int], Tensor]] = []
     errors: dict[int, RequestError] = {}
     for group in groups.values():
