@@ -320,7 +320,7 @@ class MiniGPT4:
         others = {name: _raw(*each) for name, each in (branches or {}).items()}
         steering = Steering.read(self._loaded, processors, others)
         kept = Kept.whole(self._encode(prompt))
-        self._loaded.engine.check(len(kept.token_ids), sampling, beside=steering.lengths)
+        self._loaded.engine.room.check(len(kept.token_ids), sampling, beside=steering.lengths)
         opened = [self._loaded.open_image(source) for source in prompt.images]
         images = tuple(map(self._loaded.image_input, opened, kept.image_starts))
         watch = TextWatch(AnswerText(self._tokenizer, self._template, sampling))
@@ -474,12 +474,12 @@ class MiniGPT4:
         steering: Steering | None = None,
     ) -> tuple[Kept, Window | None]:
         """What is computed of a prompt at first, and the window that the rest has left."""
-        engine, size = self._loaded.engine, self.engine_config.cache_window
+        room, size = self._loaded.engine.room, self.engine_config.cache_window
         beside = steering.lengths if steering else ()
-        window = make_window(size=size, room=engine.room) if size and not beside else None
+        window = make_window(size=size, room=room.num_tokens) if size and not beside else None
         kept = window.fit(0) if window else whole()
         limit = window.limit if window else None
-        engine.check(len(kept.token_ids), sampling, limit, beside=beside)
+        room.check(len(kept.token_ids), sampling, limit, beside=beside)
         return kept, window
 
     def _encode(self, prompt: Prompt) -> EncodedPrompt:

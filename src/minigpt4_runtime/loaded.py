@@ -207,7 +207,7 @@ class LoadedModel:
         for each in known:
             self.check_ids(each)
         encoded = self.encode_prompt(prompt)
-        self.engine.check_candidates(len(encoded.token_ids), max(map(len, known)))
+        self.engine.room.check_candidates(len(encoded.token_ids), max(map(len, known)))
         images = self.open_images(prompt, encoded)
         request = Request(encoded.token_ids, images, SamplingParams(), candidates=known)
         return self.engine.submit(request, lambda event: cast("tuple[float, ...]", event.note))

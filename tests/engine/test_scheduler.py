@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from minigpt4_runtime.config import EngineConfig, SamplingParams
 from minigpt4_runtime.engine.request import Beside, ImageInput, NoWatch, Request
+from minigpt4_runtime.engine.room import Room
 from minigpt4_runtime.engine.scheduler import Scheduler
 from minigpt4_runtime.engine.sequence import Sequence
 from minigpt4_runtime.text.tokenizer import EncodedPrompt, ImageSpan
@@ -119,13 +120,13 @@ def most_new_tokens(request):
 
 
 def blocks_needed(request, block_size):
-    scheduler = Scheduler(EngineConfig(block_size=block_size), num_blocks=1, eos_id=END)
+    room = Room(EngineConfig(block_size=block_size), num_blocks=1, max_context=1)
     sampling, num_prompt, count = request.sampling, len(request.token_ids), most_new_tokens(request)
     if request.candidates:
-        return scheduler.blocks_needed(num_prompt - 1, SCORED_AT_ONCE, count + 1)
+        return room.blocks_needed(num_prompt - 1, SCORED_AT_ONCE, count + 1)
     limit = request.window.limit if request.window else None
-    return scheduler.blocks_needed(num_prompt, sampling.num_beams, count, limit) + sum(
-        scheduler.blocks_needed(len(each.token_ids), 1, count) for each in request.beside
+    return room.blocks_needed(num_prompt, sampling.num_beams, count, limit) + sum(
+        room.blocks_needed(len(each.token_ids), 1, count) for each in request.beside
     )
 
 

@@ -213,7 +213,7 @@ def test_what_cannot_run_is_refused(start):
 
     def refused(message, others, **sampling):
         with pytest.raises(RequestError, match=message):
-            engine.check(2, SamplingParams(**{"max_new_tokens": 4, **sampling}), beside=others)
+            engine.room.check(2, SamplingParams(**{"max_new_tokens": 4, **sampling}), beside=others)
 
     refused("num_beams is 2 and there are branches", [2], num_beams=2)
     refused("its branches are 4, but only 3 run", [2] * 3)
@@ -242,9 +242,11 @@ def scored_by_hand(request):
 
 def test_candidates_are_scored_beside_answers(start):
     """One runs out of memory meanwhile, and there is room for few at once."""
-    executor = Executor(by_state)
+    executor, troubles = Executor(by_state), [OUT_OF_MEMORY[0]]
     engine = start(executor, num_blocks=14, max_running=12, max_step_tokens=13)
-    executor.trouble = lambda _: OUT_OF_MEMORY[0] if len(executor.plans) == 4 else None
+    executor.trouble = lambda plan: (
+        troubles.pop() if troubles and len({each.sequence_id for each in plan.slices}) > 1 else None
+    )
     answered = request_of(BOS, 9, max_new_tokens=9)
     asked = [
         Request((BOS, *range(3, 3 + more)), (), SamplingParams(), candidates=CANDIDATES[:count])

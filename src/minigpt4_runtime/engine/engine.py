@@ -12,16 +12,17 @@ import copy
 import itertools
 import secrets
 import threading
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
-from minigpt4_runtime.config import EngineConfig, SamplingParams
+from minigpt4_runtime.config import EngineConfig
 from minigpt4_runtime.engine.plan import StepPlan
 from minigpt4_runtime.engine.request import Request, TokenEvent
+from minigpt4_runtime.engine.room import Room
 from minigpt4_runtime.engine.runner import EncodeCount
 from minigpt4_runtime.engine.sampler import Choices, Sampler
 from minigpt4_runtime.engine.scheduler import NextTokens, Scheduler
@@ -29,7 +30,6 @@ from minigpt4_runtime.engine.sequence import Sequence
 from minigpt4_runtime.engine.ticket import Inbox, Ticket
 from minigpt4_runtime.errors import (
     MiniGPT4Error,
-    PromptTooLongError,
     RankLostError,
     RequestError,
 )
@@ -40,8 +40,6 @@ T = TypeVar("T")
 _LINGER_SECONDS = 0.05
 # After running out of memory, one more request may run after each of so many calm steps.
 CALM_STEPS = 200
-# The share of `max_running` that one request's candidates take, which leaves room for others.
-CANDIDATES_SHARE = 4
 _CLOSED = RequestError("The model was closed. Load it again.")
 # The messages of a CPU's allocator, the CUDA driver and cuBLAS.
 _OUT_OF_MEMORY = (
@@ -108,8 +106,7 @@ class Engine:
         self._runner: Executor | None = runner  # None after close().
         self._encoded = runner.encoded
         self._config = config
-        self._num_blocks = num_blocks
-        self._max_context = max_context
+        self.room = Room(config, num_blocks, max_context)
         self._scheduler = Scheduler(config, num_blocks=num_blocks, eos_id=eos_id)
         self._sampler = Sampler(
             bos_id=bos_id, eos_id=eos_id, has_float64=has_float64, runs_ahead=runs_ahead
@@ -129,101 +126,14 @@ class Engine:
 
     # --- for callers --------------------------------------------------------------------------
 
-    @property
-    def room(self) -> int:
-        """How many tokens a request can have at once, as the context and the cache allow."""
-        return min(self._max_context, self._num_blocks * self._config.block_size)
-
-    def check(
-        self,
-        num_prompt: int,
-        sampling: SamplingParams,
-        limit: int | None = None,
-        *,
-        beside: Collection[int] = (),
-    ) -> None:
-        """Refuse a request that can never be served, before any image is opened.
-
-        With a window, `limit` is its limit, and the prompt fits into it. `beside` are the lengths
-        of the other prompts.
-
-        Raises:
-            PromptTooLongError: a prompt leaves no room for an answer.
-            RequestError: the beams or the branches need more room than there is.
-        """
-        longest = max(num_prompt, *beside, 0)
-        if limit is None and longest >= self._max_context:
-            raise PromptTooLongError(longest, self._max_context)
-        if limit is None and longest >= self.room:
-            raise PromptTooLongError(longest, self.room, holder="the engine's cache")
-        beams, most = sampling.num_beams, self._config.max_running
-        if beams > most:
-            raise RequestError(
-                f"num_beams is {beams}, but only {most} answers run at once, which is max_running. "
-                "Lower it."
-            )
-        max_new_tokens = self._max_new_tokens(longest, sampling, limit)
-        needed = self._scheduler.blocks_needed(num_prompt, beams, max_new_tokens, limit)
-        if beside:
-            self._check_beside(beside, beams, max_new_tokens, needed)
-        if needed > self._num_blocks:
-            raise RequestError(
-                f"A search with {beams} beams on a prompt of {num_prompt} tokens takes {needed} "
-                f"blocks of the cache, which has {self._num_blocks} (num_blocks). Lower num_beams "
-                "or max_new_tokens."
-            )
-
-    def _check_beside(
-        self, beside: Collection[int], beams: int, max_new_tokens: int, needed: int
-    ) -> None:
-        """`needed` are the blocks of the request's own prompt and answer."""
-        count, most = len(beside), self._config.max_running
-        if beams > 1:
-            raise RequestError(
-                f"num_beams is {beams} and there are branches, which go along with one answer. "
-                "Leave out one of them."
-            )
-        if 1 + count > most:
-            raise RequestError(
-                f"The prompt and its branches are {1 + count}, but only {most} run at once, which "
-                "is max_running. Raise it, or give fewer branches."
-            )
-        for each in beside:
-            needed += self._scheduler.blocks_needed(each, 1, max_new_tokens)
-        if needed > self._num_blocks:
-            raise RequestError(
-                f"The prompt and its branches take {needed} blocks of the cache, which has "
-                f"{self._num_blocks} (num_blocks). Lower max_new_tokens, or give fewer branches."
-            )
-
-    def check_candidates(self, num_prompt: int, longest: int) -> None:
-        """Refuse candidates of up to `longest` ids that can never be scored.
-
-        Raises:
-            RequestError: prompt and candidate do not fit.
-        """
-        if num_prompt + longest - 1 > self.room:
-            raise RequestError(
-                f"A prompt of {num_prompt} tokens and a candidate of {longest} do not fit: the "
-                f"model's context and the engine's cache hold {self.room}. Shorten one of them."
-            )
-
     def submit(self, request: Request, read: Callable[[TokenEvent], T | None]) -> Ticket[T]:
         """Let a request join. `read` is called in the thread that reads the ticket.
 
         Raises:
-            RequestError: `check` refuses the request, or the engine is closed.
+            RequestError: there is no room for the request, or the engine is closed.
         """
-        sampling, num_prompt = request.sampling, len(request.token_ids)
-        limit = request.window.limit if request.window else None
-        beside = [len(each.token_ids) for each in request.beside]
-        assert not (beside and request.window), "what is beside a prompt has no window"
-        if request.candidates:
-            max_new_tokens = max(map(len, request.candidates))
-            self.check_candidates(num_prompt, max_new_tokens)
-        else:
-            self.check(num_prompt, sampling, limit, beside=beside)
-            max_new_tokens = self._max_new_tokens(max(num_prompt, *beside, 0), sampling, limit)
+        room, seed, num_prompt = self.room, request.sampling.seed, len(request.token_ids)
+        max_new_tokens = room.most_new_tokens(request)
         inbox = Inbox()
         with self._changed:
             if self._end:
@@ -231,9 +141,9 @@ class Engine:
             sequence = Sequence(
                 next(self._ids),
                 request,
-                seed=secrets.randbits(63) if sampling.seed is None else sampling.seed,
+                seed=secrets.randbits(63) if seed is None else seed,
                 max_new_tokens=max_new_tokens,
-                scored_at_once=self._scored_at_once(num_prompt, max_new_tokens),
+                scored_at_once=room.candidates_at_once(num_prompt, max_new_tokens),
             )
             self._arrived.append((sequence, inbox))
             self._changed.notify_all()
@@ -252,7 +162,7 @@ class Engine:
         return EngineStats(
             self._num_steps, self._num_computed_tokens, scheduler.num_reused_tokens,
             self._encoded.num_images, scheduler.num_preempted, len(scheduler.running),
-            len(scheduler.waiting) + num_arrived, self._num_blocks, scheduler.num_free_blocks,
+            len(scheduler.waiting) + num_arrived, self.room.num_blocks, scheduler.num_free_blocks,
             self._encoded.seconds,
         )  # fmt: skip
 
@@ -265,18 +175,6 @@ class Engine:
         if thread is not None and thread is not threading.current_thread():
             thread.join()
         self._runner = None
-
-    def _max_new_tokens(self, num_prompt: int, sampling: SamplingParams, limit: int | None) -> int:
-        if limit is not None:
-            return sampling.max_new_tokens
-        return min(sampling.max_new_tokens, self.room - num_prompt)
-
-    def _scored_at_once(self, num_prompt: int, longest: int) -> int:
-        """How many candidates of `longest` ids have room at once."""
-        shared, rest = divmod(num_prompt - 1, self._config.block_size)
-        each = -(-(rest + longest) // self._config.block_size)
-        fitting = max(1, (self._num_blocks - shared) // each)
-        return min(max(1, self._config.max_running // CANDIDATES_SHARE), fitting)
 
     # --- the thread ---------------------------------------------------------------------------
 

@@ -126,9 +126,9 @@ class Request:
     watch: StopWatch = field(default_factory=NoWatch)
     guide: Guide | None = None
     window: Window | None = None
-    processors: tuple[LogitsProcessor, ...] = ()
-    beside: tuple[Beside, ...] = ()
-    candidates: tuple[tuple[int, ...], ...] = ()
+    processors: tuple[LogitsProcessor, ...] = field(default=(), kw_only=True)
+    beside: tuple[Beside, ...] = field(default=(), kw_only=True)
+    candidates: tuple[tuple[int, ...], ...] = field(default=(), kw_only=True)
 
     @property
     def all_images(self) -> tuple[ImageInput, ...]:

@@ -82,19 +82,6 @@ class Scheduler:
         """How many blocks no running sequence holds."""
         return self._pool.num_free
 
-    def blocks_needed(
-        self, num_prompt: int, num_branches: int, max_new_tokens: int, limit: int | None = None
-    ) -> int:
-        """How many blocks a request takes at the most, once it runs alone.
-
-        `limit` is that of its window.
-        """
-        if limit is not None and num_prompt + max_new_tokens - 1 > limit:
-            return num_branches * self._num_blocks(limit)
-        # The last token's key is never needed, and branches share the prompt's full blocks.
-        shared, rest = divmod(num_prompt, self._block_size)
-        return shared + num_branches * self._num_blocks(rest + max_new_tokens - 1)
-
     def _num_blocks(self, num_tokens: int) -> int:
         return -(-num_tokens // self._block_size)
 
