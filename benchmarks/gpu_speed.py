@@ -291,7 +291,7 @@ class DecodeStep:
                     row,
                     0,
                     tuple(range(row * num_blocks, (row + 1) * num_blocks)),
-                    is_sampled=True,
+                    num_sampled=1,
                 )
                 for row in range(batch)
             )

@@ -24,6 +24,7 @@ from minigpt4_runtime import (
 )
 from minigpt4_runtime.devices.cpu import CpuBackend
 from minigpt4_runtime.images.pixels import ImageLimits
+from minigpt4_runtime.loaded import LoadedModel
 from minigpt4_runtime.text.answer import AnswerText
 
 IMAGES = Path(__file__).parent / "goldens/vicuna/images"
@@ -164,10 +165,15 @@ def test_half_precision_stays_near_float32(golden_model_dir, model, dtype):
 
 
 def test_what_cannot_fit_is_refused_before_any_work(model, monkeypatch):
-    monkeypatch.setattr(MiniGPT4, "_open", None)
+    monkeypatch.setattr(LoadedModel, "open_image", None)
     with pytest.raises(PromptTooLongError, match=r"has \d+ tokens .* holds 2048") as caught:
         model.stream(ask(image("not-even-opened.jpg"), "word " * 3000))
     assert caught.value.limit == 2048 < caught.value.num_tokens
+    far = {"far": ask(image("not-even-opened.jpg"), "word " * 3000)}
+    with pytest.raises(PromptTooLongError):
+        model.submit(ask("?"), processors=[lambda seen: seen.logits], branches=far)
+    with pytest.raises(RequestError, match=r"do not fit.* hold 2048"):
+        model.submit_score(ask(image("not-even-opened.jpg"), "word " * 3000), ["yes"])
 
 
 def test_an_answer_ends_where_the_context_ends(model):

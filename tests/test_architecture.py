@@ -57,13 +57,15 @@ MAY_IMPORT: dict[str, set[str]] = {
     "report": WORDS,
     "loaded": BELOW_API | {"grammar", "ranks", "rank_model"},
     "probe": BELOW_API | {"loaded"},
+    "reply": WORDS | {"text", "engine"},
+    "steering": WORDS | {"text", "engine", "loaded"},
     "lab": WORDS | {"text", "images", "model", "checkpoint", "vision", "loaded", "report"},
     "tune": WORDS
     | {"text", "images", "formats", "model", "checkpoint"}
     | {"devices.group", "engine", "ranks", "lab", "report"},
     "batch": WORDS | {"images", "engine", "report"},
     "cluster": WORDS | {"api", FRONT_DOOR, "images", "batch", "report"},
-    "api": BELOW_API | {"loaded", "probe", "lab", "batch"},
+    "api": BELOW_API | {"loaded", "probe", "reply", "steering", "lab", "batch"},
     FRONT_DOOR: WORDS | {"api", "ranks.follow"},
     # Whether a model fits is asked of the devices themselves.
     "hub": WORDS

@@ -78,7 +78,9 @@ def test_code_about_the_engine_runs(monkeypatch, capsys):
     monkeypatch.chdir(ROOT)  # It names an example picture.
     for block in blocks("docs/engine.md", "python"):
         exec(compile(block, "docs/engine.md", "exec"), {})
-    assert re.search(r"^[1-9]\d* pictures have left the window\.$", capsys.readouterr().out)
+    said = capsys.readouterr().out
+    assert re.search(r"^[1-9]\d* pictures have left the window\.$", said, re.MULTILINE)
+    assert re.search(r"^\(-\d+\.\d+, -", said, re.MULTILINE)  # The scores.
 
 
 def test_there_are_commands_to_check():

@@ -19,6 +19,7 @@ PUBLIC_NAMES = [
     "Message",
     "MiniGPT4",
     "MiniGPT4Error",
+    "NextLogits",
     "PromptTooLongError",
     "Reply",
     "RequestError",

@@ -94,9 +94,7 @@ def test_embeddings_and_first_logits(golden):
 def request_of(model: MiniGPT4, asked: list[Message]) -> Request:
     """What the engine is given for a dialogue."""
     encoded = model.encode_prompt(asked)
-    pictures = map(model._open, render(asked, model._template).images)
-    starts = [span.start for span in encoded.image_spans]
-    images = tuple(map(model._image_input, pictures, starts))
+    images = model._loaded.open_images(render(asked, model._template), encoded)
     return Request(encoded.token_ids, images, SamplingParams())
 
 
@@ -104,8 +102,11 @@ def whole_plan(request: Request) -> StepPlan:
     """All of a prompt in one step."""
     sequence = Sequence(0, request, seed=0, max_new_tokens=1)
     ids = request.token_ids
-    images, blocks = sequence.images(0, len(ids)), tuple(range(-(-len(ids) // 16)))
-    return StepPlan((Slice(0, 0, 0, ids, 0, 0, blocks, images, is_sampled=True),))
+    images, blocks = (
+        sequence.images(sequence.branches[0], 0, len(ids)),
+        tuple(range(-(-len(ids) // 16))),
+    )
+    return StepPlan((Slice(0, 0, 0, ids, 0, 0, blocks, images, num_sampled=1),))
 
 
 @pytest.mark.parametrize("golden", ["minigptv2"], indirect=True)

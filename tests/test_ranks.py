@@ -127,6 +127,12 @@ def test_the_original_s_answers_until_a_rank_is_killed(
             assert_same_ids(golden, last.reply.token_ids, ids)
         question = golden.question(golden.cases("single")[0])
         assert model.chat(question, SAMPLED) == alone.chat(question, SAMPLED)
+        blind = {"blind": [Message("user", ("What?",))]}
+        steered = {"processors": [away_from_the_blind], "branches": blind}
+        assert model.chat(question, SAMPLED, **steered) == alone.chat(question, SAMPLED, **steered)
+        candidates = ("a cat", [5], [7, 8, 9])
+        expected = pytest.approx(alone.score(question, candidates), abs=1e-4)
+        assert model.score(question, candidates) == expected
         assert model.probe.traffic().num_bytes > 0
         assert (num_spread > SAMPLED.max_new_tokens) == runs_ahead
         if size == 2:  # One that has nothing to do is killed, or one of several at work.
@@ -136,6 +142,10 @@ def test_the_original_s_answers_until_a_rank_is_killed(
         else:
             lose_at_work(model, pids[1], signal.SIGKILL, "Rank 2 of 4 ended with status -9")
     assert not followers()
+
+
+def away_from_the_blind(seen):
+    return 2 * seen.logits - seen.branches["blind"]
 
 
 def lose_at_work(model, pid, blow, why):

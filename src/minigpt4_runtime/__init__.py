@@ -10,7 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from minigpt4_runtime.api import MiniGPT4
+    from minigpt4_runtime.api import MiniGPT4, NextLogits
     from minigpt4_runtime.config import EngineConfig, SamplingParams
     from minigpt4_runtime.errors import (
         BackendUnavailableError,
@@ -36,6 +36,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "MiniGPT4": "api",
+    "NextLogits": "api",
     "EngineConfig": "config",
     "SamplingParams": "config",
     "BackendUnavailableError": "errors",
@@ -57,9 +58,9 @@ _HOMES = {
 
 __all__ = [
     "BackendUnavailableError", "Box", "CheckpointError", "ConfigError", "EngineConfig",
-    "ImageError", "ImageSource", "Message", "MiniGPT4", "MiniGPT4Error", "PromptTooLongError",
-    "Reply", "RequestError", "SamplingParams", "TextDelta", "Usage", "__version__", "follow",
-    "image",
+    "ImageError", "ImageSource", "Message", "MiniGPT4", "MiniGPT4Error", "NextLogits",
+    "PromptTooLongError", "Reply", "RequestError", "SamplingParams", "TextDelta", "Usage",
+    "__version__", "follow", "image",
 ]  # fmt: skip
 
 

@@ -12,9 +12,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self, cast
+from typing import TYPE_CHECKING, Any, Literal, Self
 
-import torch
 from torch import Tensor
 
 from minigpt4_runtime.batch.image_run import ImageRun
@@ -30,29 +29,28 @@ from minigpt4_runtime.config import (
     VisionSettings,
 )
 from minigpt4_runtime.engine.engine import EngineStats
-from minigpt4_runtime.engine.request import Heard, ImageInput, TokenEvent
+from minigpt4_runtime.engine.steering import LogitsProcessor
+from minigpt4_runtime.engine.steering import NextLogits as NextLogits
 from minigpt4_runtime.engine.ticket import Ticket
+from minigpt4_runtime.errors import RequestError
 from minigpt4_runtime.formats.registry import FormatChoice
-from minigpt4_runtime.images.pixels import ImageLimits, PixelImage
-from minigpt4_runtime.images.pixels import load as load_image
+from minigpt4_runtime.images.pixels import ImageLimits
 from minigpt4_runtime.lab.lab import Lab
 from minigpt4_runtime.loaded import DEMO_MODEL_DIR as DEMO_MODEL_DIR
 from minigpt4_runtime.loaded import LoadedModel
 from minigpt4_runtime.messages import (
     Described,
-    ImageSource,
     Message,
     Reply,
     TaskName,
     TextDelta,
-    TokenLogprobs,
-    Usage,
     image,
     read_messages,
 )
 from minigpt4_runtime.probe import Probe
+from minigpt4_runtime.reply import ReplyReader, TextWatch
+from minigpt4_runtime.steering import Steering
 from minigpt4_runtime.text.answer import AnswerText
-from minigpt4_runtime.text.boxes import find_boxes
 from minigpt4_runtime.text.prompt import (
     DESCRIBE_PROMPT,
     Prompt,
@@ -209,20 +207,32 @@ class MiniGPT4:
         sampling: SamplingParams | None = None,
         *,
         task: TaskName | None = None,
+        processors: Sequence[LogitsProcessor] = (),
+        branches: Mapping[str, Messages] | None = None,
     ) -> Reply:
         """Ask one question about one image. MiniGPT-v2 knows tasks, such as "grounding"."""
-        return self.chat([_question(image, prompt, task)], sampling)
+        question = [_question(image, prompt, task)]
+        return self.chat(question, sampling, processors=processors, branches=branches)
 
-    def chat(self, messages: Messages, sampling: SamplingParams | None = None) -> Reply:
+    def chat(
+        self,
+        messages: Messages,
+        sampling: SamplingParams | None = None,
+        *,
+        processors: Sequence[LogitsProcessor] = (),
+        branches: Mapping[str, Messages] | None = None,
+    ) -> Reply:
         """Answer the last message of a dialogue, or go on with it where it is the assistant's.
 
-        The reply to a continued answer has only the new text.
+        The reply to a continued answer has only the new text. `processors` and `branches` are those
+        of `submit`.
 
         Raises:
-            RequestError: messages, an image or the prompt's length cannot be served.
+            RequestError: messages, an image or the prompt's length cannot be served, or a processor
+                fails.
         """
         reply = None
-        for delta in self.stream(messages, sampling):
+        for delta in self.submit(messages, sampling, processors=processors, branches=branches):
             reply = delta.reply
         assert reply is not None, "a stream ends with its reply"
         return reply
@@ -238,57 +248,88 @@ class MiniGPT4:
         return iter(self.submit(messages, sampling))
 
     def submit(
-        self, messages: Messages, sampling: SamplingParams | None = None
+        self,
+        messages: Messages,
+        sampling: SamplingParams | None = None,
+        *,
+        processors: Sequence[LogitsProcessor] = (),
+        branches: Mapping[str, Messages] | None = None,
     ) -> Ticket[TextDelta]:
         """Begin to answer, and give a ticket to read: iterate it, `async for` it, or cancel it.
 
         The answer grows whether the ticket is read or not; dropping the ticket cancels it.
+
+        Args:
+            messages: the dialogue.
+            sampling: how ids are chosen.
+            processors: functions that are called in order before each id is chosen, each with what
+                the one before it made of the logits.
+            branches: other prompts by name, which get the same ids; processors see their logits.
+                A request with branches has one answer, and no `cache_window` shortens it.
         """
         sampling = sampling or SamplingParams()
         script = write_script(read_messages(messages), self._template)
+        others = {
+            name: render(read_messages(each), self._template)
+            for name, each in (branches or {}).items()
+        }
+        steering = Steering.read(self._loaded, processors, others)
         kept, window = self._keep(
             lambda: Kept.whole(self._encode(script.prompt())),
             partial(dialogue_window, script, self._encode),
             sampling,
+            steering,
         )
         last_images = script.images[len(script.images) - len(kept.image_starts) :]
-        pictures = [self._open(source) for source in last_images]
-        images = tuple(map(self._image_input, pictures, kept.image_starts))
+        pictures = [self._loaded.open_image(source) for source in last_images]
+        images = tuple(map(self._loaded.image_input, pictures, kept.image_starts))
         before, space = self._tokenizer.encode_begun(script.begun)
         begins_with = None if not before or script.begun[-1].isspace() else space
         answer = AnswerText(
             self._tokenizer, self._template, sampling, before=before, begins_with=begins_with
         )
         shown = pictures[-1].size if pictures and self._template.has_boxes else None
-        watch = _TextWatch(answer)
-        reader = _ReplyReader(kept, window, len(script.images), shown)
-        return self._loaded.submit(kept.token_ids, images, sampling, watch, reader, window)
+        watch = TextWatch(answer)
+        reader = ReplyReader(kept, window, len(script.images), shown)
+        return self._loaded.submit(
+            kept.token_ids, images, sampling, watch, reader, window,
+            processors=steering.processors, beside=steering.open(self._loaded),
+        )  # fmt: skip
 
     def submit_raw(
         self,
         text: str,
         pictures: Sequence[ImageLike] = (),
         sampling: SamplingParams | None = None,
+        *,
+        processors: Sequence[LogitsProcessor] = (),
+        branches: Mapping[str, tuple[str, Sequence[ImageLike]]] | None = None,
     ) -> Ticket[TextDelta]:
         """Answer a prompt as it is written: no template and no system text are added.
 
         `<ImageHere>` is the place of a picture, `<s>` and `</s>` are control ids, and a BOS id
         stands before it all. Give it no text of strangers, who could write these too. The answer
         ends and is trimmed as one to messages; a `cache_window` does not shorten the prompt.
+        `processors` and `branches` are as in `submit`; a branch is a raw text and its pictures.
 
         Raises:
             RequestError: there are not as many places as pictures, or the prompt is too long.
         """
         sampling = sampling or SamplingParams()
-        prompt = read_raw(text, [image(each) for each in pictures])
+        prompt = _raw(text, pictures)
+        others = {name: _raw(*each) for name, each in (branches or {}).items()}
+        steering = Steering.read(self._loaded, processors, others)
         kept = Kept.whole(self._encode(prompt))
-        self._loaded.engine.check(len(kept.token_ids), sampling)
-        opened = [self._open(source) for source in prompt.images]
-        images = tuple(map(self._image_input, opened, kept.image_starts))
-        watch = _TextWatch(AnswerText(self._tokenizer, self._template, sampling))
+        self._loaded.engine.room.check(len(kept.token_ids), sampling, beside=steering.lengths)
+        opened = [self._loaded.open_image(source) for source in prompt.images]
+        images = tuple(map(self._loaded.image_input, opened, kept.image_starts))
+        watch = TextWatch(AnswerText(self._tokenizer, self._template, sampling))
         shown = opened[-1].size if opened and self._template.has_boxes else None
-        reader = _ReplyReader(kept, None, len(images), shown)
-        return self._loaded.submit(kept.token_ids, images, sampling, watch, reader)
+        reader = ReplyReader(kept, None, len(images), shown)
+        return self._loaded.submit(
+            kept.token_ids, images, sampling, watch, reader,
+            processors=steering.processors, beside=steering.open(self._loaded),
+        )  # fmt: skip
 
     def submit_text(
         self, text: str | Sequence[int], sampling: SamplingParams | None = None
@@ -308,7 +349,7 @@ class MiniGPT4:
             lambda: Kept(tuple(token_ids), ()), partial(text_window, token_ids), sampling
         )
         answer = AnswerText(self._tokenizer, None, sampling, before=token_ids, begins_with="")
-        watch, reader = _TextWatch(answer), _ReplyReader(kept, window, num_images=0)
+        watch, reader = TextWatch(answer), ReplyReader(kept, window, num_images=0)
         return self._loaded.submit(kept.token_ids, (), sampling, watch, reader, window)
 
     def describe_all(
@@ -318,11 +359,14 @@ class MiniGPT4:
         sampling: SamplingParams | None = None,
         *,
         task: TaskName | None = None,
+        processors: Sequence[LogitsProcessor] = (),
+        branches: Callable[[Any], Mapping[str, Messages]] | None = None,
     ) -> Iterator[Described]:
         """Ask one question about each of any number of images, many at once.
 
         Images are opened ahead, in threads, only as many as keep the engine full. Results come as
-        they are done. The result of an image that cannot be served has an error.
+        they are done. The result of an image that cannot be served has an error. `processors` are
+        those of `submit`, and `branches` gives, in such a thread, the branches of an image.
 
         Raises:
             GrammarError: the schema or regex of `sampling` cannot be followed.
@@ -332,9 +376,45 @@ class MiniGPT4:
         check_task(task, self._template)
 
         def submit(image: ImageLike) -> Ticket[TextDelta]:
-            return self.submit([_question(image, prompt, task)], sampling)
+            return self.submit(
+                [_question(image, prompt, task)], sampling,
+                processors=processors, branches=branches(image) if branches else None,
+            )  # fmt: skip
 
         return ImageRun(submit, max_running=self.engine_config.max_running).of(images)
+
+    def score(
+        self,
+        asked: str | Messages,
+        candidates: Sequence[str | Sequence[int]],
+        pictures: Sequence[ImageLike] = (),
+    ) -> tuple[float, ...]:
+        """The log-probability of each candidate answer; see `submit_score`."""
+        (scores,) = self.submit_score(asked, candidates, pictures)
+        return scores
+
+    def submit_score(
+        self,
+        asked: str | Messages,
+        candidates: Sequence[str | Sequence[int]],
+        pictures: Sequence[ImageLike] = (),
+    ) -> Ticket[tuple[float, ...]]:
+        """Begin to compute the log-probabilities of candidate answers. The ticket gives them once.
+
+        The prompt, messages or a raw text as in `submit_raw`, is computed once for all of them. A
+        candidate is a text, or ids. Longer ones have more ids to be unlikely in: divide by their
+        number to compare per id. A `cache_window` does not shorten the prompt.
+
+        Raises:
+            RequestError: there is no candidate, one has no ids, or one does not fit.
+        """
+        if isinstance(asked, str):
+            prompt = _raw(asked, pictures)
+        elif pictures:
+            raise RequestError("Messages hold their pictures themselves: leave out pictures.")
+        else:
+            prompt = render(read_messages(asked), self._template)
+        return self._loaded.submit_candidates(prompt, candidates)
 
     @property
     def tasks(self) -> tuple[TaskName, ...]:
@@ -391,105 +471,24 @@ class MiniGPT4:
         whole: Callable[[], Kept],
         make_window: Callable[..., Window],
         sampling: SamplingParams,
+        steering: Steering | None = None,
     ) -> tuple[Kept, Window | None]:
         """What is computed of a prompt at first, and the window that the rest has left."""
-        engine, size = self._loaded.engine, self.engine_config.cache_window
-        window = make_window(size=size, room=engine.room) if size else None
+        room, size = self._loaded.engine.room, self.engine_config.cache_window
+        beside = steering.lengths if steering else ()
+        window = make_window(size=size, room=room.num_tokens) if size and not beside else None
         kept = window.fit(0) if window else whole()
-        engine.check(len(kept.token_ids), sampling, window.limit if window else None)
+        limit = window.limit if window else None
+        room.check(len(kept.token_ids), sampling, limit, beside=beside)
         return kept, window
 
     def _encode(self, prompt: Prompt) -> EncodedPrompt:
-        return self._tokenizer.encode_prompt(
-            prompt,
-            rows_per_image=self.config.rows_per_image,
-            image_token_id=self.config.image_token_id,
-        )
-
-    def _open(self, source: ImageSource) -> PixelImage:
-        return load_image(source, self.config.vision, self._loaded.image_limits)
-
-    def _image_input(self, picture: PixelImage, start: int) -> ImageInput:
-        rows = self.config.rows_per_image
-        return ImageInput(torch.from_numpy(picture.values), picture.digest, start, rows)
-
-
-class _Said(NamedTuple):
-    """The text that one id adds to an answer; the last id has the whole `reply` too."""
-
-    text: str
-    reply: str = ""
-
-
-class _TextWatch:
-    """Decodes an answer as it grows, in the engine's thread."""
-
-    def __init__(self, answer: AnswerText) -> None:
-        self._answer = answer
-
-    def feed(self, token_id: int, *, is_last: bool) -> Heard:
-        """The text that is certain with this id; the answer ends where a stop string is whole."""
-        text, ends = self._answer.feed(token_id), self._answer.stopped
-        if not (ends or is_last):
-            return Heard(note=_Said(text))
-        return Heard(ends, _Said(text + self._answer.finish(), self._answer.reply))
-
-    def fork(self) -> _TextWatch:
-        """A copy, for another branch of the answer."""
-        return _TextWatch(self._answer.fork())
-
-
-class _ReplyReader:
-    """Turns one request's events into deltas of text."""
-
-    def __init__(
-        self,
-        kept: Kept,
-        window: Window | None,
-        num_images: int,
-        shown: tuple[int, int] | None = None,
-    ) -> None:
-        """`num_images` are those of the whole prompt.
-
-        `shown` is the size of the picture that boxes in the answer are parts of.
-        """
-        self._kept = kept
-        self._window = window
-        self._num_images = num_images
-        self._shown = shown
-        self._token_ids: list[int] = []
-        self._logprobs: list[TokenLogprobs] = []
-        self._num_told = 0  # Of the logprobs.
-
-    def __call__(self, event: TokenEvent) -> TextDelta | None:
-        self._token_ids.append(event.token_id)
-        if event.logprobs:
-            self._logprobs.append(event.logprobs)
-        said = cast(_Said, event.note)
-        usage = self._usage()
-        if event.finish_reason is None:
-            return TextDelta(said.text, None, self._new_logprobs(), usage) if said.text else None
-        reply = Reply(
-            said.reply,
-            tuple(self._token_ids),
-            event.finish_reason,
-            usage,
-            tuple(self._logprobs) or None,
-            find_boxes(said.reply, self._shown) if self._shown else (),
-            self._shown,
-        )
-        return TextDelta(said.text, reply, self._new_logprobs(), usage)
-
-    def _usage(self) -> Usage:
-        num_answer = len(self._token_ids)
-        kept = self._window.fit(num_answer - 1) if self._window else self._kept
-        num_left = self._num_images - len(kept.image_starts)
-        return Usage(len(self._kept.token_ids), num_answer, kept.num_tokens, num_left)
-
-    def _new_logprobs(self) -> tuple[TokenLogprobs, ...]:
-        first, self._num_told = self._num_told, len(self._logprobs)
-        return tuple(self._logprobs[first:])
+        return self._loaded.encode_prompt(prompt)
 
 
 def _question(given: ImageLike, prompt: str, task: TaskName | None) -> Message:
     return Message("user", (image(given), prompt), task)
+
+
+def _raw(text: str, pictures: Sequence[ImageLike]) -> Prompt:
+    return read_raw(text, [image(each) for each in pictures])

@@ -1,7 +1,8 @@
 """A loaded model: the ranks and the engine that requests and measurements share.
 
 Owns   the choice of device and dtype, the ranks, and the start, renewal and end of the engine.
-Takes  a WeightSource and settings, then requests as ids and pixels; gives Tickets.
+Takes  a WeightSource and settings, then requests as ids and pixels; gives Tickets. Turns prompts
+       and pictures into those.
 Never  knows a message, or the meaning of a text.
 """
 
@@ -9,7 +10,9 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Sequence
-from typing import Literal, TypeVar
+from typing import Literal, TypeVar, cast
+
+import torch
 
 from minigpt4_runtime.checkpoint.shelf import BUNDLED_DIR
 from minigpt4_runtime.checkpoint.weight_source import WeightSource
@@ -21,7 +24,15 @@ from minigpt4_runtime.config import (
     VisionSettings,
 )
 from minigpt4_runtime.engine.engine import Engine
-from minigpt4_runtime.engine.request import ImageInput, Request, StopWatch, TokenEvent, Window
+from minigpt4_runtime.engine.request import (
+    Beside,
+    ImageInput,
+    Request,
+    StopWatch,
+    TokenEvent,
+    Window,
+)
+from minigpt4_runtime.engine.steering import LogitsProcessor
 from minigpt4_runtime.engine.ticket import Ticket
 from minigpt4_runtime.errors import (
     BackendUnavailableError,
@@ -30,11 +41,13 @@ from minigpt4_runtime.errors import (
     RequestError,
 )
 from minigpt4_runtime.grammar.guide import GrammarGuide, Grammars
-from minigpt4_runtime.images.pixels import ImageLimits
+from minigpt4_runtime.images.pixels import ImageLimits, PixelImage, load
+from minigpt4_runtime.messages import ImageSource
 from minigpt4_runtime.model.parallel import check_world_size
 from minigpt4_runtime.rank_model import load_rank_model, open_graph
 from minigpt4_runtime.ranks import Ranks, Setup, free_memory_bytes, make_runner, open_rank_device
-from minigpt4_runtime.text.tokenizer import Tokenizer
+from minigpt4_runtime.text.prompt import Prompt
+from minigpt4_runtime.text.tokenizer import EncodedPrompt, Tokenizer
 
 DEMO_MODEL_DIR = BUNDLED_DIR / "demo"
 
@@ -137,10 +150,66 @@ class LoadedModel:
         watch: StopWatch,
         read: Callable[[TokenEvent], T | None],
         window: Window | None = None,
+        *,
+        processors: tuple[LogitsProcessor, ...] = (),
+        beside: tuple[Beside, ...] = (),
     ) -> Ticket[T]:
         """Go on from these ids. `watch` and `read` turn the answer into the ticket's pieces."""
-        request = Request(tuple(token_ids), images, sampling, watch, self.guide(sampling), window)
+        request = Request(
+            tuple(token_ids), images, sampling, watch, self.guide(sampling), window,
+            processors=processors, beside=beside,
+        )  # fmt: skip
         return self.engine.submit(request, read)
+
+    def encode_prompt(self, prompt: Prompt) -> EncodedPrompt:
+        """A prompt → its ids, with places for the rows of its pictures."""
+        return self.tokenizer.encode_prompt(
+            prompt,
+            rows_per_image=self.config.rows_per_image,
+            image_token_id=self.config.image_token_id,
+        )
+
+    def open_image(self, source: ImageSource) -> PixelImage:
+        """A picture as the image side takes it.
+
+        Raises:
+            ImageError: it cannot be read.
+        """
+        return load(source, self.config.vision, self.image_limits)
+
+    def image_input(self, picture: PixelImage, start: int) -> ImageInput:
+        """A picture whose rows begin at this place of a prompt."""
+        rows = self.config.rows_per_image
+        return ImageInput(torch.from_numpy(picture.values), picture.digest, start, rows)
+
+    def open_images(self, prompt: Prompt, encoded: EncodedPrompt) -> tuple[ImageInput, ...]:
+        """All pictures of a prompt, at their places.
+
+        Raises:
+            ImageError: one cannot be read.
+        """
+        return tuple(
+            self.image_input(self.open_image(source), span.start)
+            for source, span in zip(prompt.images, encoded.image_spans, strict=True)
+        )
+
+    def submit_candidates(
+        self, prompt: Prompt, candidates: Sequence[str | Sequence[int]]
+    ) -> Ticket[tuple[float, ...]]:
+        """See `MiniGPT4.submit_score`."""
+        encode = self.tokenizer.encode
+        known = tuple(tuple(encode(each) if isinstance(each, str) else each) for each in candidates)
+        if isinstance(candidates, str) or not known or not all(known):
+            raise RequestError(
+                "candidates is a list of one or more answers, each with at least one id or word."
+            )
+        for each in known:
+            self.check_ids(each)
+        encoded = self.encode_prompt(prompt)
+        self.engine.room.check_candidates(len(encoded.token_ids), max(map(len, known)))
+        images = self.open_images(prompt, encoded)
+        request = Request(encoded.token_ids, images, SamplingParams(), candidates=known)
+        return self.engine.submit(request, lambda event: cast("tuple[float, ...]", event.note))
 
     def check_ids(self, token_ids: Sequence[int]) -> None:
         """Raise a RequestError unless these are one or more ids of the vocabulary."""

@@ -78,7 +78,7 @@ class Executor:
             self._memory.fail(plan)
             raise error
         states = self._memory.execute(plan)
-        sampled = [piece for piece in plan.slices if piece.is_sampled]
+        sampled = [piece for piece in plan.slices for _ in range(piece.num_sampled)]
         logits = torch.zeros(len(sampled), VOCABULARY)
         for row, piece, state in zip(logits, sampled, states, strict=True):
             row += self._logits(piece, state)

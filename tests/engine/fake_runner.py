@@ -13,6 +13,7 @@ import zlib
 from minigpt4_runtime.engine.beam import BeamSearch, Continuation
 from minigpt4_runtime.engine.request import Heard
 from minigpt4_runtime.engine.scheduler import Token
+from minigpt4_runtime.engine.scoring import Scored
 from minigpt4_runtime.engine.sequence import Branch
 
 VOCABULARY, END, PLACEHOLDER = 11, 2, 11
@@ -51,9 +52,11 @@ def best_continuations(branches, states, num_beams):
 
 
 def choose(sequence, states):
-    """What a model and a sampler say to the states of a sequence's branches."""
+    """What a model, a processor of its branches and a sampler say to a sequence's states."""
+    if sequence.scoring:
+        return Scored(tuple(map(log_probability, states, sequence.scoring.targets)))
     if sequence.search is None:
-        return Token(likely_token(*states))
+        return Token(likely_token(sum(states)))
     return best_continuations(sequence.branches, states, sequence.max_branches)
 
 
@@ -81,13 +84,14 @@ class FakeRunner:
         self._table = {}  # Row of the block table → its blocks.
 
     def execute(self, plan):
-        """The states at the sampled rows, in the order of the slices."""
+        """The states at the sampled tokens, in the order of the slices."""
         self._note_blocks(plan)
         self._check_writers(plan)
         self._copy_blocks(plan)
         befores = [self._read(each) for each in plan.slices]
         states = [self._write(*pair) for pair in zip(plan.slices, befores, strict=True)]
-        return [state for each, state in zip(plan.slices, states, strict=True) if each.is_sampled]
+        counts = [len(each.token_ids) - each.num_sampled for each in plan.slices]
+        return [each for some, start in zip(states, counts, strict=True) for each in some[start:]]
 
     def fail(self, plan):
         """What a step leaves behind that breaks down in the middle: whatever it could write."""
@@ -144,10 +148,12 @@ class FakeRunner:
         return state
 
     def _write(self, each, state):
+        states = []
         for position, identity in enumerate(_identities(each), start=each.start):
             before, state = state, state_after(state, identity)
             self._slots[self._slot(each, position)] = (before, state)
-        return state
+            states.append(state)
+        return states
 
 
 def _identities(each):
@@ -163,15 +169,28 @@ def _identities(each):
 
 
 def answer_without_cache(request, max_new_tokens):
-    """The long way to an answer: no cache, no blocks, every branch from its first token on."""
+    """The long way to an answer: no cache, no blocks, every branch from its first token on.
+
+    Of a request with candidates, the only event's note.
+    """
+    if request.candidates:
+        return [tuple(_score_without_cache(request, each) for each in request.candidates)]
     if request.sampling.num_beams > 1:
         return _search_without_cache(request, max_new_tokens)
     watch, answer = request.watch.fork(), []
     while len(answer) < max_new_tokens:
-        answer.append(likely_token(_state_of(request, answer)))
+        prompts = (request, *request.beside)
+        answer.append(likely_token(sum(_state_of(each, answer) for each in prompts)))
         if watch.feed(answer[-1], is_last=False).ends or answer[-1] == END:
             break
     return answer
+
+
+def _score_without_cache(request, candidate):
+    return sum(
+        log_probability(_state_of(request, candidate[:place]), token_id)
+        for place, token_id in enumerate(candidate)
+    )
 
 
 def _search_without_cache(request, max_new_tokens):
@@ -199,7 +218,7 @@ def _search_without_cache(request, max_new_tokens):
 
 def _state_of(request, answer):
     token_ids, starts = request.token_ids, [picture.start for picture in request.images]
-    if request.window:
+    if getattr(request, "window", None):
         kept = request.window.fit(len(answer))
         token_ids, starts, answer = kept.token_ids, kept.image_starts, answer[kept.num_answer :]
     identities = [*token_ids, *answer]

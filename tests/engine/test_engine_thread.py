@@ -117,7 +117,7 @@ from minigpt4_runtime.engine.runner import EncodeCount
 class Executor:
     encoded = EncodeCount()
     def execute(self, plan, pixels, choices=None):
-        return torch.zeros(sum(piece.is_sampled for piece in plan.slices), 5)
+        return torch.zeros(sum(piece.num_sampled for piece in plan.slices), 5)
 
 def submit(max_new_tokens):
     sampling = SamplingParams(max_new_tokens=max_new_tokens)

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minigpt4_runtime.config import EngineConfig, SamplingParams
-from minigpt4_runtime.engine.request import ImageInput, NoWatch, Request
+from minigpt4_runtime.engine.request import Beside, ImageInput, NoWatch, Request
+from minigpt4_runtime.engine.room import Room
 from minigpt4_runtime.engine.scheduler import Scheduler
 from minigpt4_runtime.engine.sequence import Sequence
 from minigpt4_runtime.text.tokenizer import EncodedPrompt, ImageSpan
@@ -17,6 +18,7 @@ from minigpt4_runtime.text.window import Window
 ROWS = 3  # Of every picture.
 MANY_BLOCKS = 1000
 ENOUGH_STEPS = 2000
+SCORED_AT_ONCE = 3
 
 
 class Stepper:
@@ -32,8 +34,10 @@ class Stepper:
         self._runner = FakeRunner(self.config.block_size)
 
     def add(self, request):
-        max_new_tokens = request.sampling.max_new_tokens
-        sequence = Sequence(len(self.answers), request, seed=0, max_new_tokens=max_new_tokens)
+        sequence = Sequence(
+            len(self.answers), request, seed=0, max_new_tokens=most_new_tokens(request),
+            scored_at_once=min(SCORED_AT_ONCE, self.config.max_running),
+        )  # fmt: skip
         self.scheduler.add(sequence)
         self.answers[sequence] = []
         return sequence
@@ -48,12 +52,13 @@ class Stepper:
         plan = self._plan()
         states = iter(self._runner.execute(plan))
         sampled = [sequence for _, sequence in self.scheduler.sampled(plan)]
-        choices = [choose(each, [next(states) for _ in each.branches]) for each in sampled]
+        choices = [choose(each, [next(states) for _ in range(each.num_rows)]) for each in sampled]
         assert not list(states), "there are logits that nobody asked for"
         self.scheduler.commit(plan)
         for sequence, choice in zip(sampled, choices, strict=True):
             for event in self.scheduler.extend(sequence, choice):
-                self.answers[sequence].append(event.token_id)
+                new = event.note if sequence.scoring else event.token_id
+                self.answers[sequence].append(new)
                 if event.finish_reason:
                     self.finish_reasons[sequence] = event.finish_reason
             if sequence in self.finish_reasons:
@@ -110,12 +115,18 @@ def lacks_one_token(sequence):
     )
 
 
+def most_new_tokens(request):
+    return max(map(len, request.candidates), default=request.sampling.max_new_tokens)
+
+
 def blocks_needed(request, block_size):
-    scheduler = Scheduler(EngineConfig(block_size=block_size), num_blocks=1, eos_id=END)
-    sampling = request.sampling
+    room = Room(EngineConfig(block_size=block_size), num_blocks=1, max_context=1)
+    sampling, num_prompt, count = request.sampling, len(request.token_ids), most_new_tokens(request)
+    if request.candidates:
+        return room.blocks_needed(num_prompt - 1, SCORED_AT_ONCE, count + 1)
     limit = request.window.limit if request.window else None
-    return scheduler.blocks_needed(
-        len(request.token_ids), sampling.num_beams, sampling.max_new_tokens, limit
+    return room.blocks_needed(num_prompt, sampling.num_beams, count, limit) + sum(
+        room.blocks_needed(len(each.token_ids), 1, count) for each in request.beside
     )
 
 
@@ -141,27 +152,41 @@ class Ask:
     steps_before: int
     cancelled_after: int | None
     window: int | None
+    beside: list  # Pieces of each other prompt.
+    candidates: list
 
     def request(self, before, max_running):
         ids, images = [], []
         if before and self.goes_on:
-            ids += [*before.token_ids, *slow_twin(before)]
+            ids += [*before.token_ids, *(() if before.candidates else slow_twin(before))]
             images += before.images
-        for piece in self.pieces:
-            if isinstance(piece, str):
-                images.append(ImageInput(None, piece, len(ids), ROWS))
-            ids += [PLACEHOLDER] * ROWS if isinstance(piece, str) else piece
+        put_together(self.pieces, ids, images)
+        if self.candidates:
+            candidates = tuple(map(tuple, self.candidates))
+            return Request(tuple(ids), tuple(images), SamplingParams(), candidates=candidates)
         num_beams = min(self.num_beams, max_running)
         sampling = SamplingParams(max_new_tokens=self.max_new_tokens, num_beams=num_beams)
         watch = SumWatch(self.divisor) if self.divisor else NoWatch()
         if self.window is None:
-            return Request(tuple(ids), tuple(images), sampling, watch)
+            others = self.beside[: max_running - 1] if num_beams == 1 else ()
+            beside = tuple(Beside(str(n), *put_together(each)) for n, each in enumerate(others))
+            return Request(tuple(ids), tuple(images), sampling, watch, beside=beside)
         images = [replace(image, start=image.start + 1) for image in images]
         window = window_of([1, *ids], images, self.window)
         ids, starts = window.fit(0).token_ids, window.fit(0).image_starts
         left = images[len(images) - len(starts) :]
         images = [replace(image, start=start) for image, start in zip(left, starts, strict=True)]
         return Request(ids, tuple(images), sampling, watch, window=window)
+
+
+def put_together(pieces, ids=None, images=None):
+    """Ids and images; those that are given grow."""
+    ids, images = [] if ids is None else ids, [] if images is None else images
+    for piece in pieces:
+        if isinstance(piece, str):
+            images.append(ImageInput(None, piece, len(ids), ROWS))
+        ids += [PLACEHOLDER] * ROWS if isinstance(piece, str) else piece
+    return tuple(ids), tuple(images)
 
 
 def window_of(ids, images, size):
@@ -207,9 +232,10 @@ class Load:
         )
 
 
+SOME_PIECES = st.lists(st.sampled_from(PIECES), min_size=1, max_size=4)
 ASKS = st.builds(
     Ask,
-    pieces=st.lists(st.sampled_from(PIECES), min_size=1, max_size=4),
+    pieces=SOME_PIECES,
     goes_on=st.booleans(),
     max_new_tokens=st.integers(1, 12),
     num_beams=st.sampled_from((1, 1, 1, 2, 3, 4)),
@@ -217,6 +243,10 @@ ASKS = st.builds(
     steps_before=st.sampled_from((0, 0, 1, 4)),
     cancelled_after=st.sampled_from((None, None, None, None, 0, 1, 2, 7)),
     window=st.sampled_from((None, None, 4, 7, 12)),
+    beside=st.lists(SOME_PIECES, max_size=3),
+    candidates=st.sampled_from(
+        ([],) * 8 + ([[3]], [[4, 5, 6], [3], [3, 4]], [[n] * (1 + n % 5) for n in range(8)])
+    ),
 )
 LOADS = st.builds(
     Load,

@@ -48,9 +48,9 @@ class Told:
                 blocks.append(block)
             self.num_tokens[row] = before + count
             ids = tuple(self._draw(st.lists(st.integers(0, 9), min_size=count, max_size=count)))
-            sampled = self._draw(st.booleans())
+            sampled = self._draw(st.integers(0, count))
             slices.append(
-                Slice(7, 0, before, ids, row, first, tuple(blocks[first:]), is_sampled=sampled)
+                Slice(7, 0, before, ids, row, first, tuple(blocks[first:]), num_sampled=sampled)
             )
         return StepPlan(tuple(slices))
 
@@ -75,7 +75,7 @@ def test_a_step_is_what_its_plans_told(data, block_size):
             ]
             assert sequence[:4] == (row, len(each.token_ids), stop, each.table_row)
             row += len(each.token_ids)
-            sampled += [row - 1] * each.is_sampled
+            sampled += range(row - each.num_sampled, row)
             held = step.batch.blocks_of(sequence, block_size).tolist()
             assert held == blocks[: len(held)]
             if sequence.run_start is not None:
@@ -104,7 +104,7 @@ def test_the_buffers_stay_where_they_are():
     buffers = make_buffers(config, 32, "cpu")
     places = set()
     for count in (3, 1, 8):
-        slices = (Slice(0, 0, 0, (1,) * count, 0, 0, (0, 1), is_sampled=True),)
+        slices = (Slice(0, 0, 0, (1,) * count, 0, 0, (0, 1), num_sampled=1),)
         step = buffers.load(StepPlan(slices))
         tensors = (
             step.token_ids, step.positions, step.sampled_rows, step.batch.slots,
@@ -147,7 +147,7 @@ def test_a_gpu_is_given_the_same():
         new = {row: tuple(random.integers(0, 99, 8).tolist()) for row in (2, 0, 3)}
         plan = StepPlan(
             tuple(
-                Slice(0, 0, start, (row, 5), row, 0, blocks, is_sampled=row > 0)
+                Slice(0, 0, start, (row, 5), row, 0, blocks, num_sampled=int(row > 0))
                 for row, blocks in new.items()
             )
         )
@@ -165,7 +165,7 @@ def test_a_plan_is_sent_whole(data):
     assert [(each.token_ids, each.new_blocks) for each in sent.slices] == [
         (each.token_ids, each.new_blocks) for each in plan.slices
     ]
-    assert [each.is_sampled for each in sent.slices] == [each.is_sampled for each in plan.slices]
+    assert [each.num_sampled for each in sent.slices] == [each.num_sampled for each in plan.slices]
     assert [each.choice for each in sent.slices] == [each.choice for each in plan.slices]
     assert not plan.has_unknown_ids
 

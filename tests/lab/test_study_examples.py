@@ -9,9 +9,12 @@ import pytest
 import torch
 from dense import Dense
 
+from minigpt4_runtime import MiniGPT4, image
+
 ROOT = Path(__file__).parents[2]
 STUDIES = sorted((ROOT / "examples/study").glob("*.py"))
 LENGTH = 6
+FOLDERS = {"vcd_batch.py"}  # Those that take a folder, where others take a picture.
 # On the demo model, with a picture of the examples.
 SHOWN = {
     "image_lens.py": "layer  6:",
@@ -52,8 +55,10 @@ def test_a_study_is_short_names_its_paper_and_runs(study, monkeypatch, capsys):
     about = text.split('"""')[1]
     assert ", 20" in about
     (command,) = [line for line in about.splitlines() if line.startswith("python ")]
-    assert command == f"python examples/study/{study.name} examples/images/three.png [MODEL]"
+    shown = "examples/images" if study.name in FOLDERS else "examples/images/three.png"
+    assert command == f"python examples/study/{study.name} {shown} [MODEL]"
     monkeypatch.chdir(ROOT)
+    monkeypatch.syspath_prepend(study.parent)
     monkeypatch.setattr(sys, "argv", command.split()[1:3])
     runpy.run_path(str(study), run_name="__main__")
     assert SHOWN.get(study.name, "There are three shapes") in capsys.readouterr().out
@@ -71,6 +76,24 @@ def test_vcd(lab, dense, prompt, rows):
 
     answer = study["vcd"](lab, prompt, max_new_tokens=LENGTH)
     assert list(answer.token_ids) == dense.greedy(step, LENGTH, lab._loaded.tokenizer.eos_id)
+
+
+def test_vcd_over_a_folder(monkeypatch):
+    """What the laboratory says of each picture beside the same noisy copy."""
+    monkeypatch.syspath_prepend(ROOT / "examples/study")
+    study, model = names_of("vcd_batch"), MiniGPT4.load(device="cpu")
+    lab, paths = model.lab(), sorted((ROOT / "examples/images").glob("*.png"))
+    found = dict(study["vcd_batch"](model, paths))
+    assert len(found) == len(paths) > 1
+    for number, path in enumerate(paths[:2]):
+        noisy = study["noisy_copy"](model, path, step=500)
+        asked = {"role": "user", "content": [image(path), study["QUESTION"]]}
+        beside = {"role": "user", "content": [image(noisy), study["QUESTION"]]}
+        (answer,) = lab.generate(
+            lab.prompt([asked]), [names_of("vcd")["contrasting"]("noisy", 1.0, 0.1)],
+            branches={"noisy": lab.prompt([beside])},
+        )  # fmt: skip
+        assert found[number] == answer.text
 
 
 def test_vcds_noise(lab, prompt):

@@ -22,8 +22,10 @@ def run(monkeypatch, capsys):
     return run_study
 
 
-def test_there_are_three_and_they_are_short():
-    assert list(STUDIES) == ["Contrastive decoding", "Robustness", "The logit lens"]
+def test_there_are_four_and_they_are_short():
+    assert list(STUDIES) == [
+        "Contrastive decoding", "Robustness", "The logit lens", "Many pictures at once",
+    ]  # fmt: skip
     for study in STUDIES.values():
         assert 10 <= sum(1 for line in study.splitlines() if line.strip()) <= 20
 
@@ -53,6 +55,15 @@ def test_the_lens(run):
     assert layers <= set(range(7))
     shares = [int(re.search(r"(\d+)% on", line)[1]) for line in lines]
     assert 0 < max(shares) <= 100
+
+
+def test_many_pictures(run):
+    *described, scores = run("Many pictures at once")
+    counts = {"one": "is one", "two": "are two", "three": "are three", "four": "are four"}
+    found = dict(line.split(".png: ") for line in described)
+    assert found.keys() == counts.keys()
+    assert all(f"There {count} shape" in found[name] for name, count in counts.items())
+    assert scores.startswith("scores: (-")
 
 
 def test_every_program_has_its_row():

@@ -19,9 +19,10 @@ from typing import Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from minigpt4_runtime.config import EngineConfig, SamplingParams
+from minigpt4_runtime.config import EngineConfig
 from minigpt4_runtime.engine.plan import StepPlan
 from minigpt4_runtime.engine.request import Request, TokenEvent
+from minigpt4_runtime.engine.room import Room
 from minigpt4_runtime.engine.runner import EncodeCount
 from minigpt4_runtime.engine.sampler import Choices, Sampler
 from minigpt4_runtime.engine.scheduler import NextTokens, Scheduler
@@ -29,7 +30,6 @@ from minigpt4_runtime.engine.sequence import Sequence
 from minigpt4_runtime.engine.ticket import Inbox, Ticket
 from minigpt4_runtime.errors import (
     MiniGPT4Error,
-    PromptTooLongError,
     RankLostError,
     RequestError,
 )
@@ -57,7 +57,7 @@ class Executor(Protocol):
     def execute(
         self, plan: StepPlan, pixels: Mapping[str, Tensor], choices: Tensor | None = None
     ) -> Tensor:
-        """Compute a step: (R, V) logits, a row for each sampled slice.
+        """Compute a step: (R, V) logits, a row for each sampled token.
 
         `choices` are those of the step before, if the plan needs them.
         """
@@ -106,8 +106,7 @@ class Engine:
         self._runner: Executor | None = runner  # None after close().
         self._encoded = runner.encoded
         self._config = config
-        self._num_blocks = num_blocks
-        self._max_context = max_context
+        self.room = Room(config, num_blocks, max_context)
         self._scheduler = Scheduler(config, num_blocks=num_blocks, eos_id=eos_id)
         self._sampler = Sampler(
             bos_id=bos_id, eos_id=eos_id, has_float64=has_float64, runs_ahead=runs_ahead
@@ -127,48 +126,14 @@ class Engine:
 
     # --- for callers --------------------------------------------------------------------------
 
-    @property
-    def room(self) -> int:
-        """How many tokens a request can have at once, as the context and the cache allow."""
-        return min(self._max_context, self._num_blocks * self._config.block_size)
-
-    def check(self, num_prompt: int, sampling: SamplingParams, limit: int | None = None) -> None:
-        """Refuse a request that can never be served, before any image is opened.
-
-        With a window, `limit` is its limit, and the prompt fits into it.
-
-        Raises:
-            PromptTooLongError: the prompt leaves no room for an answer.
-            RequestError: the beams need more room than there is.
-        """
-        if limit is None and num_prompt >= self._max_context:
-            raise PromptTooLongError(num_prompt, self._max_context)
-        if limit is None and num_prompt >= self.room:
-            raise PromptTooLongError(num_prompt, self.room, holder="the engine's cache")
-        beams, most = sampling.num_beams, self._config.max_running
-        if beams > most:
-            raise RequestError(
-                f"num_beams is {beams}, but only {most} answers run at once, which is max_running. "
-                "Lower it."
-            )
-        max_new_tokens = self._max_new_tokens(num_prompt, sampling, limit)
-        needed = self._scheduler.blocks_needed(num_prompt, beams, max_new_tokens, limit)
-        if needed > self._num_blocks:
-            raise RequestError(
-                f"A search with {beams} beams on a prompt of {num_prompt} tokens takes {needed} "
-                f"blocks of the cache, which has {self._num_blocks} (num_blocks). Lower num_beams "
-                "or max_new_tokens."
-            )
-
     def submit(self, request: Request, read: Callable[[TokenEvent], T | None]) -> Ticket[T]:
         """Let a request join. `read` is called in the thread that reads the ticket.
 
         Raises:
-            RequestError: `check` refuses the request, or the engine is closed.
+            RequestError: there is no room for the request, or the engine is closed.
         """
-        sampling, num_prompt = request.sampling, len(request.token_ids)
-        limit = request.window.limit if request.window else None
-        self.check(num_prompt, sampling, limit)
+        room, seed, num_prompt = self.room, request.sampling.seed, len(request.token_ids)
+        max_new_tokens = room.most_new_tokens(request)
         inbox = Inbox()
         with self._changed:
             if self._end:
@@ -176,8 +141,9 @@ class Engine:
             sequence = Sequence(
                 next(self._ids),
                 request,
-                seed=secrets.randbits(63) if sampling.seed is None else sampling.seed,
-                max_new_tokens=self._max_new_tokens(num_prompt, sampling, limit),
+                seed=secrets.randbits(63) if seed is None else seed,
+                max_new_tokens=max_new_tokens,
+                scored_at_once=room.candidates_at_once(num_prompt, max_new_tokens),
             )
             self._arrived.append((sequence, inbox))
             self._changed.notify_all()
@@ -196,7 +162,7 @@ class Engine:
         return EngineStats(
             self._num_steps, self._num_computed_tokens, scheduler.num_reused_tokens,
             self._encoded.num_images, scheduler.num_preempted, len(scheduler.running),
-            len(scheduler.waiting) + num_arrived, self._num_blocks, scheduler.num_free_blocks,
+            len(scheduler.waiting) + num_arrived, self.room.num_blocks, scheduler.num_free_blocks,
             self._encoded.seconds,
         )  # fmt: skip
 
@@ -209,11 +175,6 @@ class Engine:
         if thread is not None and thread is not threading.current_thread():
             thread.join()
         self._runner = None
-
-    def _max_new_tokens(self, num_prompt: int, sampling: SamplingParams, limit: int | None) -> int:
-        if limit is not None:
-            return sampling.max_new_tokens
-        return min(sampling.max_new_tokens, self.room - num_prompt)
 
     # --- the thread ---------------------------------------------------------------------------
 
@@ -299,7 +260,7 @@ class Engine:
         return {
             image.digest: image.pixels
             for sequence in self._scheduler.running
-            for image in sequence.request.images
+            for image in sequence.request.all_images
         }
 
     def _finish(self, launched: _Launched) -> None:

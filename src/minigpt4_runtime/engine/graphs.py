@@ -52,7 +52,7 @@ class DecodeGraphs:
         All ranks find the same, though only the leader knows which ids stand for images.
         """
         if self._capture is None or not all(
-            each.is_sampled and len(each.token_ids) == 1 and each.token_ids[0] < self._vocab_size
+            each.num_sampled == len(each.token_ids) == 1 and each.token_ids[0] < self._vocab_size
             for each in plan.slices
         ):
             return 0

@@ -30,8 +30,8 @@ class Slice:
 
     The blocks of a branch stand in row `table_row` of the block table. From place `first_block` on
     that row now has `new_blocks`; the places before it are as they were. The row then has a block
-    for each token up to the last of this slice. `is_sampled` says that the logits after its last
-    token are wanted. With a `choice`, its only id is UNKNOWN_ID: the step before has chosen it,
+    for each token up to the last of this slice. The logits after its last `num_sampled` tokens are
+    wanted. With a `choice`, its only id is UNKNOWN_ID: the step before has chosen it,
     from that row of its logits.
     """
 
@@ -43,7 +43,7 @@ class Slice:
     first_block: int
     new_blocks: tuple[int, ...]
     images: tuple[ImageRows, ...] = ()
-    is_sampled: bool = False
+    num_sampled: int = 0
     choice: int | None = None
 
 
@@ -74,7 +74,7 @@ class StepPlan:
             numbers.extend(copied)
         for each in self.slices:
             numbers.extend((
-                each.branch, each.start, each.table_row, each.first_block, each.is_sampled,
+                each.branch, each.start, each.table_row, each.first_block, each.num_sampled,
                 len(each.token_ids), len(each.new_blocks),
                 -1 if each.choice is None else each.choice,
             ))  # fmt: skip
@@ -89,9 +89,9 @@ class StepPlan:
         copies = tuple((next(numbers), next(numbers)) for _ in range(next(numbers)))
         slices = []
         while fields := tuple(islice(numbers, _FIELDS)):
-            branch, start, row, first_block, is_sampled, num_ids, num_blocks, chosen = fields
+            branch, start, row, first_block, num_sampled, num_ids, num_blocks, chosen = fields
             ids, blocks = tuple(islice(numbers, num_ids)), tuple(islice(numbers, num_blocks))
             choice = None if chosen < 0 else chosen
             told = (branch, start, ids, row, first_block, blocks)
-            slices.append(Slice(-1, *told, is_sampled=bool(is_sampled), choice=choice))
+            slices.append(Slice(-1, *told, num_sampled=num_sampled, choice=choice))
         return cls(tuple(slices), copies)

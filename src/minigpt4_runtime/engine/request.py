@@ -17,6 +17,8 @@ from minigpt4_runtime.messages import FinishReason, TokenLogprobs
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from minigpt4_runtime.engine.steering import LogitsProcessor
+
 
 @dataclass(frozen=True)
 class Heard:
@@ -100,10 +102,22 @@ class ImageInput:
 
 
 @dataclass(frozen=True, eq=False)
+class Beside:
+    """Another prompt, which gets the ids that a request's answer gets: see `Request.beside`."""
+
+    name: str
+    token_ids: tuple[int, ...]
+    images: tuple[ImageInput, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
 class Request:
     """A prompt and how to go on from it. Its `watch` reads the answer as it grows.
 
     A `guide` restricts the answer to a form. With a `window` it may outgrow any context.
+    `processors` change the logits before an id is chosen, and see those of the prompts `beside` by
+    their names; these take neither beams nor a window. With `candidates` nothing is chosen: the
+    only event has the log-probability of each candidate as its note.
     """
 
     token_ids: tuple[int, ...]
@@ -112,6 +126,14 @@ class Request:
     watch: StopWatch = field(default_factory=NoWatch)
     guide: Guide | None = None
     window: Window | None = None
+    processors: tuple[LogitsProcessor, ...] = field(default=(), kw_only=True)
+    beside: tuple[Beside, ...] = field(default=(), kw_only=True)
+    candidates: tuple[tuple[int, ...], ...] = field(default=(), kw_only=True)
+
+    @property
+    def all_images(self) -> tuple[ImageInput, ...]:
+        """Those of all its prompts."""
+        return (*self.images, *(image for each in self.beside for image in each.images))
 
 
 @dataclass(frozen=True)

@@ -138,7 +138,7 @@ class Runner:
     def execute(
         self, plan: StepPlan, pixels: Mapping[str, Tensor], choices: Tensor | None = None
     ) -> Tensor:
-        """Compute a step: (R, V) float32 logits, a row for each sampled slice.
+        """Compute a step: (R, V) float32 logits, a row for each sampled token.
 
         `pixels` has every image of the plan by its digest. `choices` are those of the step before,
         where the plan has ids that are not known yet. The logits are valid until the next step.

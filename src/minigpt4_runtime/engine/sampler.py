@@ -1,9 +1,11 @@
 """Logits → the next ids, for all sequences of a step at once, on the device that has the logits.
 
 Owns   the order of the steps, which is that of transformers, with OpenAI's penalties beside the
-       one of repetition, as in vLLM: logit bias, penalties of repetition, presence and frequency,
-       the guide, forbidden end, temperature, top-k, top-p, min-p. Beam searches.
-Takes  (R, V) float32 logits, a row for each branch of the sequences that choose.
+       one of repetition, as in vLLM: a caller's processors, logit bias, penalties of repetition,
+       presence and frequency, the guide, forbidden end, temperature, top-k, top-p, min-p. Beam
+       searches, and the log-probabilities of given ids.
+Takes  (R, V) float32 logits, a row for each branch of the sequences that choose, and for each id
+       that is scored.
 Never  keeps state: a draw depends on a request's seed and the number of the token, so an answer is
        the same alone, in any batch and after a pause. Never waits for the device more than once a
        step, when the choices are read, except for beam searches.
@@ -11,11 +13,12 @@ Never  keeps state: a draw depends on a request's seed and the number of the tok
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Many
 from dataclasses import dataclass
 from functools import partial
-from itertools import accumulate
+from itertools import accumulate, islice
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,11 +26,15 @@ from torch import Tensor
 from minigpt4_runtime.engine.beam import Continuation
 from minigpt4_runtime.engine.row_settings import Limits, Lots, RowSettings, Want, row_settings
 from minigpt4_runtime.engine.scheduler import NextTokens, Token
+from minigpt4_runtime.engine.scoring import Scored
 from minigpt4_runtime.engine.sequence import Branch, Sequence
+from minigpt4_runtime.engine.steering import no_choice_error, steer
 from minigpt4_runtime.errors import RequestError
 from minigpt4_runtime.messages import TokenLogprobs
 
 _FORBIDDEN = float("-inf")
+# The states of a row: its processors leave no id, its logits are not finite, or nothing is wrong.
+_NO_CHOICE, _OVERFLOWED, _FINE = -1, 0, 1
 
 
 @dataclass(frozen=True)
@@ -40,6 +47,15 @@ class Choices:
 
     ids: Tensor  # (R,)
     read: Callable[[], dict[int, NextTokens | RequestError]]
+
+
+class _Asked(NamedTuple):
+    """What a step chooses for: all its sequences, behind their first rows, and what some want."""
+
+    placed: Many[tuple[int, Sequence]]
+    wants: Many[Want]
+    scored: Many[tuple[int, Sequence]]
+    errors: Mapping[int, RequestError]
 
 
 class Sampler:
@@ -60,7 +76,7 @@ class Sampler:
         self, logits: Tensor, sequences: Many[Sequence]
     ) -> dict[int, NextTokens | RequestError]:
         """Sequence id → its choice, where each sequence has a row for each of its branches."""
-        first_rows = accumulate((len(each.branches) for each in sequences), initial=0)
+        first_rows = accumulate((each.num_rows for each in sequences), initial=0)
         return self.start(logits, list(zip(first_rows, sequences, strict=False))).read()
 
     @torch.inference_mode()
@@ -69,41 +85,56 @@ class Sampler:
 
         The logits must stay as they are until they are read if there are beam searches.
         """
+        # The sum of a row with NaN or inf is not finite, and sums of logits do not overflow.
+        states = torch.isfinite(logits.sum(-1))
         wants, found = _wants(placed)
+        others = [each for each in placed if not each[1].is_plain]
+        steered = [each for each in others if each[1].request.processors]
+        if steered:
+            logits, failed = steer(logits, steered)
+            found |= failed
+            best = _best_left(logits, wants)
+            states = torch.where(states & ~torch.isfinite(best), _NO_CHOICE, states)
         if wants and not self._has_float64:
             logits = logits.cpu()
+            states = states.to(logits.device)
         ids = logits.argmax(-1)
-        # The sum of a row with NaN or inf is not finite, and sums of logits do not overflow.
-        results = [ids, torch.isfinite(logits.sum(-1))]
+        results = [ids, states]
+        scored = [each for each in others if each[1].scoring]
+        if scored:
+            results.append(_score(logits, scored))
         if wants:
             rows, *chosen = self._choose(logits, wants)
             results += chosen
             ids = ids.index_copy(0, rows, chosen[0])
         numbers = torch.cat(results)
         fetched = _fetch(numbers) if self._runs_ahead else numbers.tolist
-        return Choices(ids, partial(self._read, fetched, logits, placed, wants, found))
+        asked = _Asked(placed, wants, scored, found)
+        return Choices(ids, partial(self._read, fetched, logits, asked))
 
     @torch.inference_mode()
     def _read(
-        self,
-        fetched: Callable[[], list[float]],
-        logits: Tensor,
-        placed: Many[tuple[int, Sequence]],
-        wants: Many[Want],
-        errors: dict[int, NextTokens | RequestError],
+        self, fetched: Callable[[], list[float]], logits: Tensor, asked: _Asked
     ) -> dict[int, NextTokens | RequestError]:
         numbers, count = fetched(), len(logits)
-        best, is_finite = numbers[:count], numbers[count : 2 * count]
-        found = errors | _tokens(wants, numbers[2 * count :])
+        best, states = numbers[:count], numbers[count : 2 * count]
+        rest = iter(numbers[2 * count :])
+        found: dict[int, NextTokens | RequestError] = {
+            each.id: Scored(tuple(islice(rest, each.num_rows))) for _, each in asked.scored
+        }
+        found |= _tokens(asked.wants, list(rest))
+        found |= asked.errors
+        if states.count(_FINE) < count:
+            found |= _troubles(states, asked.placed)
         choices: dict[int, NextTokens | RequestError] = {}
-        for row, each in placed:
-            if each.search is not None:
-                rows = logits[row : row + len(each.branches)]
+        for row, each in asked.placed:
+            if each.id in found:
+                choices[each.id] = found[each.id]
+            elif each.search is not None:
+                rows = logits[row : row + each.num_rows]
                 choices[each.id] = self._continue_beams(rows, each)
-            elif not is_finite[row]:
-                choices[each.id] = overflow_error()
             else:
-                choices[each.id] = found[each.id] if each.id in found else Token(int(best[row]))
+                choices[each.id] = Token(int(best[row]))
         return choices
 
     def _choose(self, logits: Tensor, wants: Many[Want]) -> list[Tensor]:
@@ -130,8 +161,6 @@ class Sampler:
         self, logits: Tensor, sequence: Sequence
     ) -> list[Continuation] | RequestError:
         """The best 2·num_beams continuations of all branches. Upstream scores log-probabilities."""
-        if not torch.isfinite(logits.sum(-1)).all():
-            return overflow_error()
         scores = logits.float().cpu().log_softmax(-1)
         try:
             wants = [_want(row, sequence, each) for row, each in enumerate(sequence.branches)]
@@ -140,11 +169,12 @@ class Sampler:
         self._reshape(scores, self._settings(wants, scores))
         sums = scores + torch.tensor([[branch.score] for branch in sequence.branches])
         best = sums.flatten().topk(min(2 * sequence.max_branches, sums.numel()))
-        return [
+        found = [
             Continuation(score, *divmod(index, sums.shape[1]))
             for score, index in zip(best.values.tolist(), best.indices.tolist(), strict=True)
             if score > _FORBIDDEN
         ]
+        return found or no_choice_error()
 
     def _settings(self, wants: Many[Want], logits: Tensor) -> RowSettings:
         return row_settings(
@@ -188,18 +218,52 @@ def _fetch(numbers: Tensor) -> Callable[[], list[float]]:
 
 def _wants(
     placed: Many[tuple[int, Sequence]],
-) -> tuple[list[Want], dict[int, NextTokens | RequestError]]:
+) -> tuple[list[Want], dict[int, RequestError]]:
     """The rows that need more than their largest logit, drawn ones first; and guides' errors."""
     wants = []
-    errors: dict[int, NextTokens | RequestError] = {}
+    errors: dict[int, RequestError] = {}
     for row, sequence in placed:
-        if takes_the_best(sequence) or sequence.search is not None:
+        if takes_the_best(sequence) or sequence.search is not None or sequence.scoring is not None:
             continue
         try:
             wants.append(_want(row, sequence, sequence.branches[0]))
         except RequestError as error:
             errors[sequence.id] = error
     return sorted(wants, key=lambda want: want.params.temperature == 0), errors
+
+
+def _troubles(states: Many[float], placed: Many[tuple[int, Sequence]]) -> dict[int, RequestError]:
+    """The errors of the sequences that have a row in which something is wrong."""
+    errors = {}
+    for row, each in placed:
+        found = states[row : row + each.num_rows]
+        if _OVERFLOWED in found:
+            errors[each.id] = overflow_error()
+        elif _NO_CHOICE in found:
+            errors[each.id] = no_choice_error()
+    return errors
+
+
+def _best_left(logits: Tensor, wants: Many[Want]) -> Tensor:
+    """The largest logit of each row (R,): where processors meet a guide, of those it allows."""
+    best = logits.amax(-1)
+    for want in wants:
+        if want.allowed is not None and want.sequence.request.processors:
+            allowed = torch.from_numpy(want.allowed).to(logits.device)
+            best[want.row] = logits[want.row].masked_fill(~allowed, _FORBIDDEN).amax()
+    return best
+
+
+def _score(logits: Tensor, placed: Many[tuple[int, Sequence]]) -> Tensor:
+    """The log-probabilities (n,) of the ids that are scored, in the order of their rows."""
+    asked = [
+        (row + number, target)
+        for row, each in placed
+        for number, target in enumerate(each.scoring.targets if each.scoring else ())
+    ]
+    rows, targets = torch.tensor(asked, device=logits.device).unbind(1)
+    logprobs = logits.index_select(0, rows).log_softmax(-1)
+    return logprobs.gather(1, targets[:, None])[:, 0]
 
 
 def _want(row: int, sequence: Sequence, branch: Branch) -> Want:

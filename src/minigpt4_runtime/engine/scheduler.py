@@ -14,22 +14,23 @@ from dataclasses import dataclass, field
 from minigpt4_runtime.cache.block_pool import BlockPool
 from minigpt4_runtime.config import EngineConfig
 from minigpt4_runtime.engine.beam import Continuation, Hypothesis
-from minigpt4_runtime.engine.plan import Slice, StepPlan
+from minigpt4_runtime.engine.plan import UNKNOWN_ID, Slice, StepPlan
 from minigpt4_runtime.engine.request import StopWatch, TokenEvent
+from minigpt4_runtime.engine.scoring import Scored
 from minigpt4_runtime.engine.sequence import Branch, Sequence
 from minigpt4_runtime.messages import FinishReason, TokenLogprobs
 
 
 @dataclass(frozen=True)
 class Token:
-    """The sampler's choice for a sequence of one branch."""
+    """The sampler's choice for a sequence with one answer."""
 
     token_id: int
     logprobs: TokenLogprobs | None = None
 
 
 # For a beam search: the best continuations of all its branches, best first.
-NextTokens = Token | list[Continuation]
+NextTokens = Token | list[Continuation] | Scored
 
 
 @dataclass
@@ -80,19 +81,6 @@ class Scheduler:
     def num_free_blocks(self) -> int:
         """How many blocks no running sequence holds."""
         return self._pool.num_free
-
-    def blocks_needed(
-        self, num_prompt: int, num_branches: int, max_new_tokens: int, limit: int | None = None
-    ) -> int:
-        """How many blocks a request takes at the most, once it runs alone.
-
-        `limit` is that of its window.
-        """
-        if limit is not None and num_prompt + max_new_tokens - 1 > limit:
-            return num_branches * self._num_blocks(limit)
-        # The last token's key is never needed, and branches share the prompt's full blocks.
-        shared, rest = divmod(num_prompt, self._block_size)
-        return shared + num_branches * self._num_blocks(rest + max_new_tokens - 1)
 
     def _num_blocks(self, num_tokens: int) -> int:
         return -(-num_tokens // self._block_size)
@@ -161,14 +149,15 @@ class Scheduler:
         branches = sum(each.max_branches for each in self._running.values()) + sequence.max_branches
         if self._running and branches > self.max_running:
             return False
-        trunk = sequence.branches[0]
-        self._reuse(sequence, trunk)
-        needed = self._num_blocks(sequence.num_tokens(trunk)) - len(trunk.blocks)
+        roots, needed = sequence.roots, 0
+        for root in roots:
+            self._reuse(sequence, root)
+            needed += self._num_blocks(sequence.num_tokens(root)) - len(root.blocks)
         # One more for each running one, or the new sequence would soon be preempted again.
         if self._running and needed + len(self._running) > self._pool.num_free:
             self._release(sequence)
             return False
-        self.num_reused_tokens += trunk.num_computed
+        self.num_reused_tokens += sum(root.num_computed for root in roots)
         self._waiting.popleft()
         self._running[sequence.id] = sequence
         return self._continue(sequence, draft)
@@ -177,36 +166,33 @@ class Scheduler:
         """Start from blocks that hold the same beginning; at least one token is left to compute."""
         if not self._config.prefix_cache:
             return
-        last = (
-            sequence.num_prompt if len(sequence.branches) > 1 else sequence.num_tokens(branch) - 1
-        )
-        for index in range(last // self._block_size):
+        for index in range(sequence.most_reused(branch) // self._block_size):
             block = self._pool.find(sequence.key(branch, index, self._block_size))
             if block is None:
                 break
             self._pool.hold([block])
             branch.blocks.append(block)
             branch.num_computed += self._block_size
-        if len(sequence.branches) > 1 and branch.num_computed == sequence.num_prompt:
-            self._fork_trunk(sequence)
+        self._fork_trunk(sequence)
 
     def _counts(self, sequence: Sequence, budget: int) -> list[int]:
         """How many tokens of each branch to compute now.
 
-        A search picks from all its branches at once: unless all of them reach their ends in this
-        step, each leaves its last token for a later one.
+        What is chosen needs all branches at once: unless all of them reach their ends in this
+        step, each leaves its last token for a later one. Candidates need not wait for each other.
         """
         trunk = sequence.branches[0]
-        if len(sequence.branches) > 1 and trunk.num_computed < sequence.num_prompt:
-            return [min(budget, sequence.num_prompt - trunk.num_computed)]
+        if len(sequence.branches) > 1 and trunk.num_computed < sequence.num_shared:
+            return [min(budget, sequence.num_shared - trunk.num_computed)]
         missing = sequence.missing()
         if sum(missing) <= budget:
             return missing
         if len(missing) == 1:
             return [budget]
         counts = []
+        left_over = 0 if sequence.scoring else 1
         for each in missing:
-            counts.append(min(budget, each - 1))
+            counts.append(min(budget, each - left_over))
             budget -= counts[-1]
         return counts
 
@@ -228,14 +214,14 @@ class Scheduler:
 
     def _write(self, sequence: Sequence, counts: list[int], draft: _Draft) -> None:
         """Put the tokens into the plan, in blocks with no other holder."""
-        is_sampled = sum(counts) == sum(sequence.missing())
+        nums_sampled = self._nums_sampled(sequence, counts)
         for index, (branch, count) in enumerate(zip(sequence.branches, counts, strict=False)):
             if not count:
                 continue
             start, stop = branch.num_computed, branch.num_computed + count
             self._own_written_block(sequence, branch, draft)
             while len(branch.blocks) < self._num_blocks(stop):
-                branch.blocks.append(self._take(sequence, branch.blocks))
+                branch.blocks.append(self._take(sequence, branch, branch.blocks))
             if branch.table_row is None:
                 branch.table_row = self._free_rows.pop()
             draft.slices.append(
@@ -247,27 +233,41 @@ class Scheduler:
                     branch.table_row,
                     branch.num_told,
                     tuple(branch.blocks[branch.num_told :]),
-                    sequence.images(start, stop),
-                    is_sampled,
+                    sequence.images(branch, start, stop),
+                    nums_sampled[index],
                     sequence.choice,
                 )
             )
             branch.num_told = len(branch.blocks)
             draft.budget -= count
 
+    def _nums_sampled(self, sequence: Sequence, counts: list[int]) -> list[int]:
+        """How many of each branch's next tokens have logits that are wanted."""
+        if sequence.scoring is None:
+            return [int(sum(counts) == sum(sequence.missing()))] * len(counts)
+        first_row, spans, nums_sampled = sequence.num_prompt - 1, [], []
+        for place, (branch, count) in enumerate(zip(sequence.branches, counts, strict=False)):
+            stop = branch.num_computed + count
+            first = max(first_row, branch.num_computed)
+            nums_sampled.append(max(0, stop - first))
+            if nums_sampled[-1]:
+                spans.append((place, first - first_row, stop - first))
+        sequence.scoring.plan(spans)
+        return nums_sampled
+
     def _own_written_block(self, sequence: Sequence, branch: Branch, draft: _Draft) -> None:
         for block in self._written_block(branch):
             if self._pool.num_holders(block) > 1:
                 index = branch.num_computed // self._block_size
-                own = self._take(sequence, branch.blocks[:index])
+                own = self._take(sequence, branch, branch.blocks[:index])
                 draft.copies.append((block, own))
                 self._pool.release([block])
                 branch.blocks[index] = own
                 branch.num_told = min(branch.num_told, index)
 
-    def _take(self, sequence: Sequence, before: list[int]) -> int:
-        """A block behind those before it, with room for the longest answer of the sequence."""
-        whole = self._num_blocks(sequence.most_tokens)
+    def _take(self, sequence: Sequence, branch: Branch, before: list[int]) -> int:
+        """A block behind those before it, with room for the longest answer of the branch."""
+        whole = self._num_blocks(sequence.most_tokens(branch))
         return self._pool.take(before[-1] if before else None, room=whole - len(before))
 
     def _preempt(self, sequence: Sequence) -> None:
@@ -296,8 +296,11 @@ class Scheduler:
         What has ended since the plan was made is left out.
         """
         rows: dict[int, int] = {}
-        for row, each in enumerate(each for each in plan.slices if each.is_sampled):
-            rows.setdefault(each.sequence_id, row)
+        row = 0
+        for each in plan.slices:
+            if each.num_sampled:
+                rows.setdefault(each.sequence_id, row)
+            row += each.num_sampled
         return [(row, self._running[i]) for i, row in rows.items() if i in self._running]
 
     def commit(self, plan: StepPlan) -> int:
@@ -318,8 +321,7 @@ class Scheduler:
                 for index in full:
                     key = sequence.key(branch, index, self._block_size)
                     self._pool.publish(branch.blocks[index], key)
-            has_others = len(sequence.branches) > 1 and not sequence.branches[1].blocks
-            if has_others and branch.num_computed == sequence.num_prompt:
+            if len(sequence.branches) > 1:
                 self._fork_trunk(sequence)
         return num_tokens
 
@@ -344,6 +346,8 @@ class Scheduler:
         sequence.choice = None
         if isinstance(choice, Token):
             return (self._extend_one(sequence, choice),)
+        if isinstance(choice, Scored):
+            return self._extend_scored(sequence, choice)
         return self._extend_beams(sequence, choice)
 
     def _slide(self, sequence: Sequence) -> None:
@@ -354,15 +358,18 @@ class Scheduler:
             self.num_reused_tokens += sequence.branches[0].num_computed
 
     def _fork_trunk(self, sequence: Sequence) -> None:
-        """Let all branches start from the prompt, after a preemption took their blocks."""
-        trunk = sequence.branches[0]
-        for branch in sequence.branches[1:]:
+        """Let all branches start from what they share of the prompt, as soon as it is computed."""
+        trunk, *others = sequence.branches
+        if not others or others[0].blocks or not trunk.num_computed == sequence.num_shared > 0:
+            return
+        for branch in others:
             self._pool.hold(trunk.blocks)
             branch.blocks, branch.num_computed = list(trunk.blocks), trunk.num_computed
 
     def _extend_one(self, sequence: Sequence, token: Token) -> TokenEvent:
-        (branch,) = sequence.branches
-        branch.say(token.token_id)
+        branch = sequence.branches[0]
+        for each in sequence.branches:
+            each.say(token.token_id)
         is_end = token.token_id == self._eos_id and not sequence.request.sampling.ignore_eos
         is_last = is_end or len(branch.answer) == sequence.max_new_tokens
         heard = branch.watch.feed(token.token_id, is_last=is_last)
@@ -372,6 +379,29 @@ class Scheduler:
         if reason is None:
             self._slide(sequence)
         return TokenEvent(token.token_id, reason, token.logprobs, heard.note)
+
+    def _extend_scored(self, sequence: Sequence, scored: Scored) -> tuple[TokenEvent, ...]:
+        scoring, before = sequence.scoring, sequence.branches
+        assert scoring is not None, "only a request with candidates is scored"
+        scoring.take(scored)
+        if any(sequence.missing()):
+            return ()
+        if not scoring.begin_next_round():
+            return (TokenEvent(UNKNOWN_ID, "stop", note=scoring.sums),)
+        # Whole blocks of the prompt alone: the next one may be findable with a candidate's ids.
+        num_kept = (sequence.num_prompt - 1) // self._block_size
+        sequence.branches = sequence.candidates()
+        trunk = sequence.branches[0]
+        trunk.blocks, trunk.num_computed = before[0].blocks[:num_kept], num_kept * self._block_size
+        self._pool.hold(trunk.blocks)
+        self._give_up(before)
+        self._fork_trunk(sequence)
+        return ()
+
+    def _give_up(self, branches: list[Branch]) -> None:
+        for branch in branches:
+            self._pool.release(branch.blocks)
+            self._free_row(branch)
 
     def _extend_beams(
         self, sequence: Sequence, continuations: list[Continuation]
@@ -392,9 +422,7 @@ class Scheduler:
         sequence.branches = [self._grow(sequence, parents[each.branch], each) for each in going_on]
         for branch in sequence.branches:
             self._pool.hold(branch.blocks)
-        for parent in parents:
-            self._pool.release(parent.blocks)
-            self._free_row(parent)
+        self._give_up(parents)
         self._slide(sequence)
         return ()
 

@@ -46,7 +46,7 @@ class StepBuffers:
         size = (config.max_running + 1, -(-max_context // config.block_size))
         self._host_table = numpy.zeros(size, numpy.int32)
         self._host_table[-1, 0] = scratch_block
-        self._padding = Slice(-1, 0, 0, (0,), config.max_running, 0, (), is_sampled=True)
+        self._padding = Slice(-1, 0, 0, (0,), config.max_running, 0, (), num_sampled=1)
         self._table = _on_device(self._host_table, device)
         # Ids, positions, lengths, table rows, sampled rows, slots: see `Step` and `StepBatch`; and
         # the row of the last step's choices that has an id, or -1 where the plan has it.
@@ -78,8 +78,7 @@ class StepBuffers:
             sequences.append(
                 SequenceRows(first_row, len(ids) - first_row, stop, each.table_row, run_start)
             )
-            if each.is_sampled:
-                sampled.append(len(ids) - 1)
+            sampled += range(len(ids) - each.num_sampled, len(ids))
         lengths = [each.num_tokens for each in sequences]
         table_rows = [each.table_row for each in sequences]
         for row, values in zip(

@@ -99,7 +99,7 @@ def ask(  # noqa: PLR0913 - what is asked, of what, and where it is noted.
         except RequestError as error:
             return question, {}, error
 
-    for question, about, pending in _ahead(map(begin, questions), _AT_ONCE):
+    for question, about, pending in ahead(map(begin, questions)):
         answer = _finish(pending)
         if isinstance(answer, RequestError):
             faults[str(answer)] = None
@@ -209,12 +209,12 @@ def share(part: float, whole: int) -> float | None:
     return part / whole if whole else None
 
 
-def _ahead(items: Iterable[Item], count: int) -> Iterator[Item]:
-    """The same items, taken `count` ahead, so that their answers run together."""
+def ahead(items: Iterable[Item]) -> Iterator[Item]:
+    """The same items, taken some ahead, so that their answers run together."""
     waiting: deque[Item] = deque()
     for item in items:
         waiting.append(item)
-        if len(waiting) == count:
+        if len(waiting) == _AT_ONCE:
             yield waiting.popleft()
     yield from waiting
 

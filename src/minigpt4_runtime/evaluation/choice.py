@@ -8,15 +8,17 @@ Takes  a file of questions and a model; gives the scores of each question's answ
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import functools
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from minigpt4_runtime.errors import ConfigError, RequestError
 from minigpt4_runtime.evaluation.answers import read_json_lines
-from minigpt4_runtime.evaluation.asking import IMAGE_PLACE, Id, locate_image, read_json
-from minigpt4_runtime.messages import image
+from minigpt4_runtime.evaluation.asking import IMAGE_PLACE, Id, ahead, locate_image, read_json
+from minigpt4_runtime.messages import Message, image
 from minigpt4_runtime.report.ledger import Ledger
 
 if TYPE_CHECKING:
@@ -24,6 +26,9 @@ if TYPE_CHECKING:
 
 LEDGER_KEYS = ("asked_of", "question_id", "image", "picture", "question", "choices")
 _LETTERS = "ABCDEFGHIJ"
+# The scores to come, known pairs of score and number of ids, or why the question cannot be asked.
+_Pending: TypeAlias = "Iterable[tuple[float, ...]] | list[Any] | RequestError"
+_Begun: TypeAlias = "tuple[ChoiceQuestion, dict[str, Any], _Pending]"
 _WANTED = "Give the questions of SEED-Bench, or records with image, question, choices and answer."
 
 
@@ -112,33 +117,50 @@ def ask(
 ) -> tuple[dict[Id, tuple[Likelihood, ...]], tuple[str, ...]]:
     """How likely each answer to each question is; and sentences about what could not be asked.
 
-    `prompt` is as in `asking.ask`. An answer's ids are those of its text.
+    `prompt` is as in `asking.ask`. An answer's ids are those of its text. Many questions are asked
+    at once.
     """
-    lab = model.lab()
     found: dict[Id, tuple[Likelihood, ...]] = {}
     faults: dict[str, None] = {}
-    for question in questions:
+    locate = functools.cache(partial(locate_image, images_dir))  # Each image is read once.
+
+    def begin(question: ChoiceQuestion) -> _Begun:
         try:
-            path, digest = locate_image(images_dir, question.image)
+            path, digest = locate(question.image)
+            text = prompt.replace("{question}", question.text)
             about = {
                 "asked_of": asked_of, "question_id": question.question_id,
-                "image": question.image, "picture": digest,
-                "question": prompt.replace("{question}", question.text),
+                "image": question.image, "picture": digest, "question": text,
                 "choices": "\n".join(question.choices),
             }  # fmt: skip
-            if (known := ledger.find(**about)) is None:
-                text, picture = str(about["question"]), image(path)
-                asked = (
-                    lab.prompt(text, [picture])
-                    if IMAGE_PLACE in prompt
-                    else lab.prompt([{"role": "user", "content": [picture, text]}])
-                )
-                candidates = [lab.ids_of(each) for each in question.choices]
-                scores = lab.score(asked, candidates).tolist()
-                pairs = [[score, len(ids)] for score, ids in zip(scores, candidates, strict=True)]
-                ledger.add(known := {**about, "right": question.right, "likelihoods": pairs})
-            found[question.question_id] = tuple(Likelihood(*pair) for pair in known["likelihoods"])
+            if (known := ledger.find(**about)) is not None:
+                return question, about, known["likelihoods"]
+            if IMAGE_PLACE in prompt:
+                return question, about, model.submit_score(text, question.choices, [image(path)])
+            message = Message("user", (image(path), text))
+            return question, about, model.submit_score([message], question.choices)
+        except RequestError as error:
+            return question, {}, error
+
+    for question, about, pending in ahead(map(begin, questions)):
+        try:
+            pairs = _finish(model, question, pending)
+            if ledger.find(**about) is None:
+                ledger.add({**about, "right": question.right, "likelihoods": pairs})
+            found[question.question_id] = tuple(Likelihood(*pair) for pair in pairs)
         except RequestError as error:
             faults[str(error)] = None
         on_question()
     return found, tuple(faults)
+
+
+def _finish(model: MiniGPT4, question: ChoiceQuestion, pending: _Pending) -> list[Any]:
+    """The log-probability of each answer, and its number of ids."""
+    if isinstance(pending, list):
+        return pending
+    if isinstance(pending, RequestError):
+        raise pending
+    (scores,) = pending
+    # A text's first id is the one that begins every text.
+    counts = [len(model.encode_text(each)) - 1 for each in question.choices]
+    return [[score, count] for score, count in zip(scores, counts, strict=True)]

@@ -103,15 +103,10 @@ class Lab:
             raise RequestError("Messages hold their pictures themselves: leave out pictures.")
         else:
             prompt = render(read_messages(asked), self._template)
-        tokenizer, side = self._loaded.tokenizer, self.config.vision.image_size
-        encoded = tokenizer.encode_prompt(
-            prompt,
-            rows_per_image=self.config.rows_per_image,
-            image_token_id=self.config.image_token_id,
-        )
+        encoded, side = self._loaded.encode_prompt(prompt), self.config.vision.image_size
         empty = torch.empty(0, 3, side, side, device=self.device)
         pixels = torch.cat([empty, *(self.pixels(each) for each in prompt.images)])
-        num_begun = len(tokenizer.encode_begun(prompt.begun)[0])
+        num_begun = len(self._loaded.tokenizer.encode_begun(prompt.begun)[0])
         return StudiedPrompt(
             encoded.token_ids, encoded.image_spans, len(encoded.token_ids) - num_begun,
             encoded.text, prompt.begun, pixels,
