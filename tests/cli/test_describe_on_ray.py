@@ -47,6 +47,10 @@ def test_the_address_may_be_left_out(typed, read):
         (("--ray", "--out", "d", "--draw", "e"), "--draw does not go with --ray: the boxes are"),
         (("--ray", "--out", "d", "--workers", "0"), "0 workers describe nothing: ask for 1 or"),
         (("--ray", "--out", "d", "--worker-cpus", "0"), "A worker takes 0 CPUs and 0 GPUs; it"),
+        (
+            ("--ray", "--out", "d", "--worker-gpus", "1", "--tensor-parallel", "2"),
+            "A worker takes 1 GPUs, and --tensor-parallel divides its model over 2: give --worker",
+        ),
         (("--ray", "--out", "d", "--shard-format", "csv"), "There is no form 'csv' of shards"),
         (("--ray", "--out", "d", "--shard-size", "0"), "A shard has 0 pictures; it needs 1"),
         (("--ray", "--out", "no/d"), "--out is no/d, but there is no folder no."),

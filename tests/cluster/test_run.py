@@ -2,13 +2,20 @@
 
 import json
 import math
+import os
 import random
 import socket
+import time
 import types
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
 from PIL import Image
 
+from minigpt4_runtime import MiniGPT4
+from minigpt4_runtime.checkpoint.adapter import encode_adapter, read_projection
+from minigpt4_runtime.checkpoint.graph_folder import vision_digest
 from minigpt4_runtime.cluster import run
 from minigpt4_runtime.cluster.dispatch import Dispatch
 from minigpt4_runtime.cluster.result_places import LocalPlace
@@ -223,3 +230,47 @@ def test_what_a_worker_raises_on_purpose_ends_the_run(ray, tmp_path):
     with pytest.raises(ConfigError, match="4 CPUs"):
         describe_names(job(tmp_path), folder, WorkerPlan(cpus=4))
     assert json.loads((tmp_path / "run" / "run.json").read_text())["pictures"] == 1
+
+
+def followers():
+    """The processes of this cluster, known by its token, that follow in a group of ranks."""
+    found, token = [], os.environ["RAY_AUTH_TOKEN"].encode()
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # It has ended.
+            if (
+                b"minigpt4_runtime.ranks" in (folder / "cmdline").read_bytes()
+                and token in (folder / "environ").read_bytes()
+            ):
+                found.append(folder.name)
+    return found
+
+
+@pytest.mark.ray
+def test_workers_have_ranks_and_an_adapter(ray, tmp_path):
+    """A worker's model is loaded as any other: from several ranks, with a tuned projection."""
+    with MiniGPT4.load() as plain:
+        weight, bias = read_projection(plain.model_dir)
+        record = {"base": vision_digest(plain.model_dir)}
+        (tmp_path / "adapter").write_bytes(encode_adapter(-weight, bias, record))
+        Image.new("RGB", (32, 32), (200, 0, 0)).save(tmp_path / "a.png")
+        asked = job(tmp_path)
+        as_it_was = plain.describe(tmp_path / "a.png", asked.prompt)
+    changed = {"adapter": str(tmp_path / "adapter")}
+    with MiniGPT4.load(**changed) as tuned:
+        expected = tuned.describe(tmp_path / "a.png", asked.prompt)
+    assert expected.token_ids != as_it_was.token_ids
+    folder = RunFolder.open(
+        LocalPlace(tmp_path / "run"), ["a.png"], {}, ShardChoice(), resume=False
+    )
+    asked = job(tmp_path, model=changed | {"tensor_parallel": 2})
+    seen = []
+    plan = WorkerPlan(num_workers=1)
+    tally = describe_names(asked, folder, plan, on_done=lambda _: seen.append(len(followers())))
+    assert (tally.described, seen) == (1, [1, 1])
+    (found,) = folder.read(0)
+    assert tuple(found["token_ids"]) == expected.token_ids
+    # The worker was killed; what it started notices that it is gone.
+    deadline = time.monotonic() + 60
+    while followers():
+        assert time.monotonic() < deadline, "a rank outlived its leader"
+        time.sleep(0.2)

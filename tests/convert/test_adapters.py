@@ -162,8 +162,12 @@ def test_what_tells_the_variant(minigptv2, llama2, tmp_path, fails):
     assert "names no variant, and is taken for the Llama-2 variant" in conversion.doubt
     named = convert(replace(llama2, variant="minigptv2"), tmp_path / "named", image_size=56)
     assert (named.variant, named.doubt) == ("MiniGPT-v2", "")
-    save_settings(llama2.projection, lambda c: c["config"].update(model={"arch": "minigpt4"}))
-    assert convert(llama2, tmp_path / "told").doubt == ""
+    for arch in ("minigpt4", "mini_gpt4"):  # The second is the older name.
+        save_settings(
+            llama2.projection, lambda c, arch=arch: c["config"].update(model={"arch": arch})
+        )
+        told = convert(llama2, tmp_path / arch)
+        assert (told.variant, told.doubt) == ("Llama-2", "")
     without = {n: t for n, t in read_published(minigptv2.projection).items() if "lora" not in n}
     save_settings(minigptv2.projection, lambda c: c.update(model=without))
     assert convert(minigptv2, tmp_path / "arch").variant == "MiniGPT-v2"

@@ -1,6 +1,7 @@
 """Questions with given answers: their layouts, and the likeliest of them, as in the laboratory."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -43,6 +44,9 @@ def test_published_and_plain_files(write):
     for answer in ("b", "dog", 1):
         assert read_questions(write([{**record, "answer": answer}])) == (plain,)
     assert read_questions(write(json.dumps({**record, "answer": 1}) + "\n")) == (plain,)
+    icons = {**record, "image_id": "77", "answer": 1}  # Each of IconQA's pictures has a folder.
+    del icons["image"]
+    assert read_questions(write([icons])) == (replace(plain, image="77/image.png"),)
 
 
 @pytest.mark.parametrize(

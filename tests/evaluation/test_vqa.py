@@ -168,6 +168,29 @@ def test_a_list_with_answers(write, images):
     ]  # fmt: skip
 
 
+def test_statements_that_are_right_or_wrong(write, images):
+    """A line each: Visual Spatial Reasoning's, Hateful Memes', and one of our own."""
+    records = [
+        {"image": "1.png", "caption": "The dog is on the bed.", "label": 1, "relation": "on"},
+        {"image": "2.png", "caption": "The cat is in the box.", "label": 0},
+        {"id": 42, "img": "img/1.png", "label": 1, "text": "its their character"},
+        {"id": 43, "img": "img/2.png", "label": 0, "text": "good morning"},
+        {"image": "1.png", "question": "What?", "answer": "dog"},
+    ]
+    path = write("\n".join(map(json.dumps, records)) + "\n", "test.jsonl")
+    questions = vqa.read_questions(path, None, images_dir=images)
+    assert [(each.image, each.text, each.right) for each in questions] == [
+        ("1.png", "The dog is on the bed.", ("true",)),
+        ("2.png", "The cat is in the box.", ("false",)),
+        ("img/1.png", "its their character", ("yes",)),
+        ("img/2.png", "good morning", ("no",)),
+        ("1.png", "What?", ("dog",)),
+    ]
+    unlabelled = write(json.dumps(records[0] | {"label": 2}), "bad.jsonl")
+    with pytest.raises(ConfigError, match=r"Question 1 of .* has no 'question' as text"):
+        vqa.read_questions(unlabelled, None, images_dir=images)
+
+
 Q = QUESTIONS["questions"]
 
 

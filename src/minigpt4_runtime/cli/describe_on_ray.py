@@ -132,6 +132,11 @@ def describe_on_ray(
         cpus=1 if options.worker_cpus is None else options.worker_cpus,
         gpus=options.worker_gpus or 0,
     )
+    if 0 < plan.gpus < where.tensor_parallel:
+        raise ConfigError(
+            f"A worker takes {plan.gpus:g} GPUs, and --tensor-parallel divides its model over "
+            f"{where.tensor_parallel}: give --worker-gpus {where.tensor_parallel}."
+        )
     shards = ShardChoice(num_pictures=options.shard_size, form=options.shard_format)
     model, settings = _model(where, question)
     place = open_place(out)

@@ -329,8 +329,8 @@ def vqa(
         Path,
         option(
             "FILE",
-            "The questions of VQAv2, OK-VQA or GQA, or a JSON list with image, question and "
-            "answer or answers.",
+            "The questions of VQAv2, OK-VQA, GQA, VSR or Hateful Memes, or a JSON list with image, "
+            "question and answer or answers.",
         ),
     ],
     annotations: Annotated[

@@ -12,6 +12,10 @@ from minigpt4_runtime.checkpoint.file_kind import as_number
 from minigpt4_runtime.convert.published import read_settings
 from minigpt4_runtime.errors import CheckpointError
 
+# Upstream registered its first model as mini_gpt4 before MiniGPT-v2 came, so the published Llama-2
+# file, which is older, has that name.
+_RENAMED = {"mini_gpt4": "minigpt4"}
+
 
 @dataclass(frozen=True)
 class Training:
@@ -34,7 +38,7 @@ def read_training(path: Path) -> Training:
     if size is not None and not size.is_integer():
         raise _refuse(path, "image_size", size)
     return Training(
-        arch if isinstance(arch, str) else None,
+        _RENAMED.get(arch, arch) if isinstance(arch, str) else None,
         None if size is None else int(size),
         _read_number(path, settings, "lora_alpha"),
     )

@@ -55,9 +55,9 @@ class Likelihood:
 def read_questions(path: Path) -> tuple[ChoiceQuestion, ...]:
     """Read SEED-Bench's file, or records in a list or a line each.
 
-    A record has image (or data_id), question, answer, and choices as a list or choice_a, choice_b
-    and so on. The answer is a letter, a number from 0, or the answer's text. SEED-Bench's videos
-    are left out.
+    A record has image (data_id, or IconQA's image_id, the name of a folder), question, answer, and
+    choices as a list or choice_a, choice_b and so on. The answer is a letter, a number from 0, or
+    the answer's text. SEED-Bench's videos are left out.
 
     Raises:
         ConfigError: a record is no such question, or an id comes twice.
@@ -91,6 +91,8 @@ def _read(
     named = [f"choice_{letter.lower()}" for letter in _LETTERS]
     choices = record.get("choices", [record[name] for name in named if name in record])
     name, text = record.get("image", record.get("data_id")), record.get("question")
+    if name is None and isinstance(folder := record.get("image_id"), str):
+        name = f"{folder}/image.png"
     are_texts = isinstance(choices, list) and all(isinstance(each, str) for each in choices)
     if not (are_texts and len(choices) > 1 and isinstance(name, str) and isinstance(text, str)):
         raise ConfigError(f"{place} lacks an image, a question or its choices. {_WANTED}")

@@ -1,7 +1,8 @@
-"""Visual question answering: the published files of VQAv2, OK-VQA, GQA and VizWiz.
+"""Visual question answering: the published files of VQAv2, OK-VQA, GQA, VizWiz, VSR and HM.
 
 By Goyal et al., arXiv:1612.00837; Marino et al., arXiv:1906.00067; Hudson and Manning,
-arXiv:1902.09506; Gurari et al., arXiv:1802.08218.
+arXiv:1902.09506; Gurari et al., arXiv:1802.08218; Liu et al., arXiv:2205.00363 (Visual Spatial
+Reasoning); Kiela et al., arXiv:2005.04790 (Hateful Memes).
 
 Owns   their layouts.
 Takes  files of questions, and of people's answers where they are apart; gives VqaQuestions.
@@ -15,9 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from minigpt4_runtime.errors import ConfigError
+from minigpt4_runtime.evaluation.answers import read_json_lines
 from minigpt4_runtime.evaluation.asking import Id, read_json
 from minigpt4_runtime.evaluation.images import find_image
 
+# What label 0 and label 1 mean.
+_VSR, _HM = ("false", "true"), ("no", "yes")
 _WANTED = "Give the questions of VQAv2, OK-VQA or GQA, or a list with image, question and answer."
 
 
@@ -38,14 +42,20 @@ def read_questions(
 
     - VQAv2 and OK-VQA: {"questions": […]}, and {"annotations": […]} in `annotations`.
     - GQA: {id: {"imageId", "question", "answer"}}.
-    - A list of records with image (or image_id), question, and answer or answers, as VizWiz has it.
+    - A list of records with image (or image_id), question, and answer or answers, as VizWiz has it;
+      in a .jsonl a record a line.
+    - A line each of VSR: image, caption, and label, of which 1 is "true" and 0 "false".
+    - A line each of HM: img, text, and label, of which 1 is "yes" and 0 "no".
 
     An image that has only a number is looked for under COCO's names in `images_dir`.
 
     Raises:
         ConfigError: a file has another layout, or a question no answers.
     """
-    content = read_json(path)
+    if path.suffix.lower() == ".jsonl":
+        content = [record for _, record in read_json_lines(path, "question")]
+    else:
+        content = read_json(path)
     records = _with_annotations(content, path, annotations)
     questions: dict[Id, VqaQuestion] = {}
     for place, question_id, record in records:
@@ -78,7 +88,7 @@ def _with_annotations(
     elif isinstance(content, list):
         for number, record in enumerate(content, start=1):
             place = f"Question {number} of {path}"
-            given = {"question_id": number, **_checked(record, place)}
+            given = {"question_id": number, **_as_question(_checked(record, place))}
             yield place, _id_of(given, place), given
     else:
         raise ConfigError(f"{path} is no JSON object or list. {_WANTED}")
@@ -109,6 +119,17 @@ def _joined(content: _Record, path: Path, annotations: Path) -> Iterator[tuple[s
 def _checked(record: object, place: str) -> _Record:
     if not isinstance(record, dict):
         raise ConfigError(f"{place} is no object. {_WANTED}")
+    return record
+
+
+def _as_question(record: _Record) -> _Record:
+    """A statement about a picture that is right or wrong, by the names of a question."""
+    for image, text, answers in (("image", "caption", _VSR), ("img", "text", _HM)):
+        if record.keys() >= {image, text, "label"} and record["label"] in (0, 1):
+            return {
+                "image": record[image], "question": record[text],
+                "answer": answers[int(record["label"])],
+            }  # fmt: skip
     return record
 
 
