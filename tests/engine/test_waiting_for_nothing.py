@@ -141,9 +141,9 @@ def mixed_plan():
     return StepPlan(
         (
             Slice(0, 0, 0, (1, 2, 3, 4, 5), 0, 0, (0,), (ImageRows("p", 0, 1, 2),)),
-            Slice(1, 0, 17, (5, 6, 7), 1, 0, (1, 2), is_sampled=True),
-            Slice(2, 0, 20, (UNKNOWN_ID,), 2, 0, (3, 4), is_sampled=True, choice=1),
-            Slice(3, 0, 30, (8,), 3, 0, (5, 7), is_sampled=True),
+            Slice(1, 0, 17, (5, 6, 7), 1, 0, (1, 2), num_sampled=1),
+            Slice(2, 0, 20, (UNKNOWN_ID,), 2, 0, (3, 4), num_sampled=1, choice=1),
+            Slice(3, 0, 30, (8,), 3, 0, (5, 7), num_sampled=1),
         ),
         copies=((1, 9), (3, 8)),
     )
@@ -155,7 +155,7 @@ def test_a_step_waits_for_nothing(monkeypatch, name, cache_dtype):
     runner = make_runner(name, cache_dtype, monkeypatch)
     width = runner._language.config.hidden_size
     runner._images.put("p", torch.empty(2, width, device=META))
-    decode = StepPlan((Slice(0, 0, 3, (5,), 0, 0, (0,), is_sampled=True),) * 2)
+    decode = StepPlan((Slice(0, 0, 3, (5,), 0, 0, (0,), num_sampled=1),) * 2)
     choices = torch.empty(3, dtype=torch.int64, device=META)
     with Pinned() as pinned:
         runner.execute(decode, {})  # What is made once may wait.

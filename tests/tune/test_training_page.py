@@ -10,12 +10,12 @@ from test_tune import run
 
 from minigpt4_runtime import MiniGPT4
 from minigpt4_runtime.api import DEMO_MODEL_DIR
-from minigpt4_runtime.checkpoint.adapter import read_projection
 from minigpt4_runtime.tune.data import read_data
 from minigpt4_runtime.tune.features import picture_features
 from minigpt4_runtime.tune.learner import Learner
 from minigpt4_runtime.tune.page import write_page
 from minigpt4_runtime.tune.samples import SAMPLES_NAME, Sample, Samples, read_samples
+from minigpt4_runtime.tune.settings import TuneSettings
 
 
 @pytest.fixture(scope="module")
@@ -88,9 +88,7 @@ def test_tensorboard_is_told_each_step_once(trained, writer):
 def test_answers_are_those_of_the_engine(dialogues, tmp_path):
     data, cpu = read_data(dialogues, DEMO_MODEL_DIR), torch.device("cpu")
     features = picture_features(data, DEMO_MODEL_DIR, "base", tmp_path, device=cpu)
-    learner = Learner.load(
-        DEMO_MODEL_DIR, read_projection(DEMO_MODEL_DIR), device=cpu, dtype=torch.float32
-    )
+    learner = Learner.load(DEMO_MODEL_DIR, TuneSettings(), device=cpu, dtype=torch.float32)
     samples = Samples(tmp_path, DEMO_MODEL_DIR, data, features, count=4)
     samples.take("after", learner)
     kept = json.loads((tmp_path / SAMPLES_NAME).read_text("utf-8"))

@@ -111,7 +111,7 @@ class FloatCache:
         return rows.to(getattr(torch, dtype)).to(rows.dtype)
 
 
-_MOST_ROUNDINGS = 16
+_ROUNDINGS = 16
 # In place of a scale of 0, which numbers that are alike have, where it divides.
 _SMALLEST = torch.finfo(torch.float32).tiny
 
@@ -148,11 +148,9 @@ class QuantisedCache(ABC):
         (layers, heads, dim) float32.
         """
         kept = first - mean
-        # What was rounded once may be rounded to something else again; it soon is not.
-        for _ in range(_MOST_ROUNDINGS):
-            before, kept = kept, cls.unpack(*cls.pack(kept))
-            if torch.equal(before, kept):
-                break
+        # What was rounded once may be rounded to something else again; soon it is not.
+        for _ in range(_ROUNDINGS):
+            kept = cls.unpack(*cls.pack(kept))
         return first - kept
 
     @classmethod
