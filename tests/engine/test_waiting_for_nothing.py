@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_leaves
 
 from minigpt4_runtime import SamplingParams
 from minigpt4_runtime.api import DEMO_MODEL_DIR
+from minigpt4_runtime.cache.image_cache import ImageCache
 from minigpt4_runtime.checkpoint.blank_model import blank_model
 from minigpt4_runtime.checkpoint.config_file import load_config
 from minigpt4_runtime.checkpoint.load import load_model
@@ -26,10 +27,10 @@ from minigpt4_runtime.engine.request import Request
 from minigpt4_runtime.engine.runner import Runner
 from minigpt4_runtime.engine.sequence import Sequence
 from minigpt4_runtime.kernels.registry import attention_kernel, bind_attention
+from minigpt4_runtime.vision.torch import TorchVisionEncoder
 
 META = torch.device("meta")
 SENDS = {torch.ops.aten.to, torch.ops.aten._to_copy, torch.ops.aten.copy_}
-
 
 TRITON_KERNELS = (
     "attention_triton._attend_tile", "attention_triton._join_shares",
@@ -125,22 +126,30 @@ def test_what_waits_is_seen(watched, wait):
 
 def make_runner(name, cache_dtype, monkeypatch):
     """The demo model without numbers. Triton's kernels are prepared, and not launched."""
+    model = blank_model(load_config(DEMO_MODEL_DIR))
     if name == "triton":
         pytest.importorskip("triton", reason="triton is not installed")
         launch = type("Launch", (), {"__getitem__": lambda self, grid: lambda *a, **k: None})()
         for kernel in TRITON_KERNELS:
             monkeypatch.setattr(f"minigpt4_runtime.kernels.{kernel}", launch)
-    language = blank_model(load_config(DEMO_MODEL_DIR)).language
-    assert language.token_embedding.weight.is_meta
+    assert model.language.token_embedding.weight.is_meta
     config = EngineConfig(max_running=8, max_step_tokens=64, cache_dtype=cache_dtype)
-    return Runner(language, None, attention_kernel(name), config=config, num_blocks=40)
+    vision = TorchVisionEncoder(model.vision)
+    return Runner(model.language, vision, attention_kernel(name), config=config, num_blocks=40)
+
+
+PICTURES = (ImageRows("p", 0, 1, 2), ImageRows("n", 0, 3, 1))
+SIDE = load_config(DEMO_MODEL_DIR).vision.image_size
 
 
 def mixed_plan():
-    """A prompt with a picture, a later chunk, two that decode, and two copies of blocks."""
+    """A prompt with two pictures, a later chunk, two that decode, and two copies of blocks.
+
+    The rows of picture "p" are known, and those of "n" are not.
+    """
     return StepPlan(
         (
-            Slice(0, 0, 0, (1, 2, 3, 4, 5), 0, 0, (0,), (ImageRows("p", 0, 1, 2),)),
+            Slice(0, 0, 0, (1, 2, 3, 4, 5), 0, 0, (0,), PICTURES),
             Slice(1, 0, 17, (5, 6, 7), 1, 0, (1, 2), num_sampled=1),
             Slice(2, 0, 20, (UNKNOWN_ID,), 2, 0, (3, 4), num_sampled=1, choice=1),
             Slice(3, 0, 30, (8,), 3, 0, (5, 7), num_sampled=1),
@@ -160,7 +169,7 @@ def test_a_step_waits_for_nothing(monkeypatch, name, cache_dtype):
     with Pinned() as pinned:
         runner.execute(decode, {})  # What is made once may wait.
         with Watched(pinned) as watching:
-            logits = runner.execute(mixed_plan(), {}, choices)
+            logits = runner.execute(mixed_plan(), {"n": torch.zeros(3, SIDE, SIDE)}, choices)
             runner.execute(decode, {})
     assert logits.shape == (3, runner._language.config.vocab_size)
     assert watching.num_sent > 3
@@ -174,14 +183,18 @@ def test_a_gpu_is_not_waited_for(cache_dtype):
     model = load_model(DEMO_MODEL_DIR, device=backend.device, dtype=torch.float16)
     config = EngineConfig(max_running=8, max_step_tokens=64, cache_dtype=cache_dtype)
     bind = partial(bind_attention, backend.facts.attention)
-    runner = Runner(model.language, None, bind, config=config, num_blocks=40)
+    vision = TorchVisionEncoder(model.vision)
+    runner = Runner(model.language, vision, bind, config=config, num_blocks=40)
     rows = torch.zeros(2, model.config.language.hidden_size, dtype=torch.float16)
     runner._images.put("p", rows.to(backend.device))
     choices = torch.zeros(3, dtype=torch.int64, device=backend.device)
-    runner.execute(mixed_plan(), {}, choices)  # What is compiled and made once may wait.
+    # What is compiled and made once may wait.
+    runner.execute(mixed_plan(), {"n": torch.zeros(3, SIDE, SIDE)}, choices)
+    runner._images = ImageCache(2**20)
+    runner._images.put("p", rows.to(backend.device))
     torch.cuda.set_sync_debug_mode("error")
     try:
-        logits = runner.execute(mixed_plan(), {}, choices)
+        logits = runner.execute(mixed_plan(), {"n": torch.zeros(3, SIDE, SIDE)}, choices)
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert len(logits) == len(choices)

@@ -93,5 +93,5 @@ class AttentionKernel(Protocol):
     def __call__(self, batch: StepBatch) -> Attend:
         """Prepare a step, once for all layers.
 
-        The result writes a layer's k and v into the cache and attends.
+        The result writes a layer's k and v into the cache and attends. It may be a `TurningAttend`.
         """

@@ -35,7 +35,7 @@ def _multiply(rows: Tensor, parts: Mapping[str, Tensor], bias: Tensor | None) ->
     flat = rows.reshape(-1, num_inputs).contiguous()
     rounded, row_scales = round_to_float8(flat)
     one = _one(rows.device)
-    # With scales for rows it would round to bfloat16; so they come after it.
+    # With scales for rows it rounds to 16 bits on most GPUs; so they come after it.
     sums = torch._scaled_mm(  # noqa: SLF001 - torch has no public name for it.
         rounded, numbers.T, scale_a=one, scale_b=one, out_dtype=torch.float32
     )
