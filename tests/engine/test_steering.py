@@ -270,6 +270,20 @@ def test_a_prompt_is_computed_once_for_its_candidates(start):
     assert engine.stats().num_computed_tokens == 40 + 1 + 3 + 2
 
 
+def test_what_is_asked_again_comes_from_the_cache(start):
+    """Whole blocks of all prompts; of a lone candidate no row is left out."""
+    engine = start(Executor(by_state))
+    limits = {"max_new_tokens": 2, "ignore_eos": True}
+    request = steered(request_of(*[BOS] * 9, **limits), contrast, other=[3] * 13)
+    lone = Request((BOS,) * 6, (), SamplingParams(), candidates=((3, 4, 5, 6, 7, 8, 9, 10, 3),))
+    for _ in range(2):
+        before = engine.stats().num_reused_tokens
+        assert ids_of(engine.submit(request, lambda event: event)) == contrasted_by_hand(request)
+        (event,) = events_of(engine.submit(lone, lambda event: event))
+        assert event.note == pytest.approx(scored_by_hand(lone), abs=1e-5)
+    assert engine.stats().num_reused_tokens - before == 8 + 12 + 4
+
+
 def test_candidates_whose_numbers_overflow(start):
     executor = Executor(by_state)
     executor.overflowing = {0}
