@@ -81,7 +81,7 @@ def head_factor(language: PublishedLanguage) -> int:
 
 
 class TokenizerChoice(VerifyAndUpdateConfig):
-    """Has vLLM read and render text as we do, unless the user chose a mode."""
+    """Has vLLM read and render text as we do, unless the user chose a mode, and checks settings."""
 
     mode = "minigpt4"
 
@@ -90,3 +90,20 @@ class TokenizerChoice(VerifyAndUpdateConfig):
         """Called by vLLM when it has found the model's class."""
         if model_config.tokenizer_mode in {"auto", "hf"}:
             model_config.tokenizer_mode = TokenizerChoice.mode
+
+    @staticmethod
+    def verify_and_update_config(vllm_config: Any) -> None:
+        """Called by vLLM when all settings are known.
+
+        Raises:
+            ConfigError: adapters are wanted, whose heads would be narrower than the model's.
+        """
+        if vllm_config.lora_config is None:
+            return
+        language = read_language(Path(vllm_config.model_config.model))
+        if head_factor(language) > 1:
+            raise ConfigError(
+                f"vLLM's attention on a CPU has no heads of {language.config.head_dim}, so the "
+                "model's are widened, and a LoRA adapter would not fit the wider ones. Merge it "
+                "into the weights."
+            )
