@@ -99,7 +99,7 @@ def test_the_answer_is_the_models_own_where_none_is_given(vicuna, lab, prompt):
         # Chinese has no spaces, and a character may come in bytes.
         (["一", "个", "", "", "红", "球", "。"], "一个红球。",
          [("一", 0, 1), ("个", 1, 2), ("红", 2, 5), ("球。", 5, 7)]),
-        (["", " ", "A", "b"], "Ab", [("Ab", 0, 4)]),
+        (["", " ", "A", "b", " ", "c"], "Ab c", [("Ab", 0, 4), ("c", 4, 6)]),
         (["###"], "", [(END, 0, 1)]),
     ],
 )  # fmt: skip
@@ -169,3 +169,24 @@ def test_the_reports_agree(lab, prompt):
         log = sum(row[2] for row in rows[word.first : word.stop])
         assert found.probability(word) == pytest.approx(math.exp(log))
         assert (f"{word.text} " if word.text else "") in found.as_text()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_look_at_a_word_is_that_of_the_explanation(golden_of, name):
+    golden = golden_of(name)
+    lab = golden.model.lab()
+    prompt = lab.prompt(golden.question(golden.cases("single")[0]))
+    answer = lab.text_of(lab.ids_of("the dog is on the left"))
+    found = lab.explain(prompt, answer)
+    place = 0
+    for word in found.words:
+        place = answer.index(word.text, place)
+        looked = lab.look(prompt, answer, place + len(word.text) - 1)
+        assert answer[looked.start : looked.stop] == looked.word == word.text
+        assert looked.start == place
+        assert looked.heat == pytest.approx(found.heat_of(word)[0], abs=1e-5)
+        assert looked.on_pictures == pytest.approx(found.on_pictures(word), abs=1e-5)
+        place += len(word.text)
+    for at in (-1, len(answer)):
+        with pytest.raises(RequestError, match=f"at is {at}; the answer has {len(answer)}"):
+            lab.look(prompt, answer, at)

@@ -20,14 +20,17 @@ SLOW_STEP_SECONDS = 0.25
 class Serving:
     """A server in a thread of this process."""
 
-    def __init__(self, model, *, keys=()):
+    def __init__(self, model, *, keys=(), **settings):
         self.model = model
         listener = listen.bind("127.0.0.1", 0)
         self.url = listen.url_of(listener)
         app = create_app(
             self.model,
             ServerConfig(
-                model_name="demo", model_description="It knows only drawn scenes.", api_keys=keys
+                model_name="demo",
+                model_description="It knows only drawn scenes.",
+                api_keys=keys,
+                **settings,
             ),
             asks_browsers=True,
         )

@@ -35,6 +35,9 @@ def last_answer(page):
 
 def test_upload_ask_and_a_second_turn(page, serving):
     page.wait_for_selector("#about:has-text('demo answers. It knows only drawn scenes.')")
+    # This server does not explain: nothing offers a look at a word.
+    assert page.locator("#look").count() == 0
+    assert "Click a word" not in page.locator("#about").inner_text()
     put_pictures(page, PICTURES / "two.png")
     # It is shown as it grows, a few words at a time.
     seen = set()

@@ -6,7 +6,7 @@ import asyncio
 import os
 import threading
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -148,6 +148,14 @@ def serve(
         bool, flag("Show a chat page at / as well; a browser then finds it.", "--ui")
     ] = False,
     examples_dir: ExamplesOption = None,
+    explains: Annotated[
+        bool,
+        flag(
+            "Answer POST /explain, and show on the chat page where a word of an answer looked when "
+            "it is clicked: each takes one pass over all that stands before the word.",
+            "--explain",
+        ),
+    ] = False,
     log_format: Annotated[str, option("FORMAT", "plain or json.")] = "plain",
     log_content: Annotated[
         bool, flag("Write prompts, pictures and answers to the log.", "--log-content")
@@ -172,7 +180,10 @@ def serve(
         raise ConfigError(f"--grace-seconds is {limits.grace_seconds:g}; it must be 0 or more.")
     if log_format not in ("plain", "json"):
         raise ConfigError(f"--log-format is {log_format!r}; it must be plain or json.")
-    config = _settings(access, limits, where, name=name, log_content=log_content)
+    if explains and where.tensor_parallel > 1:
+        raise ConfigError("--explain looks into a model as a whole: leave out --tensor-parallel.")
+    settings = _settings(access, limits, where, name=name, log_content=log_content)
+    config = replace(settings, explains=explains)
     listen.keep_memory_together()
     listener = listen.bind(access.host, access.port)
     # The notice about the demo model is not JSON.

@@ -19,7 +19,16 @@ from torch import Tensor
 
 from minigpt4_runtime.config import ModelConfig
 from minigpt4_runtime.errors import RequestError
-from minigpt4_runtime.lab.explanation import END, Band, Explanation, Floats, Guess, Piece, Word
+from minigpt4_runtime.lab.explanation import (
+    END,
+    Band,
+    Explanation,
+    Floats,
+    Guess,
+    Look,
+    Piece,
+    Word,
+)
 from minigpt4_runtime.lab.prompt import StudiedPrompt
 from minigpt4_runtime.text.tokenizer import TextStream, Tokenizer
 
@@ -41,8 +50,7 @@ def explain(
     """See `Lab.explain`."""
     if not token_ids:
         raise RequestError("The answer is empty: there is no word to explain.")
-    if prompt.num_variants != 1 or prompt.embeddings is not None:
-        raise RequestError("explain takes a prompt with its own pictures, not with variants.")
+    _check(prompt)
     seen = _Seen.by(lab, prompt)
     for hidden, attention in _passes(lab, prompt, token_ids):
         seen.add(hidden, attention, token_ids)
@@ -64,6 +72,46 @@ def explain(
         map=_even(seen.maps), pictures=tuple(map(_as_picture, prompt.pixels)),
         lens=tuple(_guesses(tokenizer, row) for row in zip(*seen.best, strict=True)),
     )  # fmt: skip
+
+
+@torch.no_grad()
+def look(lab: Lab, tokenizer: Tokenizer, prompt: StudiedPrompt, answer: str, at: int) -> Look:
+    """See `Lab.look`."""
+    token_ids = lab.ids_of(answer)
+    if not (0 <= at < len(answer) and answer[at:].strip() and token_ids):
+        raise RequestError(
+            f"at is {at}; the answer has {len(answer.rstrip())} characters, counted from 0, and "
+            "none behind them."
+        )
+    _check(prompt)
+    word, start = _word_at(piece_texts(tokenizer, prompt, token_ids), answer, at)
+    first = len(prompt.token_ids) - 1 + word.first
+    keep = {"attention": "all", "rows": slice(first, first + word.stop - word.first)}
+    # What stands behind the word changes nothing: the last id only makes the row that chose it.
+    attention = lab.forward(prompt, answer=token_ids[: word.stop], keep=keep).attention
+    assert attention is not None
+    seen = _Seen.by(lab, prompt)
+    on_rows = [attention[:, 0, ..., first:stop] for first, stop in seen.spans]
+    heat = seen.heat_on(on_rows, attention[:, 0])[0].mean(0)
+    on_pictures = sum(float(each.sum(-1).mean()) for each in on_rows)
+    return Look(word.text, start, start + len(word.text), heat, on_pictures)
+
+
+def _word_at(texts: Sequence[str], answer: str, at: int) -> tuple[Word, int]:
+    """The word that a character is in, or the next one, and where it begins."""
+    words, start = words_of(texts, answer), 0
+    for word in words:
+        # What the vocabulary lacks is in no word.
+        start = max(start, answer.find(word.text, start))
+        if at < start + len(word.text):
+            break
+        start += len(word.text)
+    return word, start
+
+
+def _check(prompt: StudiedPrompt) -> None:
+    if prompt.num_variants != 1 or prompt.embeddings is not None:
+        raise RequestError("It takes a prompt with its own pictures, not with variants.")
 
 
 def _guesses(tokenizer: Tokenizer, ids: Iterable[tuple[int, float]]) -> tuple[Guess, ...]:
@@ -150,11 +198,12 @@ class _Seen:
         looks = sum((each.sum(-1) for each in on_rows), attention.new_zeros(attention.shape[:-1]))
         self.looks.append(_array(looks.mean(1).T))
         self.heads.append(_array(looks.permute(2, 0, 1)))
-        self.heat.append(self._heat(on_rows, attention))
+        self.heat.append(self.heat_on(on_rows, attention))
         self.maps.append(_array(self._joined(attention.mean((0, 1)))))
         self._read(hidden, token_ids[len(self.said) : len(self.said) + hidden.shape[1]])
 
-    def _heat(self, on_rows: list[Tensor], attention: Tensor) -> Floats:
+    def heat_on(self, on_rows: list[Tensor], attention: Tensor) -> Floats:
+        """(G, n, N, P, P) of the shares (L, H, n, R) on each picture's rows."""
         side = self.lab.config.vision.image_size // self.lab.config.vision.patch_size
         shape = (len(self.bands), attention.shape[2], len(on_rows), side, side)
         if not on_rows:
@@ -243,9 +292,9 @@ def words_of(texts: Sequence[str], answer: str) -> tuple[Word, ...]:
             ending = index
             break
         stands_alone = text[:1].isalnum() and text[0] >= _FIRST_WITHOUT_SPACES
-        if text and (text[0].isspace() or whole[at - 1 : at].isspace() or stands_alone):
-            # Half a character adds no text: it begins with the piece of its first half.
-            while index and not texts[index - 1]:
+        if text.strip() and (text[0].isspace() or whole[at - 1 : at].isspace() or stands_alone):
+            # A blank, and half a character, which adds no text, belong to what is behind them.
+            while index and not texts[index - 1].strip():
                 index -= 1
             # What is blank so far belongs to the first word.
             starts += [index] if whole[:at].strip() else []

@@ -64,6 +64,20 @@ class Band:
 
 
 @dataclass(frozen=True, eq=False)
+class Look:
+    """Where the word `answer[start:stop]` looked: (N, P, P) shares as in `Explanation.heat`.
+
+    They are the mean over all layers. `on_pictures` is the share on all rows of pictures.
+    """
+
+    word: str
+    start: int
+    stop: int
+    heat: Floats
+    on_pictures: float
+
+
+@dataclass(frozen=True, eq=False)
 class Explanation:
     """What a pass over A ids of an answer about N pictures shows, in G bands of L layers.
 

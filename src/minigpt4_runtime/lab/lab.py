@@ -24,8 +24,8 @@ from minigpt4_runtime.errors import PromptTooLongError, RequestError
 from minigpt4_runtime.images.pixels import open_rgb, resize
 from minigpt4_runtime.lab.attention import Past
 from minigpt4_runtime.lab.edits import edited
-from minigpt4_runtime.lab.explaining import explain
-from minigpt4_runtime.lab.explanation import Explanation
+from minigpt4_runtime.lab.explaining import explain, look
+from minigpt4_runtime.lab.explanation import Explanation, Look
 from minigpt4_runtime.lab.hooks import Hook, Hooks, Layers, Site
 from minigpt4_runtime.lab.keep import Keep, KeepLike
 from minigpt4_runtime.lab.modules import shared_modules
@@ -346,6 +346,14 @@ class Lab:
             answer = self.generate(prompt)[0].token_ids
         (ids,) = self._answer_ids(answer)
         return explain(self, self._loaded.tokenizer, prompt, ids.tolist())
+
+    def look(self, prompt: StudiedPrompt, answer: str, at: int) -> Look:
+        """Where the word at a character of an answer looked: one pass over what is before it.
+
+        Raises:
+            RequestError: there is no such word, or the prompt has variants of its pictures.
+        """
+        return look(self, self._loaded.tokenizer, prompt, answer, at)
 
     def ids_of(self, text: str) -> tuple[int, ...]:
         """The ids of a text, as an answer would have them."""

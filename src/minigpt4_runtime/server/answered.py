@@ -122,7 +122,10 @@ class ChatChunk(BaseModel):
 
 
 class ModelCard(BaseModel):
-    """The model of this server. Extensions: its abilities in words, and the tasks it knows."""
+    """The model of this server.
+
+    Extensions: its abilities in words, the tasks it knows, and whether there is POST /explain.
+    """
 
     id: str
     object: Literal["model"] = "model"
@@ -130,6 +133,7 @@ class ModelCard(BaseModel):
     owned_by: Literal["minigpt4-runtime"] = "minigpt4-runtime"
     description: str
     tasks: tuple[TaskName, ...] = ()
+    explains: bool = False
 
 
 class ModelList(BaseModel):

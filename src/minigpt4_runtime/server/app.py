@@ -40,6 +40,7 @@ from minigpt4_runtime.server.completions import (
     TextCompletion,
     TextWriter,
 )
+from minigpt4_runtime.server.explained import Explained, ExplainRequest
 from minigpt4_runtime.server.failures import Failure, error_response, failure_of, no_such_model
 from minigpt4_runtime.server.journal import Journal
 from minigpt4_runtime.server.logs import log_failure
@@ -111,6 +112,7 @@ class Parts:
             created=int(time.time()),
             description=config.model_description,
             tasks=model.tasks,
+            explains=config.explains,
         )
         # Called when the engine has failed and its requests have been ended.
         self.on_failure: Callable[[], object] = lambda: None
@@ -150,7 +152,8 @@ def create_app(model: "MiniGPT4", config: ServerConfig, *, asks_browsers: bool =
     _add_asking_routes(app, parts)
     _add_other_routes(app, parts)
     _close_own_paths(app)
-    app.openapi()["components"]["schemas"].update(request_schemas(_ASKED))
+    asked = request_schemas([*_ASKED, *([ExplainRequest] if config.explains else ())])
+    app.openapi()["components"]["schemas"].update(asked)
     # The last one added is the outermost.
     app.add_middleware(KeyGuard, keys=config.api_keys, asks_browsers=asks_browsers)
     if config.allowed_origins:
@@ -188,6 +191,13 @@ def _add_asking_routes(app: FastAPI, parts: Parts) -> None:
 
     for endpoint in ENDPOINTS:
         add(endpoint)
+
+    if parts.config.explains:
+
+        @app.post("/explain", responses=_ERRORS, openapi_extra=_body_of(ExplainRequest))
+        async def explain(request: Request, slot: Annotated[Slot, Depends(hold_slot)]) -> Explained:
+            """Say where a word of an answer looked on the pictures before it."""
+            return await parts.chat.explain(request, slot)
 
     @app.post("/tokenize", responses=_ERRORS, openapi_extra=_body_of(TokenizeRequest))
     async def tokenize(request: Request, slot: Annotated[Slot, Depends(hold_slot)]) -> Tokenized:

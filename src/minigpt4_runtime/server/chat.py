@@ -24,6 +24,7 @@ from minigpt4_runtime.errors import GrammarError, RequestError
 from minigpt4_runtime.messages import ImageSource, Message, Reply, TaskName, TextDelta, image
 from minigpt4_runtime.server.admission import Slot
 from minigpt4_runtime.server.body import Body, BodyReader
+from minigpt4_runtime.server.explained import Explained, Explainer, ExplainRequest
 from minigpt4_runtime.server.failures import BROKEN, Failure, failure_of, no_such_model
 from minigpt4_runtime.server.logs import log_failure
 from minigpt4_runtime.server.media import MediaPolicy
@@ -75,6 +76,7 @@ class Chat:
         self._threads = ThreadPoolExecutor(config.num_workers, thread_name_prefix="prompts")
         # A slow compilation of a form delays only other forms.
         self._compiler = ThreadPoolExecutor(1, thread_name_prefix="grammars")
+        self._explainer = Explainer(model) if config.explains else None
         self._bodies = BodyReader(
             max_bytes=config.max_body_bytes,
             max_arriving_bytes=config.max_body_bytes * config.max_requests,
@@ -125,8 +127,28 @@ class Chat:
         self._check_content([] if asked.prompt is None else [asked.prompt], asked.messages or ())
         return await self._in_thread(tokenize, self._model, asked)
 
+    async def explain(self, request: Request, slot: Slot) -> Explained:
+        """Say where a word of an answer looked.
+
+        Raises:
+            Failure, MiniGPT4Error: there is no such word, or it took too long.
+            ClientDisconnect: the client has gone away.
+        """
+        assert self._explainer is not None
+        body = await self._read(request, slot)
+        asked = await self._in_thread(read_request, body.content, ExplainRequest)
+        self._check_model(asked.model or self._config.model_name)
+        self._check_content([asked.answer], asked.messages)
+        messages = [await self._open(message, body) for message in asked.messages]
+        running = _RunningRequest(self._config, self._metrics, self._watch, request)
+        return await running.before_deadline(
+            while_connected(request, self._explainer.explain(messages, asked))
+        )
+
     def close(self) -> None:
         """End the threads."""
+        if self._explainer:
+            self._explainer.close()
         for threads in (self._threads, self._compiler):
             threads.shutdown(wait=False, cancel_futures=True)
 

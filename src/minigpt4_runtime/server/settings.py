@@ -65,7 +65,8 @@ class ServerConfig:
     `max_requests` counts choices that are being answered or wait for their turn. A body has
     `body_seconds` to arrive, an answer `request_seconds` from then on. An engine that is asked and
     makes no step for `stall_seconds` is asked once more, and has failed after as long again.
-    With `own_names_only` it answers to localhost and to addresses, and to no other name.
+    With `own_names_only` it answers to localhost and to addresses, and to no other name; with
+    `explains` there is POST /explain.
     """
 
     model_name: str
@@ -87,6 +88,7 @@ class ServerConfig:
     own_names_only: bool = False
     connections: ConnectionLimits = field(default_factory=ConnectionLimits)
     logs_content: bool = False
+    explains: bool = False
 
     def __post_init__(self) -> None:
         """Every limit and every time must be above 0."""

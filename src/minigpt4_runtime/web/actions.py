@@ -7,6 +7,7 @@ Never  builds a component, nor speaks HTTP itself.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
@@ -62,13 +63,33 @@ class Actions:
         self._uploads = uploads
         self._examples = examples
 
-    async def about(self) -> tuple[str, Any]:
-        """The line under the title, and the choice of a task where the model knows any."""
+    async def about(self) -> tuple[str, Any, Any]:
+        """The line under the title, the choice of a task, and what is clicked to look at a word.
+
+        The last two are there where the server knows of tasks, and explains.
+        """
         try:
-            name, description, tasks = await self._server.model()
+            card = await self._server.model()
         except DialogueError as error:
-            return str(error), gradio.skip()
-        return f"**{name}** answers. {description}", gradio.update(visible=bool(tasks))
+            return str(error), gradio.skip(), gradio.skip()
+        told = f"**{card.name}** answers. {card.description}"
+        if card.explains:
+            told += " Click a word of an answer to see where it looked."
+        looks = gradio.update(visible="hidden" if card.explains else False)
+        return told, gradio.update(visible=bool(card.tasks)), looks
+
+    async def look(self, clicked: str, turns: list[Turn], system: str) -> str:
+        """Where a word looked, for heat.js, which gives the word's turn and character."""
+        looked: dict[str, Any] = {"heat": []}
+        try:
+            asked = json.loads(clicked)
+            before = turns[: int(asked["turn"]) + 1]
+            looked = await self._server.look(before, system, int(asked["at"]))
+        except (ValueError, KeyError, TypeError):
+            pass  # It was not heat.js that asked.
+        except DialogueError as error:
+            _warn("Nothing to see", str(error), seconds=10)
+        return json.dumps({**looked, "asked": clicked})
 
     def restore(self, kept: str, turns: list[Turn]) -> Shown:
         """Show the dialogue that the browser has kept, unless a new one has begun."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import base64
 import mimetypes
 from collections.abc import AsyncGenerator, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +65,16 @@ class AnswerSettings:
         return {**asked, "extra_body": extra}
 
 
+@dataclass(frozen=True)
+class Card:
+    """The model that answers. Only this project's server says more than its name."""
+
+    name: str
+    description: str = ""
+    tasks: tuple[str, ...] = ()
+    explains: bool = False
+
+
 class DialogueError(Exception):
     """A failure, in one sentence for the page."""
 
@@ -76,8 +86,8 @@ class Server:
     url: str
     api_key: str | None = field(default=None, repr=False)
 
-    async def model(self) -> tuple[str, str, list[str]]:
-        """The name of the model that answers; its description and tasks, if the server has them.
+    async def model(self) -> Card:
+        """The model that answers.
 
         Raises:
             DialogueError: the server does not answer.
@@ -87,9 +97,11 @@ class Server:
                 models = await client.models.list()
             except openai.OpenAIError as error:
                 raise DialogueError(self._explain(error)) from None
-        # Only this project's server gives a description and tasks.
         card = models.data[0]
-        return card.id, str(getattr(card, "description", "")), list(getattr(card, "tasks", ()))
+        return Card(
+            card.id, str(getattr(card, "description", "")), tuple(getattr(card, "tasks", ())),
+            explains=getattr(card, "explains", False) is True,
+        )  # fmt: skip
 
     async def answer(self, turns: Sequence[Turn], settings: AnswerSettings) -> AsyncGenerator[str]:
         """The answer to the last turn's question, as it grows. Leaving it early cancels it.
@@ -114,6 +126,24 @@ class Server:
                             yield answer
             except openai.OpenAIError as error:
                 raise DialogueError(self._explain(error)) from None
+
+    async def look(self, turns: Sequence[Turn], system: str, at: int) -> dict[str, Any]:
+        """Where the word at a character of the last turn's answer looked: see POST /explain.
+
+        Raises:
+            DialogueError: the server refuses or cannot be reached, or an image is gone.
+        """
+        *before, last = turns
+        body = {
+            "messages": as_messages([*before, replace(last, answer="")], system),
+            "answer": last.answer, "at": at,
+        }  # fmt: skip
+        async with self._client() as client:
+            try:
+                answered = await client.post(f"{self.url}/explain", body=body, cast_to=object)
+            except openai.OpenAIError as error:
+                raise DialogueError(self._explain(error)) from None
+        return dict(answered)
 
     def _client(self) -> Any:
         return openai.AsyncOpenAI(

@@ -35,6 +35,7 @@ _KEPT_SECONDS = (600, 3600)
 # Image types that browsers and Python may not know; the server decides whether it reads them.
 _OTHER_SUFFIXES = [".heic", ".heif", ".avif", ".jp2", ".jxl"]
 _HERE = Path(__file__).parent
+_SCRIPTS = ("page.js", "boxes.js", "heat.js")
 _KEEPING = (
     "The dialogue stays in this browser until you clear it, with up to 16 MiB of its pictures. "
     "Markdown holds the words, JSON the pictures too."
@@ -47,6 +48,9 @@ class _Components:
 
     about: Any
     task: Any
+    clicked: Any
+    look: Any
+    heat: Any
     growing: Any
     shown: Shown
     controls: list[Any]
@@ -64,12 +68,14 @@ def build_page(server: Server, images: Sequence[Path]) -> Blocks:
         actions = Actions(server, Uploads(shown.question), examples)
         _connect_asking(components, actions)
         _connect_browser(components)
+        _connect_looking(components, actions)
         # In turn: begun together, the first was once seen to end without an effect.
         page.load(
             actions.restore, [shown.kept, shown.turns], list(shown),
             js="() => chatPage.restore()", show_progress="hidden",
         ).then(
-            actions.about, None, [components.about, components.task], show_progress="hidden"
+            actions.about, None, [components.about, components.task, components.look],
+            show_progress="hidden",
         )  # fmt: skip
     # The server itself limits the number of answers.
     page.queue(default_concurrency_limit=None, api_open=False)
@@ -98,7 +104,7 @@ def mount(
         theme=gradio.themes.Default(font=fonts, font_mono=["ui-monospace", "monospace"]),
         # As `css=` Gradio would put its own name before each selector.
         head=f"<style>{_read('page.css')}</style>"
-        f"<script>{_read('page.js')}</script><script>{_read('boxes.js')}</script>",
+        + "".join(f"<script>{_read(name)}</script>" for name in _SCRIPTS),
         footer_links=[],
         max_file_size=max_image_bytes,
         show_error=True,
@@ -123,6 +129,9 @@ def _lay_out() -> _Components:
     """The dialogue with its buttons, and the controls beside it or, on a phone, below it."""
     # page.js keeps it through a reload. It must be in the page, but is hidden.
     kept = gradio.Textbox(visible="hidden", elem_id="kept")
+    clicked, heat = (gradio.Textbox(visible="hidden", elem_id=name) for name in ("clicked", "heat"))
+    # Where the server explains it is in the page, but hidden.
+    look = gradio.Button("Look", visible=False, elem_id="look")
     with gradio.Row(equal_height=False):
         with gradio.Column(scale=3, min_width=320, elem_id="left"):
             gradio.Markdown(f"# {TITLE}")
@@ -145,6 +154,9 @@ def _lay_out() -> _Components:
     return _Components(
         about=about,
         task=task,
+        clicked=clicked,
+        look=look,
+        heat=heat,
         growing=gradio.State(Growing()),
         shown=Shown(dialogue, gradio.State([]), question, kept, *buttons, *saves),
         controls=controls,
@@ -174,10 +186,20 @@ def _connect_asking(components: _Components, actions: Actions) -> None:
     )
 
 
+def _connect_looking(components: _Components, actions: Actions) -> None:
+    """Connect a click on a word, which heat.js makes one on the hidden button."""
+    system, *_ = components.controls
+    components.look.click(
+        actions.look, [components.clicked, components.shown.turns, system], components.heat,
+        js="(_, turns, system) => [chatHeat.clicked(), turns, system]", show_progress="hidden",
+    )  # fmt: skip
+    components.heat.change(None, components.heat, js="(heat) => chatHeat.show(heat)")
+
+
 def _connect_browser(components: _Components) -> None:
     """Connect the events that page.js handles without the server."""
     kept, (system, *_) = components.shown.kept, components.controls
-    kept.change(None, kept, js="(kept) => chatPage.keep(chatBoxes.show(kept))")
+    kept.change(None, kept, js="(kept) => chatPage.keep(chatHeat.keep(chatBoxes.show(kept)))")
     components.shown.save_markdown.click(None, kept, js="(kept) => chatPage.saveMarkdown(kept)")
     components.shown.save_json.click(
         None, [kept, system], js="(kept, system) => chatPage.saveJson(kept, system)"

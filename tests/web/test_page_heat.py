@@ -1,0 +1,103 @@
+"""A click on a word of an answer shows on the picture where it looked."""
+
+import pytest
+from page_server import PICTURES, Serving
+from page_steps import ask, open_page, put_pictures, wait_for_count
+
+from minigpt4_runtime import image
+
+# Gradio and what it stands on warn of their own.
+pytestmark = pytest.mark.filterwarnings("default")
+
+PICTURE = PICTURES / "three.png"
+QUESTION = "Describe this image in detail."
+HEAT = "#dialogue .heat canvas"
+WORD = """([word, number]) => {
+    const text = document.createTreeWalker(document.querySelector("#dialogue .bot-row .prose"), 4);
+    while (text.nextNode()) {
+        const kind = new RegExp(`\\\\b${word}\\\\b`, "g");
+        const found = [...text.currentNode.data.matchAll(kind)][number];
+        if (!found) continue;
+        const range = document.createRange();
+        range.setStart(text.currentNode, found.index);
+        range.setEnd(text.currentNode, found.index + word.length);
+        const { x, y, width, height } = range.getBoundingClientRect();
+        return [x + width / 2, y + height / 2];
+    }
+}"""
+BRIGHTEST = """() => {
+    const canvas = document.querySelector("#dialogue .heat canvas");
+    const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+    const reds = [...data].filter((_, i) => i % 4 === 0);
+    return reds.indexOf(Math.max(...reds));
+}"""
+
+
+@pytest.fixture(scope="module")
+def serving(model):
+    server = Serving(model, explains=True)
+    yield server
+    server.close()
+
+
+@pytest.fixture(scope="module")
+def page(tab, serving):
+    open_page(tab, serving.url)
+    put_pictures(tab, PICTURE)
+    ask(tab, QUESTION)
+    return tab
+
+
+@pytest.fixture(scope="module")
+def answer(page):
+    return page.locator("#dialogue .bot-row .prose").inner_text().strip()
+
+
+def expected(model, answer, at):
+    lab = model.lab()
+    prompt = lab.prompt([{"role": "user", "content": [image(PICTURE), QUESTION]}])
+    return lab.look(prompt, answer, at)
+
+
+def note_of(looked):
+    shares = (looked.on_pictures, looked.heat.max())
+    on_pictures, most = (f"{share:.1%}".replace("%", "\u00a0%") for share in shares)
+    return f"“{looked.word}”: {on_pictures}, up to {most} a place"
+
+
+def note(page, word):
+    locator = page.locator("#dialogue .heat span", has_text=f"“{word}")
+    locator.wait_for()
+    return locator.inner_text()
+
+
+def test_a_click_shows_a_words_heat(page, answer, model):
+    # The second of its kind is taken for itself.
+    for word, number in (("triangle", 0), ("blue", 1)):
+        at = [i for i in range(len(answer)) if answer.startswith(word, i)][number]
+        looked = expected(model, answer, at)
+        page.mouse.click(*page.evaluate(WORD, [word, number]))
+        assert note(page, word) == note_of(looked)
+        assert page.evaluate(BRIGHTEST) == int(looked.heat.argmax())
+        assert page.evaluate("String(getSelection())") == word
+        page.keyboard.press("Escape")
+        wait_for_count(page, HEAT, 0)
+
+
+def test_words_are_reached_by_keys(page, answer, model):
+    page.locator("#dialogue .bot-row .prose").focus()
+    page.evaluate("getSelection().removeAllRanges()")
+    for _ in range(2):
+        page.keyboard.press("ArrowRight")
+    page.keyboard.press("Enter")
+    second = answer.split()[1]
+    assert note(page, second) == note_of(expected(model, answer, answer.index(second)))
+
+
+def test_a_new_question_takes_the_heat_away(page):
+    page.mouse.click(*page.evaluate(WORD, ["triangle", 0]))
+    note(page, "triangle")
+    ask(page, "How many shapes are there?")
+    wait_for_count(page, HEAT, 0)
+    page.click("#clear")
+    wait_for_count(page, "#dialogue .bot-row .prose", 0)
