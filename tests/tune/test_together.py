@@ -11,7 +11,7 @@ from minigpt4_runtime import ConfigError
 from minigpt4_runtime.api import DEMO_MODEL_DIR
 from minigpt4_runtime.tune.data import read_data
 from minigpt4_runtime.tune.settings import TuneSettings
-from minigpt4_runtime.tune.together import joined
+from minigpt4_runtime.tune.together import Alone, joined
 from minigpt4_runtime.tune.tune import tune
 
 SETTINGS = {"steps": 3, "batch_size": 4, "at_once": 2, "warmup_steps": 1, "lr": 1e-2, "lora": 2}
@@ -44,6 +44,15 @@ def test_two_processes_learn_what_one_does(dialogues, tmp_path):
         assert one.split(",")[0] == other.split(",")[0]
     shown = [[float(line.split(",")[1]) for line in lines[1:]] for lines in losses]
     assert shown[0] == pytest.approx(shown[1], abs=1e-5)
+
+
+def test_a_batch_too_small_to_be_shared(dialogues, tmp_path):
+    class Second(Alone):
+        rank, size = 1, 2
+
+    data, settings = read_data(dialogues, DEMO_MODEL_DIR), TuneSettings(batch_size=1)
+    with pytest.raises(ConfigError, match="batch_size is 1, and 2 processes share a batch"):
+        tune(DEMO_MODEL_DIR, data, tmp_path, settings, device="cpu", processes=Second())
 
 
 def test_processes_that_nobody_started():
