@@ -4,9 +4,11 @@ python benchmarks/tuning_memory.py [--preset vicuna-7b] [--sequences 4] [--lengt
 
 Each row is a process of its own, with random weights and one or two layers. It loads, and then
 learns from the same batch a few times: memory is what is resident once it has loaded, and the peak
-of the steps; time is the median step. A row "per layer" is the difference of the two, and what all
-layers take is reckoned from it: of one layer's row, plus (layers - 1) of those. Layers are computed
-again on the way back, as with --recompute; LoRA has rank 16 on q_proj and v_proj.
+of the steps; time is what the median step takes of the processors, which other programs change
+little: with OMP_NUM_THREADS=1 it is that of one core. A row "per layer" is the difference of the
+two, and what all layers take is reckoned from it: the row of one layer, plus (layers - 1) times
+that of a layer. Layers are computed again on the way back, as with --recompute; LoRA has rank 16 on
+q_proj and v_proj.
 """
 
 import argparse
@@ -14,6 +16,7 @@ import json
 import statistics
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -86,7 +89,11 @@ def measure(
     training = Training(learner, data, features, settings)
     loaded = resident("VmRSS")
     forget_peak()
-    seconds = [training.step(number).seconds for number in range(NUM_STEPS)]
+    seconds = []
+    for number in range(NUM_STEPS):
+        started = time.process_time()
+        training.step(number)
+        seconds.append(time.process_time() - started)
     found = {
         "loaded": loaded - imported, "peak": resident("VmHWM") - imported,
         "seconds": statistics.median(seconds),
@@ -108,7 +115,7 @@ def main() -> None:
         measure(given.preset, weights, dtype, int(rank), size=size)
         return
     num_layers = PRESETS[given.preset].language.num_hidden_layers
-    print(f"| weights | LoRA | | loaded, GiB | peak, GiB | a step, s |\n|{'---|' * 6}")
+    print(f"| weights | LoRA | | loaded, GiB | peak, GiB | a step, CPU s |\n|{'---|' * 6}")
     for weights, dtype, rank in CASES:
         rows = []
         for count in (1, 2):
