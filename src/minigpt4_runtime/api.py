@@ -138,8 +138,8 @@ class MiniGPT4:
                 at all. Without it, what the folder's config.json says.
             max_context: how many tokens a sequence may have; without it, as many as positions
                 reach.
-            adapter: a file made by `minigpt4 tune` of this model, whose weights take the place of
-                the folder's.
+            adapter: what `minigpt4 tune` made of this model, or a LoRA folder of PEFT: a projection
+                takes the place of the folder's, LoRA adds to its language model.
 
         Raises:
             ConfigError: a setting has no meaning, or this process is to `follow` another.

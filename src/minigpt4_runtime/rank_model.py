@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from minigpt4_runtime.checkpoint.adapters import AdapterParts
 from minigpt4_runtime.checkpoint.blank_model import Where
 from minigpt4_runtime.checkpoint.graph_folder import find_graph
 from minigpt4_runtime.checkpoint.weight_source import WeightSource
@@ -58,7 +59,7 @@ def open_graph(
         return "torch", None
     if source.model_dir is None:
         raise ConfigError("A graph belongs to a model folder, not to random weights.")
-    if source.adapter is not None:
+    if source.adapter is not None and AdapterParts.find(source.adapter).projection is not None:
         raise ConfigError(
             "vision_graph and adapter are both given: a graph holds the projection of its own "
             "folder. Leave out one of them."

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Unpack
 
+from minigpt4_runtime.checkpoint.adapters import adapted
 from minigpt4_runtime.checkpoint.blank_model import Where, blank_for
 from minigpt4_runtime.checkpoint.config_file import load_config
 from minigpt4_runtime.checkpoint.load import load_language, load_model
@@ -28,8 +29,8 @@ class WeightSource:
     """A model folder, or without one a shape whose weights are drawn with `seed`.
 
     The manifest of a folder has the formats of its weights. `config` is the folder's, with the
-    settings for long sequences that a user has chosen. The weights in the file `adapter` take the
-    place of the folder's.
+    settings for long sequences that a user has chosen, and what an `adapter` adds to its language
+    model.
     """
 
     config: ModelConfig
@@ -50,10 +51,10 @@ class WeightSource:
         """The weights of a model folder. See `LanguageConfig.stretched` for the settings.
 
         Raises:
-            CheckpointError: it is none.
+            CheckpointError: it is none, or the adapter is damaged or another model's.
             ConfigError: a setting has no meaning.
         """
-        config = load_config(model_dir)
+        config = adapted(load_config(model_dir), adapter, model_dir)
         language = config.language.stretched(rope_scaling, max_context)
         return cls(replace(config, language=language), model_dir, adapter=adapter)
 
@@ -81,7 +82,7 @@ class WeightSource:
     def load_language(self, **where: Unpack[Where]) -> Llama:
         """This rank's part of the language model alone."""
         if self.model_dir is not None:
-            return load_language(self.model_dir, self.config, **where)
+            return load_language(self.model_dir, self.config, adapter=self.adapter, **where)
         language = blank_for(where, self.config, self.formats).language
         # With one seed all ranks would hold the same rows.
         return fill_at_random(language, seed=self.seed + where["group"].rank, **where)

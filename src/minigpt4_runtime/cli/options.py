@@ -159,7 +159,11 @@ class ModelOptions:
     ] = None
     adapter: Annotated[
         Path | None,
-        option("FILE", "A file made by `minigpt4 tune` of this model: answer with its weights."),
+        option(
+            "PATH",
+            "What `minigpt4 tune` made of this model, a file or a folder, or a LoRA folder of PEFT: "
+            "answer with its weights.",
+        ),
     ] = None
 
     def follow(self) -> bool:
