@@ -116,6 +116,7 @@ class MiniGPT4:
         rope_scaling: RopeScaling | Mapping[str, Any] | str | None = None,
         max_context: int | None = None,
         adapter: str | PathLike[str] | None = None,
+        adapters: Mapping[str, str | PathLike[str]] | None = None,
     ) -> MiniGPT4:
         """Load a model folder; without one, the bundled demo model, which knows drawn scenes.
 
@@ -140,6 +141,8 @@ class MiniGPT4:
                 reach.
             adapter: what `minigpt4 tune` made of this model, or a LoRA folder of PEFT: a projection
                 takes the place of the folder's, LoRA adds to its language model.
+            adapters: several of them by names of your choice, instead: each request may choose one
+                by `adapter=NAME`, and requests of different ones run together.
 
         Raises:
             ConfigError: a setting has no meaning, or this process is to `follow` another.
@@ -151,6 +154,7 @@ class MiniGPT4:
         source = WeightSource.folder(
             model_dir, rope_scaling=rope_scaling, max_context=max_context,
             adapter=Path(adapter) if adapter is not None else None,
+            adapters={name: Path(path) for name, path in (adapters or {}).items()},
         )  # fmt: skip
         vision = VisionSettings(runtime=vision_runtime, graph=vision_graph, provider=provider)
         return cls(
@@ -209,36 +213,52 @@ class MiniGPT4:
         sampling: SamplingParams | None = None,
         *,
         task: TaskName | None = None,
+        adapter: str | None = None,
     ) -> Reply:
         """Ask one question about one image. MiniGPT-v2 knows tasks, such as "grounding"."""
-        return self.chat([_question(image, prompt, task)], sampling)
+        return self.chat([_question(image, prompt, task)], sampling, adapter=adapter)
 
-    def chat(self, messages: Messages, sampling: SamplingParams | None = None) -> Reply:
+    def chat(
+        self,
+        messages: Messages,
+        sampling: SamplingParams | None = None,
+        *,
+        adapter: str | None = None,
+    ) -> Reply:
         """Answer the last message of a dialogue, or go on with it where it is the assistant's.
 
         The reply to a continued answer has only the new text.
 
         Raises:
-            RequestError: messages, an image or the prompt's length cannot be served.
+            RequestError: messages, an image or the prompt's length cannot be served, or there is
+                no such adapter.
         """
         reply = None
-        for delta in self.stream(messages, sampling):
+        for delta in self.stream(messages, sampling, adapter=adapter):
             reply = delta.reply
         assert reply is not None, "a stream ends with its reply"
         return reply
 
     def stream(
-        self, messages: Messages, sampling: SamplingParams | None = None
+        self,
+        messages: Messages,
+        sampling: SamplingParams | None = None,
+        *,
+        adapter: str | None = None,
     ) -> Iterator[TextDelta]:
         """Answer like `chat`, giving the text as it grows. Wrong input is refused at once.
 
         The last delta carries the finished `reply`. The deltas' texts together are its text, unless
         the model itself writes "Assistant:", up to which a reply is dropped, as in the original.
         """
-        return iter(self.submit(messages, sampling))
+        return iter(self.submit(messages, sampling, adapter=adapter))
 
     def submit(
-        self, messages: Messages, sampling: SamplingParams | None = None
+        self,
+        messages: Messages,
+        sampling: SamplingParams | None = None,
+        *,
+        adapter: str | None = None,
     ) -> Ticket[TextDelta]:
         """Begin to answer, and give a ticket to read: iterate it, `async for` it, or cancel it.
 
@@ -262,13 +282,15 @@ class MiniGPT4:
         shown = pictures[-1].size if pictures and self._template.has_boxes else None
         watch = _TextWatch(answer)
         reader = _ReplyReader(kept, window, len(script.images), shown)
-        return self._loaded.submit(kept.token_ids, images, sampling, watch, reader, window)
+        return self._loaded.submit(kept.token_ids, images, sampling, watch, reader, window, adapter)
 
     def submit_raw(
         self,
         text: str,
         pictures: Sequence[ImageLike] = (),
         sampling: SamplingParams | None = None,
+        *,
+        adapter: str | None = None,
     ) -> Ticket[TextDelta]:
         """Answer a prompt as it is written: no template and no system text are added.
 
@@ -288,10 +310,14 @@ class MiniGPT4:
         watch = _TextWatch(AnswerText(self._tokenizer, self._template, sampling))
         shown = opened[-1].size if opened and self._template.has_boxes else None
         reader = _ReplyReader(kept, None, len(images), shown)
-        return self._loaded.submit(kept.token_ids, images, sampling, watch, reader)
+        return self._loaded.submit(kept.token_ids, images, sampling, watch, reader, adapter=adapter)
 
     def submit_text(
-        self, text: str | Sequence[int], sampling: SamplingParams | None = None
+        self,
+        text: str | Sequence[int],
+        sampling: SamplingParams | None = None,
+        *,
+        adapter: str | None = None,
     ) -> Ticket[TextDelta]:
         """Go on from a text, or its ids, as it is: no template, no images, nothing trimmed.
 
@@ -309,7 +335,7 @@ class MiniGPT4:
         )
         answer = AnswerText(self._tokenizer, None, sampling, before=token_ids, begins_with="")
         watch, reader = _TextWatch(answer), _ReplyReader(kept, window, num_images=0)
-        return self._loaded.submit(kept.token_ids, (), sampling, watch, reader, window)
+        return self._loaded.submit(kept.token_ids, (), sampling, watch, reader, window, adapter)
 
     def describe_all(
         self,
@@ -318,6 +344,7 @@ class MiniGPT4:
         sampling: SamplingParams | None = None,
         *,
         task: TaskName | None = None,
+        adapter: str | None = None,
     ) -> Iterator[Described]:
         """Ask one question about each of any number of images, many at once.
 
@@ -326,13 +353,14 @@ class MiniGPT4:
 
         Raises:
             GrammarError: the schema or regex of `sampling` cannot be followed.
-            RequestError: the model knows no such task.
+            RequestError: the model knows no such task, or has no such adapter.
         """
         self.prepare(sampling or SamplingParams())
         check_task(task, self._template)
+        self._loaded.find_adapter(adapter)
 
         def submit(image: ImageLike) -> Ticket[TextDelta]:
-            return self.submit([_question(image, prompt, task)], sampling)
+            return self.submit([_question(image, prompt, task)], sampling, adapter=adapter)
 
         return ImageRun(submit, max_running=self.engine_config.max_running).of(images)
 
@@ -340,6 +368,11 @@ class MiniGPT4:
     def tasks(self) -> tuple[TaskName, ...]:
         """The tasks that a question may have: MiniGPT-v2's, or none."""
         return self._template.tasks
+
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        """The names of the adapters that a request may choose."""
+        return tuple(name for name, _ in self._loaded.source.adapters)
 
     def stats(self) -> EngineStats:
         """The counters and the present state of the engine."""

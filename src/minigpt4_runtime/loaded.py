@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Literal, TypeVar
 
 from minigpt4_runtime.checkpoint.shelf import BUNDLED_DIR
@@ -138,10 +139,34 @@ class LoadedModel:
         watch: StopWatch,
         read: Callable[[TokenEvent], T | None],
         window: Window | None = None,
+        adapter: str | None = None,
     ) -> Ticket[T]:
-        """Go on from these ids. `watch` and `read` turn the answer into the ticket's pieces."""
-        request = Request(tuple(token_ids), images, sampling, watch, self.guide(sampling), window)
+        """Go on from these ids. `watch` and `read` turn the answer into the ticket's pieces.
+
+        Raises:
+            RequestError: there is no adapter of that name.
+        """
+        number = self.find_adapter(adapter)
+        if number in self.rank_model.tuned:
+            # The rows of a picture are others then, wherever they are kept.
+            images = tuple(replace(each, digest=f"{each.digest} {number}") for each in images)
+        guide = self.guide(sampling)
+        request = Request(tuple(token_ids), images, sampling, watch, guide, window, number)
         return self.engine.submit(request, read)
+
+    def find_adapter(self, name: str | None) -> int:
+        """The number by which the engine knows an adapter, 0 for none.
+
+        Raises:
+            RequestError: there is no adapter of that name.
+        """
+        names = [each for each, _ in self.source.adapters]
+        if name is None:
+            return 0
+        if name not in names:
+            known = ", ".join(names) or "none: load the model with adapters"
+            raise RequestError(f"adapter is {name!r:.100}; this model has {known}.")
+        return 1 + names.index(name)
 
     def check_ids(self, token_ids: Sequence[int]) -> None:
         """Raise a RequestError unless these are one or more ids of the vocabulary."""

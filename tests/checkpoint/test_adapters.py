@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from minigpt4_runtime.checkpoint.adapters import AdapterParts
 from minigpt4_runtime.checkpoint.config_file import load_config
 from minigpt4_runtime.checkpoint.graph_folder import vision_digest
-from minigpt4_runtime.checkpoint.load import load_model
+from minigpt4_runtime.checkpoint.load import load_language, load_model
 from minigpt4_runtime.checkpoint.manifest import read_manifest
 from minigpt4_runtime.checkpoint.merge import merge
 from minigpt4_runtime.errors import CheckpointError, ConfigError
@@ -67,6 +67,24 @@ def test_it_computes_what_the_changed_weights_compute(base, made):
     assert (logits(load_model(base, **CPU)) - expected).abs().max() > 0.05 * expected.abs().max()
     projection = load_file(folder / "projection.safetensors")["vision.projection.weight"]
     assert torch.equal(model.vision.projection.weight, projection)
+
+
+class SecondOfTwo:
+    """A group as its second rank sees it."""
+
+    rank, size = 1, 2
+
+
+def test_a_rank_holds_its_part_of_the_factors(base, made):
+    whole = load_model(base, adapter=made[0], **CPU).language
+    part = load_language(base, adapter=made[0], group=SecondOfTwo(), **CPU)
+    for name, divided in (("attention.value", "high"), ("mlp_down", "low")):
+        full, half = (
+            each.layers[0].get_submodule(name).adapter.state_dict() for each in (whole, part)
+        )
+        other = {"high": "low", "low": "high"}[divided]
+        assert torch.equal(half[other], full[other])
+        assert torch.equal(half[divided], full[divided].chunk(2, {"high": 0, "low": 1}[divided])[1])
 
 
 def test_a_merge_rounds_each_weight_once(base, made, tmp_path):

@@ -18,6 +18,7 @@ from minigpt4_runtime.checkpoint.config_file import load_config
 from minigpt4_runtime.checkpoint.load import load_language, load_model
 from minigpt4_runtime.checkpoint.random_weights import fill_at_random
 from minigpt4_runtime.config import ModelConfig
+from minigpt4_runtime.errors import ConfigError
 from minigpt4_runtime.formats.dense import DENSE
 from minigpt4_runtime.formats.registry import FormatChoice
 from minigpt4_runtime.model.llama import Llama
@@ -30,7 +31,7 @@ class WeightSource:
 
     The manifest of a folder has the formats of its weights. `config` is the folder's, with the
     settings for long sequences that a user has chosen, and what an `adapter` adds to its language
-    model.
+    model. Of the named `adapters` each request may choose one; see `choices`.
     """
 
     config: ModelConfig
@@ -38,6 +39,7 @@ class WeightSource:
     seed: int = 0
     formats: FormatChoice = DENSE.name
     adapter: Path | None = None
+    adapters: tuple[tuple[str, Path], ...] = ()
 
     @classmethod
     def folder(
@@ -47,6 +49,7 @@ class WeightSource:
         rope_scaling: object = None,
         max_context: int | None = None,
         adapter: Path | None = None,
+        adapters: Mapping[str, Path] | None = None,
     ) -> WeightSource:
         """The weights of a model folder. See `LanguageConfig.stretched` for the settings.
 
@@ -54,13 +57,25 @@ class WeightSource:
             CheckpointError: it is none, or the adapter is damaged or another model's.
             ConfigError: a setting has no meaning.
         """
+        if adapter is not None and adapters:
+            raise ConfigError(
+                "adapter and adapters are both given: the one is for all requests, the others are "
+                "chosen by each. Name all of them, or give one alone."
+            )
         config = adapted(load_config(model_dir), adapter, model_dir)
         language = config.language.stretched(rope_scaling, max_context)
-        return cls(replace(config, language=language), model_dir, adapter=adapter)
+        named = tuple((adapters or {}).items())
+        config = replace(config, language=language)
+        return cls(config, model_dir, adapter=adapter, adapters=named)
 
     def to_mapping(self) -> dict[str, Any]:
         """Plain values that `from_mapping` reads back."""
-        plain = {"config": self.config.to_mapping(), "seed": self.seed, "formats": self.formats}
+        plain: dict[str, Any] = {
+            "config": self.config.to_mapping(),
+            "seed": self.seed,
+            "formats": self.formats,
+        }
+        plain["adapters"] = [(name, str(path)) for name, path in self.adapters]
         places = {"model_dir": self.model_dir, "adapter": self.adapter}
         return plain | {name: str(path) if path else None for name, path in places.items()}
 
@@ -70,7 +85,8 @@ class WeightSource:
         places = (values["model_dir"], values["adapter"])
         model_dir, adapter = (Path(place) if place else None for place in places)
         config = ModelConfig.from_mapping(values["config"])
-        return cls(config, model_dir, values["seed"], values["formats"], adapter)
+        named = tuple((name, Path(path)) for name, path in values["adapters"])
+        return cls(config, model_dir, values["seed"], values["formats"], adapter, named)
 
     def load_model(self, **where: Unpack[Where]) -> MiniGPT4Model:
         """Both sides, the language model being this rank's part. See `load.load_model`."""

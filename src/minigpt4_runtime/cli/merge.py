@@ -22,7 +22,8 @@ def merge(
         Path,
         option(
             "PATH",
-            "What `minigpt4 tune` made of this model, a file or a folder, or a LoRA folder of PEFT.",
+            "What `minigpt4 tune` made of this model, a file or a folder, or a LoRA folder of "
+            "PEFT.",
         ),
     ],
     out: Annotated[Path, option("DIR", "The model folder to make.")],

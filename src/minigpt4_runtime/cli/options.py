@@ -161,8 +161,8 @@ class ModelOptions:
         Path | None,
         option(
             "PATH",
-            "What `minigpt4 tune` made of this model, a file or a folder, or a LoRA folder of PEFT: "
-            "answer with its weights.",
+            "What `minigpt4 tune` made of this model, a file or a folder, or a LoRA folder of "
+            "PEFT: answer with its weights.",
         ),
     ] = None
 

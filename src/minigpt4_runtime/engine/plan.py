@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import islice
 
 UNKNOWN_ID = -1  # In place of an id that the host has not read yet.
-_FIELDS = 7  # Numbers of a slice, before its ids and blocks.
+_FIELDS = 8  # Numbers of a slice, before its ids and blocks.
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Slice:
     that row now has `new_blocks`; the places before it are as they were. The row then has a block
     for each token up to the last of this slice. `is_sampled` says that the logits after its last
     token are wanted. With a `choice`, its only id is UNKNOWN_ID: the step before has chosen it,
-    from that row of its logits.
+    from that row of its logits. `adapter` is the number of its request's adapter, 0 for none.
     """
 
     sequence_id: int
@@ -45,6 +45,7 @@ class Slice:
     images: tuple[ImageRows, ...] = ()
     is_sampled: bool = False
     choice: int | None = None
+    adapter: int = 0
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ class StepPlan:
         for each in self.slices:
             numbers.extend((
                 each.branch, each.start, each.table_row, each.first_block, each.is_sampled,
-                len(each.token_ids), len(each.new_blocks),
+                len(each.token_ids), len(each.new_blocks), each.adapter,
             ))  # fmt: skip
             numbers.extend(each.token_ids)
             numbers.extend(each.new_blocks)
@@ -83,9 +84,12 @@ class StepPlan:
         copies = tuple((next(numbers), next(numbers)) for _ in range(next(numbers)))
         slices = []
         while fields := tuple(islice(numbers, _FIELDS)):
-            branch, start, row, first_block, is_sampled, num_ids, num_blocks = fields
+            branch, start, row, first_block, is_sampled, num_ids, num_blocks, adapter = fields
             ids, blocks = tuple(islice(numbers, num_ids)), tuple(islice(numbers, num_blocks))
             slices.append(
-                Slice(-1, branch, start, ids, row, first_block, blocks, (), bool(is_sampled))
-            )
+                Slice(
+                    -1, branch, start, ids, row, first_block, blocks,
+                    is_sampled=bool(is_sampled), adapter=adapter,
+                )
+            )  # fmt: skip
         return cls(tuple(slices), copies)

@@ -103,7 +103,9 @@ class ImageInput:
 class Request:
     """A prompt and how to go on from it. Its `watch` reads the answer as it grows.
 
-    A `guide` restricts the answer to a form. With a `window` it may outgrow any context.
+    A `guide` restricts the answer to a form. With a `window` it may outgrow any context. `adapter`
+    is the number of the adapter that computes it, 0 for none; where that has an image side of its
+    own, the digests of the images say so.
     """
 
     token_ids: tuple[int, ...]
@@ -112,6 +114,7 @@ class Request:
     watch: StopWatch = field(default_factory=NoWatch)
     guide: Guide | None = None
     window: Window | None = None
+    adapter: int = 0
 
 
 @dataclass(frozen=True)

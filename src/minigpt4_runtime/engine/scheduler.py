@@ -250,6 +250,7 @@ class Scheduler:
                     sequence.images(start, stop),
                     is_sampled,
                     sequence.choice,
+                    sequence.request.adapter,
                 )
             )
             branch.num_told = len(branch.blocks)
