@@ -122,18 +122,22 @@ class ChatChunk(BaseModel):
 
 
 class ModelCard(BaseModel):
-    """The model of this server. Extensions: its abilities in words, and the tasks it knows."""
+    """A model of this server. Extensions: its abilities in words, and the tasks it knows.
+
+    An adapter has the model that it is used with as `parent`.
+    """
 
     id: str
     object: Literal["model"] = "model"
     created: int
     owned_by: Literal["minigpt4-runtime"] = "minigpt4-runtime"
+    parent: str | None = None
     description: str
     tasks: tuple[TaskName, ...] = ()
 
 
 class ModelList(BaseModel):
-    """All models of this server: one."""
+    """All models of this server: its own, and the adapters of that."""
 
     object: Literal["list"] = "list"
     data: list[ModelCard]
