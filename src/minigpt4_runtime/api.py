@@ -114,6 +114,7 @@ class MiniGPT4:
         rope_scaling: RopeScaling | Mapping[str, Any] | str | None = None,
         max_context: int | None = None,
         adapter: str | PathLike[str] | None = None,
+        adapters: Mapping[str, str | PathLike[str]] | None = None,
     ) -> MiniGPT4:
         """Load a model folder; without one, the bundled demo model, which knows drawn scenes.
 
@@ -136,8 +137,10 @@ class MiniGPT4:
                 at all. Without it, what the folder's config.json says.
             max_context: how many tokens a sequence may have; without it, as many as positions
                 reach.
-            adapter: a file made by `minigpt4 tune` of this model, whose weights take the place of
-                the folder's.
+            adapter: what `minigpt4 tune` made of this model, or a LoRA folder of PEFT: a projection
+                takes the place of the folder's, LoRA adds to its language model.
+            adapters: several of them by names of your choice, instead: each request may choose one
+                by `adapter=NAME`, and requests of different ones run together.
 
         Raises:
             ConfigError: a setting has no meaning, or this process is to `follow` another.
@@ -149,6 +152,7 @@ class MiniGPT4:
         source = WeightSource.folder(
             model_dir, rope_scaling=rope_scaling, max_context=max_context,
             adapter=Path(adapter) if adapter is not None else None,
+            adapters={name: Path(path) for name, path in (adapters or {}).items()},
         )  # fmt: skip
         vision = VisionSettings(runtime=vision_runtime, graph=vision_graph, provider=provider)
         return cls(
@@ -209,10 +213,13 @@ class MiniGPT4:
         task: TaskName | None = None,
         processors: Sequence[LogitsProcessor] = (),
         branches: Mapping[str, Messages] | None = None,
+        adapter: str | None = None,
     ) -> Reply:
         """Ask one question about one image. MiniGPT-v2 knows tasks, such as "grounding"."""
         question = [_question(image, prompt, task)]
-        return self.chat(question, sampling, processors=processors, branches=branches)
+        return self.chat(
+            question, sampling, processors=processors, branches=branches, adapter=adapter
+        )
 
     def chat(
         self,
@@ -221,6 +228,7 @@ class MiniGPT4:
         *,
         processors: Sequence[LogitsProcessor] = (),
         branches: Mapping[str, Messages] | None = None,
+        adapter: str | None = None,
     ) -> Reply:
         """Answer the last message of a dialogue, or go on with it where it is the assistant's.
 
@@ -228,24 +236,31 @@ class MiniGPT4:
         of `submit`.
 
         Raises:
-            RequestError: messages, an image or the prompt's length cannot be served, or a processor
-                fails.
+            RequestError: messages, an image or the prompt's length cannot be served, a processor
+                fails, or there is no such adapter.
         """
         reply = None
-        for delta in self.submit(messages, sampling, processors=processors, branches=branches):
+        ticket = self.submit(
+            messages, sampling, processors=processors, branches=branches, adapter=adapter
+        )
+        for delta in ticket:
             reply = delta.reply
         assert reply is not None, "a stream ends with its reply"
         return reply
 
     def stream(
-        self, messages: Messages, sampling: SamplingParams | None = None
+        self,
+        messages: Messages,
+        sampling: SamplingParams | None = None,
+        *,
+        adapter: str | None = None,
     ) -> Iterator[TextDelta]:
         """Answer like `chat`, giving the text as it grows. Wrong input is refused at once.
 
         The last delta carries the finished `reply`. The deltas' texts together are its text, unless
         the model itself writes "Assistant:", up to which a reply is dropped, as in the original.
         """
-        return iter(self.submit(messages, sampling))
+        return iter(self.submit(messages, sampling, adapter=adapter))
 
     def submit(
         self,
@@ -254,6 +269,7 @@ class MiniGPT4:
         *,
         processors: Sequence[LogitsProcessor] = (),
         branches: Mapping[str, Messages] | None = None,
+        adapter: str | None = None,
     ) -> Ticket[TextDelta]:
         """Begin to answer, and give a ticket to read: iterate it, `async for` it, or cancel it.
 
@@ -266,6 +282,7 @@ class MiniGPT4:
                 the one before it made of the logits.
             branches: other prompts by name, which get the same ids; processors see their logits.
                 A request with branches has one answer, and no `cache_window` shortens it.
+            adapter: the name of one of those that the model was loaded with.
         """
         sampling = sampling or SamplingParams()
         script = write_script(read_messages(messages), self._template)
@@ -293,7 +310,7 @@ class MiniGPT4:
         reader = ReplyReader(kept, window, len(script.images), shown)
         return self._loaded.submit(
             kept.token_ids, images, sampling, watch, reader, window,
-            processors=steering.processors, beside=steering.open(self._loaded),
+            processors=steering.processors, beside=steering.open(self._loaded), adapter=adapter,
         )  # fmt: skip
 
     def submit_raw(
@@ -304,6 +321,7 @@ class MiniGPT4:
         *,
         processors: Sequence[LogitsProcessor] = (),
         branches: Mapping[str, tuple[str, Sequence[ImageLike]]] | None = None,
+        adapter: str | None = None,
     ) -> Ticket[TextDelta]:
         """Answer a prompt as it is written: no template and no system text are added.
 
@@ -328,11 +346,15 @@ class MiniGPT4:
         reader = ReplyReader(kept, None, len(images), shown)
         return self._loaded.submit(
             kept.token_ids, images, sampling, watch, reader,
-            processors=steering.processors, beside=steering.open(self._loaded),
+            processors=steering.processors, beside=steering.open(self._loaded), adapter=adapter,
         )  # fmt: skip
 
     def submit_text(
-        self, text: str | Sequence[int], sampling: SamplingParams | None = None
+        self,
+        text: str | Sequence[int],
+        sampling: SamplingParams | None = None,
+        *,
+        adapter: str | None = None,
     ) -> Ticket[TextDelta]:
         """Go on from a text, or its ids, as it is: no template, no images, nothing trimmed.
 
@@ -350,7 +372,9 @@ class MiniGPT4:
         )
         answer = AnswerText(self._tokenizer, None, sampling, before=token_ids, begins_with="")
         watch, reader = TextWatch(answer), ReplyReader(kept, window, num_images=0)
-        return self._loaded.submit(kept.token_ids, (), sampling, watch, reader, window)
+        return self._loaded.submit(
+            kept.token_ids, (), sampling, watch, reader, window, adapter=adapter
+        )
 
     def describe_all(
         self,
@@ -361,6 +385,7 @@ class MiniGPT4:
         task: TaskName | None = None,
         processors: Sequence[LogitsProcessor] = (),
         branches: Callable[[Any], Mapping[str, Messages]] | None = None,
+        adapter: str | None = None,
     ) -> Iterator[Described]:
         """Ask one question about each of any number of images, many at once.
 
@@ -370,15 +395,17 @@ class MiniGPT4:
 
         Raises:
             GrammarError: the schema or regex of `sampling` cannot be followed.
-            RequestError: the model knows no such task.
+            RequestError: the model knows no such task, or has no such adapter.
         """
         self.prepare(sampling or SamplingParams())
         check_task(task, self._template)
+        self._loaded.find_adapter(adapter)
 
         def submit(image: ImageLike) -> Ticket[TextDelta]:
             return self.submit(
                 [_question(image, prompt, task)], sampling,
                 processors=processors, branches=branches(image) if branches else None,
+                adapter=adapter,
             )  # fmt: skip
 
         return ImageRun(submit, max_running=self.engine_config.max_running).of(images)
@@ -420,6 +447,11 @@ class MiniGPT4:
     def tasks(self) -> tuple[TaskName, ...]:
         """The tasks that a question may have: MiniGPT-v2's, or none."""
         return self._template.tasks
+
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        """The names of the adapters that a request may choose."""
+        return tuple(name for name, _ in self._loaded.source.adapters)
 
     def stats(self) -> EngineStats:
         """The counters and the present state of the engine."""

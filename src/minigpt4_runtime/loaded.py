@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Literal, TypeVar, cast
 
 import torch
@@ -142,7 +143,7 @@ class LoadedModel:
         self.engine.close()
         self.ranks.close()
 
-    def submit(  # noqa: PLR0917 - a request, and how it is read.
+    def submit(  # noqa: PLR0913, PLR0917 - a request, and how it is read.
         self,
         token_ids: Sequence[int],
         images: tuple[ImageInput, ...],
@@ -153,13 +154,27 @@ class LoadedModel:
         *,
         processors: tuple[LogitsProcessor, ...] = (),
         beside: tuple[Beside, ...] = (),
+        adapter: str | None = None,
     ) -> Ticket[T]:
-        """Go on from these ids. `watch` and `read` turn the answer into the ticket's pieces."""
+        """Go on from these ids. `watch` and `read` turn the answer into the ticket's pieces.
+
+        Raises:
+            RequestError: there is no adapter of that name.
+        """
+        number = self.find_adapter(adapter)
         request = Request(
-            tuple(token_ids), images, sampling, watch, self.guide(sampling), window,
-            processors=processors, beside=beside,
+            tuple(token_ids), self._tuned(images, number), sampling, watch, self.guide(sampling),
+            window, processors=processors,
+            beside=tuple(replace(each, images=self._tuned(each.images, number)) for each in beside),
+            adapter=number,
         )  # fmt: skip
         return self.engine.submit(request, read)
+
+    def _tuned(self, images: tuple[ImageInput, ...], adapter: int) -> tuple[ImageInput, ...]:
+        """Where an adapter has an image side: under other digests, since rows are others too."""
+        if adapter not in self.rank_model.tuned:
+            return images
+        return tuple(replace(each, digest=f"{each.digest} {adapter}") for each in images)
 
     def encode_prompt(self, prompt: Prompt) -> EncodedPrompt:
         """A prompt → its ids, with places for the rows of its pictures."""
@@ -210,6 +225,20 @@ class LoadedModel:
         images = self.open_images(prompt, encoded)
         request = Request(encoded.token_ids, images, SamplingParams(), candidates=known)
         return self.engine.submit(request, lambda event: cast("tuple[float, ...]", event.note))
+
+    def find_adapter(self, name: str | None) -> int:
+        """The number by which the engine knows an adapter, 0 for none.
+
+        Raises:
+            RequestError: there is no adapter of that name.
+        """
+        names = [each for each, _ in self.source.adapters]
+        if name is None:
+            return 0
+        if name not in names:
+            known = ", ".join(names) or "none: load the model with adapters"
+            raise RequestError(f"adapter is {name!r:.100}; this model has {known}.")
+        return 1 + names.index(name)
 
     def check_ids(self, token_ids: Sequence[int]) -> None:
         """Raise a RequestError unless these are one or more ids of the vocabulary."""

@@ -7,14 +7,17 @@ Never  runs an engine.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
 import torch
 from torch import nn
 
+from minigpt4_runtime.checkpoint.adapters import AdapterParts
 from minigpt4_runtime.checkpoint.blank_model import Where
+from minigpt4_runtime.checkpoint.choices import add_choices, tuned_vision
 from minigpt4_runtime.checkpoint.graph_folder import find_graph
 from minigpt4_runtime.checkpoint.weight_source import WeightSource
 from minigpt4_runtime.config import DTypeName, VisionSettings
@@ -31,6 +34,7 @@ from minigpt4_runtime.vision.registry import vision_encoder
 class RankModel:
     """The language model, and the encoder of its images, which only rank 0 has.
 
+    `tuned` are the encoders of adapters with an image side of their own, by the adapter's number.
     `vision_bytes` is the size of the image side's weights, 0 where a graph has them. `left_bytes`
     of the memory are left for keys and values; None if that is not known.
     """
@@ -39,6 +43,7 @@ class RankModel:
     vision: VisionEncoder | None
     vision_bytes: int
     left_bytes: int | None
+    tuned: Mapping[int, VisionEncoder] = field(default_factory=dict)
 
     def weight_bytes(self) -> dict[str, int]:
         """Bytes of the weights: "vision", "embedding", "layers" and "head" of the language."""
@@ -58,7 +63,8 @@ def open_graph(
         return "torch", None
     if source.model_dir is None:
         raise ConfigError("A graph belongs to a model folder, not to random weights.")
-    if source.adapter is not None:
+    given = (source.adapter, *(path for _, path in source.adapters))
+    if any(path is not None and AdapterParts.find(path).projection for path in given):
         raise ConfigError(
             "vision_graph and adapter are both given: a graph holds the projection of its own "
             "folder. Leave out one of them."
@@ -92,18 +98,37 @@ def load_rank_model(
         device=backend.device, dtype=torch_dtype, free_bytes=free_bytes, group=group,
         kernel_of=kernel_of, operations=row_operations(backend.device),
     )  # fmt: skip
-    vision_bytes = 0
+    vision_bytes, tuned = 0, {}
     if encoder is not None or group.rank:
         language = source.load_language(**where)
     else:
         model = source.load_model(**where)
         language, vision_bytes = model.language, _count_bytes(model.vision)
-        encoder = vision_encoder("torch")(
-            model.vision, in_float32=widen_from is not None, capture=capture
+        encode = partial(
+            vision_encoder("torch"), in_float32=widen_from is not None, capture=capture
         )
+        encoder = encode(model.vision)
+        parts = {
+            number: tuned_vision(
+                model.vision, source.config, path, _folder(source),
+                dtype=torch_dtype, kernel_of=kernel_of,
+            )
+            for number, (_, path) in enumerate(source.adapters, 1)
+        }  # fmt: skip
+        tuned = {number: encode(part) for number, part in parts.items() if part is not None}
+        vision_bytes += sum(_count_bytes(part.projection) for part in parts.values() if part)
+    paths = [path for _, path in source.adapters]
+    added_bytes = (
+        add_choices(language, source.config, paths, _folder(source)) if source.adapters else 0
+    )
     if free_bytes is not None:
-        free_bytes -= vision_bytes + _count_bytes(language)
-    return RankModel(language, encoder, vision_bytes, free_bytes)
+        free_bytes -= vision_bytes + _count_bytes(language) + added_bytes
+    return RankModel(language, encoder, vision_bytes, free_bytes, tuned)
+
+
+def _folder(source: WeightSource) -> Path:
+    assert source.model_dir is not None, "adapters belong to a folder"
+    return source.model_dir
 
 
 def _count_bytes(module: nn.Module) -> int:

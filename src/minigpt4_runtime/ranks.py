@@ -128,6 +128,7 @@ def make_runner(model: RankModel, backend: DeviceBackend, config: EngineConfig) 
         return Runner(
             language, model.vision, bind,
             config=config, num_blocks=num_blocks, capture=capture, least=least,
+            tuned=model.tuned,
         )  # fmt: skip
     except RuntimeError as error:
         if not is_out_of_memory(error):

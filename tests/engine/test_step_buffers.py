@@ -50,8 +50,11 @@ class Told:
             ids = tuple(self._draw(st.lists(st.integers(0, 9), min_size=count, max_size=count)))
             sampled = self._draw(st.integers(0, count))
             slices.append(
-                Slice(7, 0, before, ids, row, first, tuple(blocks[first:]), num_sampled=sampled)
-            )
+                Slice(
+                    7, 0, before, ids, row, first, tuple(blocks[first:]), num_sampled=sampled,
+                    adapter=self._draw(st.integers(0, 2)),
+                )
+            )  # fmt: skip
         return StepPlan(tuple(slices))
 
 
@@ -82,6 +85,10 @@ def test_a_step_is_what_its_plans_told(data, block_size):
                 assert held == list(range(sequence.run_start, sequence.run_start + len(held)))
         assert step.token_ids.tolist() == [i for each in plan.slices for i in each.token_ids]
         assert step.positions.tolist() == positions
+        chosen = [each.adapter for each in plan.slices for _ in each.token_ids]
+        assert (None if step.adapters is None else step.adapters.tolist()) == (
+            chosen if any(chosen) else None
+        )
         assert step.batch.slots.tolist() == slots
         assert step.sampled_rows.tolist() == sampled
         assert step.batch.lengths.tolist() == [each[2] for each in step.batch.sequences]
@@ -165,8 +172,10 @@ def test_a_plan_is_sent_whole(data):
     assert [(each.token_ids, each.new_blocks) for each in sent.slices] == [
         (each.token_ids, each.new_blocks) for each in plan.slices
     ]
-    assert [each.num_sampled for each in sent.slices] == [each.num_sampled for each in plan.slices]
-    assert [each.choice for each in sent.slices] == [each.choice for each in plan.slices]
+    for field in ("num_sampled", "adapter", "choice"):
+        assert [getattr(each, field) for each in sent.slices] == [
+            getattr(each, field) for each in plan.slices
+        ]
     assert not plan.has_unknown_ids
 
 

@@ -3,7 +3,7 @@
 Owns   the file's tensors and its record, and the check that it belongs to a folder.
 Takes  the projection in float32, and the Q-Former if it was tuned too, and what they were made of;
        gives the places that a model loads from.
-Never  changes a model folder.
+Never  changes a model folder. `adapters` knows folders, which may hold such a file and more.
 """
 
 import json
@@ -32,7 +32,7 @@ QFORMER = "vision.qformer"
 NAMES = (f"{PROJECTION}.weight", f"{PROJECTION}.bias")
 # Under this name the record stands in the header of the file.
 _RECORD = "minigpt4_tuned"
-_REMEDY = "Name the file projection.safetensors that `minigpt4 tune` wrote."
+_REMEDY = "Name the file projection.safetensors that `minigpt4 tune` wrote, or its folder."
 
 
 def encode_adapter(
@@ -84,6 +84,24 @@ def read_adapter(path: Path) -> tuple[dict[str, StoredTensor], dict[str, Any]]:
     return stored, record
 
 
+def check_base(path: Path, record: Mapping[str, Any], model_dir: Path) -> None:
+    """Refuse a file that was made over another image side: see `lay_over`."""
+    if record["base"] != vision_digest(model_dir):
+        raise CheckpointError(
+            f"{path} was tuned over the image side of {record.get('model', 'another model')}, and "
+            f"that of {model_dir} has another digest. Take the model that it was made from."
+        )
+
+
+def find_record(metadata: Mapping[str, str]) -> dict[str, Any] | None:
+    """The record in a header; None where this program has written none."""
+    try:
+        record = json.loads(metadata[_RECORD])
+        return record if isinstance(record["base"], str) else None
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
 def lay_over(
     path: Path, model_dir: Path, stored: Mapping[str, StoredTensor], formats: FormatChoice
 ) -> tuple[dict[str, StoredTensor], FormatChoice]:
@@ -93,11 +111,7 @@ def lay_over(
         CheckpointError: the file is no adapter, or was made over another image side.
     """
     tuned, record = read_adapter(path)
-    if record["base"] != vision_digest(model_dir):
-        raise CheckpointError(
-            f"{path} was tuned over the image side of {record.get('model', 'another model')}, and "
-            f"that of {model_dir} has another digest. Take the model that it was made from."
-        )
+    check_base(path, record, model_dir)
     has_qformer = any(name.startswith(f"{QFORMER}.") for name in tuned)
     for part in (PROJECTION, QFORMER) if has_qformer else (PROJECTION,):
         stored = {name: at for name, at in stored.items() if not name.startswith(f"{part}.")}

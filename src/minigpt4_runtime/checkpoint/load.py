@@ -17,7 +17,7 @@ from typing import Unpack
 import torch
 from torch import Tensor
 
-from minigpt4_runtime.checkpoint.adapter import lay_over
+from minigpt4_runtime.checkpoint.adapters import adapted, lay_adapter_over
 from minigpt4_runtime.checkpoint.blank_model import (
     KernelOf,
     Side,
@@ -72,8 +72,9 @@ def load_model(
 ) -> MiniGPT4Model:
     """Load a model. On a CPU, weights of the wanted dtype and order stay in the mapped file.
 
-    `config` takes the place of the folder's own, for settings that change no shape. The weights of
-    an `adapter`, as `minigpt4 tune` writes it, take the place of the folder's.
+    `config` takes the place of the folder's own, for settings that change no shape; with an
+    `adapter` it is that of `adapters.adapted`. A projection of the adapter takes the place of the
+    folder's, and its LoRA stands beside the weights.
 
     Raises:
         CheckpointError: a file is damaged, or a weight is missing, too many or misshapen.
@@ -85,10 +86,14 @@ def load_model(
 
 
 def load_language(
-    model_dir: Path, config: ModelConfig | None = None, **where: Unpack[Where]
+    model_dir: Path,
+    config: ModelConfig | None = None,
+    *,
+    adapter: Path | None = None,
+    **where: Unpack[Where],
 ) -> Llama:
     """Load this rank's part of the language model alone. See `load_model`."""
-    folder = _open(model_dir, config)
+    folder = _open(model_dir, config, adapter)
     language = blank_for(where, folder.config, folder.formats).language
     return _fill(language, _LANGUAGE, folder, where)
 
@@ -107,11 +112,11 @@ def load_vision(
 def _open(
     model_dir: Path, config: ModelConfig | None = None, adapter: Path | None = None
 ) -> _Folder:
-    config = config or load_config(model_dir)
+    config = config or adapted(load_config(model_dir), adapter, model_dir)
     formats: FormatChoice = read_manifest(model_dir).weight_format
     stored = read_folder_weights(model_dir)
     if adapter is not None:
-        stored, formats = lay_over(adapter, model_dir, stored, formats)
+        stored, formats = lay_adapter_over(adapter, model_dir, config, stored, formats)
     parts = list_parts(blank_model(config, formats=formats))
     wanted = {name: part.shape for name, part in parts.items()}
     found = {name: place.shape for name, place in stored.items()}

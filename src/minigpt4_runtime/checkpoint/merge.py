@@ -1,14 +1,18 @@
 """A model folder and an adapter → a whole model folder, which needs no adapter.
 
-Owns   the copy of all weights with the adapter's among them.
+Owns   the copy of all weights with the adapter's among them, and the sum of a weight and its LoRA.
 Takes  both paths; gives a folder that every command takes.
-Never  rounds a weight: integers stay as they are stored.
+Never  rounds integers anew: LoRA of a weight of integers stays beside it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
-from minigpt4_runtime.checkpoint.adapter import lay_over
+import torch
+from torch import Tensor
+
+from minigpt4_runtime.checkpoint.adapters import AdapterParts, adapted, lay_adapter_over
 from minigpt4_runtime.checkpoint.blank_model import blank_model, list_parts
 from minigpt4_runtime.checkpoint.config_file import load_config
 from minigpt4_runtime.checkpoint.folder import TOKENIZER_NAME, staged_folder, write_descriptions
@@ -21,7 +25,10 @@ from minigpt4_runtime.checkpoint.weights import (
     read_folder_weights,
 )
 from minigpt4_runtime.checkpoint.writer import NamedWeight, total_bytes, write_weights
+from minigpt4_runtime.config import AdapterConfig, ModelConfig
 from minigpt4_runtime.errors import CheckpointError
+from minigpt4_runtime.formats.dense import DENSE
+from minigpt4_runtime.formats.registry import FormatChoice, format_of
 
 
 def merge(
@@ -41,10 +48,16 @@ def merge(
     for path, what in ((model_dir, "model"), (adapter, "adapter")):
         if path.resolve().is_relative_to(out_dir.resolve()):
             raise CheckpointError(f"{out_dir} holds the {what} itself. Choose another --out.")
-    config, manifest = load_config(model_dir), read_manifest(model_dir)
-    stored, formats = lay_over(
-        adapter, model_dir, read_folder_weights(model_dir), manifest.weight_format
+    manifest = read_manifest(model_dir)
+    config = adapted(before := load_config(model_dir), adapter, model_dir)
+    stored, formats = lay_adapter_over(
+        adapter, model_dir, config, read_folder_weights(model_dir), manifest.weight_format
     )
+    tensors: Mapping[str, Tensor] = FolderTensors(stored)
+    if before.language.adapters is None and config.language.adapters is not None:
+        config, sums = _merged(config, formats, tensors)
+        stored = {name: at for name, at in stored.items() if name not in sums.factors}
+        tensors = sums
     parts = list_parts(blank_model(config, formats=formats))
     found = {name: place.shape for name, place in stored.items()}
     wanted = {name: part.shape for name, part in parts.items()}
@@ -53,7 +66,7 @@ def merge(
     forms = {
         name: WeightForm(stored[name].shape, names_of[stored[name].dtype_code]) for name in parts
     }
-    tensors, num_bytes, num_written = FolderTensors(stored), total_bytes(forms), 0
+    num_bytes, num_written = total_bytes(forms), 0
 
     def count(more: int) -> None:
         nonlocal num_written
@@ -63,6 +76,51 @@ def merge(
     with staged_folder(out_dir, needed_bytes=num_bytes, force=force) as folder:
         weights = (NamedWeight(name, name, tensors[name]) for name in forms)
         write_weights(folder, forms, weights, on_bytes=count)
-        sources = (*manifest.sources, SourceRecord.of("projection", adapter))
+        files = AdapterParts.find(adapter).files
+        added = (SourceRecord.of(role, path) for role, path in files.items())
+        sources = (*manifest.sources, *added)
         stamped = Manifest.stamp(forms.values(), sources, formats)
         write_descriptions(folder, config, stamped, model_dir / TOKENIZER_NAME)
+
+
+class _Sums(Mapping[str, Tensor]):
+    """The tensors of a folder, those of `owners` with their LoRA added: W + B·A·alpha/rank.
+
+    The sum is taken in float32 and rounded once, to the dtype that W is stored in.
+    """
+
+    def __init__(self, tensors: Mapping[str, Tensor], owners: Mapping[str, float]) -> None:
+        self._tensors = tensors
+        self._owners = {f"{name}.weight": (name, scale) for name, scale in owners.items()}
+        self.factors = {f"{name}.adapter.{side}" for name in owners for side in ("low", "high")}
+
+    def __getitem__(self, name: str) -> Tensor:
+        tensor = self._tensors[name]
+        if name not in self._owners:
+            return tensor
+        owner, scale = self._owners[name]
+        low, high = (self._tensors[f"{owner}.adapter.{side}"].float() for side in ("low", "high"))
+        return torch.addmm(tensor.float(), high, low, alpha=scale).to(tensor.dtype)
+
+    def __iter__(self) -> Iterator[str]:
+        return (name for name in self._tensors if name not in self.factors)
+
+    def __len__(self) -> int:
+        return len(self._tensors) - len(self.factors)
+
+
+def _merged(
+    config: ModelConfig, formats: FormatChoice, tensors: Mapping[str, Tensor]
+) -> tuple[ModelConfig, _Sums]:
+    """The config without the LoRA of weights that are floats, and these weights with it."""
+    adapters = config.language.adapters
+    assert adapters is not None, "there is LoRA to merge"
+    scales = {
+        f"language.{name}": adapters.alpha / rank
+        for name, rank in adapters.ranks
+        if format_of(formats, f"language.{name}") is DENSE
+    }
+    left = tuple(each for each in adapters.ranks if f"language.{each[0]}" not in scales)
+    kept = AdapterConfig(adapters.alpha, left) if left else None
+    language = replace(config.language, adapters=kept)
+    return replace(config, language=language), _Sums(tensors, scales)

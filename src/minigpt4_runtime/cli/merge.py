@@ -18,13 +18,21 @@ def merge(
         Path, typer.Argument(metavar="MODEL", help="A model folder, or the name of a fetched one.")
     ],
     *,
-    adapter: Annotated[Path, option("FILE", "A file made by `minigpt4 tune` of this model.")],
+    adapter: Annotated[
+        Path,
+        option(
+            "PATH",
+            "What `minigpt4 tune` made of this model, a file or a folder, or a LoRA folder of "
+            "PEFT.",
+        ),
+    ],
     out: Annotated[Path, option("DIR", "The model folder to make.")],
     force: Annotated[bool, flag("Replace the model folder that --out names.", "--force")] = False,
 ) -> None:
     """Make a model folder that has an adapter's weights as its own.
 
-    It can be quantised, exported and served as any other, and needs no --adapter.
+    It can be quantised, exported and served as any other, and needs no --adapter. LoRA is added
+    to weights of floats in float32 and rounded once; that of weights of integers stays beside them.
     """
     from minigpt4_runtime.checkpoint.merge import merge as merge_folder
     from minigpt4_runtime.checkpoint.shelf import find_model

@@ -1,6 +1,6 @@
 """The options that commands share, each written once.
 
-Owns   ModelOptions and SamplingOptions, and how a command takes them as one value each.
+Owns   ModelOptions, ServedOptions and SamplingOptions, and how a command takes each as one value.
 Takes  the values that typer read; gives a loaded model and SamplingParams, which check the values.
 Never  checks a single value: only which options go together, named as they are typed.
 """
@@ -71,8 +71,8 @@ CacheWindow = Annotated[
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelOptions:
-    """The model, and the device and runtime for it."""
+class PlaceOptions:
+    """The model, and the device and runtime for it, without adapters."""
 
     model: Annotated[
         Path | None,
@@ -157,10 +157,6 @@ class ModelOptions:
             "positions reach.",
         ),
     ] = None
-    adapter: Annotated[
-        Path | None,
-        option("FILE", "A file made by `minigpt4 tune` of this model: answer with its weights."),
-    ] = None
 
     def follow(self) -> bool:
         """Follow rank 0 if torchrun has started this process for that; return whether it has."""
@@ -215,6 +211,55 @@ class ModelOptions:
             cache_dtype=cast(Any, self.cache_dtype),
             cuda_graphs=cast(Any, self.cuda_graphs),
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions(PlaceOptions):
+    """The model with one adapter or none."""
+
+    adapter: Annotated[
+        Path | None,
+        option(
+            "PATH",
+            "What `minigpt4 tune` made of this model, a file or a folder, or a LoRA folder of "
+            "PEFT: answer with its weights.",
+        ),
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServedOptions(PlaceOptions):
+    """The model with adapters by name."""
+
+    adapter: Annotated[
+        list[str] | None,
+        option(
+            "[NAME=]PATH",
+            "What `minigpt4 tune` made of this model, a file or a folder, or a LoRA folder of "
+            "PEFT. A request whose model is NAME is answered with it; without a name all are. "
+            "NAME=PATH may be repeated.",
+        ),
+    ] = None
+
+    def arguments(self, engine: EngineConfig | None = None) -> dict[str, Any]:
+        """See `PlaceOptions`.
+
+        Raises:
+            ConfigError: a name is missing or given twice.
+        """
+        arguments = super().arguments(engine)
+        given: list[str] = arguments.pop("adapter") or []
+        if len(given) == 1 and (Path(given[0]).exists() or "=" not in given[0]):
+            return {**arguments, "adapter": given[0]}
+        adapters: dict[str, str] = {}
+        for each in given:
+            name, equals, path = each.partition("=")
+            if not (name and equals and path):
+                raise ConfigError(f"--adapter is {each!r}; of several, each is NAME=PATH.")
+            if name in adapters:
+                raise ConfigError(f"--adapter names {name!r} twice. Give each a name of its own.")
+            adapters[name] = path
+        return {**arguments, "adapters": adapters}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -377,7 +422,7 @@ def spread_options(command: Callable[..., None]) -> Callable[..., None]:
         for name, group in groups.items():
             members = {field.name: values.pop(field.name) for field in fields(group)}
             values[name] = group(**members)
-            if isinstance(values[name], ModelOptions) and values[name].follow():
+            if isinstance(values[name], PlaceOptions) and values[name].follow():
                 return  # Rank 0 does the job.
         command(**values)
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from minigpt4_runtime.cli.options import CacheWindow, ModelOptions, flag, option, spread_options
+from minigpt4_runtime.cli.options import CacheWindow, ServedOptions, flag, option, spread_options
 from minigpt4_runtime.cli.web import ExamplesOption, chat_page, check_page
 from minigpt4_runtime.config import EngineConfig
 from minigpt4_runtime.errors import ConfigError
@@ -160,7 +160,7 @@ def serve(
     log_content: Annotated[
         bool, flag("Write prompts, pictures and answers to the log.", "--log-content")
     ] = False,
-    where: ModelOptions,
+    where: ServedOptions,
 ) -> None:
     """Serve the model over HTTP, as OpenAI's chat completions.
 
@@ -209,7 +209,7 @@ def serve(
 def _settings(
     access: AccessOptions,
     limits: LimitOptions,
-    where: ModelOptions,
+    where: ServedOptions,
     *,
     name: str | None,
     log_content: bool,
@@ -239,7 +239,7 @@ def _settings(
 
 
 def _load(
-    where: ModelOptions, limits: LimitOptions, config: ServerConfig, *, announce_demo: bool
+    where: ServedOptions, limits: LimitOptions, config: ServerConfig, *, announce_demo: bool
 ) -> MiniGPT4:
     from minigpt4_runtime.images.pixels import ImageLimits
 

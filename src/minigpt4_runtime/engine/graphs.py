@@ -1,6 +1,7 @@
 """Decode steps as graphs of the device: one launch in place of hundreds.
 
-Owns   the graphs, by the number of sequences that a step is padded to, and which plans have one.
+Owns   the graphs, by the number of sequences that a step is padded to and by whether any of them
+       has an adapter; and which plans have one.
 Takes  a plan, then the step that it was loaded as; gives logits.
 Never  names a device: `capture` is the device's own. Its only state is what it has captured.
 """
@@ -44,7 +45,7 @@ class DecodeGraphs:
         self._max_running = max_running
         self._vocab_size = vocab_size
         self._least = least
-        self._replays: dict[int, Replay] = {}
+        self._replays: dict[tuple[int, bool], Replay] = {}
 
     def size_of(self, plan: StepPlan) -> int:
         """The number of sequences to pad a plan to, or 0 for a plan that is no graph's.
@@ -63,26 +64,26 @@ class DecodeGraphs:
 
         They are valid until the next step of that size.
         """
-        size = len(step.token_ids)
-        if self._capture is not None and size not in self._replays:
-            self._add(size, step)
-        replay = self._replays.get(size)
+        form = (len(step.token_ids), step.adapters is not None)
+        if self._capture is not None and form not in self._replays:
+            self._add(form, step)
+        replay = self._replays.get(form)
         return replay() if replay else self._compute(step)
 
-    def _add(self, size: int, step: Step) -> None:
+    def _add(self, form: tuple[int, bool], step: Step) -> None:
         assert self._capture is not None, "there is something to capture with"
         compute = self._compute
         try:
-            self._replays[size] = self._capture(lambda: compute(step))
+            self._replays[form] = self._capture(lambda: compute(step))
             why = "another rank could not be captured"
         except RuntimeError as error:
             why = str(error).partition("\n")[0]
-        if not self._least(int(size in self._replays)):
+        if not self._least(int(form in self._replays)):
             self._capture = None
             self._replays.clear()
             logger.warning(
                 "A decode step of %d sequences could not be captured as a graph (%s). The engine "
-                "goes on without graphs, which is slower.", size, why,
+                "goes on without graphs, which is slower.", form[0], why,
             )  # fmt: skip
 
 

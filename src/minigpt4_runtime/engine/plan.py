@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import islice
 
 UNKNOWN_ID = -1  # In place of an id that the host has not read yet.
-_FIELDS = 8  # Numbers of a slice, before its ids and blocks.
+_FIELDS = 9  # Numbers of a slice, before its ids and blocks.
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Slice:
     that row now has `new_blocks`; the places before it are as they were. The row then has a block
     for each token up to the last of this slice. The logits after its last `num_sampled` tokens are
     wanted. With a `choice`, its only id is UNKNOWN_ID: the step before has chosen it,
-    from that row of its logits.
+    from that row of its logits. `adapter` is the number of its request's adapter, 0 for none.
     """
 
     sequence_id: int
@@ -45,6 +45,7 @@ class Slice:
     images: tuple[ImageRows, ...] = ()
     num_sampled: int = 0
     choice: int | None = None
+    adapter: int = 0
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ class StepPlan:
             numbers.extend((
                 each.branch, each.start, each.table_row, each.first_block, each.num_sampled,
                 len(each.token_ids), len(each.new_blocks),
-                -1 if each.choice is None else each.choice,
+                -1 if each.choice is None else each.choice, each.adapter,
             ))  # fmt: skip
             numbers.extend(each.token_ids)
             numbers.extend(each.new_blocks)
@@ -89,9 +90,9 @@ class StepPlan:
         copies = tuple((next(numbers), next(numbers)) for _ in range(next(numbers)))
         slices = []
         while fields := tuple(islice(numbers, _FIELDS)):
-            branch, start, row, first_block, num_sampled, num_ids, num_blocks, chosen = fields
+            branch, start, row, first_block, num_sampled, num_ids, num_blocks, *last = fields
             ids, blocks = tuple(islice(numbers, num_ids)), tuple(islice(numbers, num_blocks))
-            choice = None if chosen < 0 else chosen
+            choice, adapter = None if last[0] < 0 else last[0], last[1]
             told = (branch, start, ids, row, first_block, blocks)
-            slices.append(Slice(-1, *told, num_sampled=num_sampled, choice=choice))
+            slices.append(Slice(-1, *told, num_sampled=num_sampled, choice=choice, adapter=adapter))
         return cls(tuple(slices), copies)

@@ -117,7 +117,9 @@ class Request:
     A `guide` restricts the answer to a form. With a `window` it may outgrow any context.
     `processors` change the logits before an id is chosen, and see those of the prompts `beside` by
     their names; these take neither beams nor a window. With `candidates` nothing is chosen: the
-    only event has the log-probability of each candidate as its note.
+    only event has the log-probability of each candidate as its note. `adapter` is the number of the
+    adapter that computes it, 0 for none; where that has an image side of its own, the digests of
+    the images say so.
     """
 
     token_ids: tuple[int, ...]
@@ -129,6 +131,7 @@ class Request:
     processors: tuple[LogitsProcessor, ...] = field(default=(), kw_only=True)
     beside: tuple[Beside, ...] = field(default=(), kw_only=True)
     candidates: tuple[tuple[int, ...], ...] = field(default=(), kw_only=True)
+    adapter: int = field(default=0, kw_only=True)
 
     @property
     def all_images(self) -> tuple[ImageInput, ...]:

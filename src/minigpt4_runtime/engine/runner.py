@@ -87,7 +87,7 @@ class Runner:
 
     `bind` gives the attention kernel for that cache. Of several ranks, the leader alone has a
     vision encoder. With `capture`, decode steps are launched as graphs; `least` then gives the
-    smallest of all ranks' numbers.
+    smallest of all ranks' numbers. `tuned` are the encoders of adapters that have one.
     """
 
     def __init__(
@@ -100,9 +100,11 @@ class Runner:
         num_blocks: int,
         capture: Capture | None = None,
         least: Callable[[int], int] = int,
+        tuned: Mapping[int, VisionEncoder] | None = None,
     ) -> None:
         self._language = language
         self._vision = vision
+        self._tuned = tuned or {}
         self._images = ImageCache(config.image_cache_bytes)
         max_context = language.config.context_length
         device = language.token_embedding.weight.device
@@ -151,7 +153,7 @@ class Runner:
             return self._graphs.logits(step)[: len(plan.slices)]
         attend = self._attention(step.batch)
         embeddings = self._embed(plan, step.token_ids, pixels)
-        hidden = self._language(embeddings, step.positions, attend)
+        hidden = self._language(embeddings, step.positions, attend, step.adapters)
         return self._language.logits(hidden.index_select(0, step.sampled_rows))
 
     def _embed(self, plan: StepPlan, token_ids: Tensor, pixels: Mapping[str, Tensor]) -> Tensor:
@@ -170,18 +172,21 @@ class Runner:
 
     def _encode(self, plan: StepPlan, pixels: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The rows of the plan's images; those not in the cache are encoded, several at once."""
-        wanted = dict.fromkeys(part.digest for each in plan.slices for part in each.images)
+        wanted = {part.digest: each.adapter for each in plan.slices for part in each.images}
         found = {digest: self._images.get(digest) for digest in wanted}
-        missing = [digest for digest, rows in found.items() if rows is None]
-        for first in range(0, len(missing), IMAGES_AT_ONCE):
-            some = missing[first : first + IMAGES_AT_ONCE]
-            assert self._vision is not None, "only the leader's plan has images"
-            started = time.perf_counter()
-            encoded = self._vision.encode(torch.stack([pixels[digest] for digest in some]))
-            self.encoded.seconds += time.perf_counter() - started
-            self.encoded.num_images += len(some)
-            # Cloned: a view would keep its whole batch alive.
-            found.update({d: rows.clone() for d, rows in zip(some, encoded, strict=True)})
+        missing: dict[VisionEncoder | None, list[str]] = {}
+        for digest in (digest for digest, rows in found.items() if rows is None):
+            missing.setdefault(self._tuned.get(wanted[digest], self._vision), []).append(digest)
+        for encoder, digests in missing.items():
+            assert encoder is not None, "only the leader's plan has images"
+            for first in range(0, len(digests), IMAGES_AT_ONCE):
+                some = digests[first : first + IMAGES_AT_ONCE]
+                started = time.perf_counter()
+                encoded = encoder.encode(torch.stack([pixels[digest] for digest in some]))
+                self.encoded.seconds += time.perf_counter() - started
+                self.encoded.num_images += len(some)
+                # Cloned: a view would keep its whole batch alive.
+                found.update({d: rows.clone() for d, rows in zip(some, encoded, strict=True)})
         rows_by_digest = {digest: rows for digest, rows in found.items() if rows is not None}
         for digest, rows in rows_by_digest.items():
             self._images.put(digest, rows)
@@ -191,4 +196,5 @@ class Runner:
 def _decode(language: Llama, attention: AttentionKernel, step: Step) -> Tensor:
     """A step in which all rows are sampled, and none is of an image → its logits."""
     embeddings = language.group.sum(language.embed(step.token_ids))
-    return language.logits(language(embeddings, step.positions, attention(step.batch)))
+    attend = attention(step.batch)
+    return language.logits(language(embeddings, step.positions, attend, step.adapters))

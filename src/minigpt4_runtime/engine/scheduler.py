@@ -236,6 +236,7 @@ class Scheduler:
                     sequence.images(branch, start, stop),
                     nums_sampled[index],
                     sequence.choice,
+                    sequence.request.adapter,
                 )
             )
             branch.num_told = len(branch.blocks)

@@ -199,11 +199,15 @@ class Sequence:
         return tuple(found)
 
     def key(self, branch: Branch, index: int, block_size: int) -> bytes:
-        """A name for the content of a full block: a digest of all ids and images up to its end."""
+        """A name for the content of a full block: a digest of all ids and images up to its end.
+
+        The request's adapter is in it, for what it computes is in the block.
+        """
+        begins = b"adapter %d" % self.request.adapter if self.request.adapter else b""
         while len(branch.keys) <= index:
             start = len(branch.keys) * block_size
             ids = self.token_ids(branch, start, start + block_size)
-            content = hashlib.blake2b(branch.keys[-1] if branch.keys else b"", digest_size=16)
+            content = hashlib.blake2b(branch.keys[-1] if branch.keys else begins, digest_size=16)
             content.update(array("q", ids).tobytes())
             for rows in self.images(branch, start, start + block_size):
                 content.update(f"{rows.digest}/{rows.image_row}/{rows.slice_row};".encode())

@@ -30,6 +30,7 @@ class Step:
     positions: Tensor  # (T,): each row's place in its sequence.
     sampled_rows: Tensor  # (S,): the rows whose logits are wanted.
     batch: StepBatch
+    adapters: Tensor | None = None  # (T,): the number of each row's adapter; None if all have none.
 
 
 class StepBuffers:
@@ -49,8 +50,8 @@ class StepBuffers:
         self._padding = Slice(-1, 0, 0, (0,), config.max_running, 0, (), num_sampled=1)
         self._table = _on_device(self._host_table, device)
         # Ids, positions, lengths, table rows, sampled rows, slots: see `Step` and `StepBatch`; and
-        # the row of the last step's choices that has an id, or -1 where the plan has it.
-        self._host = numpy.zeros((7, config.max_step_tokens), numpy.int64)
+        # the row of the last step's choices that has an id, or -1 where the plan has it; adapters.
+        self._host = numpy.zeros((8, config.max_step_tokens), numpy.int64)
         self._device = _on_device(self._host, device)
         self._rows = self._device.unbind()
         # The first block of each row whose blocks lie one behind the other, else None.
@@ -90,7 +91,12 @@ class StepBuffers:
         for each, rows in zip(plan.slices, sequences, strict=False):
             if each.choice is not None:
                 self._host[6, rows.first_row] = each.choice
-        step = self._step(tuple(sequences), len(ids), len(sampled))
+        has_adapters = any(each.adapter for each in plan.slices)
+        if has_adapters:
+            self._host[7, : len(ids)] = 0
+            for each, rows in zip(plan.slices, sequences, strict=False):
+                self._host[7, rows.first_row : rows.first_row + rows.num_rows] = each.adapter
+        step = self._step(tuple(sequences), len(ids), len(sampled), has_adapters=has_adapters)
         if UNKNOWN_ID in ids:
             assert choices is not None, "a plan with unknown ids comes with the last choices"
             chosen_from = self._rows[6][: len(ids)]
@@ -98,16 +104,26 @@ class StepBuffers:
             step.token_ids.copy_(torch.where(chosen_from < 0, step.token_ids, chosen))
         return step
 
-    def _step(self, sequences: tuple[SequenceRows, ...], num_rows: int, num_sampled: int) -> Step:
+    def _step(
+        self,
+        sequences: tuple[SequenceRows, ...],
+        num_rows: int,
+        num_sampled: int,
+        *,
+        has_adapters: bool,
+    ) -> Step:
         if self._device.device.type != "cpu":
             # From pinned memory, or the host would wait until the step before has ended.
             self._device.copy_(torch.from_numpy(self._host).pin_memory(), non_blocking=True)
-        ids, positions, lengths, table_rows, sampled, slots, _ = self._rows
+        ids, positions, lengths, table_rows, sampled, slots, _, adapters = self._rows
         batch = StepBatch(
             sequences, slots[:num_rows], lengths[: len(sequences)], table_rows[: len(sequences)],
             self._table,
         )  # fmt: skip
-        return Step(ids[:num_rows], positions[:num_rows], sampled[:num_sampled], batch)
+        return Step(
+            ids[:num_rows], positions[:num_rows], sampled[:num_sampled], batch,
+            adapters[:num_rows] if has_adapters else None,
+        )  # fmt: skip
 
     def _note_blocks(self, plan: StepPlan) -> None:
         """Write new blocks into the table, and see whether those of a row still lie in one run."""

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from minigpt4_runtime.formats.contracts import InOrder, LinearKernel, WeightFormat
 from minigpt4_runtime.formats.dense import DENSE
-from minigpt4_runtime.model.adapter import Adapter, Addition
+from minigpt4_runtime.model.adapter import Adapter, AdapterChoice, Addition
 
 
 class Linear(nn.Module):
@@ -28,6 +28,7 @@ class Linear(nn.Module):
         self.weight = nn.Parameter(torch.empty(self.shape))
         self.bias = nn.Parameter(torch.empty(out_features)) if bias else None
         self.adapter: Addition | None = None
+        self.choice: AdapterChoice | None = None
         self.wanted_order: InOrder | None = None
         self._multiply: LinearKernel = DENSE.multiply
 
@@ -79,10 +80,17 @@ class Linear(nn.Module):
         finally:
             self._multiply = held
 
-    def forward(self, rows: Tensor) -> Tensor:
-        """(…, in_features) → (…, out_features), in the dtype of `rows`."""
+    def forward(self, rows: Tensor, chosen: Tensor | None = None) -> Tensor:
+        """(…, in_features) → (…, out_features), in the dtype of `rows`.
+
+        `chosen` are the numbers of the adapters that rows (T, in_features) have chosen.
+        """
         product = self._multiply(rows, self._parameters, self.bias)  # type: ignore[arg-type]
-        return product if self.adapter is None else product + self.adapter(rows)
+        if self.adapter is not None:
+            product = product + self.adapter(rows)
+        if chosen is None or self.choice is None:
+            return product
+        return product + self.choice(rows, chosen)
 
 
 def settle(module: nn.Module) -> None:

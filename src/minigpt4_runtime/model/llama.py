@@ -74,17 +74,19 @@ class LlamaAttention(nn.Module):
         self.value = Linear(size, kv_size, bias=False)
         self.out = Linear(q_size, size, bias=False)
 
-    def forward(self, hidden: Tensor, rotation: Rotation, attend: Attend) -> Tensor:
+    def forward(
+        self, hidden: Tensor, rotation: Rotation, attend: Attend, chosen: Tensor | None = None
+    ) -> Tensor:
         """(T, C) → (T, C)."""
         q, k, v = (
-            rows.view(len(hidden), -1, self.head_dim)
-            for rows in (self.query(hidden), self.key(hidden), self.value(hidden))
+            linear(hidden, chosen).view(len(hidden), -1, self.head_dim)
+            for linear in (self.query, self.key, self.value)
         )
         if isinstance(attend, TurningAttend):
             attended = attend.attend(self.layer, q, k, v, rotation)
         else:
             attended = attend(self.layer, rotation(q), rotation(k), v)
-        return self._group.sum(self.out(attended.reshape(len(hidden), -1)))
+        return self._group.sum(self.out(attended.reshape(len(hidden), -1), chosen))
 
 
 class LlamaLayer(nn.Module):
@@ -102,12 +104,14 @@ class LlamaLayer(nn.Module):
         self.mlp_down = Linear(gated_size, size, bias=False)
         self.operations: RowOperations = TORCH_OPERATIONS
 
-    def forward(self, hidden: Tensor, rotation: Rotation, attend: Attend) -> Tensor:
+    def forward(
+        self, hidden: Tensor, rotation: Rotation, attend: Attend, chosen: Tensor | None = None
+    ) -> Tensor:
         """(T, C) → (T, C)."""
         hidden, normed = self.attention_norm(hidden)
-        hidden, normed = self.mlp_norm(hidden, self.attention(normed, rotation, attend))
-        gated = self.operations.gate(self.mlp_gate(normed), self.mlp_up(normed))
-        return hidden + self._group.sum(self.mlp_down(gated))
+        hidden, normed = self.mlp_norm(hidden, self.attention(normed, rotation, attend, chosen))
+        gated = self.operations.gate(self.mlp_gate(normed, chosen), self.mlp_up(normed, chosen))
+        return hidden + self._group.sum(self.mlp_down(gated, chosen))
 
 
 class Llama(nn.Module):
@@ -160,12 +164,21 @@ class Llama(nn.Module):
         is_foreign = (held < 0) | (held >= len(self._held_ids))
         return rows.masked_fill(is_foreign[:, None], 0)
 
-    def forward(self, embeddings: Tensor, positions: Tensor, attend: Attend) -> Tensor:
-        """(T, C) rows at (T,) positions → (T, C) hidden rows, normed and ready for the head."""
+    def forward(
+        self,
+        embeddings: Tensor,
+        positions: Tensor,
+        attend: Attend,
+        chosen: Tensor | None = None,
+    ) -> Tensor:
+        """(T, C) rows at (T,) positions → (T, C) hidden rows, normed and ready for the head.
+
+        `chosen` (T,) are the numbers of the rows' adapters, as `Linear.choice` has them.
+        """
         rotation = Rotation(positions, self.config, embeddings.dtype)
         hidden: Tensor = embeddings
         for layer in self.layers:
-            hidden = layer(hidden, rotation, attend)
+            hidden = layer(hidden, rotation, attend, chosen)
         _, normed = self.norm(hidden)
         return normed  # type: ignore[no-any-return]
 

@@ -122,7 +122,7 @@ class ChatChunk(BaseModel):
 
 
 class ModelCard(BaseModel):
-    """The model of this server.
+    """A model of this server. An adapter has the model that it is used with as `parent`.
 
     Extensions: its abilities in words, the tasks it knows, and whether there is POST /explain.
     """
@@ -131,13 +131,14 @@ class ModelCard(BaseModel):
     object: Literal["model"] = "model"
     created: int
     owned_by: Literal["minigpt4-runtime"] = "minigpt4-runtime"
+    parent: str | None = None
     description: str
     tasks: tuple[TaskName, ...] = ()
     explains: bool = False
 
 
 class ModelList(BaseModel):
-    """All models of this server: one."""
+    """All models of this server: its own, and the adapters of that."""
 
     object: Literal["list"] = "list"
     data: list[ModelCard]

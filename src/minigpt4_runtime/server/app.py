@@ -22,7 +22,7 @@ from starlette.routing import Route
 from starlette.types import Scope
 
 from minigpt4_runtime import __version__
-from minigpt4_runtime.errors import MiniGPT4Error
+from minigpt4_runtime.errors import ConfigError, MiniGPT4Error
 from minigpt4_runtime.server.absent import RequestPart
 from minigpt4_runtime.server.admission import Admission, Slot
 from minigpt4_runtime.server.answered import (
@@ -107,13 +107,17 @@ class Parts:
             on_failure=self._end_all,
         )
         self.chat = Chat(model, config, metrics=self.metrics, watch=self.watch)
-        self.card = ModelCard(
+        card = ModelCard(
             id=config.model_name,
             created=int(time.time()),
             description=config.model_description,
             tasks=model.tasks,
             explains=config.explains,
         )
+        if card.id in model.adapters:
+            raise ConfigError(f"The model and an adapter are both named {card.id!r}. Rename one.")
+        tuned = (card.model_copy(update={"id": name, "parent": card.id}) for name in model.adapters)
+        self.cards = {each.id: each for each in (card, *tuned)}
         # Called when the engine has failed and its requests have been ended.
         self.on_failure: Callable[[], object] = lambda: None
 
@@ -250,16 +254,16 @@ def _add_other_routes(app: FastAPI, parts: Parts) -> None:
     @app.get("/v1/models/", include_in_schema=False)
     @app.get("/v1/models", responses=_NOT_LET_IN)
     async def models() -> ModelList:
-        """Name the model that answers here."""
-        return ModelList(data=[parts.card])
+        """Name the model that answers here, and its adapters."""
+        return ModelList(data=list(parts.cards.values()))
 
     # A model's name may have slashes in it.
     @app.get("/v1/models/{model:path}", responses={**_NOT_LET_IN, 404: _ERRORS[404]})
     async def model_card(model: str) -> ModelCard:
         """Say whether this model answers here."""
-        if model != parts.card.id:
-            raise no_such_model(model, parts.card.id)
-        return parts.card
+        if model not in parts.cards:
+            raise no_such_model(model, list(parts.cards))
+        return parts.cards[model]
 
     @app.get("/version", responses=_NOT_LET_IN)
     async def version() -> Version:

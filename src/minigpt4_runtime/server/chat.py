@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Seque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import BaseModel
@@ -106,7 +107,7 @@ class Chat:
             self._watch.report(error)
             raise
         slot.abort = answers.abort
-        writer = endpoint.writer(asked, self._config.model_name, self._model.token_bytes)
+        writer = endpoint.writer(asked, asked.model, self._model.token_bytes)
         running.begin(asked, answers, writer)
         is_stream = asked.stream
         del asked  # Frees its pictures, which have been opened.
@@ -123,7 +124,7 @@ class Chat:
         """
         body = await self._read(request, slot)
         asked = await self._in_thread(read_request, body.content, TokenizeRequest)
-        self._check_model(asked.model or self._config.model_name)
+        self._adapter_of(asked.model or self._config.model_name)
         self._check_content([] if asked.prompt is None else [asked.prompt], asked.messages or ())
         return await self._in_thread(tokenize, self._model, asked)
 
@@ -187,12 +188,15 @@ class Chat:
         body.forget()
         num_images = sum(isinstance(part, ImageSource) for m in messages for part in m.content)
         self._metrics.count_images(num_images)
+        adapter = self._adapter_of(asked.model)
         if not asked.prompts:
-            return [await self._in_thread(self._model.submit, messages, each) for each in samplings]
+            submit = partial(self._model.submit, messages, adapter=adapter)
+            return [await self._in_thread(submit, each) for each in samplings]
+        submit_text = partial(self._model.submit_text, adapter=adapter)
         per_prompt = len(samplings) // len(asked.prompts)
         prompts = [prompt for prompt in asked.prompts for _ in range(per_prompt)]
         return [
-            await self._in_thread(self._model.submit_text, prompt, each)
+            await self._in_thread(submit_text, prompt, each)
             for prompt, each in zip(prompts, samplings, strict=True)
         ]
 
@@ -210,7 +214,7 @@ class Chat:
         return await asyncio.get_running_loop().run_in_executor(self._threads, work, *arguments)
 
     def _check(self, asked: TextRequest) -> None:
-        self._check_model(asked.model)
+        self._adapter_of(asked.model)
         most = min(self._config.max_choices, self._config.max_requests)
         _check_number("n", asked.num_choices, most)
         _check_number("num_beams", asked.num_beams or 1, self._model.engine_config.max_running)
@@ -250,9 +254,12 @@ class Chat:
             message = f"The request has {num_images} pictures; this server allows {most}."
             raise Failure(400, message, param=subject, code="too_many_images")
 
-    def _check_model(self, name: str) -> None:
-        if name != self._config.model_name:
-            raise no_such_model(name, self._config.model_name)
+    def _adapter_of(self, name: str) -> str | None:
+        """The adapter that a model's name means, None for the model itself."""
+        own, adapters = self._config.model_name, self._model.adapters
+        if name not in (own, *adapters):
+            raise no_such_model(name, (own, *adapters))
+        return None if name == own else name
 
     async def _open(self, message: ChatMessage, body: Body) -> Message:
         parts = [

@@ -8,6 +8,7 @@ Never  shows a client the message of an unexpected error, which may quote anythi
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from starlette.exceptions import HTTPException
@@ -81,9 +82,10 @@ def queue_full(message: str) -> Failure:
     return Failure(429, told, "rate_limit_error", code="queue_full", headers=RETRY_SOON)
 
 
-def no_such_model(asked: str, own: str) -> Failure:
-    """The request names another model than this server's."""
-    message = f"There is no model {asked[:100]!r} here; this is {own!r}."
+def no_such_model(asked: str, own: Sequence[str]) -> Failure:
+    """The request names another model than this server's own."""
+    known = f"{'these are' if own[1:] else 'this is'} {', '.join(map(repr, own))}"
+    message = f"There is no model {asked[:100]!r} here; {known}."
     return Failure(404, message, param="model", code="model_not_found")
 
 

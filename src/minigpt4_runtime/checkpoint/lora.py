@@ -1,0 +1,176 @@
+"""LoRA adapters of a language model, in the folders that PEFT writes.
+
+Owns   the two files of such a folder, the names in them, and the check that they fit a model.
+Takes  a folder and the config of a language model; gives the places of the factors by our names.
+Never  needs PEFT, and reads no pickle.
+"""
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from minigpt4_runtime.checkpoint.file_kind import read_json, show_value
+from minigpt4_runtime.checkpoint.weights import (
+    DTYPE_CODES,
+    StoredTensor,
+    list_some,
+    read_described,
+    show_shape,
+)
+from minigpt4_runtime.config import DTYPE_NAMES, AdapterConfig, LanguageConfig
+from minigpt4_runtime.errors import CheckpointError
+
+CONFIG_NAME, WEIGHTS_NAME = "adapter_config.json", "adapter_model.safetensors"
+# PEFT's name of a matrix, which is that of transformers' Llama → ours.
+OWN_NAMES = {
+    "self_attn.q_proj": "attention.query",
+    "self_attn.k_proj": "attention.key",
+    "self_attn.v_proj": "attention.value",
+    "self_attn.o_proj": "attention.out",
+    "mlp.gate_proj": "mlp_gate",
+    "mlp.up_proj": "mlp_up",
+    "mlp.down_proj": "mlp_down",
+}
+# The second "model." is absent where PEFT was given the Llama without its head.
+_FACTOR = re.compile(
+    r"base_model\.model\.(?:model\.)?layers\.(\d+)\.(\w+\.\w+)\.lora_([AB])\.weight"
+)
+_SIDES = {"A": "low", "B": "high"}
+_WANTED = "LoRA factors of the language model's layers, and nothing else, can be used."
+
+
+@dataclass(frozen=True)
+class Lora:
+    """The factors of a folder. `metadata` is what the file of weights says of itself.
+
+    A factor's name is "language.layers.0.attention.query.adapter.low": A, or "….high": B.
+    """
+
+    config: AdapterConfig
+    factors: Mapping[str, StoredTensor]
+    metadata: Mapping[str, str]
+
+
+def read_lora(folder: Path, language: LanguageConfig) -> Lora:
+    """Read where the factors lie, and check them against a model without opening its weights.
+
+    Raises:
+        CheckpointError: it is no LoRA of PEFT's, or one of another model.
+    """
+    settings = _read_settings(folder)
+    path = folder / WEIGHTS_NAME
+    if not path.is_file():
+        raise CheckpointError(
+            f"{folder} has no {WEIGHTS_NAME}. Save the adapter again with PEFT's save_pretrained, "
+            "which writes one unless safe_serialization is off."
+        )
+    stored, metadata = read_described(path)
+    factors, unknown = {}, []
+    for name, place in stored.items():
+        found = _FACTOR.fullmatch(name)
+        if found is None or found[2] not in OWN_NAMES:
+            unknown.append(name)
+            continue
+        owner = f"layers.{int(found[1])}.{OWN_NAMES[found[2]]}"
+        factors[f"language.{owner}.adapter.{_SIDES[found[3]]}"] = place
+    if unknown or not factors:
+        what = f"holds {list_some(unknown)}" if unknown else "holds no LoRA factor"
+        raise CheckpointError(f"{path} {what}. {_WANTED}")
+    ranks = _check_factors(path, factors, language)
+    return Lora(AdapterConfig(_alpha(folder, settings, ranks), ranks), factors, metadata)
+
+
+def _read_settings(folder: Path) -> dict[str, Any]:
+    path = folder / CONFIG_NAME
+    settings = read_json(path)
+    if settings.get("peft_type") != "LORA":
+        raise CheckpointError(
+            f"{path} has peft_type {show_value(settings, 'peft_type')}; only LORA can be used."
+        )
+    # Each of these changes what is computed, or adds weights of another kind.
+    for name in ("use_dora", "alpha_pattern", "modules_to_save", "fan_in_fan_out", "lora_bias"):
+        if settings.get(name):
+            raise CheckpointError(
+                f"{path} has {name} {show_value(settings, name)}, which cannot be used here. "
+                f"{_WANTED}"
+            )
+    if settings.get("bias", "none") != "none":
+        raise CheckpointError(
+            f"{path} has bias {show_value(settings, 'bias')}; only none can be used. {_WANTED}"
+        )
+    return settings
+
+
+def _alpha(folder: Path, settings: Mapping[str, Any], ranks: tuple[tuple[str, int], ...]) -> float:
+    """The number that, divided by its rank, each change counts."""
+    alpha = settings.get("lora_alpha")
+    if not isinstance(alpha, int | float) or not 0 < alpha < math.inf:
+        raise CheckpointError(
+            f"{folder / CONFIG_NAME} has lora_alpha {show_value(settings, 'lora_alpha')}; a number "
+            "above 0 is wanted."
+        )
+    if not settings.get("use_rslora"):
+        return float(alpha)
+    # Kalajdzievski, 2023: alpha counts by the root of the rank.
+    different = {rank for _, rank in ranks}
+    if len(different) > 1:
+        raise CheckpointError(
+            f"{folder / CONFIG_NAME} has use_rslora, and ranks {sorted(different)}; only a single "
+            "rank can be used with it."
+        )
+    return float(alpha) * math.sqrt(different.pop())
+
+
+def _check_factors(
+    path: Path, factors: Mapping[str, StoredTensor], language: LanguageConfig
+) -> tuple[tuple[str, int], ...]:
+    """The rank of each changed matrix, all of whose factors are there and fit the model."""
+    ranks = {}
+    shapes = _shapes(language)
+    for owner in dict.fromkeys(name.rpartition(".adapter.")[0] for name in factors):
+        sides = [factors.get(f"{owner}.adapter.{side}") for side in _SIDES.values()]
+        _, _, number, matrix = owner.split(".", 3)
+        low, high = sides
+        if low is None or high is None:
+            raise CheckpointError(f"{path} has only one of two LoRA factors of {owner}. {_WANTED}")
+        if int(number) >= language.num_hidden_layers:
+            raise CheckpointError(
+                f"{path} changes layer {number} of a language model, and this one has "
+                f"{language.num_hidden_layers}. Give the model that the adapter was made for."
+            )
+        out_features, in_features = shapes[matrix]
+        rank = low.shape[0] if low.shape else 0
+        if low.shape != (rank, in_features) or high.shape != (out_features, rank) or not rank:
+            raise CheckpointError(
+                f"{path}: the factors of {owner} are {show_shape(low.shape)} and "
+                f"{show_shape(high.shape)}, and the weight is "
+                f"{show_shape((out_features, in_features))}. Give the model that the adapter was "
+                "made for."
+            )
+        for side in (low, high):
+            if side.dtype_code not in [DTYPE_CODES[name] for name in DTYPE_NAMES]:
+                raise CheckpointError(
+                    f"{path}: a factor of {owner} is of dtype {side.dtype_code}; "
+                    f"{', '.join(DTYPE_NAMES)} can be used."
+                )
+        ranks[owner.removeprefix("language.")] = rank
+    return tuple(ranks.items())
+
+
+def _shapes(language: LanguageConfig) -> dict[str, tuple[int, int]]:
+    """(out, in) of each matrix of a layer."""
+    size, gated = language.hidden_size, language.intermediate_size
+    q_size = language.num_attention_heads * language.head_dim
+    kv_size = language.num_key_value_heads * language.head_dim
+    return {
+        "attention.query": (q_size, size),
+        "attention.key": (kv_size, size),
+        "attention.value": (kv_size, size),
+        "attention.out": (size, q_size),
+        "mlp_gate": (gated, size),
+        "mlp_up": (gated, size),
+        "mlp_down": (size, gated),
+    }

@@ -1,0 +1,137 @@
+"""Several adapters in one engine: each request gets its own, alone and beside others."""
+
+import pytest
+import torch
+from adapter_folders import write_lora, write_projection
+from fake_graphs import use_graphs
+from golden_cases import GOLDENS
+
+from minigpt4_runtime import ConfigError, MiniGPT4, RequestError, SamplingParams
+from minigpt4_runtime.checkpoint.config_file import load_config
+from minigpt4_runtime.quantise.choice import QuantisePlan
+from minigpt4_runtime.quantise.quantise import quantise
+
+PICTURE = sorted((GOLDENS / "llama2-gqa/images").iterdir())[0]
+SAMPLING = SamplingParams(max_new_tokens=10, ignore_eos=True, stop=())
+CPU = {"device": "cpu", "dtype": "float32"}
+NAMES = (None, "lora", "rows", "both")
+
+
+@pytest.fixture(scope="module")
+def base(golden_model_dir):
+    return golden_model_dir("llama2-gqa")
+
+
+@pytest.fixture(scope="module")
+def paths(base, tmp_path_factory):
+    """LoRA alone; a projection alone; both, of another rank and with fewer matrices."""
+    made, language = tmp_path_factory.mktemp("adapters"), load_config(base).language
+    write_lora(made / "lora", language, seed=1, size=0.6)
+    write_projection(made / "rows.safetensors", base, seed=2, size=1.0)
+    some = ("self_attn.q_proj", "self_attn.o_proj", "mlp.down_proj")
+    write_lora(made / "both", language, seed=3, rank=5, targets=some, size=0.8)
+    write_projection(made / "both/projection.safetensors", base, seed=4, size=1.0)
+    return {"lora": made / "lora", "rows": made / "rows.safetensors", "both": made / "both"}
+
+
+def ask(model, name):
+    return model.describe(PICTURE, "What?", SAMPLING, adapter=name).token_ids
+
+
+def ask_together(model, names):
+    tickets = [
+        model.submit([{"role": "user", "content": [_part(), "What?"]}], SAMPLING, adapter=name)
+        for name in names
+    ]
+    return [list(ticket)[-1].reply.token_ids for ticket in tickets]
+
+
+def _part():
+    return {"type": "image_url", "image_url": {"url": str(PICTURE)}}
+
+
+@pytest.fixture(scope="module")
+def alone(base, paths):
+    """What each adapter answers that is loaded for all requests; None: without any."""
+    found = {}
+    for name in NAMES:
+        with MiniGPT4.load(base, adapter=paths.get(name), **CPU) as model:
+            found[name] = ask(model, None)
+    assert len(set(found.values())) == len(NAMES), "adapters that change nothing test nothing"
+    return found
+
+
+def test_each_request_gets_its_own(base, paths, alone):
+    """In turn, over one another's caches, and all in the same steps."""
+    with MiniGPT4.load(base, adapters=paths, **CPU) as model:
+        assert model.adapters == ("lora", "rows", "both")
+        for name in (*NAMES, *NAMES):
+            assert ask(model, name) == alone[name], name
+        mixed = [*NAMES, "both", None, "lora"]
+        assert ask_together(model, mixed) == [alone[name] for name in mixed]
+        # What is equal is still shared: the picture without a projection of its own, three encoded.
+        assert model.stats().num_encoded_images == 3
+        described = list(model.describe_all([PICTURE], "What?", SAMPLING, adapter="lora"))
+        assert described[0].reply.token_ids == alone["lora"]
+        for asking in (lambda: ask(model, "none"),
+                       lambda: model.describe_all([], adapter="none"),
+                       lambda: model.submit_text("a", adapter="none")):  # fmt: skip
+            with pytest.raises(RequestError, match="adapter is 'none'; this model has lora, rows"):
+                list(asking())
+
+
+def test_searches_and_small_steps(base, paths, alone):
+    """Beams fork rows, and prompts come in pieces beside answers of other adapters."""
+    beams = SamplingParams(max_new_tokens=6, num_beams=3, ignore_eos=True, stop=())
+    engine = {"max_step_tokens": 24, "block_size": 8, "max_running": 8}
+    with MiniGPT4.load(base, adapters=paths, engine=engine, **CPU) as model:
+        before = {n: model.describe(PICTURE, "a", beams, adapter=n).token_ids for n in NAMES}
+        tickets = [
+            model.submit([{"role": "user", "content": [_part(), "a"]}], beams, adapter=n)
+            for n in NAMES
+        ]
+        together = [list(each)[-1].reply.token_ids for each in tickets]
+        assert together == list(before.values())
+        assert ask_together(model, NAMES) == list(alone.values())
+
+
+def test_ranks_know_the_adapters_of_rows(base, paths, alone):
+    with MiniGPT4.load(base, adapters=paths, tensor_parallel=2, **CPU) as model:
+        assert ask_together(model, NAMES) == list(alone.values())
+
+
+def test_graphs_read_the_adapters_from_their_tensors(base, paths, alone, monkeypatch):
+    """On a device that runs ahead. A step without adapters has a graph of its own, without them."""
+    recorder = use_graphs(monkeypatch, runs_ahead=True)
+    with MiniGPT4.load(base, adapters=paths, **CPU) as model:
+        assert ask_together(model, [None] * 2) == [alone[None]] * 2
+        before = recorder.num_captured
+        for names in (("lora", "rows"), ("both", None), ("rows", "lora")):
+            assert ask_together(model, names) == [alone[name] for name in names]
+        assert recorder.num_captured > before > 0
+        captured = recorder.num_captured
+        assert ask_together(model, ("lora", "both")) == [alone["lora"], alone["both"]]
+        assert recorder.num_captured <= captured + 1  # One of a single sequence may be new.
+
+
+def test_over_weights_of_integers(base, paths, tmp_path):
+    plan = QuantisePlan(weights="w8a16", image_side="keep")
+    quantise(base, tmp_path / "w8", plan)
+    found = {}
+    for name in NAMES:
+        with MiniGPT4.load(tmp_path / "w8", adapter=paths.get(name), **CPU) as model:
+            found[name] = ask(model, None)
+    with MiniGPT4.load(tmp_path / "w8", adapters=paths, **CPU) as model:
+        assert ask_together(model, NAMES) == list(found.values())
+
+
+def test_what_cannot_be(base, paths):
+    with pytest.raises(ConfigError, match="adapter and adapters are both given"):
+        MiniGPT4.load(base, adapter=paths["lora"], adapters=paths)
+    with pytest.raises(ConfigError, match="vision_graph and adapter are both given"):
+        MiniGPT4.load(base, adapters=paths, vision_graph=PICTURE.parent)
+    with MiniGPT4.load(base, **CPU) as model:
+        assert model.adapters == ()
+        with pytest.raises(RequestError, match="this model has none: load the model with adapters"):
+            ask(model, "lora")
+        assert torch.is_tensor(model.embed_images([PICTURE]))
