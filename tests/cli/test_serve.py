@@ -20,6 +20,7 @@ import pytest
         (["--ui", "--pictures", "none", "--port", "99999"], "none is no folder with pictures in"),
         (["--ui", "--pictures", "a.png", "--port", "99999"], "a.png is no folder with pictures in"),
         (["--pictures", "."], "--pictures is for the chat page. Add --ui"),
+        (["--explain", "--tensor-parallel", "2"], "leave out --tensor-parallel"),
         (["--trusted-proxy", "a.example"], "A proxy is named by its address or network"),
         (["--port", "99999"], "Cannot listen on 127.0.0.1 port 99999"),
     ],
