@@ -14,8 +14,8 @@ from minigpt4_runtime.model.rotary import Rotation
 
 FORMATS = ["float32", "int8", "int4", "fp8"]
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
-# Query heads, key heads, their width: more than a program takes, shared ones, and odd widths.
-SHAPES = [(6, 6, 32), (6, 2, 40), (3, 3, 24), (4, 1, 128)]
+# Query heads, key heads, their width: more than a program takes, shared ones, and an odd width.
+SHAPES = [(6, 6, 32), (6, 2, 40), (4, 1, 128)]
 SLOTS = [5, 20, 2, 11]
 
 
@@ -168,8 +168,8 @@ from minigpt4_runtime.kernels.cache_write_triton import _turn_and_write
 
 # What rows are of, what the cache has, the GPU, the width of heads, whether keys have a centre.
 for rows, cached, capability, width, has_centre in (
-    ("fp16", "fp16", 80, 128, False), ("bf16", "bf16", 90, 88, False),
-    ("fp16", "i8", 80, 128, False), ("bf16", "u8", 90, 128, True),
+    ("fp16", "fp16", 80, 88, False), ("fp16", "i8", 80, 128, False),
+    ("bf16", "u8", 90, 128, True),
     ("fp16", "fp8e4nv", 89, 128, False),
 ):
     has_scales, is_int4 = cached in {"i8", "fp8e4nv"}, cached == "u8"
