@@ -17,19 +17,16 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from minigpt4_runtime.checkpoint.adapter import described
+from minigpt4_runtime.checkpoint.lora import CONFIG_NAME, OWN_NAMES, WEIGHTS_NAME
 from minigpt4_runtime.checkpoint.writer import encode_tensors
 from minigpt4_runtime.model.adapter import Adapter
 from minigpt4_runtime.model.linear import Linear
 from minigpt4_runtime.model.llama import Llama
 from minigpt4_runtime.report.files import write_whole
-from minigpt4_runtime.tune.settings import LORA_TARGETS, TuneSettings
+from minigpt4_runtime.tune.settings import TuneSettings
 
-CONFIG_NAME, WEIGHTS_NAME = "adapter_config.json", "adapter_model.safetensors"
-_OWN_NAMES = (
-    "attention.query", "attention.key", "attention.value", "attention.out", "mlp_gate", "mlp_up",
-    "mlp_down",
-)  # fmt: skip
-OWN_NAME_OF = dict(zip(LORA_TARGETS, _OWN_NAMES, strict=True))
+# A matrix's own name, by the last word of the one that others have for it.
+OWN_NAME_OF = {theirs.rpartition(".")[2]: ours for theirs, ours in OWN_NAMES.items()}
 
 
 class LearnedAdapter(Adapter):
@@ -78,12 +75,11 @@ def write_lora(
     Raises:
         ConfigError: a file cannot be written.
     """
-    published = {ours: theirs for theirs, ours in OWN_NAME_OF.items()}
+    published = {ours: theirs for theirs, ours in OWN_NAMES.items()}
     tensors: dict[str, Tensor] = {}
     for name, adapter in adapters.items():
         _, number, own = name.split(".", 2)
-        block = "self_attn" if own.startswith("attention") else "mlp"
-        stem = f"base_model.model.model.layers.{number}.{block}.{published[own]}"
+        stem = f"base_model.model.model.layers.{number}.{published[own]}"
         tensors[f"{stem}.lora_A.weight"] = adapter.low
         tensors[f"{stem}.lora_B.weight"] = adapter.high
     content = encode_tensors(tensors, {"format": "pt", **described(record)})
