@@ -125,6 +125,18 @@ def test_over_weights_of_integers(base, paths, tmp_path):
         assert ask_together(model, NAMES) == list(found.values())
 
 
+def test_in_half_precision(base, paths):
+    """On a CPU the image side is widened, which encoders share; rows are as the model computes."""
+    half = {"device": "cpu", "dtype": "float16"}
+    with MiniGPT4.load(base, adapter=paths["rows"], **half) as model:
+        expected = ask(model, None)
+    with MiniGPT4.load(base, adapters=paths, **half) as model:
+        assert ask_together(model, ["rows", None])[0] == expected
+        size = model.config.vision.image_size
+        encoded = model._loaded.rank_model.tuned[2].encode(torch.zeros(1, 3, size, size))
+        assert encoded.dtype == torch.float16
+
+
 def test_what_cannot_be(base, paths):
     with pytest.raises(ConfigError, match="adapter and adapters are both given"):
         MiniGPT4.load(base, adapter=paths["lora"], adapters=paths)

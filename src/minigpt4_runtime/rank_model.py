@@ -105,8 +105,9 @@ def load_rank_model(
         model = source.load_model(**where)
         language, vision_bytes = model.language, _count_bytes(model.vision)
         encode = partial(
-            vision_encoder("torch"), in_float32=widen_from is not None, capture=capture
-        )
+            vision_encoder("torch"),
+            in_float32=widen_from is not None, capture=capture, rows_dtype=torch_dtype,
+        )  # fmt: skip
         encoder = encode(model.vision)
         parts = {
             number: tuned_vision(

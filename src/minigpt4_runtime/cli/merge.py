@@ -1,9 +1,12 @@
-"""`minigpt4 merge`: a model folder and an adapter in, one model folder out."""
+"""`minigpt4 merge`: a model folder and an adapter in, one model folder or checkpoint out."""
 
 from __future__ import annotations
 
 import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated
 
 import typer
@@ -11,6 +14,7 @@ import typer
 from minigpt4_runtime.cli.convert import byte_bar, hold_cache
 from minigpt4_runtime.cli.options import flag, option
 from minigpt4_runtime.cli.terminal import note
+from minigpt4_runtime.errors import ConfigError
 
 
 def merge(
@@ -23,10 +27,17 @@ def merge(
         option(
             "PATH",
             "What `minigpt4 tune` made of this model, a file or a folder, or a LoRA folder of "
-            "PEFT.",
+            "PEFT; or a projection that the original's training has saved, as .pth.",
         ),
     ],
-    out: Annotated[Path, option("DIR", "The model folder to make.")],
+    out: Annotated[Path | None, option("DIR", "The model folder to make.")] = None,
+    export_original: Annotated[
+        Path | None,
+        option(
+            "FILE",
+            "Write the projection as the original's training saves one: a .pth for its `ckpt`.",
+        ),
+    ] = None,
     force: Annotated[bool, flag("Replace the model folder that --out names.", "--force")] = False,
 ) -> None:
     """Make a model folder that has an adapter's weights as its own.
@@ -34,14 +45,45 @@ def merge(
     It can be quantised, exported and served as any other, and needs no --adapter. LoRA is added
     to weights of floats in float32 and rounded once; that of weights of integers stays beside them.
     """
-    from minigpt4_runtime.checkpoint.merge import merge as merge_folder
     from minigpt4_runtime.checkpoint.shelf import find_model
+
+    if out is None and export_original is None:
+        raise ConfigError("Nothing is to be made. Give --out DIR, --export-original FILE, or both.")
+    model_dir = find_model(model)
+    with _as_adapter(adapter, model_dir) as path:
+        if out is not None:
+            _merge(model_dir, path, out, force=force)
+        if export_original is not None:
+            from minigpt4_runtime.export.original import export_original as write_original
+
+            write_original(path, model_dir, export_original)
+            print(export_original, flush=True)
+    if out is not None:
+        note(f"Try it: minigpt4 describe PICTURE --model {shlex.quote(str(out))}")
+
+
+@contextmanager
+def _as_adapter(path: Path, model_dir: Path) -> Iterator[Path]:
+    """The adapter as our own file, where it is one of the original's."""
+    if path.suffix not in (".pth", ".pt", ".bin") or path.is_dir():
+        yield path
+        return
+    from minigpt4_runtime.convert.fine_tune import read_fine_tune
+
+    content = read_fine_tune(path, model_dir)
+    with TemporaryDirectory(prefix="minigpt4-adapter-") as folder:
+        made = Path(folder) / "projection.safetensors"
+        made.write_bytes(content)
+        yield made
+
+
+def _merge(model_dir: Path, adapter: Path, out: Path, *, force: bool) -> None:
+    from minigpt4_runtime.checkpoint.merge import merge as merge_folder
 
     with hold_cache(out), byte_bar() as progress:
 
         def show(done: int, total: int) -> None:
             progress("merging", done, total)
 
-        merge_folder(find_model(model), adapter, out, force=force, on_bytes=show)
+        merge_folder(model_dir, adapter, out, force=force, on_bytes=show)
     print(out, flush=True)
-    note(f"Try it: minigpt4 describe PICTURE --model {shlex.quote(str(out))}")

@@ -24,15 +24,24 @@ class TorchVisionEncoder:
     """Runs the vision part that was loaded with the model, by one thread at a time."""
 
     def __init__(
-        self, vision: VisionPart, *, in_float32: bool = False, capture: Capture | None = None
+        self,
+        vision: VisionPart,
+        *,
+        in_float32: bool = False,
+        capture: Capture | None = None,
+        rows_dtype: torch.dtype | None = None,
     ) -> None:
-        """`in_float32` computes in float32 whatever the weights are: matrices stay as loaded."""
+        """`in_float32` computes in float32 whatever the weights are: matrices stay as loaded.
+
+        `rows_dtype` is that of the rows where another encoder has the same modules and has widened
+        them already; without it, they have that of the weights.
+        """
         self.part = vision
         self._capture = capture
         self._replays: dict[int, Replay] = {}
         self._pixels: Tensor | None = None  # What graphs read: (8, 3, S, S).
         norm = vision.ln_vision.weight
-        self._device, self._rows_dtype = norm.device, norm.dtype
+        self._device, self._rows_dtype = norm.device, rows_dtype or norm.dtype
         self._dtype = torch.float32 if in_float32 else norm.dtype
         for module in vision.modules():
             matrix = module.part_names if isinstance(module, Linear) else ()
