@@ -1,6 +1,7 @@
 """The memory that `minigpt4 convert` takes, on synthetic published files of several GB.
 
 python benchmarks/convert_memory.py --work-dir /tmp/convert_memory
+python benchmarks/convert_memory.py --work-dir /tmp/convert_memory --v2
 
 Promise: no more than the largest published file and 1 GiB. The files have the published layout and
 widths (7B's and EVA-ViT-g's), the language model with fewer layers; they are deleted at the end.
@@ -29,6 +30,7 @@ GIB = 2**30
 HIDDEN, FEED_FORWARD, VOCABULARY = 4096, 11008, 32001
 WIDTH, VISION_FEED_FORWARD, BLOCKS = 1408, 6144, 40
 QUERY_WIDTH, QUERIES = 768, 32
+GROUP, RANK = 4, 64  # Of MiniGPT-v2: patches in a row, and the rank of its adapters.
 
 
 def made(*shape: int, dtype: torch.dtype = torch.float16) -> Tensor:
@@ -124,6 +126,17 @@ def qformer(num_layers: int) -> dict[str, Tensor]:
     return tensors
 
 
+def v2_projection(num_layers: int) -> dict[str, Tensor]:
+    """MiniGPT-v2's file in float32: the projection, and adapters of queries and values."""
+    tensors = linear("llama_proj", HIDDEN, GROUP * WIDTH, torch.float32)
+    for layer in range(num_layers):
+        for part in ("q", "v"):
+            name = f"llama_model.base_model.model.model.layers.{layer}.self_attn.{part}_proj"
+            tensors[f"{name}.lora_A.weight"] = made(RANK, HIDDEN, dtype=torch.float32)
+            tensors[f"{name}.lora_B.weight"] = made(HIDDEN, RANK, dtype=torch.float32)
+    return tensors
+
+
 def write_json(path: Path, source: Path, **changes: object) -> None:
     """A golden's config.json with other sizes."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -147,6 +160,11 @@ def write_published(folder: Path, args: argparse.Namespace) -> None:
             shard = {weight: tensor * 0.01 for weight, tensor in shard.items()}
         torch.save(shard, llama / name, _use_new_zipfile_serialization=not args.legacy)
     torch.save(eva_vit(), folder / "eva_vit_g.pth")
+    if args.v2:
+        settings = {"model": {"arch": "minigpt_v2"}}
+        content = {"model": v2_projection(args.layers), "config": settings}
+        torch.save(content, folder / "projection.pth")
+        return
     torch.save({"model": qformer(args.query_layers)}, folder / "blip2.pth")
     write_json(
         folder / "bert" / "config.json", GOLDEN / "bert-base-uncased" / "config.json",
@@ -175,8 +193,8 @@ def measure(folder: Path, args: argparse.Namespace) -> None:
         language_dir=folder / "llama",
         vision=folder / "eva_vit_g.pth",
         projection=folder / "projection.pth",
-        qformer=folder / "blip2.pth",
-        bert_dir=folder / "bert",
+        qformer=None if args.v2 else folder / "blip2.pth",
+        bert_dir=None if args.v2 else folder / "bert",
         base_dir=folder / "base" if args.delta else None,
     )
     before, started = peak_bytes(), time.perf_counter()
@@ -200,6 +218,7 @@ def main() -> None:
     )  # fmt: skip
     parser.add_argument("--verify", action="store_true", help="also with --verify")
     parser.add_argument("--delta", action="store_true", help="a delta, and a base it is added to")
+    parser.add_argument("--v2", action="store_true", help="MiniGPT-v2, whose adapters are merged")
     parser.add_argument("--legacy", action="store_true", help="shards from before torch's zips")
     parser.add_argument("--measure", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -220,6 +239,7 @@ def main() -> None:
     flags = f" --dtype {args.dtype}" if args.dtype else ""
     flags += " --verify" if args.verify else ""
     flags += " --base" if args.delta else ""
+    flags += " (MiniGPT-v2)" if args.v2 else ""
     table = Table("what", "size", title=f"minigpt4 convert{flags}: {seconds:.0f} s")
     table.add_row("weights written", show_bytes(num_bytes))
     table.add_row("largest published file", show_bytes(largest))
