@@ -80,6 +80,31 @@ def test_each_request_gets_its_own(base, paths, alone):
                 list(asking())
 
 
+def test_what_is_beside_a_request_has_its_adapter(base, paths):
+    """Branches and candidates are computed as by a model that has the adapter for all requests."""
+    blind = {"blind": [{"role": "user", "content": [_part(), "Where?"]}]}
+    scored = [{"role": "user", "content": [_part(), "What?"]}], ["a", "of the"]
+
+    def take(model, name):
+        told = model.describe(
+            PICTURE, "What?", SAMPLING, adapter=name, branches=blind,
+            processors=[lambda seen: seen.logits - 0.8 * seen.branches["blind"]],
+        )  # fmt: skip
+        return told.token_ids, pytest.approx(model.score(*scored, adapter=name), abs=1e-4)
+
+    alone = {}
+    for name in NAMES:
+        with MiniGPT4.load(base, adapter=paths.get(name), **CPU) as model:
+            alone[name] = take(model, None)
+    assert len({ids for ids, _ in alone.values()}) == len(NAMES)
+    with MiniGPT4.load(base, adapters=paths, **CPU) as model:
+        for name in NAMES:
+            ids, scores = take(model, name)
+            assert (ids, scores.expected) == alone[name]
+        with pytest.raises(RequestError, match="adapter is 'none'"):
+            model.score(*scored, adapter="none")
+
+
 def test_searches_and_small_steps(base, paths, alone):
     """Beams fork rows, and prompts come in pieces beside answers of other adapters."""
     beams = SamplingParams(max_new_tokens=6, num_beams=3, ignore_eos=True, stop=())

@@ -209,10 +209,10 @@ class LoadedModel:
         )
 
     def submit_candidates(
-        self, prompt: Prompt, candidates: Sequence[str | Sequence[int]]
+        self, prompt: Prompt, candidates: Sequence[str | Sequence[int]], adapter: str | None
     ) -> Ticket[tuple[float, ...]]:
         """See `MiniGPT4.submit_score`."""
-        encode = self.tokenizer.encode
+        number, encode = self.find_adapter(adapter), self.tokenizer.encode
         known = tuple(tuple(encode(each) if isinstance(each, str) else each) for each in candidates)
         if isinstance(candidates, str) or not known or not all(known):
             raise RequestError(
@@ -222,8 +222,10 @@ class LoadedModel:
             self.check_ids(each)
         encoded = self.encode_prompt(prompt)
         self.engine.room.check_candidates(len(encoded.token_ids), max(map(len, known)))
-        images = self.open_images(prompt, encoded)
-        request = Request(encoded.token_ids, images, SamplingParams(), candidates=known)
+        images = self._tuned(self.open_images(prompt, encoded), number)
+        request = Request(
+            encoded.token_ids, images, SamplingParams(), candidates=known, adapter=number
+        )
         return self.engine.submit(request, lambda event: cast("tuple[float, ...]", event.note))
 
     def find_adapter(self, name: str | None) -> int:
