@@ -28,9 +28,9 @@ def asked(serving, monkeypatch):
     """What the server was asked for: a list of messages and settings that grows."""
     asked, submit = [], serving.model.submit
 
-    def remember(messages, sampling=None):
+    def remember(messages, sampling=None, **more):
         asked.append((messages, sampling))
-        return submit(messages, sampling)
+        return submit(messages, sampling, **more)
 
     monkeypatch.setattr(serving.model, "submit", remember)
     return asked

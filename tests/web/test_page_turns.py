@@ -30,7 +30,9 @@ def active(page):
 def test_a_question_takes_several_pictures(page, serving, monkeypatch):
     asked, submit = [], serving.model.submit
     monkeypatch.setattr(
-        serving.model, "submit", lambda *given: asked.append(given[0]) or submit(*given)
+        serving.model,
+        "submit",
+        lambda *given, **more: asked.append(given[0]) or submit(*given, **more),
     )
     put_pictures(page, PICTURES / "one.png", PICTURES / "two.png")
     ask(page, "Describe these.")
