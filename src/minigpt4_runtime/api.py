@@ -318,8 +318,11 @@ class MiniGPT4:
         sampling: SamplingParams | None = None,
         *,
         task: TaskName | None = None,
+        is_raw: bool = False,
     ) -> Iterator[Described]:
         """Ask one question about each of any number of images, many at once.
+
+        A raw prompt has `<ImageHere>` in it and is taken as it is, see `submit_raw`.
 
         Images are opened ahead, in threads, only as many as keep the engine full. Results come as
         they are done. The result of an image that cannot be served has an error.
@@ -332,6 +335,8 @@ class MiniGPT4:
         check_task(task, self._template)
 
         def submit(image: ImageLike) -> Ticket[TextDelta]:
+            if is_raw:
+                return self.submit_raw(prompt, [image], sampling)
             return self.submit([_question(image, prompt, task)], sampling)
 
         return ImageRun(submit, max_running=self.engine_config.max_running).of(images)

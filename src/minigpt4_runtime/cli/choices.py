@@ -19,6 +19,8 @@ from minigpt4_runtime.cli.judging import (
     show,
 )
 from minigpt4_runtime.cli.options import ModelOptions, option, spread_options
+from minigpt4_runtime.cli.recipes import RecipeName, take
+from minigpt4_runtime.config import SamplingParams
 from minigpt4_runtime.report.files import ReportFolder
 
 
@@ -35,6 +37,7 @@ def choice(
     ],
     images: ImagesDir,
     prompt: Prompt = "{question}",
+    recipe: RecipeName = None,
     where: ModelOptions,
     out: OutDir = None,
 ) -> None:
@@ -46,15 +49,21 @@ def choice(
     from minigpt4_runtime.evaluation import choice as choice_judge
     from minigpt4_runtime.evaluation.choice_report import judge
     from minigpt4_runtime.evaluation.images import check_folder
+    from minigpt4_runtime.evaluation.recipe import Run
 
-    check_prompt(prompt)
+    # Nothing is generated: of a recipe its prompt alone counts.
+    run = take(
+        recipe, "choice", typed=Run(prompt=prompt, sampling=SamplingParams()),
+        usual=Run(prompt="{question}", sampling=SamplingParams()),
+    )  # fmt: skip
+    check_prompt(run.prompt)
     check_folder(images)
     asked = choice_judge.read_questions(questions)
     folder = ReportFolder.open(out, "choice")
     model = where.load()
     with at_work(folder, choice_judge.LEDGER_KEYS, len(asked)) as (ledger, bar):
         found, faults = choice_judge.ask(
-            model, asked, images_dir=images, prompt=prompt, ledger=ledger,
+            model, asked, images_dir=images, prompt=run.prompt, ledger=ledger,
             asked_of=name_model(where, model), on_question=bar.advance,
         )  # fmt: skip
     report = judge(asked, found, images_dir=images, faults=faults)
@@ -83,6 +92,7 @@ def mme(
     ] = None,
     prompt: Prompt = "{question}",
     max_new_tokens: Annotated[int, option("COUNT", "The longest answer, in tokens.")] = 20,
+    recipe: RecipeName = None,
     where: ModelOptions,
     out: OutDir = None,
 ) -> None:
@@ -95,8 +105,14 @@ def mme(
     from minigpt4_runtime.evaluation.asking import name_strays
     from minigpt4_runtime.evaluation.images import check_folder
     from minigpt4_runtime.evaluation.mme_report import judge
+    from minigpt4_runtime.evaluation.recipe import Run
 
-    check_prompt(prompt)
+    run = take(
+        recipe, "mme",
+        typed=Run(prompt=prompt, sampling=SamplingParams(max_new_tokens=max_new_tokens)),
+        usual=Run(prompt="{question}", sampling=SamplingParams(max_new_tokens=20)),
+    )  # fmt: skip
+    check_prompt(run.prompt)
     check_folder(images)
     asked = mme_judge.read_questions(questions, images)
     folder = ReportFolder.open(out, "mme")
@@ -104,9 +120,8 @@ def mme(
         given = mme_judge.read_answers(results, asked)
         faults = name_strays(results, given, asked)
     else:
-        asking = Asking(
-            images_dir=images, prompt=prompt, max_new_tokens=max_new_tokens, where=where
-        )
+        asking = Asking(images_dir=images, prompt=run.prompt, sampling=run.sampling, where=where)
         given, faults = asking.ask(asked, folder, lambda question: {"label": question.label})
+    given = {question_id: run.trim(answer) for question_id, answer in given.items()}
     report = judge(asked, given, images_dir=images, faults=faults)
     show(report, folder, report.left_out)

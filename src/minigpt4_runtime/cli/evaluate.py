@@ -23,8 +23,9 @@ from minigpt4_runtime.cli.judging import (
     show,
 )
 from minigpt4_runtime.cli.options import ModelOptions, option, spread_options
+from minigpt4_runtime.cli.recipes import RecipeName, take
 from minigpt4_runtime.cli.terminal import note
-from minigpt4_runtime.config import EngineConfig
+from minigpt4_runtime.config import EngineConfig, SamplingParams
 from minigpt4_runtime.errors import ConfigError
 from minigpt4_runtime.report.files import ReportFolder
 from minigpt4_runtime.text.prompt import DESCRIBE_PROMPT
@@ -242,6 +243,7 @@ def pope(
             "no (Nullu).",
         ),
     ] = "first-sentence",
+    recipe: RecipeName = None,
     where: ModelOptions,
     out: OutDir = None,
 ) -> None:
@@ -254,8 +256,14 @@ def pope(
     from minigpt4_runtime.evaluation.asking import name_strays
     from minigpt4_runtime.evaluation.images import check_folder
     from minigpt4_runtime.evaluation.pope_report import judge
+    from minigpt4_runtime.evaluation.recipe import Run
 
-    check_prompt(prompt)
+    sampling = SamplingParams(max_new_tokens=max_new_tokens)
+    run = take(
+        recipe, "pope", typed=Run(prompt=prompt, sampling=sampling, reading=reading),
+        usual=Run(prompt="{question}", sampling=SamplingParams(max_new_tokens=40)),
+    )  # fmt: skip
+    check_prompt(run.prompt)
     check_folder(images)
     asked = pope_judge.read_questions(questions)
     folder = ReportFolder.open(out, "pope")
@@ -263,11 +271,10 @@ def pope(
         given = pope_judge.read_answers(results, asked)
         faults = name_strays(results, given, asked)
     else:
-        asking = Asking(
-            images_dir=images, prompt=prompt, max_new_tokens=max_new_tokens, where=where
-        )
+        asking = Asking(images_dir=images, prompt=run.prompt, sampling=run.sampling, where=where)
         given, faults = asking.ask(asked, folder, lambda question: {"label": question.label})
-    report = judge(asked, given, images_dir=images, faults=faults, reading=reading)
+    given = {question_id: run.trim(answer) for question_id, answer in given.items()}
+    report = judge(asked, given, images_dir=images, faults=faults, reading=run.reading)
     show(report, folder, report.left_out)
 
 
@@ -313,7 +320,8 @@ def refer(
     check_folder(images)
     asked = read_questions(questions)
     folder = ReportFolder.open(out, "refer")
-    asking = Asking(images_dir=images, prompt=prompt, max_new_tokens=max_new_tokens, where=where)
+    sampling = SamplingParams(max_new_tokens=max_new_tokens)
+    asking = Asking(images_dir=images, prompt=prompt, sampling=sampling, where=where)
     given, faults = asking.answers(
         asked, results, folder, lambda question: {"right": question.right}
     )
@@ -356,7 +364,8 @@ def vqa(
     check_folder(images)
     asked = read_questions(questions, annotations, images_dir=images)
     folder = ReportFolder.open(out, "vqa")
-    asking = Asking(images_dir=images, prompt=prompt, max_new_tokens=max_new_tokens, where=where)
+    sampling = SamplingParams(max_new_tokens=max_new_tokens)
+    asking = Asking(images_dir=images, prompt=prompt, sampling=sampling, where=where)
     given, faults = asking.answers(
         asked, results, folder, lambda question: {"right": question.right}
     )

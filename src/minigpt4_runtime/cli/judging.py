@@ -64,11 +64,18 @@ def load_judge(path: Path, device: str) -> Judge:
     return Judge.load(path, device=device)
 
 
-def name_model(where: ModelOptions, model: MiniGPT4) -> str:
-    """The model in words, with every given option, as each may change answers."""
+def name_model(where: ModelOptions, model: MiniGPT4, sampling: SamplingParams | None = None) -> str:
+    """The model in words, with every given option, as each may change answers.
+
+    Of the `sampling` too what is not usual, but for the answer's length.
+    """
     options = {**asdict(where), "device": model.device, "dtype": model.dtype}
     options["model"] = where.model or "demo"
     given = {name: value for name, value in options.items() if value is not None}
+    if sampling is not None:
+        plain = SamplingParams(max_new_tokens=sampling.max_new_tokens)
+        usual = vars(plain)
+        given |= {name: value for name, value in vars(sampling).items() if value != usual[name]}
     return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in given.items())
 
 
@@ -102,7 +109,7 @@ class Asking:
 
     images_dir: Path
     prompt: str
-    max_new_tokens: int
+    sampling: SamplingParams
     where: ModelOptions
 
     def ask(
@@ -118,8 +125,9 @@ class Asking:
         with at_work(folder, asking.LEDGER_KEYS, len(questions)) as (ledger, bar):
             return asking.ask(
                 model, questions, images_dir=self.images_dir, prompt=self.prompt,
-                sampling=SamplingParams(max_new_tokens=self.max_new_tokens), ledger=ledger,
-                asked_of=name_model(self.where, model), right=right, on_question=bar.advance,
+                sampling=self.sampling, ledger=ledger,
+                asked_of=name_model(self.where, model, self.sampling), right=right,
+                on_question=bar.advance,
             )  # fmt: skip
 
     def answers(
