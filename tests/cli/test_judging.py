@@ -163,3 +163,25 @@ def test_pope_by_a_published_recipe(minigpt4, folder):
         for each in (folder / "report" / "pope.jsonl").read_text().splitlines()
     ]
     assert [", temperature 1.0" in each for each in asked_of] == [False, True]
+
+
+def test_pope_in_dialogues(minigpt4, folder):
+    chat = {"chat_id": 4, "image": "a.png", "text": ["A dog?", "A cat?"], "label": ["yes", "no"]}
+    (folder / "chat.json").write_text(json.dumps(chat))
+    pope = ("evaluate", "pope", "--questions", "chat.json", "--images", ".", "--dialogue")
+    assert minigpt4(*pope).out.splitlines()[1].split()[-3:] == ["2", "0", "2"]
+    assert minigpt4(*pope, "--recipe", "pai").status == 0
+    start = "###Human: <Img><ImageHere></Img> A dog? ###Assistant:"
+    said, _ = fake_api.FakeMiniGPT4.raw[-1]
+    assert said.startswith(start)
+    assert said.endswith("</s>###Human:A cat? ###Assistant:")
+    raw = minigpt4(*pope, "--prompt", "<ImageHere>{question}")
+    assert "needs a recipe's prompt_later" in raw.err
+    (folder / "q.jsonl").write_text(
+        '{"question_id": 1, "image": "a.png", "text": "A dog?", "label": "no"}'
+    )
+    alone = minigpt4(*pope[:3], "q.jsonl", *pope[4:])
+    assert "q.jsonl has no dialogues" in alone.err
+    chat["label"] = ["yes"]
+    (folder / "chat.json").write_text(json.dumps(chat))
+    assert "Chat 4 has 2 texts and 1 labels." in minigpt4(*pope).err

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
@@ -22,7 +23,7 @@ from minigpt4_runtime.cli.judging import (
     name_model,
     show,
 )
-from minigpt4_runtime.cli.options import ModelOptions, option, spread_options
+from minigpt4_runtime.cli.options import ModelOptions, flag, option, spread_options
 from minigpt4_runtime.cli.recipes import RecipeName, take
 from minigpt4_runtime.cli.terminal import note
 from minigpt4_runtime.config import EngineConfig, SamplingParams
@@ -244,6 +245,14 @@ def pope(
         ),
     ] = "first-sentence",
     recipe: RecipeName = None,
+    dialogue: Annotated[
+        bool,
+        flag(
+            "Ask the questions of a multi-turn file (chat_id, and lists in text and label) in one "
+            "dialogue for each picture. Without it each is asked alone.",
+            "--dialogue",
+        ),
+    ] = False,
     where: ModelOptions,
     out: OutDir = None,
 ) -> None:
@@ -266,13 +275,23 @@ def pope(
     check_prompt(run.prompt)
     check_folder(images)
     asked = pope_judge.read_questions(questions)
+    if dialogue and all(question.chat is None for question in asked):
+        raise ConfigError(f"{questions} has no dialogues (chat_id). Leave --dialogue out.")
     folder = ReportFolder.open(out, "pope")
     if results is not None:
         given = pope_judge.read_answers(results, asked)
         faults = name_strays(results, given, asked)
     else:
         asking = Asking(images_dir=images, prompt=run.prompt, sampling=run.sampling, where=where)
-        given, faults = asking.ask(asked, folder, lambda question: {"label": question.label})
+        put = pope_judge.ask_in_dialogues if dialogue else None
+        if put is not None and run.is_raw:
+            if run.prompt_later is None:
+                raise ConfigError(
+                    "--dialogue with a raw prompt needs a recipe's prompt_later: how the questions "
+                    "after the first are put."
+                )
+            put = partial(put, prompt_later=run.prompt_later)
+        given, faults = asking.ask(asked, folder, lambda question: {"label": question.label}, put)
     given = {question_id: run.trim(answer) for question_id, answer in given.items()}
     report = judge(asked, given, images_dir=images, faults=faults, reading=run.reading)
     show(report, folder, report.left_out)

@@ -117,13 +117,17 @@ class Asking:
         questions: Sequence[Q],
         folder: ReportFolder | None,
         right: Callable[[Q], dict[str, Any]],
+        put: Callable[..., tuple[dict[int | str, str], tuple[str, ...]]] | None = None,
     ) -> tuple[dict[int | str, str], tuple[str, ...]]:
-        """Answers by the questions' ids, and sentences about what could not be asked."""
+        """Answers by the questions' ids, and sentences about what could not be asked.
+
+        `put` asks in the stead of `asking.ask`.
+        """
         from minigpt4_runtime.evaluation import asking
 
         model = self.where.load()
         with at_work(folder, asking.LEDGER_KEYS, len(questions)) as (ledger, bar):
-            return asking.ask(
+            return (put or asking.ask)(
                 model, questions, images_dir=self.images_dir, prompt=self.prompt,
                 sampling=self.sampling, ledger=ledger,
                 asked_of=name_model(self.where, model, self.sampling), right=right,

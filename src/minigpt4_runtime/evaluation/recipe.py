@@ -29,7 +29,7 @@ _SAMPLING = (
     "length_penalty", "seed",
 )  # fmt: skip
 _PICTURES = ("pictures", "pictures_seed", "pictures_drawn", "pictures_order")
-_OTHERS = ("prompt", "reading", "cut")
+_OTHERS = ("prompt", "prompt_later", "reading", "cut")
 
 
 def _after_assistant(text: str) -> str:
@@ -78,12 +78,16 @@ class PictureChoice:
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """One task of a published run. `{question}` stands in the prompt for the question."""
+    """One task of a published run. `{question}` stands in the prompt for the question.
+
+    `prompt_later` is how the questions of a raw dialogue are put that come after the first.
+    """
 
     prompt: str
     sampling: SamplingParams
     reading: str = "first-sentence"
     cut: tuple[str, ...] = ()
+    prompt_later: str | None = None
     pictures: PictureChoice | None = None
     differs: tuple[str, ...] = ()
 
@@ -178,6 +182,7 @@ def _read_run(table: Any, place: str) -> Run:
         sampling=SamplingParams(**{name: given[name] for name in _SAMPLING if name in given}),
         reading=str(given.get("reading", "first-sentence")),
         cut=tuple(cut),
+        prompt_later=given.get("prompt_later"),
         pictures=_read_pictures(given, place),
         differs=tuple(map(str, differs)),
     )
