@@ -185,3 +185,23 @@ def test_pope_in_dialogues(minigpt4, folder):
     chat["label"] = ["yes"]
     (folder / "chat.json").write_text(json.dumps(chat))
     assert "Chat 4 has 2 texts and 1 labels." in minigpt4(*pope).err
+
+
+def test_amber_saves_and_scores(minigpt4, folder):
+    queries = [
+        {"id": number, "image": "a.png", "query": f"say {text}"}
+        for number, text in ((1, "A lake."), (1005, "No, none"))
+    ]
+    (folder / "q.json").write_text(json.dumps(queries))
+    (folder / "a.json").write_text('[{"id": 1005, "type": "relation", "truth": "no"}]')
+    asked = ("evaluate", "amber", "--questions", "q.json", "--images", ".")
+    assert "Give --save to collect answers" in minigpt4(*asked).err
+    assert minigpt4(*asked, "--save", "saved.json").out == ""
+    saved = json.loads((folder / "saved.json").read_text())
+    assert saved == [{"id": 1, "response": "A lake."}, {"id": 1005, "response": "No"}]
+    shown = minigpt4(*asked, "--annotations", "a.json")
+    assert shown.out.splitlines()[1].split() == ["all", *["100.0%"] * 4, "1", "0"]
+    queries[0]["image"] = "none.png"
+    (folder / "q.json").write_text(json.dumps(queries))
+    missing = minigpt4(*asked, "--save", "saved.json")
+    assert (missing.status, "lacks none.png" in missing.err) == (1, True)

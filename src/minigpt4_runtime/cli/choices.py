@@ -1,10 +1,11 @@
-"""`minigpt4 evaluate choice` and `mme`: questions with given answers, and with yes or no.
+"""`minigpt4 evaluate choice`, `mme` and `amber`: given answers, and yes or no.
 
 Owns   nothing. Takes options.
 """
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -15,13 +16,15 @@ from minigpt4_runtime.cli.judging import (
     Prompt,
     at_work,
     check_prompt,
+    leave_out,
     name_model,
     show,
 )
 from minigpt4_runtime.cli.options import ModelOptions, option, spread_options
 from minigpt4_runtime.cli.recipes import RecipeName, take
 from minigpt4_runtime.config import SamplingParams
-from minigpt4_runtime.report.files import ReportFolder
+from minigpt4_runtime.errors import ConfigError
+from minigpt4_runtime.report.files import ReportFolder, write_whole
 
 
 @spread_options
@@ -124,4 +127,53 @@ def mme(
         given, faults = asking.ask(asked, folder, lambda question: {"label": question.label})
     given = {question_id: run.trim(answer) for question_id, answer in given.items()}
     report = judge(asked, given, images_dir=images, faults=faults)
+    show(report, folder, report.left_out)
+
+
+@spread_options
+def amber(
+    *,
+    questions: Annotated[
+        Path,
+        option("FILE", "AMBER's query_all.json, or one of its parts, such as query_generative."),
+    ],
+    images: ImagesDir,
+    annotations: Annotated[
+        Path | None,
+        option("FILE", "AMBER's annotations.json: score the yes-or-no questions here."),
+    ] = None,
+    save: Annotated[
+        Path | None,
+        option("FILE", "Write the answers into this file, as AMBER's script reads them."),
+    ] = None,
+    prompt: Prompt = "{question}",
+    max_new_tokens: Annotated[int, option("COUNT", "The longest answer, in tokens.")] = 300,
+    where: ModelOptions,
+    out: OutDir = None,
+) -> None:
+    """Ask AMBER's queries: what is there, and what is not?
+
+    Answers to yes-or-no questions become Yes or No by the first such word. Their accuracy,
+    precision, recall and F1 are given, where No is the positive label. Descriptions are collected
+    for AMBER's own script, which has the lists of words that judge them.
+    """
+    from minigpt4_runtime.evaluation import amber as amber_judge
+    from minigpt4_runtime.evaluation.images import check_folder
+
+    if annotations is None and save is None:
+        raise ConfigError("Give --save to collect answers, --annotations to score them, or both.")
+    check_prompt(prompt)
+    check_folder(images)
+    asked = amber_judge.read_questions(questions)
+    folder = ReportFolder.open(out, "amber")
+    sampling = SamplingParams(max_new_tokens=max_new_tokens)
+    asking = Asking(images_dir=images, prompt=prompt, sampling=sampling, where=where)
+    given, faults = asking.ask(asked, folder, lambda _: {})
+    if save is not None:
+        responses = amber_judge.as_responses(asked, given)
+        write_whole(save, json.dumps(responses, ensure_ascii=False, indent=1) + "\n")
+    if annotations is None:
+        leave_out(faults)
+        return
+    report = amber_judge.judge(asked, given, annotations, images_dir=images, faults=faults)
     show(report, folder, report.left_out)

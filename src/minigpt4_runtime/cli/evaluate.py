@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from minigpt4_runtime.cli.captions import chair, opope
-from minigpt4_runtime.cli.choices import choice, mme
+from minigpt4_runtime.cli.choices import amber, choice, mme
 from minigpt4_runtime.cli.judging import (
     Asking,
     ImagesDir,
@@ -396,6 +396,7 @@ evaluate.command()(chair)
 evaluate.command()(opope)
 evaluate.command()(choice)
 evaluate.command()(mme)
+evaluate.command()(amber)
 
 
 @evaluate.command()

@@ -157,3 +157,11 @@ def show(report: Report, folder: ReportFolder | None, left_out: tuple[str, ...] 
     show_report(report, folder)
     if left_out:
         raise typer.Exit(1)
+
+
+def leave_out(faults: tuple[str, ...]) -> None:
+    """Name what could not be asked, where there is no report: the exit status is then 1."""
+    for sentence in faults:
+        report_error(sentence)
+    if faults:
+        raise typer.Exit(1)
