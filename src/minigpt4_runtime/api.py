@@ -386,8 +386,11 @@ class MiniGPT4:
         processors: Sequence[LogitsProcessor] = (),
         branches: Callable[[Any], Mapping[str, Messages]] | None = None,
         adapter: str | None = None,
+        is_raw: bool = False,
     ) -> Iterator[Described]:
         """Ask one question about each of any number of images, many at once.
+
+        A raw prompt has `<ImageHere>` in it and is taken as it is, see `submit_raw`.
 
         Images are opened ahead, in threads, only as many as keep the engine full. Results come as
         they are done. The result of an image that cannot be served has an error. `processors` are
@@ -402,11 +405,14 @@ class MiniGPT4:
         self._loaded.find_adapter(adapter)
 
         def submit(image: ImageLike) -> Ticket[TextDelta]:
-            return self.submit(
-                [_question(image, prompt, task)], sampling,
-                processors=processors, branches=branches(image) if branches else None,
-                adapter=adapter,
-            )  # fmt: skip
+            steering: dict[str, Any] = {
+                "processors": processors,
+                "branches": branches(image) if branches else None,
+                "adapter": adapter,
+            }
+            if is_raw:
+                return self.submit_raw(prompt, [image], sampling, **steering)
+            return self.submit([_question(image, prompt, task)], sampling, **steering)
 
         return ImageRun(submit, max_running=self.engine_config.max_running).of(images)
 

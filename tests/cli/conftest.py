@@ -47,6 +47,7 @@ def minigpt4(monkeypatch, real_minigpt4):
     """The same, with the fake model in place of the real one."""
     monkeypatch.setitem(sys.modules, "minigpt4_runtime.api", fake_api.as_module())
     fake_api.FakeMiniGPT4.loaded.clear()
+    fake_api.FakeMiniGPT4.raw.clear()
     return real_minigpt4
 
 

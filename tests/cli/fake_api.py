@@ -32,6 +32,7 @@ CONTEXT = 200
 
 class FakeMiniGPT4:
     loaded: ClassVar[list] = []  # What `load` was called with, newest last.
+    raw: ClassVar[list] = []  # Raw prompts with their sampling, newest last.
     device = "cpu"
     has_boxes = False
 
@@ -55,13 +56,19 @@ class FakeMiniGPT4:
         source = picture if isinstance(picture, ImageSource) else image(picture)
         return self.chat([{"role": "user", "content": [source, prompt]}], sampling)
 
-    def describe_all(self, pictures, prompt, sampling=None, *, task=None):
+    def submit_raw(self, text, pictures, sampling=None):
+        type(self).raw.append((text, sampling))
+        return self.submit([{"role": "user", "content": [*pictures, text]}], sampling)
+
+    def describe_all(self, pictures, prompt, sampling=None, *, task=None, is_raw=False):
         """One after the other; asked "backwards", from the last to the first."""
         prompt = f"[{task}] {prompt}" if task else prompt
         numbered = list(enumerate(pictures))
         for index, picture in reversed(numbered) if prompt == "backwards" else numbered:
             started = time.perf_counter()
             try:
+                if is_raw:
+                    type(self).raw.append((prompt, sampling))
                 reply, error = self.describe(picture, prompt, sampling), None
             except RequestError as failure:
                 reply, error = None, failure

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import fake_api
 import pytest
 
 NEEDS = (
@@ -106,3 +107,101 @@ def test_mme_asks_and_scores_again(minigpt4, folder):
     assert shown.out.splitlines()[-1].split() == ["perception", "125.0"]
     again = minigpt4(*asked, "--results", "given")
     assert again.out.splitlines()[1].split()[1:4] == ["50.0%", "0.0%", "50.0"]
+
+
+MINE = """
+source = "a paper"
+[captions]
+prompt = { value = "say Assistant: A cat. And", source = "p. 1" }
+max_new_tokens = { value = 9, source = "p. 1" }
+cut = { value = ["after-assistant", "finished"], source = "p. 2" }
+pictures = { value = 1, source = "p. 2" }
+pictures_seed = { value = 1, source = "p. 2" }
+pictures_drawn = { value = "sample", source = "p. 2" }
+pictures_order = { value = "annotations", source = "p. 2" }
+"""
+
+
+def test_a_recipe_of_ones_own_asks_draws_and_cuts(minigpt4, coco):
+    people = json.loads((coco / "people.json").read_text())
+    (coco / "people.json").write_text(json.dumps({**people, "images": [{"id": 16631}, {"id": 7}]}))
+    (coco / "mine.toml").write_text(MINE)
+    asked = ("evaluate", "chair", *NEEDS, "--images", ".", "--recipe", "mine.toml")
+    shown = minigpt4(*asked, "--save", "ours.jsonl", "--max-new-tokens", "8")
+    assert shown.status == 0
+    assert "As mine does it (a paper). This differs from the published run: " in shown.err
+    assert "--max-new-tokens as given here." in shown.err
+    # random.Random(1).sample takes the first of two.
+    assert json.loads((coco / "ours.jsonl").read_text()) == {
+        "image_id": 16631, "caption": "A cat.",
+    }  # fmt: skip
+    described = minigpt4("describe", ".", "--recipe", "mine.toml", "--out", "d.jsonl")
+    assert "not in the order of COCO's file" in described.err
+    record = json.loads((coco / "d.jsonl").read_text())
+    assert record["answer"] == "A cat."
+    refused = minigpt4("describe", ".", "--recipe", "mine.toml", "--task", "vqa")
+    assert refused.status == 1
+    assert "--recipe says how to ask, and --task too." in refused.err
+
+
+def test_pope_by_a_published_recipe(minigpt4, folder):
+    line = {"question_id": 1, "image": "a.png", "text": "Is there a dog?", "label": "no"}
+    (folder / "q.jsonl").write_text(json.dumps(line))
+    pope = ("evaluate", "pope", "--questions", "q.jsonl", "--images", ".", "--out", "report")
+    shown = minigpt4(*pope, "--recipe", "pai")
+    assert shown.status == 0
+    assert "As pai does it (https://github.com/LALBJ/PAI at " in shown.err
+    assert "published run: no attention boost" in shown.err
+    prompt, sampling = fake_api.FakeMiniGPT4.raw[-1]
+    assert prompt == "###Human: <Img><ImageHere></Img> Is there a dog? ###Assistant:"
+    assert sampling.max_new_tokens == 512
+    assert json.loads((folder / "report" / "pope.json").read_text())["reading"] == "all-words"
+    # Other sampling is another answer: nothing is taken from the ledger.
+    minigpt4(*pope, "--recipe", "vlmevalkit")
+    asked_of = [
+        json.loads(each)["asked_of"]
+        for each in (folder / "report" / "pope.jsonl").read_text().splitlines()
+    ]
+    assert [", temperature 1.0" in each for each in asked_of] == [False, True]
+
+
+def test_pope_in_dialogues(minigpt4, folder):
+    chat = {"chat_id": 4, "image": "a.png", "text": ["A dog?", "A cat?"], "label": ["yes", "no"]}
+    (folder / "chat.json").write_text(json.dumps(chat))
+    pope = ("evaluate", "pope", "--questions", "chat.json", "--images", ".", "--dialogue")
+    assert minigpt4(*pope).out.splitlines()[1].split()[-3:] == ["2", "0", "2"]
+    assert minigpt4(*pope, "--recipe", "pai").status == 0
+    start = "###Human: <Img><ImageHere></Img> A dog? ###Assistant:"
+    said, _ = fake_api.FakeMiniGPT4.raw[-1]
+    assert said.startswith(start)
+    assert said.endswith("</s>###Human:A cat? ###Assistant:")
+    raw = minigpt4(*pope, "--prompt", "<ImageHere>{question}")
+    assert "needs a recipe's prompt_later" in raw.err
+    (folder / "q.jsonl").write_text(
+        '{"question_id": 1, "image": "a.png", "text": "A dog?", "label": "no"}'
+    )
+    alone = minigpt4(*pope[:3], "q.jsonl", *pope[4:])
+    assert "q.jsonl has no dialogues" in alone.err
+    chat["label"] = ["yes"]
+    (folder / "chat.json").write_text(json.dumps(chat))
+    assert "Chat 4 has 2 texts and 1 labels." in minigpt4(*pope).err
+
+
+def test_amber_saves_and_scores(minigpt4, folder):
+    queries = [
+        {"id": number, "image": "a.png", "query": f"say {text}"}
+        for number, text in ((1, "A lake."), (1005, "No, none"))
+    ]
+    (folder / "q.json").write_text(json.dumps(queries))
+    (folder / "a.json").write_text('[{"id": 1005, "type": "relation", "truth": "no"}]')
+    asked = ("evaluate", "amber", "--questions", "q.json", "--images", ".")
+    assert "Give --save to collect answers" in minigpt4(*asked).err
+    assert minigpt4(*asked, "--save", "saved.json").out == ""
+    saved = json.loads((folder / "saved.json").read_text())
+    assert saved == [{"id": 1, "response": "A lake."}, {"id": 1005, "response": "No"}]
+    shown = minigpt4(*asked, "--annotations", "a.json")
+    assert shown.out.splitlines()[1].split() == ["all", *["100.0%"] * 4, "1", "0"]
+    queries[0]["image"] = "none.png"
+    (folder / "q.json").write_text(json.dumps(queries))
+    missing = minigpt4(*asked, "--save", "saved.json")
+    assert (missing.status, "lacks none.png" in missing.err) == (1, True)

@@ -351,3 +351,57 @@ def test_the_page_stands_without_its_pictures(write, questions, tmp_path):
     answers = pope.read_answers(write("answers.json", ANSWERS), questions)
     page = judge(questions, answers, images_dir=tmp_path).as_page()
     assert page.count("<article") == 2
+
+
+CHATS = """\
+{"chat_id": 0, "image": "1.png", "text": ["A dog?", "A cat?", "A car?"],\
+ "label": ["yes", "no", "no"]}
+{"chat_id": 1, "image": "none.png", "text": ["A bus?", "A hat?"], "label": ["yes", "no"]}
+"""
+
+
+class Counts:
+    """Says how many turns or ends it was given, and keeps what it was asked."""
+
+    def __init__(self):
+        self.asked = []
+
+    def submit(self, messages, sampling):
+        said = [part for message in messages for part in message.content]
+        self.asked.append([part for part in said if isinstance(part, str)])
+        return self._answer(f"Yes {len(messages)}")
+
+    def submit_raw(self, text, pictures, sampling):
+        self.asked.append(text)
+        return self._answer(f"No {text.count('</s>')}")
+
+    def _answer(self, text):
+        yield TextDelta("", Reply(text, (1,), "stop", Usage(1, 1)))
+
+
+def test_questions_in_one_dialogue(write, images, tmp_path):
+    asked = pope.read_questions(write("chat.json", CHATS))
+    assert [each.question_id for each in asked] == ["0#1", "0#2", "0#3", "1#1", "1#2"]
+    settings = {
+        "images_dir": images, "sampling": SamplingParams(max_new_tokens=5), "asked_of": "it",
+    }  # fmt: skip
+    ledger = Ledger(tmp_path / "l.jsonl", keys=asking.LEDGER_KEYS)
+    first, second = Counts(), Counts()
+    for model in (first, second):
+        answers, faults = pope.ask_in_dialogues(
+            model, asked, prompt="{question}", ledger=ledger, **settings
+        )
+        assert answers == {"0#1": "Yes 1", "0#2": "Yes 3", "0#3": "Yes 5"}
+        assert faults == (f"The folder {images} lacks none.png.",)
+    assert second.asked == []  # All was in the ledger.
+    assert first.asked[2] == ["A dog?", "Yes 1", "A cat?", "Yes 3", "A car?"]
+    raw = Counts()
+    answers, _ = pope.ask_in_dialogues(
+        raw, asked, prompt="H: <ImageHere> {question} A:", prompt_later="H:{question} A:",
+        ledger=Ledger(None, keys=asking.LEDGER_KEYS), **settings,
+    )  # fmt: skip
+    assert raw.asked[2] == "H: <ImageHere> A dog? A:No 0</s>H:A cat? A:No 1</s>H:A car? A:"
+    # PAI's own answers stand in the questions' order.
+    lines = [json.dumps({"query": each.text, "ans": "Yes", "question": "H:"}) for each in asked]
+    given = pope.read_answers(write("pai.jsonl", "\n".join(lines)), asked)
+    assert given["1#2"] == "Yes"

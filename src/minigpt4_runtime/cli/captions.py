@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Annotated
 
 from minigpt4_runtime.cli.judging import Asking, OutDir, show
 from minigpt4_runtime.cli.options import ModelOptions, flag, option, spread_options
+from minigpt4_runtime.cli.recipes import RecipeName, take
+from minigpt4_runtime.config import SamplingParams
 from minigpt4_runtime.errors import ConfigError
 from minigpt4_runtime.report.files import ReportFolder, write_whole
 from minigpt4_runtime.text.prompt import DESCRIBE_PROMPT
@@ -79,6 +81,7 @@ def chair(
         ),
     ] = DESCRIBE_PROMPT,
     max_new_tokens: Annotated[int, option("COUNT", "The longest caption, in tokens.")] = 512,
+    recipe: RecipeName = None,
     where: ModelOptions,
     out: OutDir = None,
 ) -> None:
@@ -90,9 +93,15 @@ def chair(
     from minigpt4_runtime.evaluation import chair as chair_judge
     from minigpt4_runtime.evaluation.chair_report import judge
     from minigpt4_runtime.evaluation.images import check_folder
+    from minigpt4_runtime.evaluation.recipe import Run
 
     if results is None and images is None:
         raise ConfigError("Give captions with --results, or pictures to describe with --images.")
+    run = take(
+        recipe, "captions",
+        typed=Run(prompt=prompt, sampling=SamplingParams(max_new_tokens=max_new_tokens)),
+        usual=Run(prompt=DESCRIBE_PROMPT, sampling=SamplingParams(max_new_tokens=512)),
+    )  # fmt: skip
     if images is not None:
         check_folder(images)
     words = chair_judge.ObjectWords.read(synonyms)
@@ -107,10 +116,15 @@ def chair(
         ]
     else:
         assert images is not None, "checked above"
-        asking = Asking(
-            images_dir=images, prompt=prompt, max_new_tokens=max_new_tokens, where=where
-        )
-        given, faults = describe_all(asking, wanted, folder)
+        asking = Asking(images_dir=images, prompt=run.prompt, sampling=run.sampling, where=where)
+        choice = run.pictures if wanted is None else None
+        ordered = choice is not None and choice.order == "annotations"
+        order = chair_judge.read_image_order(captions) if ordered else None
+        pictures = find_pictures(images, wanted, order)
+        if choice is not None:
+            pictures = choice.choose(pictures)
+        given, faults = describe_all(asking, pictures, folder)
+    given = [replace(each, text=run.trim(each.text)) for each in given]
     if drop_unfinished:
         given = [replace(each, text=chair_judge.finished_part(each.text)) for each in given]
     if save is not None:
@@ -160,31 +174,44 @@ def opope(
     show(report, folder, report.left_out)
 
 
-def describe_all(
-    asking: Asking, wanted: set[int] | None, folder: ReportFolder | None
-) -> tuple[list[Caption], tuple[str, ...]]:
-    """Captions of the folder's pictures, or of those with a wanted number, and what failed.
+def find_pictures(
+    images_dir: Path, wanted: set[int] | None, order: list[int] | None
+) -> list[Picture]:
+    """The folder's pictures of COCO, or those with a wanted number.
+
+    They are in the order of their names, or of the numbers in `order`, which leaves others out.
 
     Raises:
         ConfigError: there is no such picture.
     """
-    from minigpt4_runtime.evaluation.chair import Caption, coco_id
+    from minigpt4_runtime.evaluation.chair import coco_id
     from minigpt4_runtime.images.formats import IMAGE_SUFFIXES
 
     pictures = {}
-    for path in sorted(asking.images_dir.iterdir()):
+    for path in sorted(images_dir.iterdir()):
         number = coco_id(path.name) if path.suffix.lower() in IMAGE_SUFFIXES else None
         if number is not None and (wanted is None or number in wanted):
             pictures[number] = Picture(number, path.name)
+    if order is not None:
+        pictures = {number: pictures[number] for number in order if number in pictures}
     if not pictures:
         raise ConfigError(
-            f"{asking.images_dir} has no picture with a wanted number in its name, such as "
+            f"{images_dir} has no picture with a wanted number in its name, such as "
             "COCO_val2014_000000016631.jpg."
         )
-    answers, faults = asking.ask(list(pictures.values()), folder, lambda _: {})
+    return list(pictures.values())
+
+
+def describe_all(
+    asking: Asking, pictures: list[Picture], folder: ReportFolder | None
+) -> tuple[list[Caption], tuple[str, ...]]:
+    """Captions of the pictures, and what failed."""
+    from minigpt4_runtime.evaluation.chair import Caption
+
+    answers, faults = asking.ask(pictures, folder, lambda _: {})
     captions = [
-        Caption(number, answers[number], each.image)
-        for number, each in pictures.items()
-        if number in answers
+        Caption(each.question_id, answers[each.question_id], each.image)
+        for each in pictures
+        if each.question_id in answers
     ]
     return captions, faults

@@ -1,10 +1,11 @@
-"""`minigpt4 evaluate choice` and `mme`: questions with given answers, and with yes or no.
+"""`minigpt4 evaluate choice`, `mme` and `amber`: given answers, and yes or no.
 
 Owns   nothing. Takes options.
 """
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -15,11 +16,15 @@ from minigpt4_runtime.cli.judging import (
     Prompt,
     at_work,
     check_prompt,
+    leave_out,
     name_model,
     show,
 )
 from minigpt4_runtime.cli.options import ModelOptions, option, spread_options
-from minigpt4_runtime.report.files import ReportFolder
+from minigpt4_runtime.cli.recipes import RecipeName, take
+from minigpt4_runtime.config import SamplingParams
+from minigpt4_runtime.errors import ConfigError
+from minigpt4_runtime.report.files import ReportFolder, write_whole
 
 
 @spread_options
@@ -35,6 +40,7 @@ def choice(
     ],
     images: ImagesDir,
     prompt: Prompt = "{question}",
+    recipe: RecipeName = None,
     where: ModelOptions,
     out: OutDir = None,
 ) -> None:
@@ -46,15 +52,21 @@ def choice(
     from minigpt4_runtime.evaluation import choice as choice_judge
     from minigpt4_runtime.evaluation.choice_report import judge
     from minigpt4_runtime.evaluation.images import check_folder
+    from minigpt4_runtime.evaluation.recipe import Run
 
-    check_prompt(prompt)
+    # Nothing is generated: of a recipe its prompt alone counts.
+    run = take(
+        recipe, "choice", typed=Run(prompt=prompt, sampling=SamplingParams()),
+        usual=Run(prompt="{question}", sampling=SamplingParams()),
+    )  # fmt: skip
+    check_prompt(run.prompt)
     check_folder(images)
     asked = choice_judge.read_questions(questions)
     folder = ReportFolder.open(out, "choice")
     model = where.load()
     with at_work(folder, choice_judge.LEDGER_KEYS, len(asked)) as (ledger, bar):
         found, faults = choice_judge.ask(
-            model, asked, images_dir=images, prompt=prompt, ledger=ledger,
+            model, asked, images_dir=images, prompt=run.prompt, ledger=ledger,
             asked_of=name_model(where, model), on_question=bar.advance,
         )  # fmt: skip
     report = judge(asked, found, images_dir=images, faults=faults)
@@ -83,6 +95,7 @@ def mme(
     ] = None,
     prompt: Prompt = "{question}",
     max_new_tokens: Annotated[int, option("COUNT", "The longest answer, in tokens.")] = 20,
+    recipe: RecipeName = None,
     where: ModelOptions,
     out: OutDir = None,
 ) -> None:
@@ -95,8 +108,14 @@ def mme(
     from minigpt4_runtime.evaluation.asking import name_strays
     from minigpt4_runtime.evaluation.images import check_folder
     from minigpt4_runtime.evaluation.mme_report import judge
+    from minigpt4_runtime.evaluation.recipe import Run
 
-    check_prompt(prompt)
+    run = take(
+        recipe, "mme",
+        typed=Run(prompt=prompt, sampling=SamplingParams(max_new_tokens=max_new_tokens)),
+        usual=Run(prompt="{question}", sampling=SamplingParams(max_new_tokens=20)),
+    )  # fmt: skip
+    check_prompt(run.prompt)
     check_folder(images)
     asked = mme_judge.read_questions(questions, images)
     folder = ReportFolder.open(out, "mme")
@@ -104,9 +123,57 @@ def mme(
         given = mme_judge.read_answers(results, asked)
         faults = name_strays(results, given, asked)
     else:
-        asking = Asking(
-            images_dir=images, prompt=prompt, max_new_tokens=max_new_tokens, where=where
-        )
+        asking = Asking(images_dir=images, prompt=run.prompt, sampling=run.sampling, where=where)
         given, faults = asking.ask(asked, folder, lambda question: {"label": question.label})
+    given = {question_id: run.trim(answer) for question_id, answer in given.items()}
     report = judge(asked, given, images_dir=images, faults=faults)
+    show(report, folder, report.left_out)
+
+
+@spread_options
+def amber(
+    *,
+    questions: Annotated[
+        Path,
+        option("FILE", "AMBER's query_all.json, or one of its parts, such as query_generative."),
+    ],
+    images: ImagesDir,
+    annotations: Annotated[
+        Path | None,
+        option("FILE", "AMBER's annotations.json: score the yes-or-no questions here."),
+    ] = None,
+    save: Annotated[
+        Path | None,
+        option("FILE", "Write the answers into this file, as AMBER's script reads them."),
+    ] = None,
+    prompt: Prompt = "{question}",
+    max_new_tokens: Annotated[int, option("COUNT", "The longest answer, in tokens.")] = 300,
+    where: ModelOptions,
+    out: OutDir = None,
+) -> None:
+    """Ask AMBER's queries: what is there, and what is not?
+
+    Answers to yes-or-no questions become Yes or No by the first such word. Their accuracy,
+    precision, recall and F1 are given, where No is the positive label. Descriptions are collected
+    for AMBER's own script, which has the lists of words that judge them.
+    """
+    from minigpt4_runtime.evaluation import amber as amber_judge
+    from minigpt4_runtime.evaluation.images import check_folder
+
+    if annotations is None and save is None:
+        raise ConfigError("Give --save to collect answers, --annotations to score them, or both.")
+    check_prompt(prompt)
+    check_folder(images)
+    asked = amber_judge.read_questions(questions)
+    folder = ReportFolder.open(out, "amber")
+    sampling = SamplingParams(max_new_tokens=max_new_tokens)
+    asking = Asking(images_dir=images, prompt=prompt, sampling=sampling, where=where)
+    given, faults = asking.ask(asked, folder, lambda _: {})
+    if save is not None:
+        responses = amber_judge.as_responses(asked, given)
+        write_whole(save, json.dumps(responses, ensure_ascii=False, indent=1) + "\n")
+    if annotations is None:
+        leave_out(faults)
+        return
+    report = amber_judge.judge(asked, given, annotations, images_dir=images, faults=faults)
     show(report, folder, report.left_out)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import functools
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Self
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
 import typer
 
@@ -33,12 +33,16 @@ from minigpt4_runtime.cli.options import (
     option,
     spread_options,
 )
+from minigpt4_runtime.cli.recipes import RecipeName, take
 from minigpt4_runtime.cli.terminal import ProgressBar, note, progress_bar, report
 from minigpt4_runtime.cluster.stores import is_in_store
-from minigpt4_runtime.config import EngineConfig
+from minigpt4_runtime.config import EngineConfig, SamplingParams
 from minigpt4_runtime.errors import ConfigError, ImageError
 from minigpt4_runtime.messages import Described, ImageSource
 from minigpt4_runtime.text.prompt import DESCRIBE_PROMPT
+
+if TYPE_CHECKING:
+    from minigpt4_runtime.evaluation.recipe import Run
 
 
 @spread_options
@@ -56,6 +60,7 @@ def describe(
     ] = False,
     prompt: Annotated[str, option("TEXT", "What to ask about each picture.")] = DESCRIBE_PROMPT,
     task: Task = None,
+    recipe: RecipeName = None,
     out: Annotated[
         str | None,
         option(
@@ -109,10 +114,11 @@ def describe(
     Boxes are there for models that write them: each has a label or null, box (left, top, right,
     bottom in pixels of the upright picture), and start and stop, its place in the answer.
     """
-    params = sampling.params()
+    others = {"--task": task, "--ray": cluster.ray}
+    run = _run(recipe, prompt, sampling.params(), others)
     if cluster.ray is not None:
         question = Question(
-            prompt=prompt, task=task, params=params, cache_window=cache_window,
+            prompt=prompt, task=task, params=run.sampling, cache_window=cache_window,
             allow_local_urls=allow_local_urls, recursive=recursive, resume=resume, draw=draw,
         )  # fmt: skip
         describe_on_ray(paths, out, question, where, cluster)
@@ -120,7 +126,7 @@ def describe(
     cluster.check_absent()
     file = _file(out)
     places = [read_place(path) for path in paths]
-    images = find_images(places, recursive=recursive, with_unreadable=True)
+    images = _choose(run, find_images(places, recursive=recursive, with_unreadable=True))
     results = open_results(file, resume=resume, images=list(map(str, images)), note=note)
     drawings = Drawings.open(draw, list(map(str, images)))
     todo = [image for image in images if str(image) not in results.done]
@@ -141,10 +147,12 @@ def describe(
                 if (draw or is_coco(file)) and not model.has_boxes:
                     wanted = f"--draw {draw}" if draw else f"--out {out}"
                     raise ConfigError(f"This model writes no boxes: leave {wanted} out.")
-                return model.describe_all(sources, prompt, params, task=task)
+                # What is typed is text; only a recipe can say where the picture stands.
+                told: dict[str, Any] = {"is_raw": True} if recipe and run.is_raw else {"task": task}
+                return model.describe_all(sources, run.prompt, run.sampling, **told)
 
             sources = [_source(each, allow_local_urls, draw is not None) for each in todo]
-            for index, record in ask_about(list(map(str, todo)), sources, ask):
+            for index, record in _trimmed(run, ask_about(list(map(str, todo)), sources, ask)):
                 if drawings and record.boxes and (source := sources[index]):
                     tally["undrawn"] += not _draw(drawings, record, source)
                 results.add(record)
@@ -153,16 +161,20 @@ def describe(
                 screen.add(index, record)
                 bar.advance()
     finally:
-        if tally["outgrown"]:
-            note(
-                f"{tally['outgrown']} of the answers outgrew the window: the end of such an "
-                "answer was chosen without the picture."
-            )
-        if tally.total() and (len(images) > 1 or tally["done"]):
-            before = f", {tally['done']} done before" if tally["done"] else ""
-            note(f"{tally['described']} described, {tally['failed']} failed{before}")
+        _sum_up(tally, len(images))
     if tally["failed"] or tally["undrawn"]:
         raise typer.Exit(1)
+
+
+def _sum_up(tally: Counter[str], num_images: int) -> None:
+    if tally["outgrown"]:
+        note(
+            f"{tally['outgrown']} of the answers outgrew the window: the end of such an "
+            "answer was chosen without the picture."
+        )
+    if tally.total() and (num_images > 1 or tally["done"]):
+        before = f", {tally['done']} done before" if tally["done"] else ""
+        note(f"{tally['described']} described, {tally['failed']} failed{before}")
 
 
 def _file(out: str | None) -> Path | None:
@@ -174,6 +186,47 @@ def _file(out: str | None) -> Path | None:
     if out is not None and is_in_store(out):
         raise ConfigError(f"--out is {out}, and only --ray writes into a store. Name a file.")
     return None if out is None else Path(out)
+
+
+def _run(
+    recipe: str | None, prompt: str, params: SamplingParams, others: Mapping[str, object]
+) -> Run:
+    """How to ask: as the recipe does it, but for what is typed.
+
+    Raises:
+        ConfigError: one of the `others` is given, which do not go with a recipe.
+    """
+    from minigpt4_runtime.evaluation.recipe import Recipe, Run
+
+    for name, value in others.items():
+        if recipe and value is not None:
+            raise ConfigError(f"--recipe says how to ask, and {name} too. Leave one of them out.")
+
+    typed = Run(prompt=prompt, sampling=params)
+    usual = Run(prompt=DESCRIBE_PROMPT, sampling=SamplingParams())
+    choice = Recipe.read(recipe).run("captions").pictures if recipe else None
+    more = (
+        ("pictures are drawn from sorted names, not in the order of COCO's file of captions, as "
+         "`evaluate chair` does",)
+        if choice is not None and choice.order == "annotations"
+        else ()
+    )  # fmt: skip
+    return take(recipe, "captions", typed=typed, usual=usual, more=more)
+
+
+def _choose(run: Run, images: list[Place]) -> list[Place]:
+    """The pictures that the recipe takes of these."""
+    return run.pictures.choose(sorted(images, key=str)) if run.pictures else images
+
+
+def _trimmed(run: Run, records: Iterable[tuple[int, Record]]) -> Iterator[tuple[int, Record]]:
+    """The records with their answers as the recipe cuts them; a cut answer keeps no boxes."""
+    for index, record in records:
+        answer = record.answer and run.trim(record.answer)
+        if answer == record.answer:
+            yield index, record
+        else:
+            yield index, replace(record, answer=answer, boxes=record.boxes and ())
 
 
 def _source(image: Place, allows_local: bool, is_drawn: bool) -> ImageSource | None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
 from minigpt4_runtime.cli.captions import chair, opope
-from minigpt4_runtime.cli.choices import choice, mme
+from minigpt4_runtime.cli.choices import amber, choice, mme
 from minigpt4_runtime.cli.judging import (
     Asking,
     ImagesDir,
@@ -22,9 +23,10 @@ from minigpt4_runtime.cli.judging import (
     name_model,
     show,
 )
-from minigpt4_runtime.cli.options import ModelOptions, option, spread_options
+from minigpt4_runtime.cli.options import ModelOptions, flag, option, spread_options
+from minigpt4_runtime.cli.recipes import RecipeName, take
 from minigpt4_runtime.cli.terminal import note
-from minigpt4_runtime.config import EngineConfig
+from minigpt4_runtime.config import EngineConfig, SamplingParams
 from minigpt4_runtime.errors import ConfigError
 from minigpt4_runtime.report.files import ReportFolder
 from minigpt4_runtime.text.prompt import DESCRIBE_PROMPT
@@ -242,6 +244,15 @@ def pope(
             "no (Nullu).",
         ),
     ] = "first-sentence",
+    recipe: RecipeName = None,
+    dialogue: Annotated[
+        bool,
+        flag(
+            "Ask the questions of a multi-turn file (chat_id, and lists in text and label) in one "
+            "dialogue for each picture. Without it each is asked alone.",
+            "--dialogue",
+        ),
+    ] = False,
     where: ModelOptions,
     out: OutDir = None,
 ) -> None:
@@ -254,20 +265,35 @@ def pope(
     from minigpt4_runtime.evaluation.asking import name_strays
     from minigpt4_runtime.evaluation.images import check_folder
     from minigpt4_runtime.evaluation.pope_report import judge
+    from minigpt4_runtime.evaluation.recipe import Run
 
-    check_prompt(prompt)
+    sampling = SamplingParams(max_new_tokens=max_new_tokens)
+    run = take(
+        recipe, "pope", typed=Run(prompt=prompt, sampling=sampling, reading=reading),
+        usual=Run(prompt="{question}", sampling=SamplingParams(max_new_tokens=40)),
+    )  # fmt: skip
+    check_prompt(run.prompt)
     check_folder(images)
     asked = pope_judge.read_questions(questions)
+    if dialogue and all(question.chat is None for question in asked):
+        raise ConfigError(f"{questions} has no dialogues (chat_id). Leave --dialogue out.")
     folder = ReportFolder.open(out, "pope")
     if results is not None:
         given = pope_judge.read_answers(results, asked)
         faults = name_strays(results, given, asked)
     else:
-        asking = Asking(
-            images_dir=images, prompt=prompt, max_new_tokens=max_new_tokens, where=where
-        )
-        given, faults = asking.ask(asked, folder, lambda question: {"label": question.label})
-    report = judge(asked, given, images_dir=images, faults=faults, reading=reading)
+        asking = Asking(images_dir=images, prompt=run.prompt, sampling=run.sampling, where=where)
+        put = pope_judge.ask_in_dialogues if dialogue else None
+        if put is not None and run.is_raw:
+            if run.prompt_later is None:
+                raise ConfigError(
+                    "--dialogue with a raw prompt needs a recipe's prompt_later: how the questions "
+                    "after the first are put."
+                )
+            put = partial(put, prompt_later=run.prompt_later)
+        given, faults = asking.ask(asked, folder, lambda question: {"label": question.label}, put)
+    given = {question_id: run.trim(answer) for question_id, answer in given.items()}
+    report = judge(asked, given, images_dir=images, faults=faults, reading=run.reading)
     show(report, folder, report.left_out)
 
 
@@ -313,7 +339,8 @@ def refer(
     check_folder(images)
     asked = read_questions(questions)
     folder = ReportFolder.open(out, "refer")
-    asking = Asking(images_dir=images, prompt=prompt, max_new_tokens=max_new_tokens, where=where)
+    sampling = SamplingParams(max_new_tokens=max_new_tokens)
+    asking = Asking(images_dir=images, prompt=prompt, sampling=sampling, where=where)
     given, faults = asking.answers(
         asked, results, folder, lambda question: {"right": question.right}
     )
@@ -356,7 +383,8 @@ def vqa(
     check_folder(images)
     asked = read_questions(questions, annotations, images_dir=images)
     folder = ReportFolder.open(out, "vqa")
-    asking = Asking(images_dir=images, prompt=prompt, max_new_tokens=max_new_tokens, where=where)
+    sampling = SamplingParams(max_new_tokens=max_new_tokens)
+    asking = Asking(images_dir=images, prompt=prompt, sampling=sampling, where=where)
     given, faults = asking.answers(
         asked, results, folder, lambda question: {"right": question.right}
     )
@@ -368,6 +396,7 @@ evaluate.command()(chair)
 evaluate.command()(opope)
 evaluate.command()(choice)
 evaluate.command()(mme)
+evaluate.command()(amber)
 
 
 @evaluate.command()

@@ -64,11 +64,18 @@ def load_judge(path: Path, device: str) -> Judge:
     return Judge.load(path, device=device)
 
 
-def name_model(where: ModelOptions, model: MiniGPT4) -> str:
-    """The model in words, with every given option, as each may change answers."""
+def name_model(where: ModelOptions, model: MiniGPT4, sampling: SamplingParams | None = None) -> str:
+    """The model in words, with every given option, as each may change answers.
+
+    Of the `sampling` too what is not usual, but for the answer's length.
+    """
     options = {**asdict(where), "device": model.device, "dtype": model.dtype}
     options["model"] = where.model or "demo"
     given = {name: value for name, value in options.items() if value is not None}
+    if sampling is not None:
+        plain = SamplingParams(max_new_tokens=sampling.max_new_tokens)
+        usual = vars(plain)
+        given |= {name: value for name, value in vars(sampling).items() if value != usual[name]}
     return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in given.items())
 
 
@@ -102,7 +109,7 @@ class Asking:
 
     images_dir: Path
     prompt: str
-    max_new_tokens: int
+    sampling: SamplingParams
     where: ModelOptions
 
     def ask(
@@ -110,16 +117,21 @@ class Asking:
         questions: Sequence[Q],
         folder: ReportFolder | None,
         right: Callable[[Q], dict[str, Any]],
+        put: Callable[..., tuple[dict[int | str, str], tuple[str, ...]]] | None = None,
     ) -> tuple[dict[int | str, str], tuple[str, ...]]:
-        """Answers by the questions' ids, and sentences about what could not be asked."""
+        """Answers by the questions' ids, and sentences about what could not be asked.
+
+        `put` asks in the stead of `asking.ask`.
+        """
         from minigpt4_runtime.evaluation import asking
 
         model = self.where.load()
         with at_work(folder, asking.LEDGER_KEYS, len(questions)) as (ledger, bar):
-            return asking.ask(
+            return (put or asking.ask)(
                 model, questions, images_dir=self.images_dir, prompt=self.prompt,
-                sampling=SamplingParams(max_new_tokens=self.max_new_tokens), ledger=ledger,
-                asked_of=name_model(self.where, model), right=right, on_question=bar.advance,
+                sampling=self.sampling, ledger=ledger,
+                asked_of=name_model(self.where, model, self.sampling), right=right,
+                on_question=bar.advance,
             )  # fmt: skip
 
     def answers(
@@ -144,4 +156,12 @@ def show(report: Report, folder: ReportFolder | None, left_out: tuple[str, ...] 
         report_error(sentence)
     show_report(report, folder)
     if left_out:
+        raise typer.Exit(1)
+
+
+def leave_out(faults: tuple[str, ...]) -> None:
+    """Name what could not be asked, where there is no report: the exit status is then 1."""
+    for sentence in faults:
+        report_error(sentence)
+    if faults:
         raise typer.Exit(1)

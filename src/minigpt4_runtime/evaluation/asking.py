@@ -67,12 +67,16 @@ def ask(  # noqa: PLR0913 - what is asked, of what, and where it is noted.
     asked_of: str,
     right: Callable[[Q], Mapping[str, Any]] = lambda _: {},
     on_question: Callable[[], None] = lambda: None,
+    before: Callable[[Q], Sequence[tuple[str, str]]] = lambda _: (),
+    prompt_later: str | None = None,
 ) -> tuple[dict[Id, str], tuple[str, ...]]:
     """Ask the questions that are not in the ledger, many at once; give answers and failures.
 
     In `prompt`, {question} stands for the question. One that says where the picture stands is taken
-    as it is, see `MiniGPT4.submit_raw`. `asked_of` names the model in the ledger, which also keeps
-    what is `right`.
+    as it is, see `MiniGPT4.submit_raw`. `before` gives the questions and answers before this one in
+    its dialogue. In a raw dialogue `prompt_later` is how those after the first are put, and the end
+    id stands behind each answer. `asked_of` names the model in the ledger, which also keeps what is
+    `right`.
     """
     answers: dict[Id, str] = {}
     faults: dict[str, None] = {}  # An image has several questions, and is named once.
@@ -81,7 +85,10 @@ def ask(  # noqa: PLR0913 - what is asked, of what, and where it is noted.
     def begin(question: Q) -> tuple[Q, dict[str, Any], _Pending]:
         try:
             path, digest = locate(question.image)
-            text = prompt.replace("{question}", question.text)
+            turns = _turns(question.text, before(question), prompt, prompt_later or prompt)
+            text = "\n".join(turns)
+            if IMAGE_PLACE in prompt:
+                text = "".join(turn + "</s>" * (number % 2) for number, turn in enumerate(turns))
             about = {
                 "asked_of": asked_of,
                 "max_new_tokens": sampling.max_new_tokens,
@@ -94,8 +101,12 @@ def ask(  # noqa: PLR0913 - what is asked, of what, and where it is noted.
                 return question, about, known["answer"]
             if IMAGE_PLACE in prompt:
                 return question, about, model.submit_raw(text, [image(path)], sampling)
-            message = Message("user", (image(path), text))
-            return question, about, model.submit([message], sampling)
+            messages = [
+                Message("assistant" if number % 2 else "user", (turn,))
+                for number, turn in enumerate(turns)
+            ]
+            messages[0] = Message("user", (image(path), turns[0]))
+            return question, about, model.submit(messages, sampling)
         except RequestError as error:
             return question, {}, error
 
@@ -109,6 +120,14 @@ def ask(  # noqa: PLR0913 - what is asked, of what, and where it is noted.
                 ledger.add({**about, **right(question), "answer": answer})
         on_question()
     return answers, tuple(faults)
+
+
+def _turns(text: str, before: Sequence[tuple[str, str]], prompt: str, later: str) -> list[str]:
+    """What is said up to a question, by user and assistant in turn."""
+    turns: list[str] = []
+    for asked, answer in (*before, (text, "")):
+        turns += [(later if turns else prompt).replace("{question}", asked), answer]
+    return turns[:-1]
 
 
 def read_answers(path: Path, questions: Sequence[Question]) -> dict[Id, str]:

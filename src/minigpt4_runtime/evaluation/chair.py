@@ -185,6 +185,15 @@ def read_objects(
     return {image_id: frozenset(found[image_id]) for image_id in image_ids if image_id in found}
 
 
+def read_image_order(captions: Sequence[Path]) -> list[int]:
+    """The numbers of the pictures in COCO's files of captions, in their order.
+
+    Raises:
+        ConfigError: a file has another layout.
+    """
+    return [each["id"] for path in captions for each in _annotations(path, "images")["images"]]
+
+
 def _annotations(path: Path, *keys: str) -> Mapping[str, Any]:
     content = read_json(path)
     if not isinstance(content, dict) or not all(isinstance(content.get(key), list) for key in keys):

@@ -2,19 +2,23 @@
 
 By Li et al., "Evaluating Object Hallucination in Large Vision-Language Models", arXiv:2305.10355.
 
-Owns   the published layout of questions and answers.
+Owns   the published layouts of questions and answers, and the asking in dialogues.
 Takes  files of questions and answers; gives PopeQuestions, and answers by their ids.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from minigpt4_runtime.errors import ConfigError
 from minigpt4_runtime.evaluation.answers import read_json_lines
+from minigpt4_runtime.evaluation.asking import ask
+
+if TYPE_CHECKING:
+    from minigpt4_runtime.api import MiniGPT4
 
 Label = Literal["yes", "no"]
 
@@ -27,16 +31,22 @@ class PopeQuestion:
     image: str
     text: str
     label: Label
+    chat: int | str | None = None  # The dialogue that it belongs to, and its place there.
+    turn: int = 0
 
 
 def read_questions(path: Path) -> tuple[PopeQuestion, ...]:
-    """Read a file such as coco_pope_random.json.
+    """Read a file such as coco_pope_random.json, or PAI's coco_pope_chat_random.json.
+
+    In the latter a line has chat_id, and lists of texts and labels: the turns of a dialogue. The
+    third question of chat 5 has the id "5#3".
 
     Raises:
         ConfigError: a line is not a question, an id occurs twice, or the file is empty.
     """
     questions: dict[int | str, PopeQuestion] = {}
-    for number, record in read_json_lines(path, "POPE question"):
+    lines = read_json_lines(path, "POPE question")
+    for number, (record, chat, turn) in ((n, each) for n, line in lines for each in _turns(line)):
         try:
             question_id = _read_id(record, number, path)
             name, text, label = (record[key] for key in ("image", "text", "label"))
@@ -49,10 +59,60 @@ def read_questions(path: Path) -> tuple[PopeQuestion, ...]:
             raise ConfigError(f"Line {number} of {path}: label is {label!r}; it must be yes or no.")
         if question_id in questions:
             raise ConfigError(f"Line {number} of {path}: question {question_id} comes twice.")
-        questions[question_id] = PopeQuestion(question_id, str(name), str(text), label)
+        questions[question_id] = PopeQuestion(question_id, str(name), str(text), label, chat, turn)
     if not questions:
         raise ConfigError(f"{path} holds no question.")
     return tuple(questions.values())
+
+
+def _turns(
+    record: Mapping[str, Any],
+) -> Iterator[tuple[Mapping[str, Any], int | str | None, int]]:
+    """The questions of a line, each with its dialogue and its place there.
+
+    Raises:
+        ConfigError: there are not as many labels as questions.
+    """
+    chat, texts, labels = (record.get(key) for key in ("chat_id", "text", "label"))
+    if chat is None or not isinstance(texts, list) or not isinstance(labels, list):
+        yield record, None, 0
+        return
+    if len(texts) != len(labels):
+        raise ConfigError(f"Chat {chat} has {len(texts)} texts and {len(labels)} labels.")
+    for turn, (text, label) in enumerate(zip(texts, labels, strict=True)):
+        one = {"question_id": f"{chat}#{turn + 1}", "text": text, "label": label}
+        yield {**record, **one}, chat, turn
+
+
+def ask_in_dialogues(
+    model: MiniGPT4, questions: Sequence[PopeQuestion], **settings: Any
+) -> tuple[dict[int | str, str], tuple[str, ...]]:
+    """Ask like `asking.ask`, each question behind the earlier ones of its dialogue.
+
+    All dialogues' first questions are asked at once, then all second ones. One whose earlier
+    questions have no answer is not asked.
+    """
+    answers: dict[int | str, str] = {}
+    faults: dict[str, None] = {}
+    chats: dict[int | str | None, list[PopeQuestion]] = {}
+    for question in sorted(questions, key=lambda each: each.turn):
+        chats.setdefault(question.chat, []).append(question)
+
+    def before(question: PopeQuestion) -> list[tuple[str, str]]:
+        earlier = chats[question.chat][: question.turn]
+        return [(each.text, answers[each.question_id]) for each in earlier]
+
+    for turn in sorted({question.turn for question in questions}):
+        asked = [
+            question
+            for question in questions
+            if question.turn == turn
+            and all(each.question_id in answers for each in chats[question.chat][:turn])
+        ]
+        given, failed = ask(model, asked, before=before, **settings)
+        answers |= given
+        faults |= dict.fromkeys(failed)
+    return answers, tuple(faults)
 
 
 def _read_id(record: Mapping[str, Any], number: int, path: Path) -> int | str:
@@ -68,7 +128,7 @@ def _read_id(record: Mapping[str, Any], number: int, path: Path) -> int | str:
 def read_answers(path: Path, questions: Sequence[PopeQuestion]) -> dict[int | str, str]:
     """Read answers: by question_id, or without ids in the questions' order, as POPE publishes them.
 
-    The answer is `answer`, or `text` as LLaVA's scripts write it.
+    The answer is `answer`, or `text` as LLaVA's scripts write it, or `ans` as PAI's do.
 
     Raises:
         ConfigError: a line is not an answer, or the answers do not belong to the questions.
@@ -88,7 +148,7 @@ def read_answers(path: Path, questions: Sequence[PopeQuestion]) -> dict[int | st
         )
     answers: dict[int | str, str] = {}
     for question_id, record in records:
-        answer = record.get("answer", record.get("text"))
+        answer = record.get("answer", record.get("text", record.get("ans")))
         if not isinstance(answer, str):
             raise ConfigError(f"{path}: question {question_id} has no answer as text.")
         if question_id in answers:
@@ -103,7 +163,7 @@ def read_answers(path: Path, questions: Sequence[PopeQuestion]) -> dict[int | st
 
 def _same_id(question: PopeQuestion, record: Mapping[str, Any], path: Path) -> int | str:
     """The question's id, once the record is known to repeat the question."""
-    asked = str(record.get("question", question.text))
+    asked = str(record.get("query", record.get("question", question.text)))
     if asked.casefold() != question.text.casefold():
         raise ConfigError(
             f"{path} answers {asked!r} where the question is {question.text!r}. The answers must "

@@ -104,6 +104,11 @@ def judge(
     return PopeReport(verdicts, len(questions) - len(verdicts), tuple(faults), images_dir, reading)
 
 
+def _parts(question: PopeQuestion) -> dict[str, int | str]:
+    """A question as it is written; its id tells its place in a dialogue."""
+    return {name: getattr(question, name) for name in ("question_id", "image", "text", "label")}
+
+
 @dataclass(frozen=True)
 class PopeReport:
     """Counts over the questions that have an answer; "yes" is the positive label."""
@@ -178,7 +183,7 @@ class PopeReport:
             "false_no": self.count("yes", "no"),
             "left_out": list(self.left_out),
             "answers": [
-                {**vars(v.question), "answer": v.answer, "read_as": v.read_as}
+                {**_parts(v.question), "answer": v.answer, "read_as": v.read_as}
                 for v in self.verdicts
             ],
         }
@@ -187,7 +192,7 @@ class PopeReport:
         """One row for each question."""
         names = ("question_id", "image", "question", "label", "read_as", "is_right", "answer")
         rows = (
-            (*vars(v.question).values(), v.read_as, int(v.is_right), v.answer)
+            (*_parts(v.question).values(), v.read_as, int(v.is_right), v.answer)
             for v in self.verdicts
         )
         return Table(tuple(map(Column, names)), tuple(rows))
