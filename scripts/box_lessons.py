@@ -37,7 +37,7 @@ NUM_CORNERS = 4
 LONGEST = 150  # Of ids of one dialogue, so that little of a batch is empty.
 # How often each task is asked for.
 SHARES: dict[TaskName, int] = {
-    "refer": 4, "detection": 9, "grounding": 3, "identify": 3, "caption": 1, "vqa": 2,
+    "refer": 4, "detection": 9, "grounding": 5, "identify": 3, "caption": 1, "vqa": 2,
 }  # fmt: skip
 
 

@@ -4,6 +4,7 @@ python scripts/train_demo_boxes.py                # all stages, one after the ot
 python scripts/train_demo_boxes.py --stage look   # the image tower, on the boxes of shapes
 python scripts/train_demo_boxes.py --stage talk   # the projection and the language model
 python scripts/train_demo_boxes.py --stage write  # float16 weights into --out
+python scripts/train_demo_boxes.py --stage polish # go on from the weights in --out, and write again
 
 It starts from the first demo model. Every stage saves its state in --work-dir and continues from
 there when it is started again.
@@ -46,8 +47,9 @@ from minigpt4_runtime.text.tokenizer import Tokenizer
 PLANS = {
     "look": Plan(steps=1200, batch=32, rate=1e-3, warm_up=50),
     "talk": Plan(steps=1250, batch=32, rate=1.2e-3, turns=8, warm_up=30),
+    "polish": Plan(steps=2500, batch=32, rate=7e-4, turns=8, warm_up=50),
 }
-STAGES = (*PLANS, "write")
+STAGES = ("look", "talk", "write", "polish")
 FITTED_SCENES = 1500
 CORNER_SHARE = 0.5  # The length of each corner in a known row, in lengths of a row.
 
@@ -130,17 +132,23 @@ def fit_projection(looker: BoxLooker, known: KnownBoxRows, config: VisionConfig)
 
 
 def talk(run: StageRun, model: MiniGPT4Model, first: MiniGPT4Model, tokenizer: Tokenizer) -> None:
-    """Train the projection and the language model on dialogues; the tower stays as it is."""
-    plan, config = PLANS["talk"], model.config.vision
-    dialogues = BoxDialogues(tokenizer, length_discount=0.5)
+    """Start the projection at known rows, and learn from dialogues."""
+    config = model.config.vision
     looker = BoxLooker(model)
     looked = {k: v for k, v in run.saved_weights("look").items() if "projection" not in k}
     looker.load_state_dict(looked, strict=False)
-    model.vision.requires_grad_(False).projection.requires_grad_(True)
     if not run.has_begun("talk"):
         tables, length = fit_tables(first)
         known = KnownBoxRows(model.config.language.hidden_size, tables, CORNER_SHARE * length)
         fit_projection(looker, known, config)
+    learn(run, "talk", model, tokenizer)
+
+
+def learn(run: StageRun, stage: str, model: MiniGPT4Model, tokenizer: Tokenizer) -> None:
+    """Train the projection and the language model on dialogues; the tower stays as it is."""
+    plan, config = PLANS[stage], model.config.vision
+    dialogues = BoxDialogues(tokenizer, length_discount=0.5)
+    model.requires_grad_(True).vision.requires_grad_(False).projection.requires_grad_(True)
     model.to(run.device)
 
     def step(rng: random.Random) -> tuple[Tensor, dict[str, float]]:
@@ -151,7 +159,7 @@ def talk(run: StageRun, model: MiniGPT4Model, first: MiniGPT4Model, tokenizer: T
         rows = model.vision(pictures)
         return dialogue_loss(model, said, dialogues.before, rows, said_for=ends)
 
-    run.train("talk", model, step)
+    run.train(stage, model, step)
 
 
 def main() -> None:
@@ -169,8 +177,12 @@ def main() -> None:
             look(run, model)
         elif stage == "talk":
             talk(run, model, first, tokenizer)
-        else:
+        elif stage == "write":
             write(run, model.config, "talk", tokenizer_path, options.out)
+        else:
+            model = load_model(options.out, device=torch.device("cpu"), dtype=torch.float32)
+            learn(run, stage, model, tokenizer)
+            write(run, model.config, stage, tokenizer_path, options.out)
 
 
 if __name__ == "__main__":
