@@ -121,7 +121,7 @@ def test_probes_ask_routes_that_the_server_has(container):
     from minigpt4_runtime.server.app import create_app
     from minigpt4_runtime.server.settings import ServerConfig
 
-    model = SimpleNamespace(tasks=(), engine_config=None, stats=lambda: None)
+    model = SimpleNamespace(tasks=(), adapters=(), engine_config=None, stats=lambda: None)
     app = create_app(model, ServerConfig(model_name="x"))
     routes = {route.path for route in app.routes if isinstance(route, APIRoute)}
     for probe in ("startupProbe", "livenessProbe"):
