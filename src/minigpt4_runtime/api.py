@@ -366,9 +366,9 @@ class MiniGPT4:
         """
         sampling = sampling or SamplingParams()
         token_ids = self.encode_text(text) if isinstance(text, str) else text
-        self._loaded.check_ids(token_ids)
+        token_ids = self._loaded.check_ids(token_ids)
         kept, window = self._keep(
-            lambda: Kept(tuple(token_ids), ()), partial(text_window, token_ids), sampling
+            lambda: Kept(token_ids, ()), partial(text_window, token_ids), sampling
         )
         answer = AnswerText(self._tokenizer, None, sampling, before=token_ids, begins_with="")
         watch, reader = TextWatch(answer), ReplyReader(kept, window, num_images=0)
@@ -415,9 +415,11 @@ class MiniGPT4:
         asked: str | Messages,
         candidates: Sequence[str | Sequence[int]],
         pictures: Sequence[ImageLike] = (),
+        *,
+        adapter: str | None = None,
     ) -> tuple[float, ...]:
         """The log-probability of each candidate answer; see `submit_score`."""
-        (scores,) = self.submit_score(asked, candidates, pictures)
+        (scores,) = self.submit_score(asked, candidates, pictures, adapter=adapter)
         return scores
 
     def submit_score(
@@ -425,6 +427,8 @@ class MiniGPT4:
         asked: str | Messages,
         candidates: Sequence[str | Sequence[int]],
         pictures: Sequence[ImageLike] = (),
+        *,
+        adapter: str | None = None,
     ) -> Ticket[tuple[float, ...]]:
         """Begin to compute the log-probabilities of candidate answers. The ticket gives them once.
 
@@ -433,7 +437,8 @@ class MiniGPT4:
         number to compare per id. A `cache_window` does not shorten the prompt.
 
         Raises:
-            RequestError: there is no candidate, one has no ids, or one does not fit.
+            RequestError: there is no candidate, one has no ids or does not fit, or there is no
+                such adapter.
         """
         if isinstance(asked, str):
             prompt = _raw(asked, pictures)
@@ -441,7 +446,7 @@ class MiniGPT4:
             raise RequestError("Messages hold their pictures themselves: leave out pictures.")
         else:
             prompt = render(read_messages(asked), self._template)
-        return self._loaded.submit_candidates(prompt, candidates)
+        return self._loaded.submit_candidates(prompt, candidates, adapter=adapter)
 
     @property
     def tasks(self) -> tuple[TaskName, ...]:
