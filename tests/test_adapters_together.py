@@ -5,9 +5,14 @@ import torch
 from adapter_folders import write_lora, write_projection
 from fake_graphs import use_graphs
 from golden_cases import GOLDENS
+from safetensors.torch import save_file
 
-from minigpt4_runtime import ConfigError, MiniGPT4, RequestError, SamplingParams
+from minigpt4_runtime import CheckpointError, ConfigError, MiniGPT4, RequestError, SamplingParams
+from minigpt4_runtime.checkpoint.adapter import encode_adapter, read_projection
 from minigpt4_runtime.checkpoint.config_file import load_config
+from minigpt4_runtime.checkpoint.graph_folder import vision_digest
+from minigpt4_runtime.checkpoint.mapped import FolderTensors
+from minigpt4_runtime.checkpoint.weights import read_folder_weights
 from minigpt4_runtime.quantise.choice import QuantisePlan
 from minigpt4_runtime.quantise.quantise import quantise
 
@@ -118,6 +123,63 @@ def test_searches_and_small_steps(base, paths, alone):
         together = [list(each)[-1].reply.token_ids for each in tickets]
         assert together == list(before.values())
         assert ask_together(model, NAMES) == list(alone.values())
+
+
+def test_scores_branches_and_processors(base, paths):
+    """All at once, over caches that hold the same prompt of other adapters, as each is alone."""
+    asked = [{"role": "user", "content": [_part(), "What?"]}]
+    steering = {
+        "processors": [lambda seen: 2 * seen.logits - seen.branches["blind"]],
+        "branches": {"blind": [{"role": "user", "content": "What?"}]},
+    }
+    ids = [[7, 8, 9], [10], [30, 4]]
+    alone = []
+    for name in NAMES:
+        with MiniGPT4.load(base, adapter=paths.get(name), **CPU) as model:
+            answer = model.chat(asked, SAMPLING, **steering).token_ids
+            alone.append((answer, model.score(asked, ids)))
+    with MiniGPT4.load(base, adapters=paths, **CPU) as model:
+        answers = [model.submit(asked, SAMPLING, adapter=name, **steering) for name in NAMES]
+        scores = [model.submit_score(asked, ids, adapter=name) for name in NAMES]
+        for answer, score, (token_ids, wanted) in zip(answers, scores, alone, strict=True):
+            assert list(answer)[-1].reply.token_ids == token_ids
+            assert next(score) == pytest.approx(wanted, abs=1e-4)
+        with pytest.raises(RequestError, match="adapter is 'none'"):
+            model.score(asked, ids, adapter="none")
+        with pytest.raises(RequestError, match="ids from 0 to"):
+            model.score(asked, [[1.5]])
+
+
+def test_a_qformer_of_its_own(golden_model_dir, tmp_path):
+    """It answers as it does alone, and its bytes are counted."""
+    base, path = golden_model_dir("vicuna"), tmp_path / "projection.safetensors"
+    held = FolderTensors(read_folder_weights(base))
+    generator, qformer = torch.Generator().manual_seed(1), {}
+    for name in held:
+        if name.startswith("vision.qformer."):
+            noise = torch.randn(held[name].shape, generator=generator)
+            qformer[name] = held[name].float() + noise * held[name].float().std(correction=0)
+    record = {"base": vision_digest(base)}
+    path.write_bytes(encode_adapter(*read_projection(base), record, qformer))
+    found = []
+    for loaded, name in (({}, None), ({"adapter": path}, None), ({"adapters": {"q": path}}, "q")):
+        with MiniGPT4.load(base, **loaded, **CPU) as model:
+            num_bytes = model.probe.weight_bytes()["vision"]
+            found.append((ask(model, name), num_bytes, ask(model, None)))
+    (plain, least, _), (alone, same, _), (chosen, most, beside) = found
+    assert alone == chosen != plain == beside
+    own = [*qformer.values(), *read_projection(base)]
+    assert most - least == sum(each.nbytes for each in own)
+    assert same == least
+
+
+def test_numbers_that_would_reach_the_rows_of_others(base, tmp_path):
+    name = "base_model.model.model.layers.0.mlp.down_proj.lora_B.weight"
+    tensors = write_lora(tmp_path / "broken", load_config(base).language, seed=1)
+    tensors[name][0, 0] = torch.nan
+    save_file(tensors, tmp_path / "broken/adapter_model.safetensors")
+    with pytest.raises(CheckpointError, match=r"B of layers\.0\.mlp_down holds NaN"):
+        MiniGPT4.load(base, adapters={"broken": tmp_path / "broken"}, **CPU)
 
 
 def test_ranks_know_the_adapters_of_rows(base, paths, alone):

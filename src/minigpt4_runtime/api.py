@@ -366,9 +366,9 @@ class MiniGPT4:
         """
         sampling = sampling or SamplingParams()
         token_ids = self.encode_text(text) if isinstance(text, str) else text
-        self._loaded.check_ids(token_ids)
+        token_ids = self._loaded.check_ids(token_ids)
         kept, window = self._keep(
-            lambda: Kept(tuple(token_ids), ()), partial(text_window, token_ids), sampling
+            lambda: Kept(token_ids, ()), partial(text_window, token_ids), sampling
         )
         answer = AnswerText(self._tokenizer, None, sampling, before=token_ids, begins_with="")
         watch, reader = TextWatch(answer), ReplyReader(kept, window, num_images=0)
@@ -443,7 +443,7 @@ class MiniGPT4:
         number to compare per id. A `cache_window` does not shorten the prompt.
 
         Raises:
-            RequestError: there is no candidate, one has no ids, one does not fit, or there is no
+            RequestError: there is no candidate, one has no ids or does not fit, or there is no
                 such adapter.
         """
         if isinstance(asked, str):
@@ -452,7 +452,7 @@ class MiniGPT4:
             raise RequestError("Messages hold their pictures themselves: leave out pictures.")
         else:
             prompt = render(read_messages(asked), self._template)
-        return self._loaded.submit_candidates(prompt, candidates, adapter)
+        return self._loaded.submit_candidates(prompt, candidates, adapter=adapter)
 
     @property
     def tasks(self) -> tuple[TaskName, ...]:

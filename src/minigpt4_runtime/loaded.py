@@ -8,6 +8,7 @@ Never  knows a message, or the meaning of a text.
 
 from __future__ import annotations
 
+import operator
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -209,17 +210,20 @@ class LoadedModel:
         )
 
     def submit_candidates(
-        self, prompt: Prompt, candidates: Sequence[str | Sequence[int]], adapter: str | None
+        self,
+        prompt: Prompt,
+        candidates: Sequence[str | Sequence[int]],
+        *,
+        adapter: str | None = None,
     ) -> Ticket[tuple[float, ...]]:
         """See `MiniGPT4.submit_score`."""
-        number, encode = self.find_adapter(adapter), self.tokenizer.encode
-        known = tuple(tuple(encode(each) if isinstance(each, str) else each) for each in candidates)
-        if isinstance(candidates, str) or not known or not all(known):
+        encode, number = self.tokenizer.encode, self.find_adapter(adapter)
+        given = tuple(tuple(encode(each) if isinstance(each, str) else each) for each in candidates)
+        if isinstance(candidates, str) or not given or not all(given):
             raise RequestError(
                 "candidates is a list of one or more answers, each with at least one id or word."
             )
-        for each in known:
-            self.check_ids(each)
+        known = tuple(map(self.check_ids, given))
         encoded = self.encode_prompt(prompt)
         self.engine.room.check_candidates(len(encoded.token_ids), max(map(len, known)))
         images = self._tuned(self.open_images(prompt, encoded), number)
@@ -242,11 +246,20 @@ class LoadedModel:
             raise RequestError(f"adapter is {name!r:.100}; this model has {known}.")
         return 1 + names.index(name)
 
-    def check_ids(self, token_ids: Sequence[int]) -> None:
-        """Raise a RequestError unless these are one or more ids of the vocabulary."""
+    def check_ids(self, token_ids: Sequence[int]) -> tuple[int, ...]:
+        """The ids as Python's own numbers, which a tensor's are not.
+
+        Raises:
+            RequestError: they are not one or more ids of the vocabulary.
+        """
         vocab_size = self.config.language.vocab_size
-        if not token_ids or not all(0 <= token_id < vocab_size for token_id in token_ids):
+        try:
+            ids = tuple(map(operator.index, token_ids))
+        except TypeError:
+            ids = ()
+        if not ids or not all(0 <= token_id < vocab_size for token_id in ids):
             raise RequestError(f"Give one or more ids from 0 to {vocab_size - 1}, the vocabulary.")
+        return ids
 
     def guide(self, sampling: SamplingParams) -> GrammarGuide | None:
         """The guide of an answer with a form. Refuses a bias of ids outside the vocabulary."""

@@ -93,7 +93,7 @@ class Probe:
             RequestError: an id is not in the vocabulary, or there are none or too many.
         """
         sampling = sampling or SamplingParams()
-        self._loaded.check_ids(token_ids)
+        token_ids = self._loaded.check_ids(token_ids)
         if on_token is not None and sampling.num_beams > 1:
             raise RequestError("With beams no token is known before the end: leave out on_token.")
         watch = _Listener(on_token) if on_token is not None else NoWatch()

@@ -117,7 +117,14 @@ def load_rank_model(
             for number, (_, path) in enumerate(source.adapters, 1)
         }  # fmt: skip
         tuned = {number: encode(part) for number, part in parts.items() if part is not None}
-        vision_bytes += sum(_count_bytes(part.projection) for part in parts.values() if part)
+        # What was not tuned is the model's own.
+        shared = set(model.vision.parameters())
+        vision_bytes += sum(
+            weight.nbytes
+            for part in parts.values()
+            for weight in (part.parameters() if part else ())
+            if weight not in shared
+        )
     paths = [path for _, path in source.adapters]
     added_bytes = (
         add_choices(language, source.config, paths, _folder(source)) if source.adapters else 0

@@ -1,5 +1,6 @@
 """Functions between the logits and the choice: what they see, what they change, whom they fail."""
 
+import sys
 from dataclasses import replace
 
 import numpy
@@ -141,6 +142,8 @@ def fail_at_the_third(seen):
         (fail_at_the_third, r"fail_at_the_third failed \(ValueError: the third id\)"),
         (lambda seen: seen.logits[:, :3], r"gave \(1, 3\)\. Return .* of \(1, 11\)"),
         (lambda seen: None, r"gave NoneType\. Return"),
+        (lambda seen: sys.exit("enough"), r"failed \(SystemExit: enough\)"),
+        (lambda seen: seen.logits.to("meta"), r"failed \(NotImplementedError: Cannot copy"),
         (lambda seen: seen.logits * NEVER, "left no id to choose"),
         (lambda seen: torch.full_like(seen.logits, NEVER), "left no id to choose"),
     ],
@@ -181,6 +184,23 @@ def test_a_form_and_a_processor_that_leave_nothing_between_them(start, num_beams
         events_of(engine.submit(formed, lambda event: event))
     helped = steered(replace(request, guide=EvenAlone()), lambda seen: seen.logits)
     assert all(each % 2 == 0 for each in ids_of(engine.submit(helped, lambda event: event)))
+
+
+def test_a_processor_that_waits_for_its_own_engine(start):
+    """It would wait forever, and all others with it; another engine may be asked."""
+    own, other = start(Executor(by_state)), start(Executor(by_state))
+    plain, beside = (request_of(BOS, number, max_new_tokens=4) for number in (7, 9))
+
+    def asking(engine):
+        def ask(seen):
+            list(engine.submit(beside, lambda event: event))
+            return seen.logits
+
+        return steered(plain, ask)
+
+    with pytest.raises(RequestError, match=r"ask failed .*waits for an answer of the model that"):
+        events_of(own.submit(asking(own), lambda event: event))
+    assert ids_of(own.submit(asking(other), lambda event: event)) == slow_twin(plain)
 
 
 def test_one_of_a_batch_is_at_fault(start):

@@ -27,7 +27,8 @@ def paths(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def server(paths):
-    with ServedOptions(adapter=paths, device="cpu").load() as model, running(model) as started:
+    model = ServedOptions(adapter=paths, device="cpu").load()
+    with model, running(model, explains=True) as started:
         yield started
 
 
@@ -56,6 +57,11 @@ def test_models_are_listed(server):
         assert [(each["id"], each["parent"]) for each in cards] == [
             (NAME, None), ("words", NAME), ("sight", NAME),
         ]  # fmt: skip
+        # POST /explain looks into the model alone.
+        assert [each["explains"] for each in cards] == [True, False, False]
+        looked = {"model": "words", "messages": [user("Hello")], "answer": "Hi", "at": 0}
+        assert "looks into the model itself" in client.post("/explain", json=looked).text
+        assert client.post("/explain", json=looked | {"model": NAME}).json()["word"] == "Hi"
         assert client.get("/v1/models/sight").json()["id"] == "sight"
         for missing in (client.get("/v1/models/other"), server.ask(model="other")):
             assert missing.status_code == 404

@@ -18,6 +18,7 @@ from minigpt4_runtime.checkpoint.blank_model import KernelOf, blank_model
 from minigpt4_runtime.checkpoint.load import read_tensor
 from minigpt4_runtime.checkpoint.weights import StoredTensor, cut
 from minigpt4_runtime.config import ModelConfig
+from minigpt4_runtime.errors import CheckpointError
 from minigpt4_runtime.model.adapter import AdapterChoice, Factors
 from minigpt4_runtime.model.linear import Linear, settle
 from minigpt4_runtime.model.llama import Llama
@@ -31,7 +32,7 @@ def add_choices(
     """Put the factors of these adapters beside the weights, this rank's part; gives their bytes.
 
     Raises:
-        CheckpointError: one of them is damaged, or another model's.
+        CheckpointError: one of them is damaged, or another model's, or not finite.
     """
     embedding = language.token_embedding.weight
     found: defaultdict[str, dict[int, Factors]] = defaultdict(dict)
@@ -47,6 +48,13 @@ def add_choices(
                 )
                 for name in names
             )  # fmt: skip
+            # Other requests' rows are multiplied by it as well, as 0: and 0 · NaN is NaN.
+            if not torch.isfinite(high).all():
+                raise CheckpointError(
+                    f"{path}: the factor B of {owner} holds NaN, or numbers beyond "
+                    f"{str(high.dtype).removeprefix('torch.')}. Train it again, or load the model "
+                    "in another dtype."
+                )
             found[owner][number] = Factors(low, high, lora.config.alpha / rank)
     num_bytes = 0
     for owner, factors in found.items():

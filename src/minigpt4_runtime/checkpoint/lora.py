@@ -91,7 +91,10 @@ def _read_settings(folder: Path) -> dict[str, Any]:
             f"{path} has peft_type {show_value(settings, 'peft_type')}; only LORA can be used."
         )
     # Each of these changes what is computed, or adds weights of another kind.
-    for name in ("use_dora", "alpha_pattern", "modules_to_save", "fan_in_fan_out", "lora_bias"):
+    for name in (
+        "use_dora", "alpha_pattern", "modules_to_save", "fan_in_fan_out", "lora_bias",
+        "use_qalora", "alora_invocation_tokens", "layer_replication",
+    ):  # fmt: skip
         if settings.get(name):
             raise CheckpointError(
                 f"{path} has {name} {show_value(settings, name)}, which cannot be used here. "

@@ -12,6 +12,7 @@ import copy
 import itertools
 import secrets
 import threading
+import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
@@ -134,7 +135,7 @@ class Engine:
         """
         room, seed, num_prompt = self.room, request.sampling.seed, len(request.token_ids)
         max_new_tokens = room.most_new_tokens(request)
-        inbox = Inbox()
+        inbox = Inbox(_while_alive(self._is_in_own_thread))
         with self._changed:
             if self._end:
                 raise copy.copy(self._end)  # A traceback of its own.
@@ -153,6 +154,9 @@ class Engine:
                 self._thread = _EngineThread(target=self._work, name="engine", daemon=False)
                 self._thread.start()
         return Ticket(inbox, read)
+
+    def _is_in_own_thread(self) -> bool:
+        return threading.current_thread() is self._thread
 
     def stats(self) -> EngineStats:
         """A look at the engine; exact while it rests."""
@@ -342,6 +346,12 @@ def is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or (
         isinstance(error, RuntimeError) and any(words in str(error) for words in _OUT_OF_MEMORY)
     )
+
+
+def _while_alive(ask: Callable[[], bool]) -> Callable[[], bool]:
+    """The method without its object: a ticket must not keep a model alive."""
+    method = weakref.WeakMethod(ask)
+    return lambda: (known := method()) is not None and known()
 
 
 class _EngineThread(threading.Thread):

@@ -93,7 +93,10 @@ def _process(logits: Tensor, group: Many[_Placed]) -> tuple[list[int], Tensor]:
         name = getattr(process, "__qualname__", repr(process))
         try:
             made = process(seen)
-        except Exception as error:
+            if isinstance(made, Tensor):
+                made = made.to_dense().to(logits)
+        # SystemExit too would end the engine's thread, and all that wait for it would wait forever.
+        except BaseException as error:
             raise RequestError(
                 f"The processor {name} failed ({type(error).__name__}: {error})."
             ) from error
@@ -103,7 +106,7 @@ def _process(logits: Tensor, group: Many[_Placed]) -> tuple[list[int], Tensor]:
             raise RequestError(
                 f"The processor {name} gave {found}. Return the logits, a tensor of {wanted}."
             )
-        seen = replace(seen, logits=made.to(logits))
+        seen = replace(seen, logits=made)
     return rows, seen.logits
 
 

@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Generic, TypeVar
 
 from minigpt4_runtime.engine.request import TokenEvent
+from minigpt4_runtime.errors import RequestError
 
 T = TypeVar("T")
 _SECONDS_BETWEEN_SIGNALS = 0.5
@@ -23,7 +24,9 @@ _SECONDS_BETWEEN_SIGNALS = 0.5
 class Inbox:
     """The events of a request that have not been read yet."""
 
-    def __init__(self) -> None:
+    def __init__(self, is_in_engine: Callable[[], bool] = lambda: False) -> None:
+        """`is_in_engine` says whether it is asked in the thread that puts the events."""
+        self.is_in_engine = is_in_engine
         self._items: deque[TokenEvent | Exception] = deque()
         self._lock = threading.Lock()
         self._alarms: list[Callable[[], object]] = []
@@ -89,6 +92,11 @@ class Ticket(Generic[T]):
             if value is not None:
                 return value
             with self._cancelled_on_error():
+                if self._inbox.is_in_engine():
+                    raise RequestError(
+                        "A processor waits for an answer of the model that waits for it. Ask "
+                        "before, give the other prompt as a branch, or load a second model."
+                    )
                 # Windows hands Ctrl-C to Python only between two waits.
                 while not (self._is_over or came.wait(_SECONDS_BETWEEN_SIGNALS)):
                     pass
