@@ -1,6 +1,7 @@
 """What callers rely on when they ask for many things at once: tickets, folders, searches."""
 
 import asyncio
+import sys
 import time
 from pathlib import Path
 
@@ -123,6 +124,9 @@ def test_an_error_that_is_no_picture_s_ends_a_folder(model):
     assert isinstance(result.error, RequestError)
     with pytest.raises(OSError, match="the disk is gone"):
         list(model.describe_all(_fail_after_one()))
+    steering = {"processors": [print], "branches": lambda _: sys.exit("enough")}
+    with pytest.raises(SystemExit, match="enough"):  # In one of the threads that open pictures.
+        list(model.describe_all([PHOTO], **steering))
     assert_nothing_is_held(model)
 
 

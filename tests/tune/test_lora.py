@@ -258,6 +258,8 @@ def test_a_quantised_qformer_learns_in_floats(learned, tmp_path):
     [
         ({"train": "vit"}, "train is 'vit'; it must be projection, qformer or none"),
         ({"train": "none"}, "nothing would learn"),
+        ({"lora_targets": ("k_proj",)}, "lora_targets is given, and lora, the rank, is not"),
+        ({"lora_alpha": 8.0}, "lora_alpha is given"),
         ({"train": "none", "lora": 1, "fresh": True}, "Leave one of both out"),
         ({"lora": -1}, "lora is -1"),
         ({"lora_alpha": 0}, "lora_alpha is 0"),

@@ -30,7 +30,7 @@ class ImageRun(Generic[P]):
         self._num_ahead = max_running + 4 * self._num_threads
         self._tickets: dict[int, tuple[Ticket[TextDelta], float]] = {}
         # An index whose ticket has news, a result, or an error that ends the run.
-        self._news: queue.SimpleQueue[int | Described | Exception] = queue.SimpleQueue()
+        self._news: queue.SimpleQueue[int | Described | BaseException] = queue.SimpleQueue()
 
     def of(self, images: Iterable[P]) -> Iterator[Described]:
         """Give results until all images are done."""
@@ -58,7 +58,7 @@ class ImageRun(Generic[P]):
             ticket = self._submit(image)
         except RequestError as error:
             self._news.put(Described(index, None, error, time.perf_counter() - started))
-        except Exception as error:  # noqa: BLE001 - raised again where the results are read.
+        except BaseException as error:  # noqa: BLE001 - raised again where the results are read.
             self._news.put(error)
         else:
             self._tickets[index] = ticket, started
@@ -71,7 +71,7 @@ class ImageRun(Generic[P]):
             news = self._news.get(timeout=0.5)
         except queue.Empty:
             return None
-        if isinstance(news, Exception):
+        if isinstance(news, BaseException):
             raise news
         if isinstance(news, Described):
             return news

@@ -84,8 +84,7 @@ def adapted(config: ModelConfig, adapter: Path | None, model_dir: Path) -> Model
     if config.language.adapters is not None:
         raise ConfigError(
             f"{model_dir} keeps LoRA adapters beside its weights already, and {adapter} is LoRA "
-            "too. Take the floats from which it was merged, or convert the model without "
-            "--keep-lora, which merges its own."
+            "too. Take the folder that `merge` was given, or convert without --keep-lora."
         )
     return replace(config, language=replace(config.language, adapters=lora.config))
 

@@ -84,7 +84,7 @@ def read_language(model_dir: Path) -> PublishedLanguage:
     if config.language.adapters is not None:
         raise CheckpointError(
             f"{model_dir} keeps LoRA adapters beside its weights, which other programs would miss. "
-            "Convert the published files without --keep-lora."
+            "Merge them into a model of floats, or convert without --keep-lora."
         )
     tensors = FolderTensors(read_folder_weights(model_dir))
     model = blank_model(config, formats=choice)

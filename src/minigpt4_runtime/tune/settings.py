@@ -95,6 +95,12 @@ class TuneSettings:
                 )
         if self.train == "none" and not self.lora:
             raise ConfigError("train is 'none' and lora is 0: nothing would learn. Give lora.")
+        for name in ("lora_alpha", "lora_targets"):
+            if not self.lora and getattr(self, name) != getattr(type(self), name):
+                raise ConfigError(
+                    f"{name} is given, and lora, the rank, is not: no adapter would learn. Give "
+                    "both or neither."
+                )
         if self.train == "none" and self.fresh:
             raise ConfigError(
                 "fresh draws a projection, and train is 'none', so that it would not learn. Leave "

@@ -219,8 +219,8 @@ def _refuse(model_dir: Path, settings: TuneSettings, num_processes: int) -> None
         )
     if settings.lora and config.language.adapters is not None:
         raise ConfigError(
-            f"{model_dir} keeps LoRA adapters beside its weights, and can take no others. Convert "
-            "the published files without --keep-lora, which merges them."
+            f"{model_dir} keeps LoRA adapters beside its weights, and can take no others. Take "
+            "the folder that `merge` was given, or convert without --keep-lora."
         )
 
 
