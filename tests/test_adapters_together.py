@@ -110,6 +110,22 @@ def test_what_is_beside_a_request_has_its_adapter(base, paths):
             model.score(*scored, adapter="none")
 
 
+def test_what_is_of_another_kind_is_refused_in_words(base):
+    for adapters in (["a"], {"a": None}):
+        with pytest.raises(ConfigError, match="adapters is a mapping from names to paths"):
+            MiniGPT4.load(base, adapters=adapters, **CPU)
+    asked, steered = [{"role": "user", "content": "a"}], {"processors": [lambda seen: seen.logits]}
+    with MiniGPT4.load(base, **CPU) as model:
+        for words, asking in (
+            ("branches is a mapping", lambda: model.chat(asked, branches=[asked], **steered)),
+            ("branches is a mapping", lambda: model.submit_raw("a", branches=["a"], **steered)),
+            ("candidates is a list", lambda: model.score(asked, None)),
+            ("candidates is a list", lambda: model.score(asked, [5])),
+        ):
+            with pytest.raises(RequestError, match=words):
+                asking()
+
+
 def test_searches_and_small_steps(base, paths, alone):
     """Beams fork rows, and prompts come in pieces beside answers of other adapters."""
     beams = SamplingParams(max_new_tokens=6, num_beams=3, ignore_eos=True, stop=())

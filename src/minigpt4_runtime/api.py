@@ -32,7 +32,7 @@ from minigpt4_runtime.engine.engine import EngineStats
 from minigpt4_runtime.engine.steering import LogitsProcessor
 from minigpt4_runtime.engine.steering import NextLogits as NextLogits
 from minigpt4_runtime.engine.ticket import Ticket
-from minigpt4_runtime.errors import RequestError
+from minigpt4_runtime.errors import ConfigError, RequestError
 from minigpt4_runtime.formats.registry import FormatChoice
 from minigpt4_runtime.images.pixels import ImageLimits
 from minigpt4_runtime.lab.lab import Lab
@@ -152,7 +152,7 @@ class MiniGPT4:
         source = WeightSource.folder(
             model_dir, rope_scaling=rope_scaling, max_context=max_context,
             adapter=Path(adapter) if adapter is not None else None,
-            adapters={name: Path(path) for name, path in (adapters or {}).items()},
+            adapters=_paths(adapters),
         )  # fmt: skip
         vision = VisionSettings(runtime=vision_runtime, graph=vision_graph, provider=provider)
         return cls(
@@ -286,11 +286,10 @@ class MiniGPT4:
         """
         sampling = sampling or SamplingParams()
         script = write_script(read_messages(messages), self._template)
-        others = {
-            name: render(read_messages(each), self._template)
-            for name, each in (branches or {}).items()
-        }
-        steering = Steering.read(self._loaded, processors, others)
+        steering = Steering.read(
+            self._loaded, processors, branches,
+            lambda each: render(read_messages(each), self._template),
+        )  # fmt: skip
         kept, window = self._keep(
             lambda: Kept.whole(self._encode(script.prompt())),
             partial(dialogue_window, script, self._encode),
@@ -335,8 +334,7 @@ class MiniGPT4:
         """
         sampling = sampling or SamplingParams()
         prompt = _raw(text, pictures)
-        others = {name: _raw(*each) for name, each in (branches or {}).items()}
-        steering = Steering.read(self._loaded, processors, others)
+        steering = Steering.read(self._loaded, processors, branches, lambda each: _raw(*each))
         kept = Kept.whole(self._encode(prompt))
         self._loaded.engine.room.check(len(kept.token_ids), sampling, beside=steering.lengths)
         opened = [self._loaded.open_image(source) for source in prompt.images]
@@ -531,6 +529,15 @@ class MiniGPT4:
 
 def _question(given: ImageLike, prompt: str, task: TaskName | None) -> Message:
     return Message("user", (image(given), prompt), task)
+
+
+def _paths(adapters: Mapping[str, str | PathLike[str]] | None) -> dict[str, Path]:
+    given = {} if adapters is None else adapters
+    if not isinstance(given, Mapping) or not all(
+        isinstance(path, str | PathLike) for path in given.values()
+    ):
+        raise ConfigError("adapters is a mapping from names to paths.")
+    return {name: Path(path) for name, path in given.items()}
 
 
 def _raw(text: str, pictures: Sequence[ImageLike]) -> Prompt:

@@ -218,7 +218,10 @@ class LoadedModel:
     ) -> Ticket[tuple[float, ...]]:
         """See `MiniGPT4.submit_score`."""
         encode, number = self.tokenizer.encode, self.find_adapter(adapter)
-        given = tuple(tuple(encode(each) if isinstance(each, str) else each) for each in candidates)
+        try:
+            given = tuple(tuple(encode(s) if isinstance(s, str) else s) for s in candidates)
+        except TypeError:
+            given = ()
         if isinstance(candidates, str) or not given or not all(given):
             raise RequestError(
                 "candidates is a list of one or more answers, each with at least one id or word."

@@ -7,8 +7,9 @@ Never  calls such a function: the engine does.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from minigpt4_runtime.engine.request import Beside
 from minigpt4_runtime.engine.steering import LogitsProcessor
@@ -16,6 +17,8 @@ from minigpt4_runtime.errors import RequestError
 from minigpt4_runtime.loaded import LoadedModel
 from minigpt4_runtime.text.prompt import Prompt
 from minigpt4_runtime.text.tokenizer import EncodedPrompt
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -30,13 +33,17 @@ class Steering:
         cls,
         loaded: LoadedModel,
         processors: Sequence[LogitsProcessor],
-        branches: Mapping[str, Prompt],
+        branches: Mapping[str, T] | None,
+        to_prompt: Callable[[T], Prompt],
     ) -> Steering:
-        """Check both.
+        """Check both, and turn the branches into prompts.
 
         Raises:
             RequestError: a processor cannot be called, or no processor would see the branches.
         """
+        branches = {} if branches is None else branches
+        if not isinstance(branches, Mapping):
+            raise RequestError("branches is a mapping from names to other prompts.")
         if callable(processors) or not all(map(callable, processors)):
             raise RequestError(
                 "processors is a list of functions, each from a NextLogits to a tensor of logits."
@@ -48,7 +55,8 @@ class Steering:
             )
         if "" in branches:
             raise RequestError("A branch needs a name: '' is the prompt itself.")
-        prompts = {name: (each, loaded.encode_prompt(each)) for name, each in branches.items()}
+        others = {name: to_prompt(each) for name, each in branches.items()}
+        prompts = {name: (each, loaded.encode_prompt(each)) for name, each in others.items()}
         return cls(tuple(processors), prompts)
 
     @property
