@@ -124,6 +124,9 @@ class Actions:
         if task and not text.startswith(tuple(f"[{each}]" for each in TASK_NAMES)):
             text = f"[{task}] {text}".strip()
         turn = Turn(text, asked.images)
+        if growing.answer and turns[-1:] == [turn]:  # Enter was pressed twice.
+            yield _show_no_change()
+            return
         async for shown in self._answer(growing, [*turns, turn], controls, question=QuestionBox()):
             yield shown
 
@@ -198,6 +201,9 @@ class Actions:
             yield _show(before, question=QuestionBox(last.question, last.images))
         else:
             yield _show([*before, last])
+        finally:
+            if growing.answer is this:
+                growing.answer = None
 
 
 def _show(

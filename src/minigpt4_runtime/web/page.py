@@ -175,7 +175,8 @@ def _connect_asking(components: _Components, actions: Actions) -> None:
         (shown.dialogue.edit, actions.edit, []),
     ):
         inputs = [*so_far, *asked, *components.controls]
-        asking.append(begins(act, inputs, outputs, show_progress="hidden"))
+        # "once" would drop what is asked before the browser knows that the last answer has ended.
+        asking.append(begins(act, inputs, outputs, show_progress="hidden", trigger_mode="multiple"))
         begins(None, js="() => chatPage.showAnswer()")
     for button, ending in (
         (shown.stop, actions.stop), (shown.undo, actions.undo), (shown.clear, actions.clear)
