@@ -8,7 +8,7 @@ from page_server import KEY, PICTURES
 
 pytestmark = pytest.mark.filterwarnings("default")
 
-SETTINGS = ["", "", 0, 1, 0, 1, 1, 20, ""]  # Of them the first is the task.
+SETTINGS = ["", None, "", 0, 1, 0, 1, 1, 20, ""]  # Of them the first is the task.
 SECRET = "grandmother"
 
 

@@ -1,6 +1,7 @@
 """The controls beside the dialogue: what they say is what is asked for."""
 
 import pytest
+from adapter_folders import write_lora
 from page_server import PICTURES, Serving
 from page_steps import (
     ANSWERS,
@@ -16,6 +17,7 @@ from page_steps import (
 )
 
 from minigpt4_runtime import MiniGPT4
+from minigpt4_runtime.checkpoint.config_file import load_config
 from minigpt4_runtime.web.controls import read_controls
 from minigpt4_runtime.web.dialogue import AnswerSettings, DialogueError
 
@@ -53,23 +55,47 @@ def test_every_control_reaches_the_server(page, asked):
     assert messages[0].content == ("Answer in few words.",)
 
 
-def test_a_task_is_chosen_where_the_model_knows_tasks(page, browser, golden_model_dir):
-    assert page.locator("#task").count() == 0
-    with MiniGPT4.load(golden_model_dir("minigptv2"), device="cpu") as model:
+@pytest.fixture
+def many_choices(browser, golden_model_dir, tmp_path, monkeypatch):
+    """The page of a model that knows tasks and has an adapter, and the adapters asked for."""
+    folder, asked = golden_model_dir("minigptv2"), []
+    write_lora(tmp_path, load_config(folder).language, seed=1)
+    with MiniGPT4.load(folder, adapters={"tuned": tmp_path}, device="cpu") as model:
+        submit = model.submit
+
+        def remember(*arguments, adapter=None, **more):
+            asked.append(adapter)
+            return submit(*arguments, adapter=adapter, **more)
+
+        monkeypatch.setattr(model, "submit", remember)
         serving = Serving(model)
         context = browser.new_context()
         context.set_default_timeout(60_000)
         try:
-            v2 = open_page(context.new_page(), serving.url)
-            v2.click("#task input")
-            v2.click("#task [role=option]:has-text('refer')")
-            set_number(v2, "max_tokens", 4)
-            ask(v2, "the lamp")
-            ask(v2, "[vqa] what colour?")
-            assert texts(v2, QUESTIONS) == ["[refer] the lamp", "[vqa] what colour?"]
+            page = open_page(context.new_page(), serving.url)
+            set_number(page, "max_tokens", 4)
+            yield page, asked
         finally:
             context.close()
             serving.close()
+
+
+def choose(page, name, choice):
+    page.click(f"#{name} input")
+    page.click(f"#{name} [role=option]:has-text('{choice}')")
+
+
+def test_a_task_and_an_adapter_are_chosen_where_there_are_any(page, many_choices):
+    assert page.locator("#task, #model").count() == 0
+    page, asked = many_choices
+    choose(page, "task", "refer")
+    ask(page, "the lamp")
+    choose(page, "model", "tuned")
+    ask(page, "[vqa] what colour?")
+    choose(page, "model", "demo")
+    ask(page, "again")
+    assert texts(page, QUESTIONS) == ["[refer] the lamp", "[vqa] what colour?", "[refer] again"]
+    assert asked[-3:] == [None, "tuned", None]  # The server asked one itself before.
 
 
 def test_an_empty_seed_draws_anew_and_the_same_seed_the_same(page, serving, asked):
@@ -116,10 +142,12 @@ def test_settings_ask_only_for_what_is_not_usual():
     ("text", "seed"), [("", None), (" ", None), ("0", 0), (" 12 ", 12), (str(2**63 - 1), 2**63 - 1)]
 )
 def test_a_seed_is_a_number_or_none(text, seed):
-    assert read_controls("", 0, 1, 0, 1, 1, 20, text) == AnswerSettings(max_tokens=20, seed=seed)
+    assert read_controls(None, "", 0, 1, 0, 1, 1, 20, text) == AnswerSettings(
+        max_tokens=20, seed=seed
+    )
 
 
 @pytest.mark.parametrize("text", ["-1", "1.5", "a", "²", str(2**63), "9" * 5000])
 def test_another_seed_is_refused_in_a_sentence(text):
     with pytest.raises(DialogueError, match="Leave it empty for a new draw each time"):
-        read_controls("", 0, 1, 0, 1, 1, 20, text)
+        read_controls(None, "", 0, 1, 0, 1, 1, 20, text)

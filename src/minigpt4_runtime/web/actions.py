@@ -63,28 +63,31 @@ class Actions:
         self._uploads = uploads
         self._examples = examples
 
-    async def about(self) -> tuple[str, Any, Any]:
-        """The line under the title, the choice of a task, and what is clicked to look at a word.
+    async def about(self) -> tuple[str, Any, Any, Any]:
+        """The line under the title, the choices of a model and a task, and what looks at a word.
 
-        The last two are there where the server knows of tasks, and explains.
+        The last three are there where the server has adapters, knows of tasks, and explains.
         """
         try:
             card = await self._server.model()
         except DialogueError as error:
-            return str(error), gradio.skip(), gradio.skip()
+            return str(error), *(gradio.skip() for _ in range(3))
         told = f"**{card.name}** answers. {card.description}"
         if card.explains:
             told += " Click a word of an answer to see where it looked."
         looks = gradio.update(visible="hidden" if card.explains else False)
-        return told, gradio.update(visible=bool(card.tasks)), looks
+        models = gradio.update(
+            choices=list(card.names), value=card.name, visible=len(card.names) > 1
+        )
+        return told, models, gradio.update(visible=bool(card.tasks)), looks
 
-    async def look(self, clicked: str, turns: list[Turn], system: str) -> str:
+    async def look(self, clicked: str, turns: list[Turn], model: str | None, system: str) -> str:
         """Where a word looked, for heat.js, which gives the word's turn and character."""
         looked: dict[str, Any] = {"heat": []}
         try:
             asked = json.loads(clicked)
             before = turns[: int(asked["turn"]) + 1]
-            looked = await self._server.look(before, system, int(asked["at"]))
+            looked = await self._server.look(before, model or "", system, int(asked["at"]))
         except (ValueError, KeyError, TypeError):
             pass  # It was not heat.js that asked.
         except DialogueError as error:

@@ -20,6 +20,10 @@ def add_controls() -> list[Any]:
     """Show the controls, in the order of AnswerSettings' fields."""
     default = AnswerSettings()
     return [
+        gradio.Dropdown(
+            [], label="Model", visible=False, elem_id="model",
+            info="The server's own, or with one of its adapters.",
+        ),
         gradio.Textbox(
             default.system, label="System text", placeholder="The model's own", lines=1,
             max_lines=6, elem_id="system",
@@ -63,8 +67,8 @@ def read_controls(*values: Any) -> AnswerSettings:
     Raises:
         DialogueError: the seed is no whole number, or too large.
     """
-    *others, seed = values
-    return replace(AnswerSettings(*others), seed=_read_seed(seed or ""))
+    model, *others, seed = values
+    return replace(AnswerSettings(model or "", *others), seed=_read_seed(seed or ""))
 
 
 def _read_seed(text: str) -> int | None:

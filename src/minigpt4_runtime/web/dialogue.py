@@ -34,8 +34,9 @@ class Turn:
 
 @dataclass(frozen=True)
 class AnswerSettings:
-    """The values of the controls beside the dialogue."""
+    """The values of the controls beside the dialogue. No `model` is the server's first."""
 
+    model: str = ""
     system: str = ""
     temperature: float = SamplingParams.temperature
     top_p: float = SamplingParams.top_p
@@ -67,9 +68,13 @@ class AnswerSettings:
 
 @dataclass(frozen=True)
 class Card:
-    """The model that answers. Only this project's server says more than its name."""
+    """The model that answers. Only this project's server says more than its name.
+
+    `names` are all that the server answers by: the model's own first, then those of its adapters.
+    """
 
     name: str
+    names: tuple[str, ...] = ()
     description: str = ""
     tasks: tuple[str, ...] = ()
     explains: bool = False
@@ -99,8 +104,8 @@ class Server:
                 raise DialogueError(self._explain(error)) from None
         card = models.data[0]
         return Card(
-            card.id, str(getattr(card, "description", "")), tuple(getattr(card, "tasks", ())),
-            explains=getattr(card, "explains", False) is True,
+            card.id, tuple(each.id for each in models.data), str(getattr(card, "description", "")),
+            tuple(getattr(card, "tasks", ())), explains=getattr(card, "explains", False) is True,
         )  # fmt: skip
 
     async def answer(self, turns: Sequence[Turn], settings: AnswerSettings) -> AsyncGenerator[str]:
@@ -113,7 +118,7 @@ class Server:
         async with self._client() as client:
             try:
                 stream = await client.chat.completions.create(
-                    model=(await client.models.list()).data[0].id,
+                    model=settings.model or (await client.models.list()).data[0].id,
                     messages=messages,
                     stream=True,
                     **settings.as_fields(),
@@ -127,7 +132,7 @@ class Server:
             except openai.OpenAIError as error:
                 raise DialogueError(self._explain(error)) from None
 
-    async def look(self, turns: Sequence[Turn], system: str, at: int) -> dict[str, Any]:
+    async def look(self, turns: Sequence[Turn], model: str, system: str, at: int) -> dict[str, Any]:
         """Where the word at a character of the last turn's answer looked: see POST /explain.
 
         Raises:
@@ -136,7 +141,7 @@ class Server:
         *before, last = turns
         body = {
             "messages": as_messages([*before, replace(last, answer="")], system),
-            "answer": last.answer, "at": at,
+            "answer": last.answer, "at": at, **({"model": model} if model else {}),
         }  # fmt: skip
         async with self._client() as client:
             try:

@@ -74,7 +74,8 @@ def build_page(server: Server, images: Sequence[Path]) -> Blocks:
             actions.restore, [shown.kept, shown.turns], list(shown),
             js="() => chatPage.restore()", show_progress="hidden",
         ).then(
-            actions.about, None, [components.about, components.task, components.look],
+            actions.about, None,
+            [components.about, components.controls[0], components.task, components.look],
             show_progress="hidden",
         )  # fmt: skip
     # The server itself limits the number of answers.
@@ -189,17 +190,17 @@ def _connect_asking(components: _Components, actions: Actions) -> None:
 
 def _connect_looking(components: _Components, actions: Actions) -> None:
     """Connect a click on a word, which heat.js makes one on the hidden button."""
-    system, *_ = components.controls
+    model, system, *_ = components.controls
     components.look.click(
-        actions.look, [components.clicked, components.shown.turns, system], components.heat,
-        js="(_, turns, system) => [chatHeat.clicked(), turns, system]", show_progress="hidden",
+        actions.look, [components.clicked, components.shown.turns, model, system], components.heat,
+        js="(_, ...others) => [chatHeat.clicked(), ...others]", show_progress="hidden",
     )  # fmt: skip
     components.heat.change(None, components.heat, js="(heat) => chatHeat.show(heat)")
 
 
 def _connect_browser(components: _Components) -> None:
     """Connect the events that page.js handles without the server."""
-    kept, (system, *_) = components.shown.kept, components.controls
+    kept, (_, system, *_) = components.shown.kept, components.controls
     kept.change(None, kept, js="(kept) => chatPage.keep(chatHeat.keep(chatBoxes.show(kept)))")
     components.shown.save_markdown.click(None, kept, js="(kept) => chatPage.saveMarkdown(kept)")
     components.shown.save_json.click(
