@@ -88,6 +88,21 @@ def test_choice_with_the_demo_model_itself(real_minigpt4, folder):
     assert shown.out.splitlines()[-1].split() == ["all", "100.0%", "100.0%", "50.0%", "1"]
     refused = real_minigpt4(*asked, "--prompt", "?")
     assert (refused.status, "without {question}" in refused.err) == (1, True)
+    refused = real_minigpt4(*asked, "--classes", "mapping.txt")
+    assert (refused.status, "--classes is for ImageNetVC" in refused.err) == (1, True)
+    # ImageNetVC's layout: two pictures of one question, which is one in the table.
+    question = "How many shapes are there?"
+    rows = f"tabby,{question},There are three shapes.\npug,{question},There are five shapes.\n"
+    (folder / "count.csv").write_text(f"category,question,answer\n{rows}")
+    (folder / "mapping.txt").write_text("n1 tabby, cat\nn2 pug, pug-dog\n")
+    (folder / "n1").mkdir()
+    for name in ("1.png", "2.png"):
+        (folder / "n1" / name).write_bytes(picture.read_bytes())
+    asked = ("evaluate", "choice", "--questions", "count.csv", "--images", ".")
+    shown = real_minigpt4(*asked, "--classes", "mapping.txt", "--out", "vc")
+    assert (shown.status, "lacks n2." in shown.err) == (1, True)
+    assert shown.out.splitlines()[-1].split() == ["all", "100.0%", "100.0%", "50.0%", "1"]
+    assert (folder / "vc/choice.html").is_file()
 
 
 def test_mme_asks_and_scores_again(minigpt4, folder):
