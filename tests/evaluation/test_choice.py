@@ -121,6 +121,7 @@ def test_the_numbers_by_hand(images):
     }
     assert [row[-1] for row in report.as_rows().rows] == [1, 1, 0]
     assert "Wrong answers (1 of 1)" in report.as_page()
+    assert "<p>As theirs.</p>" in replace(report, as_published="As theirs.").as_page()
     some = judge(questions, {1: likelihoods[1]}, images_dir=images, faults=["One is missing."])
     assert (some.num_unanswered, some.left_out) == (2, ("One is missing.",))
     with pytest.raises(ConfigError, match=r"No question could be asked\. One is missing\."):

@@ -6,6 +6,7 @@ Owns   nothing. Takes options.
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -84,7 +85,7 @@ def choice(
             asked_of=name_model(where, model), on_question=bar.advance,
         )  # fmt: skip
     report = judge(asked, found, images_dir=images, faults=faults)
-    show(report, folder, report.left_out)
+    show(replace(report, as_published=run.told), folder, report.left_out)
 
 
 @spread_options
@@ -141,7 +142,7 @@ def mme(
         given, faults = asking.ask(asked, folder, lambda question: {"label": question.label})
     given = {question_id: run.trim(answer) for question_id, answer in given.items()}
     report = judge(asked, given, images_dir=images, faults=faults)
-    show(report, folder, report.left_out)
+    show(replace(report, as_published=run.told), folder, report.left_out)
 
 
 @spread_options

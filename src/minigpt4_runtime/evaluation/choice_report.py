@@ -97,6 +97,7 @@ class ChoiceReport:
     num_unanswered: int
     left_out: tuple[str, ...]
     images_dir: Path
+    as_published: str = ""
 
     @property
     def kinds(self) -> dict[str, tuple[ChoiceVerdict, ...]]:
@@ -133,6 +134,7 @@ class ChoiceReport:
             "questions": len(self.verdicts),
             "unanswered": self.num_unanswered,
             "left_out": list(self.left_out),
+            "as_published": self.as_published,
             "answers": [
                 {
                     **vars(each.question),
@@ -169,6 +171,7 @@ class ChoiceReport:
             "choosing by lot.",
             tables=self.tables(),
             left_out=self.left_out,
+            as_published=self.as_published,
             charts=[draw("The accuracy by kind of question.", self._paint_kinds)],
             cards=show_cards(wrong[:_SHOWN_CASES], self._card, "Wrong answers", f"{len(wrong)}"),
         )
