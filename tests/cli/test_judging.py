@@ -88,6 +88,21 @@ def test_choice_with_the_demo_model_itself(real_minigpt4, folder):
     assert shown.out.splitlines()[-1].split() == ["all", "100.0%", "100.0%", "50.0%", "1"]
     refused = real_minigpt4(*asked, "--prompt", "?")
     assert (refused.status, "without {question}" in refused.err) == (1, True)
+    refused = real_minigpt4(*asked, "--classes", "mapping.txt")
+    assert (refused.status, "--classes is for ImageNetVC" in refused.err) == (1, True)
+    # ImageNetVC's layout: two pictures of one question, which is one in the table.
+    question = "How many shapes are there?"
+    rows = f"tabby,{question},There are three shapes.\npug,{question},There are five shapes.\n"
+    (folder / "count.csv").write_text(f"category,question,answer\n{rows}")
+    (folder / "mapping.txt").write_text("n1 tabby, cat\nn2 pug, pug-dog\n")
+    (folder / "n1").mkdir()
+    for name in ("1.png", "2.png"):
+        (folder / "n1" / name).write_bytes(picture.read_bytes())
+    asked = ("evaluate", "choice", "--questions", "count.csv", "--images", ".")
+    shown = real_minigpt4(*asked, "--classes", "mapping.txt", "--out", "vc")
+    assert (shown.status, "lacks n2." in shown.err) == (1, True)
+    assert shown.out.splitlines()[-1].split() == ["all", "100.0%", "100.0%", "50.0%", "1"]
+    assert (folder / "vc/choice.html").is_file()
 
 
 def test_mme_asks_and_scores_again(minigpt4, folder):
@@ -105,8 +120,9 @@ def test_mme_asks_and_scores_again(minigpt4, folder):
     assert (shown.status, shown.err) == (0, "The report is in report/mme.html.\n")
     assert shown.out.splitlines()[1].split() == ["count", "75.0%", "50.0%", "125.0", "0", "2"]
     assert shown.out.splitlines()[-1].split() == ["perception", "125.0"]
-    again = minigpt4(*asked, "--results", "given")
+    again = minigpt4(*asked, "--results", "given", "--recipe", "vlmevalkit", "--out", "again")
     assert again.out.splitlines()[1].split()[1:4] == ["50.0%", "0.0%", "50.0"]
+    assert "published run: answers are drawn by lot" in (folder / "again/mme.html").read_text()
 
 
 MINE = """
@@ -155,14 +171,21 @@ def test_pope_by_a_published_recipe(minigpt4, folder):
     prompt, sampling = fake_api.FakeMiniGPT4.raw[-1]
     assert prompt == "###Human: <Img><ImageHere></Img> Is there a dog? ###Assistant:"
     assert sampling.max_new_tokens == 512
-    assert json.loads((folder / "report" / "pope.json").read_text())["reading"] == "all-words"
+    report = json.loads((folder / "report" / "pope.json").read_text())
+    assert report["reading"] == "all-words"
+    # The page says it too, and what was typed in the recipe's stead.
+    assert report["as_published"] in shown.err
+    minigpt4(*pope, "--recipe", "pai", "--max-new-tokens", "9")
+    page = (folder / "report" / "pope.html").read_text()
+    assert "<p>As pai does it" in page
+    assert "; --max-new-tokens as given here.</p>" in page
     # Other sampling is another answer: nothing is taken from the ledger.
     minigpt4(*pope, "--recipe", "vlmevalkit")
     asked_of = [
         json.loads(each)["asked_of"]
         for each in (folder / "report" / "pope.jsonl").read_text().splitlines()
     ]
-    assert [", temperature 1.0" in each for each in asked_of] == [False, True]
+    assert [", temperature 1.0" in each for each in asked_of] == [False, False, True]
 
 
 def test_pope_in_dialogues(minigpt4, folder):

@@ -142,6 +142,7 @@ def fail_at_the_third(seen):
         (fail_at_the_third, r"fail_at_the_third failed \(ValueError: the third id\)"),
         (lambda seen: seen.logits[:, :3], r"gave \(1, 3\)\. Return .* of \(1, 11\)"),
         (lambda seen: None, r"gave NoneType\. Return"),
+        (lambda seen: seen.logits + 0j, r"gave complex numbers\. Return .* of \(1, 11\)"),
         (lambda seen: sys.exit("enough"), r"failed \(SystemExit: enough\)"),
         (lambda seen: seen.logits.to("meta"), r"failed \(NotImplementedError: Cannot copy"),
         (lambda seen: seen.logits * NEVER, "left no id to choose"),

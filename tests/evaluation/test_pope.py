@@ -61,7 +61,7 @@ def test_published_files(write, questions, images):
         "accuracy": 3 / 5, "precision": 2 / 3, "recall": 2 / 3, "f1": 2 / 3, "yes_ratio": 3 / 5,
         "reading": "first-sentence", "questions": 5, "unanswered": 0, "unclear": 1,
         "true_yes": 2, "false_yes": 1, "true_no": 1,
-        "false_no": 1, "left_out": [], "answers": [],
+        "false_no": 1, "left_out": [], "as_published": "", "answers": [],
     }  # fmt: skip
 
 

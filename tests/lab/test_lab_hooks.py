@@ -1,10 +1,13 @@
 """Functions inside a pass and other weights do what they say, and leave nothing behind."""
 
+import json
+
 import pytest
 import torch
 from dense import Dense
+from safetensors.torch import save_file
 
-from minigpt4_runtime import RequestError
+from minigpt4_runtime import MiniGPT4, RequestError
 
 SITES = ["scores", "heads", "attention", "feed_forward", "residual"]
 ANSWER = (5, 9, 17)
@@ -106,6 +109,32 @@ def test_edited_weights_count(lab, prompt):
         with lab.edited({name: weight * 3}):
             assert torch.allclose(lab.forward(prompt, answer=ANSWER).logits, before * 3, atol=1e-4)
         assert torch.allclose(lab.forward(prompt, answer=ANSWER).logits, before * 2, atol=1e-4)
+
+
+def test_an_edit_of_low_rank_is_an_adapter(vicuna, lab, prompt, tmp_path):
+    """A matrix projected away from directions, as Nullu does it, laid over the model as LoRA."""
+    name, layer = (
+        "language.layers.1.mlp_down.weight",
+        "base_model.model.model.layers.1.mlp.down_proj",
+    )
+    weight = lab.weights[name]
+    wide = torch.randn(len(weight), 2, generator=torch.Generator().manual_seed(2))
+    away = torch.linalg.qr(wide).Q
+    with lab.edited({name: weight - away @ (away.T @ weight)}), torch.no_grad():
+        wanted = lab.forward(prompt, answer=ANSWER).logits
+    factors = {"A": (away.T @ weight).detach(), "B": -away}
+    save_file(
+        {f"{layer}.lora_{side}.weight": each.contiguous() for side, each in factors.items()},
+        tmp_path / "adapter_model.safetensors",
+    )
+    about = {"peft_type": "LORA", "r": 2, "lora_alpha": 2, "target_modules": ["down_proj"]}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(about))
+    model = MiniGPT4.load(vicuna.model.model_dir, device="cpu", dtype="float32", adapter=tmp_path)
+    other = model.lab()
+    with torch.no_grad():
+        found = other.forward(prompt, answer=ANSWER).logits
+    assert torch.allclose(found, wanted, atol=1e-4)
+    assert not torch.allclose(lab.forward(prompt, answer=ANSWER).logits, wanted, atol=1e-2)
 
 
 def test_what_cannot_be_is_said(lab, prompt):

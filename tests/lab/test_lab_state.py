@@ -108,11 +108,19 @@ def test_choosing_by_lot(lab, prompt):
 
 def test_what_cannot_be_is_said(lab, prompt):
     state = lab.start(prompt, 2)
+
+    def steered(processor):
+        return lab.generate(prompt, [processor], max_new_tokens=2)
+
     for said, ask in {
         "there are 2 answers": lambda: state.step([1]),
         "outside the vocabulary": lambda: state.step([1, 10**6]),
         r"rollback\(1\): the answers have 0": lambda: state.rollback(1),
         "rows are": lambda: state.fork([2]),
+        r"gave \(1, 3\)\. Return the logits": lambda: steered(lambda seen: seen.logits[:, :3]),
+        "gave NoneType": lambda: steered(lambda seen: None),
+        "gave complex numbers": lambda: steered(lambda seen: seen.logits + 0j),
+        "left no id to choose": lambda: steered(lambda seen: seen.logits * float("nan")),
     }.items():
         with pytest.raises(RequestError, match=said):
             ask()

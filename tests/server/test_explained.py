@@ -39,6 +39,10 @@ def test_a_word_looks_where_the_laboratory_says(explaining, model):
     (heat,) = told["heat"]
     assert numpy.array(heat) == pytest.approx(found.heat_of(word)[0, 0], abs=1e-5)
     assert told["on_pictures"] == pytest.approx(found.on_pictures(word), abs=1e-5)
+    # Characters are those of the answer as it was sent, white space and emoji too.
+    for before in (" \n\t", "😀 "):
+        told = explain(explaining, **asked(answer=f"{before}{ANSWER}", at=len(before) + 14)).json()
+        assert (told["word"], told["start"]) == ("three", len(before) + 10)
     # Of a text without pictures there is nothing to see.
     told = explain(explaining, messages=[user("Hello")], answer="Hi", at=0).json()
     assert (told["word"], told["heat"], told["on_pictures"]) == ("Hi", [], 0)

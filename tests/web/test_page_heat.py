@@ -1,5 +1,8 @@
 """A click on a word of an answer shows on the picture where it looked."""
 
+import json
+import re
+
 import pytest
 from page_server import PICTURES, Serving
 from page_steps import ask, open_page, put_pictures, wait_for_count
@@ -101,3 +104,27 @@ def test_a_new_question_takes_the_heat_away(page):
     wait_for_count(page, HEAT, 0)
     page.click("#clear")
     wait_for_count(page, "#dialogue .bot-row .prose", 0)
+
+
+def test_a_words_place_is_counted_as_the_server_counts(page):
+    ask(page, QUESTION)
+
+    def show(shown, raw):
+        page.evaluate(
+            """([shown, raw]) => {
+                document.querySelector("#dialogue .bot-row .prose").textContent = shown;
+                chatHeat.keep(JSON.stringify({ turns: [{ answer: raw }] }));
+            }""",
+            [shown, raw],
+        )
+
+    for raw, word, number in (
+        (" \n\t There are three shapes.", "three", 0),  # It is shown without the space.
+        ("😀😀😀 There are three shapes.", "three", 0),  # Two units of JavaScript each.
+        ("hahaha haha **haha**", "haha", 1),  # It overlaps itself.
+    ):
+        show(raw.replace("*", "").strip(), raw)
+        page.mouse.click(*page.evaluate(WORD, [word, number]))
+        asked = json.loads(page.evaluate("chatHeat.clicked()"))
+        assert asked["at"] == [each.start() for each in re.finditer(rf"\b{word}\b", raw)][number]
+        page.keyboard.press("Escape")

@@ -135,7 +135,7 @@ def chair(
         instances, captions, words, {each.image_id for each in given}
     )
     report = judge(given, objects, words, images_dir=images, faults=faults)
-    show(report, folder, report.left_out)
+    show(replace(report, as_published=run.told), folder, report.left_out)
 
 
 def opope(

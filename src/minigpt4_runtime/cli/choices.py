@@ -6,6 +6,7 @@ Owns   nothing. Takes options.
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -34,11 +35,19 @@ def choice(
         Path,
         option(
             "FILE",
-            "SEED-Bench.json, or records with image, question, choices and answer, a line each or "
-            "as a JSON list.",
+            "SEED-Bench.json; records with image, question, choices and answer, a line each or as "
+            "a JSON list; or a .csv of ImageNetVC, or a folder of them.",
         ),
     ],
     images: ImagesDir,
+    classes: Annotated[
+        Path | None,
+        option(
+            "FILE",
+            "ImageNetVC's ImageNet_mapping.txt: in which folder the pictures of a category are. "
+            "Without it folders have the categories' names.",
+        ),
+    ] = None,
     prompt: Prompt = "{question}",
     recipe: RecipeName = None,
     where: ModelOptions,
@@ -50,6 +59,7 @@ def choice(
     SEED-Bench has it; the accuracy by whole answers is shown beside it.
     """
     from minigpt4_runtime.evaluation import choice as choice_judge
+    from minigpt4_runtime.evaluation import imagenetvc
     from minigpt4_runtime.evaluation.choice_report import judge
     from minigpt4_runtime.evaluation.images import check_folder
     from minigpt4_runtime.evaluation.recipe import Run
@@ -61,7 +71,12 @@ def choice(
     )  # fmt: skip
     check_prompt(run.prompt)
     check_folder(images)
-    asked = choice_judge.read_questions(questions)
+    if imagenetvc.is_layout(questions):
+        asked = imagenetvc.read_questions(questions, images, classes)
+    elif classes:
+        raise ConfigError("--classes is for ImageNetVC's .csv files. Leave it out.")
+    else:
+        asked = choice_judge.read_questions(questions)
     folder = ReportFolder.open(out, "choice")
     model = where.load()
     with at_work(folder, choice_judge.LEDGER_KEYS, len(asked)) as (ledger, bar):
@@ -70,7 +85,7 @@ def choice(
             asked_of=name_model(where, model), on_question=bar.advance,
         )  # fmt: skip
     report = judge(asked, found, images_dir=images, faults=faults)
-    show(report, folder, report.left_out)
+    show(replace(report, as_published=run.told), folder, report.left_out)
 
 
 @spread_options
@@ -127,7 +142,7 @@ def mme(
         given, faults = asking.ask(asked, folder, lambda question: {"label": question.label})
     given = {question_id: run.trim(answer) for question_id, answer in given.items()}
     report = judge(asked, given, images_dir=images, faults=faults)
-    show(report, folder, report.left_out)
+    show(replace(report, as_published=run.told), folder, report.left_out)
 
 
 @spread_options

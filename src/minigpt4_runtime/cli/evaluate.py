@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
@@ -294,7 +294,7 @@ def pope(
         given, faults = asking.ask(asked, folder, lambda question: {"label": question.label}, put)
     given = {question_id: run.trim(answer) for question_id, answer in given.items()}
     report = judge(asked, given, images_dir=images, faults=faults, reading=run.reading)
-    show(report, folder, report.left_out)
+    show(replace(report, as_published=run.told), folder, report.left_out)
 
 
 Results = Annotated[

@@ -6,6 +6,7 @@ Takes  a recipe's name and what is typed beside it.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
 from minigpt4_runtime.cli.options import option
@@ -48,4 +49,4 @@ def take(
     if differs:
         told += f" This differs from the published run: {'; '.join(differs)}."
     note(told)
-    return run
+    return replace(run, told=told)

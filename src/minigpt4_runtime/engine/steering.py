@@ -93,7 +93,7 @@ def _process(logits: Tensor, group: Many[_Placed]) -> tuple[list[int], Tensor]:
         name = getattr(process, "__qualname__", repr(process))
         try:
             made = process(seen)
-            if isinstance(made, Tensor):
+            if is_real := isinstance(made, Tensor) and not made.is_complex():
                 made = made.to_dense().to(logits)
         # SystemExit too would end the engine's thread, and all that wait for it would wait forever.
         except BaseException as error:
@@ -101,13 +101,18 @@ def _process(logits: Tensor, group: Many[_Placed]) -> tuple[list[int], Tensor]:
                 f"The processor {name} failed ({type(error).__name__}: {error})."
             ) from error
         wanted = tuple(seen.logits.shape)
-        if not isinstance(made, Tensor) or tuple(made.shape) != wanted:
-            found = tuple(made.shape) if isinstance(made, Tensor) else type(made).__name__
+        if not is_real or tuple(made.shape) != wanted:
             raise RequestError(
-                f"The processor {name} gave {found}. Return the logits, a tensor of {wanted}."
+                f"The processor {name} gave {_kind(made)}. Return the logits, a tensor of {wanted}."
             )
         seen = replace(seen, logits=made)
     return rows, seen.logits
+
+
+def _kind(made: object) -> object:
+    if not isinstance(made, Tensor):
+        return type(made).__name__
+    return "complex numbers" if made.is_complex() else tuple(made.shape)
 
 
 def no_choice_error() -> RequestError:

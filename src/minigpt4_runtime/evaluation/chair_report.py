@@ -85,6 +85,7 @@ class ChairReport:
     verdicts: tuple[ChairVerdict, ...]
     left_out: tuple[str, ...]
     images_dir: Path | None
+    as_published: str = ""
 
     @property
     def rates(self) -> dict[str, float | int | None]:
@@ -125,6 +126,7 @@ class ChairReport:
         return {
             **self.rates,
             "left_out": list(self.left_out),
+            "as_published": self.as_published,
             "answers": [
                 {
                     "image_id": each.caption.image_id,
@@ -160,6 +162,7 @@ class ChairReport:
             "objects that are named. What is there is known from COCO's segments and captions.",
             tables=self.tables(),
             left_out=self.left_out,
+            as_published=self.as_published,
             charts=[draw("What is most often named and not there.", self._paint_absent)],
             cards=show_cards(
                 wrong[:_SHOWN_CASES], self._card, "Captions that name what is not there",

@@ -34,7 +34,10 @@ _WANTED = "Give the questions of SEED-Bench, or records with image, question, ch
 
 @dataclass(frozen=True)
 class ChoiceQuestion:
-    """A question, its answers, and which of them is right. `kind` is what the numbers are by."""
+    """A question, its answers, and which of them is right. `kind` is what the numbers are by.
+
+    Questions that are one, asked about several pictures, have one `whole`.
+    """
 
     question_id: Id
     image: str
@@ -42,6 +45,7 @@ class ChoiceQuestion:
     choices: tuple[str, ...]
     right: int
     kind: str = ""
+    whole: Id = ""
 
 
 @dataclass(frozen=True)

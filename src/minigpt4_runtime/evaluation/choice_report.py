@@ -6,9 +6,9 @@ Takes  questions and how likely their answers are; gives a ChoiceReport.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import starmap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,26 +24,43 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _SHOWN_CASES = 50
+# An answer that is sure has no loss at all.
+_LEAST_LOSS = 1e-12
 
 
 @dataclass(frozen=True)
 class ChoiceVerdict:
-    """A question and how likely its answers are, in their order."""
+    """A question, its pictures, and how likely its answers are beside each, in their order."""
 
     question: ChoiceQuestion
-    likelihoods: tuple[Likelihood, ...]
+    images: tuple[str, ...]
+    likelihoods: tuple[tuple[Likelihood, ...], ...]
 
     @property
     def chosen(self) -> int:
-        """The answer with the highest log-probability per id, as by SEED-Bench's mean loss."""
-        per_id = [each.logprob / each.num_ids for each in self.likelihoods]
-        return per_id.index(max(per_id))
+        """The answer with the highest log-probability per id, as by SEED-Bench's mean loss.
+
+        Beside several pictures the one with the highest mean of softmax(1 / loss), as ImageNetVC
+        has it; beside one picture that is the same.
+        """
+        return _likeliest([
+            [-1 / min(each.logprob / each.num_ids, -_LEAST_LOSS) for each in answers]
+            for answers in self.likelihoods
+        ])  # fmt: skip
 
     @property
     def chosen_whole(self) -> int:
-        """The answer with the highest log-probability as a whole, which favours short ones."""
-        whole = [each.logprob for each in self.likelihoods]
-        return whole.index(max(whole))
+        """The answer that is the likeliest as a whole, which favours short ones."""
+        return _likeliest([[each.logprob for each in answers] for answers in self.likelihoods])
+
+
+def _likeliest(scores: Sequence[Sequence[float]]) -> int:
+    """The answer with the highest share, mean over pictures, of their scores' softmax."""
+    powers = [[math.exp(score - max(row)) for score in row] for row in scores]
+    means = [
+        sum(each) for each in zip(*([p / sum(row) for p in row] for row in powers), strict=True)
+    ]
+    return means.index(max(means))
 
 
 def judge(
@@ -58,11 +75,18 @@ def judge(
     Raises:
         ConfigError: no question could be asked.
     """
-    asked = [(q, likelihoods[q.question_id]) for q in questions if q.question_id in likelihoods]
-    if not asked:
+    wholes: dict[Id, list[ChoiceQuestion]] = {}
+    for question in questions:
+        wholes.setdefault(question.whole or question.question_id, []).append(question)
+    verdicts = []
+    for parts in wholes.values():
+        if asked := [each for each in parts if each.question_id in likelihoods]:
+            found = tuple(likelihoods[each.question_id] for each in asked)
+            verdicts.append(ChoiceVerdict(asked[0], tuple(each.image for each in asked), found))
+    if not verdicts:
         raise ConfigError(" ".join(["No question could be asked.", *faults]))
-    verdicts = tuple(starmap(ChoiceVerdict, asked))
-    return ChoiceReport(verdicts, len(questions) - len(asked), tuple(faults), images_dir)
+    missing = len(wholes) - len(verdicts)
+    return ChoiceReport(tuple(verdicts), missing, tuple(faults), images_dir)
 
 
 @dataclass(frozen=True)
@@ -73,6 +97,7 @@ class ChoiceReport:
     num_unanswered: int
     left_out: tuple[str, ...]
     images_dir: Path
+    as_published: str = ""
 
     @property
     def kinds(self) -> dict[str, tuple[ChoiceVerdict, ...]]:
@@ -109,11 +134,15 @@ class ChoiceReport:
             "questions": len(self.verdicts),
             "unanswered": self.num_unanswered,
             "left_out": list(self.left_out),
+            "as_published": self.as_published,
             "answers": [
                 {
                     **vars(each.question),
                     "chosen": each.chosen,
-                    "likelihoods": [vars(one) for one in each.likelihoods],
+                    "pictures": [
+                        {"image": name, "likelihoods": [vars(one) for one in answers]}
+                        for name, answers in zip(each.images, each.likelihoods, strict=True)
+                    ],
                 }
                 for each in self.verdicts
             ],
@@ -142,6 +171,7 @@ class ChoiceReport:
             "choosing by lot.",
             tables=self.tables(),
             left_out=self.left_out,
+            as_published=self.as_published,
             charts=[draw("The accuracy by kind of question.", self._paint_kinds)],
             cards=show_cards(wrong[:_SHOWN_CASES], self._card, "Wrong answers", f"{len(wrong)}"),
         )

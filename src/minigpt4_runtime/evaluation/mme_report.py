@@ -83,6 +83,7 @@ class MmeReport:
     num_unanswered: int
     left_out: tuple[str, ...]
     images_dir: Path
+    as_published: str = ""
 
     @property
     def tasks(self) -> dict[str, TaskScore]:
@@ -131,6 +132,7 @@ class MmeReport:
             "tasks": {task: {**vars(s), "score": s.score} for task, s in self.tasks.items()},
             "unanswered": self.num_unanswered,
             "left_out": list(self.left_out),
+            "as_published": self.as_published,
             "answers": [
                 {**vars(v.question), "answer": v.answer, "read_as": read_answer(v.answer)}
                 for v in self.verdicts
@@ -155,6 +157,7 @@ class MmeReport:
             "the score is the sum of both in percent.",
             tables=self.tables(),
             left_out=self.left_out,
+            as_published=self.as_published,
             charts=[draw("The score of each task, of 200.", self._paint_tasks)],
             cards=show_cards(wrong[:_SHOWN_CASES], self._card, "Wrong answers", f"{len(wrong)}"),
         )

@@ -19,12 +19,17 @@ def judged_page(
     *,
     tables: Iterable[Table],
     left_out: Iterable[str] = (),
+    as_published: str = "",
     charts: Iterable[Chart],
     cards: Gallery | Paragraph,
 ) -> str:
-    """A page: the explanation, the tables, what was left out, the charts and the cards."""
+    """A page: the explanation, the tables, what was left out, the charts and the cards.
+
+    `as_published` names the published run that asked so, and what differs from it.
+    """
+    told = [Paragraph(explanation), *([Paragraph(as_published)] if as_published else [])]
     missing = (Paragraph(f"Left out: {sentence}") for sentence in left_out)
-    return render(title, [Paragraph(explanation), *tables, *missing, *charts, cards])
+    return render(title, [*told, *tables, *missing, *charts, cards])
 
 
 def show_cards(

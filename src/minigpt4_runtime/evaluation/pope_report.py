@@ -118,6 +118,7 @@ class PopeReport:
     left_out: tuple[str, ...]
     images_dir: Path | None
     reading: str = "first-sentence"
+    as_published: str = ""
 
     def count(self, label: Label, read_as: Label) -> int:
         """How many questions with that label have answers that were read as `read_as`."""
@@ -182,6 +183,7 @@ class PopeReport:
             "true_no": self.count("no", "no"),
             "false_no": self.count("yes", "no"),
             "left_out": list(self.left_out),
+            "as_published": self.as_published,
             "answers": [
                 {**_parts(v.question), "answer": v.answer, "read_as": v.read_as}
                 for v in self.verdicts
@@ -208,6 +210,7 @@ class PopeReport:
             self.explanation,
             tables=self.tables(),
             left_out=self.left_out,
+            as_published=self.as_published,
             charts=[draw("The five rates of POPE.", self._paint_rates)],
             cards=show_cards(wrong[:_SHOWN_CASES], self._card, "Wrong answers", f"{len(wrong)}"),
         )

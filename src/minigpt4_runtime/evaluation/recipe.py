@@ -81,6 +81,7 @@ class Run:
     """One task of a published run. `{question}` stands in the prompt for the question.
 
     `prompt_later` is how the questions of a raw dialogue are put that come after the first.
+    `told` is what a report says of the run, and of what differs from it.
     """
 
     prompt: str
@@ -90,6 +91,7 @@ class Run:
     prompt_later: str | None = None
     pictures: PictureChoice | None = None
     differs: tuple[str, ...] = ()
+    told: str = ""
 
     @property
     def is_raw(self) -> bool:

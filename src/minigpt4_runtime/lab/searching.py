@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from minigpt4_runtime.errors import RequestError
 from minigpt4_runtime.lab.state import State
 from minigpt4_runtime.messages import FinishReason
 from minigpt4_runtime.text.answer import AnswerText
@@ -62,7 +63,11 @@ def search(
     max_new_tokens: int,
     eos_id: int,
 ) -> list[Answer]:
-    """Let the answers of the state "" grow; those of the other states get the same ids."""
+    """Let the answers of the state "" grow; those of the other states get the same ids.
+
+    Raises:
+        RequestError: a processor gives no logits, or the processors leave no id.
+    """
     main = states[""]
     branches = {name: state for name, state in states.items() if name}
     growing = [Growing(text, eos_id) for text in texts]
@@ -71,7 +76,12 @@ def search(
         for process in processors:
             others = {name: state.logits for name, state in branches.items()}
             seen = Seen(main.ids, logits, main.hidden, main.attention, others)
-            logits = process(seen)
+            logits = _checked(process, process(seen), main.logits.shape)
+        if processors and not logits.amax(-1).isfinite().all():
+            raise RequestError(
+                "The processors left no id to choose: the largest logit is -inf, inf or NaN. Leave "
+                "at least one id a finite logit."
+            )
         ids = choose(logits)
         for each, token_id in zip(growing, ids.tolist(), strict=True):
             each.feed(token_id)
@@ -80,6 +90,22 @@ def search(
         for state in states.values():
             state.step(ids)
     return [each.answer() for each in growing]
+
+
+def _checked(process: Processor, made: object, shape: torch.Size) -> Tensor:
+    """What a processor gave, if it is logits."""
+    if not isinstance(made, Tensor):
+        found: object = type(made).__name__
+    elif made.is_complex():
+        found = "complex numbers"
+    elif made.shape != shape:
+        found = tuple(made.shape)
+    else:
+        return made
+    raise RequestError(
+        f"The processor {getattr(process, '__qualname__', repr(process))} gave {found}. Return the "
+        f"logits, a tensor of {tuple(shape)}."
+    )
 
 
 class Growing:

@@ -23,7 +23,10 @@ if TYPE_CHECKING:
 
 
 class ExplainRequest(RequestPart):
-    """The body of POST /explain: a dialogue, its next answer, and a character of that."""
+    """The body of POST /explain: a dialogue, its next answer, and a character of that.
+
+    `at` counts characters (code points) of the answer as it is sent.
+    """
 
     model: str | None = None
     messages: list[ChatMessage] = Field(min_length=1, max_length=1024)

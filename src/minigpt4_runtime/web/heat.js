@@ -42,14 +42,12 @@ const chatHeat = (() => {
   }
 
   // The answer is shown as Markdown: the same word is as many of its kind behind in the raw text.
+  // The server counts characters, where a string here has two units for an emoji.
   function placeOf({ word, before }, answer) {
-    let at = -1;
-    for (let left = before.split(word).length; left > 0; left--) {
-      const next = answer.indexOf(word, at + 1);
-      if (next < 0) break;
-      at = next;
-    }
-    return at;
+    const parts = answer.split(word);
+    if (parts.length < 2) return -1;
+    const count = Math.min(before.split(word).length, parts.length - 1);
+    return [...parts.slice(0, count).join(word)].length;
   }
 
   function look(bubble, chosen) {
