@@ -62,6 +62,14 @@ class TuneOptions:
             "--recompute",
         ),
     ] = False
+    divide: Annotated[
+        bool,
+        flag(
+            "Let each of several processes hold its share of the language model's weights alone, "
+            "for a model that is too large for one device.",
+            "--divide",
+        ),
+    ] = False
 
     train: Annotated[
         str,
@@ -155,13 +163,14 @@ def tune(
         ),
     ] = "auto",
     processes: Annotated[
-        int,
+        int | None,
         option(
             "COUNT",
-            "How many processes share each batch. torchrun starts them, with one device each.",
+            "How many processes share each batch, with one device each. torchrun or `accelerate "
+            "launch` starts them; without this, as many as they started.",
             min=1,
         ),
-    ] = 1,
+    ] = None,
     options: TuneOptions,
 ) -> None:
     """Train a model on your own pictures and words.
@@ -192,7 +201,8 @@ def tune(
 
     num_pictures = len(read.pictures) + (len(held.pictures) if held else 0)
     with joined(processes) as group, progress_bar(num_pictures) as bar, _ctrl_c_asks() as asked:
-        if not group.rank:
+        is_first = not group.rank
+        if is_first:
             _tell_of(read, data)
         tuned = tune_projection(
             model_dir, read, out, settings,
@@ -200,7 +210,6 @@ def tune(
             held_out=held, eval_every=eval_every, samples=samples,
             on_picture=bar.advance, on_step=_Teller(settings.steps, bar), should_stop=asked,
         )  # fmt: skip
-        is_first = not group.rank
     if is_first:
         facts = {
             "model": model_dir.name, "data": data, "answers": len(read.examples),
@@ -231,6 +240,8 @@ def _show_samples(data: TuningData) -> None:
 
 
 def _report(tuned: Tuned, out: Path, model: Path | None) -> None:
+    if tuned.peak_bytes is not None:
+        note(f"It took {tuned.peak_bytes / 2**30:.1f} GiB of memory at most.")
     if tuned.adapter is None:
         note(f"Stopped after {tuned.steps} steps, which are kept in {out}. Go on with --resume.")
         raise typer.Exit(130)
