@@ -13,12 +13,12 @@ The plan of the eight minutes, most important first:
 part      at most  what it does
 facts        45 s  names the card, driver and versions; measures copying, products of 8192³ in
                    float32, bfloat16, float16, int8 and fp8, and attention over new lengths
-kernels      75 s  pytest -m gpu: attention, rows and products in float32, float16 and bfloat16
+kernels      70 s  pytest -m gpu: attention, rows and products in float32, float16 and bfloat16
                    against the reference; decode of 1 and 64 × 4,000 tokens as shares of the copy,
                    prompts of the product; turning and caching keys, by torch and in one launch
-answers      65 s  pytest -m gpu: all other tests, the originals' tokens in float32 among them; the
+answers      60 s  pytest -m gpu: all other tests, the originals' tokens in float32 among them; the
                    demo model's exact answers in float16 and bfloat16
-language     95 s  7B, 32 layers of random weights in float16: decode of 1, 8 and 64, prefill of
+language     90 s  7B, 32 layers of random weights in float16: decode of 1, 8 and 64, prefill of
                    1,920, each beside transformers; decode without graphs too
 products     40 s  a 7B's products with weights of 16, 8 and 4 bits: 1, 8 and 64 rows as shares of
                    the copy, 2,048 rows as shares of the large product, also of 8-bit floats;
@@ -27,11 +27,13 @@ vision       40 s  EVA-ViT-g and Q-Former at full depth: 1 and 16 pictures in to
                    bfloat16), as a graph and not, and in ONNX Runtime's CUDA provider
 picture      30 s  7B with its image side, random weights: from a picture in memory to the first
                    token about it, with and without graphs
-server       30 s  `minigpt4 serve` with 64 clients that stream answers about pictures
+server       25 s  `minigpt4 serve` with 64 clients that stream answers about pictures
 profile      25 s  one decode step of 1 and of 64 answers, and one picture: kernels, and the time
                    in which the GPU waits for the next launch
-compiled     35 s  the decode step as it stands, with and without graphs, the model alone as a
+compiled     30 s  the decode step as it stands, with and without graphs, the model alone as a
                    graph, and under torch.compile; then the image side under torch.compile
+tuning       25 s  7B learns: LoRA and the projection over weights of 4 bits, which is to fit into
+                   12 GiB, and over bfloat16: peak of memory, tokens per second
 
 Every part is a process with its own time limit, extended by the time that earlier parts did not
 use. It writes each result to DIR/PART.json at once, and its output to DIR/PART.log. Later parts run
@@ -81,9 +83,9 @@ class Part:
 
 
 PLAN = (
-    Part("facts", 45), Part("kernels", 75), Part("answers", 65), Part("language", 95),
-    Part("products", 40), Part("vision", 40), Part("picture", 30), Part("server", 30),
-    Part("profile", 25), Part("compiled", 35),
+    Part("facts", 45), Part("kernels", 70), Part("answers", 60), Part("language", 90),
+    Part("products", 40), Part("vision", 40), Part("picture", 30), Part("server", 25),
+    Part("profile", 25), Part("compiled", 30), Part("tuning", 25),
 )  # fmt: skip
 
 

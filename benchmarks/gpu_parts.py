@@ -2,8 +2,8 @@
 
 python benchmarks/gpu_parts.py PART --out DIR [--dry-run]
 
-Owns   the parts for facts and for correctness: facts, kernels, answers, server. gpu_speed.py and
-       gpu_products.py have the parts for speed.
+Owns   the parts for facts and for correctness: facts, kernels, answers, server. gpu_speed.py,
+       gpu_products.py and gpu_tuning.py have the parts for speed and memory.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from minigpt4_runtime.config import DTypeName
 
 MOST_WORKERS = 8
 HERE = "facts", "kernels", "answers", "server"
-PARTS = (*HERE, "language", "products", "vision", "picture", "profile", "compiled")
+PARTS = (*HERE, "language", "products", "vision", "picture", "profile", "compiled", "tuning")
 
 
 def find_part(name: str) -> Callable[[Setting, Results], None]:
     """A part's code, loaded without the other parts' imports."""
-    elsewhere = "gpu_products" if name == "products" else "gpu_speed"
+    elsewhere = f"gpu_{name}" if name in ("products", "tuning") else "gpu_speed"
     module = sys.modules[__name__] if name in HERE else importlib.import_module(elsewhere)
     return getattr(module, name)  # type: ignore[no-any-return]
 

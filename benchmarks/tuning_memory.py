@@ -1,13 +1,15 @@
 """The memory and the time that a training step takes at the shapes of a published 7B model.
 
 python benchmarks/tuning_memory.py [--preset vicuna-7b] [--sequences 4] [--length 128]
+python benchmarks/tuning_memory.py --processes 2    # the weights divided, as with --divide
 
 Each row is a process of its own, with random weights and one or two layers. It loads, and then
 learns from the same batch a few times: memory is what is resident once it has loaded, and the peak
 of the steps; time is what the median step takes of the processors, which other programs change
 little: with OMP_NUM_THREADS=1 it is that of one core. A row "per layer" is the difference of the
 two, and what all layers take is reckoned from it: the row of one layer, plus (layers - 1) times
-that of a layer. Layers are computed again on the way back, as with --recompute; LoRA has rank 16 on
+that of a layer. Of several processes the numbers are those of the first; each has as many sequences
+as one alone. Layers are computed again on the way back, as with --recompute; LoRA has rank 16 on
 q_proj and v_proj.
 """
 
@@ -16,8 +18,10 @@ import json
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -25,14 +29,16 @@ import torch
 from minigpt4_runtime.checkpoint.blank_model import Where, blank_for
 from minigpt4_runtime.checkpoint.random_weights import fill_at_random
 from minigpt4_runtime.config import ModelConfig
+from minigpt4_runtime.devices.group import TorchGroup
 from minigpt4_runtime.lab.modules import PlainOperations
 from minigpt4_runtime.presets import PRESETS
 from minigpt4_runtime.tune.data import Example, TuningData
-from minigpt4_runtime.tune.frozen import frozen_kernel
+from minigpt4_runtime.tune.frozen import divided_kernel, frozen_kernel
 from minigpt4_runtime.tune.image_end import ImageEnd
 from minigpt4_runtime.tune.learner import Learner
 from minigpt4_runtime.tune.lora import adapt
 from minigpt4_runtime.tune.settings import TuneSettings
+from minigpt4_runtime.tune.together import Alone, Processes
 from minigpt4_runtime.tune.tune import Training
 
 GIB = 2**30
@@ -66,27 +72,48 @@ def make_batch(config: ModelConfig, count: int, length: int) -> TuningData:
     return TuningData("", examples, (), ())
 
 
-def measure(
-    preset: str, weights: str, dtype: str, rank: int, *, size: tuple[int, int, int]
-) -> None:
-    """Print what one case takes, as JSON: `size` is layers, sequences and their length."""
-    num_layers, count, length = size
-    whole = PRESETS[preset]
-    config = replace(whole, language=replace(whole.language, num_hidden_layers=num_layers))
-    settings = TuneSettings(batch_size=count, at_once=count, lora=rank, recompute=True)
-    cpu, floats = torch.device("cpu"), getattr(torch, dtype)
-    where = Where(device=cpu, dtype=floats, kernel_of=frozen_kernel, operations=PlainOperations())
-    imported = resident("VmRSS")
+def make_training(
+    config: ModelConfig,
+    weights: str,
+    settings: TuneSettings,
+    *,
+    length: int,
+    device: torch.device,
+    dtype: torch.dtype,
+    processes: Processes | None = None,
+) -> Training:
+    """Random weights, and a batch of random sequences to learn from."""
+    divided = partial(divided_kernel, processes) if settings.divide and processes else None
+    where = Where(
+        device=device, dtype=dtype, kernel_of=divided or frozen_kernel, operations=PlainOperations()
+    )
     language = blank_for(where, config, {"language.layers": weights}).language
-    fill_at_random(language, device=cpu, dtype=floats)
+    fill_at_random(language, device=device, dtype=dtype)
     end = ImageEnd(config, with_qformer=False)
     for each in end.parameters():
         torch.nn.init.uniform_(each, -0.01, 0.01)
-    learner = Learner(language, end, adapt(language, settings, cpu))
-    learner.recompute()
-    data = make_batch(config, count, length)
+    learner = Learner(language, end.to(device), adapt(language, settings, device))
+    if settings.recompute:
+        learner.recompute()
+    count = settings.batch_size
     features = torch.randn(count, config.rows_per_image, config.projection_width)
-    training = Training(learner, data, features, settings)
+    return Training(learner, make_batch(config, count, length), features, settings, processes)
+
+
+def measure(case: str, given: argparse.Namespace, processes: Processes) -> dict[str, float]:
+    """What one case takes: weights, dtype, rank of LoRA and layers."""
+    weights, dtype, rank, num_layers = case.split(",")
+    whole = PRESETS[given.preset]
+    config = replace(whole, language=replace(whole.language, num_hidden_layers=int(num_layers)))
+    settings = TuneSettings(
+        batch_size=given.sequences * processes.size, at_once=given.sequences, lora=int(rank),
+        recompute=True, divide=processes.size > 1,
+    )  # fmt: skip
+    imported = resident("VmRSS")
+    training = make_training(
+        config, weights, settings, length=given.length, device=torch.device("cpu"),
+        dtype=getattr(torch, dtype), processes=processes,
+    )  # fmt: skip
     loaded = resident("VmRSS")
     forget_peak()
     seconds = []
@@ -94,11 +121,26 @@ def measure(
         started = time.process_time()
         training.step(number)
         seconds.append(time.process_time() - started)
-    found = {
+    return {
         "loaded": loaded - imported, "peak": resident("VmHWM") - imported,
         "seconds": statistics.median(seconds),
     }  # fmt: skip
-    print(json.dumps(found))
+
+
+def run_case(case: str, given: argparse.Namespace) -> list[float]:
+    """What the first of a case's processes says."""
+    command = [sys.executable, __file__, "--case", case, "--preset", given.preset,
+               "--sequences", str(given.sequences), "--length", str(given.length),
+               "--processes", str(given.processes)]  # fmt: skip
+    with tempfile.TemporaryDirectory() as folder:
+        started = [
+            subprocess.Popen([*command, "--rank", f"{rank},{folder}"], stdout=subprocess.PIPE)
+            for rank in range(given.processes)
+        ]
+        said = [each.communicate()[0] for each in started]
+    if any(each.returncode for each in started):
+        raise SystemExit(f"{case} failed.")
+    return list(json.loads(said[0]).values())
 
 
 def main() -> None:
@@ -107,25 +149,23 @@ def main() -> None:
     parser.add_argument("--preset", choices=tuple(PRESETS), default="vicuna-7b")
     parser.add_argument("--sequences", type=int, default=4)
     parser.add_argument("--length", type=int, default=128)
+    parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--case", help=argparse.SUPPRESS)
+    parser.add_argument("--rank", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.case:
-        weights, dtype, rank, num_layers = given.case.split(",")
-        size = (int(num_layers), given.sequences, given.length)
-        measure(given.preset, weights, dtype, int(rank), size=size)
+        number, _, folder = given.rank.partition(",")
+        processes: Processes = Alone()
+        if given.processes > 1:
+            processes = TorchGroup(int(number), given.processes, folder=Path(folder))
+        found = measure(given.case, given, processes)
+        if not processes.rank:
+            print(json.dumps(found))
         return
     num_layers = PRESETS[given.preset].language.num_hidden_layers
     print(f"| weights | LoRA | | loaded, GiB | peak, GiB | a step, CPU s |\n|{'---|' * 6}")
     for weights, dtype, rank in CASES:
-        rows = []
-        for count in (1, 2):
-            case = f"{weights},{dtype},{rank},{count}"
-            done = subprocess.run(
-                [sys.executable, __file__, "--case", case, "--preset", given.preset,
-                 "--sequences", str(given.sequences), "--length", str(given.length)],
-                check=True, capture_output=True, text=True,
-            )  # fmt: skip
-            rows.append(list(json.loads(done.stdout).values()))
+        rows = [run_case(f"{weights},{dtype},{rank},{count}", given) for count in (1, 2)]
         layer = [second - first for first, second in zip(*rows, strict=True)]
         all_layers = [
             first + (num_layers - 1) * more for first, more in zip(rows[0], layer, strict=True)

@@ -295,6 +295,15 @@ def compiled(run: GpuRun) -> Iterator[str]:
     return table_lines(("decode step, ms", *ways), rows)
 
 
+def tuning(run: GpuRun) -> Iterator[str]:
+    """Training."""
+    rows = [
+        (name, each["peak_gibibytes"], each["tokens_per_second"])
+        for name, each in run.numbers("tuning").items()
+    ]
+    return table_lines(("7B learns, LoRA and projection", "peak, GiB", "tokens/s"), rows)
+
+
 TABLES: dict[str, Callable[[GpuRun], Iterator[str]]] = {
     "Ceilings": ceilings,
     "Tests": tests,
@@ -308,6 +317,7 @@ TABLES: dict[str, Callable[[GpuRun], Iterator[str]]] = {
     "Server, demo model": server,
     "Profile": profile,
     "Decode step": compiled,
+    "Training": tuning,
 }
 
 

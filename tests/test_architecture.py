@@ -65,13 +65,14 @@ MAY_IMPORT: dict[str, set[str]] = {
     | {"devices.group", "engine", "ranks", "lab", "report"},
     "batch": WORDS | {"images", "engine", "report"},
     "cluster": WORDS | {"api", FRONT_DOOR, "images", "batch", "report"},
-    "api": BELOW_API | {"loaded", "probe", "reply", "steering", "lab", "batch"},
+    "api": BELOW_API
+    | {"loaded", "probe", "reply", "steering", "lab", "batch"}
+    | {"convert.fine_tune"},
     FRONT_DOOR: WORDS | {"api", "ranks.follow"},
     # Whether a model fits is asked of the devices themselves.
     "hub": WORDS
     | {"formats", "checkpoint", "convert", "quantise.choice", "kernels.native", "devices.registry"},
-    "export": WORDS
-    | {"images", "formats", "model", "checkpoint", "convert.key_map.language_origins"},
+    "export": WORDS | {"images", "formats", "model", "checkpoint", "convert.key_map"},
     "vllm_plugin": WORDS | {"text", "images", "checkpoint", "export.language"},
     "server": WORDS | {"api", FRONT_DOOR, "images.fetch"},
     "web": WORDS | {"api", FRONT_DOOR},

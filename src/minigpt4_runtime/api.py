@@ -9,6 +9,7 @@ Never  knows HTTP or the command line.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from functools import partial
 from os import PathLike
 from pathlib import Path
@@ -28,6 +29,7 @@ from minigpt4_runtime.config import (
     VisionRuntimeName,
     VisionSettings,
 )
+from minigpt4_runtime.convert.fine_tune import own_adapter
 from minigpt4_runtime.engine.engine import EngineStats
 from minigpt4_runtime.engine.steering import LogitsProcessor
 from minigpt4_runtime.engine.steering import NextLogits as NextLogits
@@ -137,8 +139,9 @@ class MiniGPT4:
                 at all. Without it, what the folder's config.json says.
             max_context: how many tokens a sequence may have; without it, as many as positions
                 reach.
-            adapter: what `minigpt4 tune` made of this model, or a LoRA folder of PEFT: a projection
-                takes the place of the folder's, LoRA adds to its language model.
+            adapter: what `minigpt4 tune` made of this model, a LoRA folder of PEFT, or a .pth of
+                the original's training: a projection takes the place of the folder's, LoRA adds to
+                its language model.
             adapters: several of them by names of your choice, instead: each request may choose one
                 by `adapter=NAME`, and requests of different ones run together.
 
@@ -149,19 +152,25 @@ class MiniGPT4:
             BackendUnavailableError: the device is not on this machine, or has too little memory.
         """
         model_dir = find_model(model) if model is not None else DEMO_MODEL_DIR
-        source = WeightSource.folder(
-            model_dir, rope_scaling=rope_scaling, max_context=max_context,
-            adapter=Path(adapter) if adapter is not None else None,
-            adapters=_paths(adapters),
-        )  # fmt: skip
         vision = VisionSettings(runtime=vision_runtime, graph=vision_graph, provider=provider)
-        return cls(
-            LoadedModel(
-                source, device=device, dtype=dtype, engine=EngineConfig.read(engine),
-                image_limits=image_limits or ImageLimits(), tensor_parallel=tensor_parallel,
-                vision=vision,
-            )
-        )  # fmt: skip
+        # A checkpoint of the original is an adapter's folder for as long as it is read.
+        with ExitStack() as stack:
+
+            def own(path: str | PathLike[str]) -> Path:
+                return stack.enter_context(own_adapter(Path(path), model_dir))
+
+            source = WeightSource.folder(
+                model_dir, rope_scaling=rope_scaling, max_context=max_context,
+                adapter=own(adapter) if adapter is not None else None,
+                adapters={name: own(path) for name, path in _paths(adapters).items()},
+            )  # fmt: skip
+            return cls(
+                LoadedModel(
+                    source, device=device, dtype=dtype, engine=EngineConfig.read(engine),
+                    image_limits=image_limits or ImageLimits(), tensor_parallel=tensor_parallel,
+                    vision=vision,
+                )
+            )  # fmt: skip
 
     @classmethod
     def with_random_weights(

@@ -107,3 +107,13 @@ def test_pictures_that_are_not_all_encoded_leave_nothing(
         assert done.status == status
         assert said in done.err
         assert not list((tmp_path / "out").iterdir())
+
+
+def test_a_disk_that_is_full_for_the_page_alone(real_minigpt4, dialogues, tmp_path):
+    (tmp_path / "out/tune.html").mkdir(parents=True)
+    given = ["--steps", 1, "--warmup-steps", 0, "--batch-size", 1, "--samples", 0]
+    done = real_minigpt4("tune", "--data", dialogues, *given, "--out", tmp_path / "out")
+    assert (done.status, done.out.strip()) == (0, str(tmp_path / "out" / RESULT_NAME))
+    assert "There is no page of the training: " in done.err
+    if sys.platform == "linux":  # Elsewhere a process's peak is not known.
+        assert re.search(r"It took \d+\.\d GiB of memory at most", done.err)

@@ -94,6 +94,7 @@ def test_a_dry_run_executes_every_part(dry_run, scripts):
     assert results["language", "decode4, without graphs"]["rates"]
     for what in ("8 layers, 1", "image side, 1"):
         assert results["compiled", f"torch.compile, {what}"]["difference"] < 1e-3
+    assert results["tuning", "w4a16-g128, 4 × 256, recomputed"]["tokens_per_second"] > 0
     assert len(results["profile", "one picture"]["kernels"]) > 5
     assert "done" in output
     assert "FAILED" not in output
@@ -112,7 +113,7 @@ def test_the_report_has_every_table(dry_run):
     done = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, check=True)
     for title in ("Ceilings", "Tests", "Exact answers", "Language model", "Attention",
                   "Keys and values", "Products",
-                  "Image side", "First token", "Server", "Profile", "Decode step",
+                  "Image side", "First token", "Server", "Profile", "Decode step", "Training",
                   "Not measured"):  # fmt: skip
         assert f"**{title}" in done.stdout
     assert "a dry run: no number means anything" in done.stdout

@@ -11,41 +11,61 @@ from safetensors.torch import load_file
 
 from minigpt4_runtime import ConfigError
 from minigpt4_runtime.api import DEMO_MODEL_DIR
+from minigpt4_runtime.formats.registry import weight_format
+from minigpt4_runtime.model.parallel import Solo
 from minigpt4_runtime.tune.data import read_data
+from minigpt4_runtime.tune.frozen import divided_kernel, frozen_kernel
 from minigpt4_runtime.tune.settings import TuneSettings
 from minigpt4_runtime.tune.together import Alone, joined
 from minigpt4_runtime.tune.tune import tune
 
 SETTINGS = {"steps": 3, "batch_size": 4, "at_once": 2, "warmup_steps": 1, "lr": 1e-2, "lora": 2}
-GIVEN = [
-    str(each) for name, value in SETTINGS.items() for each in (f"--{name.replace('_', '-')}", value)
-]
+DIVIDED = SETTINGS | {"batch_size": 3, "at_once": 1, "recompute": True, "divide": True}
 
 
-def test_two_processes_learn_what_one_does(dialogues, tmp_path, monkeypatch):
-    """This one and the command, in the environment that torchrun makes."""
+def as_options(settings):
+    for name, value in settings.items():
+        yield f"--{name.replace('_', '-')}"
+        if value is not True:
+            yield str(value)
+
+
+@pytest.mark.parametrize("given", [SETTINGS, DIVIDED], ids=["whole", "divided"])
+def test_two_processes_learn_what_one_does(given, dialogues, tmp_path, monkeypatch):
+    """This one and the command, in the environment of torchrun; divided, they are stopped, and this
+    one goes on alone with whole weights."""
     alone, both = tmp_path / "alone", tmp_path / "both"
-    data, settings = read_data(dialogues, DEMO_MODEL_DIR), TuneSettings(**SETTINGS)
-    tune(DEMO_MODEL_DIR, data, alone, settings, device="cpu")
+    data, settings = read_data(dialogues, DEMO_MODEL_DIR), TuneSettings(**given)
+    undivided = TuneSettings(**given | {"divide": False})
+    more = {"device": "cpu", "held_out": data, "eval_every": 2, "samples": 1}
+    tune(DEMO_MODEL_DIR, data, alone, undivided, **more)
     with socket.socket() as found:
         found.bind(("localhost", 0))
         port = found.getsockname()[1]
     shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
     for name, value in {"RANK": "0", **shared}.items():
         monkeypatch.setenv(name, value)
-    command = [sys.executable, "-m", "minigpt4_runtime", "tune", "--data", str(dialogues), *GIVEN,
-               "--device", "cpu", "--processes", "2", "--out", str(both)]  # fmt: skip
+    command = [sys.executable, "-m", "minigpt4_runtime", "tune", "--data", str(dialogues),
+               "--held-out", str(dialogues), "--eval-every", "2", "--samples", "1",
+               *as_options(given), "--device", "cpu", "--out", str(both)]  # fmt: skip
     second = subprocess.Popen(
         command, env={**os.environ, "RANK": "1"}, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
+    steps = []
     try:
-        with joined(2) as group:
-            done = tune(DEMO_MODEL_DIR, data, both, settings, device="cpu", processes=group)
-            assert (done.steps, done.adapter) == (3, both)
+        with joined() as group:
+            done = tune(
+                DEMO_MODEL_DIR, data, both, settings, processes=group, on_step=steps.append,
+                should_stop=lambda: settings.divide and len(steps) == 2, **more,
+            )  # fmt: skip
             assert second.communicate(timeout=240) == (b"", b"")
         assert second.returncode == 0
     finally:
         second.kill()
+    if settings.divide:
+        assert (done.steps, done.adapter) == (2, None)
+        done = tune(DEMO_MODEL_DIR, data, both, undivided, resume=True, **more)
+    assert (done.steps, done.adapter) == (3, both)
     for name in ("projection.safetensors", "adapter_model.safetensors"):
         one, other = (load_file(folder / name) for folder in (alone, both))
         assert one.keys() == other.keys()
@@ -54,10 +74,53 @@ def test_two_processes_learn_what_one_does(dialogues, tmp_path, monkeypatch):
             assert torch.allclose(other[key], tensor, atol=1e-4), key
             assert float((other[key] - tensor).abs().mean()) < 1e-6, key
     losses = [(folder / "losses.csv").read_text("utf-8").splitlines() for folder in (alone, both)]
-    for one, other in zip(*losses, strict=True):
-        assert one.split(",")[0] == other.split(",")[0]
-    shown = [[float(line.split(",")[1]) for line in lines[1:]] for lines in losses]
-    assert shown[0] == pytest.approx(shown[1], abs=1e-5)
+    numbers = [[line.split(",") for line in lines[1:]] for lines in losses]
+    for one, other in zip(*numbers, strict=True):
+        assert one[0] == other[0]
+        assert bool(one[3]) == bool(other[3]) == (one[0] in "23")
+        for mine, theirs in ((one[1], other[1]), (one[3] or 0, other[3] or 0)):
+            assert float(mine) == pytest.approx(float(theirs), abs=1e-5)
+    # What is said before and after is agreed on too.
+    said = [(folder / "samples.json").read_text("utf-8") for folder in (alone, both)]
+    assert said[0] == said[1]
+    assert "null" not in said[0]
+
+
+@pytest.mark.parametrize("name", ["float", "w8a16", "w4a16-g32"])
+@pytest.mark.parametrize("size", [2, 3])
+def test_a_divided_weight_is_that_weight(name, size):
+    """For each process, forward and back; and each holds its share of it, a little padded."""
+    torch.manual_seed(0)
+    chosen = weight_format(name)
+    parts = chosen.pack(torch.randn(24, 64))
+    rows = torch.randn(5, 64, requires_grad=True)
+    wanted = frozen_kernel(chosen)(rows, parts, None)
+    (gradient,) = torch.autograd.grad(wanted.square().sum(), rows)
+    shares = []
+
+    class One(Solo):
+        def __init__(self, rank):
+            self.rank, self.size = rank, size
+
+        def join(self, rows):
+            return torch.cat(shares)
+
+    divided = [divided_kernel(One(rank), chosen).arrange(parts) for rank in range(size)]
+    shares += [held["held"] for held, _ in divided]
+    num_bytes = sum(each.nbytes for each in parts.values())
+    assert {len(each) for each in shares} == {len(shares[0])}
+    assert num_bytes / size <= len(shares[0]) < num_bytes / size + 17 * len(parts)
+    for held, multiply in divided:
+        product = multiply(rows, held, None)
+        (found,) = torch.autograd.grad(product.square().sum(), rows)
+        assert torch.equal(product, wanted)
+        assert torch.allclose(found, gradient, rtol=1e-5, atol=1e-5)
+
+
+def test_one_process_holds_no_share(dialogues, tmp_path):
+    data = read_data(dialogues, DEMO_MODEL_DIR)
+    with pytest.raises(ConfigError, match="divide is given, and this process is alone"):
+        tune(DEMO_MODEL_DIR, data, tmp_path, TuneSettings(divide=True), device="cpu")
 
 
 def test_a_batch_too_small_to_be_shared(dialogues, tmp_path):

@@ -31,7 +31,7 @@ PROJECTION = "vision.projection"
 QFORMER = "vision.qformer"
 NAMES = (f"{PROJECTION}.weight", f"{PROJECTION}.bias")
 # Under this name the record stands in the header of the file.
-_RECORD = "minigpt4_tuned"
+RECORD = "minigpt4_tuned"
 _REMEDY = "Name the file projection.safetensors that `minigpt4 tune` wrote, or its folder."
 
 
@@ -51,7 +51,7 @@ def encode_adapter(
 
 def described(record: Mapping[str, Any]) -> dict[str, str]:
     """A header's metadata that hold a record."""
-    return {_RECORD: dumped(record)}
+    return {RECORD: dumped(record)}
 
 
 def dumped(record: Mapping[str, Any]) -> str:
@@ -71,7 +71,7 @@ def read_adapter(path: Path) -> tuple[dict[str, StoredTensor], dict[str, Any]]:
         raise CheckpointError(f"{path} is not there. {_REMEDY}")
     stored, metadata = read_described(path)
     try:
-        record = json.loads(metadata[_RECORD])
+        record = json.loads(metadata[RECORD])
         base = record["base"]
     except (KeyError, TypeError, ValueError):
         raise CheckpointError(f"{path} is no adapter of this program. {_REMEDY}") from None
@@ -93,10 +93,10 @@ def check_base(path: Path, record: Mapping[str, Any], model_dir: Path) -> None:
         )
 
 
-def find_record(metadata: Mapping[str, str]) -> dict[str, Any] | None:
+def find_record(metadata: Mapping[str, Any]) -> dict[str, Any] | None:
     """The record in a header; None where this program has written none."""
     try:
-        record = json.loads(metadata[_RECORD])
+        record = json.loads(metadata[RECORD])
         return record if isinstance(record["base"], str) else None
     except (KeyError, TypeError, ValueError):
         return None

@@ -18,11 +18,17 @@ from minigpt4_runtime.errors import CheckpointError, ConfigError
 from minigpt4_runtime.formats.registry import FormatChoice
 
 PROJECTION_NAME = "projection.safetensors"
+# A field of the record of LoRA: see `replaces_lora`.
+REPLACES = "replaces"
 
 
 @dataclass(frozen=True)
 class AdapterParts:
-    """The parts of an adapter: the file of its projection, and the folder of its LoRA."""
+    """The parts of an adapter: the file of its projection, and the folder of its LoRA.
+
+    LoRA is added to the weights that a model folder has; where its record says so, in place of
+    LoRA that the folder keeps beside them.
+    """
 
     projection: Path | None
     lora: Path | None
@@ -81,12 +87,18 @@ def adapted(config: ModelConfig, adapter: Path | None, model_dir: Path) -> Model
     lora = AdapterParts.find(adapter).read_lora(config, model_dir) if adapter else None
     if lora is None:
         return config
-    if config.language.adapters is not None:
+    if config.language.adapters is not None and not replaces_lora(lora):
         raise ConfigError(
             f"{model_dir} keeps LoRA adapters beside its weights already, and {adapter} is LoRA "
             "too. Take the folder that `merge` was given, or convert without --keep-lora."
         )
     return replace(config, language=replace(config.language, adapters=lora.config))
+
+
+def replaces_lora(lora: Lora) -> bool:
+    """Whether it takes the place of LoRA that a model folder keeps beside its weights."""
+    record = find_record(lora.metadata)
+    return record is not None and bool(record.get(REPLACES))
 
 
 def lay_adapter_over(
@@ -107,4 +119,6 @@ def lay_adapter_over(
     if parts.projection is not None:
         places, formats = lay_over(parts.projection, model_dir, places, formats)
     lora = parts.read_lora(config, model_dir)
+    if lora is not None:
+        places = {name: at for name, at in places.items() if ".adapter." not in name}
     return places | dict(lora.factors if lora else {}), formats

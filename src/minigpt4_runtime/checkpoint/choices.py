@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from minigpt4_runtime.checkpoint.adapter import check_base, read_adapter
-from minigpt4_runtime.checkpoint.adapters import AdapterParts
+from minigpt4_runtime.checkpoint.adapters import AdapterParts, replaces_lora
 from minigpt4_runtime.checkpoint.blank_model import KernelOf, blank_model
 from minigpt4_runtime.checkpoint.load import read_tensor
 from minigpt4_runtime.checkpoint.weights import StoredTensor, cut
@@ -38,6 +38,11 @@ def add_choices(
     found: defaultdict[str, dict[int, Factors]] = defaultdict(dict)
     for number, path in enumerate(paths, 1):
         lora = AdapterParts.find(path).read_lora(config, model_dir)
+        if lora is not None and replaces_lora(lora):
+            raise CheckpointError(
+                f"An adapter replaces the LoRA that {model_dir} keeps beside its weights, which no "
+                "single request can choose. Give it alone, without a name."
+            )
         for owner, rank in lora.config.ranks if lora else ():
             assert lora is not None, "it has ranks"
             names = [f"language.{owner}.adapter.{side}" for side in ("low", "high")]

@@ -2,9 +2,11 @@
 
 Owns   the two files of such a folder, the names in them, and the check that they fit a model.
 Takes  a folder and the config of a language model; gives the places of the factors by our names.
+       Takes factors; gives the files' content.
 Never  needs PEFT, and reads no pickle.
 """
 
+import json
 import math
 import re
 from collections.abc import Mapping
@@ -12,14 +14,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from minigpt4_runtime.checkpoint.file_kind import read_json, show_value
 from minigpt4_runtime.checkpoint.weights import (
     DTYPE_CODES,
     StoredTensor,
+    TensorShape,
     list_some,
     read_described,
     show_shape,
 )
+from minigpt4_runtime.checkpoint.writer import encode_tensors
 from minigpt4_runtime.config import DTYPE_NAMES, AdapterConfig, LanguageConfig
 from minigpt4_runtime.errors import CheckpointError
 
@@ -70,17 +76,29 @@ def read_lora(folder: Path, language: LanguageConfig) -> Lora:
     stored, metadata = read_described(path)
     factors, unknown = {}, []
     for name, place in stored.items():
-        found = _FACTOR.fullmatch(name)
-        if found is None or found[2] not in OWN_NAMES:
+        if own := factor_name(name):
+            factors[own] = place
+        else:
             unknown.append(name)
-            continue
-        owner = f"layers.{int(found[1])}.{OWN_NAMES[found[2]]}"
-        factors[f"language.{owner}.adapter.{_SIDES[found[3]]}"] = place
     if unknown or not factors:
         what = f"holds {list_some(unknown)}" if unknown else "holds no LoRA factor"
         raise CheckpointError(f"{path} {what}. {_WANTED}")
-    ranks = _check_factors(path, factors, language)
+    for name, place in factors.items():
+        if place.dtype_code not in [DTYPE_CODES[each] for each in DTYPE_NAMES]:
+            raise CheckpointError(
+                f"{path}: {name} is of dtype {place.dtype_code}; {', '.join(DTYPE_NAMES)} can be "
+                "used."
+            )
+    ranks = check_factors(path, {name: each.shape for name, each in factors.items()}, language)
     return Lora(AdapterConfig(_alpha(folder, settings, ranks), ranks), factors, metadata)
+
+
+def factor_name(theirs: str) -> str | None:
+    """Our name of a factor, by PEFT's; None where it is none of a layer's matrix."""
+    found = _FACTOR.fullmatch(theirs)
+    if found is None or found[2] not in OWN_NAMES:
+        return None
+    return f"language.layers.{int(found[1])}.{OWN_NAMES[found[2]]}.adapter.{_SIDES[found[3]]}"
 
 
 def _read_settings(folder: Path) -> dict[str, Any]:
@@ -127,14 +145,50 @@ def _alpha(folder: Path, settings: Mapping[str, Any], ranks: tuple[tuple[str, in
     return float(alpha) * math.sqrt(different.pop())
 
 
-def _check_factors(
-    path: Path, factors: Mapping[str, StoredTensor], language: LanguageConfig
+def encode_lora(
+    factors: Mapping[str, Tensor], alpha: float, metadata: Mapping[str, str], base_name: str
+) -> dict[str, bytes]:
+    """The two files of a folder, the settings last. The names of `factors` are those of `Lora`.
+
+    `alpha`, divided by a factor's rank, is what its change counts. `base_name` is the model's.
+    """
+    published = {ours: theirs for theirs, ours in OWN_NAMES.items()}
+    sides = {side: letter for letter, side in _SIDES.items()}
+    tensors: dict[str, Tensor] = {}
+    targets: dict[str, None] = {}
+    ranks = set()
+    for name, tensor in factors.items():
+        owner, _, side = name.partition(".adapter.")
+        _, _, number, own = owner.split(".", 3)
+        targets[published[own].rpartition(".")[2]] = None
+        stem = f"base_model.model.model.layers.{number}.{published[own]}"
+        tensors[f"{stem}.lora_{sides[side]}.weight"] = tensor
+        if side == "low":
+            ranks.add(len(tensor))
+    config = {
+        "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": base_name,
+        "r": max(ranks), "lora_alpha": alpha, "lora_dropout": 0.0,
+        "target_modules": list(targets), "bias": "none", "fan_in_fan_out": False,
+        "modules_to_save": None, "inference_mode": True,
+    }  # fmt: skip
+    return {
+        WEIGHTS_NAME: encode_tensors(tensors, {"format": "pt", **metadata}),
+        CONFIG_NAME: (json.dumps(config, indent=2) + "\n").encode(),
+    }
+
+
+def check_factors(
+    path: Path, shapes: Mapping[str, TensorShape], language: LanguageConfig
 ) -> tuple[tuple[str, int], ...]:
-    """The rank of each changed matrix, all of whose factors are there and fit the model."""
+    """The rank of each changed matrix, from the shapes of the factors by our names.
+
+    Raises:
+        CheckpointError: a factor has no counterpart, or does not fit the model.
+    """
     ranks = {}
-    shapes = _shapes(language)
-    for owner in dict.fromkeys(name.rpartition(".adapter.")[0] for name in factors):
-        sides = [factors.get(f"{owner}.adapter.{side}") for side in _SIDES.values()]
+    matrices = _shapes(language)
+    for owner in dict.fromkeys(name.rpartition(".adapter.")[0] for name in shapes):
+        sides = [shapes.get(f"{owner}.adapter.{side}") for side in _SIDES.values()]
         _, _, number, matrix = owner.split(".", 3)
         low, high = sides
         if low is None or high is None:
@@ -144,21 +198,15 @@ def _check_factors(
                 f"{path} changes layer {number} of a language model, and this one has "
                 f"{language.num_hidden_layers}. Give the model that the adapter was made for."
             )
-        out_features, in_features = shapes[matrix]
-        rank = low.shape[0] if low.shape else 0
-        if low.shape != (rank, in_features) or high.shape != (out_features, rank) or not rank:
+        out_features, in_features = matrices[matrix]
+        rank = low[0] if low else 0
+        if low != (rank, in_features) or high != (out_features, rank) or not rank:
             raise CheckpointError(
-                f"{path}: the factors of {owner} are {show_shape(low.shape)} and "
-                f"{show_shape(high.shape)}, and the weight is "
+                f"{path}: the factors of {owner} are {show_shape(low)} and "
+                f"{show_shape(high)}, and the weight is "
                 f"{show_shape((out_features, in_features))}. Give the model that the adapter was "
                 "made for."
             )
-        for side in (low, high):
-            if side.dtype_code not in [DTYPE_CODES[name] for name in DTYPE_NAMES]:
-                raise CheckpointError(
-                    f"{path}: a factor of {owner} is of dtype {side.dtype_code}; "
-                    f"{', '.join(DTYPE_NAMES)} can be used."
-                )
         ranks[owner.removeprefix("language.")] = rank
     return tuple(ranks.items())
 

@@ -217,7 +217,7 @@ def list_some(names: Iterable[str], limit: int = 4) -> str:
     return ", ".join(known[:limit]) + rest
 
 
-def count(names: Iterable[str], noun: str) -> str:
+def count(names: Iterable[object], noun: str) -> str:
     """A number with its noun: "1 weight", "2 weights"."""
     number = len(list(names))
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

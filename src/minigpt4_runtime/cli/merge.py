@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Annotated
 
 import typer
@@ -26,8 +23,8 @@ def merge(
         Path,
         option(
             "PATH",
-            "What `minigpt4 tune` made of this model, a file or a folder, or a LoRA folder of "
-            "PEFT; or a projection that the original's training has saved, as .pth.",
+            "What `minigpt4 tune` made of this model, a file or a folder, a LoRA folder of PEFT, "
+            "or a .pth of the original's training.",
         ),
     ],
     out: Annotated[Path | None, option("DIR", "The model folder to make.")] = None,
@@ -35,7 +32,7 @@ def merge(
         Path | None,
         option(
             "FILE",
-            "Write the projection as the original's training saves one: a .pth for its `ckpt`.",
+            "Write what was trained as the original's training saves it: a .pth for its `ckpt`.",
         ),
     ] = None,
     force: Annotated[bool, flag("Replace the model folder that --out names.", "--force")] = False,
@@ -46,35 +43,22 @@ def merge(
     to weights of floats in float32 and rounded once; that of weights of integers stays beside them.
     """
     from minigpt4_runtime.checkpoint.shelf import find_model
+    from minigpt4_runtime.convert.fine_tune import own_adapter
 
     if out is None and export_original is None:
         raise ConfigError("Nothing is to be made. Give --out DIR, --export-original FILE, or both.")
     model_dir = find_model(model)
-    with _as_adapter(adapter, model_dir) as path:
+    with own_adapter(adapter, model_dir) as path:
         if out is not None:
             _merge(model_dir, path, out, force=force)
         if export_original is not None:
             from minigpt4_runtime.export.original import export_original as write_original
 
-            write_original(path, model_dir, export_original)
+            for needed in write_original(path, model_dir, export_original):
+                note(needed)
             print(export_original, flush=True)
     if out is not None:
         note(f"Try it: minigpt4 describe PICTURE --model {shlex.quote(str(out))}")
-
-
-@contextmanager
-def _as_adapter(path: Path, model_dir: Path) -> Iterator[Path]:
-    """The adapter as our own file, where it is one of the original's."""
-    if path.suffix not in (".pth", ".pt", ".bin") or path.is_dir():
-        yield path
-        return
-    from minigpt4_runtime.convert.fine_tune import read_fine_tune
-
-    content = read_fine_tune(path, model_dir)
-    with TemporaryDirectory(prefix="minigpt4-adapter-") as folder:
-        made = Path(folder) / "projection.safetensors"
-        made.write_bytes(content)
-        yield made
 
 
 def _merge(model_dir: Path, adapter: Path, out: Path, *, force: bool) -> None:

@@ -221,8 +221,8 @@ class ModelOptions(PlaceOptions):
         Path | None,
         option(
             "PATH",
-            "What `minigpt4 tune` made of this model, a file or a folder, or a LoRA folder of "
-            "PEFT: answer with its weights.",
+            "What `minigpt4 tune` made of this model, a file or a folder, a LoRA folder of PEFT, "
+            "or a .pth of the original's training: answer with its weights.",
         ),
     ] = None
 
@@ -235,9 +235,9 @@ class ServedOptions(PlaceOptions):
         list[str] | None,
         option(
             "[NAME=]PATH",
-            "What `minigpt4 tune` made of this model, a file or a folder, or a LoRA folder of "
-            "PEFT. A request whose model is NAME is answered with it; without a name all are. "
-            "NAME=PATH may be repeated.",
+            "What `minigpt4 tune` made of this model, a file or a folder, a LoRA folder of PEFT, "
+            "or a .pth of the original's training. A request whose model is NAME is answered with "
+            "it; without a name all are. NAME=PATH may be repeated.",
         ),
     ] = None
 

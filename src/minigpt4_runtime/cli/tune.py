@@ -8,7 +8,6 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -21,6 +20,7 @@ from minigpt4_runtime.tune.settings import TuneSettings
 
 if TYPE_CHECKING:
     from minigpt4_runtime.tune.data import TuningData
+    from minigpt4_runtime.tune.together import Processes
     from minigpt4_runtime.tune.tune import Step, Tuned
 
 SAMPLES_SHOWN = 10
@@ -62,6 +62,14 @@ class TuneOptions:
             "--recompute",
         ),
     ] = False
+    divide: Annotated[
+        bool,
+        flag(
+            "Let each of several processes hold its share of the language model's weights alone, "
+            "for a model that is too large for one device.",
+            "--divide",
+        ),
+    ] = False
 
     train: Annotated[
         str,
@@ -96,6 +104,88 @@ class TuneOptions:
         return TuneSettings(**{**asdict(self), "lora_targets": targets})
 
 
+@dataclass(frozen=True, kw_only=True)
+class DataOptions:
+    """What is learned from, and what is shown of it."""
+
+    data: Annotated[
+        Path,
+        option(
+            "PATH",
+            "A .jsonl with a dialogue on each line (docs/tuning.md says how), LLaVA's JSON, or a "
+            "folder with the original's filter_cap.json.",
+        ),
+    ]
+    images: Annotated[
+        Path | None,
+        option("DIR", "Where paths of pictures count from. Without it, the folder of --data."),
+    ] = None
+    held_out: Annotated[
+        Path | None,
+        option("PATH", "Data like --data, which are not learned from: their loss is shown."),
+    ] = None
+    eval_every: Annotated[
+        int, option("COUNT", "Measure --held-out after every so many steps.", min=1)
+    ] = 100
+    samples: Annotated[
+        int,
+        option(
+            "COUNT",
+            "So many examples, of --held-out if there is one, are answered before the first step "
+            "and after the last, for the page.",
+            min=0,
+        ),
+    ] = 4
+    check_data: Annotated[
+        bool, flag("Only check the data, and show ten samples of it.", "--check-data")
+    ] = False
+
+    def read(self, model_dir: Path, settings: TuneSettings) -> tuple[TuningData, TuningData | None]:
+        """What is learned from and what is held out, both checked.
+
+        Raises:
+            ConfigError: something of it cannot be learned from.
+        """
+        from minigpt4_runtime.tune.data import read_data
+
+        found = [
+            read_data(each, model_dir, pictures=self.images, needs_pictures=not settings.lora)
+            for each in (self.data, self.held_out) if each is not None
+        ]  # fmt: skip
+        return found[0], found[1] if self.held_out else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """Where a training computes, and where it is kept."""
+
+    out: Annotated[
+        Path | None, option("DIR", "The folder of the training: its state and its result.")
+    ] = None
+    resume: Annotated[bool, flag("Go on with the training in --out.", "--resume")] = False
+    save_every: Annotated[
+        int, option("COUNT", "Keep the state after every so many steps.", min=1)
+    ] = 100
+    device: Annotated[str, option("DEVICE", "auto, cpu, cuda, cuda:INDEX or npu.")] = "auto"
+    dtype: Annotated[
+        str,
+        option(
+            "DTYPE",
+            "What the language model computes in: auto, float32, float16 or bfloat16. What learns "
+            "is float32.",
+        ),
+    ] = "auto"
+    processes: Annotated[
+        int | None,
+        option(
+            "COUNT",
+            "How many processes share each batch, with one device each. torchrun or `accelerate "
+            "launch` starts them; without this, as many as they started.",
+            min=1,
+        ),
+    ] = None
+
+
 @spread_options
 def tune(
     model: Annotated[
@@ -107,61 +197,8 @@ def tune(
         ),
     ] = None,
     *,
-    data: Annotated[
-        Path,
-        option(
-            "PATH",
-            "A .jsonl with a dialogue on each line (docs/tuning.md says how), LLaVA's JSON, or a "
-            "folder with the original's filter_cap.json.",
-        ),
-    ],
-    out: Annotated[
-        Path | None, option("DIR", "The folder of the training: its state and its result.")
-    ] = None,
-    images: Annotated[
-        Path | None,
-        option("DIR", "Where paths of pictures count from. Without it, the folder of --data."),
-    ] = None,
-    held_out: Annotated[
-        Path | None,
-        option("PATH", "Data like --data, which are not learned from: their loss is shown."),
-    ] = None,
-    eval_every: Annotated[
-        int, option("COUNT", "Measure --held-out after every so many steps.", min=1)
-    ] = 100,
-    samples: Annotated[
-        int,
-        option(
-            "COUNT",
-            "So many examples, of --held-out if there is one, are answered before the first step "
-            "and after the last, for the page.",
-            min=0,
-        ),
-    ] = 4,
-    check_data: Annotated[
-        bool, flag("Only check the data, and show ten samples of it.", "--check-data")
-    ] = False,
-    resume: Annotated[bool, flag("Go on with the training in --out.", "--resume")] = False,
-    save_every: Annotated[
-        int, option("COUNT", "Keep the state after every so many steps.", min=1)
-    ] = 100,
-    device: Annotated[str, option("DEVICE", "auto, cpu, cuda, cuda:INDEX or npu.")] = "auto",
-    dtype: Annotated[
-        str,
-        option(
-            "DTYPE",
-            "What the language model computes in: auto, float32, float16 or bfloat16. What learns "
-            "is float32.",
-        ),
-    ] = "auto",
-    processes: Annotated[
-        int,
-        option(
-            "COUNT",
-            "How many processes share each batch. torchrun starts them, with one device each.",
-            min=1,
-        ),
-    ] = 1,
+    source: DataOptions,
+    run: RunOptions,
     options: TuneOptions,
 ) -> None:
     """Train a model on your own pictures and words.
@@ -171,47 +208,47 @@ def tune(
     result by `--adapter`.
     """
     settings = options.settings()
-    if out is None and not check_data:
+    if run.out is None and not source.check_data:
         raise ConfigError("--out is missing: name a folder for the training, or --check-data.")
     from minigpt4_runtime.api import DEMO_MODEL_DIR
     from minigpt4_runtime.checkpoint.shelf import find_model
-    from minigpt4_runtime.tune.data import read_data
 
     model_dir = DEMO_MODEL_DIR if model is None else find_model(model)
-    readable = partial(
-        read_data, model_dir=model_dir, pictures=images, needs_pictures=not settings.lora
-    )
-    read = readable(data)
-    held = readable(held_out) if held_out else None
-    if check_data or out is None:
-        _tell_of(read, data)
-        _show_samples(read)
+    data, held_out = source.read(model_dir, settings)
+    if source.check_data or run.out is None:
+        _tell_of(data, source.data)
+        _show_samples(data)
         return
     from minigpt4_runtime.tune.together import joined
-    from minigpt4_runtime.tune.tune import tune as tune_projection
+    from minigpt4_runtime.tune.tune import tune as tune_model
 
-    num_pictures = len(read.pictures) + (len(held.pictures) if held else 0)
-    with joined(processes) as group, progress_bar(num_pictures) as bar, _ctrl_c_asks() as asked:
+    num_pictures = sum(len(each.pictures) for each in (data, held_out) if each)
+    with joined(run.processes) as group, progress_bar(num_pictures) as bar, _asks(group) as asked:
         if not group.rank:
-            _tell_of(read, data)
-        tuned = tune_projection(
-            model_dir, read, out, settings,
-            device=device, dtype=dtype, processes=group, resume=resume, save_every=save_every,
-            held_out=held, eval_every=eval_every, samples=samples,
-            on_picture=bar.advance, on_step=_Teller(settings.steps, bar), should_stop=asked,
+            _tell_of(data, source.data)
+        tuned = tune_model(
+            model_dir, data, run.out, settings,
+            device=run.device, dtype=run.dtype, processes=group, resume=run.resume,
+            save_every=run.save_every, held_out=held_out, eval_every=source.eval_every,
+            samples=source.samples, on_picture=bar.advance,
+            on_step=_Teller(settings.steps, bar), should_stop=asked,
         )  # fmt: skip
-        is_first = not group.rank
-    if is_first:
-        facts = {
-            "model": model_dir.name, "data": data, "answers": len(read.examples),
-            "held out": held_out or "–", "steps done": tuned.steps, **asdict(settings),
-        }  # fmt: skip
-        _write_page(out, facts)
-        _report(tuned, out, model)
+        if group.rank:
+            return
+    facts = {
+        "model": model_dir.name, "data": source.data, "answers": len(data.examples),
+        "held out": source.held_out or "–", "steps done": tuned.steps, **asdict(settings),
+        "lora_targets": ", ".join(settings.lora_targets),
+    }  # fmt: skip
+    _write_page(run.out, facts)
+    _report(tuned, run.out, model)
 
 
 def _tell_of(data: TuningData, path: Path) -> None:
-    note(f"{path}: {len(data.examples)} answers about {len(data.pictures)} pictures.")
+    from minigpt4_runtime.checkpoint.weights import count
+
+    answers, pictures = count(data.examples, "answer"), count(data.pictures, "picture")
+    note(f"{path}: {answers} about {pictures}.")
 
 
 def _write_page(out: Path, facts: dict[str, object]) -> None:
@@ -220,7 +257,7 @@ def _write_page(out: Path, facts: dict[str, object]) -> None:
         from minigpt4_runtime.tune.page import write_page
 
         note(f"The page of the training is {write_page(out, facts)}.")
-    except BackendUnavailableError as error:
+    except (BackendUnavailableError, ConfigError) as error:
         note(f"There is no page of the training: {error}")
 
 
@@ -231,6 +268,8 @@ def _show_samples(data: TuningData) -> None:
 
 
 def _report(tuned: Tuned, out: Path, model: Path | None) -> None:
+    if tuned.peak_bytes is not None:
+        note(f"It took {tuned.peak_bytes / 2**30:.1f} GiB of memory at most.")
     if tuned.adapter is None:
         note(f"Stopped after {tuned.steps} steps, which are kept in {out}. Go on with --resume.")
         raise typer.Exit(130)
@@ -268,7 +307,7 @@ class _Teller:
 
 
 @contextmanager
-def _ctrl_c_asks() -> Iterator[Callable[[], bool]]:
+def _asks(processes: Processes) -> Iterator[Callable[[], bool]]:
     """While this lasts, the first Ctrl-C only asks to stop: a step ends whole. A second one stops.
 
     Until a step asks for it, nothing is lost by stopping at once.
@@ -281,7 +320,8 @@ def _ctrl_c_asks() -> Iterator[Callable[[], bool]]:
         if asked.is_set() or not is_asking.is_set():
             raise KeyboardInterrupt
         asked.set()
-        note("Stopping after this step …")
+        if not processes.rank:
+            note("Stopping after this step …")
 
     def should_stop() -> bool:
         is_asking.set()

@@ -100,6 +100,10 @@ _UNUSED_QFORMER = (
 # Upstream saves a fine-tune's projection together with these buffers.
 _UNUSED_PROJECTION = (*UNUSED_LANGUAGE, *_UNUSED_QFORMER)
 
+# What a running model with LoRA puts before the names of its language model: the attribute's name,
+# and what PEFT adds (upstream: base_model.py, init_llm).
+LANGUAGE_PREFIX = "llama_model.base_model.model."
+
 # EVA-ViT-g is published with one block more than the model uses. Saved from a running model, it has
 # only the used ones. By its width: blocks in the file → blocks of the model.
 EVA_VIT_DEPTHS = {1408: {40: 39, 39: 39}}
@@ -214,6 +218,23 @@ def grouped_projection_map(config: ModelConfig) -> PartMap:
         "vision.ln_vision.bias": Origin((), lambda _: torch.zeros(width, dtype=torch.float32)),
     }
     return PartMap(_LN_VISION | _PROJECTION, _UNUSED_PROJECTION, untrained)
+
+
+def trained_origins(config: ModelConfig) -> OriginMap:
+    """What a training can change, and an adapter has: projection, Q-Former, and LoRA if there is.
+
+    Each has one origin, whose name in a training's file begins with `LANGUAGE_PREFIX` for LoRA.
+    """
+    qformer = qformer_map(config).origins if config.qformer is not None else {}
+    return {
+        **_PROJECTION,
+        **{name: each for name, each in qformer.items() if name.startswith("vision.qformer.")},
+        **{
+            name: each
+            for name, each in language_origins(config.language).items()
+            if ".adapter." in name
+        },
+    }
 
 
 def _renamed(published: str, ours: str) -> OriginMap:

@@ -24,10 +24,11 @@ from minigpt4_runtime.lab.modules import PlainOperations
 from minigpt4_runtime.model.causal import packed_attention
 from minigpt4_runtime.model.llama import Llama
 from minigpt4_runtime.tune.data import Example
-from minigpt4_runtime.tune.frozen import frozen_kernel
+from minigpt4_runtime.tune.frozen import divided_kernel, frozen_kernel
 from minigpt4_runtime.tune.image_end import ImageEnd, load_image_end
 from minigpt4_runtime.tune.lora import LearnedAdapter, adapt
 from minigpt4_runtime.tune.settings import TuneSettings
+from minigpt4_runtime.tune.together import Processes
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,12 +45,22 @@ class Learner:
 
     @classmethod
     def load(
-        cls, model_dir: Path, settings: TuneSettings, *, device: torch.device, dtype: torch.dtype
+        cls,
+        model_dir: Path,
+        settings: TuneSettings,
+        *,
+        device: torch.device,
+        dtype: torch.dtype,
+        processes: Processes | None = None,
     ) -> Self:
-        """As a training begins. The language model computes in `dtype`, its weights as stored."""
+        """As a training begins. The language model computes in `dtype`, its weights as stored.
+
+        With `settings.divide` each of the `processes` holds its share of them.
+        """
         language = load_language(
-            model_dir, device=device, dtype=dtype, kernel_of=frozen_kernel,
-            operations=PlainOperations(),
+            model_dir, device=device, dtype=dtype, operations=PlainOperations(),
+            kernel_of=partial(divided_kernel, processes)
+            if settings.divide and processes else frozen_kernel,
         )  # fmt: skip
         image_end = load_image_end(
             model_dir,

@@ -7,7 +7,6 @@ Never  needs PEFT: its format is two matrices for each weight and a few settings
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,8 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from minigpt4_runtime.checkpoint.adapter import described
-from minigpt4_runtime.checkpoint.lora import CONFIG_NAME, OWN_NAMES, WEIGHTS_NAME
-from minigpt4_runtime.checkpoint.writer import encode_tensors
+from minigpt4_runtime.checkpoint.lora import OWN_NAMES, encode_lora
 from minigpt4_runtime.model.adapter import Adapter
 from minigpt4_runtime.model.linear import Linear
 from minigpt4_runtime.model.llama import Llama
@@ -75,19 +73,11 @@ def write_lora(
     Raises:
         ConfigError: a file cannot be written.
     """
-    published = {ours: theirs for theirs, ours in OWN_NAMES.items()}
-    tensors: dict[str, Tensor] = {}
-    for name, adapter in adapters.items():
-        _, number, own = name.split(".", 2)
-        stem = f"base_model.model.model.layers.{number}.{published[own]}"
-        tensors[f"{stem}.lora_A.weight"] = adapter.low
-        tensors[f"{stem}.lora_B.weight"] = adapter.high
-    content = encode_tensors(tensors, {"format": "pt", **described(record)})
-    write_whole(out_dir / WEIGHTS_NAME, content)
-    config = {
-        "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": record["model"],
-        "r": settings.lora, "lora_alpha": settings.lora_alpha, "lora_dropout": 0.0,
-        "target_modules": list(settings.lora_targets), "bias": "none", "fan_in_fan_out": False,
-        "modules_to_save": None, "inference_mode": True,
-    }  # fmt: skip
-    write_whole(out_dir / CONFIG_NAME, json.dumps(config, indent=2) + "\n")
+    factors = {
+        f"language.{name}.adapter.{side}": tensor
+        for name, adapter in adapters.items()
+        for side, tensor in adapter.named_parameters()
+    }
+    files = encode_lora(factors, settings.lora_alpha, described(record), record["model"])
+    for name, content in files.items():
+        write_whole(out_dir / name, content)

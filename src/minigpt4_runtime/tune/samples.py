@@ -29,6 +29,7 @@ from minigpt4_runtime.text.prompt import find_template
 from minigpt4_runtime.text.tokenizer import Tokenizer
 from minigpt4_runtime.tune.data import Example, TuningData
 from minigpt4_runtime.tune.learner import Learner
+from minigpt4_runtime.tune.together import Alone, Processes
 
 SAMPLES_NAME = "samples.json"
 _LONGEST = 128
@@ -50,8 +51,16 @@ class Samples:
     """A few examples of some data, evenly spread, and what is said about them."""
 
     def __init__(
-        self, out_dir: Path, model_dir: Path, data: TuningData, features: Tensor, *, count: int
+        self,
+        out_dir: Path,
+        model_dir: Path,
+        data: TuningData,
+        features: Tensor,
+        *,
+        count: int,
+        processes: Processes | None = None,
     ) -> None:
+        self._processes = processes or Alone()
         every = max(1, len(data.examples) // max(1, count))
         self._examples = data.examples[::every][:count]
         self._path, self._pictures, self._features = out_dir / SAMPLES_NAME, data.pictures, features
@@ -68,17 +77,21 @@ class Samples:
     ) -> None:
         """Let the learner answer and keep that. What was kept of the same examples stays.
 
+        All processes do the same, since each may hold a share of the weights; the first writes.
+
         Raises:
             ConfigError: the file cannot be written.
         """
         samples = self._kept()
-        if not samples or all(getattr(each, when) is not None for each in samples):
+        if self._processes.least(all(getattr(each, when) is not None for each in samples)):
             return
         for index, example in enumerate(self._examples):
-            if should_stop():
+            if not self._processes.least(not should_stop()):
                 break
             said = self.answer(learner, example)
             samples[index] = replace(samples[index], **{when: said})
+        if self._processes.rank:
+            return
         content = json.dumps([asdict(each) for each in samples], ensure_ascii=False, indent=1)
         write_whole(self._path, content + "\n")
 
@@ -103,13 +116,16 @@ class Samples:
                 learner.language, rows[None],
                 hooks=Hooks(len(learner.language.layers)), keep=Keep(), past=past,
             )  # fmt: skip
-            token_id = learner.language.logits(done.rows[0, -1:]).argmax(-1)
-            ids.append(int(token_id))
+            likeliest = int(learner.language.logits(done.rows[0, -1:]).argmax(-1))
+            ids.append(self._processes.least(likeliest))
             text = self._tokenizer.decode(ids)
             ends = [text.index(stop) for stop in self._stops if stop in text]
             if ids[-1] == self._tokenizer.eos_id or ends:
                 return text[: min(ends, default=None)].strip()
-            rows, past = learner.language.embed(token_id), done.past
+            rows, past = (
+                learner.language.embed(torch.tensor(ids[-1:], device=rows.device)),
+                done.past,
+            )
         return f"{self._tokenizer.decode(ids).strip()} …"
 
     def _embed(self, learner: Learner, example: Example) -> Tensor:

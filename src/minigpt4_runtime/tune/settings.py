@@ -43,10 +43,12 @@ class TuneSettings:
     `lora_alpha` / rank; 0: it stays as it is.
 
     The rate of learning rises in a line from `warmup_lr` to `lr` over `warmup_steps` steps, and
-    falls as a cosine to `min_lr`. Of a batch, `at_once` sequences are computed side by side: fewer
-    take less memory and change only the order of sums. So does `recompute`: a layer keeps only what
-    it was given, and is computed again on the way back. `fresh` begins with a projection drawn at
-    random.
+    falls as a cosine to `min_lr`. `fresh` begins with a projection drawn at random.
+
+    Three change the memory and the order of sums alone: of a batch, `at_once` sequences are
+    computed side by side; with `recompute` a layer keeps only what it was given, and is computed
+    again on the way back; with `divide` each of several processes holds its share of the language
+    model's weights.
     """
 
     steps: int = 1000
@@ -60,6 +62,7 @@ class TuneSettings:
     seed: int = 0
     fresh: bool = False
     recompute: bool = False
+    divide: bool = False
     train: Part = "projection"
     lora: int = 0
     lora_alpha: float = 16.0

@@ -25,7 +25,7 @@ from minigpt4_runtime.tune.learner import Learner
 STATE_NAME = "state.safetensors"
 _RECORD = "minigpt4_training"
 # These settings may change on the way: they change the memory, and the order of sums.
-_MEMORY_ALONE = {"at_once", "recompute"}
+_MEMORY_ALONE = {"at_once", "recompute", "divide"}
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
 

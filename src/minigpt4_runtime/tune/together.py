@@ -2,11 +2,12 @@
 
 Owns   the joining of torchrun's processes, and the sum of their gradients.
 Takes  how many there are; gives this one's place among them.
-Never  divides a model: each process has all of it, and the same weights after each step.
+Never  lets what learns differ: each process has all of that, the same after each step.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Protocol
@@ -42,12 +43,17 @@ class Alone(Solo):
 
 
 @contextmanager
-def joined(size: int) -> Iterator[Processes]:
-    """Join the processes that torchrun has started, for a while.
+def joined(size: int | None = None) -> Iterator[Processes]:
+    """Join the processes that torchrun or a launcher like it has started, for a while.
+
+    Without a `size`, as many as it says that there are, or this one alone.
 
     Raises:
-        ConfigError: torchrun has started none, or another number.
+        ConfigError: it has started none, or another number.
     """
+    if size is None:
+        said = os.environ.get("WORLD_SIZE", "") if "RANK" in os.environ else ""
+        size = int(said) if said.isdecimal() else 1
     if size == 1:
         yield Alone()
         return

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -29,7 +29,7 @@ from minigpt4_runtime.engine.engine import is_out_of_memory
 from minigpt4_runtime.errors import ConfigError
 from minigpt4_runtime.ranks import open_rank_device
 from minigpt4_runtime.report.files import write_whole, writing
-from minigpt4_runtime.tune.data import TuningData
+from minigpt4_runtime.tune.data import Example, TuningData
 from minigpt4_runtime.tune.events import Events
 from minigpt4_runtime.tune.features import picture_features
 from minigpt4_runtime.tune.learner import Learner
@@ -66,10 +66,14 @@ class Step:
 
 @dataclass(frozen=True)
 class Tuned:
-    """How a training ended: `adapter` is None where it was stopped before its last step."""
+    """How a training ended: `adapter` is None where it was stopped before its last step.
+
+    `peak_bytes` is the most memory of this process that the device held, where that is known.
+    """
 
     steps: int
     adapter: Path | None
+    peak_bytes: int | None = None
 
 
 def tune(  # noqa: PLR0913 - what a training is made of, and who listens.
@@ -103,9 +107,9 @@ def tune(  # noqa: PLR0913 - what a training is made of, and who listens.
         BackendUnavailableError: the device is not on this machine.
     """
     processes = processes or Alone()
-    is_first = processes.rank == 0
     backend = open_rank_device(device, processes.size)
     processes.use(backend.facts.collective)
+    backend.reset_peak_memory()
     name = _dtype_name(dtype, backend.facts.default_dtype)
     _open_folder(out_dir, resume=resume)
     _refuse(model_dir, settings, processes.size)
@@ -123,42 +127,38 @@ def tune(  # noqa: PLR0913 - what a training is made of, and who listens.
     )  # fmt: skip
     features = encode(data)
     measured = (held_out, encode(held_out)) if held_out else None
-    learner = Learner.load(model_dir, settings, device=backend.device, dtype=getattr(torch, name))
+    learner = Learner.load(
+        model_dir, settings, device=backend.device, dtype=getattr(torch, name), processes=processes
+    )
     training = Training(learner, data, features, settings, processes)
     done = resume_state(out_dir, learner, training.optimiser) if resume else 0
-    spoken = Samples(out_dir, model_dir, *(measured or (data, features)), count=samples)
-    diary = _Diary(out_dir, training, spoken, record, done) if is_first else None
-    try:
-        for step in training.steps(done, should_stop):
-            done = step.number
-            if diary:
-                step = _measured(training, step, measured, eval_every)
-                diary.add(step)
-                on_step(step)
-                if done % save_every == 0:
-                    diary.keep()
-    except Exception as error:
-        if diary:
-            diary.keep()  # The step that failed has changed nothing.
-        if is_out_of_memory(error):
-            raise ConfigError(_NO_MEMORY.format(step=done + 1)) from error
-        raise
-    if not diary:
-        return Tuned(done, None)
-    diary.keep()
+    spoken = Samples(
+        out_dir, model_dir, *(measured or (data, features)), count=samples, processes=processes
+    )
+    if not done:  # It has learned nothing yet.
+        spoken.take("before", learner)
+    diary = _Diary(out_dir, training, record, done, writes=processes.rank == 0)
+    done = diary.tell_of(
+        (_measured(each, training, measured, eval_every)
+         for each in training.steps(done, should_stop)),
+        on_step, save_every,
+    )  # fmt: skip
+    peak_bytes = backend.peak_memory_bytes()
     if done < settings.steps:
-        return Tuned(done, None)
+        return Tuned(done, None, peak_bytes)
     made = {
         "model": model_dir.resolve().name, "made_by": f"minigpt4-runtime {__version__}",
         "examples": len(data.examples),
     }  # fmt: skip
-    result = _write_result(out_dir, learner, settings, {**record, **made})
+    result = None
+    if processes.rank == 0:
+        result = _write_result(out_dir, learner, settings, {**record, **made})
     spoken.take("after", learner, should_stop)
-    return Tuned(done, result)
+    return Tuned(done, result, peak_bytes)
 
 
 def _measured(
-    training: Training, step: Step, held_out: tuple[TuningData, Tensor] | None, every: int
+    step: Step, training: Training, held_out: tuple[TuningData, Tensor] | None, every: int
 ) -> Step:
     if held_out and (step.number % every == 0 or step.number == step.of):
         return replace(step, held_out=training.measure(*held_out))
@@ -202,6 +202,11 @@ def _refuse(model_dir: Path, settings: TuneSettings, num_processes: int) -> None
         raise ConfigError(
             f"batch_size is {settings.batch_size}, and {num_processes} processes share a batch: "
             "some would have nothing to learn from. Raise batch_size."
+        )
+    if settings.divide and num_processes == 1:
+        raise ConfigError(
+            "divide is given, and this process is alone: there is nobody to hold the other shares. "
+            "Start several with torchrun, or leave it out."
         )
     formats = read_manifest(model_dir).weight_format
     by_part = {"language": formats} if isinstance(formats, str) else formats
@@ -277,14 +282,13 @@ class Training:
         chosen = self._settings.batch(number, len(self._data.examples))
         examples = [self._data.examples[index] for index in chosen]
         num_said = sum(len(each.answer_ids) for each in examples)
-        mine = examples[self._processes.rank :: self._processes.size]
         self.optimiser.zero_grad()
         total, num_tokens = 0.0, 0
-        for first in range(0, len(mine), self._settings.at_once):
-            some = mine[first : first + self._settings.at_once]
+        for some, is_own in self._rounds(examples):
             loss, count = self.learner.losses(some, self._features)
-            (loss / num_said).backward()  # type: ignore[no-untyped-call]
-            total, num_tokens = total + float(loss.detach()), num_tokens + count
+            (loss * is_own / num_said).backward()  # type: ignore[no-untyped-call]
+            if is_own:
+                total, num_tokens = total + float(loss.detach()), num_tokens + count
         grads = [each.grad for each in self.learner.learned.values() if each.grad is not None]
         counted = torch.tensor([total, num_tokens], dtype=torch.float32, device=grads[0].device)
         sum_over(self._processes, [*grads, counted])
@@ -298,39 +302,77 @@ class Training:
             )
         return total / num_said, num_tokens
 
+    def _rounds(self, examples: Sequence[Example]) -> Iterator[tuple[Sequence[Example], bool]]:
+        """This process's part of some examples, so many as are computed at once.
+
+        All processes have as many rounds, for weights that are divided come from all of them. Who
+        has nothing left gets an example that is not its own, to be counted as 0.
+        """
+        at_once, size = self._settings.at_once, self._processes.size
+        mine = examples[self._processes.rank :: size]
+        for first in range(0, -(-len(examples) // size), at_once):
+            some = mine[first : first + at_once]
+            yield some or examples[:1], bool(some)
+
     @torch.no_grad()
     def measure(self, data: TuningData, features: Tensor) -> float:
-        """The mean loss over all ids of the answers of other data."""
-        at_once, total = self._settings.at_once, 0.0
-        for first in range(0, len(data.examples), at_once):
-            total += float(self.learner.losses(data.examples[first : first + at_once], features)[0])
+        """The mean loss over all ids of the answers of other data, of all processes together."""
+        total = 0.0
+        for some, is_own in self._rounds(data.examples):
+            loss = float(self.learner.losses(some, features)[0])
+            total += loss if is_own else 0.0
+        if self._processes.size > 1:
+            device = self.learner.image_end.projection.weight.device
+            total = float(self._processes.sum(torch.tensor([total], device=device)))
         return total / sum(len(each.answer_ids) for each in data.examples)
 
 
 class _Diary:
-    """What the first process writes while all train: state, losses, and samples before it."""
+    """What the first process writes while all train: state and losses. The others write nothing."""
 
     def __init__(
         self,
         out_dir: Path,
         training: Training,
-        samples: Samples,
         record: Mapping[str, Any],
         done: int,
+        *,
+        writes: bool,
     ) -> None:
         self._out_dir, self._training, self._record, self._done = out_dir, training, record, done
-        self._losses = _Losses(out_dir, done)
-        if not done:  # It has learned nothing yet.
-            samples.take("before", training.learner)
+        self._losses = _Losses(out_dir, done) if writes else None
 
-    def add(self, step: Step) -> None:
-        self._done = step.number
-        self._losses.add(step)
+    def tell_of(
+        self, steps: Iterable[Step], on_step: Callable[[Step], None], save_every: int
+    ) -> int:
+        """Take the steps, until they end or one fails; how many are done then. All are kept.
 
-    def keep(self) -> None:
-        training = self._training
-        save_state(self._out_dir, training.learner, training.optimiser, self._done, self._record)
-        self._losses.write()
+        Raises:
+            ConfigError: the loss is no number, the memory does not suffice, or the disk is full.
+        """
+        try:
+            for step in steps:
+                self._done = step.number
+                if self._losses:
+                    self._losses.add(step)
+                    on_step(step)
+                if step.number % save_every == 0:
+                    self._keep()
+        except Exception as error:
+            self._keep()  # The step that failed has changed nothing.
+            if is_out_of_memory(error):
+                raise ConfigError(_NO_MEMORY.format(step=self._done + 1)) from error
+            raise
+        self._keep()
+        return self._done
+
+    def _keep(self) -> None:
+        if self._losses:
+            training = self._training
+            save_state(
+                self._out_dir, training.learner, training.optimiser, self._done, self._record
+            )
+            self._losses.write()
 
 
 class _Losses:
