@@ -27,7 +27,8 @@ def device(request, monkeypatch):
     if request.param == "cpu":
         skip_unless_interpreted()
         mend_rounding(monkeypatch)
-        monkeypatch.setattr(triton_products(), "FEW_ROWS", FEW_ROWS)
+        for each in (triton_products(), linear_float8()):
+            monkeypatch.setattr(each, "FEW_ROWS", FEW_ROWS)
     return request.param
 
 
@@ -36,6 +37,12 @@ def triton_products():
     from minigpt4_runtime.kernels import linear_triton
 
     return linear_triton
+
+
+def linear_float8():
+    from minigpt4_runtime.kernels import linear_float8
+
+    return linear_float8
 
 
 def kernel_for(chosen):
@@ -158,7 +165,10 @@ def test_many_rows_of_8_bits_are_summed_as_whole_numbers(device, monkeypatch):
 
 
 def test_8_bit_floats_are_multiplied_as_such(device, monkeypatch):
-    """By torch, if it takes the sizes."""
+    """Many rows by torch, if it takes the sizes, and a few in registers, whatever the sizes are.
+
+    Both are exact up to the sum, and so closer to the format than what is rounded to 16 bits first.
+    """
     skip_without_float8(device, "w8a8-fp8")
     calls, multiply = [], torch._scaled_mm
 
@@ -167,13 +177,18 @@ def test_8_bit_floats_are_multiplied_as_such(device, monkeypatch):
         return multiply(rows, matrix, **more)
 
     monkeypatch.setattr(torch, "_scaled_mm", count)
-    for num_outputs in (64, 72):
-        chosen, rows, parts, bias, wanted = draw_case(
-            "w8a8-fp8", 3, torch.float16, seed=1, num_outputs=num_outputs
-        )
-        found = kernel_for(chosen)(rows.to(device), moved(parts, device), bias.to(device))
-        assert_close(found, wanted, torch.float16, rows)
-    assert calls == [(torch.float8_e4m3fn, 3, 384)]
+    monkeypatch.setattr(linear_float8(), "FEW_ROWS", FEW_ROWS)
+    for num_rows in (1, 3, 20):
+        for num_outputs in (64, 72):
+            chosen, rows, parts, bias, wanted = draw_case(
+                "w8a8-fp8", num_rows, torch.float16, seed=1, num_outputs=num_outputs
+            )
+            parts["weight"].view(-1)[:256] = torch.arange(256, dtype=torch.uint8)  # Every number.
+            parts["weight"][parts["weight"] & 127 == 127] = 0  # But what is none.
+            wanted = chosen.multiply(rows.float(), parts, bias)
+            found = kernel_for(chosen)(rows.to(device), moved(parts, device), bias.to(device))
+            assert_close(found, wanted, torch.float16, rows, 1e-3)
+    assert calls == [(torch.float8_e4m3fn, 20, 384)]
 
 
 def test_rows_are_rounded_as_the_formats_do(device):
