@@ -44,6 +44,7 @@ from minigpt4_runtime.kernels.registry import (
     ROW_OPERATIONS,
     attention_kernel,
 )
+from minigpt4_runtime.model.linear import settle
 from minigpt4_runtime.presets import PRESETS
 
 META = torch.device("meta")
@@ -75,6 +76,8 @@ class Launches:
 def gpu_of(capability: int) -> Iterator[Launches]:
     """Triton believes in a GPU of this capability, and compiles for it in place of launching."""
     launches = Launches()
+    # What has no kernels for 8-bit floats is not asked for them.
+    torch.cuda.get_device_capability = lambda *_: (9, 0)
     stand_in = SimpleNamespace(
         get_current_device=lambda: capability, get_current_stream=lambda _: 0,
         get_current_target=lambda: GPUTarget("cuda", capability, 32),
@@ -116,6 +119,7 @@ def take_steps(
         {n: torch.empty(p.shape, dtype=dtype_of(p, dtype), device=META) for n, p in parts},
         assign=True,
     )
+    settle(language)
     language.use(resolve_name(ROW_OPERATIONS["cuda"])())
     engine = EngineConfig(max_running=128, max_step_tokens=2048, cache_dtype=cache)
     runner = Runner(language, None, attention_kernel("triton"), config=engine, num_blocks=128)
@@ -185,8 +189,7 @@ def main() -> None:
     parser.add_argument("--capabilities", default="80,90", help="of 80, 86, 89, 90")
     parser.add_argument("--quick", action="store_true", help="a few of the variants")
     args = parser.parse_args()
-    # There is no memory to pin without CUDA, and nothing is sent. Of float8 more is asked elsewhere.
-    torch.cuda.get_device_capability = lambda device=None: (9, 0)  # type: ignore[assignment]
+    # There is no memory to pin without CUDA, and nothing is sent.
     torch.Tensor.pin_memory = torch.Tensor.detach  # type: ignore[assignment]
     for capability in map(int, args.capabilities.split(",")):
         print(*table(capability, compile_all(capability, quick=args.quick)), sep="\n")

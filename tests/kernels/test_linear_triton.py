@@ -7,6 +7,7 @@ import pytest
 import torch
 from triton_cases import PLACES, mend_rounding, run_compiler, skip_unless_interpreted
 
+from minigpt4_runtime.formats.contracts import InOrder
 from minigpt4_runtime.formats.registry import weight_format
 from minigpt4_runtime.kernels.registry import LINEAR_KERNELS, linear_kernel
 
@@ -47,7 +48,11 @@ def linear_float8():
 
 def kernel_for(chosen):
     triton_products()
-    return resolve_name(LINEAR_KERNELS[chosen.family, "cuda"])(None)
+    kernel = resolve_name(LINEAR_KERNELS[chosen.family, "cuda"])(None)
+    # Parts keep their order; see test_sparse_products_are_those_of_torch_where_these_are_faster.
+    return (
+        kernel.arrange(chosen.pack(torch.ones(8, 8)))[1] if isinstance(kernel, InOrder) else kernel
+    )
 
 
 def draw_case(name, num_rows, dtype, *, seed, num_outputs=80, num_inputs=384):
@@ -164,6 +169,53 @@ def test_many_rows_of_8_bits_are_summed_as_whole_numbers(device, monkeypatch):
         assert_close(found, wanted, torch.float16, rows, 1e-3 if way else None)
 
 
+@pytest.mark.parametrize(
+    ("times", "sparse_from"),
+    [((9.0, 8.0), 512), ((1.0, 0.97, 9.0, 8.0), 2048), ((1.0, 1.0, 1.0, 1.1), None), ((), None)],
+)
+@pytest.mark.parametrize("name", ["w8a16-sparse24", "w8a8-sparse24"])
+def test_sparse_products_are_those_of_torch_where_these_are_faster(
+    device, monkeypatch, name, times, sparse_from
+):
+    """Against stand-ins that demand what cuSPARSELt does: what it computes is the plain product."""
+    if device == "cuda":
+        pytest.skip("there torch has its own")
+    from minigpt4_runtime.kernels import linear_sparse
+
+    made = []
+
+    def compress(matrix):
+        assert not any(size % 32 for size in matrix.shape)
+        assert matrix.is_contiguous()
+        assert (matrix.view(-1, 4) != 0).sum(1).max() <= 2
+        return matrix
+
+    def multiply(kept, rows, *, out_dtype, transpose_result):
+        assert not any(size % 16 for size in rows.shape)
+        assert rows.T.is_contiguous(), "of bytes it takes the other order alone"
+        made.append(rows.shape[1])
+        wide = rows.T.double() @ kept.double().T
+        assert transpose_result
+        return wide.to(out_dtype or rows.dtype)
+
+    clock = iter(times)
+    monkeypatch.setattr(torch.backends.cusparselt, "is_available", lambda: bool(times))
+    monkeypatch.setattr(torch, "_cslt_compress", compress)
+    monkeypatch.setattr(torch, "_cslt_sparse_mm", multiply)
+    monkeypatch.setattr(linear_sparse, "_has_sparse_cores", lambda device: True)
+    monkeypatch.setattr(linear_sparse, "seconds_of", lambda work, device: (work(), next(clock))[1])
+    linear_sparse.least_rows.cache_clear()
+    chosen, rows, parts, bias, wanted = draw_case(
+        name, 525, torch.float16, seed=1, num_outputs=96, num_inputs=64
+    )
+    parts, kernel = resolve_name(LINEAR_KERNELS[chosen.family, "cuda"])(None).arrange(parts)
+    linear_sparse.least_rows.cache_clear()
+    assert kernel.keywords == {"sparse_from": sparse_from}
+    made.clear()
+    assert_close(kernel(rows, parts, bias), wanted, torch.float16, rows, 2e-3)
+    assert made == [528] * (sparse_from == 512)
+
+
 def test_8_bit_floats_are_multiplied_as_such(device, monkeypatch):
     """Many rows by torch, if it takes the sizes, and a few in registers, whatever the sizes are.
 
@@ -258,7 +310,9 @@ def test_they_are_chosen_where_triton_runs(monkeypatch):
     multiply = triton_products()._multiply
     for name in NAMES:
         found = linear_kernel(weight_format(name), device=CUDA, widen_from=None)
-        if name != "w8a8-fp8":
+        if isinstance(found, InOrder):
+            assert name.endswith("sparse24")
+        elif name != "w8a8-fp8":
             assert (found.func, found.args[1]) == (multiply, "a8" in name)
 
 
