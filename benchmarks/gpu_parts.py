@@ -2,8 +2,8 @@
 
 python benchmarks/gpu_parts.py PART --out DIR [--dry-run]
 
-Owns   the parts for facts and for correctness: facts, kernels, answers, server. gpu_speed.py and
-       gpu_products.py have the parts for speed.
+Owns   the parts for facts and for correctness: facts, kernels, answers, server. gpu_speed.py,
+       gpu_products.py and gpu_whole.py have the parts for speed.
 """
 
 from __future__ import annotations
@@ -30,12 +30,13 @@ from minigpt4_runtime.config import DTypeName
 
 MOST_WORKERS = 8
 HERE = "facts", "kernels", "answers", "server"
-PARTS = (*HERE, "language", "products", "vision", "picture", "profile", "compiled")
+ELSEWHERE = {"products": "gpu_products", "quantised": "gpu_whole", "start": "gpu_whole"}
+PARTS = (*HERE, *ELSEWHERE, "language", "vision", "picture", "profile", "compiled")
 
 
 def find_part(name: str) -> Callable[[Setting, Results], None]:
     """A part's code, loaded without the other parts' imports."""
-    elsewhere = "gpu_products" if name == "products" else "gpu_speed"
+    elsewhere = ELSEWHERE.get(name, "gpu_speed")
     module = sys.modules[__name__] if name in HERE else importlib.import_module(elsewhere)
     return getattr(module, name)  # type: ignore[no-any-return]
 
@@ -145,13 +146,15 @@ def new_lengths(setting: Setting, *, uses_cudnn: bool) -> dict[str, float]:
 
 
 def kernels(setting: Setting, results: Results) -> None:
-    """`pytest -m gpu` of the kernels, then the speed of attention and of what it caches."""
+    """`pytest -m gpu` of the kernels, then the speed of attention, of its cache, and of choices."""
     run_tests("pytest -m gpu tests/kernels", list(files_of_gpu_tests(setting, "kernels")), results)
     from gpu_attention import attention
+    from gpu_whole import choices
     from gpu_writes import writes
 
     attention(setting, results)
     writes(setting, results)
+    choices(setting, results)
 
 
 def answers(setting: Setting, results: Results) -> None:

@@ -94,6 +94,10 @@ class Ours:
         """The largest size of this process; None if the system does not tell."""
         return self._model.probe.peak_memory_bytes()
 
+    def close(self) -> None:
+        """Let the model go."""
+        self._model.close()
+
     def rest(self) -> None:
         """Wait for the end of the engine's thread, after a second without work."""
         for thread in threading.enumerate():
