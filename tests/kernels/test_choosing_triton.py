@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from triton_cases import PLACES, skip_unless_interpreted
+from triton_cases import PLACES, run_compiler, skip_unless_interpreted
 
 from minigpt4_runtime import SamplingParams
 from minigpt4_runtime.engine.drawing import TORCH_CHOICE
@@ -117,6 +117,22 @@ def test_drawing_waits_for_nothing():
         TritonChoice().best(scores)
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+COMPILE = """
+from minigpt4_runtime.kernels.choosing_triton import _draw, _find_best
+
+types = {
+    "logits": "*fp32", "found": "*i64", "scores": "*fp32", "numbers": "*fp64", "shares": "*fp64",
+    "chosen": "*i64", "num_rows": "i32", "vocab_size": "i32",
+}
+for capability, kernel in ((80, _find_best), (90, _draw)):
+    compile_for(capability, kernel, types, {"IDS": 4096, "num_warps": 16})
+"""
+
+
+def test_triton_compiles_them_for_gpus(tmp_path):
+    run_compiler(COMPILE, tmp_path)
 
 
 def test_it_is_chosen_where_triton_runs(monkeypatch):
