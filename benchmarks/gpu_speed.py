@@ -7,6 +7,7 @@ Takes  a Setting. In a dry run the shapes are the demo model's or smaller.
 from __future__ import annotations
 
 import gzip
+import json
 import shutil
 import statistics
 import tempfile
@@ -82,6 +83,30 @@ def language(setting: Setting, results: Results) -> None:
         results.attempt(f"{work.name}, without graphs", ask)
     ours.use_engine(max_step_tokens=2048)
     results.attempt("prefill in one step", partial(rates, works[-1], ours.generate, ours, setting))
+
+
+def fallback(setting: Setting, results: Results) -> None:
+    """Where `language` has no rate of its own: by torch alone, in a process without its errors."""
+    path = results.folder / "language.json"
+    found = json.loads(path.read_text("utf-8")) if path.exists() else []
+    if any("rates" in each and "transformers" not in each["name"] for each in found):
+        results.add("by torch alone", unavailable="not needed: the part language has rates")
+        return
+    from minigpt4_runtime.devices import cuda
+    from minigpt4_runtime.kernels import registry
+
+    for module in (cuda, registry):
+        module.runs_triton = lambda capability: False  # noqa: ARG005
+    config = None if setting.is_dry else wide_config(32)
+    dtype: DTypeName = "float32" if setting.is_dry else "float16"
+    ours = Ours(
+        config, device=str(setting.device), dtype=dtype, num_blocks=64 if setting.is_dry else 1800
+    )
+    for graphs in ("auto", "off"):
+        ours.use_engine(cuda_graphs=graphs)
+        for work in language_works(is_dry=setting.is_dry):
+            name = f"{work.name}, by torch alone, graphs {graphs}"
+            results.attempt(name, partial(rates, work, ours.generate, ours, setting))
 
 
 def compare(

@@ -179,6 +179,10 @@ def language(run: GpuRun) -> Iterator[str]:
         ))  # fmt: skip
     head = ("7B, float16", "tokens/s", "transformers", "ratio", "share of the ceiling",
             "theirs", "tokens alike")  # fmt: skip
+    rows += [
+        (name, median_rate(each), *[None] * 5)
+        for name, each in run.numbers("fallback").items() if "rates" in each
+    ]  # fmt: skip
     yield from table_lines(head, rows)
     if rows:
         yield ""
@@ -192,7 +196,7 @@ def language(run: GpuRun) -> Iterator[str]:
 def attention(run: GpuRun) -> Iterator[str]:
     """Rows that decode as shares of the copy, prompts as shares of the large product."""
     rows: list[Sequence[Cell]] = []
-    for name, each in run.numbers("kernels").items():
+    for name, each in run.numbers("attention").items():
         if not name.startswith("attention, "):
             continue
         read, made = each["gigabytes_per_second"], each["teraflops_per_second"]
@@ -228,7 +232,7 @@ def multiplied_in(name: str) -> str:
 def writes(run: GpuRun) -> Iterator[str]:
     """The time to turn and cache a layer's rows, in two ways."""
     times: dict[str, dict[str, float]] = {}
-    for name, each in run.numbers("kernels").items():
+    for name, each in run.numbers("attention").items():
         if name.startswith("turn and cache, "):
             what, _, way = name.removeprefix("turn and cache, ").rpartition(", ")
             times.setdefault(what, {})[way] = each["microseconds"]
@@ -307,7 +311,7 @@ def compiled(run: GpuRun) -> Iterator[str]:
 def choices(run: GpuRun) -> Iterator[str]:
     """The time to choose a step's ids, in two ways."""
     times: dict[str, dict[str, float]] = {}
-    for name, each in run.numbers("kernels").items():
+    for name, each in run.numbers("attention").items():
         if name.startswith("ids, "):
             what, _, way = name.removeprefix("ids, ").rpartition(", ")
             times.setdefault(what, {})[way] = each["microseconds"]

@@ -13,14 +13,15 @@ import pytest
 CHECKOUT = Path(__file__).parents[2]
 # What a CPU has not, by its part and name.
 ONLY_ON_A_GPU = {
+    ("fallback", "by torch alone"),
     ("compiled", "graph, 32 layers, 1"), ("compiled", "graph, 8 layers, 1"),
     *(
-        ("kernels", f"ids, 2 {what}, one launch") for what in ("best", "drawn", "drawn, top-p")
+        ("attention", f"ids, 2 {what}, one launch") for what in ("best", "drawn", "drawn, top-p")
     ),
     ("products", "torch's 2:4 float16, 128 × 64, 16 rows"),
     ("products", "torch's 2:4 int8, 128 × 64, 16 rows"),
     *(
-        ("kernels", f"turn and cache, 2 of {name}, one launch")
+        ("attention", f"turn and cache, 2 of {name}, one launch")
         for name in ("float16", "int8", "int4", "fp8")
     ),
 }  # fmt: skip
@@ -100,6 +101,29 @@ def test_a_dry_run_executes_every_part(dry_run, scripts):
     assert len(results["profile", "one picture"]["kernels"]) > 5
     assert "done" in output
     assert "FAILED" not in output
+
+
+def test_without_a_rate_of_our_own_the_language_part_is_measured_by_torch_alone(
+    scripts, tmp_path, monkeypatch
+):
+    import gpu_speed
+    from gpu_results import Results, Setting
+
+    from minigpt4_runtime.devices import cuda
+    from minigpt4_runtime.kernels import registry
+
+    for module in (cuda, registry):  # As they are put back afterwards.
+        monkeypatch.setattr(module, "runs_triton", lambda capability: True)
+    lost = [{"name": "decode1", "error": "a kernel"}, {"name": "x, transformers", "rates": [1]}]
+    (tmp_path / "language.json").write_text(json.dumps(lost), "utf-8")
+    gpu_speed.fallback(Setting(is_dry=True), Results(tmp_path / "fallback.json"))
+    found = json.loads((tmp_path / "fallback.json").read_text("utf-8"))
+    assert {each["name"] for each in found} == {
+        f"{work}, by torch alone, graphs {graphs}"
+        for work in ("decode1", "decode4", "prefill") for graphs in ("auto", "off")
+    }  # fmt: skip
+    assert all(each["rates"] for each in found)
+    assert not registry.runs_triton((9, 0))
 
 
 def test_a_part_runs_as_a_process_of_its_own(tmp_path):
