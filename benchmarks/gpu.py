@@ -13,13 +13,13 @@ The plan of the nine minutes, most important first:
 part      at most  what it does
 facts        45 s  names the card, driver and versions; measures copying, products of 8192³ in
                    float32, bfloat16, float16, int8 and fp8, and attention over new lengths
-kernels      70 s  pytest -m gpu: attention, rows, products and choices in float32, float16 and
+kernels      65 s  pytest -m gpu: attention, rows, products and choices in float32, float16 and
                    bfloat16 against the reference
-answers      60 s  the demo model's exact answers in float16 and bfloat16; pytest -m gpu: all other
+answers      55 s  the demo model's exact answers in float16 and bfloat16; pytest -m gpu: all other
                    tests, the originals' tokens in float32 among them
-language     95 s  7B, 32 layers of random weights in float16: decode of 1, 8 and 64 behind 300
+language     85 s  7B, 32 layers of random weights in float16: decode of 1, 8 and 64 behind 300
                    tokens, prefill of 1,920, each beside transformers; decode without graphs too
-fallback     15 s  only where the part above has no numbers: the same by torch alone, so that a
+fallback     10 s  only where the part above has no numbers: the same by torch alone, so that a
                    kernel that does not work costs no knowledge of the rest
 attention    25 s  decode of 1 and 64 × 4,000 tokens as shares of the copy, prompts of the product;
                    caching keys and choosing ids, by torch and in one launch
@@ -35,8 +35,10 @@ start        20 s  a model folder of 2 GB into the GPU's memory, beside the rate
 server       20 s  `minigpt4 serve` with 64 clients that stream answers about pictures
 profile      20 s  one decode step of 1 and of 64 answers, and one picture: kernels, and the time
                    in which the GPU waits for the next launch
-compiled     25 s  the decode step as it stands, with and without graphs, the model alone as a
+compiled     20 s  the decode step as it stands, with and without graphs, the model alone as a
                    graph, and under torch.compile; then the image side under torch.compile
+rival        30 s  8 layers: decode of 1 and 64 beside transformers with a cache of fixed size,
+                   plain and under torch.compile with CUDA graphs
 
 Every part is a process with its own time limit, extended by the time that earlier parts did not
 use. It writes each result to DIR/PART.json at once, and its output to DIR/PART.log. Later parts run
@@ -86,10 +88,10 @@ class Part:
 
 
 PLAN = (
-    Part("facts", 45), Part("kernels", 70), Part("answers", 60), Part("language", 95),
-    Part("fallback", 15), Part("attention", 25), Part("quantised", 40), Part("products", 30),
+    Part("facts", 45), Part("kernels", 65), Part("answers", 55), Part("language", 85),
+    Part("fallback", 10), Part("attention", 25), Part("quantised", 40), Part("products", 30),
     Part("vision", 40), Part("picture", 35), Part("start", 20), Part("server", 20),
-    Part("profile", 20), Part("compiled", 25),
+    Part("profile", 20), Part("compiled", 20), Part("rival", 30),
 )  # fmt: skip
 
 

@@ -33,7 +33,9 @@ from minigpt4_runtime.config import DTypeName
 MOST_WORKERS = 8
 HERE = "facts", "kernels", "attention", "answers", "server"
 ELSEWHERE = {"products": "gpu_products", "quantised": "gpu_whole", "start": "gpu_whole"}
-PARTS = (*HERE, *ELSEWHERE, "language", "fallback", "vision", "picture", "profile", "compiled")
+PARTS = (
+    *HERE, *ELSEWHERE, "language", "fallback", "vision", "picture", "profile", "compiled", "rival",
+)  # fmt: skip
 
 
 def find_part(name: str) -> Callable[[Setting, Results], None]:

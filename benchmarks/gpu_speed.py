@@ -96,7 +96,7 @@ def fallback(setting: Setting, results: Results) -> None:
     from minigpt4_runtime.kernels import registry
 
     for module in (cuda, registry):
-        module.runs_triton = lambda capability: False  # noqa: ARG005
+        vars(module)["runs_triton"] = lambda capability: False  # noqa: ARG005
     config = None if setting.is_dry else wide_config(32)
     dtype: DTypeName = "float32" if setting.is_dry else "float16"
     ours = Ours(
@@ -107,6 +107,28 @@ def fallback(setting: Setting, results: Results) -> None:
         for work in language_works(is_dry=setting.is_dry):
             name = f"{work.name}, by torch alone, graphs {graphs}"
             results.attempt(name, partial(rates, work, ours.generate, ours, setting))
+
+
+def rival(setting: Setting, results: Results) -> None:
+    """Decode beside transformers with a fixed cache: of few layers, to be compiled in time."""
+    config = None if setting.is_dry else wide_config(COMPILED_LAYERS)
+    dtype: DTypeName = "float32" if setting.is_dry else "float16"
+    num_blocks = 64 if setting.is_dry else 64 * 448 // BLOCK_SIZE
+    ours = Ours(config, device=str(setting.device), dtype=dtype, num_blocks=num_blocks)
+    decodes = [work for work in language_works(is_dry=setting.is_dry) if work.is_decode]
+    works = (decodes[0], decodes[-1])
+    for work in works:
+        results.attempt(work.name, partial(rates, work, ours.generate, ours, setting))
+    # On a CPU compiling takes a minute, which a dry run does not need.
+    for kind in ("static",) if setting.is_dry else ("static", "compiled"):
+        for work in works:
+            results.attempt(f"{work.name}, {kind}", partial(theirs_in, kind, work, ours, setting))
+
+
+def theirs_in(kind: str, work: Work, ours: Ours, setting: Setting) -> dict[str, Any]:
+    """The rates of transformers with such a cache."""
+    generate = partial(Transformers(ours.language, kind).generate, batch_size=work.batch_size)
+    return rates(work, generate, ours, setting)
 
 
 def compare(

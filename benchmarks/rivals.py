@@ -191,7 +191,9 @@ class Transformers:
             disable_compile=setting != "compiled",
         )  # fmt: skip
         if setting == "compiled":
-            config.compile_config = self._library.CompileConfig(fullgraph=False, mode=None)
+            # On a GPU also with graphs, as gpt-fast.
+            mode = "reduce-overhead" if self._device.type == "cuda" else None
+            config.compile_config = self._library.CompileConfig(fullgraph=False, mode=mode)
             # By default only a GPU's forward pass is compiled.
             config.compile_config._compile_all_devices = True  # noqa: SLF001
         return config

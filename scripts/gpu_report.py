@@ -244,9 +244,18 @@ def writes(run: GpuRun) -> Iterator[str]:
 def vision(run: GpuRun) -> Iterator[str]:
     """Pictures."""
     rows = [
-        (name.rpartition(", ")[0], each["pictures"], each["milliseconds"],
-         share(each["teraflops_per_second"], run.multiplied(side_multiplied_in(name))))
-        for name, each in run.numbers("vision").items() if "pictures" in each
+        (
+            name.rpartition(", ")[0],
+            each["pictures"],
+            each["milliseconds"],
+            share(each["teraflops_per_second"], run.multiplied(side_multiplied_in(name))),
+        )
+        for name, each in run.numbers("vision").items()
+        if "pictures" in each
+    ]
+    rows += [
+        (name.rpartition(", ")[0], 1, each["milliseconds"], None)
+        for name, each in run.numbers("compiled").items() if ", image side" in name
     ]  # fmt: skip
     return table_lines(("image side", "pictures at once", "ms", "share of the product"), rows)
 
@@ -331,6 +340,17 @@ def quantised(run: GpuRun) -> Iterator[str]:
     return table_lines(("7B, quantised", "tokens/s", "times float16", "share of the copy"), rows)
 
 
+def rival(run: GpuRun) -> Iterator[str]:
+    """Decode of a few layers, in three ways."""
+    found = run.numbers("rival")
+    rows = [
+        (name, *(median_rate(found.get(name + kind)) for kind in ("", ", static", ", compiled")))
+        for name in found if ", " not in name
+    ]  # fmt: skip
+    head = ("8 layers of a 7B, tokens/s", "ours", "transformers, fixed cache", "the same, compiled")
+    return table_lines(head, rows)
+
+
 def start(run: GpuRun) -> Iterator[str]:
     """The loading of a folder."""
     rows = [(name, each["gigabytes_per_second"]) for name, each in run.numbers("start").items()]
@@ -339,13 +359,17 @@ def start(run: GpuRun) -> Iterator[str]:
 
 def reached(run: GpuRun) -> Iterator[str]:
     """What was to be reached, and what was: at least, or, of milliseconds, at most."""
+    rivals = run.numbers("rival")
     small, pictures, rates = (run.numbers(part) for part in ("quantised", "picture", "start"))
     language = run.numbers("language")
     one, many = language.get("decode1"), median_rate(language.get("decode64"))
     alone, product = median_rate(one), run.multiplied("float16")
     prefill = language.get("prefill in one step") or language.get("prefill")
+    ways = {**run.numbers("vision"), **run.numbers("compiled")}
     sides = [
-        each["milliseconds"] for each in run.numbers("vision").values() if each.get("pictures") == 1
+        each["milliseconds"]
+        for name, each in ways.items()
+        if each.get("pictures") == 1 or ", image side" in name
     ]
     slower = [rates[name]["gigabytes_per_second"] for name in ("link", "file") if name in rates]
     loaded = rates.get("load", {}).get("gigabytes_per_second")
@@ -358,6 +382,9 @@ def reached(run: GpuRun) -> Iterator[str]:
         "64 answers, tokens/s": (many, 8000),
         "64 answers, times transformers": (
             of(many, median_rate(language.get("decode64, transformers"))), 3,
+        ),
+        "64 answers of 8 layers, times transformers compiled": (
+            of(*(median_rate(rivals.get(f"decode64{kind}")) for kind in ("", ", compiled"))), 3,
         ),
         "64 answers about new pictures, tokens/s": (
             pictures.get("many answers", {}).get("tokens_per_second"), 8000,
@@ -412,6 +439,7 @@ TABLES: dict[str, Callable[[GpuRun], Iterator[str]]] = {
     "Image side": vision,
     "First token": picture,
     "Start": start,
+    "Beside transformers": rival,
     "Server, demo model": server,
     "Profile": profile,
     "Decode step": compiled,

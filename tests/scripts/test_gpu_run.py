@@ -139,7 +139,7 @@ def test_the_report_has_every_table(dry_run):
     done = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, check=True)
     for title in ("Ceilings", "Tests", "Exact answers", "Language model", "Attention",
                   "Keys and values", "Choice of ids", "Products", "Quantised", "Start",
-                  "What was to be reached",
+                  "What was to be reached", "Beside transformers",
                   "Image side", "First token", "Server", "Profile", "Decode step",
                   "Not measured"):  # fmt: skip
         assert f"**{title}" in done.stdout
@@ -153,6 +153,7 @@ def test_the_report_has_every_table(dry_run):
     assert "| 2 of int4 |" in done.stdout
     assert "| 2 drawn, top-p |" in done.stdout
     assert "| decode4, w8a16 |" in done.stdout
+    assert "| torch.compile, image side | 1 |" in done.stdout
 
 
 def test_the_report_of_something_else_is_refused_in_words(tmp_path):
