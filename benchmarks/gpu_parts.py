@@ -2,8 +2,9 @@
 
 python benchmarks/gpu_parts.py PART --out DIR [--dry-run]
 
-Owns   the parts for facts and for correctness: facts, kernels, answers, server. gpu_speed.py,
-       gpu_products.py and gpu_tuning.py have the parts for speed and memory.
+Owns   the parts for facts and for correctness: facts, kernels, attention, answers, server.
+       gpu_speed.py, gpu_products.py, gpu_whole.py and gpu_tuning.py have the parts for speed and
+       memory.
 """
 
 from __future__ import annotations
@@ -13,8 +14,10 @@ import asyncio
 import importlib
 import importlib.util
 import os
+import shutil
 import subprocess
 import sys
+import sysconfig
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,13 +32,19 @@ from gpu_results import Results, Setting, UnavailableError, median_seconds
 from minigpt4_runtime.config import DTypeName
 
 MOST_WORKERS = 8
-HERE = "facts", "kernels", "answers", "server"
-PARTS = (*HERE, "language", "products", "vision", "picture", "profile", "compiled", "tuning")
+HERE = "facts", "kernels", "attention", "answers", "server"
+ELSEWHERE = {
+    "products": "gpu_products", "quantised": "gpu_whole", "start": "gpu_whole",
+    "tuning": "gpu_tuning",
+}  # fmt: skip
+PARTS = (
+    *HERE, *ELSEWHERE, "language", "fallback", "vision", "picture", "profile", "compiled", "rival",
+)  # fmt: skip
 
 
 def find_part(name: str) -> Callable[[Setting, Results], None]:
     """A part's code, loaded without the other parts' imports."""
-    elsewhere = f"gpu_{name}" if name in ("products", "tuning") else "gpu_speed"
+    elsewhere = ELSEWHERE.get(name, "gpu_speed")
     module = sys.modules[__name__] if name in HERE else importlib.import_module(elsewhere)
     return getattr(module, name)  # type: ignore[no-any-return]
 
@@ -61,6 +70,10 @@ def machine(device: torch.device) -> dict[str, Any]:
 
     values: dict[str, Any] = machine_facts(str(device))
     values["attention"] = open_device(str(device)).facts.attention[0]
+    # Without these two Triton cannot launch, and attention is torch's.
+    values["compiler"] = shutil.which("gcc") or shutil.which("clang")
+    headers = Path(sysconfig.get_path("include", "posix_prefix"), "Python.h")
+    values["python_headers"] = headers.is_file()
     if device.type == "cuda":
         card = torch.cuda.get_device_properties(device)
         values |= {
@@ -145,23 +158,29 @@ def new_lengths(setting: Setting, *, uses_cudnn: bool) -> dict[str, float]:
 
 
 def kernels(setting: Setting, results: Results) -> None:
-    """`pytest -m gpu` of the kernels, then the speed of attention and of what it caches."""
+    """`pytest -m gpu` of the kernels."""
     run_tests("pytest -m gpu tests/kernels", list(files_of_gpu_tests(setting, "kernels")), results)
-    from gpu_attention import attention
+
+
+def attention(setting: Setting, results: Results) -> None:
+    """The speed of attention, of what it caches, and of the choice of ids."""
+    import gpu_attention
+    from gpu_whole import choices
     from gpu_writes import writes
 
-    attention(setting, results)
+    gpu_attention.attention(setting, results)
     writes(setting, results)
+    choices(setting, results)
 
 
 def answers(setting: Setting, results: Results) -> None:
-    """`pytest -m gpu` of all else; then the demo model's exact answers in half precision."""
-    kernel_tests = {*files_of_gpu_tests(setting, "kernels")}
-    others = [path for path in files_of_gpu_tests(setting) if path not in kernel_tests]
-    run_tests("pytest -m gpu, all other tests", others, results)
+    """The demo model's exact answers in half precision; then `pytest -m gpu` of all else."""
     dtypes: list[DTypeName] = ["float32"] if setting.is_dry else ["float16", "bfloat16"]
     for dtype in dtypes:
         results.attempt(f"demo {dtype}", partial(demo_answers, setting, dtype))
+    kernel_tests = {*files_of_gpu_tests(setting, "kernels")}
+    others = [path for path in files_of_gpu_tests(setting) if path not in kernel_tests]
+    run_tests("pytest -m gpu, all other tests", others, results)
 
 
 def files_of_gpu_tests(setting: Setting, *below: str) -> Iterator[Path]:

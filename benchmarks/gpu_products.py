@@ -24,7 +24,8 @@ SHAPES = ((4096, 11008), (4096, 4096))
 FEW, MANY = (1, 8, 64), 2048
 READ = ("float", "w8a16", "w4a16-g32", "w4a16-g128", "w8a8-fp8")
 MULTIPLIED = (
-    "float", "w8a8", "w8a8-g128", "w4a8-g128", "w8a8-sparse24", "w8a8-fp8", "w4a16-g128",
+    "float", "w8a8", "w8a8-g128", "w4a8-g128", "w8a16-sparse24", "w8a8-sparse24", "w8a8-fp8",
+    "w4a16-g128",
 )  # fmt: skip
 # Several weights are read in turn, so that none is in a cache when it is read again.
 READ_BYTES = 2**29

@@ -7,6 +7,7 @@ Takes  a Setting. In a dry run the shapes are the demo model's or smaller.
 from __future__ import annotations
 
 import gzip
+import json
 import shutil
 import statistics
 import tempfile
@@ -35,10 +36,11 @@ from minigpt4_runtime.checkpoint.config_file import load_config
 from minigpt4_runtime.checkpoint.random_weights import fill_at_random
 from minigpt4_runtime.config import DTypeName, EngineConfig, ModelConfig
 from minigpt4_runtime.devices.registry import open_device
+from minigpt4_runtime.engine.drawing import TORCH_CHOICE
 from minigpt4_runtime.engine.plan import Slice, StepPlan
 from minigpt4_runtime.engine.runner import Runner
 from minigpt4_runtime.errors import BackendUnavailableError
-from minigpt4_runtime.kernels.registry import bind_attention
+from minigpt4_runtime.kernels.registry import bind_attention, linear_kernel, row_choice
 from minigpt4_runtime.model.llama import Attend, Llama
 from minigpt4_runtime.optional import require
 from minigpt4_runtime.presets import PRESETS
@@ -48,6 +50,7 @@ from minigpt4_runtime.vision.registry import vision_encoder
 SHOWN_KERNELS = 25
 CONTEXT = 300  # Tokens of each sequence of a decode step: a picture, a question, half an answer.
 BLOCK_SIZE = EngineConfig.block_size
+QUESTION = "Describe this image in detail."
 COMPILED_LAYERS = 8  # Compiling all 32 takes longer than the part has.
 _CLOSE = 0.02  # Largest difference of logits, as a share of the largest, between two ways.
 
@@ -62,7 +65,7 @@ def language(setting: Setting, results: Results) -> None:
     config = None if setting.is_dry else wide_config(32)
     dtype: DTypeName = "float32" if setting.is_dry else "float16"
     # The rest of the memory is for transformers' own cache.
-    num_blocks = 64 if setting.is_dry else 64 * 256 // BLOCK_SIZE
+    num_blocks = 64 if setting.is_dry else 64 * 448 // BLOCK_SIZE
     ours = Ours(config, device=str(setting.device), dtype=dtype, num_blocks=num_blocks)
     theirs: list[Transformers] = []
 
@@ -80,6 +83,52 @@ def language(setting: Setting, results: Results) -> None:
         results.attempt(f"{work.name}, without graphs", ask)
     ours.use_engine(max_step_tokens=2048)
     results.attempt("prefill in one step", partial(rates, works[-1], ours.generate, ours, setting))
+
+
+def fallback(setting: Setting, results: Results) -> None:
+    """Where `language` has no rate of its own: by torch alone, in a process without its errors."""
+    path = results.folder / "language.json"
+    found = json.loads(path.read_text("utf-8")) if path.exists() else []
+    if any("rates" in each and "transformers" not in each["name"] for each in found):
+        results.add("by torch alone", unavailable="not needed: the part language has rates")
+        return
+    from minigpt4_runtime.devices import cuda
+    from minigpt4_runtime.kernels import registry
+
+    for module in (cuda, registry):
+        vars(module)["runs_triton"] = lambda capability: False  # noqa: ARG005
+    config = None if setting.is_dry else wide_config(32)
+    dtype: DTypeName = "float32" if setting.is_dry else "float16"
+    ours = Ours(
+        config, device=str(setting.device), dtype=dtype, num_blocks=64 if setting.is_dry else 1800
+    )
+    for graphs in ("auto", "off"):
+        ours.use_engine(cuda_graphs=graphs)
+        for work in language_works(is_dry=setting.is_dry):
+            name = f"{work.name}, by torch alone, graphs {graphs}"
+            results.attempt(name, partial(rates, work, ours.generate, ours, setting))
+
+
+def rival(setting: Setting, results: Results) -> None:
+    """Decode beside transformers with a fixed cache: of few layers, to be compiled in time."""
+    config = None if setting.is_dry else wide_config(COMPILED_LAYERS)
+    dtype: DTypeName = "float32" if setting.is_dry else "float16"
+    num_blocks = 64 if setting.is_dry else 64 * 448 // BLOCK_SIZE
+    ours = Ours(config, device=str(setting.device), dtype=dtype, num_blocks=num_blocks)
+    decodes = [work for work in language_works(is_dry=setting.is_dry) if work.is_decode]
+    works = (decodes[0], decodes[-1])
+    for work in works:
+        results.attempt(work.name, partial(rates, work, ours.generate, ours, setting))
+    # On a CPU compiling takes a minute, which a dry run does not need.
+    for kind in ("static",) if setting.is_dry else ("static", "compiled"):
+        for work in works:
+            results.attempt(f"{work.name}, {kind}", partial(theirs_in, kind, work, ours, setting))
+
+
+def theirs_in(kind: str, work: Work, ours: Ours, setting: Setting) -> dict[str, Any]:
+    """The rates of transformers with such a cache."""
+    generate = partial(Transformers(ours.language, kind).generate, batch_size=work.batch_size)
+    return rates(work, generate, ours, setting)
 
 
 def compare(
@@ -121,7 +170,7 @@ def common_beginning(ours: TimedAnswers, theirs: TimedAnswers) -> float:
 
 
 def language_works(*, is_dry: bool) -> list[Work]:
-    """Prompts of 128 tokens and answers of 64, and one long prompt."""
+    """Prompts of 300 tokens, as with a picture, and answers of 128; and one long prompt."""
     if is_dry:
         return [
             Work("decode1", [8], [4], decode_rate, 1),
@@ -129,7 +178,7 @@ def language_works(*, is_dry: bool) -> list[Work]:
             Work("prefill", [32], [1], prefill_rate, 1),
         ]
     decodes = [
-        Work(f"decode{count}", [128] * count, [64] * count, decode_rate, count)
+        Work(f"decode{count}", [300] * count, [128] * count, decode_rate, count)
         for count in (1, 8, 64)
     ]
     return [*decodes, Work("prefill", [1920], [1], prefill_rate, 1)]
@@ -150,6 +199,10 @@ def vision(setting: Setting, results: Results) -> None:
         torch.backends.cuda.enable_cudnn_sdp(True)
         time_encoder(f"torch with cuDNN's attention {dtype}", encoder, setting, results)
         torch.backends.cuda.enable_cudnn_sdp(False)
+    facts = open_device(str(setting.device)).facts
+    for formats in ("w8a8", *(("w8a8-fp8",) if facts.has_float8 else ())):
+        ask = partial(quantised_encoder, config, formats, setting, results)
+        results.attempt(f"torch as a graph {formats}", ask)
     name = "ONNX Runtime float32"
     try:
         with compiled_encoder(setting) as encoder:
@@ -169,12 +222,28 @@ def picture_config(setting: Setting) -> ModelConfig:
     return load_config(DEMO_MODEL_DIR) if setting.is_dry else PRESETS["vicuna-7b"]
 
 
+def quantised_encoder(
+    config: ModelConfig, formats: str, setting: Setting, results: Results
+) -> dict[str, object]:
+    """Time the image side in a format of 8 bits."""
+    dtype: DTypeName = "float32" if setting.is_dry else "float16"
+    encoder = random_encoder(config, setting.device, dtype, as_graph=True, formats=formats)
+    time_encoder(f"torch as a graph {formats}", encoder, setting, results)
+    return {}
+
+
 def random_encoder(
-    config: ModelConfig, device: torch.device, dtype: DTypeName, *, as_graph: bool = False
+    config: ModelConfig,
+    device: torch.device,
+    dtype: DTypeName,
+    *,
+    as_graph: bool = False,
+    formats: str = "float",
 ) -> VisionEncoder:
     """The image side in torch, with random weights."""
     backend = open_device(str(device))  # What is set when a GPU is opened applies here too.
-    part = blank_model(config).vision
+    kernel_of = partial(linear_kernel, device=backend.device, widen_from=None)
+    part = blank_model(config, formats={"vision": formats}, kernel_of=kernel_of).vision
     fill_at_random(part, device=backend.device, dtype=getattr(torch, dtype))
     return vision_encoder("torch")(part, capture=backend.capture if as_graph else None)
 
@@ -240,7 +309,7 @@ def write_picture_model(model_dir: Path, setting: Setting) -> None:
 def picture(setting: Setting, results: Results) -> None:
     """The time from a picture in memory to the first token about it."""
     for graphs in ("auto", "off"):
-        engine = EngineConfig(cuda_graphs=graphs, num_blocks=64)
+        engine = EngineConfig(cuda_graphs=graphs, num_blocks=64 if setting.is_dry else 2048)
         place: Any = {"device": str(setting.device), "engine": engine}
         with (
             MiniGPT4.load(dtype="float32", **place)
@@ -249,6 +318,25 @@ def picture(setting: Setting, results: Results) -> None:
         ) as model:
             name = "first token" + ("" if graphs == "auto" else ", without graphs")
             results.attempt(name, partial(first_tokens, model, setting))
+            if graphs == "auto":
+                results.attempt("many answers", partial(many_answers, model, setting))
+
+
+def many_answers(model: MiniGPT4, setting: Setting) -> dict[str, float]:
+    """Answers about pictures that are all new, from pictures in memory to the last token."""
+    count, num_new = (2, 3) if setting.is_dry else (64, 128)
+    sampling = SamplingParams(max_new_tokens=num_new, ignore_eos=True)
+    random = numpy.random.default_rng(1)
+    for _ in range(2):  # The first time graphs are captured.
+        pictures = random.integers(0, 256, (count, 224, 224, 3), numpy.uint8)
+        started = time.perf_counter()
+        tickets = [
+            model.submit([Message("user", (image(each), QUESTION))], sampling) for each in pictures
+        ]
+        for ticket in tickets:
+            list(ticket)
+        seconds = time.perf_counter() - started
+    return {"answers": count, "tokens_per_second": count * num_new / seconds}
 
 
 def first_tokens(model: MiniGPT4, setting: Setting) -> dict[str, float]:
@@ -258,7 +346,7 @@ def first_tokens(model: MiniGPT4, setting: Setting) -> dict[str, float]:
     for _ in range(3 if setting.is_dry else 13):
         pixels = random.integers(0, 256, (480, 640, 3), numpy.uint8)
         started = time.perf_counter()
-        question = Message("user", (image(pixels), "Describe this image in detail."))
+        question = Message("user", (image(pixels), QUESTION))
         list(model.submit([question], SamplingParams(max_new_tokens=1, ignore_eos=True)))
         times.append(time.perf_counter() - started)
     return {"milliseconds": 1e3 * statistics.median(times[2:])}
@@ -277,6 +365,7 @@ class DecodeStep:
         num_blocks = -(-CONTEXT // BLOCK_SIZE)
         bind = partial(bind_attention, backend.facts.attention)
         self._language = language
+        self._choice = row_choice(setting.device) or TORCH_CHOICE
         self._runner = Runner(
             language, None, bind, config=EngineConfig(), num_blocks=batch * num_blocks,
             capture=backend.capture if has_graphs else None,
@@ -310,7 +399,7 @@ class DecodeStep:
     def run(self) -> list[int]:
         """The whole step of the engine's thread between two plans, including sampling."""
         logits = self._runner.execute(self._plan, {})
-        chosen: list[int] = logits.argmax(-1).tolist()
+        chosen: list[int] = self._choice.best(logits)[0].tolist()
         return chosen
 
     @torch.no_grad()  # torch.compile takes no views of tensors in inference mode.

@@ -94,6 +94,10 @@ class Ours:
         """The largest size of this process; None if the system does not tell."""
         return self._model.probe.peak_memory_bytes()
 
+    def close(self) -> None:
+        """Let the model go."""
+        self._model.close()
+
     def rest(self) -> None:
         """Wait for the end of the engine's thread, after a second without work."""
         for thread in threading.enumerate():
@@ -187,7 +191,9 @@ class Transformers:
             disable_compile=setting != "compiled",
         )  # fmt: skip
         if setting == "compiled":
-            config.compile_config = self._library.CompileConfig(fullgraph=False, mode=None)
+            # On a GPU also with graphs, as gpt-fast.
+            mode = "reduce-overhead" if self._device.type == "cuda" else None
+            config.compile_config = self._library.CompileConfig(fullgraph=False, mode=mode)
             # By default only a GPU's forward pass is compiled.
             config.compile_config._compile_all_devices = True  # noqa: SLF001
         return config

@@ -179,6 +179,10 @@ def language(run: GpuRun) -> Iterator[str]:
         ))  # fmt: skip
     head = ("7B, float16", "tokens/s", "transformers", "ratio", "share of the ceiling",
             "theirs", "tokens alike")  # fmt: skip
+    rows += [
+        (name, median_rate(each), *[None] * 5)
+        for name, each in run.numbers("fallback").items() if "rates" in each
+    ]  # fmt: skip
     yield from table_lines(head, rows)
     if rows:
         yield ""
@@ -192,7 +196,7 @@ def language(run: GpuRun) -> Iterator[str]:
 def attention(run: GpuRun) -> Iterator[str]:
     """Rows that decode as shares of the copy, prompts as shares of the large product."""
     rows: list[Sequence[Cell]] = []
-    for name, each in run.numbers("kernels").items():
+    for name, each in run.numbers("attention").items():
         if not name.startswith("attention, "):
             continue
         read, made = each["gigabytes_per_second"], each["teraflops_per_second"]
@@ -228,7 +232,7 @@ def multiplied_in(name: str) -> str:
 def writes(run: GpuRun) -> Iterator[str]:
     """The time to turn and cache a layer's rows, in two ways."""
     times: dict[str, dict[str, float]] = {}
-    for name, each in run.numbers("kernels").items():
+    for name, each in run.numbers("attention").items():
         if name.startswith("turn and cache, "):
             what, _, way = name.removeprefix("turn and cache, ").rpartition(", ")
             times.setdefault(what, {})[way] = each["microseconds"]
@@ -240,17 +244,35 @@ def writes(run: GpuRun) -> Iterator[str]:
 def vision(run: GpuRun) -> Iterator[str]:
     """Pictures."""
     rows = [
-        (name.rpartition(", ")[0], each["pictures"], each["milliseconds"],
-         share(each["teraflops_per_second"], run.multiplied(name.split()[-2].rstrip(","))))
+        (
+            name.rpartition(", ")[0],
+            each["pictures"],
+            each["milliseconds"],
+            share(each["teraflops_per_second"], run.multiplied(side_multiplied_in(name))),
+        )
         for name, each in run.numbers("vision").items()
+        if "pictures" in each
+    ]
+    rows += [
+        (name.rpartition(", ")[0], 1, each["milliseconds"], None)
+        for name, each in run.numbers("compiled").items() if ", image side" in name
     ]  # fmt: skip
     return table_lines(("image side", "pictures at once", "ms", "share of the product"), rows)
 
 
+def side_multiplied_in(name: str) -> str:
+    """What tensor cores multiply in a way to encode pictures."""
+    last = name.rpartition(", ")[0].split()[-1]
+    return {"w8a8": "int8", "w8a8-fp8": "float8_e4m3fn"}.get(last, last)
+
+
 def picture(run: GpuRun) -> Iterator[str]:
     """From a picture to the first token."""
-    rows = [(name, each["milliseconds"]) for name, each in run.numbers("picture").items()]
-    return table_lines(("7B, float16, one picture", "ms"), rows)
+    rows = [
+        (name, each.get("milliseconds"), each.get("tokens_per_second"))
+        for name, each in run.numbers("picture").items()
+    ]
+    return table_lines(("7B, float16, pictures", "ms", "tokens/s"), rows)
 
 
 def server(run: GpuRun) -> Iterator[str]:
@@ -304,16 +326,129 @@ def tuning(run: GpuRun) -> Iterator[str]:
     return table_lines(("7B learns, LoRA and projection", "peak, GiB", "tokens/s"), rows)
 
 
+def choices(run: GpuRun) -> Iterator[str]:
+    """The time to choose a step's ids, in two ways."""
+    times: dict[str, dict[str, float]] = {}
+    for name, each in run.numbers("attention").items():
+        if name.startswith("ids, "):
+            what, _, way = name.removeprefix("ids, ").rpartition(", ")
+            times.setdefault(what, {})[way] = each["microseconds"]
+    rows = [(what, found.get("torch"), found.get("one launch")) for what, found in times.items()]
+    return table_lines(("ids of rows of 32,000", "torch, µs", "one launch, µs"), rows)
+
+
+def quantised(run: GpuRun) -> Iterator[str]:
+    """Decode in formats beside float16."""
+    floats = run.numbers("language")
+    rows: list[Sequence[Cell]] = []
+    for name, each in run.numbers("quantised").items():
+        rate, plain = median_rate(each), median_rate(floats.get(name.partition(",")[0]))
+        if rate is not None:
+            times = f"{rate / plain:.2f}" if plain else None
+            rows.append((name, rate, times, share(rate * each["cost"], run.copied)))
+    return table_lines(("7B, quantised", "tokens/s", "times float16", "share of the copy"), rows)
+
+
+def rival(run: GpuRun) -> Iterator[str]:
+    """Decode of a few layers, in three ways."""
+    found = run.numbers("rival")
+    rows = [
+        (name, *(median_rate(found.get(name + kind)) for kind in ("", ", static", ", compiled")))
+        for name in found if ", " not in name
+    ]  # fmt: skip
+    head = ("8 layers of a 7B, tokens/s", "ours", "transformers, fixed cache", "the same, compiled")
+    return table_lines(head, rows)
+
+
+def start(run: GpuRun) -> Iterator[str]:
+    """The loading of a folder."""
+    rows = [(name, each["gigabytes_per_second"]) for name, each in run.numbers("start").items()]
+    return table_lines(("start", "GB/s"), rows)
+
+
+def reached(run: GpuRun) -> Iterator[str]:
+    """What was to be reached, and what was: at least, or, of milliseconds, at most."""
+    rivals = run.numbers("rival")
+    small, pictures, rates = (run.numbers(part) for part in ("quantised", "picture", "start"))
+    language = run.numbers("language")
+    one, many = language.get("decode1"), median_rate(language.get("decode64"))
+    alone, product = median_rate(one), run.multiplied("float16")
+    prefill = language.get("prefill in one step") or language.get("prefill")
+    ways = {**run.numbers("vision"), **run.numbers("compiled")}
+    sides = [
+        each["milliseconds"]
+        for name, each in ways.items()
+        if each.get("pictures") == 1 or ", image side" in name
+    ]
+    slower = [rates[name]["gigabytes_per_second"] for name in ("link", "file") if name in rates]
+    loaded = rates.get("load", {}).get("gigabytes_per_second")
+    found: dict[str, tuple[float | None, float]] = {
+        "decode, one answer, share of the copy": (of(cost_in_a_second(one), run.copied), 0.85),
+        "w8a16, times float16": (of(median_rate(small.get("decode1, w8a16")), alone), 1.7),
+        "w4a16-g128, times float16": (
+            of(median_rate(small.get("decode1, w4a16-g128")), alone), 2.6,
+        ),
+        "64 answers, tokens/s": (many, 8000),
+        "64 answers, times transformers": (
+            of(many, median_rate(language.get("decode64, transformers"))), 3,
+        ),
+        "64 answers of 8 layers, times transformers compiled": (
+            of(*(median_rate(rivals.get(f"decode64{kind}")) for kind in ("", ", compiled"))), 3,
+        ),
+        "64 answers about new pictures, tokens/s": (
+            pictures.get("many answers", {}).get("tokens_per_second"), 8000,
+        ),
+        "prefill, share of the product": (
+            of(cost_in_a_second(prefill), product and product * 1e3), 0.6,
+        ),
+        "one picture, ms": (min(sides, default=None), 2),
+        "first token after a picture, ms": (
+            pictures.get("first token", {}).get("milliseconds"), 20,
+        ),
+        "start, share of the slower of link and file": (
+            of(loaded, min(slower, default=None)), 0.9,
+        ),
+    }  # fmt: skip
+    rows: list[Sequence[Cell]] = []
+    for what, (measured, bar) in found.items():
+        is_most = what.endswith("ms")
+        is_met = measured is not None and (measured <= bar if is_most else measured >= bar)
+        answer = None if measured is None else "yes" if is_met else "no"
+        rows.append((what, measured, f"{'≤' if is_most else '≥'} {bar:g}", answer))
+    return table_lines(("what was to be reached", "measured", "wanted", "reached"), rows)
+
+
+def median_rate(result: Result | None) -> float | None:
+    """The median of a result's repeats, if there is one."""
+    return statistics.median(result["rates"]) if result and "rates" in result else None
+
+
+def cost_in_a_second(result: Result | None) -> float | None:
+    """The least that a result's tokens cost in a second: GB or GFLOP."""
+    rate = median_rate(result)
+    return rate * result["cost"] if result and rate else None
+
+
+def of(part: float | None, whole: float | None) -> float | None:
+    """A ratio of what was measured."""
+    return part / whole if part is not None and whole else None
+
+
 TABLES: dict[str, Callable[[GpuRun], Iterator[str]]] = {
+    "What was to be reached": reached,
     "Ceilings": ceilings,
     "Tests": tests,
     "Exact answers": demo_answers,
     "Language model": language,
     "Attention": attention,
+    "Quantised": quantised,
     "Keys and values": writes,
+    "Choice of ids": choices,
     "Products": products,
     "Image side": vision,
     "First token": picture,
+    "Start": start,
+    "Beside transformers": rival,
     "Server, demo model": server,
     "Profile": profile,
     "Decode step": compiled,

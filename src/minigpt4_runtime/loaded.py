@@ -44,6 +44,7 @@ from minigpt4_runtime.errors import (
 )
 from minigpt4_runtime.grammar.guide import GrammarGuide, Grammars
 from minigpt4_runtime.images.pixels import ImageLimits, PixelImage, load
+from minigpt4_runtime.kernels.registry import row_choice
 from minigpt4_runtime.messages import ImageSource
 from minigpt4_runtime.model.parallel import check_world_size
 from minigpt4_runtime.rank_model import load_rank_model, open_graph
@@ -114,6 +115,7 @@ class LoadedModel:
             eos_id=self.tokenizer.eos_id,
             has_float64=self.backend.facts.has_float64,
             runs_ahead=self.backend.facts.runs_ahead,
+            choice=row_choice(self.backend.device),
         )
         self.engine_config = config
         self.key_centre = runner.key_centre

@@ -15,8 +15,7 @@ from hypothesis import strategies as st
 from published_files import edit_json
 from safetensors.torch import load_file, save_file
 
-from minigpt4_runtime.checkpoint import folder, writer
-from minigpt4_runtime.checkpoint import load as load_module
+from minigpt4_runtime.checkpoint import folder, reading, writer
 from minigpt4_runtime.checkpoint.blank_model import model_shapes
 from minigpt4_runtime.checkpoint.config_file import load_config
 from minigpt4_runtime.checkpoint.load import load_language, load_model
@@ -39,7 +38,7 @@ def load(model_dir, dtype=torch.float16):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("piece_bytes", [16 * 2**20, 1000])
 def test_every_weight_arrives(vicuna_folder, dtype, piece_bytes, monkeypatch):
-    monkeypatch.setattr(load_module, "_PIECE_BYTES", piece_bytes)
+    monkeypatch.setattr(reading, "PIECE_BYTES", piece_bytes)
     model, written = load(vicuna_folder, dtype), load_file(vicuna_folder / "model.safetensors")
     assert model.state_dict().keys() == written.keys()
     for name, weight in model.state_dict().items():
@@ -73,6 +72,32 @@ def test_equal_dtype_stays_in_the_mapped_file(vicuna_folder):
         assert str(vicuna_folder / "model.safetensors") not in maps.read_text()
 
 
+class Late(reading.Reader):
+    """Copies nothing before it has to, as a device may."""
+
+    def __init__(self, stored, device):
+        super().__init__(stored, torch.device("meta"))
+
+    def _copy(self, piece, target):
+        return lambda: target.copy_(piece)
+
+
+@pytest.mark.parametrize("piece_bytes", [16 * 2**20, 1000])
+def test_a_piece_stays_until_a_slow_device_has_it(vicuna_folder, piece_bytes, monkeypatch):
+    """Read by several threads, through two buffers."""
+    monkeypatch.setattr(reading, "PIECE_BYTES", piece_bytes)
+    empty = torch.empty
+    monkeypatch.setattr(
+        torch, "empty", lambda *size, pin_memory=False, **more: empty(*size, **more)
+    )
+    monkeypatch.setattr("minigpt4_runtime.checkpoint.load.Reader", Late)
+    language = load_language(vicuna_folder, device=CPU, dtype=torch.float32, group=OneOf(1, 2))
+    monkeypatch.undo()
+    wanted = load_language(vicuna_folder, device=CPU, dtype=torch.float32, group=OneOf(1, 2))
+    for name, weight in wanted.state_dict().items():
+        assert torch.equal(language.state_dict()[name], weight), name
+
+
 class OneOf(Solo):
     def __init__(self, rank, size):
         self.rank, self.size = rank, size
@@ -82,7 +107,7 @@ class OneOf(Solo):
 @pytest.mark.parametrize("size", [2, 4])
 @pytest.mark.parametrize("piece_bytes", [16 * 2**20, 1000])
 def test_ranks_read_their_parts_and_no_more(vicuna_folder, dtype, size, piece_bytes, monkeypatch):
-    monkeypatch.setattr(load_module, "_PIECE_BYTES", piece_bytes)
+    monkeypatch.setattr(reading, "PIECE_BYTES", piece_bytes)
     parts = [
         load_language(vicuna_folder, device=CPU, dtype=dtype, group=OneOf(rank, size)).state_dict()
         for rank in range(size)

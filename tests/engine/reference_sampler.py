@@ -6,11 +6,12 @@ import math
 from collections import Counter
 from collections.abc import Sequence as Many
 
+import numpy
 import torch
 from torch import Tensor
 
 from minigpt4_runtime.engine.beam import Continuation
-from minigpt4_runtime.engine.row_settings import generator_of
+from minigpt4_runtime.engine.row_settings import lot_of
 from minigpt4_runtime.engine.sampler import likeliest, overflow_error
 from minigpt4_runtime.engine.scheduler import NextTokens, Token
 from minigpt4_runtime.engine.sequence import Branch, Sequence
@@ -130,7 +131,19 @@ def _draw(scores: Tensor, sequence: Sequence) -> int:
     if params.min_p:
         # The largest is 0 here: a score is the logarithm of a share of the likeliest one's.
         scores = scores.masked_fill(scores < math.log(params.min_p), float("-inf"))
-    return int(torch.multinomial(scores.softmax(-1), 1, generator=generator_of(sequence)))
+    race = scores.softmax(-1) / torch.from_numpy(exponentials(lot_of(sequence), len(scores)))
+    return int(race.argmax())
+
+
+def exponentials(key: int, count: int) -> numpy.ndarray:
+    """SplitMix64 from a key on, a step for each id, as exponentials."""
+    bits = numpy.uint64(key % 2**64) + numpy.arange(
+        1, count + 1, dtype=numpy.uint64
+    ) * numpy.uint64(0x9E3779B97F4A7C15)
+    bits = (bits ^ (bits >> numpy.uint64(30))) * numpy.uint64(0xBF58476D1CE4E5B9)
+    bits = (bits ^ (bits >> numpy.uint64(27))) * numpy.uint64(0x94D049BB133111EB)
+    bits ^= bits >> numpy.uint64(31)
+    return -numpy.log(((bits >> numpy.uint64(12)) + 0.5) / 2**52)
 
 
 def _logprobs(logprobs: Tensor | None, chosen: int, count: int | None) -> TokenLogprobs | None:

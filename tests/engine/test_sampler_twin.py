@@ -6,6 +6,7 @@ import warnings
 
 import numpy
 import pytest
+import reference_sampler
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -13,10 +14,13 @@ from reference_sampler import ReferenceSampler
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from minigpt4_runtime import RequestError, SamplingParams
+from minigpt4_runtime.engine.drawing import TORCH_CHOICE, exponentials
 from minigpt4_runtime.engine.request import Request
+from minigpt4_runtime.engine.row_settings import lot_of
 from minigpt4_runtime.engine.sampler import Sampler
 from minigpt4_runtime.engine.scheduler import Token
 from minigpt4_runtime.engine.sequence import Branch, Sequence
+from minigpt4_runtime.kernels.contracts import Lots
 
 BOS, EOS = 1, 2
 SAMPLER = Sampler(bos_id=BOS, eos_id=EOS)
@@ -160,14 +164,28 @@ def test_among_others_each_chooses_as_alone(step):
         row += len(each.branches)
 
 
-@pytest.mark.parametrize("size", [*SIZES, 32_000])
-def test_a_draw_is_torch_s_own(size):
-    """torch.multinomial is the race of exponentials that the sampler runs."""
-    for seed in range(20):
-        logits = 3 * torch.randn(1, size, generator=torch.Generator().manual_seed(seed))
-        request = Request((BOS,), (), SamplingParams(temperature=0.7))
-        sequence = Sequence(0, request, seed=seed, max_new_tokens=9)
-        assert SAMPLER.pick(logits, [sequence]) == REFERENCE.pick(logits, [sequence])
+def test_ids_are_drawn_as_often_as_they_are_likely():
+    """Pearson's chi-squared of 4,000 draws, whose 0.1 % limit for 9 degrees of freedom is 27.9."""
+    shares = torch.linspace(0.02, 0.18, 10, dtype=torch.float64)
+    keys = tuple(lot_of(sequence_of(seed, {})) for seed in range(4000))
+    asked = Lots((SamplingParams(temperature=1.0),) * len(keys), keys)
+    drawn = TORCH_CHOICE.draw(shares.log().float().expand(len(keys), -1), asked)
+    expected = len(keys) * shares
+    assert ((drawn.bincount(minlength=10) - expected) ** 2 / expected).sum() < 27.9
+
+
+def test_random_numbers_are_those_of_splitmix64():
+    """Against a known sequence: of the seed 1234567, as in Rosetta Code's task of that name."""
+    known = (6457827717110365317, 3203168211198807973, 9817491932198370423, 4593380528125082431)
+    wanted = [-math.log(((number >> 12) + 0.5) / 2**52) for number in known]
+    for key in (1234567, 1234567 - 2**64):
+        assert reference_sampler.exponentials(key, 4) == pytest.approx(wanted, rel=1e-15)
+    found = exponentials(torch.tensor([1234567]), 4)
+    assert found[0].tolist() == pytest.approx(wanted, rel=1e-15)
+
+
+def sequence_of(seed, settings):
+    return Sequence(0, Request((BOS,), (), SamplingParams(**settings)), seed=seed, max_new_tokens=9)
 
 
 class Waits(TorchDispatchMode):

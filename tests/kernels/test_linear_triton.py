@@ -7,6 +7,7 @@ import pytest
 import torch
 from triton_cases import PLACES, mend_rounding, run_compiler, skip_unless_interpreted
 
+from minigpt4_runtime.formats.contracts import InOrder
 from minigpt4_runtime.formats.registry import weight_format
 from minigpt4_runtime.kernels.registry import LINEAR_KERNELS, linear_kernel
 
@@ -27,7 +28,8 @@ def device(request, monkeypatch):
     if request.param == "cpu":
         skip_unless_interpreted()
         mend_rounding(monkeypatch)
-        monkeypatch.setattr(triton_products(), "FEW_ROWS", FEW_ROWS)
+        for each in (triton_products(), linear_float8()):
+            monkeypatch.setattr(each, "FEW_ROWS", FEW_ROWS)
     return request.param
 
 
@@ -38,9 +40,19 @@ def triton_products():
     return linear_triton
 
 
+def linear_float8():
+    from minigpt4_runtime.kernels import linear_float8
+
+    return linear_float8
+
+
 def kernel_for(chosen):
     triton_products()
-    return resolve_name(LINEAR_KERNELS[chosen.family, "cuda"])(None)
+    kernel = resolve_name(LINEAR_KERNELS[chosen.family, "cuda"])(None)
+    # Parts keep their order; see test_sparse_products_are_those_of_torch_where_these_are_faster.
+    return (
+        kernel.arrange(chosen.pack(torch.ones(8, 8)))[1] if isinstance(kernel, InOrder) else kernel
+    )
 
 
 def draw_case(name, num_rows, dtype, *, seed, num_outputs=80, num_inputs=384):
@@ -157,8 +169,62 @@ def test_many_rows_of_8_bits_are_summed_as_whole_numbers(device, monkeypatch):
         assert_close(found, wanted, torch.float16, rows, 1e-3 if way else None)
 
 
+@pytest.mark.parametrize(
+    ("name", "times", "sparse_from"),
+    [
+        ("w8a16-sparse24", (9.0, 8.0), 32), ("w8a8-sparse24", (9.0, 8.0), 32),
+        ("w8a8-sparse24", (1.0, 0.97, 9.0, 8.0), 64), ("w8a16-sparse24", (1.0, 1, 1, 1.1), None),
+        ("w8a16-sparse24", (), None),
+    ],
+)  # fmt: skip
+def test_sparse_products_are_those_of_torch_where_these_are_faster(
+    device, monkeypatch, name, times, sparse_from
+):
+    """Against stand-ins that demand what cuSPARSELt does: what it computes is the plain product."""
+    if device == "cuda":
+        pytest.skip("there torch has its own")
+    from minigpt4_runtime.kernels import linear_sparse
+
+    monkeypatch.setattr(linear_sparse, "_MEASURED_ROWS", (32, 64))
+    made = []
+
+    def compress(matrix):
+        assert not any(size % 32 for size in matrix.shape)
+        assert matrix.is_contiguous()
+        assert (matrix.view(-1, 4) != 0).sum(1).max() <= 2
+        return matrix
+
+    def multiply(kept, rows, *, out_dtype, transpose_result):
+        assert not any(size % 16 for size in rows.shape)
+        assert rows.T.is_contiguous(), "of bytes it takes the other order alone"
+        made.append(rows.shape[1])
+        wide = rows.T.double() @ kept.double().T
+        assert transpose_result
+        return wide.to(out_dtype or rows.dtype)
+
+    clock = iter(times)
+    monkeypatch.setattr(torch.backends.cusparselt, "is_available", lambda: bool(times))
+    monkeypatch.setattr(torch, "_cslt_compress", compress)
+    monkeypatch.setattr(torch, "_cslt_sparse_mm", multiply)
+    monkeypatch.setattr(linear_sparse, "_has_sparse_cores", lambda device: True)
+    monkeypatch.setattr(linear_sparse, "seconds_of", lambda work, device: (work(), next(clock))[1])
+    linear_sparse.least_rows.cache_clear()
+    chosen, rows, parts, bias, wanted = draw_case(
+        name, 37, torch.float16, seed=1, num_outputs=96, num_inputs=64
+    )
+    parts, kernel = resolve_name(LINEAR_KERNELS[chosen.family, "cuda"])(None).arrange(parts)
+    linear_sparse.least_rows.cache_clear()
+    assert kernel.keywords == {"sparse_from": sparse_from}
+    made.clear()
+    assert_close(kernel(rows, parts, bias), wanted, torch.float16, rows, 2e-3)
+    assert made == [48] * (sparse_from == 32)
+
+
 def test_8_bit_floats_are_multiplied_as_such(device, monkeypatch):
-    """By torch, if it takes the sizes."""
+    """Many rows by torch, if it takes the sizes, and a few in registers, whatever the sizes are.
+
+    Both are exact up to the sum, and so closer to the format than what is rounded to 16 bits first.
+    """
     skip_without_float8(device, "w8a8-fp8")
     calls, multiply = [], torch._scaled_mm
 
@@ -167,13 +233,18 @@ def test_8_bit_floats_are_multiplied_as_such(device, monkeypatch):
         return multiply(rows, matrix, **more)
 
     monkeypatch.setattr(torch, "_scaled_mm", count)
-    for num_outputs in (64, 72):
-        chosen, rows, parts, bias, wanted = draw_case(
-            "w8a8-fp8", 3, torch.float16, seed=1, num_outputs=num_outputs
-        )
-        found = kernel_for(chosen)(rows.to(device), moved(parts, device), bias.to(device))
-        assert_close(found, wanted, torch.float16, rows)
-    assert calls == [(torch.float8_e4m3fn, 3, 384)]
+    monkeypatch.setattr(linear_float8(), "FEW_ROWS", FEW_ROWS)
+    for num_rows in (1, 3, 20):
+        for num_outputs in (64, 72):
+            chosen, rows, parts, bias, wanted = draw_case(
+                "w8a8-fp8", num_rows, torch.float16, seed=1, num_outputs=num_outputs
+            )
+            parts["weight"].view(-1)[:256] = torch.arange(256, dtype=torch.uint8)  # Every number.
+            parts["weight"][parts["weight"] & 127 == 127] = 0  # But what is none.
+            wanted = chosen.multiply(rows.float(), parts, bias)
+            found = kernel_for(chosen)(rows.to(device), moved(parts, device), bias.to(device))
+            assert_close(found, wanted, torch.float16, rows, 1e-3)
+    assert calls == [(torch.float8_e4m3fn, 20, 384)]
 
 
 def test_rows_are_rounded_as_the_formats_do(device):
@@ -243,7 +314,9 @@ def test_they_are_chosen_where_triton_runs(monkeypatch):
     multiply = triton_products()._multiply
     for name in NAMES:
         found = linear_kernel(weight_format(name), device=CUDA, widen_from=None)
-        if name != "w8a8-fp8":
+        if isinstance(found, InOrder):
+            assert name.endswith("sparse24")
+        elif name != "w8a8-fp8":
             assert (found.func, found.args[1]) == (multiply, "a8" in name)
 
 
@@ -253,8 +326,8 @@ from minigpt4_runtime.kernels.integer_triton import _multiply_few, _widen, few_s
 from minigpt4_runtime.kernels.rounding_triton import _round_rows, _scale_sums, rounding_sizes
 from minigpt4_runtime.kernels.whole_triton import _multiply_whole, whole_sizes
 
-DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
-NUMBERS = {"int8": "*i8", "int4": "*i32", "sparse24": "*i16"}
+DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
+NUMBERS = {"int8": "*i8", "int4": "*i32", "sparse24": "*i16", "float8": "*u8"}
 COUNTS = dict.fromkeys(("num_rows", "num_outputs", "num_inputs", "width"), "i32")
 
 def types_of(dtype, layout, group):
@@ -263,29 +336,35 @@ def types_of(dtype, layout, group):
     return floats | COUNTS | {
         "numbers": NUMBERS[layout], "scales": "*fp16" if group else "*fp32", "zeros": zeros,
         "places": "*u8", "sums": "*i32", "row_scales": "*fp32",
-    }
+    } | ({"rows": "*fp8e4nv"} if layout == "float8" else {})
 
 def absent(layout, *names):
     return dict.fromkeys(names if layout == "sparse24" else (*names, "places"), None)
 
+# scripts/triton_for_gpus.py compiles all others.
 CASES = [
-    ("fp16", 80, "int8", None, ("zeros",)), ("bf16", 90, "int4", 32, ("zeros", "bias")),
-    ("fp16", 86, "int4", 128, ()), ("bf16", 89, "sparse24", None, ("zeros",)),
-    ("fp32", 86, "int4", 64, ()),
+    ("fp16", 80, "int8", None, ("zeros",)), ("bf16", 90, "int4", 128, ("bias",)),
+    ("bf16", 89, "sparse24", None, ("zeros",)), ("bf16", 90, "float8", None, ("zeros",)),
 ]
 for dtype, capability, layout, group, lacking in CASES:
     types = types_of(dtype, layout, group)
     fixed = {"LAYOUT": layout, "GROUP": group, **absent(layout, *lacking)}
+    if layout != "float8":
+        fixed["row_scales"] = None
     for num_rows, num_outputs in ((1, 4096), (64, 32000)):
         rows = torch.empty(num_rows, 1, dtype=DTYPES[dtype])
+        if layout == "float8":
+            rows = rows.to(torch.float8_e4m3fn)
         sizes = few_sizes(layout, rows, num_outputs) | fixed
         kernel = compile_for(capability, _multiply_few, types, sizes)
         assert kernel.metadata.shared <= 99 * 2**10, "it needs more memory than some GPUs have"
-        if num_rows > 1 and dtype != "fp32":
+        if num_rows > 1:
             ptx = kernel.asm["ptx"]
             assert "mma.sync" in ptx or "wgmma" in ptx, "tensor cores do not make the products"
     fixed.pop("bias", None)
-    compile_for(capability, _widen, types, widen_sizes(layout) | fixed)
+    fixed.pop("row_scales", None)
+    if layout != "float8":
+        compile_for(capability, _widen, types, widen_sizes(layout) | fixed)
 
 types = types_of("fp16", "int8", None)
 compile_for(80, _round_rows, types, rounding_sizes(11008, 32) | {"scales": None})

@@ -13,11 +13,15 @@ import pytest
 CHECKOUT = Path(__file__).parents[2]
 # What a CPU has not, by its part and name.
 ONLY_ON_A_GPU = {
+    ("fallback", "by torch alone"),
     ("compiled", "graph, 32 layers, 1"), ("compiled", "graph, 8 layers, 1"),
+    *(
+        ("attention", f"ids, 2 {what}, one launch") for what in ("best", "drawn", "drawn, top-p")
+    ),
     ("products", "torch's 2:4 float16, 128 × 64, 16 rows"),
     ("products", "torch's 2:4 int8, 128 × 64, 16 rows"),
     *(
-        ("kernels", f"turn and cache, 2 of {name}, one launch")
+        ("attention", f"turn and cache, 2 of {name}, one launch")
         for name in ("float16", "int8", "int4", "fp8")
     ),
 }  # fmt: skip
@@ -100,6 +104,29 @@ def test_a_dry_run_executes_every_part(dry_run, scripts):
     assert "FAILED" not in output
 
 
+def test_without_a_rate_of_our_own_the_language_part_is_measured_by_torch_alone(
+    scripts, tmp_path, monkeypatch
+):
+    import gpu_speed
+    from gpu_results import Results, Setting
+
+    from minigpt4_runtime.devices import cuda
+    from minigpt4_runtime.kernels import registry
+
+    for module in (cuda, registry):  # As they are put back afterwards.
+        monkeypatch.setattr(module, "runs_triton", lambda capability: True)
+    lost = [{"name": "decode1", "error": "a kernel"}, {"name": "x, transformers", "rates": [1]}]
+    (tmp_path / "language.json").write_text(json.dumps(lost), "utf-8")
+    gpu_speed.fallback(Setting(is_dry=True), Results(tmp_path / "fallback.json"))
+    found = json.loads((tmp_path / "fallback.json").read_text("utf-8"))
+    assert {each["name"] for each in found} == {
+        f"{work}, by torch alone, graphs {graphs}"
+        for work in ("decode1", "decode4", "prefill") for graphs in ("auto", "off")
+    }  # fmt: skip
+    assert all(each["rates"] for each in found)
+    assert not registry.runs_triton((9, 0))
+
+
 def test_a_part_runs_as_a_process_of_its_own(tmp_path):
     output = run_dry(tmp_path, "gpu.py", "--only", "facts")
     assert "facts: done" in output
@@ -112,7 +139,8 @@ def test_the_report_has_every_table(dry_run):
     command = [sys.executable, "scripts/gpu_report.py", str(dry_run[0])]
     done = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, check=True)
     for title in ("Ceilings", "Tests", "Exact answers", "Language model", "Attention",
-                  "Keys and values", "Products",
+                  "Keys and values", "Choice of ids", "Products", "Quantised", "Start",
+                  "What was to be reached", "Beside transformers",
                   "Image side", "First token", "Server", "Profile", "Decode step", "Training",
                   "Not measured"):  # fmt: skip
         assert f"**{title}" in done.stdout
@@ -124,6 +152,9 @@ def test_the_report_has_every_table(dry_run):
     assert "| w8a8, 128 × 64, 16 rows |" in done.stdout
     assert "| w8a8-fp8, 128 × 64, 16 rows |" in done.stdout
     assert "| 2 of int4 |" in done.stdout
+    assert "| 2 drawn, top-p |" in done.stdout
+    assert "| decode4, w8a16 |" in done.stdout
+    assert "| torch.compile, image side | 1 |" in done.stdout
 
 
 def test_the_report_of_something_else_is_refused_in_words(tmp_path):
@@ -136,7 +167,7 @@ def test_the_report_of_something_else_is_refused_in_words(tmp_path):
 def test_the_plan_fits_its_minutes_and_stands_in_the_docstring(scripts):
     import gpu
 
-    assert sum(part.limit_seconds for part in gpu.PLAN) <= 8 * 60
+    assert sum(part.limit_seconds for part in gpu.PLAN) <= 9 * 60
     for part in gpu.PLAN:
         assert re.search(rf"^{part.name} +{part.limit_seconds:.0f} s  ", gpu.__doc__, re.MULTILINE)
 

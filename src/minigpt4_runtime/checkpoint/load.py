@@ -9,7 +9,7 @@ Never  guesses: a missing weight, one too many or one of another shape is an err
 import ctypes
 import math
 import platform
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Unpack
@@ -30,6 +30,7 @@ from minigpt4_runtime.checkpoint.blank_model import (
 from minigpt4_runtime.checkpoint.config_file import load_config
 from minigpt4_runtime.checkpoint.manifest import read_manifest
 from minigpt4_runtime.checkpoint.mapped import TORCH_DTYPES, map_tensors
+from minigpt4_runtime.checkpoint.reading import Reader
 from minigpt4_runtime.checkpoint.weights import (
     DTYPE_CODES,
     StoredTensor,
@@ -48,8 +49,6 @@ from minigpt4_runtime.model.minigpt4 import MiniGPT4Model, VisionPart
 from minigpt4_runtime.model.parallel import Group, Solo, share, split_dimension
 
 _LANGUAGE = "language."
-
-_PIECE_BYTES = 16 * 2**20
 
 
 @dataclass(frozen=True)
@@ -169,17 +168,17 @@ def _fill(module: Side, prefix: str, folder: _Folder, where: Where) -> Side:
         str(folder.path), (parts[name] for name in copied), dtype,
         device=device, free_bytes=where.get("free_bytes"),
     )  # fmt: skip
-    # One buffer for all: freed between them, each would leave a hole that no weight fills.
-    buffer = _make_buffer(stored[name] for name in copied)
+    reader = Reader((stored[name] for name in copied), device)
 
     def read(name: str) -> Tensor:
-        return read_tensor(stored[name], device=device, dtype=dtypes[name], buffer=buffer)
+        return read_tensor(stored[name], device=device, dtype=dtypes[name], reader=reader)
 
     weights = map_tensors(mapped) | {name: read(name) for name in copied if name not in moved}
     # Of these, one at a time is there twice.
     for name, linear in arranged.items():
         linear.settle({part: read(name + part) for part in linear.part_names})
         weights |= {name + part: linear.get_parameter(part) for part in linear.part_names}
+    reader.finish()
     module.load_state_dict(weights, strict=True, assign=True)
     if arranged:
         _give_back_freed_memory()
@@ -224,45 +223,22 @@ def refuse_too_large(
 
 
 def read_tensor(
-    stored: StoredTensor, *, device: torch.device, dtype: torch.dtype, buffer: Tensor | None = None
+    stored: StoredTensor, *, device: torch.device, dtype: torch.dtype, reader: Reader | None = None
 ) -> Tensor:
     """Read one weight from its file, piece by piece, into a tensor of its own.
 
-    `buffer` are bytes to read through, so that many weights can share them.
+    With a `reader`, which many weights can share, it may still be on its way.
     """
-    if buffer is None:
-        buffer = _make_buffer([stored])
+    own = reader or Reader([stored], device)
     tensor = torch.empty(stored.shape, device=device, dtype=dtype)
     flat, first = tensor.view(-1), 0
-    for piece in _read_pieces(stored, buffer):
+    for piece in own.pieces(stored):
         _refuse_overflow(stored.path, piece, dtype)
-        flat[first : first + len(piece)].copy_(piece)
+        own.send(piece, flat[first : first + len(piece)])
         first += len(piece)
+    if reader is None:
+        own.finish()
     return tensor
-
-
-def _make_buffer(stored: Iterable[StoredTensor]) -> Tensor:
-    largest = max((place.num_bytes for place in stored), default=0)
-    return torch.empty(min(_PIECE_BYTES, largest), dtype=torch.uint8)
-
-
-def _read_pieces(stored: StoredTensor, buffer: Tensor) -> Iterator[Tensor]:
-    """Read plainly, not through a mapping: mapped pages would count beside the new tensor."""
-    dtype, view, filled = TORCH_DTYPES[stored.dtype_code], buffer.numpy().data, 0
-    # Unbuffered: a buffer would read beyond each row of a part.
-    with stored.path.open("rb", buffering=0) as file:
-        for start, left in stored.runs():
-            file.seek(start)
-            while left:
-                num_bytes = min(left, len(view) - filled)
-                if file.readinto(view[filled : filled + num_bytes]) != num_bytes:
-                    raise CheckpointError(f"{stored.path} was cut off while it was read.")
-                left, filled = left - num_bytes, filled + num_bytes
-                if filled == len(view):
-                    yield buffer.view(dtype)
-                    filled = 0
-    if filled:
-        yield buffer[:filled].view(dtype)
 
 
 def _refuse_overflow(path: Path, piece: Tensor, dtype: torch.dtype) -> None:

@@ -34,6 +34,7 @@ from minigpt4_runtime.errors import (
     RankLostError,
     RequestError,
 )
+from minigpt4_runtime.kernels.contracts import RowChoice
 
 T = TypeVar("T")
 # How long an idle thread waits for requests before it ends. Starting one takes less than a
@@ -92,7 +93,7 @@ class EngineStats:
 class Engine:
     """Serves requests independently of each other: an error ends only its own request."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - the properties of the device are apart.
         self,
         runner: Executor,
         config: EngineConfig,
@@ -103,6 +104,7 @@ class Engine:
         eos_id: int,
         has_float64: bool = True,
         runs_ahead: bool = False,
+        choice: RowChoice | None = None,
     ) -> None:
         self._runner: Executor | None = runner  # None after close().
         self._encoded = runner.encoded
@@ -110,8 +112,9 @@ class Engine:
         self.room = Room(config, num_blocks, max_context)
         self._scheduler = Scheduler(config, num_blocks=num_blocks, eos_id=eos_id)
         self._sampler = Sampler(
-            bos_id=bos_id, eos_id=eos_id, has_float64=has_float64, runs_ahead=runs_ahead
-        )
+            bos_id=bos_id, eos_id=eos_id, has_float64=has_float64, runs_ahead=runs_ahead,
+            choice=choice,
+        )  # fmt: skip
         self._runs_ahead = runs_ahead
         self._unread: _Launched | None = None
         self._ids = itertools.count()

@@ -1,6 +1,6 @@
 """The settings of the rows that need more than their largest logit, as tensors.
 
-Owns   the way from SamplingParams, answers and guides to tensors on one device; the lots.
+Owns   the way from SamplingParams, answers and guides to tensors on one device; the keys of lots.
 Takes  Wants, those that are drawn first; gives RowSettings.
 Never  sees a logit or waits for a device: tensors are sent from pinned memory.
 """
@@ -8,7 +8,6 @@ Never  sees a logit or waits for a device: tensors are sent from pinned memory.
 from __future__ import annotations
 
 import hashlib
-import math
 from collections import Counter
 from collections.abc import Collection, Iterable
 from collections.abc import Sequence as Many
@@ -23,7 +22,9 @@ from torch import Tensor
 
 from minigpt4_runtime.cache.sending import send
 from minigpt4_runtime.config import SamplingParams
+from minigpt4_runtime.engine.drawing import Limits, where
 from minigpt4_runtime.engine.sequence import Branch, Sequence
+from minigpt4_runtime.kernels.contracts import Lots
 
 # Ids, none twice, and a float32 value for each.
 _Adjustment = tuple[Collection[int], Tensor]
@@ -50,25 +51,6 @@ class Spots(NamedTuple):
     rows: Tensor
     ids: Tensor
     values: Tensor
-
-
-class Limits(NamedTuple):
-    """Some rows (s,), and what each is limited by: (s, 1), or (s, V) ids that are allowed."""
-
-    rows: Tensor
-    values: Tensor
-
-
-@dataclass(frozen=True)
-class Lots:
-    """How the first d rows are drawn. None: no row has that setting."""
-
-    temperature: Tensor  # (d, 1)
-    top_k: Limits | None
-    largest_top_k: int
-    dropped_share: Limits | None  # 1 - top_p.
-    log_min_p: Limits | None
-    exponentials: Tensor  # (d, V)
 
 
 @dataclass(frozen=True)
@@ -102,57 +84,24 @@ def row_settings(
         repetition=_spots((_repetition(each, bos_id) for each in wants), device),
         said=_spots(map(_said, wants), device),
         guide=_guides(wants, device),
-        unfinished=_where([len(w.branch.answer) < w.params.min_new_tokens for w in wants], device),
-        lots=_lots(drawn, vocab_size, device) if drawn else None,
+        unfinished=where([len(w.branch.answer) < w.params.min_new_tokens for w in wants], device),
+        lots=Lots(tuple(each.params for each in drawn), tuple(lot_of(w.sequence) for w in drawn))
+        if drawn
+        else None,
         num_drawn=len(drawn),
-        reported=_where([count is not None for count in logprobs], device),
+        reported=where([count is not None for count in logprobs], device),
         num_top=min(max((count or 0 for count in logprobs), default=0), vocab_size),
     )
 
 
-def _lots(drawn: Many[Want], vocab_size: int, device: torch.device) -> Lots:
-    params = [each.params for each in drawn]
-    top_k = [min(each.top_k, vocab_size) for each in params]
-    # As torch.multinomial draws them on a CPU: the same on every device.
-    exponentials = torch.empty(
-        len(drawn), vocab_size, dtype=torch.float64, pin_memory=device.type != "cpu"
-    )
-    for row, each in zip(exponentials, drawn, strict=True):
-        row.exponential_(generator=generator_of(each.sequence))
-    return Lots(
-        temperature=send(_column([each.temperature for each in params]), device),
-        top_k=_limits([k or None for k in top_k], device),
-        largest_top_k=max(top_k),
-        dropped_share=_limits([1.0 - p.top_p if p.top_p < 1.0 else None for p in params], device),
-        log_min_p=_limits([math.log(p.min_p) if p.min_p else None for p in params], device),
-        exponentials=exponentials.to(device, non_blocking=True),
-    )
-
-
-def generator_of(sequence: Sequence) -> torch.Generator:
-    """The generator of the next token, from the request's seed and the token's number."""
+def lot_of(sequence: Sequence) -> int:
+    """The key of the next token's random numbers: by the request's seed and the token's number."""
     lot = hashlib.blake2b(f"{sequence.seed}/{len(sequence.branches[0].answer)}".encode())
-    return torch.Generator().manual_seed(int.from_bytes(lot.digest()[:7], "little"))
-
-
-def _where(are_meant: Many[bool], device: torch.device) -> Tensor | None:
-    rows = [row for row, is_meant in enumerate(are_meant) if is_meant]
-    return send(torch.tensor(rows), device) if rows else None
-
-
-def _column(values: Many[float]) -> Tensor:
-    return torch.tensor(values, dtype=torch.float64)[:, None]
-
-
-def _limits(values: Many[float | None], device: torch.device) -> Limits | None:
-    rows = _where([value is not None for value in values], device)
-    if rows is None:
-        return None
-    return Limits(rows, send(_column([value for value in values if value is not None]), device))
+    return int.from_bytes(lot.digest()[:8], "little", signed=True)
 
 
 def _guides(wants: Many[Want], device: torch.device) -> Limits | None:
-    rows = _where([each.allowed is not None for each in wants], device)
+    rows = where([each.allowed is not None for each in wants], device)
     if rows is None:
         return None
     allowed = numpy.stack([each.allowed for each in wants if each.allowed is not None])

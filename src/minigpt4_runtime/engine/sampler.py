@@ -24,15 +24,16 @@ import torch
 from torch import Tensor
 
 from minigpt4_runtime.engine.beam import Continuation
-from minigpt4_runtime.engine.row_settings import Limits, Lots, RowSettings, Want, row_settings
+from minigpt4_runtime.engine.drawing import FORBIDDEN, TORCH_CHOICE, forbid
+from minigpt4_runtime.engine.row_settings import RowSettings, Want, row_settings
 from minigpt4_runtime.engine.scheduler import NextTokens, Token
 from minigpt4_runtime.engine.scoring import Scored
 from minigpt4_runtime.engine.sequence import Branch, Sequence
 from minigpt4_runtime.engine.steering import no_choice_error, steer
 from minigpt4_runtime.errors import RequestError
+from minigpt4_runtime.kernels.contracts import RowChoice
 from minigpt4_runtime.messages import TokenLogprobs
 
-_FORBIDDEN = float("-inf")
 # The states of a row: its processors leave no id, its logits are not finite, or nothing is wrong.
 _NO_CHOICE, _OVERFLOWED, _FINE = -1, 0, 1
 
@@ -61,16 +62,24 @@ class _Asked(NamedTuple):
 class Sampler:
     """Chooses by each sequence's settings. The CPU does it for a device without float64.
 
-    With `runs_ahead`, choices can be read while the device does later work.
+    With `runs_ahead`, choices can be read while the device does later work. `choice` takes ids
+    from rows where torch's own operations are not the fastest.
     """
 
     def __init__(
-        self, *, bos_id: int, eos_id: int, has_float64: bool = True, runs_ahead: bool = False
+        self,
+        *,
+        bos_id: int,
+        eos_id: int,
+        has_float64: bool = True,
+        runs_ahead: bool = False,
+        choice: RowChoice | None = None,
     ) -> None:
         self._bos_id = bos_id
         self._eos_id = eos_id
         self._has_float64 = has_float64
         self._runs_ahead = runs_ahead
+        self._choice = choice or TORCH_CHOICE
 
     def pick(
         self, logits: Tensor, sequences: Many[Sequence]
@@ -85,21 +94,21 @@ class Sampler:
 
         The logits must stay as they are until they are read if there are beam searches.
         """
-        # The sum of a row with NaN or inf is not finite, and sums of logits do not overflow.
-        states = torch.isfinite(logits.sum(-1))
+        best = self._choice.best(logits)
         wants, found = _wants(placed)
         others = [each for each in placed if not each[1].is_plain]
         steered = [each for each in others if each[1].request.processors]
         if steered:
             logits, failed = steer(logits, steered)
             found |= failed
-            best = _best_left(logits, wants)
-            states = torch.where(states & ~torch.isfinite(best), _NO_CHOICE, states)
+            is_left = torch.isfinite(_best_left(logits, wants))
+            states = torch.where((best[1] == _FINE) & ~is_left, _NO_CHOICE, best[1])
+            best = torch.stack((logits.argmax(-1), states))
         if wants and not self._has_float64:
             logits = logits.cpu()
-            states = states.to(logits.device)
-        ids = logits.argmax(-1)
-        results = [ids, states]
+            best = best.to(logits.device)
+        ids = best[0]
+        results = [best.flatten()]
         scored = [each for each in others if each[1].scoring]
         if scored:
             results.append(_score(logits, scored))
@@ -107,7 +116,7 @@ class Sampler:
             rows, *chosen = self._choose(logits, wants)
             results += chosen
             ids = ids.index_copy(0, rows, chosen[0])
-        numbers = torch.cat(results)
+        numbers = torch.cat(results) if len(results) > 1 else results[0]
         fetched = _fetch(numbers) if self._runs_ahead else numbers.tolist
         asked = _Asked(placed, wants, scored, found)
         return Choices(ids, partial(self._read, fetched, logits, asked))
@@ -146,7 +155,7 @@ class Sampler:
         self._reshape(scores, settings)
         chosen = scores[settings.num_drawn :].argmax(-1)
         if settings.lots is not None:
-            drawn = _draw(scores[: settings.num_drawn], settings.lots)
+            drawn = self._choice.draw(scores[: settings.num_drawn], settings.lots)
             chosen = torch.cat((drawn, chosen))
         if logprobs is None:
             return [settings.rows, chosen]
@@ -172,7 +181,7 @@ class Sampler:
         found = [
             Continuation(score, *divmod(index, sums.shape[1]))
             for score, index in zip(best.values.tolist(), best.indices.tolist(), strict=True)
-            if score > _FORBIDDEN
+            if score > FORBIDDEN
         ]
         return found or no_choice_error()
 
@@ -192,13 +201,13 @@ class Sampler:
             )
         if spots := settings.said:
             scores[spots.rows, spots.ids] -= spots.values
-        _forbid(scores, settings.guide, lambda _, allowed: ~allowed)
+        forbid(scores, settings.guide, lambda _, allowed: ~allowed)
         if (rows := settings.unfinished) is not None:
             ends = scores[rows, self._eos_id]
-            scores[rows, self._eos_id] = _FORBIDDEN
+            scores[rows, self._eos_id] = FORBIDDEN
             # If no other id may follow, the form is complete.
-            is_complete = scores.index_select(0, rows).amax(-1) == _FORBIDDEN
-            scores[rows, self._eos_id] = ends.masked_fill(~is_complete, _FORBIDDEN)
+            is_complete = scores.index_select(0, rows).amax(-1) == FORBIDDEN
+            scores[rows, self._eos_id] = ends.masked_fill(~is_complete, FORBIDDEN)
 
 
 def _fetch(numbers: Tensor) -> Callable[[], list[float]]:
@@ -250,7 +259,7 @@ def _best_left(logits: Tensor, wants: Many[Want]) -> Tensor:
     for want in wants:
         if want.allowed is not None and want.sequence.request.processors:
             allowed = torch.from_numpy(want.allowed).to(logits.device)
-            best[want.row] = logits[want.row].masked_fill(~allowed, _FORBIDDEN).amax()
+            best[want.row] = logits[want.row].masked_fill(~allowed, FORBIDDEN).amax()
     return best
 
 
@@ -268,43 +277,6 @@ def _score(logits: Tensor, placed: Many[tuple[int, Sequence]]) -> Tensor:
 
 def _want(row: int, sequence: Sequence, branch: Branch) -> Want:
     return Want(row, sequence, branch, branch.guide.allowed() if branch.guide else None)
-
-
-def _forbid(
-    scores: Tensor, limits: Limits | None, is_forbidden: Callable[[Tensor, Tensor], Tensor]
-) -> None:
-    """In the rows that are limited, in place: `is_forbidden` sees them, and their limits."""
-    if limits is None:
-        return
-    is_every_row = len(limits.rows) == len(scores)
-    some = scores if is_every_row else scores.index_select(0, limits.rows)
-    some.masked_fill_(is_forbidden(some, limits.values), _FORBIDDEN)
-    if not is_every_row:
-        scores.index_copy_(0, limits.rows, some)
-
-
-def _draw(scores: Tensor, lots: Lots) -> Tensor:
-    """(d, V) float32 scores → (d,) ids, drawn as torch.multinomial does: an exponential race."""
-    # From the largest down and in float64, no temperature is too low: nothing overflows.
-    scores = (scores - scores.amax(-1, keepdim=True)).double() / lots.temperature
-    _forbid(scores, lots.top_k, partial(_below_top_k, largest=lots.largest_top_k))
-    _forbid(scores, lots.dropped_share, _beyond_top_p)
-    # The largest is 0 here: a score is the logarithm of a share of the likeliest one's.
-    _forbid(scores, lots.log_min_p, torch.lt)
-    return (scores.softmax(-1) / lots.exponentials).argmax(-1)
-
-
-def _below_top_k(scores: Tensor, top_k: Tensor, *, largest: int) -> Tensor:
-    least = scores.topk(largest).values.gather(1, top_k.long() - 1)
-    return scores < least
-
-
-def _beyond_top_p(scores: Tensor, dropped_share: Tensor) -> Tensor:
-    # Stable, so that of equals the same are dropped everywhere.
-    ascending, order = scores.sort(stable=True)
-    is_beyond = ascending.softmax(-1).cumsum(-1) <= dropped_share
-    is_beyond[:, -1] = False
-    return is_beyond.scatter(1, order, is_beyond)
 
 
 def _tokens(wants: Many[Want], numbers: Many[float]) -> dict[int, Token]:

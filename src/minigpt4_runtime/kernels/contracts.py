@@ -1,7 +1,7 @@
-"""The contract of an attention kernel, and the step that it attends to.
+"""The contracts of attention kernels and of the choice of ids, and what both are given.
 
-Owns   the protocols, and the assignment of a step's rows to sequences and slots.
-Takes  nothing: there is no code here that attends.
+Owns   the protocols, the assignment of a step's rows to sequences and slots, and the lots.
+Takes  nothing: there is no code here that attends or chooses.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from minigpt4_runtime.cache.key_value import FloatCache, KeyValueCache
+from minigpt4_runtime.config import SamplingParams
 from minigpt4_runtime.model.llama import Attend
 
 
@@ -94,4 +95,28 @@ class AttentionKernel(Protocol):
         """Prepare a step, once for all layers.
 
         The result writes a layer's k and v into the cache and attends. It may be a `TurningAttend`.
+        """
+
+
+@dataclass(frozen=True)
+class Lots:
+    """How d rows are drawn: the settings of each, and the key of its random numbers, an int64."""
+
+    settings: tuple[SamplingParams, ...]
+    keys: tuple[int, ...]
+
+
+class RowChoice(Protocol):
+    """The choice of an id from each row of scores, on their device, without waiting for it."""
+
+    def best(self, logits: Tensor) -> Tensor:
+        """(R, V) float32 → (2, R) int64: the id of each row's largest, of equals the first.
+
+        And 1 if all of the row is finite, else 0, where the id means nothing.
+        """
+
+    def draw(self, scores: Tensor, lots: Lots) -> Tensor:
+        """(d, V) float32 scores → (d,) int64 ids, drawn by temperature, top-k, top-p and min-p.
+
+        A row of the lots' settings has a temperature above 0.
         """

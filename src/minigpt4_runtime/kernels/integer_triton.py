@@ -1,4 +1,4 @@
-"""Products with weights of whole numbers on CUDA, by Triton: the kernels and their launches.
+"""Products with weights of 8 bits and fewer on CUDA, by Triton: the kernels and their launches.
 
 Owns   the numbers of a weight in registers, the product of a few rows with them, and the weight
        widened for many rows.
@@ -27,9 +27,9 @@ else:
     triton = require("triton", install="pip install triton")
     tl = require("triton.language", install="pip install triton")
 
-Layout = Literal["int8", "int4", "sparse24"]
+Layout = Literal["int8", "int4", "sparse24", "float8"]
 # How many numbers share what is loaded at once: a scale, and 16 or fewer bytes of the weight.
-_CHUNK = {"int8": 16, "int4": 32, "sparse24": 16}
+_CHUNK = {"int8": 16, "int4": 32, "sparse24": 16, "float8": 16}
 # The smallest side of a matrix that tensor cores multiply.
 _MIN_SIDE = 16
 _MOST_ROWS_AT_ONCE = 64
@@ -41,9 +41,9 @@ _WANTED_PROGRAMS = 128
 class StoredWeight:
     """The parts of a weight (N, K), contiguous.
 
-    `numbers` are int8 (N, K); int32 (N, K / 8), eight of 4 bits each; or int8 (N, K / 2), those
-    that 2:4 sparsity keeps, at `places`, uint8 (N, K / 8). `scales` are (N, groups). `zeros` are
-    int8 (N, groups), or of 4 bits in int32 (N / 8, groups).
+    `numbers` are int8 (N, K); int32 (N, K / 8), eight of 4 bits each; int8 (N, K / 2), those that
+    2:4 sparsity keeps, at `places`, uint8 (N, K / 8); or floats of 8 bits as uint8 (N, K). `scales`
+    are (N, groups). `zeros` are int8 (N, groups), or of 4 bits in int32 (N / 8, groups).
     """
 
     layout: Layout
@@ -60,7 +60,7 @@ class StoredWeight:
     @property
     def num_inputs(self) -> int:
         """K."""
-        return self.numbers.shape[1] * {"int8": 1, "int4": 8, "sparse24": 2}[self.layout]
+        return self.numbers.shape[1] * {"int4": 8, "sparse24": 2}.get(self.layout, 1)
 
     @property
     def group_size(self) -> int | None:
@@ -74,9 +74,19 @@ class StoredWeight:
         numbers = self.numbers.view(torch.int16) if is_sparse else self.numbers
         return numbers, self.scales, self.zeros, self.places
 
-    def multiply_few(self, rows: Tensor, bias: Tensor | None) -> Tensor:
-        """(M, K) → (M, N), summed in float32. The weight is read once for each 64 rows."""
-        product = rows.new_empty(len(rows), self.num_outputs)
+    def multiply_few(
+        self,
+        rows: Tensor,
+        bias: Tensor | None,
+        *,
+        row_scales: Tensor | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> Tensor:
+        """(M, K) → (M, N), summed in float32. The weight is read once for each 64 rows.
+
+        Rows of 8-bit floats come with `row_scales` (M, 1), and the `dtype` of the product.
+        """
+        product = rows.new_empty(len(rows), self.num_outputs, dtype=dtype)
         sizes = few_sizes(self.layout, rows, self.num_outputs)
         grid = (
             triton.cdiv(len(rows), sizes["ROWS"]),
@@ -84,7 +94,7 @@ class StoredWeight:
         )
         with on_device_of(rows):
             _multiply_few[grid](
-                rows, *self._arguments(), bias, product, len(rows), self.num_outputs,
+                rows, row_scales, *self._arguments(), bias, product, len(rows), self.num_outputs,
                 self.num_inputs, LAYOUT=self.layout, GROUP=self.group_size, **sizes,
             )  # fmt: skip
         return product
@@ -120,7 +130,7 @@ def few_sizes(layout: Layout, rows: Tensor, num_outputs: int) -> dict[str, int]:
     return {
         "ROWS": tile, "OUTPUTS": 64 if num_outputs >= 64 * _WANTED_PROGRAMS else 32,
         "INPUTS": 256 if tile == _MIN_SIDE else 128, "CHUNK": chunk,
-        "num_warps": 4, "num_stages": 4 if rows.element_size() == 2 else 2,
+        "num_warps": 4, "num_stages": 4 if rows.element_size() <= 2 else 2,
     }  # fmt: skip
 
 
@@ -135,6 +145,15 @@ def _nibble(words: tl.tensor, PLACE: tl.constexpr) -> tl.tensor:
     # As the last bits of 2**23, which floats next to it hold exactly: a conversion is slower.
     bits = ((words >> (4 * PLACE)) & 15) | 0x4B000000
     return bits.to(tl.float32, bitcast=True) - 8388616.0
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _float8(numbers: tl.tensor) -> tl.tensor:
+    """Bytes of e4m3 as float32. A NaN comes out as 480: its row's scale is NaN then."""
+    # The bits of float16, whose exponents are 8 larger: all GPUs can do that, and it is exact.
+    bits = numbers.to(tl.int16)
+    halves = (((bits & 128) << 8) | ((bits & 127) << 7)).to(tl.float16, bitcast=True)
+    return halves.to(tl.float32) * 256.0
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -156,8 +175,8 @@ def _load_numbers(  # noqa: PLR0917
     LAYOUT: tl.constexpr,
     INPUTS: tl.constexpr,
 ) -> tl.tensor:
-    """The whole numbers (OUTPUTS, INPUTS) of a tile, as float32."""
-    PER_ITEM: tl.constexpr = 1 if LAYOUT == "int8" else 8 if LAYOUT == "int4" else 4
+    """The numbers (OUTPUTS, INPUTS) of a tile without their scales, as float32."""
+    PER_ITEM: tl.constexpr = 8 if LAYOUT == "int4" else 4 if LAYOUT == "sparse24" else 1
     width = num_inputs // PER_ITEM
     columns = first // PER_ITEM + tl.arange(0, INPUTS // PER_ITEM)
     at = outputs[:, None] * width + columns[None, :]
@@ -165,6 +184,8 @@ def _load_numbers(  # noqa: PLR0917
     items = tl.load(numbers + at, is_there, 0)
     if LAYOUT == "int8":
         found = items.to(tl.float32)
+    elif LAYOUT == "float8":
+        found = _float8(items)
     elif LAYOUT == "int4":
         # Number 8j + i is bits 4i to 4i + 3 of word j.
         even = tl.interleave(
@@ -256,6 +277,7 @@ def _load_chunks(  # noqa: PLR0913, PLR0917
 @triton.jit(do_not_specialize=["num_rows"])  # type: ignore[untyped-decorator]
 def _multiply_few(  # noqa: PLR0913, PLR0917
     rows: tl.tensor,  # (M, K)
+    row_scales: tl.tensor,  # (M,) for rows of 8-bit floats, or None.
     numbers: tl.tensor,  # These four as in StoredWeight; two may be None.
     scales: tl.tensor,
     zeros: tl.tensor,
@@ -283,7 +305,11 @@ def _multiply_few(  # noqa: PLR0913, PLR0917
         inputs = first + tl.arange(0, INPUTS)
         at = own_rows[None, :] * num_inputs + inputs[:, None]
         is_there = (own_rows < num_rows)[None, :] & (inputs < num_inputs)[:, None]
-        some = tl.load(rows + at, is_there, 0.0)
+        if row_scales is None:
+            some = tl.load(rows + at, is_there, 0.0)
+        else:  # A float16 holds them all.
+            some = tl.load(rows + at, mask=is_there).to(tl.float16)
+            some = tl.where(is_there, some, 0.0)
         found, scale = _load_chunks(
             numbers, scales, zeros, places, outputs, is_output, first, num_inputs,
             LAYOUT, GROUP, OUTPUTS, INPUTS, CHUNK,
@@ -300,6 +326,8 @@ def _multiply_few(  # noqa: PLR0913, PLR0917
     total = tl.sum(shared, 1, keep_dims=True) if ROWS == 1 else shared
     if GROUP is None:
         total *= tl.load(scales + outputs, is_output, 0.0)[:, None]
+    if row_scales is not None:
+        total *= tl.load(row_scales + own_rows, own_rows < num_rows, 0.0)[None, :]
     if bias is not None:
         total += tl.load(bias + outputs, is_output, 0.0).to(tl.float32)[:, None]
     at = own_rows[None, :] * num_outputs + outputs[:, None]

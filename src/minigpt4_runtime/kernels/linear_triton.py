@@ -3,7 +3,8 @@
 Owns   the route, chosen by the number of rows: a few are multiplied by numbers widened in registers
        (integer_triton.py), many by a matrix that is widened for the product, or, where rows are 8
        bits, as whole numbers: by torch where a row of the weight has one scale, else by
-       whole_triton.py; not those of 8-bit zero points, and of fine groups.
+       whole_triton.py; not those of 8-bit zero points, and of fine groups. Many rows with a 2:4
+       sparse weight take linear_sparse.py where that is faster.
 Takes  rows and the parts of a weight; gives rows.
 """
 
@@ -14,8 +15,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from minigpt4_runtime.formats.contracts import LinearKernel
+from minigpt4_runtime.formats.contracts import InOrder, LinearKernel
 from minigpt4_runtime.kernels.integer_triton import Layout, StoredWeight
+from minigpt4_runtime.kernels.linear_sparse import least_rows, multiply_plain, multiply_sparse
 from minigpt4_runtime.kernels.rounding_triton import round_rows, round_to_int8, scale_sums
 from minigpt4_runtime.kernels.whole_triton import multiply_whole
 
@@ -40,19 +42,26 @@ def _multiply(
     rows: Tensor,
     parts: Mapping[str, Tensor],
     bias: Tensor | None,
+    *,
+    sparse_from: int | None = None,
 ) -> Tensor:
     weight = StoredWeight(layout, *map(parts.get, _PART_NAMES[layout]))  # type: ignore[arg-type]
     flat = rows.reshape(-1, rows.shape[-1]).contiguous()
+    is_sparse = sparse_from is not None and len(flat) >= sparse_from
     if len(flat) > FEW_ROWS and rounds_rows and _is_whole(weight):
-        product = _multiply_many_whole(flat, weight, bias)
+        product = _multiply_many_whole(flat, weight, bias, is_sparse=is_sparse)
     else:
         if rounds_rows:
             flat = round_rows(flat, weight.group_size)
         if len(flat) <= FEW_ROWS:
             product = weight.multiply_few(flat, bias)
         else:
-            bias = None if bias is None else bias.to(flat.dtype)
-            product = functional.linear(flat, weight.widen(flat.dtype), bias)
+            bias, matrix = None if bias is None else bias.to(flat.dtype), weight.widen(flat.dtype)
+            if is_sparse and flat.element_size() == 2:
+                product = multiply_sparse(flat, matrix)
+                product = product if bias is None else product + bias
+            else:
+                product = functional.linear(flat, matrix, bias)
     return product.view(*rows.shape[:-1], product.shape[-1])
 
 
@@ -63,11 +72,13 @@ def _is_whole(weight: StoredWeight) -> bool:
     return has_coarse_groups and (weight.zeros is None or weight.layout == "int4")
 
 
-def _multiply_many_whole(rows: Tensor, weight: StoredWeight, bias: Tensor | None) -> Tensor:
+def _multiply_many_whole(
+    rows: Tensor, weight: StoredWeight, bias: Tensor | None, *, is_sparse: bool
+) -> Tensor:
     rounded, row_scales = round_to_int8(rows, weight.group_size)
     matrix = weight.numbers if weight.layout == "int8" else weight.widen(torch.int8)
     if weight.group_size is None and not any(size % _WHOLE_STEP for size in matrix.shape):
-        sums = torch._int_mm(rounded, matrix.T)  # noqa: SLF001 - torch has no public name for it.
+        sums = (multiply_sparse if is_sparse else multiply_plain)(rounded, matrix)
         return scale_sums(sums, row_scales, weight.scales, bias, rows.dtype)
     return multiply_whole(rounded, row_scales, matrix, weight.scales, bias, rows.dtype)
 
@@ -80,10 +91,22 @@ def _prepare(
     return partial(_multiply, layout, rounds_rows)
 
 
+def _prepare_sparse(rounds_rows: bool, widen_from: int | None) -> InOrder:  # noqa: ARG001
+    """What is faster is measured when a weight is loaded, on its device."""
+
+    def arrange(parts: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], LinearKernel]:
+        kept = parts["weight_values"]
+        dtype = torch.int8 if rounds_rows else torch.float16
+        sparse_from = least_rows((len(kept), 2 * kept.shape[1]), dtype, kept.device)
+        return dict(parts), partial(_multiply, "sparse24", rounds_rows, sparse_from=sparse_from)
+
+    return InOrder(arrange)
+
+
 # For the rows of LINEAR_KERNELS: the family of formats is in the name.
 prepare_w8a16 = partial(_prepare, "int8", False)
 prepare_w8a8 = partial(_prepare, "int8", True)
 prepare_w4a16 = partial(_prepare, "int4", False)
 prepare_w4a8 = partial(_prepare, "int4", True)
-prepare_w8a16_sparse24 = partial(_prepare, "sparse24", False)
-prepare_w8a8_sparse24 = partial(_prepare, "sparse24", True)
+prepare_w8a16_sparse24 = partial(_prepare_sparse, False)
+prepare_w8a8_sparse24 = partial(_prepare_sparse, True)

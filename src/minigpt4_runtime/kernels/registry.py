@@ -12,7 +12,7 @@ import torch
 from minigpt4_runtime.cache.key_value import KeyValueCache
 from minigpt4_runtime.errors import BackendUnavailableError
 from minigpt4_runtime.formats.contracts import InOrder, LinearKernel, WeightFormat
-from minigpt4_runtime.kernels.contracts import AttentionKernel
+from minigpt4_runtime.kernels.contracts import AttentionKernel, RowChoice
 from minigpt4_runtime.model.row_operations import TORCH_OPERATIONS, RowOperations
 from minigpt4_runtime.optional import runs_triton
 
@@ -47,6 +47,8 @@ ROW_OPERATIONS = {
     "cpu": "minigpt4_runtime.kernels.row_operations_native:prepare",
     "cuda": "minigpt4_runtime.kernels.row_operations_triton:TritonOperations",
 }
+# By the kind of device; the engine's own in torch without a row.
+ROW_CHOICES = {"cuda": "minigpt4_runtime.kernels.choosing_triton:TritonChoice"}
 
 
 def attention_kernel(name: str) -> type[AttentionKernel]:
@@ -76,6 +78,13 @@ def row_operations(device: torch.device) -> RowOperations:
     if (target := ROW_OPERATIONS.get(device.type)) and _runs_kernels(device):
         return cast(RowOperations, resolve_name(target)())
     return TORCH_OPERATIONS
+
+
+def row_choice(device: torch.device) -> RowChoice | None:
+    """What chooses an id from each row of scores on a device; None: the engine's own."""
+    if (target := ROW_CHOICES.get(device.type)) and _runs_kernels(device):
+        return cast(RowChoice, resolve_name(target)())
+    return None
 
 
 def linear_kernel(
