@@ -1,7 +1,10 @@
-"""The engine compared with transformers' `generate`: same process, weights, threads and dtype.
+"""The engine compared with transformers' `generate` or with vLLM: same weights, threads and dtype.
 
 python benchmarks/engine.py --model demo
 python benchmarks/engine.py --model wide --layers 8 --json wide.json
+python benchmarks/engine.py --model wide --layers 8 --vllm PYTHON
+
+transformers runs in the same process, vLLM in one of its own, by the Python of its environment.
 
 wide is a Llama of 7B's widths with random weights, demo the bundled model. Prompts are random ids,
 new ones in each repeat, and nothing is cached between them. The two sides take turns.
@@ -32,10 +35,11 @@ import torch
 from rivals import (
     SETTINGS,
     Ours,
+    Rival,
     TimedAnswers,
     Transformers,
+    Vllm,
     in_own_thread,
-    library_version,
     wide_config,
 )
 
@@ -142,6 +146,7 @@ class Result:
     """Rates in tokens per second, one for each repeat. `ceiling` is in `unit`, as `cost` is."""
 
     model: str
+    rival: str
     work: str
     ours: list[float]
     theirs: list[float]
@@ -162,7 +167,7 @@ def equal_share(ours: TimedAnswers, theirs: TimedAnswers) -> float:
 
 
 def measure(
-    work: Work, ours: Ours, theirs: Transformers, *, repeats: int
+    work: Work, ours: Ours, theirs: Rival, *, repeats: int
 ) -> tuple[list[float], list[float], float]:
     """Rates of both sides, measured in turns, and the share of equal tokens.
 
@@ -194,7 +199,13 @@ def measure_model(name: str, args: argparse.Namespace, ceilings: Ceilings) -> li
     """All works on one model."""
     config = wide_config(args.layers) if name == "wide" else None
     ours = in_own_thread(lambda: Ours(config, device=args.device, dtype=args.dtype))
-    theirs = in_own_thread(lambda: Transformers(ours.language, args.rival))
+
+    def open_rival() -> Rival:
+        return (
+            Vllm(ours.language, args.vllm) if args.vllm else Transformers(ours.language, args.rival)
+        )
+
+    theirs = in_own_thread(open_rival)
     results = []
     for work in works(32 if name == "wide" else 128, args.requests):
         if args.only and work.name not in args.only:
@@ -205,7 +216,9 @@ def measure_model(name: str, args: argparse.Namespace, ceilings: Ceilings) -> li
         if not work.is_decode:
             ceiling = ceilings.gigaflops_per_second
         price = cost(work, ours.language)
-        results.append(Result(name, work.name, mine, yours, price, work.unit, ceiling, equal))
+        results.append(
+            Result(name, theirs.name, work.name, mine, yours, price, work.unit, ceiling, equal)
+        )
     return results
 
 
@@ -213,7 +226,7 @@ def measure_model(name: str, args: argparse.Namespace, ceilings: Ceilings) -> li
 
 
 def machine_line(args: argparse.Namespace) -> str:
-    """The machine and the versions."""
+    """The machine, torch's version and the commit."""
     device = processor_name()
     if args.device != "cpu":
         device = f"{torch.cuda.get_device_name()}, {device}"
@@ -222,8 +235,7 @@ def machine_line(args: argparse.Namespace) -> str:
     commit = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     return (
         f"{device}, {os.cpu_count()} cores, {args.threads} threads, {args.dtype}; torch "
-        f"{torch.__version__}, transformers {library_version()} ({args.rival} cache, sdpa); "
-        f"commit {commit.stdout.strip() or 'unknown'}"
+        f"{torch.__version__}; commit {commit.stdout.strip() or 'unknown'}"
     )
 
 
@@ -240,7 +252,7 @@ def as_row(result: Result) -> tuple[str, ...]:
     ours, theirs = statistics.median(result.ours), statistics.median(result.theirs)
     mine, yours = ours * result.cost, theirs * result.cost
     return (
-        result.model, result.work, show_rates(result.ours), show_rates(result.theirs),
+        result.model, result.rival, result.work, show_rates(result.ours), show_rates(result.theirs),
         f"{ours / theirs:.2f}", f"{mine:.1f}", f"{yours:.1f}", result.unit,
         f"{mine / result.ceiling:.0%}", f"{yours / result.ceiling:.0%}",
         f"{result.equal_tokens:.1%}",
@@ -250,7 +262,7 @@ def as_row(result: Result) -> tuple[str, ...]:
 def as_table(results: list[Result]) -> str:
     """All results, aligned."""
     header = (
-        "model", "work", "ours tokens/s", "theirs tokens/s", "ratio", "ours", "theirs", "",
+        "model", "rival", "work", "ours tokens/s", "theirs tokens/s", "ratio", "ours", "theirs", "",
         "ours", "theirs", "equal tokens",
     )  # fmt: skip
     rows = [header, *map(as_row, results)]
@@ -258,7 +270,7 @@ def as_table(results: list[Result]) -> str:
     lines = []
     for row in rows:
         cells = [
-            cell.ljust(width) if index in (0, 1, 7) else cell.rjust(width)
+            cell.ljust(width) if index in (0, 1, 2, 8) else cell.rjust(width)
             for index, (cell, width) in enumerate(zip(row, widths, strict=True))
         ]
         lines.append("  ".join(cells).rstrip())
@@ -279,11 +291,14 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("--dtype", choices=DTYPE_NAMES, default="float32")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--rival", choices=SETTINGS, default="dynamic", help="transformers' cache")
+    parser.add_argument("--vllm", metavar="PYTHON", help="compare with vLLM, in its environment")
     parser.add_argument("--json", type=Path, help="a file for all numbers")
     args = parser.parse_args()
     known = [work.name for work in works(1, 1)]
     if unknown := set(args.only or ()) - set(known):
         parser.error(f"--only: {', '.join(unknown)} is not among {', '.join(known)}.")
+    if args.vllm and args.model != "wide":
+        parser.error("--vllm goes with --model wide: vLLM has no heads as narrow as demo's.")
     return args
 
 

@@ -1,21 +1,27 @@
-"""The two sides that benchmarks/engine.py compares: our engine, and transformers' `generate`.
+"""The sides that benchmarks/engine.py compares: our engine, transformers' `generate`, and vLLM.
 
-Owns   the construction and timing of both sides, and the one import of transformers.
+Owns   the construction and timing of the sides, and the one import of transformers.
 Takes  prompts as ids and the numbers of new tokens; gives TimedAnswers.
-Never  copies a weight: transformers' model uses our tensors, since a 7B model may not fit twice.
+Never  copies a weight in this process: transformers' model uses our tensors, since a 7B model may
+       not fit twice. vLLM runs in a process of its own, which reads a folder with the same weights.
 """
 
 from __future__ import annotations
 
+import json
+import subprocess
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from minigpt4_runtime import EngineConfig, MiniGPT4, SamplingParams
@@ -29,6 +35,7 @@ from minigpt4_runtime.presets import PRESETS
 
 T = TypeVar("T")
 SETTINGS = ("dynamic", "static", "compiled")
+VLLM_SCRIPT = Path(__file__).with_name("engine_vllm.py")
 
 
 @dataclass(frozen=True)
@@ -38,6 +45,18 @@ class TimedAnswers:
     started: float
     token_ids: list[list[int]]
     times: list[list[float]]
+
+
+class Rival(Protocol):
+    """The other side."""
+
+    name: str
+
+    def generate(
+        self, prompts: Sequence[Sequence[int]], counts: Sequence[int], *, batch_size: int
+    ) -> TimedAnswers:
+        """Answer each prompt with that many new tokens."""
+        ...
 
 
 def in_own_thread(compute: Callable[[], T]) -> T:
@@ -120,6 +139,14 @@ def wide_config(num_layers: int) -> ModelConfig:
     return cut_layers(whole, language=num_layers)
 
 
+def _published_weights(language: Llama) -> dict[str, Tensor]:
+    """Our tensors by the names of a published Llama."""
+    return {
+        origin.names[0]: language.get_parameter(name.removeprefix("language."))
+        for name, origin in language_origins(language.config).items()
+    }
+
+
 # --- transformers --------------------------------------------------------------------------
 
 
@@ -127,16 +154,6 @@ def _library() -> Any:
     library: Any = require("transformers", install="pip install 'transformers>=5'")
     library.logging.set_verbosity_error()
     return library
-
-
-def library_version() -> str:
-    """The version of transformers.
-
-    Raises:
-        BackendUnavailableError: it is not installed.
-    """
-    version: str = _library().__version__
-    return version
 
 
 class _Clock:
@@ -162,6 +179,7 @@ class Transformers:
 
     def __init__(self, language: Llama, setting: str = "dynamic") -> None:
         self._library = _library()
+        self.name = f"transformers {self._library.__version__} ({setting} cache, sdpa)"
         self._device = language.token_embedding.weight.device
         self._model = self._assemble(language)
         self._model.generation_config = self._generation_config(setting)
@@ -174,12 +192,7 @@ class Transformers:
         )
         with torch.device("meta"):
             model = self._library.LlamaForCausalLM(config)
-        origins = language_origins(language.config)
-        weights = {
-            origin.names[0]: language.get_parameter(name.removeprefix("language."))
-            for name, origin in origins.items()
-        }
-        model.load_state_dict(weights, strict=True, assign=True)
+        model.load_state_dict(_published_weights(language), strict=True, assign=True)
         # The frequencies are not in a checkpoint, so they are still on the meta device.
         model.model.rotary_emb = type(model.model.rotary_emb)(model.config).to(self._device)
         return model.requires_grad_(False).eval()
@@ -232,3 +245,38 @@ class Transformers:
         )
         new: list[list[int]] = out[:, width:].tolist()
         return new
+
+
+# --- vLLM ----------------------------------------------------------------------------------
+
+
+class Vllm:
+    """vLLM's engine in a process of its own: decodes greedily and ignores the end-of-text token."""
+
+    def __init__(self, language: Llama, python: str) -> None:
+        """`python` is that of vLLM's environment. The weights are on the disk while it starts."""
+        dtype = str(language.token_embedding.weight.dtype).removeprefix("torch.")
+        self._process = subprocess.Popen(
+            [python, VLLM_SCRIPT], stdin=subprocess.PIPE, stdout=subprocess.PIPE, encoding="utf-8"
+        )
+        with tempfile.TemporaryDirectory() as folder:
+            settings = {"architectures": ["LlamaForCausalLM"], "model_type": "llama"}
+            text = json.dumps({**language.config.to_mapping(), **settings})
+            Path(folder, "config.json").write_text(text, encoding="utf-8")
+            save_file(_published_weights(language), Path(folder, "model.safetensors"))
+            started = self._ask(folder=folder, dtype=dtype, threads=torch.get_num_threads())
+        self.name = f"vLLM {started['version']}"
+
+    def generate(
+        self, prompts: Sequence[Sequence[int]], counts: Sequence[int], *, batch_size: int
+    ) -> TimedAnswers:
+        """Submit all prompts at once; it batches them itself."""
+        del batch_size
+        return TimedAnswers(**self._ask(prompts=prompts, counts=counts))
+
+    def _ask(self, **line: Any) -> Any:
+        assert self._process.stdin
+        assert self._process.stdout
+        self._process.stdin.write(json.dumps(line) + "\n")
+        self._process.stdin.flush()
+        return json.loads(self._process.stdout.readline())

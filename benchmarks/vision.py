@@ -1,15 +1,17 @@
-"""The image side in torch, ONNX Runtime and transformers: same process, weights and threads.
+"""The image side in torch, ONNX Runtime, OpenVINO and transformers: same process and weights.
 
 python benchmarks/vision_export.py --work-dir DIR --keep
 python benchmarks/vision.py --model DIR/model --graph DIR/graph [--batch 1 4] [--json vision.json]
                             [--quantised DIR]
 
-Each side encodes the same random images, in turns and in float32. transformers is Blip2VisionModel,
-Blip2QFormerModel and our projection, on the same tensors as the torch side; it is left out if it is
-not installed. All sides must give the same rows before they are timed; of the same model quantised,
-the distance is printed. The table has latencies, ratios of medians (above 1 if a side is faster
-than transformers), and the speed of the tower's products as a share of the machine's best, measured
-in the same run.
+Each side encodes the same random images, with as many threads, in turns and in float32. OpenVINO
+reads the same graph as ONNX Runtime, and once more it may multiply in bfloat16, as it does unless
+it is told not to where the processor can. transformers is Blip2VisionModel, Blip2QFormerModel and
+our projection, on the same tensors as the torch side. Both are left out where they are not
+installed. Before they are timed all sides must give the same rows; of bfloat16 and of the same
+model quantised, the distance is printed. The table has latencies, ratios of medians (above 1 if a
+side is faster than transformers), and the speed of the tower's products as a share of the machine's
+best, measured in the same run.
 """
 
 from __future__ import annotations
@@ -45,6 +47,8 @@ from minigpt4_runtime.vision.registry import vision_encoder
 Encode = Callable[[Tensor], Tensor]
 LARGEST_DIFFERENCE = 1e-4  # Of the largest value.
 PRODUCT_SIDE = 2048
+# Those may give other rows.
+ROUNDED = ("quantised", "openvino-bf16")
 # Ours → transformers', wherever the name stands.
 TOWER_NAMES = (
     (r"^blocks\.", "encoder.layers."),
@@ -143,6 +147,15 @@ def _their_qformer(ours: VisionPart, config: QFormerConfig, width: int) -> nn.Mo
     return qformer.eval()  # type: ignore[no-any-return]
 
 
+def openvino_side(graph: Path, precision: str) -> Encode:
+    """OpenVINO on the CPU, which reads the exported graph."""
+    openvino = require("openvino", install="pip install openvino")
+    settings = {"INFERENCE_PRECISION_HINT": precision, "PERFORMANCE_HINT": "LATENCY",
+                "INFERENCE_NUM_THREADS": torch.get_num_threads()}  # fmt: skip
+    model = openvino.Core().compile_model(str(graph), "CPU", settings)
+    return lambda pixels: torch.from_numpy(model(pixels.numpy())[0])
+
+
 def open_sides(args: argparse.Namespace) -> dict[str, Encode]:
     """All sides that are available here, by name."""
     cpu, config = torch.device("cpu"), load_config(args.model)
@@ -155,6 +168,9 @@ def open_sides(args: argparse.Namespace) -> dict[str, Encode]:
             graph.path, graph.batch_sizes, device=cpu, dtype=torch.float32, provider="cpu"
         ).encode,
     }
+    if importlib.util.find_spec("openvino"):
+        sides["openvino"] = openvino_side(graph.path, "f32")
+        sides["openvino-bf16"] = openvino_side(graph.path, "bf16")
     if importlib.util.find_spec("transformers") and config.qformer:
         sides["transformers"] = transformers_side(vision, config)
     if args.quantised:
@@ -183,8 +199,8 @@ def measure(sides: dict[str, Encode], pixels: Tensor, repeats: int, gflop: float
     rows = {name: encode(pixels) for name, encode in sides.items()}
     for name, each in rows.items():
         share = float((each - rows["torch"]).abs().max() / rows["torch"].abs().max())
-        if name == "quantised":
-            print(f"quantised: rows differ by {share:.1e} of the largest value at most")
+        if name in ROUNDED:
+            print(f"{name}: rows differ by {share:.1e} of the largest value at most")
             continue
         assert share <= LARGEST_DIFFERENCE, f"{name} differs by {share:.1e} of the largest value"
     times: dict[str, list[float]] = {name: [] for name in sides}
