@@ -185,7 +185,7 @@ def test_variants_side_by_side(vicuna, lab):
 
 
 def test_the_towers_exit_and_the_queries_gaze(golden_of, lab, prompt):
-    vision = lab._model.vision
+    vision = lab._opened.model.vision
     rows = lab.encode(prompt.pixels)
     looked = lab.encode(prompt.pixels, cross_attention=True)
     assert torch.equal(rows, looked.embeddings)
