@@ -76,6 +76,18 @@ def test_what_is_kept_is_what_was_named(lab, prompt):
     assert lab.forward(prompt).attention is None
 
 
+def test_no_more_is_held_than_was_named(lab, prompt):
+    """Not the whole tensors, of which those rows and columns are a part."""
+    keep = {"hidden": "all", "attention": [1], "heads": [0], "rows": slice(-2, None),
+            "columns": prompt.image_columns}  # fmt: skip
+    kept = lab.start(prompt, keep=keep)._now.kept
+    for held in (*kept.rows_of.values(), *kept.shares_of.values()):
+        assert held.untyped_storage().nbytes() == held.numel() * held.element_size()
+    columns = prompt.image_columns.stop - prompt.image_columns.start
+    assert {tuple(each.shape) for each in kept.shares_of.values()} == {(1, 1, 2, columns)}
+    assert len(kept.rows_of) == lab.config.language.num_hidden_layers + 1
+
+
 def test_raw_text_is_taken_as_it_is(vicuna, lab):
     picture = vicuna.picture(vicuna.pictures[0])
     raw = "###Human: <Img><ImageHere></Img> Is there a dog? ###Assistant:"
