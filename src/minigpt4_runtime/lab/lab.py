@@ -192,6 +192,8 @@ class Lab:
         Raises:
             RequestError: a candidate has no ids.
         """
+        if isinstance(candidates, str):
+            raise RequestError(f"candidates is {candidates!r:.80}; give a list of answers.")
         known = [self._answer_ids(each)[0] for each in candidates]
         if not all(map(len, known)):
             raise RequestError("A candidate is empty: give each at least one id or word.")

@@ -24,6 +24,7 @@ from minigpt4_runtime.lab.state import Reached
 from minigpt4_runtime.model.minigpt4 import MiniGPT4Model
 
 CANDIDATES_AT_ONCE = 16
+_NO_IDS = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.bool)
 
 
 class Opened:
@@ -37,9 +38,18 @@ class Opened:
         """Ids of one answer or of B → (1, A) or (B, A).
 
         Raises:
-            RequestError: one is outside the vocabulary.
+            RequestError: they are no such ids, or one is outside the vocabulary.
         """
-        ids = torch.as_tensor(given, dtype=torch.long, device=self.device)
+        try:
+            ids = torch.as_tensor(given, device=self.device)
+        except (TypeError, ValueError, RuntimeError):
+            ids = torch.empty(())
+        # Of no ids torch cannot know that they are whole numbers.
+        if ids.dim() not in (1, 2) or (ids.numel() and ids.dtype in _NO_IDS):
+            raise RequestError(
+                f"ids are {given!r:.80}; give whole numbers, (A,) or (B, A) of them."
+            )
+        ids = ids.long()
         vocab_size = self.config.language.vocab_size
         if ids.numel() and not (int(ids.min()) >= 0 and int(ids.max()) < vocab_size):
             raise RequestError(f"An id is outside the vocabulary, 0 to {vocab_size - 1}.")
@@ -49,8 +59,8 @@ class Opened:
         """See `Lab.encode`: (N, 3, S, S) → (N, R, C)."""
         vision = self.model.vision
         with left_early(vision, exit_layer):
-            normed = normalise(pixels.to(self.device), self.config.vision)
-            embeddings: Tensor = vision(normed.to(vision.ln_vision.weight.dtype))
+            normed = normalise(pixels, self.config.vision)
+            embeddings: Tensor = vision(normed.to(self.device, vision.ln_vision.weight.dtype))
         return embeddings
 
     def embed(self, ids: Tensor) -> Tensor:
