@@ -64,7 +64,7 @@ class Kept:
     def __init__(
         self, keep: Keep, *, num_layers: int, num_heads: int, start: int, stop: int
     ) -> None:
-        self._hidden_layers = pick(keep.hidden, num_layers + 1, "row of hidden layers, number")
+        self._hidden_layers = pick(keep.hidden, num_layers + 1, "row of hidden")
         self._attention_layers = pick(keep.attention, num_layers, "layer")
         self._heads = pick(keep.heads, num_heads, "head")
         first, last, _ = (keep.rows or slice(None)).indices(stop)
