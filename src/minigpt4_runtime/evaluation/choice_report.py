@@ -77,7 +77,7 @@ def judge(
     """
     wholes: dict[Id, list[ChoiceQuestion]] = {}
     for question in questions:
-        wholes.setdefault(question.whole or question.question_id, []).append(question)
+        wholes.setdefault(question.name, []).append(question)
     verdicts = []
     for parts in wholes.values():
         if asked := [each for each in parts if each.question_id in likelihoods]:
@@ -152,7 +152,7 @@ class ChoiceReport:
         """One row for each question."""
         names = ("question_id", "image", "question", "kind", "right", "chosen", "is_right")
         rows = (
-            (v.question.question_id, v.question.image, v.question.text, v.question.kind,
+            (v.question.name, v.question.image, v.question.text, v.question.kind,
              v.question.choices[v.question.right], v.question.choices[v.chosen],
              int(v.chosen == v.question.right))
             for v in self.verdicts
@@ -184,7 +184,7 @@ class ChoiceReport:
 
     def _card(self, verdict: ChoiceVerdict) -> Card:
         question = verdict.question
-        title = f"{question.image} · question {question.question_id}"
+        title = f"{question.image} · question {question.name}"
         shown = find_thumbnail(self.images_dir, question.image)
         chosen, right = question.choices[verdict.chosen], question.choices[question.right]
         return question_card(title, question.text, chosen, right, shown)
