@@ -243,5 +243,7 @@ def test_pictures_of_one_question_are_judged_together(images):
         questions[:2], {q.question_id: found for q, found in pairs[:2]}, images_dir=images
     )
     assert first.verdicts[0].chosen == 0
-    assert "1.png · question x" in first.as_page()
-    assert "Wrong answers (1 of 1)" in first.as_page()
+    page = first.as_page()
+    assert "1.png · question x" in page
+    assert "Beside several pictures" in page
+    assert "Wrong answers (1 of 1)" in page

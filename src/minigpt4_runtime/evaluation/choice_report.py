@@ -164,11 +164,18 @@ class ChoiceReport:
         from minigpt4_runtime.report.chart import draw
 
         wrong = [verdict for verdict in self.verdicts if verdict.chosen != verdict.question.right]
-        return judged_page(
-            "Which of the given answers is the likeliest?",
+        told = (
             "Of each question's answers the one counts as chosen whose tokens are the likeliest on "
             "average; beside it is the accuracy if whole answers are compared, and that of "
-            "choosing by lot.",
+            "choosing by lot."
+        )
+        if any(len(verdict.images) > 1 for verdict in self.verdicts):
+            told += (
+                " Beside several pictures it is the one with the highest mean of softmax(1 / loss)."
+            )
+        return judged_page(
+            "Which of the given answers is the likeliest?",
+            told,
             tables=self.tables(),
             left_out=self.left_out,
             as_published=self.as_published,
