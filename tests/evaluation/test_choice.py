@@ -230,6 +230,7 @@ def test_pictures_of_one_question_are_judged_together(images):
     assert [(each.question.whole, each.chosen) for each in report.verdicts] == [("x", 1), ("y", 0)]
     assert report.verdicts[0].images == ("1.png", "2.png", "3.png")
     assert report.num_unanswered == 1
+    assert [row[0] for row in report.as_rows().rows] == ["x", "y"]
     mapping = report.as_mapping()
     assert mapping["questions"] == 2
     assert [each["image"] for each in mapping["answers"][0]["pictures"]] == [
@@ -242,4 +243,7 @@ def test_pictures_of_one_question_are_judged_together(images):
         questions[:2], {q.question_id: found for q, found in pairs[:2]}, images_dir=images
     )
     assert first.verdicts[0].chosen == 0
-    assert "Wrong answers (1 of 1)" in first.as_page()
+    page = first.as_page()
+    assert "1.png · question x" in page
+    assert "Beside several pictures" in page
+    assert "Wrong answers (1 of 1)" in page

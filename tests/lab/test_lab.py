@@ -1,5 +1,6 @@
 """The laboratory computes what the engine does, and lets gradients through."""
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -17,6 +18,7 @@ from minigpt4_runtime import (
 from minigpt4_runtime.lab import Lab
 
 CASES_EACH = 6
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -72,6 +74,18 @@ def test_what_is_kept_is_what_was_named(lab, prompt):
     assert torch.allclose(part.attention, wanted, atol=1e-6)
     assert lab.forward(prompt).hidden is None
     assert lab.forward(prompt).attention is None
+
+
+def test_no_more_is_held_than_was_named(lab, prompt):
+    """Not the whole tensors, of which those rows and columns are a part."""
+    keep = {"hidden": "all", "attention": [1], "heads": [0], "rows": slice(-2, None),
+            "columns": prompt.image_columns}  # fmt: skip
+    kept = lab.start(prompt, keep=keep)._now.kept
+    for held in (*kept.rows_of.values(), *kept.shares_of.values()):
+        assert held.untyped_storage().nbytes() == held.numel() * held.element_size()
+    columns = prompt.image_columns.stop - prompt.image_columns.start
+    assert {tuple(each.shape) for each in kept.shares_of.values()} == {(1, 1, 2, columns)}
+    assert len(kept.rows_of) == lab.config.language.num_hidden_layers + 1
 
 
 def test_raw_text_is_taken_as_it_is(vicuna, lab):
@@ -183,7 +197,7 @@ def test_variants_side_by_side(vicuna, lab):
 
 
 def test_the_towers_exit_and_the_queries_gaze(golden_of, lab, prompt):
-    vision = lab._model.vision
+    vision = lab._opened.model.vision
     rows = lab.encode(prompt.pixels)
     looked = lab.encode(prompt.pixels, cross_attention=True)
     assert torch.equal(rows, looked.embeddings)
@@ -261,11 +275,13 @@ def test_quantised_weights(name):
     assert torch.equal(lab.forward(prompt, answer=answer).logits, before)
 
 
-def test_a_compiled_graph_is_studied_as_torch(vicuna, lab, prompt, graph_dir):
-    folder = vicuna.model.model_dir
-    model = MiniGPT4.load(folder, device="cpu", dtype="float32", vision_runtime="onnx",
-                          vision_graph=graph_dir(folder))  # fmt: skip
-    assert torch.allclose(model.lab().encode(prompt.pixels), lab.encode(prompt.pixels), atol=1e-5)
+def test_a_compiled_graph_is_studied_as_torch(graph_dir):
+    """Of the demo model: many tests share its graph."""
+    demo = {"device": "cpu", "dtype": "float32"}
+    lab = MiniGPT4.load(**demo, vision_runtime="onnx", vision_graph=graph_dir()).lab()
+    pixels = lab.pixels(ROOT / "examples/images/three.png")
+    wanted = MiniGPT4.load(**demo).lab().encode(pixels)
+    assert torch.allclose(lab.encode(pixels), wanted, atol=1e-5)
 
 
 def test_what_cannot_be_is_said(vicuna, lab, prompt):
@@ -278,6 +294,14 @@ def test_what_cannot_be_is_said(vicuna, lab, prompt):
         "not both": lambda: lab.forward(prompt, prompt.pixels, embeddings=torch.zeros(1, 3, 9)),
         "was given 0": lambda: lab.forward(prompt, prompt.pixels[:0]),
         "outside the vocabulary": lambda: lab.forward(prompt, answer=(10**6,)),
+        "pixels are torch.uint8; give": lambda: lab.encode(255 * prompt.pixels.byte()),
+        "pixels are ndarray; give": lambda: lab.encode(prompt.pixels.numpy()),
+        "has 0 pictures and was given 1": lambda: lab.forward(lab.prompt("Hi"), prompt.pixels),
+        r"ids are \[1\.5\]; give": lambda: lab.forward(prompt, answer=[1.5]),
+        "ids are 5; give": lambda: lab.score(prompt, [5]),
+        r"ids are \['a'\]; give": lambda: lab.forward(prompt, answer=["a"]),
+        "ids are tensor": lambda: lab.forward(prompt, answer=torch.zeros(1, 1, 1).long()),
+        "candidates is 'Yes'; give a list": lambda: lab.score(prompt, "Yes"),
         "A candidate is empty": lambda: lab.score(prompt, ["yes", ()]),
         "2 answers for 1 sequences": lambda: lab.forward(prompt, answer=[(1,), (2,)]),
         "beams is 0": lambda: lab.start(prompt, 0),

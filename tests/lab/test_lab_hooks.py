@@ -91,7 +91,7 @@ def test_nothing_stays(vicuna, lab, prompt):
         pass
     with pytest.raises(ZeroDivisionError), lab.hook("residual", "all", lambda *_: 1 / 0):
         lab.forward(prompt)
-    hooked = [module for module in lab._model.modules() if module._forward_hooks]
+    hooked = [module for module in lab._opened.model.modules() if module._forward_hooks]
     assert hooked == []
     assert sorted(lab.weights) == sorted(names)
     assert torch.equal(lab.forward(prompt, answer=ANSWER).logits, before)

@@ -62,5 +62,7 @@ class Serving:
             del engine.step
 
     def close(self):
+        # What a page still listens to would be waited for.
+        self._server.config.timeout_graceful_shutdown = 0
         self._server.should_exit = True
         self._thread.join()

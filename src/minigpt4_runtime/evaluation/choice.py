@@ -47,6 +47,11 @@ class ChoiceQuestion:
     kind: str = ""
     whole: Id = ""
 
+    @property
+    def name(self) -> Id:
+        """The id of the whole, where it is a part, or its own."""
+        return self.whole or self.question_id
+
 
 @dataclass(frozen=True)
 class Likelihood:

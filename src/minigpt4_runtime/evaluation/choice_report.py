@@ -77,7 +77,7 @@ def judge(
     """
     wholes: dict[Id, list[ChoiceQuestion]] = {}
     for question in questions:
-        wholes.setdefault(question.whole or question.question_id, []).append(question)
+        wholes.setdefault(question.name, []).append(question)
     verdicts = []
     for parts in wholes.values():
         if asked := [each for each in parts if each.question_id in likelihoods]:
@@ -152,7 +152,7 @@ class ChoiceReport:
         """One row for each question."""
         names = ("question_id", "image", "question", "kind", "right", "chosen", "is_right")
         rows = (
-            (v.question.question_id, v.question.image, v.question.text, v.question.kind,
+            (v.question.name, v.question.image, v.question.text, v.question.kind,
              v.question.choices[v.question.right], v.question.choices[v.chosen],
              int(v.chosen == v.question.right))
             for v in self.verdicts
@@ -164,11 +164,18 @@ class ChoiceReport:
         from minigpt4_runtime.report.chart import draw
 
         wrong = [verdict for verdict in self.verdicts if verdict.chosen != verdict.question.right]
-        return judged_page(
-            "Which of the given answers is the likeliest?",
+        told = (
             "Of each question's answers the one counts as chosen whose tokens are the likeliest on "
             "average; beside it is the accuracy if whole answers are compared, and that of "
-            "choosing by lot.",
+            "choosing by lot."
+        )
+        if any(len(verdict.images) > 1 for verdict in self.verdicts):
+            told += (
+                " Beside several pictures it is the one with the highest mean of softmax(1 / loss)."
+            )
+        return judged_page(
+            "Which of the given answers is the likeliest?",
+            told,
             tables=self.tables(),
             left_out=self.left_out,
             as_published=self.as_published,
@@ -184,7 +191,7 @@ class ChoiceReport:
 
     def _card(self, verdict: ChoiceVerdict) -> Card:
         question = verdict.question
-        title = f"{question.image} · question {question.question_id}"
+        title = f"{question.image} · question {question.name}"
         shown = find_thumbnail(self.images_dir, question.image)
         chosen, right = question.choices[verdict.chosen], question.choices[question.right]
         return question_card(title, question.text, chosen, right, shown)

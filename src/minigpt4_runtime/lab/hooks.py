@@ -119,7 +119,7 @@ def pick(wanted: Layers, count: int, what: str) -> list[int]:
     """
     if isinstance(wanted, str):
         if wanted != "all":
-            raise RequestError(f"{what}s are {wanted!r}; give 'all', a number or several.")
+            raise RequestError(f"{wanted!r} names no {what}; give 'all', a number or several.")
         return list(range(count))
     numbers = [wanted] if isinstance(wanted, int) else list(wanted)
     for number in numbers:

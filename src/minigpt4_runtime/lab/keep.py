@@ -64,7 +64,7 @@ class Kept:
     def __init__(
         self, keep: Keep, *, num_layers: int, num_heads: int, start: int, stop: int
     ) -> None:
-        self._hidden_layers = pick(keep.hidden, num_layers + 1, "row of hidden layers, number")
+        self._hidden_layers = pick(keep.hidden, num_layers + 1, "row of hidden")
         self._attention_layers = pick(keep.attention, num_layers, "layer")
         self._heads = pick(keep.heads, num_heads, "head")
         first, last, _ = (keep.rows or slice(None)).indices(stop)
@@ -84,12 +84,12 @@ class Kept:
     def take_attention(self, layer: int, shares: Tensor) -> None:
         """Keep of (B, H, Q, T) shares of attention."""
         if self.wants_attention(layer):
-            self.shares_of[layer] = shares[:, self._heads, self._rows, self._columns]
+            self.shares_of[layer] = _part(shares[:, self._heads, self._rows, self._columns])
 
     def take_hidden(self, number: int, rows: Tensor) -> None:
         """Keep of (B, Q, C) rows."""
         if self.wants_hidden(number):
-            self.rows_of[number] = rows[:, self._rows]
+            self.rows_of[number] = _part(rows[:, self._rows])
 
     def select(self, rows: Sequence[int]) -> Kept:
         """The same of these sequences, in this order."""
@@ -107,6 +107,12 @@ class Kept:
     def attention(self) -> Tensor | None:
         """(kept, B, H, Q, T), each row's shares of those that it sees; None if none was named."""
         return _stack(self.shares_of, self._attention_layers)
+
+
+def _part(kept: Tensor) -> Tensor:
+    """In memory of its own: else the whole would be held that it is a part of."""
+    is_whole = kept.untyped_storage().nbytes() == kept.numel() * kept.element_size()
+    return kept if is_whole else kept.clone()
 
 
 def _stack(kept: Mapping[int, Tensor], order: Sequence[int]) -> Tensor | None:

@@ -22,14 +22,13 @@ from minigpt4_runtime.checkpoint.blank_model import list_weights
 from minigpt4_runtime.config import ModelConfig, SamplingParams
 from minigpt4_runtime.errors import PromptTooLongError, RequestError
 from minigpt4_runtime.images.pixels import open_rgb, resize
-from minigpt4_runtime.lab.attention import Past
 from minigpt4_runtime.lab.edits import edited
 from minigpt4_runtime.lab.explaining import explain, look
 from minigpt4_runtime.lab.explanation import Explanation, Look
-from minigpt4_runtime.lab.hooks import Hook, Hooks, Layers, Site
+from minigpt4_runtime.lab.hooks import Hook, Layers, Site
 from minigpt4_runtime.lab.keep import Keep, KeepLike
 from minigpt4_runtime.lab.modules import shared_modules
-from minigpt4_runtime.lab.passes import Pass, run_pass
+from minigpt4_runtime.lab.opened import Opened
 from minigpt4_runtime.lab.prompt import StudiedPrompt
 from minigpt4_runtime.lab.searching import (
     Answer,
@@ -39,8 +38,8 @@ from minigpt4_runtime.lab.searching import (
     greedy,
     search,
 )
-from minigpt4_runtime.lab.sight import Encoded, left_early, normalise, watching_queries
-from minigpt4_runtime.lab.state import Reached, State
+from minigpt4_runtime.lab.sight import Encoded, watching_queries
+from minigpt4_runtime.lab.state import State
 from minigpt4_runtime.loaded import LoadedModel
 from minigpt4_runtime.messages import Message, image, read_messages
 from minigpt4_runtime.text.answer import AnswerText
@@ -48,8 +47,6 @@ from minigpt4_runtime.text.prompt import find_template, read_raw, render
 
 if TYPE_CHECKING:
     from minigpt4_runtime.messages import ImageLike
-
-CANDIDATES_AT_ONCE = 16
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,11 +74,11 @@ class Lab:
     def __init__(self, loaded: LoadedModel) -> None:
         """Raises a RequestError where several ranks share the model."""
         self._loaded = loaded
-        self._model = shared_modules(loaded)
-        self._shapes = {weight.name: weight.shape for weight in list_weights(self._model)}
-        self._hooks = Hooks(len(self._model.language.layers))
+        model = shared_modules(loaded)
+        self._opened = Opened(model, loaded.config, loaded.backend.device)
+        self._shapes = {weight.name: weight.shape for weight in list_weights(model)}
         self._template = find_template(loaded.config.template)
-        self.weights: dict[str, nn.Parameter] = dict(self._model.named_parameters())
+        self.weights: dict[str, nn.Parameter] = dict(model.named_parameters())
         self.config: ModelConfig = loaded.config
         self.device: torch.device = loaded.backend.device
 
@@ -144,14 +141,10 @@ class Lab:
         Raises:
             RequestError: pixels have another shape, there is no such block, or no Q-Former.
         """
-        vision = self._model.vision
         with ExitStack() as stack:
-            stack.enter_context(left_early(vision, exit_layer))
-            shares = (
-                stack.enter_context(watching_queries(vision.qformer)) if cross_attention else None
-            )
-            normed = normalise(pixels.to(self.device), self.config.vision)
-            embeddings: Tensor = vision(normed.to(vision.ln_vision.weight.dtype))
+            qformer = self._opened.model.vision.qformer
+            shares = stack.enter_context(watching_queries(qformer)) if cross_attention else None
+            embeddings = self._opened.encode(pixels, exit_layer)
         return embeddings if shares is None else Encoded(embeddings, torch.stack(shares))
 
     def forward(
@@ -175,14 +168,14 @@ class Lab:
             prompt = prompt.showing(pixels)
         elif embeddings is not None:
             prompt = prompt.reading(embeddings)
-        rows, ids = self._embed_prompt(prompt), self._answer_ids(answer)
+        rows, ids = self._opened.embed_prompt(prompt), self._answer_ids(answer)
         if len(ids) not in (1, len(rows)):
             raise RequestError(f"There are {len(ids)} answers for {len(rows)} sequences.")
         ids = ids.expand(len(rows), -1)
         if ids.shape[1]:
-            rows = torch.cat([rows, self._embed(ids)], 1)
-        done = self._run(rows, Keep.read(keep))
-        logits = self._logits(done.rows)
+            rows = torch.cat([rows, self._opened.embed(ids)], 1)
+        done = self._opened.run(rows, Keep.read(keep))
+        logits = self._opened.logits(done.rows)
         loss = None
         if num_answer := ids.shape[1]:
             said = logits[:, -num_answer - 1 : -1]
@@ -199,30 +192,14 @@ class Lab:
         Raises:
             RequestError: a candidate has no ids.
         """
+        if isinstance(candidates, str):
+            raise RequestError(f"candidates is {candidates!r:.80}; give a list of answers.")
         known = [self._answer_ids(each)[0] for each in candidates]
         if not all(map(len, known)):
             raise RequestError("A candidate is empty: give each at least one id or word.")
         if prompt.num_variants != 1:
             raise RequestError("score takes one picture for each place, not variants.")
-        begun = self._reach(self._embed_prompt(prompt), Past(), Keep(), "")
-        scores = [
-            self._score_some(begun, known[first : first + CANDIDATES_AT_ONCE])
-            for first in range(0, len(known), CANDIDATES_AT_ONCE)
-        ]
-        return torch.cat(scores) if scores else begun.logits.new_empty(0)
-
-    def _score_some(self, begun: Reached, candidates: Sequence[Tensor]) -> Tensor:
-        """Side by side, shorter ones filled up: what stands behind an id does not change it."""
-        ids = nn.utils.rnn.pad_sequence(list(candidates), batch_first=True)
-        logits = begun.logits.expand(len(ids), 1, -1)
-        if ids.shape[1] > 1:
-            past = begun.past.select([0] * len(ids))
-            done = self._run(self._embed(ids[:, :-1]), Keep(), past=past)
-            logits = torch.cat([logits, self._logits(done.rows)], 1)
-        said = logits.log_softmax(-1).gather(2, ids[:, :, None])[:, :, 0]
-        lengths = torch.tensor([len(each) for each in candidates], device=ids.device)
-        is_real = torch.arange(ids.shape[1], device=ids.device) < lengths[:, None]
-        return said.masked_fill(~is_real, 0).sum(1)
+        return self._opened.score(prompt, known)
 
     def lens(self, hidden: Tensor, *, norm: bool = True) -> Tensor:
         """The logits (…, V) of any layer's rows (…, C) through the final norm and the head.
@@ -231,8 +208,8 @@ class Lab:
         are.
         """
         if norm:
-            _, hidden = self._model.language.norm(hidden)
-        return self._logits(hidden)
+            _, hidden = self._opened.model.language.norm(hidden)
+        return self._opened.logits(hidden)
 
     def hook(self, site: Site, layers: Layers, function: Hook) -> AbstractContextManager[None]:
         """For a `with`: call `function(value, place)` at a site of these layers.
@@ -241,7 +218,7 @@ class Lab:
         values: "scores" (B, H, Q, T), before mask and softmax; "heads" (B, Q, H, D); "attention",
         "feed_forward" and "residual" (B, Q, C).
         """
-        return self._hooks.adding(site, layers, function)
+        return self._opened.hooks.adding(site, layers, function)
 
     def edited(self, weights: Mapping[str, Tensor]) -> AbstractContextManager[None]:
         """For a `with`: compute with other weights, by their names, as whole matrices of floats.
@@ -252,7 +229,7 @@ class Lab:
         Raises:
             RequestError: there is no such weight, or it has another shape.
         """
-        return edited(self._model, self._shapes, weights)
+        return edited(self._opened.model, self._shapes, weights)
 
     def start(
         self, prompt: StudiedPrompt, beams: int = 1, *, keep: KeepLike = (), branch: str = ""
@@ -265,9 +242,9 @@ class Lab:
         if beams < 1:
             raise RequestError(f"beams is {beams}; it must be at least 1.")
         keeps = Keep.read(keep)
-        advance = partial(self._advance, keep=keeps, branch=branch)
+        advance = partial(self._opened.advance, keep=keeps, branch=branch)
         with torch.no_grad():
-            reached = self._reach(self._embed_prompt(prompt), Past(), keeps, branch)
+            reached = self._opened.begin(prompt, keeps, branch)
         none = torch.empty(len(reached.logits), 0, dtype=torch.long, device=self.device)
         state = State(advance, reached, none)
         rows = [row for row in range(len(none)) for _ in range(beams)]
@@ -366,12 +343,7 @@ class Lab:
 
     def _answer_ids(self, answer: str | Sequence[int] | Tensor) -> Tensor:
         """An answer → (1, A) or (B, A) ids."""
-        known = self.ids_of(answer) if isinstance(answer, str) else answer
-        ids = torch.as_tensor(known, dtype=torch.long, device=self.device)
-        vocab_size = self.config.language.vocab_size
-        if ids.numel() and not (int(ids.min()) >= 0 and int(ids.max()) < vocab_size):
-            raise RequestError(f"An id is outside the vocabulary, 0 to {vocab_size - 1}.")
-        return ids[None] if ids.dim() == 1 else ids
+        return self._opened.read_ids(self.ids_of(answer) if isinstance(answer, str) else answer)
 
     def _answer_text(self, prompt: StudiedPrompt, sampling: SamplingParams) -> AnswerText:
         before, space = self._loaded.tokenizer.encode_begun(prompt.begun)
@@ -379,48 +351,3 @@ class Lab:
         return AnswerText(
             self._loaded.tokenizer, self._template, sampling, before=before, begins_with=begins_with
         )
-
-    def _embed(self, ids: Tensor) -> Tensor:
-        """(B, n) ids → (B, n, C) rows."""
-        return self._model.language.embed(ids.flatten()).view(*ids.shape, -1)
-
-    def _embed_prompt(self, prompt: StudiedPrompt) -> Tensor:
-        """A prompt → (B, T, C) rows, with gradients to its pixels or image rows."""
-        num_variants = prompt.num_variants
-        ids = torch.tensor(prompt.token_ids, device=self.device)
-        words = self._embed(ids[None].expand(num_variants, -1))
-        if not prompt.image_spans:
-            return words
-        given = prompt.embeddings
-        shown = self.encode(prompt.pixels) if given is None else given.to(self.device)
-        wanted = (self.config.rows_per_image, self.config.language.hidden_size)
-        if tuple(shown.shape[1:]) != wanted:
-            raise RequestError(
-                f"embeddings are {tuple(shown.shape)}; this model takes (N, {wanted[0]}, "
-                f"{wanted[1]}), as lab.encode gives them."
-            )
-        shown = shown.to(words.dtype).view(num_variants, -1, *wanted)
-        parts, last = [], 0
-        for index, span in enumerate(prompt.image_spans):
-            parts += [words[:, last : span.start], shown[:, index]]
-            last = span.start + span.num_rows
-        return torch.cat([*parts, words[:, last:]], 1)
-
-    def _run(
-        self, embeddings: Tensor, keep: Keep, *, past: Past | None = None, branch: str = ""
-    ) -> Pass:
-        return run_pass(
-            self._model.language, embeddings, hooks=self._hooks, keep=keep, past=past, branch=branch
-        )
-
-    def _reach(self, embeddings: Tensor, past: Past, keep: Keep, branch: str) -> Reached:
-        done = self._run(embeddings, keep, past=past, branch=branch)
-        return Reached(self._logits(done.rows[:, -1]), done.kept, done.past)
-
-    def _advance(self, ids: Tensor, past: Past, *, keep: Keep, branch: str) -> Reached:
-        return self._reach(self._embed(self._answer_ids(ids)), past, keep, branch)
-
-    def _logits(self, rows: Tensor) -> Tensor:
-        """(…, C) normed rows → (…, V), at least float32."""
-        logits: Tensor = self._model.language.head(rows)
-        return logits.to(torch.promote_types(logits.dtype, torch.float32))

@@ -45,9 +45,9 @@ class StudiedPrompt:
         """B: how many answers are computed side by side."""
         count = len(self.pixels if self.embeddings is None else self.embeddings)
         num_images = len(self.image_spans)
-        if num_images == 0:
+        if num_images == count == 0:
             return 1
-        if count == 0 or count % num_images:
+        if num_images == 0 or count == 0 or count % num_images:
             raise RequestError(
                 f"The prompt has {num_images} pictures and was given {count}. Give as many, or a "
                 "multiple for variants side by side."

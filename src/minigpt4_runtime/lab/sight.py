@@ -33,9 +33,14 @@ def normalise(pixels: Tensor, config: VisionConfig) -> Tensor:
     """(N, 3, S, S) in 0…1 → as the tower takes them.
 
     Raises:
-        RequestError: they have another shape.
+        RequestError: they are no such floats, or have another shape.
     """
     side = config.image_size
+    if not isinstance(pixels, Tensor) or not pixels.is_floating_point():
+        kind = pixels.dtype if isinstance(pixels, Tensor) else type(pixels).__name__
+        raise RequestError(
+            f"pixels are {kind}; give a tensor of floats in 0…1, as lab.pixels(picture) does."
+        )
     if pixels.dim() != 4 or pixels.shape[1:] != (3, side, side):
         raise RequestError(
             f"pixels are {tuple(pixels.shape)}; this model takes (N, 3, {side}, {side}) in 0…1, "
