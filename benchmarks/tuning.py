@@ -18,16 +18,10 @@ import time
 from collections import Counter
 from pathlib import Path
 
-import torch
-from torch import Tensor
-
 from minigpt4_runtime import MiniGPT4, image
-from minigpt4_runtime.checkpoint.mapped import map_tensors
-from minigpt4_runtime.checkpoint.weights import read_folder_weights, read_header
 from minigpt4_runtime.evaluation import demo_check, scenes
 from minigpt4_runtime.loaded import DEMO_MODEL_DIR
 from minigpt4_runtime.tune.data import read_data
-from minigpt4_runtime.tune.lora import OWN_NAME_OF
 from minigpt4_runtime.tune.settings import LORA_TARGETS, TuneSettings
 from minigpt4_runtime.tune.tune import Step, tune
 
@@ -83,36 +77,17 @@ def draw_captions(folder: Path, count: int) -> Path:
     return path
 
 
-def lora_weights(folder: Path, model_dir: Path) -> dict[str, Tensor]:
-    """The changed matrices W + α/r·B·A of a folder's adapters, by the model's own names."""
-    config = json.loads((folder / "adapter_config.json").read_text("utf-8"))
-    factors = map_tensors(read_header(folder / "adapter_model.safetensors"))
-    weights = map_tensors(read_folder_weights(model_dir))
-    changed = {}
-    for name in factors:
-        stem, is_low, _ = name.partition(".lora_A.")
-        if is_low:
-            number, _, target = stem.partition(".layers.")[2].split(".")
-            own = f"language.layers.{number}.{OWN_NAME_OF[target]}.weight"
-            product = factors[f"{stem}.lora_B.weight"] @ factors[name]
-            changed[own] = weights[own].float() + product * (config["lora_alpha"] / config["r"])
-    return changed
-
-
-def count_words(model: MiniGPT4, adapter: Path | None, num_scenes: int) -> list[str]:
+def count_words(model: MiniGPT4, num_scenes: int) -> list[str]:
     """How many descriptions, and how many of their colours, are right in Italian: two cells."""
-    rng, lab = random.Random(7), model.lab()
+    rng = random.Random(7)
     num_right = num_words = num_named = 0
-    weights = lora_weights(adapter, DEMO_MODEL_DIR) if adapter else {}
-    with torch.no_grad(), lab.edited(weights):
-        for _ in range(num_scenes):
-            scene = scenes.random_scene(rng, held_out=True)
-            picture, wanted = scenes.draw(scene, rng), in_italian(scenes.describe(scene))
-            asked = [{"role": "user", "content": [image(picture), scenes.ask_description(rng)]}]
-            said = lab.generate(lab.prompt(asked))[0].text
-            num_right += said == wanted
-            names, found = (Counter(_WORD.findall(text)) for text in (wanted, said))
-            num_words, num_named = num_words + names.total(), num_named + (names & found).total()
+    for _ in range(num_scenes):
+        scene = scenes.random_scene(rng, held_out=True)
+        picture, wanted = scenes.draw(scene, rng), in_italian(scenes.describe(scene))
+        said = model.describe(image(picture), scenes.ask_description(rng)).text
+        num_right += said == wanted
+        names, found = (Counter(_WORD.findall(text)) for text in (wanted, said))
+        num_words, num_named = num_words + names.total(), num_named + (names & found).total()
     return [f"{num_right / num_scenes:.1%}", f"{num_named / num_words:.1%} of {num_words}"]
 
 
@@ -127,10 +102,9 @@ def learn_words(given: argparse.Namespace) -> None:
     tuned = tune(DEMO_MODEL_DIR, data, given.work_dir / "words", settings, on_step=show)
     print(f"{settings.steps} steps took {time.perf_counter() - started:.0f} s.")
     print("| model | descriptions | colours |\n|---|---|---|")
-    with MiniGPT4.load(device="cpu", dtype="float32") as model:
-        for name, adapter in (("as it was", None), ("with LoRA", tuned.adapter)):
-            cells = count_words(model, adapter, given.scenes)
-            print(f"| {name} | {' | '.join(cells)} |", flush=True)
+    for name, adapter in (("as it was", None), ("with LoRA", tuned.adapter)):
+        with MiniGPT4.load(device="cpu", dtype="float32", adapter=adapter) as model:
+            print(f"| {name} | {' | '.join(count_words(model, given.scenes))} |", flush=True)
 
 
 def show(step: Step) -> None:

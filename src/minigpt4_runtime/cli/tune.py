@@ -223,7 +223,11 @@ def tune(
     from minigpt4_runtime.tune.tune import tune as tune_model
 
     num_pictures = sum(len(each.pictures) for each in (data, held_out) if each)
-    with joined(run.processes) as group, progress_bar(num_pictures) as bar, _asks(group) as asked:
+    with (
+        joined(run.processes) as group,
+        progress_bar(0 if group.rank else num_pictures) as bar,
+        _asks(group) as asked,
+    ):
         if not group.rank:
             _tell_of(data, source.data)
         tuned = tune_model(
