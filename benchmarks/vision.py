@@ -4,9 +4,9 @@ python benchmarks/vision_export.py --work-dir DIR --keep
 python benchmarks/vision.py --model DIR/model --graph DIR/graph [--batch 1 4] [--json vision.json]
                             [--quantised DIR]
 
-Each side encodes the same random images, with as many threads, in turns and in float32. OpenVINO
-reads the same graph as ONNX Runtime, and once more it may multiply in bfloat16, as it does unless
-it is told not to where the processor can. transformers is Blip2VisionModel, Blip2QFormerModel and
+Each side encodes the same random images, with as many threads, in turns and in float32; torch and
+OpenVINO once more in bfloat16, which OpenVINO takes by itself where the processor can. OpenVINO
+reads the same graph as ONNX Runtime. transformers is Blip2VisionModel, Blip2QFormerModel and
 our projection, on the same tensors as the torch side. Both are left out where they are not
 installed. Before they are timed all sides must give the same rows; of bfloat16 and of the same
 model quantised, the distance is printed. The table has latencies, ratios of medians (above 1 if a
@@ -48,7 +48,7 @@ Encode = Callable[[Tensor], Tensor]
 LARGEST_DIFFERENCE = 1e-4  # Of the largest value.
 PRODUCT_SIDE = 2048
 # Those may give other rows.
-ROUNDED = ("quantised", "openvino-bf16")
+ROUNDED = ("quantised", "torch-bf16", "openvino-bf16")
 # Ours → transformers', wherever the name stands.
 TOWER_NAMES = (
     (r"^blocks\.", "encoder.layers."),
@@ -147,6 +147,14 @@ def _their_qformer(ours: VisionPart, config: QFormerConfig, width: int) -> nn.Mo
     return qformer.eval()  # type: ignore[no-any-return]
 
 
+def in_bfloat16(folder: Path) -> Encode:
+    """Our torch side with weights and rows of bfloat16."""
+    dtype, cpu = torch.bfloat16, torch.device("cpu")
+    kernel_of = partial(linear_kernel, device=cpu, widen_from=None)
+    encoder = vision_encoder("torch")(load_vision(folder, dtype=dtype, kernel_of=kernel_of))
+    return lambda pixels: encoder.encode(pixels.to(dtype)).float()
+
+
 def openvino_side(graph: Path, precision: str) -> Encode:
     """OpenVINO on the CPU, which reads the exported graph."""
     openvino = require("openvino", install="pip install openvino")
@@ -164,6 +172,7 @@ def open_sides(args: argparse.Namespace) -> dict[str, Encode]:
     graph = find_graph(args.graph, args.model, runtime="onnx")
     sides: dict[str, Encode] = {
         "torch": vision_encoder("torch")(vision).encode,
+        "torch-bf16": in_bfloat16(args.model),
         "onnx": vision_encoder("onnx")(
             graph.path, graph.batch_sizes, device=cpu, dtype=torch.float32, provider="cpu"
         ).encode,
