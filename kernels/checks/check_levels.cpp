@@ -304,11 +304,14 @@ double group_lowest(const uint8_t* scales, int groups, int group) {
 // What the number `at` of a head is read as.
 double int4_meant(const uint8_t* numbers, const uint8_t* scales, int64_t head, int dim, int groups,
                   int at) {
-  const int size = dim / groups, group = at / size;
-  const uint8_t byte = numbers[head * dim / 2 + group / 2 * size + at % size];
+  const int size = dim / groups, group = at / size, place = at % size * groups + group;
+  const uint8_t byte = numbers[head * dim / 2 + place % (dim / 2)];
   return group_lowest(scales, groups, group) +
-         group_step(scales, group) * (byte >> (group % 2 == 0 ? 0 : 4) & 15);
+         group_step(scales, group) * (byte >> (place < dim / 2 ? 0 : 4) & 15);
 }
+
+// As heads of 64 and 128 have, or others.
+int draw_groups() { return draw(0, 1) == 0 ? 8 * draw(1, 2) : 2 * draw(1, 10); }
 
 CacheSide draw_side(CacheFormat format, int heads, int dim, int groups) {
   CacheSide side;
@@ -347,7 +350,7 @@ CacheSide draw_side(CacheFormat format, int heads, int dim, int groups) {
 
 void check_attention(const Level& level, const char* what, CacheFormat format) {
   const int sequences = draw(1, 3), key_heads = draw(1, 3), shares = draw(1, 3);
-  const int groups = format == CacheFormat::int4 ? 2 * draw(1, 4) : 1;
+  const int groups = format == CacheFormat::int4 ? draw_groups() : 1;
   const int dim = format == CacheFormat::int4 ? groups * draw(1, 20) : draw(1, 70);
   const int block_size = draw(1, 8), blocks = 12, heads = key_heads * shares;
   const int longest = 300, width = longest / block_size + 1;  // Several parts of a context.
@@ -412,7 +415,7 @@ void check_attention(const Level& level, const char* what, CacheFormat format) {
 void check_write(const Level& level, const char* what, CacheFormat format) {
   const bool is_int8 = format == CacheFormat::int8;
   const int heads = draw(1, 3), slots = draw(3, 9), tokens = draw(1, 3);
-  const int groups = is_int8 ? 1 : 2 * draw(1, 4), dim = groups * draw(1, 20);
+  const int groups = is_int8 ? 1 : draw_groups(), dim = groups * draw(1, 20);
   const int count = tokens * heads * dim, cached = 2 * slots * heads;
   auto keys = exactly<float>(count), values = exactly<float>(count);
   auto centre = exactly<float>(heads * dim);

@@ -135,89 +135,106 @@ struct CachedInt8 {
   }
 };
 
-// Nibbles in groups, each with a step and a lowest. A byte has a number of one group in its low bits,
-// and that of the same place in the next group.
+// Nibbles in groups, each with a step and a lowest. In memory come the first numbers of all groups,
+// then the second ones, and so on; a byte has one of the first half of these in its low bits, and that
+// of the same place in the second half. So a lane of a vector has the same group again and again, and
+// sums of a lane are multiplied by its step once.
 struct CachedInt4 {
   static constexpr int64_t kTokensAtOnce = 16;
   const uint8_t* numbers;
   const uint8_t* scales;
-  int64_t dim, group, groups;
+  // Number i has the scales i % period, which are those of all groups, several times where there are
+  // more lanes. Vectors take the first `wide` of these: all, or none where lanes do not divide them.
+  int64_t half, groups, period, wide;
 
   CachedInt4(const Attention& a, const void* numbers, const void* scales)
       : numbers(static_cast<const uint8_t*>(numbers)),
         scales(static_cast<const uint8_t*>(scales)),
-        dim(a.head_dim),
-        group(a.head_dim / a.groups),
-        groups(a.groups) {}
+        half(a.head_dim / 2),
+        groups(a.groups),
+        period(kLanes % a.groups == 0 && half % kLanes == 0 ? kLanes : a.groups),
+        wide(period % kLanes == 0 && half % period == 0 ? period : 0) {}
 
-  static int64_t sums_per_head(const Attention& a) { return a.groups; }
+  static int64_t sums_per_head(const Attention& a) { return std::max<int64_t>(a.groups, kLanes); }
   void sum_up(const float* q, float* sums) const {
-    for (int64_t g = 0; g < groups; ++g) {
-      sums[g] = 0;
-      for (int64_t i = 0; i < group; ++i) sums[g] += q[group * g + i];
+    std::fill_n(sums, period, 0.0f);
+    for (int64_t i = 0; i < 2 * half; i += period) {
+      for (int64_t g = 0; g < period; ++g) sums[g] += q[i + g];
     }
   }
 
   float dot(const float* q, const float* sums, int64_t head) const {
     float steps[2 * kMostGroups];
-    const GroupUnits units = load_group_scales(scales, groups, head, steps);
-    const float* lowests = steps + groups;
-    const uint8_t* own = numbers + head * dim / 2;
-    Float first = zero(), second = zero(), low, high;
-    float rest = 0, lowest = 0;
-    for (int64_t g = 0; g < groups; g += 2, own += group, q += 2 * group) {
-      int64_t i = 0;
-      for (; i + kLanes <= group; i += kLanes) {
+    const GroupUnits units = load_group_scales(scales, groups, period, head, steps);
+    const float* lowests = steps + period;
+    const uint8_t* own = numbers + head * half;
+    Float stepped = zero(), lowest = zero(), low, high;
+    for (int64_t g = 0; g < wide; g += kLanes) {
+      Float first = zero(), second = zero();
+      for (int64_t i = g; i < half; i += period) {
         load_nibbles(own + i, low, high);
-        first = multiply_add(multiply(load(q + i), set(steps[g])), low, first);
-        second = multiply_add(multiply(load(q + group + i), set(steps[g + 1])), high, second);
+        first = multiply_add(load(q + i), low, first);
+        second = multiply_add(load(q + half + i), high, second);
       }
-      for (; i < group; ++i) {
-        rest += steps[g] * q[i] * (own[i] & 15) + steps[g + 1] * q[group + i] * (own[i] >> 4);
-      }
+      stepped = multiply_add(MINIGPT4_LEVEL::add(first, second), load(steps + g), stepped);
+      lowest = multiply_add(load(sums + g), load(lowests + g), lowest);
     }
-    for (int64_t g = 0; g < groups; ++g) lowest += lowests[g] * sums[g];
-    return units.step * (sum(MINIGPT4_LEVEL::add(first, second)) + rest) + units.lowest * lowest;
+    if (wide > 0) {
+      return sum(multiply_add(set(units.step), stepped, multiply(set(units.lowest), lowest)));
+    }
+    float rest = 0, rest_lowest = 0;
+    for (int64_t i = 0; i < half; ++i) {
+      rest += steps[i % period] * q[i] * (own[i] & 15);
+      rest += steps[(half + i) % period] * q[half + i] * (own[i] >> 4);
+    }
+    for (int64_t g = 0; g < period; ++g) rest_lowest += lowests[g] * sums[g];
+    return units.step * rest + units.lowest * rest_lowest;
   }
 
-  int64_t bytes_per_head() const { return dim / 2; }
+  int64_t bytes_per_head() const { return half; }
   int64_t scale_bytes_per_head() const { return group_scale_bytes(groups); }
 
   void add(float* y, float* weights, int64_t count, int64_t head, int64_t stride) const {
     float shares[kTokensAtOnce * 2 * kMostGroups], lowests[kMostGroups];
-    std::fill_n(lowests, groups, 0.0f);
+    std::fill_n(lowests, period, 0.0f);
     for (int64_t t = 0; t < count; ++t) {
-      float* own = shares + t * 2 * groups;
-      const GroupUnits units = load_group_scales(scales, groups, head + t * stride, own);
+      float* own = shares + t * 2 * period;
+      const GroupUnits units = load_group_scales(scales, groups, period, head + t * stride, own);
       const float step = weights[t] * units.step, lowest = weights[t] * units.lowest;
-      for (int64_t g = 0; g < groups; ++g) own[g] *= step;
-      for (int64_t g = 0; g < groups; ++g) lowests[g] += lowest * own[groups + g];
+      for (int64_t g = 0; g < wide; g += kLanes) {
+        store(own + g, multiply(load(own + g), set(step)));
+        const Float sums = multiply_add(set(lowest), load(own + period + g), load(lowests + g));
+        store(lowests + g, sums);
+      }
+      for (int64_t g = wide; g < period; ++g) {
+        own[g] *= step;
+        lowests[g] += lowest * own[period + g];
+      }
     }
-    const int64_t next = stride * dim / 2;
-    for (int64_t g = 0; g < groups; g += 2, y += 2 * group) {
-      const uint8_t* bytes = numbers + head * dim / 2 + g / 2 * group;
-      const float* steps = shares + g;
-      int64_t i = 0;
-      for (; i + kLanes <= group; i += kLanes) {
-        Float first = MINIGPT4_LEVEL::add(load(y + i), set(lowests[g]));
-        Float second = MINIGPT4_LEVEL::add(load(y + group + i), set(lowests[g + 1]));
+    const uint8_t* bytes = numbers + head * half;
+    const int64_t next = stride * half;
+    for (int64_t g = 0; g < wide; g += kLanes) {
+      for (int64_t i = g; i < half; i += period) {
+        Float first = MINIGPT4_LEVEL::add(load(y + i), load(lowests + g)), low;
+        Float second = MINIGPT4_LEVEL::add(load(y + half + i), load(lowests + g)), high;
         for (int64_t t = 0; t < count; ++t) {
-          Float low, high;
+          const Float step = load(shares + t * 2 * period + g);
           load_nibbles(bytes + t * next + i, low, high);
-          first = multiply_add(set(steps[t * 2 * groups]), low, first);
-          second = multiply_add(set(steps[t * 2 * groups + 1]), high, second);
+          first = multiply_add(step, low, first);
+          second = multiply_add(step, high, second);
         }
         store(y + i, first);
-        store(y + group + i, second);
+        store(y + half + i, second);
       }
-      for (; i < group; ++i) {
-        y[i] += lowests[g];
-        y[group + i] += lowests[g + 1];
-        for (int64_t t = 0; t < count; ++t) {
-          const uint8_t byte = bytes[t * next + i];
-          y[i] += steps[t * 2 * groups] * (byte & 15);
-          y[group + i] += steps[t * 2 * groups + 1] * (byte >> 4);
-        }
+    }
+    for (int64_t i = 0; wide == 0 && i < half; ++i) {
+      const int64_t low = i % period, high = (half + i) % period;
+      y[i] += lowests[low];
+      y[half + i] += lowests[high];
+      for (int64_t t = 0; t < count; ++t) {
+        const uint8_t byte = bytes[t * next + i];
+        y[i] += shares[t * 2 * period + low] * (byte & 15);
+        y[half + i] += shares[t * 2 * period + high] * (byte >> 4);
       }
     }
   }
@@ -254,6 +271,15 @@ inline std::pair<float, float> exponentials(float* scores, int64_t count) {
   return {most, all};
 }
 
+// A head's numbers: visit(where a cached head has one, where it is in q).
+template <class Visit>
+void in_order(const Attention& a, Visit visit) {
+  const int64_t size = a.head_dim / a.groups;
+  for (int64_t g = 0; g < a.groups; ++g) {
+    for (int64_t i = 0; i < size; ++i) visit(i * a.groups + g, g * size + i);
+  }
+}
+
 constexpr int64_t kPartTokens = 128;
 
 // The parts of all contexts, one after the other, and what each gives for each head: the sum of
@@ -261,7 +287,7 @@ constexpr int64_t kPartTokens = 128;
 struct Parts {
   int64_t tokens = 0;              // Of a part, but for a context's last: whole blocks.
   const int64_t* firsts = nullptr; // (sequences + 1): the number of each sequence's first part.
-  float* values = nullptr;         // (parts, heads, head_dim)
+  float* values = nullptr;         // (parts, heads, head_dim), each head in the order of the cache.
   float* largest = nullptr;        // (parts, heads)
   float* totals = nullptr;
 };
@@ -292,16 +318,20 @@ class AttendingParts {
     float* q = static_cast<float*>(scratch(3, size * sizeof(float)));
     float* scores = q + heads * dim;  // (heads, count)
     float* sums = scores + heads * count;
-    load_row(a_.q, sequence * heads * dim, heads * dim, q);
-    for (int64_t i = 0; i < heads * dim; ++i) q[i] *= a_.scale;
-    for (int64_t h = 0; h < heads; ++h) keys_.sum_up(q + h * dim, sums + h * num_sums);
+    float* y = parts_.values + part * heads * dim;
+    load_row(a_.q, sequence * heads * dim, heads * dim, y);
+    for (int64_t h = 0; h < heads; ++h) {
+      in_order(a_, [&](int64_t cached, int64_t i) {
+        q[h * dim + cached] = y[h * dim + i] * a_.scale;
+      });
+      keys_.sum_up(q + h * dim, sums + h * num_sums);
+    }
     score(q, sums, scores, sequence, first, count);
     for (int64_t h = 0; h < heads; ++h) {
       const int64_t place = part * heads + h;
       std::tie(parts_.largest[place], parts_.totals[place]) =
           exponentials(scores + h * count, count);
     }
-    float* y = parts_.values + part * heads * dim;
     std::memset(y, 0, heads * dim * sizeof(float));
     mix(y, scores, sequence, first, count);
   }
@@ -387,7 +417,9 @@ class JoiningParts {
       total += weight * parts_.totals[i];
       for (int64_t d = 0; d < dim; ++d) y[d] += weight * values[d];
     }
-    for (int64_t d = 0; d < dim; ++d) store_one(a_.y, a_.q.type, number * dim + d, y[d] / total);
+    in_order(a_, [&](int64_t cached, int64_t i) {
+      store_one(a_.y, a_.q.type, number * dim + i, y[cached] / total);
+    });
   }
 
   const Attention& a_;

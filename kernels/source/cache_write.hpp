@@ -81,10 +81,10 @@ inline void write_int4(const float* row, int64_t dim, int64_t groups, uint8_t* n
     const float whole = to_whole((row[g * group + i] - start) / std::max(step, kLeastDivisor), 15);
     return static_cast<uint8_t>(std::max(whole, 0.0f));
   };
-  for (int64_t g = 0; g < groups; g += 2, numbers += group) {
-    for (int64_t i = 0; i < group; ++i) {
-      numbers[i] = static_cast<uint8_t>(steps(g, i) | steps(g + 1, i) << 4);
-    }
+  for (int64_t i = 0; i < dim / 2; ++i) {
+    const int64_t far = dim / 2 + i;
+    numbers[i] = static_cast<uint8_t>(steps(i % groups, i / groups) |
+                                      steps(far % groups, far / groups) << 4);
   }
 }
 

@@ -21,16 +21,19 @@ struct GroupUnits {
   float step, lowest;  // What a group's shares are multiplied by.
 };
 
-// Shares: the steps of all groups of a head, then their lowests.
-MINIGPT4_INLINE GroupUnits load_group_scales(const uint8_t* scales, int64_t groups, int64_t head,
-                                             float* shares) {
+// Shares: the steps of all groups of a head, then their lowests; both again and again up to `count`.
+MINIGPT4_INLINE GroupUnits load_group_scales(const uint8_t* scales, int64_t groups, int64_t count,
+                                             int64_t head, float* shares) {
   const uint8_t* own = scales + head * group_scale_bytes(groups);
   uint16_t largest[2];
   std::memcpy(largest, own, 4);
   const auto* bytes = reinterpret_cast<const int8_t*>(own + 4);
-  int64_t i = 0;
-  for (; i + kLanes <= 2 * groups; i += kLanes) store(shares + i, load_int8(bytes + i));
-  for (; i < 2 * groups; ++i) shares[i] = bytes[i];
+  for (int side = 0; side < 2; ++side, bytes += groups, shares += count) {
+    int64_t i = 0;
+    for (; i + kLanes <= groups; i += kLanes) store(shares + i, load_int8(bytes + i));
+    for (; i < groups; ++i) shares[i] = bytes[i];
+    for (; i < count; ++i) shares[i] = shares[i - groups];
+  }
   return {kShare * widen_float16(largest[0]), kShare * widen_float16(largest[1])};
 }
 

@@ -52,8 +52,8 @@ struct Product {
   bool rounds_rows = false;  // Rows become 8-bit integers; otherwise they keep 16 bits.
 };
 
-// Floats; int8 with a float32 scale for each head of a token; nibbles with a float16 step and lowest
-// for each group of a head.
+// Floats; int8 with a float32 scale for each head of a token; nibbles with a step and a lowest for
+// each group of a head (group_scales.hpp).
 enum class CacheFormat { float32, float16, bfloat16, int8, int4 };
 
 // One token of each sequence over keys and values in blocks: (B, H, D) → (B, H, D).

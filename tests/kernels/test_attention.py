@@ -454,7 +454,7 @@ for dtype, cached, capability, group, is_decode, is_shared in (
     }
     signature["mixed"] = "*fp32" if is_shared else f"*{dtype}"
     flags = {
-        "HAS_SCALES": has_scales, "INT4_GROUP": 16 if is_int4 else 0, "IS_SHARED": is_shared,
+        "HAS_SCALES": has_scales, "INT4_GROUP": 8 if is_int4 else 0, "IS_SHARED": is_shared,
     }
     compiled = compile(
         _attend_tile, sizes | flags, capability, signature,

@@ -180,7 +180,7 @@ for rows, cached, capability, width, has_centre in (
     }
     sizes = {
         "HEADS": 4, "GROUP": 1, "HEAD_DIM": width, "DIMS": 128, "HAS_SCALES": has_scales,
-        "INT4_GROUP": 16 if is_int4 else 0,
+        "INT4_GROUP": 8 if is_int4 else 0,
     }
     if not has_centre:
         sizes["centre"] = None

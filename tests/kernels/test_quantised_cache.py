@@ -34,7 +34,7 @@ READ_BY = {
 CASES = [(kernel, name) for kernel, names in READ_BY.items() for name in names]
 # How far attention is from that over floats, for keys and values from a normal distribution: the
 # root of the mean square, as a share of that of the result.
-COST = {"int8": 0.015, "fp8": 0.06, "int4": 0.15}
+COST = {"int8": 0.015, "fp8": 0.06, "int4": 0.1}
 CPU = torch.device("cpu")
 UNWRITTEN = 255  # Bytes of these are NaN, as any float.
 RAGGED = [(37, 1), (20, 7), (1, 1), (6, 6), (16, 1)]

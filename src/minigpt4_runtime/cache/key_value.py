@@ -274,8 +274,10 @@ class Fp8Cache(ScaledCache):
 class Int4Cache(QuantisedCache):
     """Half a byte a number, from 0 to 15: how many steps it lies above its group's lowest.
 
-    A group is of 16 neighbours, or fewer where these do not divide half a head. A byte holds a
-    number of one group in its low bits, and that of the same place in the next group.
+    A group is of 8 neighbours, or fewer where these do not divide half a head. In memory come the
+    first numbers of all groups, then the second ones, and so on: a lane of a vector meets one group
+    again and again. A byte holds one of the first half of these in its low bits, and that of the
+    same place in the second half.
 
     The scales of a head are two float16, 128/127 of its largest step and of its largest lowest by
     magnitude; and behind these two bytes for each group, its step and its lowest as 128ths of them:
@@ -305,17 +307,17 @@ class Int4Cache(QuantisedCache):
         step, start = cls._scales(largest, shares)
         steps = ((groups - start) / step.clamp(min=_SMALLEST)).nan_to_num_(0)
         numbers = steps.round_().clamp_(0, 15).to(torch.uint8)
-        packed = numbers[..., 0::2, :] | numbers[..., 1::2, :] << 4
-        return packed.flatten(-2), torch.cat((largest.view(torch.int8), shares.flatten(-2)), -1)
+        low, high = numbers.mT.flatten(-2).chunk(2, -1)
+        return low | high << 4, torch.cat((largest.view(torch.int8), shares.flatten(-2)), -1)
 
     @classmethod
     def unpack(cls, numbers: Tensor, scales: Tensor) -> Tensor:
         """See `QuantisedCache`."""
         largest = scales[..., :4].contiguous().view(torch.float16)
         step, start = cls._scales(largest, scales[..., 4:].reshape(*scales.shape[:-1], 2, -1))
-        packed = numbers.view(*numbers.shape[:-1], step.shape[-2] // 2, -1)
-        steps = torch.stack((packed & 15, packed >> 4), -2).flatten(-3, -2).float()
-        return torch.addcmul(start, steps, step).flatten(-2)
+        steps = torch.cat((numbers & 15, numbers >> 4), -1)
+        steps = steps.view(*steps.shape[:-1], -1, step.shape[-2]).mT
+        return torch.addcmul(start, steps.float(), step).flatten(-2)
 
     @classmethod
     def _units(cls, largest: Tensor) -> Tensor:

@@ -9,8 +9,8 @@ from minigpt4_runtime.config import DTYPE_BYTES, CacheDTypeName, LanguageConfig
 
 
 def int4_group(head_dim: int) -> int:
-    """How many numbers of a head share a step in int4: 16, or what divides half of one too."""
-    return math.gcd(head_dim // 2, 16)
+    """How many numbers of a head share a step in int4: 8, or what divides half of one too."""
+    return math.gcd(head_dim // 2, 8)
 
 
 def head_bytes(head_dim: int, dtype: CacheDTypeName) -> int:

@@ -102,7 +102,7 @@ class PlaceOptions:
         option(
             "DTYPE",
             "How keys and values are kept: auto, float32, float16, bfloat16, int8, int4 or fp8; "
-            "auto is as --dtype. int8 takes half of float16, int4 a third.",
+            "auto is as --dtype. int8 takes half of float16, int4 two fifths.",
         ),
     ] = "auto"
     cuda_graphs: Annotated[

@@ -62,7 +62,10 @@ _MIN_SHARE = 128
 class TritonAttention:
     """See `AttentionKernel`."""
 
-    limits: ClassVar = KernelLimits(formats=(FloatCache, Int8Cache, Int4Cache, Fp8Cache))
+    # Of other widths two numbers of one group of int4 would not share a byte.
+    limits: ClassVar = KernelLimits(
+        formats=(FloatCache, Int8Cache, Int4Cache, Fp8Cache), head_dim_step=4
+    )
     is_capturable: ClassVar = True
 
     def __init__(self, cache: TritonCache) -> None:
@@ -173,10 +176,9 @@ def _load_cached(  # noqa: PLR0913, PLR0917
     if INT4_GROUP:
         # As `Int4Cache` has them. A byte is asked for twice, and read once from memory.
         groups: tl.constexpr = HEAD_DIM // INT4_GROUP
-        group = dims // INT4_GROUP
-        byte = group // 2 * INT4_GROUP + dims % INT4_GROUP
-        packed = tl.load(numbers + (heads * (HEAD_DIM // 2))[:, None] + byte[None, :], is_there, 0)
-        steps = (packed.to(tl.int32) >> (group % 2 * 4)[None, :]) & 15
+        group, half = dims % groups, HEAD_DIM // 2
+        packed = tl.load(numbers + (heads * half)[:, None] + (dims % half)[None, :], is_there, 0)
+        steps = (packed.to(tl.int32) >> (dims // half * 4)[None, :]) & 15
         own = scales + heads * (4 + 2 * groups)
         largest = own.to(tl.pointer_type(tl.float16))
         step_unit = tl.load(largest, is_token, 0.0).to(tl.float32) / 128
@@ -238,7 +240,11 @@ def _attend_tile(  # noqa: PLR0913, PLR0915, PLR0917
     is_row, is_dim = row < num_rows, dims < HEAD_DIM
     is_query = is_row[:, None] & is_dim[None, :]
     step_row = (first_row + row).to(tl.int64)
-    here = (step_row * num_heads + head)[:, None] * HEAD_DIM + dims[None, :]
+    # Which number of a head a cached one is: see `Int4Cache`.
+    places = dims
+    if INT4_GROUP:
+        places = dims % (HEAD_DIM // INT4_GROUP) * INT4_GROUP + dims // (HEAD_DIM // INT4_GROUP)
+    here = (step_row * num_heads + head)[:, None] * HEAD_DIM + places[None, :]
     q = tl.load(queries + here, mask=is_query, other=0.0)
 
     position = length - num_rows + row
@@ -287,7 +293,7 @@ def _attend_tile(  # noqa: PLR0913, PLR0915, PLR0917
     if IS_SHARED:
         log_total = tl.where(total > 0, largest + tl.log2(tl.maximum(total, 1.0)), float("-inf"))
         tl.store(log_totals + (step_row * num_shares + share) * num_heads + head, log_total, is_row)
-    at = ((step_row * num_shares + share) * num_heads + head)[:, None] * HEAD_DIM + dims[None, :]
+    at = ((step_row * num_shares + share) * num_heads + head)[:, None] * HEAD_DIM + places[None, :]
     tl.store(mixed + at, sums / tl.maximum(total, 1.0)[:, None], mask=is_query)
 
 

@@ -144,7 +144,7 @@ def _steps(numbers: tl.tensor, lowest: tl.tensor, step: tl.tensor) -> tl.tensor:
 
 @triton.jit  # type: ignore[untyped-decorator]
 def _widest_step(group: tl.tensor, lowest: tl.tensor) -> tl.tensor:
-    """A fifteenth of a group's spread: (HEADS, PAIRS, INT4_GROUP) → (HEADS, PAIRS, 1)."""
+    """A fifteenth of a group's spread: (HEADS, ALL, INT4_GROUP) → (HEADS, ALL, 1)."""
     # A step that is not finite makes all of its head so: min and max would pass over NaN.
     tops = tl.where(group == group, group, float("inf"))
     spread = tl.max(tops, 2, keep_dims=True) - lowest
@@ -155,11 +155,10 @@ def _widest_step(group: tl.tensor, lowest: tl.tensor) -> tl.tensor:
 def _write_unit(
     there: tl.tensor,  # (HEADS,) float16
     is_head: tl.tensor,
-    low: tl.tensor,  # (HEADS, PAIRS, 1)
-    high: tl.tensor,
+    wanted: tl.tensor,  # (HEADS, ALL, 1)
 ) -> tl.tensor:
     """Write 128/127 of the largest of a head; give a 128th of it: (HEADS, 1, 1)."""
-    largest = tl.max(tl.max(tl.maximum(low, high), 2), 1)
+    largest = tl.max(tl.max(wanted, 2), 1)
     largest = (largest * (128 / 127)).to(tl.float16)
     tl.store(there, largest, is_head)
     return (largest.to(tl.float32) / 128)[:, None, None]
@@ -167,9 +166,9 @@ def _write_unit(
 
 @triton.jit  # type: ignore[untyped-decorator]
 def _write_shares(
-    there: tl.tensor,  # (HEADS, PAIRS) int8
+    there: tl.tensor,  # (HEADS, ALL) int8
     is_there: tl.tensor,
-    wanted: tl.tensor,  # (HEADS, PAIRS, 1)
+    wanted: tl.tensor,  # (HEADS, ALL, 1)
     unit: tl.tensor,  # (HEADS, 1, 1)
 ) -> tl.tensor:
     """Write in units what each group wants; give what it gets."""
@@ -197,35 +196,29 @@ def _write_int4(  # noqa: PLR0913, PLR0917
     DIMS: tl.constexpr,
     INT4_GROUP: tl.constexpr,
 ) -> None:
-    """As `Int4Cache.pack` does: neighbouring groups share bytes."""
-    PAIRS: tl.constexpr = DIMS // INT4_GROUP // 2
+    """As `Int4Cache.pack` does: two numbers of a group share a byte."""
+    ALL: tl.constexpr = DIMS // INT4_GROUP
     GROUPS: tl.constexpr = HEAD_DIM // INT4_GROUP
-    byte = tl.arange(0, DIMS // 2)
-    dims = byte // INT4_GROUP * (2 * INT4_GROUP) + byte % INT4_GROUP
+    dims, group = tl.arange(0, DIMS), tl.arange(0, ALL)
     is_there = is_head[:, None] & (dims < HEAD_DIM)[None, :]
-    low = _centred(rows, first, heads, dims, is_there, cos, sin, centre, HEAD_DIM)
-    high = _centred(rows, first, heads, dims + INT4_GROUP, is_there, cos, sin, centre, HEAD_DIM)
-    low, high = (
-        tl.reshape(low, (HEADS, PAIRS, INT4_GROUP)),
-        tl.reshape(high, (HEADS, PAIRS, INT4_GROUP)),
-    )
-    low_lowest, high_lowest = tl.min(low, 2, keep_dims=True), tl.min(high, 2, keep_dims=True)
-    low_step, high_step = _widest_step(low, low_lowest), _widest_step(high, high_lowest)
+    is_group = is_head[:, None] & (group < GROUPS)[None, :]
+    found = _centred(rows, first, heads, dims, is_there, cos, sin, centre, HEAD_DIM)
+    found = tl.reshape(found, (HEADS, ALL, INT4_GROUP))
+    lowest = tl.min(found, 2, keep_dims=True)
+    step = _widest_step(found, lowest)
     own = scales + there * (4 + 2 * GROUPS)
     largest = own.to(tl.pointer_type(tl.float16))
-    step_unit = _write_unit(largest, is_head, low_step, high_step)
-    lowest_unit = _write_unit(largest + 1, is_head, tl.abs(low_lowest), tl.abs(high_lowest))
-    pair = tl.arange(0, PAIRS)
-    at = (own + 4)[:, None] + (pair * 2)[None, :]
-    is_pair = is_head[:, None] & (pair < GROUPS // 2)[None, :]
+    step_unit = _write_unit(largest, is_head, step)
+    lowest_unit = _write_unit(largest + 1, is_head, tl.abs(lowest))
     # Rounded by the scales as they are stored.
-    low_step = _write_shares(at, is_pair, low_step, step_unit)
-    high_step = _write_shares(at + 1, is_pair, high_step, step_unit)
-    low_lowest = _write_shares(at + GROUPS, is_pair, low_lowest, lowest_unit)
-    high_lowest = _write_shares(at + GROUPS + 1, is_pair, high_lowest, lowest_unit)
-    packed = _steps(low, low_lowest, low_step) | (_steps(high, high_lowest, high_step) << 4)
-    at = (there * (HEAD_DIM // 2))[:, None] + byte[None, :]
-    tl.store(numbers + at, tl.reshape(packed, (HEADS, DIMS // 2)), is_there)
+    at = (own + 4)[:, None] + group[None, :]
+    step = _write_shares(at, is_group, step, step_unit)
+    lowest = _write_shares(at + GROUPS, is_group, lowest, lowest_unit)
+    steps = tl.reshape(_steps(found, lowest, step), (HEADS, ALL, 2, INT4_GROUP // 2))
+    packed = tl.sum(steps.to(tl.int32) << (tl.arange(0, 2) * 4)[None, None, :, None], 2)
+    byte = group[:, None] + (tl.arange(0, INT4_GROUP // 2) * GROUPS)[None, :]
+    at = (there * (HEAD_DIM // 2))[:, None, None] + byte[None, :, :]
+    tl.store(numbers + at, packed.to(tl.uint8), is_group[:, :, None])
 
 
 @triton.jit  # type: ignore[untyped-decorator]

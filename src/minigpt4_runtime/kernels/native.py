@@ -24,7 +24,7 @@ from minigpt4_runtime.formats.integer import unpack_words
 
 INSTALL = "pip install ./kernels (in a checkout)"
 _MODULE = "minigpt4_kernels"
-_INTERFACE = 4
+_INTERFACE = 5
 _ORDERED_OUTPUTS = 16
 
 
