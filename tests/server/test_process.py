@@ -103,7 +103,7 @@ def test_a_failed_step_is_got_over_and_sigterm_lets_answers_end_and_nobody_in(se
     assert server.ask(LONG_PROMPT).status_code == 200
     wait_for(lambda: server.num_admitted() == 0)  # A request is counted until its answer is away.
     with ThreadPoolExecutor() as pool:
-        answer = pool.submit(server.ask, **long_answer(max_tokens=200, min_tokens=200))
+        answer = pool.submit(server.ask, **long_answer())
         wait_for(lambda: server.num_admitted() == 1)
         server.process.send_signal(signal.SIGTERM)
         wait_for(lambda: server.client.get("/ready").status_code == 503)
