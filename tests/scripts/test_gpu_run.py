@@ -1,5 +1,6 @@
 """The script for a machine with a GPU: all of it runs on a CPU, and no part hides another."""
 
+import itertools
 import json
 import re
 import subprocess
@@ -7,6 +8,7 @@ import sys
 import time
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -125,6 +127,22 @@ def test_without_a_rate_of_our_own_the_language_part_is_measured_by_torch_alone(
     }  # fmt: skip
     assert all(each["rates"] for each in found)
     assert not registry.runs_triton((9, 0))
+
+
+def test_answers_about_pictures_count_the_tokens_that_came(scripts, monkeypatch):
+    """An answer that ended early would otherwise make the rate look higher than it is."""
+    import gpu_speed
+    from gpu_results import Setting
+
+    def submit(messages, sampling):
+        assert sampling.stop == (), "random weights may say a template's stop"
+        reply = SimpleNamespace(token_ids=(5,) * (sampling.max_new_tokens - 1))
+        return iter([SimpleNamespace(reply=None), SimpleNamespace(reply=reply)])
+
+    clock = itertools.count()
+    monkeypatch.setattr(gpu_speed.time, "perf_counter", lambda: next(clock))
+    found = gpu_speed.many_answers(SimpleNamespace(submit=submit), Setting(is_dry=True))
+    assert found == {"answers": 2, "tokens_per_second": 4.0}
 
 
 def test_a_part_runs_as_a_process_of_its_own(tmp_path):
