@@ -100,6 +100,7 @@ def test_a_dry_run_executes_every_part(dry_run, scripts):
     assert results["language", "decode4, without graphs"]["rates"]
     for what in ("8 layers, 1", "image side, 1"):
         assert results["compiled", f"torch.compile, {what}"]["difference"] < 1e-3
+    assert next(name for part, name in results if part == "rival") == "decode4"
     assert results["tuning", "w4a16-g128, 4 × 256, recomputed"]["tokens_per_second"] > 0
     assert len(results["profile", "one picture"]["kernels"]) > 5
     assert "done" in output
