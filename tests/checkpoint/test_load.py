@@ -97,8 +97,13 @@ def test_a_piece_stays_until_a_slow_device_has_it(vicuna_folder, piece_bytes, mo
     monkeypatch.setattr(reading, "PIECE_BYTES", piece_bytes)
     pin_nothing(monkeypatch)
     monkeypatch.setattr("minigpt4_runtime.checkpoint.load.Reader", Late)
+    started = []
+    start = threading.Thread.start
+    monkeypatch.setattr(threading.Thread, "start", lambda own: started.append(own) or start(own))
     language = load_language(vicuna_folder, device=CPU, dtype=torch.float32, group=OneOf(1, 2))
     monkeypatch.undo()
+    assert 0 < len(started) <= 4, "of all weights together"
+    assert not any(thread.is_alive() for thread in started)
     wanted = load_language(vicuna_folder, device=CPU, dtype=torch.float32, group=OneOf(1, 2))
     for name, weight in wanted.state_dict().items():
         assert torch.equal(language.state_dict()[name], weight), name
@@ -124,8 +129,10 @@ def test_a_file_that_is_cut_off_while_it_is_read(model_dir, device, monkeypatch)
     last = max(stored.values(), key=lambda place: place.start)
     with last.path.open("r+b") as file:
         file.truncate(last.start + last.num_bytes // 2)
-    reader = reading.Reader([last], torch.device(device))
-    with pytest.raises(CheckpointError, match="was cut off while it was read"):
+    with (
+        pytest.raises(CheckpointError, match="was cut off while it was read"),
+        reading.Reader([last], torch.device(device)) as reader,
+    ):
         list(reader.pieces(last))
     assert threading.active_count() == before
 

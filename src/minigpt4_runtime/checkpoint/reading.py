@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -31,7 +32,8 @@ _Stretch = tuple[int, int, int]
 class Reader:
     """Reads weights on their way to a device, through buffers that all of them share.
 
-    Freed between them, each would leave a hole that no weight fills.
+    Freed between them, each would leave a hole that no weight fills. At the end of its `with`, all
+    that was sent is there.
     """
 
     def __init__(self, stored: Iterable[StoredTensor], device: torch.device) -> None:
@@ -45,23 +47,34 @@ class Reader:
         # What waits until a buffer may be filled again.
         self._waits: list[Callable[[], object]] = [_nothing] * count
         self._next = 0
+        # Without work it has no thread yet. One for each weight would take long to start.
+        self._pool = ThreadPoolExecutor(_THREADS)
+
+    def __enter__(self) -> Self:
+        """Nothing to do."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Wait for what was sent, and end the threads."""
+        for wait in self._waits:
+            wait()
+        self._pool.shutdown()
 
     def pieces(self, stored: StoredTensor) -> Iterator[Tensor]:
         """The numbers of a weight in order. A piece is valid until the next one, or is `sent`."""
         dtype, size = TORCH_DTYPES[stored.dtype_code], len(self._buffers[0])
-        with ThreadPoolExecutor(_THREADS) as pool:
-            for stretches in _cut(stored.runs(), size):
-                self._next = (self._next + 1) % len(self._buffers)
-                self._waits[self._next]()
-                self._waits[self._next] = _nothing
-                buffer, end = self._buffers[self._next], sum(stretches[-1][1:])
-                fill = partial(_fill, stored.path, buffer.numpy().data)
-                if self._is_far:
-                    shares = list(_shared(stretches, end))
-                    list(pool.map(fill, [shares[first::_THREADS] for first in range(_THREADS)]))
-                else:
-                    fill(stretches)
-                yield buffer[:end].view(dtype)
+        for stretches in _cut(stored.runs(), size):
+            self._next = (self._next + 1) % len(self._buffers)
+            self._waits[self._next]()
+            self._waits[self._next] = _nothing
+            buffer, end = self._buffers[self._next], sum(stretches[-1][1:])
+            fill = partial(_fill, stored.path, buffer.numpy().data)
+            if self._is_far:
+                shares = list(_shared(stretches, end))
+                list(self._pool.map(fill, [shares[first::_THREADS] for first in range(_THREADS)]))
+            else:
+                fill(stretches)
+            yield buffer[:end].view(dtype)
 
     def send(self, piece: Tensor, target: Tensor) -> None:
         """Copy a piece to where it belongs, in the target's dtype."""
@@ -77,11 +90,6 @@ class Reader:
         target.copy_(piece, non_blocking=True)
         stream = torch.accelerator.current_stream(target.device)
         return stream.record_event().synchronize
-
-    def finish(self) -> None:
-        """Wait until all that was sent is there."""
-        for wait in self._waits:
-            wait()
 
 
 def _nothing() -> None:
