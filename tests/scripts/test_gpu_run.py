@@ -146,6 +146,20 @@ def test_answers_about_pictures_count_the_tokens_that_came(scripts, monkeypatch)
     assert found == {"answers": 2, "tokens_per_second": 4.0}
 
 
+def test_files_are_read_whole_and_once_for_their_rate(scripts, tmp_path, monkeypatch):
+    """By as many threads as load a model: by one, loading would look as fast as the files."""
+    import gpu_whole
+
+    clock, sizes = itertools.count(), (5 * 2**20 + 3, 7)
+    for number, size in enumerate(sizes):
+        (tmp_path / f"{number}.safetensors").write_bytes(bytes(size))
+    monkeypatch.setattr(gpu_whole.time, "perf_counter", lambda: next(clock))
+    assert gpu_whole.file_rate(tmp_path) == {"gigabytes_per_second": sum(sizes) / 1e9}
+    whole = tmp_path / "0.safetensors"
+    shares = [gpu_whole.read_share(whole, number) for number in range(gpu_whole.NUM_THREADS)]
+    assert max(shares) - min(shares) <= 1
+
+
 def test_a_part_runs_as_a_process_of_its_own(tmp_path):
     output = run_dry(tmp_path, "gpu.py", "--only", "facts")
     assert "facts: done" in output

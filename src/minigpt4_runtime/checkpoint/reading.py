@@ -23,7 +23,7 @@ from minigpt4_runtime.errors import CheckpointError
 
 PIECE_BYTES = 16 * 2**20
 # Copies of the system's own pages take one thread a tenth of a second for each gigabyte or two.
-_THREADS = 4
+NUM_THREADS = 4
 
 # The start of a stretch in the file, where it goes in the buffer, and its bytes.
 _Stretch = tuple[int, int, int]
@@ -48,7 +48,7 @@ class Reader:
         self._waits: list[Callable[[], object]] = [_nothing] * count
         self._next = 0
         # Without work it has no thread yet. One for each weight would take long to start.
-        self._pool = ThreadPoolExecutor(_THREADS)
+        self._pool = ThreadPoolExecutor(NUM_THREADS)
 
     def __enter__(self) -> Self:
         """Nothing to do."""
@@ -71,7 +71,11 @@ class Reader:
             fill = partial(_fill, stored.path, buffer.numpy().data)
             if self._is_far:
                 shares = list(_shared(stretches, end))
-                list(self._pool.map(fill, [shares[first::_THREADS] for first in range(_THREADS)]))
+                list(
+                    self._pool.map(
+                        fill, [shares[first::NUM_THREADS] for first in range(NUM_THREADS)]
+                    )
+                )
             else:
                 fill(stretches)
             yield buffer[:end].view(dtype)
@@ -115,7 +119,7 @@ def _cut(runs: Iterable[tuple[int, int]], size: int) -> Iterator[list[_Stretch]]
 
 def _shared(stretches: list[_Stretch], num_bytes: int) -> Iterator[_Stretch]:
     """The same, in parts that several threads read at a time."""
-    most = max(1, -(-num_bytes // _THREADS))
+    most = max(1, -(-num_bytes // NUM_THREADS))
     for start, place, count in stretches:
         for first in range(0, count, most):
             yield start + first, place + first, min(most, count - first)
