@@ -1,4 +1,4 @@
-"""The speed of attention over the cache, as measured in the part kernels of benchmarks/gpu.py.
+"""The speed of attention over the cache, as measured in the part attention of benchmarks/gpu.py.
 
 Owns   the measured steps, with keys and values of random numbers.
 Takes  a Setting. In a dry run the steps are tiny.

@@ -117,7 +117,8 @@ def rival(setting: Setting, results: Results) -> None:
     num_blocks = 64 if setting.is_dry else 64 * 448 // BLOCK_SIZE
     ours = Ours(config, device=str(setting.device), dtype=dtype, num_blocks=num_blocks)
     decodes = [work for work in language_works(is_dry=setting.is_dry) if work.is_decode]
-    works = (decodes[0], decodes[-1])
+    # To compile takes so long that the first one may be the only one: it is what the report wants.
+    works = (decodes[-1], decodes[0])
     for work in works:
         results.attempt(work.name, partial(rates, work, ours.generate, ours, setting))
     # On a CPU compiling takes a minute, which a dry run does not need.
@@ -326,17 +327,20 @@ def picture(setting: Setting, results: Results) -> None:
 def many_answers(model: MiniGPT4, setting: Setting) -> dict[str, float]:
     """Answers about pictures that are all new, from pictures in memory to the last token."""
     count, num_new = (2, 3) if setting.is_dry else (64, 128)
-    sampling = SamplingParams(max_new_tokens=num_new, ignore_eos=True)
+    # Random weights say anything, also what would end an answer.
+    sampling = SamplingParams(max_new_tokens=num_new, ignore_eos=True, stop=())
     random = numpy.random.default_rng(1)
     for _ in range(2):  # The first time graphs are captured.
+        said = 0
         pictures = random.integers(0, 256, (count, 224, 224, 3), numpy.uint8)
         started = time.perf_counter()
         with ThreadPoolExecutor(8) as pool:  # As a server opens pictures.
             asked = [[Message("user", (image(each), QUESTION))] for each in pictures]
             for ticket in list(pool.map(partial(model.submit, sampling=sampling), asked)):
-                list(ticket)
+                *_, last = ticket
+                said += len(last.reply.token_ids) if last.reply else 0
         seconds = time.perf_counter() - started
-    return {"answers": count, "tokens_per_second": count * num_new / seconds}
+    return {"answers": count, "tokens_per_second": said / seconds}
 
 
 def first_tokens(model: MiniGPT4, setting: Setting) -> dict[str, float]:

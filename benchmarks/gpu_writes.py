@@ -1,4 +1,4 @@
-"""The time to turn and to cache new keys, as measured in the part kernels of benchmarks/gpu.py.
+"""The time to turn and to cache new keys, as measured in the part attention of benchmarks/gpu.py.
 
 Owns   the measured steps: as torch does it, and as one launch of Triton's kernel.
 Takes  a Setting. In a dry run the steps are tiny, and there is no Triton.

@@ -15,9 +15,7 @@ prompt, as its evaluation scripts do. The ratio is that of pictures a second.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -28,6 +26,7 @@ import torch
 from convert_memory import write_published
 from rich.console import Console
 from rich.table import Table
+from rivals import Program
 
 from minigpt4_runtime import EngineConfig, MiniGPT4, SamplingParams
 from minigpt4_runtime.convert.convert import PublishedFiles, convert
@@ -43,23 +42,17 @@ class Original:
     """The original's code in a process of its own."""
 
     def __init__(self, python: str, source: Path, files: Path) -> None:
-        self._process = subprocess.Popen(
-            [python, SCRIPT], stdin=subprocess.PIPE, stdout=subprocess.PIPE, encoding="utf-8"
+        self._program = Program(python, SCRIPT)
+        self._program.ask(
+            source=str(source.resolve()),
+            files=str(files.resolve()),
+            threads=torch.get_num_threads(),
         )
-        self._ask(source=str(source.resolve()), files=str(files.resolve()),
-                  threads=torch.get_num_threads())  # fmt: skip
 
     def answer(self, pictures: Sequence[Path], num_new: int) -> tuple[float, list[str]]:
         """The seconds and the answers of one batch."""
-        got = self._ask(pictures=list(map(str, pictures)), prompt=PROMPT, new=num_new)
+        got = self._program.ask(pictures=list(map(str, pictures)), prompt=PROMPT, new=num_new)
         return got["seconds"], got["answers"]
-
-    def _ask(self, **line: Any) -> Any:
-        assert self._process.stdin
-        assert self._process.stdout
-        self._process.stdin.write(json.dumps(line) + "\n")
-        self._process.stdin.flush()
-        return json.loads(self._process.stdout.readline())
 
 
 class Ours:

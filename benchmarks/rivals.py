@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -66,6 +67,30 @@ def in_own_thread(compute: Callable[[], T]) -> T:
     """
     with ThreadPoolExecutor(1) as pool:
         return pool.submit(compute).result()
+
+
+class Program:
+    """A script of another environment, which answers each line of JSON with one."""
+
+    def __init__(self, python: str, script: Path) -> None:
+        self._name = script.name
+        self._process = subprocess.Popen(
+            [python, script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, encoding="utf-8"
+        )
+
+    def ask(self, **line: Any) -> Any:
+        """Ask, and wait for the answer. The end of the script is the end of this one."""
+        assert self._process.stdin
+        assert self._process.stdout
+        with suppress(BrokenPipeError):
+            self._process.stdin.write(json.dumps(line) + "\n")
+            self._process.stdin.flush()
+        if answer := self._process.stdout.readline():
+            return json.loads(answer)
+        with suppress(BrokenPipeError), self._process:
+            pass  # It is waited for, and its pipes are closed.
+        ended = self._process.returncode
+        raise SystemExit(f"{self._name} ended with {ended}; what it wrote says why.")
 
 
 # --- our side ------------------------------------------------------------------------------
@@ -256,15 +281,13 @@ class Vllm:
     def __init__(self, language: Llama, python: str) -> None:
         """`python` is that of vLLM's environment. The weights are on the disk while it starts."""
         dtype = str(language.token_embedding.weight.dtype).removeprefix("torch.")
-        self._process = subprocess.Popen(
-            [python, VLLM_SCRIPT], stdin=subprocess.PIPE, stdout=subprocess.PIPE, encoding="utf-8"
-        )
+        self._program = Program(python, VLLM_SCRIPT)
         with tempfile.TemporaryDirectory() as folder:
             settings = {"architectures": ["LlamaForCausalLM"], "model_type": "llama"}
             text = json.dumps({**language.config.to_mapping(), **settings})
             Path(folder, "config.json").write_text(text, encoding="utf-8")
             save_file(_published_weights(language), Path(folder, "model.safetensors"))
-            started = self._ask(folder=folder, dtype=dtype, threads=torch.get_num_threads())
+            started = self._program.ask(folder=folder, dtype=dtype, threads=torch.get_num_threads())
         self.name = f"vLLM {started['version']}"
 
     def generate(
@@ -272,11 +295,4 @@ class Vllm:
     ) -> TimedAnswers:
         """Submit all prompts at once; it batches them itself."""
         del batch_size
-        return TimedAnswers(**self._ask(prompts=prompts, counts=counts))
-
-    def _ask(self, **line: Any) -> Any:
-        assert self._process.stdin
-        assert self._process.stdout
-        self._process.stdin.write(json.dumps(line) + "\n")
-        self._process.stdin.flush()
-        return json.loads(self._process.stdout.readline())
+        return TimedAnswers(**self._program.ask(prompts=prompts, counts=counts))

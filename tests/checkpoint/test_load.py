@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import textwrap
+import threading
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -82,20 +83,58 @@ class Late(reading.Reader):
         return lambda: target.copy_(piece)
 
 
-@pytest.mark.parametrize("piece_bytes", [16 * 2**20, 1000])
-def test_a_piece_stays_until_a_slow_device_has_it(vicuna_folder, piece_bytes, monkeypatch):
-    """Read by several threads, through two buffers."""
-    monkeypatch.setattr(reading, "PIECE_BYTES", piece_bytes)
+def pin_nothing(monkeypatch):
+    """Without a GPU no memory can be pinned."""
     empty = torch.empty
     monkeypatch.setattr(
         torch, "empty", lambda *size, pin_memory=False, **more: empty(*size, **more)
     )
+
+
+@pytest.mark.parametrize("piece_bytes", [16 * 2**20, 1000])
+def test_a_piece_stays_until_a_slow_device_has_it(vicuna_folder, piece_bytes, monkeypatch):
+    """Read by several threads, through two buffers."""
+    monkeypatch.setattr(reading, "PIECE_BYTES", piece_bytes)
+    pin_nothing(monkeypatch)
     monkeypatch.setattr("minigpt4_runtime.checkpoint.load.Reader", Late)
+    started = []
+    start = threading.Thread.start
+    monkeypatch.setattr(threading.Thread, "start", lambda own: started.append(own) or start(own))
     language = load_language(vicuna_folder, device=CPU, dtype=torch.float32, group=OneOf(1, 2))
     monkeypatch.undo()
+    assert 0 < len(started) <= 4, "of all weights together"
+    assert not any(thread.is_alive() for thread in started)
     wanted = load_language(vicuna_folder, device=CPU, dtype=torch.float32, group=OneOf(1, 2))
     for name, weight in wanted.state_dict().items():
         assert torch.equal(language.state_dict()[name], weight), name
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+@pytest.mark.parametrize("piece_bytes", [16 * 2**20, 1000])
+def test_every_weight_arrives_on_a_gpu(vicuna_folder, piece_bytes, dtype, monkeypatch):
+    """Whose copies and the next pieces go on at once."""
+    monkeypatch.setattr(reading, "PIECE_BYTES", piece_bytes)
+    found = load_language(vicuna_folder, device=torch.device("cuda", 0), dtype=dtype)
+    wanted = load_language(vicuna_folder, device=CPU, dtype=dtype)
+    for name, weight in wanted.state_dict().items():
+        assert torch.equal(found.state_dict()[name].cpu(), weight), name
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_a_file_that_is_cut_off_while_it_is_read(model_dir, device, monkeypatch):
+    """By one thread, and by several: the error arrives, and none of them stays."""
+    pin_nothing(monkeypatch)
+    stored, before = read_folder_weights(model_dir), threading.active_count()
+    last = max(stored.values(), key=lambda place: place.start)
+    with last.path.open("r+b") as file:
+        file.truncate(last.start + last.num_bytes // 2)
+    with (
+        pytest.raises(CheckpointError, match="was cut off while it was read"),
+        reading.Reader([last], torch.device(device)) as reader,
+    ):
+        list(reader.pieces(last))
+    assert threading.active_count() == before
 
 
 class OneOf(Solo):

@@ -220,6 +220,51 @@ def test_sparse_products_are_those_of_torch_where_these_are_faster(
     assert made == [48] * (sparse_from == 32)
 
 
+@pytest.mark.parametrize("dtype", [torch.int8, torch.float16])
+def test_a_sparse_product_that_is_wrong_is_never_taken(monkeypatch, caplog, dtype):
+    """Torch's operators have no public name: here they keep their promise but for one number."""
+    from minigpt4_runtime.kernels import linear_sparse
+
+    def multiply(kept, rows, *, out_dtype, transpose_result):
+        made = (rows.T.double() @ kept.double().T).to(out_dtype or rows.dtype)
+        made[-1, -1] += wrong
+        return made
+
+    clock = iter([9.0, 1.0] * 2)
+    monkeypatch.setattr(torch.backends.cusparselt, "is_available", lambda: True)
+    monkeypatch.setattr(torch, "_cslt_compress", lambda matrix: matrix)
+    monkeypatch.setattr(torch, "_cslt_sparse_mm", multiply)
+    monkeypatch.setattr(linear_sparse, "_has_sparse_cores", lambda device: True)
+    monkeypatch.setattr(linear_sparse, "seconds_of", lambda work, device: next(clock))
+    for wrong, wanted in ((0, 512), (1, None)):
+        linear_sparse.least_rows.cache_clear()
+        assert linear_sparse.least_rows((64, 96), dtype, torch.device("cpu")) == wanted
+        assert ("is wrong here" in caplog.text) == bool(wrong)
+    linear_sparse.least_rows.cache_clear()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.int8, torch.float16, torch.bfloat16])
+def test_a_gpu_s_own_sparse_products_are_the_plain_ones_and_can_be_captured(dtype):
+    """Random whole numbers, whose sums are exact: no number may differ."""
+    from minigpt4_runtime.kernels import linear_sparse
+
+    if not torch.backends.cusparselt.is_available() or not linear_sparse._has_sparse_cores(CUDA):
+        pytest.skip("this GPU or this torch has no 2:4 sparse products")
+    generator = torch.Generator().manual_seed(0)
+    matrix = torch.randint(-1, 2, (96, 256), generator=generator).to(dtype).cuda()
+    for start, (first, second) in enumerate(((0, 1), (0, 3), (1, 2), (2, 3))):
+        matrix[start::4].unflatten(1, (-1, 4))[..., [first, second]] = 0
+    rows = torch.randint(-1, 2, (37, 256), generator=generator).to(dtype).cuda()
+    wanted = rows.double() @ matrix.double().T
+    assert linear_sparse.multiply_sparse(rows, matrix).double().equal(wanted)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = linear_sparse.multiply_sparse(rows, matrix)
+    graph.replay()
+    assert captured.double().equal(wanted)
+
+
 def test_8_bit_floats_are_multiplied_as_such(device, monkeypatch):
     """Many rows by torch, if it takes the sizes, and a few in registers, whatever the sizes are.
 

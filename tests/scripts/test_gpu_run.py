@@ -1,5 +1,6 @@
 """The script for a machine with a GPU: all of it runs on a CPU, and no part hides another."""
 
+import itertools
 import json
 import re
 import subprocess
@@ -7,6 +8,7 @@ import sys
 import time
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -98,6 +100,7 @@ def test_a_dry_run_executes_every_part(dry_run, scripts):
     assert results["language", "decode4, without graphs"]["rates"]
     for what in ("8 layers, 1", "image side, 1"):
         assert results["compiled", f"torch.compile, {what}"]["difference"] < 1e-3
+    assert next(name for part, name in results if part == "rival") == "decode4"
     assert results["tuning", "w4a16-g128, 4 × 256, recomputed"]["tokens_per_second"] > 0
     assert len(results["profile", "one picture"]["kernels"]) > 5
     assert "done" in output
@@ -125,6 +128,36 @@ def test_without_a_rate_of_our_own_the_language_part_is_measured_by_torch_alone(
     }  # fmt: skip
     assert all(each["rates"] for each in found)
     assert not registry.runs_triton((9, 0))
+
+
+def test_answers_about_pictures_count_the_tokens_that_came(scripts, monkeypatch):
+    """An answer that ended early would otherwise make the rate look higher than it is."""
+    import gpu_speed
+    from gpu_results import Setting
+
+    def submit(messages, sampling):
+        assert sampling.stop == (), "random weights may say a template's stop"
+        reply = SimpleNamespace(token_ids=(5,) * (sampling.max_new_tokens - 1))
+        return iter([SimpleNamespace(reply=None), SimpleNamespace(reply=reply)])
+
+    clock = itertools.count()
+    monkeypatch.setattr(gpu_speed.time, "perf_counter", lambda: next(clock))
+    found = gpu_speed.many_answers(SimpleNamespace(submit=submit), Setting(is_dry=True))
+    assert found == {"answers": 2, "tokens_per_second": 4.0}
+
+
+def test_files_are_read_whole_and_once_for_their_rate(scripts, tmp_path, monkeypatch):
+    """By as many threads as load a model: by one, loading would look as fast as the files."""
+    import gpu_whole
+
+    clock, sizes = itertools.count(), (5 * 2**20 + 3, 7)
+    for number, size in enumerate(sizes):
+        (tmp_path / f"{number}.safetensors").write_bytes(bytes(size))
+    monkeypatch.setattr(gpu_whole.time, "perf_counter", lambda: next(clock))
+    assert gpu_whole.file_rate(tmp_path) == {"gigabytes_per_second": sum(sizes) / 1e9}
+    whole = tmp_path / "0.safetensors"
+    shares = [gpu_whole.read_share(whole, number) for number in range(gpu_whole.NUM_THREADS)]
+    assert max(shares) - min(shares) <= 1
 
 
 def test_a_part_runs_as_a_process_of_its_own(tmp_path):

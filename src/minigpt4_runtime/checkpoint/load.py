@@ -168,17 +168,16 @@ def _fill(module: Side, prefix: str, folder: _Folder, where: Where) -> Side:
         str(folder.path), (parts[name] for name in copied), dtype,
         device=device, free_bytes=where.get("free_bytes"),
     )  # fmt: skip
-    reader = Reader((stored[name] for name in copied), device)
+    with Reader((stored[name] for name in copied), device) as reader:
 
-    def read(name: str) -> Tensor:
-        return read_tensor(stored[name], device=device, dtype=dtypes[name], reader=reader)
+        def read(name: str) -> Tensor:
+            return read_tensor(stored[name], device=device, dtype=dtypes[name], reader=reader)
 
-    weights = map_tensors(mapped) | {name: read(name) for name in copied if name not in moved}
-    # Of these, one at a time is there twice.
-    for name, linear in arranged.items():
-        linear.settle({part: read(name + part) for part in linear.part_names})
-        weights |= {name + part: linear.get_parameter(part) for part in linear.part_names}
-    reader.finish()
+        weights = map_tensors(mapped) | {name: read(name) for name in copied if name not in moved}
+        # Of these, one at a time is there twice.
+        for name, linear in arranged.items():
+            linear.settle({part: read(name + part) for part in linear.part_names})
+            weights |= {name + part: linear.get_parameter(part) for part in linear.part_names}
     module.load_state_dict(weights, strict=True, assign=True)
     if arranged:
         _give_back_freed_memory()
@@ -229,15 +228,15 @@ def read_tensor(
 
     With a `reader`, which many weights can share, it may still be on its way.
     """
-    own = reader or Reader([stored], device)
+    if reader is None:
+        with Reader([stored], device) as own:
+            return read_tensor(stored, device=device, dtype=dtype, reader=own)
     tensor = torch.empty(stored.shape, device=device, dtype=dtype)
     flat, first = tensor.view(-1), 0
-    for piece in own.pieces(stored):
+    for piece in reader.pieces(stored):
         _refuse_overflow(stored.path, piece, dtype)
-        own.send(piece, flat[first : first + len(piece)])
+        reader.send(piece, flat[first : first + len(piece)])
         first += len(piece)
-    if reader is None:
-        own.finish()
     return tensor
 
 

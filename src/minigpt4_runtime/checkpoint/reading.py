@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -22,7 +23,7 @@ from minigpt4_runtime.errors import CheckpointError
 
 PIECE_BYTES = 16 * 2**20
 # Copies of the system's own pages take one thread a tenth of a second for each gigabyte or two.
-_THREADS = 4
+NUM_THREADS = 4
 
 # The start of a stretch in the file, where it goes in the buffer, and its bytes.
 _Stretch = tuple[int, int, int]
@@ -31,7 +32,8 @@ _Stretch = tuple[int, int, int]
 class Reader:
     """Reads weights on their way to a device, through buffers that all of them share.
 
-    Freed between them, each would leave a hole that no weight fills.
+    Freed between them, each would leave a hole that no weight fills. At the end of its `with`, all
+    that was sent is there.
     """
 
     def __init__(self, stored: Iterable[StoredTensor], device: torch.device) -> None:
@@ -45,23 +47,38 @@ class Reader:
         # What waits until a buffer may be filled again.
         self._waits: list[Callable[[], object]] = [_nothing] * count
         self._next = 0
+        # Without work it has no thread yet. One for each weight would take long to start.
+        self._pool = ThreadPoolExecutor(NUM_THREADS)
+
+    def __enter__(self) -> Self:
+        """Nothing to do."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Wait for what was sent, and end the threads."""
+        for wait in self._waits:
+            wait()
+        self._pool.shutdown()
 
     def pieces(self, stored: StoredTensor) -> Iterator[Tensor]:
         """The numbers of a weight in order. A piece is valid until the next one, or is `sent`."""
         dtype, size = TORCH_DTYPES[stored.dtype_code], len(self._buffers[0])
-        with ThreadPoolExecutor(_THREADS) as pool:
-            for stretches in _cut(stored.runs(), size):
-                self._next = (self._next + 1) % len(self._buffers)
-                self._waits[self._next]()
-                self._waits[self._next] = _nothing
-                buffer, end = self._buffers[self._next], sum(stretches[-1][1:])
-                fill = partial(_fill, stored.path, buffer.numpy().data)
-                if self._is_far:
-                    shares = list(_shared(stretches, end))
-                    list(pool.map(fill, [shares[first::_THREADS] for first in range(_THREADS)]))
-                else:
-                    fill(stretches)
-                yield buffer[:end].view(dtype)
+        for stretches in _cut(stored.runs(), size):
+            self._next = (self._next + 1) % len(self._buffers)
+            self._waits[self._next]()
+            self._waits[self._next] = _nothing
+            buffer, end = self._buffers[self._next], sum(stretches[-1][1:])
+            fill = partial(_fill, stored.path, buffer.numpy().data)
+            if self._is_far:
+                shares = list(_shared(stretches, end))
+                list(
+                    self._pool.map(
+                        fill, [shares[first::NUM_THREADS] for first in range(NUM_THREADS)]
+                    )
+                )
+            else:
+                fill(stretches)
+            yield buffer[:end].view(dtype)
 
     def send(self, piece: Tensor, target: Tensor) -> None:
         """Copy a piece to where it belongs, in the target's dtype."""
@@ -77,11 +94,6 @@ class Reader:
         target.copy_(piece, non_blocking=True)
         stream = torch.accelerator.current_stream(target.device)
         return stream.record_event().synchronize
-
-    def finish(self) -> None:
-        """Wait until all that was sent is there."""
-        for wait in self._waits:
-            wait()
 
 
 def _nothing() -> None:
@@ -107,7 +119,7 @@ def _cut(runs: Iterable[tuple[int, int]], size: int) -> Iterator[list[_Stretch]]
 
 def _shared(stretches: list[_Stretch], num_bytes: int) -> Iterator[_Stretch]:
     """The same, in parts that several threads read at a time."""
-    most = max(1, -(-num_bytes // _THREADS))
+    most = max(1, -(-num_bytes // NUM_THREADS))
     for start, place, count in stretches:
         for first in range(0, count, most):
             yield start + first, place + first, min(most, count - first)

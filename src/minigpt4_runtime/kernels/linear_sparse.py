@@ -34,16 +34,20 @@ def least_rows(shape: tuple[int, int], dtype: torch.dtype, device: torch.device)
     """From how many rows on `multiply_sparse` is faster with such matrices; None: never.
 
     Measured on the device, with the compression of the matrix, once for each shape; not while a
-    graph is captured. `dtype` is int8, or stands for any floats of 16 bits.
+    graph is captured. A product that is not the plain one is never taken. `dtype` is int8, or
+    stands for any floats of 16 bits.
     """
     is_odd = any(size % _STEP for size in shape)
     if is_odd or not torch.backends.cusparselt.is_available() or not _has_sparse_cores(device):
         return None
     try:
-        matrix = torch.ones(shape, dtype=dtype, device=device)
+        matrix = _few_whole(shape, dtype, device)
         matrix.view(-1, 4)[:, 2:] = 0
         for count in _MEASURED_ROWS:
-            rows = torch.ones(count, shape[1], dtype=dtype, device=device)
+            rows = _few_whole((count, shape[1]), dtype, device)
+            if not torch.equal(multiply_sparse(rows, matrix), multiply_plain(rows, matrix)):
+                logger.warning("torch's 2:4 sparse product is wrong here: the plain one is taken.")
+                return None
             plain = seconds_of(partial(multiply_plain, rows, matrix), device)
             sparse = seconds_of(partial(multiply_sparse, rows, matrix), device)
             if sparse < _GAIN * plain:
@@ -52,6 +56,13 @@ def least_rows(shape: tuple[int, int], dtype: torch.dtype, device: torch.device)
         why = str(error).partition("\n")[0]
         logger.info("2:4 sparse products are made by the plain ones, as torch's failed: %s", why)
     return None
+
+
+def _few_whole(shape: tuple[int, int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Random numbers of -1, 0 and 1: their sums are exact in every dtype, in any order."""
+    generator = torch.Generator(device).manual_seed(0)
+    drawn = torch.randint(-1, 2, shape, dtype=torch.int8, device=device, generator=generator)
+    return drawn.to(dtype)
 
 
 def multiply_sparse(rows: Tensor, matrix: Tensor) -> Tensor:
