@@ -64,7 +64,7 @@ class Ours:
 
     def answer(self, pictures: Sequence[Path], num_new: int) -> tuple[float, list[str]]:
         """The seconds and the answers of all pictures, which run together."""
-        sampling = SamplingParams(max_new_tokens=num_new, ignore_eos=True, stop=())
+        sampling = SamplingParams(max_new_tokens=num_new, min_new_tokens=num_new, stop=())
         started = time.perf_counter()
         results = self._model.describe_all(pictures, PROMPT, sampling, is_raw=True)
         said = [each.reply.text for each in results if each.reply]
