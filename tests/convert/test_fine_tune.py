@@ -147,6 +147,7 @@ def test_what_is_no_adapter_of_this_model(v2, golden_model_dir, tmp_path):
     low, high = (f"{PREFIX}.0.self_attn.q_proj.lora_{side}.default.weight" for side in "AB")
     factors = {low: torch.ones(2, 64), high: torch.ones(64, 2)}
     narrow = {**plain, "llama_proj.bias": torch.ones(3)}
+    failed = {**plain, "llama_proj.bias": torch.full((64,), torch.nan)}
     numbers = {**plain, "llama_proj.bias": torch.ones(64, dtype=torch.int64)}
     partial = {**plain, **qformer}
     del partial["query_tokens"]
@@ -158,6 +159,7 @@ def test_what_is_no_adapter_of_this_model(v2, golden_model_dir, tmp_path):
         (vicuna, qformer, {}, r"holds no llama_proj\.weight.* as --projection"),
         (vicuna, narrow, {}, r"llama_proj\.bias is 3, and that of .* is 64"),
         (vicuna, numbers, {}, "is of dtype int64"),
+        (vicuna, failed, {}, r"llama_proj\.bias holds NaN .* Take an earlier checkpoint"),
         (vicuna, {**plain, low: factors[low]}, {}, "has only one of two LoRA factors"),
         (vicuna, {low: torch.ones(2, 3), high: torch.ones(64, 2)}, {}, "the factors of"),
         (vicuna, {**plain, **outside}, {}, "more than an adapter of this model can: .*embed_tok"),

@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import torch
 from torch import Tensor
 
 from minigpt4_runtime.checkpoint.adapter import (
@@ -146,6 +147,11 @@ def _read_tensors(inventory: Inventory, config: ModelConfig, model_dir: Path) ->
         if (recipe := found.get(origin.names[0])) is not None:
             _check_fit(recipe, origin.make, shapes[name], model_dir)
             tensors[name] = origin.make([reader.read(recipe)]).float()
+            if not bool(torch.isfinite(tensors[name]).all()):
+                raise CheckpointError(
+                    f"{recipe.origin} holds NaN or an infinite value, so the training had failed "
+                    "when it was saved. Take an earlier checkpoint."
+                )
     return tensors
 
 
