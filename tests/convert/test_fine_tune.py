@@ -163,6 +163,7 @@ def test_what_is_no_adapter_of_this_model(v2, golden_model_dir, tmp_path):
         (vicuna, {**plain, low: factors[low]}, {}, "has only one of two LoRA factors"),
         (vicuna, {low: torch.ones(2, 3), high: torch.ones(64, 2)}, {}, "the factors of"),
         (vicuna, {**plain, **outside}, {}, "more than an adapter of this model can: .*embed_tok"),
+        (vicuna, {low.removeprefix("llama_model."): factors[low]}, {}, "PEFT's own names"),
         (vicuna, plain, {"arch": "minigpt_v2"}, "was trained as minigpt_v2, and .* of minigpt4"),
         (vicuna, plain, {"minigpt4_tuned": json.dumps({"base": "x"})}, "has another digest"),
     )

@@ -164,6 +164,11 @@ def _check_names(inventory: Inventory, origins: OriginMap, config: ModelConfig) 
         name for name in inventory.recipes
         if name not in theirs.values() and not matches(name, unused)
     ]  # fmt: skip
+    if any(name.startswith("base_model.model.") for name in others):
+        raise CheckpointError(
+            f"{inventory.path} holds weights by PEFT's own names, and not the settings that belong "
+            "to them. Give the folder that PEFT's save_pretrained wrote."
+        )
     if others:
         raise CheckpointError(
             f"{inventory.path} holds more than an adapter of this model can: {list_some(others)}. "
