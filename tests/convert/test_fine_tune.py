@@ -172,6 +172,11 @@ def test_what_is_no_adapter_of_this_model(v2, golden_model_dir, tmp_path):
         torch.save({"model": tensors, "config": {"model": settings}}, path)
         with pytest.raises(CheckpointError, match=message), own_adapter(path, model_dir):
             pass
+    # What is wrong with the folder that is made of it is said of the file that was given.
+    path = tmp_path / "large.pth"
+    torch.save({"model": {**plain, "llama_proj.bias": torch.full((64,), 1e30)}}, path)
+    with pytest.raises(CheckpointError, match=r"large\.pth holds a weight of 1e\+30"):
+        MiniGPT4.load(vicuna, adapter=path, device="cpu", dtype="float16")
     torch.save({"model": factors}, tmp_path / "lora.pth")
     with own_adapter(tmp_path / "lora.pth", vicuna) as folder:
         found = load_file(folder / "adapter_model.safetensors")

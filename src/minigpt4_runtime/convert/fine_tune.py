@@ -44,7 +44,7 @@ from minigpt4_runtime.convert.layouts import LAYOUTS
 from minigpt4_runtime.convert.published import read_settings
 from minigpt4_runtime.convert.recipe import Make, Reader, Recipe
 from minigpt4_runtime.convert.training import read_training
-from minigpt4_runtime.errors import CheckpointError
+from minigpt4_runtime.errors import CheckpointError, ConfigError
 
 _SUFFIXES = (".pth", ".pt", ".bin")
 _REMEDY = "Give it to `minigpt4 convert` as --projection, with the files that it was trained with."
@@ -53,6 +53,8 @@ _REMEDY = "Give it to `minigpt4 convert` as --projection, with the files that it
 @contextmanager
 def own_adapter(path: Path, model_dir: Path) -> Iterator[Path]:
     """An adapter's path; of a checkpoint of the original a folder, which is there for this while.
+
+    What is raised in that while of the folder names the checkpoint.
 
     Raises:
         CheckpointError: see `read_fine_tune`.
@@ -65,7 +67,14 @@ def own_adapter(path: Path, model_dir: Path) -> Iterator[Path]:
     with TemporaryDirectory(prefix="minigpt4-adapter-", ignore_cleanup_errors=True) as folder:
         for name, content in files.items():
             (Path(folder) / name).write_bytes(content)
-        yield Path(folder)
+        try:
+            yield Path(folder)
+        except (CheckpointError, ConfigError) as error:
+            # Who gave a checkpoint knows nothing of this folder, which is gone by then.
+            said = str(error)
+            for each in (*(Path(folder) / name for name in files), folder):
+                said = said.replace(str(each), str(path))
+            raise type(error)(said) from error
 
 
 def read_fine_tune(path: Path, model_dir: Path) -> dict[str, bytes]:
