@@ -188,6 +188,18 @@ def test_pope_by_a_published_recipe(minigpt4, folder):
     assert [", temperature 1.0" in each for each in asked_of] == [False, False, True]
 
 
+def test_an_adapter_that_changed_is_asked_anew(minigpt4, folder):
+    line = {"question_id": 1, "image": "a.png", "text": "Is there a dog?", "label": "no"}
+    (folder / "q.jsonl").write_text(json.dumps(line))
+    pope = ("evaluate", "pope", "--questions", "q.jsonl", "--images", ".", "--out", "report")
+    counts = []
+    for content in ("learned", "learned", "learned more"):
+        (folder / "mine.pth").write_text(content)
+        assert minigpt4(*pope, "--adapter", "mine.pth").status == 0
+        counts.append(len((folder / "report" / "pope.jsonl").read_text().splitlines()))
+    assert counts == [1, 1, 2]
+
+
 def test_pope_in_dialogues(minigpt4, folder):
     chat = {"chat_id": 4, "image": "a.png", "text": ["A dog?", "A cat?"], "label": ["yes", "no"]}
     (folder / "chat.json").write_text(json.dumps(chat))

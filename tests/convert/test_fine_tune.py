@@ -147,6 +147,7 @@ def test_what_is_no_adapter_of_this_model(v2, golden_model_dir, tmp_path):
     low, high = (f"{PREFIX}.0.self_attn.q_proj.lora_{side}.default.weight" for side in "AB")
     factors = {low: torch.ones(2, 64), high: torch.ones(64, 2)}
     narrow = {**plain, "llama_proj.bias": torch.ones(3)}
+    failed = {**plain, "llama_proj.bias": torch.full((64,), torch.nan)}
     numbers = {**plain, "llama_proj.bias": torch.ones(64, dtype=torch.int64)}
     partial = {**plain, **qformer}
     del partial["query_tokens"]
@@ -158,9 +159,11 @@ def test_what_is_no_adapter_of_this_model(v2, golden_model_dir, tmp_path):
         (vicuna, qformer, {}, r"holds no llama_proj\.weight.* as --projection"),
         (vicuna, narrow, {}, r"llama_proj\.bias is 3, and that of .* is 64"),
         (vicuna, numbers, {}, "is of dtype int64"),
+        (vicuna, failed, {}, r"llama_proj\.bias holds NaN .* Take an earlier checkpoint"),
         (vicuna, {**plain, low: factors[low]}, {}, "has only one of two LoRA factors"),
         (vicuna, {low: torch.ones(2, 3), high: torch.ones(64, 2)}, {}, "the factors of"),
         (vicuna, {**plain, **outside}, {}, "more than an adapter of this model can: .*embed_tok"),
+        (vicuna, {low.removeprefix("llama_model."): factors[low]}, {}, "PEFT's own names"),
         (vicuna, plain, {"arch": "minigpt_v2"}, "was trained as minigpt_v2, and .* of minigpt4"),
         (vicuna, plain, {"minigpt4_tuned": json.dumps({"base": "x"})}, "has another digest"),
     )
@@ -169,6 +172,11 @@ def test_what_is_no_adapter_of_this_model(v2, golden_model_dir, tmp_path):
         torch.save({"model": tensors, "config": {"model": settings}}, path)
         with pytest.raises(CheckpointError, match=message), own_adapter(path, model_dir):
             pass
+    # What is wrong with the folder that is made of it is said of the file that was given.
+    path = tmp_path / "large.pth"
+    torch.save({"model": {**plain, "llama_proj.bias": torch.full((64,), 1e30)}}, path)
+    with pytest.raises(CheckpointError, match=r"large\.pth holds a weight of 1e\+30"):
+        MiniGPT4.load(vicuna, adapter=path, device="cpu", dtype="float16")
     torch.save({"model": factors}, tmp_path / "lora.pth")
     with own_adapter(tmp_path / "lora.pth", vicuna) as folder:
         found = load_file(folder / "adapter_model.safetensors")

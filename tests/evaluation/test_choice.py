@@ -205,6 +205,10 @@ def test_imagenetvc_of_another_layout(imagenetvc_dir, write):
         "question,answer\n?,red\n": "needs the columns category, question, answer",
         "category,question,answer\ntabby,?\n": "line 2: a category, question or answer is missing",
         "category,question,answer\npug,?,red\n": "has no class whose first name is pug",
+        "category,question,answer\n": "holds no question",
+        # One would swallow the next row, the other is longer than a field may be.
+        'category,question,answer\ntabby,?,"red\ntabby,?,blue\n': r"no CSV \(.* in question 1\)",
+        f"category,question,answer\ntabby,{'x' * 140000},red\n": r"no CSV \(field larger",
     }.items():
         path.write_text(text)
         with pytest.raises(ConfigError, match=message):

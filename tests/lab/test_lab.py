@@ -302,6 +302,7 @@ def test_what_cannot_be_is_said(vicuna, lab, prompt):
         r"ids are \['a'\]; give": lambda: lab.forward(prompt, answer=["a"]),
         "ids are tensor": lambda: lab.forward(prompt, answer=torch.zeros(1, 1, 1).long()),
         "candidates is 'Yes'; give a list": lambda: lab.score(prompt, "Yes"),
+        "A candidate has 2 rows": lambda: lab.score(prompt, ["yes", [(1, 2), (3, 4)]]),
         "A candidate is empty": lambda: lab.score(prompt, ["yes", ()]),
         "2 answers for 1 sequences": lambda: lab.forward(prompt, answer=[(1,), (2,)]),
         "beams is 0": lambda: lab.start(prompt, 0),

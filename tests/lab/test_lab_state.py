@@ -121,6 +121,7 @@ def test_what_cannot_be_is_said(lab, prompt):
         "gave NoneType": lambda: steered(lambda seen: None),
         "gave complex numbers": lambda: steered(lambda seen: seen.logits + 0j),
         "left no id to choose": lambda: steered(lambda seen: seen.logits * float("nan")),
+        "hooks and in edited": lambda: lab.generate(prompt.showing(prompt.pixels * float("nan"))),
     }.items():
         with pytest.raises(RequestError, match=said):
             ask()

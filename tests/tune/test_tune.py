@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from golden_cases import GOLDENS
+from safetensors.torch import save_file
 
 from minigpt4_runtime import CheckpointError, ConfigError, MiniGPT4, SamplingParams
 from minigpt4_runtime.api import DEMO_MODEL_DIR
@@ -194,6 +195,10 @@ def test_no_memory_loses_nothing_and_less_at_once_goes_on(dialogues, tmp_path, m
     (tmp_path / "state.safetensors").write_bytes(b"")
     with pytest.raises(ConfigError, match=r"is damaged\. Leave out --resume"):
         run(dialogues, tmp_path, resume=True)
+    for record in ({}, {"minigpt4_training": "{"}, {"minigpt4_training": "[1]"}):
+        save_file({"x": torch.ones(1)}, tmp_path / "state.safetensors", record)
+        with pytest.raises(ConfigError, match=r"is no state of a training\. Leave out"):
+            run(dialogues, tmp_path, less, resume=True)
 
 
 def test_what_is_computed_again_gives_the_same_gradients(golden):

@@ -6,6 +6,7 @@ Takes  a path and a model folder; gives a config and the places that a model loa
 Never  changes a model folder.
 """
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -74,6 +75,21 @@ class AdapterParts:
         found = {"projection": self.projection} if self.projection else {}
         if self.lora is not None:
             found |= {"lora": self.lora / WEIGHTS_NAME, "lora_config": self.lora / CONFIG_NAME}
+        return found
+
+    def digests(self) -> dict[str, str]:
+        """The SHA-256 of each of these files, for results that are not to be taken for others.
+
+        Raises:
+            CheckpointError: a file cannot be read.
+        """
+        found = {}
+        for role, path in self.files.items():
+            try:
+                with path.open("rb") as file:
+                    found[role] = hashlib.file_digest(file, "sha256").hexdigest()
+            except OSError as error:
+                raise CheckpointError(f"{path} cannot be read: {error.strerror}.") from None
         return found
 
 

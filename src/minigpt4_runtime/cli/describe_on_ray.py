@@ -172,6 +172,7 @@ def _model(where: ModelOptions, question: Question) -> tuple[dict[str, Any], dic
         CheckpointError: there is no such model on this machine.
     """
     from minigpt4_runtime import __version__
+    from minigpt4_runtime.checkpoint.adapters import AdapterParts
     from minigpt4_runtime.checkpoint.manifest import MANIFEST_NAME
     from minigpt4_runtime.checkpoint.shelf import find_model
 
@@ -185,19 +186,13 @@ def _model(where: ModelOptions, question: Question) -> tuple[dict[str, Any], dic
     settings |= {
         "model": arguments["model"] or f"demo {__version__}",
         "manifest_sha256": _digest(manifest) if manifest.is_file() else None,
-        "adapter": None if adapter is None else _adapter_digests(Path(adapter)),
+        "adapter": None if adapter is None else AdapterParts.find(Path(adapter)).digests(),
         "prompt": question.prompt,
         "task": question.task,
         "sampling": asdict(question.params),
         "cache_window": question.cache_window,
     }
     return arguments, settings
-
-
-def _adapter_digests(path: Path) -> dict[str, str]:
-    from minigpt4_runtime.checkpoint.adapters import AdapterParts
-
-    return {role: _digest(each) for role, each in AdapterParts.find(path).files.items()}
 
 
 def _digest(path: Path) -> str:

@@ -67,10 +67,16 @@ def load_judge(path: Path, device: str) -> Judge:
 def name_model(where: ModelOptions, model: MiniGPT4, sampling: SamplingParams | None = None) -> str:
     """The model in words, with every given option, as each may change answers.
 
-    Of the `sampling` too what is not usual, but for the answer's length.
+    An adapter has its digests beside it: its files may change under the same name. Of the
+    `sampling` too what is not usual, but for the answer's length.
     """
     options = {**asdict(where), "device": model.device, "dtype": model.dtype}
     options["model"] = where.model or "demo"
+    if where.adapter is not None:
+        from minigpt4_runtime.checkpoint.adapters import AdapterParts
+
+        digests = AdapterParts.find(where.adapter).digests().values()
+        options["adapter"] = " ".join([str(where.adapter), *(each[:16] for each in digests)])
     given = {name: value for name, value in options.items() if value is not None}
     if sampling is not None:
         plain = SamplingParams(max_new_tokens=sampling.max_new_tokens)

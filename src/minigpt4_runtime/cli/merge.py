@@ -35,7 +35,9 @@ def merge(
             "Write what was trained as the original's training saves it: a .pth for its `ckpt`.",
         ),
     ] = None,
-    force: Annotated[bool, flag("Replace the model folder that --out names.", "--force")] = False,
+    force: Annotated[
+        bool, flag("Replace what --out and --export-original name, if it is there.", "--force")
+    ] = False,
 ) -> None:
     """Make a model folder that has an adapter's weights as its own.
 
@@ -44,16 +46,18 @@ def merge(
     """
     from minigpt4_runtime.checkpoint.shelf import find_model
     from minigpt4_runtime.convert.fine_tune import own_adapter
+    from minigpt4_runtime.export.original import check_place
+    from minigpt4_runtime.export.original import export_original as write_original
 
     if out is None and export_original is None:
         raise ConfigError("Nothing is to be made. Give --out DIR, --export-original FILE, or both.")
+    if export_original is not None and not force:
+        check_place(export_original)
     model_dir = find_model(model)
     with own_adapter(adapter, model_dir) as path:
         if out is not None:
             _merge(model_dir, path, out, force=force)
         if export_original is not None:
-            from minigpt4_runtime.export.original import export_original as write_original
-
             for needed in write_original(path, model_dir, export_original):
                 note(needed)
             print(export_original, flush=True)

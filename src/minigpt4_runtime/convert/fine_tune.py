@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import torch
 from torch import Tensor
 
 from minigpt4_runtime.checkpoint.adapter import (
@@ -43,7 +44,7 @@ from minigpt4_runtime.convert.layouts import LAYOUTS
 from minigpt4_runtime.convert.published import read_settings
 from minigpt4_runtime.convert.recipe import Make, Reader, Recipe
 from minigpt4_runtime.convert.training import read_training
-from minigpt4_runtime.errors import CheckpointError
+from minigpt4_runtime.errors import CheckpointError, ConfigError
 
 _SUFFIXES = (".pth", ".pt", ".bin")
 _REMEDY = "Give it to `minigpt4 convert` as --projection, with the files that it was trained with."
@@ -52,6 +53,8 @@ _REMEDY = "Give it to `minigpt4 convert` as --projection, with the files that it
 @contextmanager
 def own_adapter(path: Path, model_dir: Path) -> Iterator[Path]:
     """An adapter's path; of a checkpoint of the original a folder, which is there for this while.
+
+    What is raised in that while of the folder names the checkpoint.
 
     Raises:
         CheckpointError: see `read_fine_tune`.
@@ -64,7 +67,14 @@ def own_adapter(path: Path, model_dir: Path) -> Iterator[Path]:
     with TemporaryDirectory(prefix="minigpt4-adapter-", ignore_cleanup_errors=True) as folder:
         for name, content in files.items():
             (Path(folder) / name).write_bytes(content)
-        yield Path(folder)
+        try:
+            yield Path(folder)
+        except (CheckpointError, ConfigError) as error:
+            # Who gave a checkpoint knows nothing of this folder, which is gone by then.
+            said = str(error)
+            for each in (*(Path(folder) / name for name in files), folder):
+                said = said.replace(str(each), str(path))
+            raise type(error)(said) from error
 
 
 def read_fine_tune(path: Path, model_dir: Path) -> dict[str, bytes]:
@@ -146,6 +156,11 @@ def _read_tensors(inventory: Inventory, config: ModelConfig, model_dir: Path) ->
         if (recipe := found.get(origin.names[0])) is not None:
             _check_fit(recipe, origin.make, shapes[name], model_dir)
             tensors[name] = origin.make([reader.read(recipe)]).float()
+            if not bool(torch.isfinite(tensors[name]).all()):
+                raise CheckpointError(
+                    f"{recipe.origin} holds NaN or an infinite value, so the training had failed "
+                    "when it was saved. Take an earlier checkpoint."
+                )
     return tensors
 
 
@@ -158,6 +173,11 @@ def _check_names(inventory: Inventory, origins: OriginMap, config: ModelConfig) 
         name for name in inventory.recipes
         if name not in theirs.values() and not matches(name, unused)
     ]  # fmt: skip
+    if any(name.startswith("base_model.model.") for name in others):
+        raise CheckpointError(
+            f"{inventory.path} holds weights by PEFT's own names, and not the settings that belong "
+            "to them. Give the folder that PEFT's save_pretrained wrote."
+        )
     if others:
         raise CheckpointError(
             f"{inventory.path} holds more than an adapter of this model can: {list_some(others)}. "

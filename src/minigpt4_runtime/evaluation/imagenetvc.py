@@ -42,7 +42,7 @@ def read_questions(
     drawn by the published seed, from sorted names.
 
     Raises:
-        ConfigError: there is no file, it has other columns, or a category is no class.
+        ConfigError: there is no file, it has other columns or no row, or a category is no class.
     """
     paths = sorted(path.glob("*.csv")) if path.is_dir() else [path]
     if not paths:
@@ -72,17 +72,27 @@ def read_questions(
 
 
 def _read_rows(path: Path) -> list[tuple[str, str, str]]:
-    reader = csv.DictReader(io.StringIO(read_text(path)))
-    if not set(COLUMNS) <= set(reader.fieldnames or ()):
-        raise ConfigError(f"{path} needs the columns {', '.join(COLUMNS)}, as ImageNetVC has them.")
+    # Else a quote that never ends would take all that follows for one field.
+    reader = csv.DictReader(io.StringIO(read_text(path)), strict=True)
     rows = []
-    for row in reader:
-        category, text, answer = (row[name] for name in COLUMNS)
-        if not (category and text and answer):
+    try:
+        if not set(COLUMNS) <= set(reader.fieldnames or ()):
             raise ConfigError(
-                f"{path}, line {reader.line_num}: a category, question or answer is missing."
+                f"{path} needs the columns {', '.join(COLUMNS)}, as ImageNetVC has them."
             )
-        rows.append((category, text, answer.lower()))
+        for row in reader:
+            category, text, answer = (row[name] for name in COLUMNS)
+            if not (category and text and answer):
+                raise ConfigError(
+                    f"{path}, line {reader.line_num}: a category, question or answer is missing."
+                )
+            rows.append((category, text, answer.lower()))
+    except csv.Error as error:
+        raise ConfigError(
+            f"{path} is no CSV ({error}, in question {len(rows) + 1}). Is a quote never closed?"
+        ) from None
+    if not rows:
+        raise ConfigError(f"{path} holds no question, only the names of its columns.")
     return rows
 
 

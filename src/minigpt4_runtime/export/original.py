@@ -25,6 +25,16 @@ from minigpt4_runtime.formats.dense import DENSE
 _LORA_TEMPLATE, _LORA_TARGETS = "minigptv2", {"attention.query", "attention.value"}
 
 
+def check_place(out: Path) -> None:
+    """Refuse to write over what is there, such as the checkpoint that is read.
+
+    Raises:
+        CheckpointError: there is a file or a folder.
+    """
+    if out.exists():
+        raise CheckpointError(f"{out} is there already. Name another file, or give --force.")
+
+
 def export_original(adapter: Path, model_dir: Path, out: Path) -> list[str]:
     """Write what was trained in float32, for upstream's `ckpt`; gives what else upstream needs.
 

@@ -190,11 +190,17 @@ class Lab:
         number to compare per id.
 
         Raises:
-            RequestError: a candidate has no ids.
+            RequestError: a candidate has no ids, or is several.
         """
         if isinstance(candidates, str):
             raise RequestError(f"candidates is {candidates!r:.80}; give a list of answers.")
-        known = [self._answer_ids(each)[0] for each in candidates]
+        read = [self._answer_ids(each) for each in candidates]
+        if several := [len(ids) for ids in read if len(ids) != 1]:
+            raise RequestError(
+                f"A candidate has {several[0]} rows of ids; give each answer as a candidate of "
+                "its own."
+            )
+        known = [ids[0] for ids in read]
         if not all(map(len, known)):
             raise RequestError("A candidate is empty: give each at least one id or word.")
         if prompt.num_variants != 1:

@@ -53,6 +53,16 @@ def greedy(logits: Tensor) -> Tensor:
     return logits.argmax(-1)
 
 
+_NO_ID_LEFT = (
+    "The processors left no id to choose: the largest logit is -inf, inf or NaN. Leave at least "
+    "one id a finite logit."
+)
+_NO_NUMBERS = (
+    "The model's largest logit is NaN, inf or -inf. Look for such numbers in the pixels or rows "
+    "that were given, in hooks and in edited weights, or load it in bfloat16 or float32."
+)
+
+
 @torch.no_grad()
 def search(
     states: Mapping[str, State],
@@ -66,7 +76,8 @@ def search(
     """Let the answers of the state "" grow; those of the other states get the same ids.
 
     Raises:
-        RequestError: a processor gives no logits, or the processors leave no id.
+        RequestError: a processor gives no logits, the processors leave no id, or the model's own
+            logits are no numbers.
     """
     main = states[""]
     branches = {name: state for name, state in states.items() if name}
@@ -77,11 +88,9 @@ def search(
             others = {name: state.logits for name, state in branches.items()}
             seen = Seen(main.ids, logits, main.hidden, main.attention, others)
             logits = _checked(process, process(seen), main.logits.shape)
-        if processors and not logits.amax(-1).isfinite().all():
-            raise RequestError(
-                "The processors left no id to choose: the largest logit is -inf, inf or NaN. Leave "
-                "at least one id a finite logit."
-            )
+        if not logits.amax(-1).isfinite().all():
+            is_model_right = bool(main.logits.amax(-1).isfinite().all())
+            raise RequestError(_NO_ID_LEFT if is_model_right else _NO_NUMBERS)
         ids = choose(logits)
         for each, token_id in zip(growing, ids.tolist(), strict=True):
             each.feed(token_id)

@@ -95,9 +95,13 @@ def _read(out_dir: Path) -> tuple[dict[str, StoredTensor], dict[str, Any]]:
         stored, metadata = read_described(path)
     except CheckpointError:
         raise ConfigError(f"{path} is damaged. {remedy}") from None
-    if _RECORD not in metadata:
-        raise ConfigError(f"{path} is no state of a training. {remedy}")
-    return stored, json.loads(metadata[_RECORD])
+    try:
+        record = json.loads(metadata[_RECORD])
+        if isinstance(record["training"], dict) and isinstance(record["step"], int):
+            return stored, record
+    except (KeyError, TypeError, ValueError):
+        pass  # As below.
+    raise ConfigError(f"{path} is no state of a training. {remedy}")
 
 
 def _device_of(moment: str, parameter: torch.Tensor) -> torch.device:
