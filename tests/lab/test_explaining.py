@@ -151,8 +151,10 @@ def test_the_page_is_complete_and_no_text_acts_on_it(vicuna, lab):
         assert torch.allclose(drawn, expected, atol=heat[0][0]["most"] / 500 + 1e-6)
 
 
-def test_a_page_without_pictures_has_the_rest(lab):
-    page = lab.explain(lab.prompt("###Human: Hello ###Assistant:"), ANSWER).as_page()
+def test_a_page_without_pictures_has_the_rest(lab, tmp_path):
+    prompt = lab.prompt("###Human: Hello ###Assistant:")
+    page = lab.plot(prompt, tmp_path / "page.html", ANSWER).as_page()
+    assert (tmp_path / "page.html").read_text(encoding="utf-8") == page
     assert "Where each word looked" not in page
     assert "What each layer would have said" in page
 

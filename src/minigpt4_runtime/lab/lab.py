@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from functools import partial
+from os import PathLike
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy
@@ -42,6 +44,7 @@ from minigpt4_runtime.lab.sight import Encoded, watching_queries
 from minigpt4_runtime.lab.state import State
 from minigpt4_runtime.loaded import LoadedModel
 from minigpt4_runtime.messages import Message, image, read_messages
+from minigpt4_runtime.report.files import write_whole
 from minigpt4_runtime.text.answer import AnswerText
 from minigpt4_runtime.text.prompt import find_template, read_raw, render
 
@@ -329,6 +332,22 @@ class Lab:
             answer = self.generate(prompt)[0].token_ids
         (ids,) = self._answer_ids(answer)
         return explain(self, self._loaded.tokenizer, prompt, ids.tolist())
+
+    def plot(
+        self,
+        prompt: StudiedPrompt,
+        path: str | PathLike[str],
+        answer: str | Sequence[int] | None = None,
+    ) -> Explanation:
+        """`explain`, and its page written to a file, which appears whole.
+
+        Raises:
+            RequestError: see `explain`.
+            OSError: the file cannot be written.
+        """
+        explanation = self.explain(prompt, answer)
+        write_whole(Path(path), explanation.as_page())
+        return explanation
 
     def look(self, prompt: StudiedPrompt, answer: str, at: int) -> Look:
         """Where the word at a character of an answer looked: one pass over what is before it.
