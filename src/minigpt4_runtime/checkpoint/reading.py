@@ -71,11 +71,8 @@ class Reader:
             fill = partial(_fill, stored.path, buffer.numpy().data)
             if self._is_far:
                 shares = list(_shared(stretches, end))
-                list(
-                    self._pool.map(
-                        fill, [shares[first::NUM_THREADS] for first in range(NUM_THREADS)]
-                    )
-                )
+                thread_shares = (shares[first::NUM_THREADS] for first in range(NUM_THREADS))
+                list(self._pool.map(fill, thread_shares))  # A list, so that errors arrive.
             else:
                 fill(stretches)
             yield buffer[:end].view(dtype)

@@ -129,15 +129,15 @@ def describe(
     images = _choose(run, find_images(places, recursive=recursive, with_unreadable=True))
     results = open_results(file, resume=resume, images=list(map(str, images)), note=note)
     drawings = Drawings.open(draw, list(map(str, images)))
-    todo = [image for image in images if str(image) not in results.done]
+    remaining = [image for image in images if str(image) not in results.done]
     shows_names = len(images) > 1 or any(
         isinstance(place, Path) and is_folder(place) for place in places
     )
-    tally = Counter(done=len(images) - len(todo))
+    tally = Counter(done=len(images) - len(remaining))
     try:
         with (
             results,
-            progress_bar(len(todo)) as bar,
+            progress_bar(len(remaining)) as bar,
             _Screen(bar, shows_names=shows_names) as screen,
         ):
 
@@ -151,8 +151,8 @@ def describe(
                 told: dict[str, Any] = {"is_raw": True} if recipe and run.is_raw else {"task": task}
                 return model.describe_all(sources, run.prompt, run.sampling, **told)
 
-            sources = [_source(each, allow_local_urls, draw is not None) for each in todo]
-            for index, record in _trimmed(run, ask_about(list(map(str, todo)), sources, ask)):
+            sources = [_source(each, allow_local_urls, draw is not None) for each in remaining]
+            for index, record in _trimmed(run, ask_about(list(map(str, remaining)), sources, ask)):
                 if drawings and record.boxes and (source := sources[index]):
                     tally["undrawn"] += not _draw(drawings, record, source)
                 results.add(record)

@@ -150,10 +150,10 @@ def describe_on_ray(
         note(DEMO_NOTICE)
     with progress_bar(len(names)) as bar:
 
-        def start(num_todo: int, num_workers: int) -> None:
-            bar.advance(len(names) - num_todo)
+        def start(num_remaining: int, num_workers: int) -> None:
+            bar.advance(len(names) - num_remaining)
             with bar.aside():
-                note(f"{num_todo} pictures, {num_workers} worker{'s' * (num_workers > 1)}")
+                note(f"{num_remaining} pictures, {num_workers} worker{'s' * (num_workers > 1)}")
 
         try:
             # Ray prints what it has to say about lost workers.

@@ -107,31 +107,31 @@ def describe_names(
         ConfigError: no machine has what a worker takes, or the folder cannot be written.
         MiniGPT4Error: the model cannot be loaded, or cannot be asked this.
     """
-    todo = dict(folder.to_ask())
-    num_todo = sum(map(len, todo.values()))
-    tally = Tally(done_before=len(folder.names) - num_todo)
-    if not num_todo:
+    remaining = dict(folder.to_ask())
+    num_remaining = sum(map(len, remaining.values()))
+    tally = Tally(done_before=len(folder.names) - num_remaining)
+    if not num_remaining:
         return tally
     with _connected(plan.address) as ray:
-        num_workers = min(plan.num_workers or _room(ray, plan), num_todo)
-        on_start(num_todo, num_workers)
-        tasks = list(_cut(todo, num_workers))
-        shards = OpenShards(folder, {shard: len(each) for shard, each in todo.items()}, tally)
+        num_workers = min(plan.num_workers or _room(ray, plan), num_remaining)
+        on_start(num_remaining, num_workers)
+        tasks = list(_cut(remaining, num_workers))
+        shards = OpenShards(folder, {shard: len(each) for shard, each in remaining.items()}, tally)
         with _Workers(ray, job, plan, folder.names) as workers:
             _feed(workers, Dispatch(tasks), shards, min(num_workers, len(tasks)), on_done)
             tally.lost_workers = workers.num_lost
     return tally
 
 
-def _cut(todo: Mapping[int, Sequence[int]], num_workers: int) -> Iterator[Task]:
+def _cut(remaining: Mapping[int, Sequence[int]], num_workers: int) -> Iterator[Task]:
     """Tasks within shards: large enough to be cheap, small enough that all workers have some.
 
     Each worker gets those that it does at once, and as many again if they are not few pictures.
     """
-    num_todo = sum(map(len, todo.values()))
-    once, twice = (-(-num_todo // (rounds * TASKS_AT_ONCE * num_workers)) for rounds in (1, 2))
+    num_remaining = sum(map(len, remaining.values()))
+    once, twice = (-(-num_remaining // (rounds * TASKS_AT_ONCE * num_workers)) for rounds in (1, 2))
     most = min(MOST_PICTURES_PER_TASK, max(twice, min(once, FEW_PICTURES_PER_TASK)))
-    for positions in todo.values():
+    for positions in remaining.values():
         for start in range(0, len(positions), most):
             yield Task(positions[start : start + most])
 

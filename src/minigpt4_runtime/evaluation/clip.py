@@ -104,9 +104,11 @@ def _score_some(images: Mapping[Case, Image], judge: Judge, ledger: Ledger) -> l
     def find(case: Case, text: str) -> dict[str, Any] | None:
         return ledger.find(judge=judge.digest, picture=digests[case], answer=text)
 
-    todo = [case for case in images if not all(find(case, each.text) for each in case.answers)]
-    image_rows = judge.embed_images([images[case] for case in todo]).numpy() if todo else ()
-    for case, image_row in zip(todo, image_rows, strict=True):
+    remaining = [case for case in images if not all(find(case, each.text) for each in case.answers)]
+    image_rows = (
+        judge.embed_images([images[case] for case in remaining]).numpy() if remaining else ()
+    )
+    for case, image_row in zip(remaining, image_rows, strict=True):
         texts = [answer.text for answer in case.answers]
         text_rows, lengths = judge.embed_texts(texts).numpy(), judge.count_tokens(texts)
         for text, text_row, length in zip(texts, text_rows, lengths, strict=True):
