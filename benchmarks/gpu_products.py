@@ -16,11 +16,13 @@ from torch import Tensor
 
 from minigpt4_runtime.checkpoint.blank_model import dtype_of
 from minigpt4_runtime.formats.contracts import InOrder, LinearKernel, WeightFormat
+from minigpt4_runtime.formats.dense import DENSE
 from minigpt4_runtime.formats.registry import weight_format
 from minigpt4_runtime.kernels.registry import linear_kernel
 
-# Inputs and outputs of a 7B's feed-forward and of its attention.
-SHAPES = ((4096, 11008), (4096, 4096))
+# Inputs and outputs of a 7B's layer: gate and up in one, queries, keys and values in one, the other
+# product of attention, and that of the feed-forward.
+SHAPES = ((4096, 22016), (4096, 12288), (4096, 4096), (11008, 4096))
 FEW, MANY = (1, 8, 64), 2048
 READ = ("float", "w8a16", "w4a16-g32", "w4a16-g128", "w8a8-fp8")
 MULTIPLIED = (
@@ -39,6 +41,10 @@ def products(setting: Setting, results: Results) -> None:
         for num_rows in FEW:
             measure = partial(read_rate, setting, name, shape, num_rows)
             results.attempt(show(name, shape, num_rows), measure)
+    for shape in shapes:
+        measure = partial(read_rate, setting, "float", shape, 1, kernel=DENSE.multiply)
+        results.attempt(show("torch's float16", shape, 1), measure)
+    shapes = shapes[::2]
     for shape, name in product(shapes, MULTIPLIED):
         num_rows = 16 if setting.is_dry else MANY
         measure = partial(product_rate, setting, name, shape, num_rows)
@@ -56,13 +62,18 @@ def show(name: str, shape: tuple[int, int], num_rows: int) -> str:
 
 
 def read_rate(
-    setting: Setting, name: str, shape: tuple[int, int], num_rows: int
+    setting: Setting,
+    name: str,
+    shape: tuple[int, int],
+    num_rows: int,
+    *,
+    kernel: LinearKernel | None = None,
 ) -> dict[str, float]:
-    """The bytes of the weight that are read a second."""
+    """The bytes of the weight that are read a second, by the device's kernel or by another."""
     chosen = weight_format(name)
     num_bytes = sum(part.nbytes for part in random_parts(chosen, shape, setting).values())
     count = 2 if setting.is_dry else -(-READ_BYTES // num_bytes)
-    seconds = seconds_each(setting, chosen, shape, num_rows, count)
+    seconds = seconds_each(setting, chosen, shape, num_rows, count, kernel=kernel)
     return {
         "rows": num_rows, "microseconds": seconds * 1e6,
         "gigabytes_per_second": num_bytes / seconds / 1e9,
@@ -120,7 +131,13 @@ OTHERS: dict[str, Callable[[Tensor], Multiply]] = {
 
 
 def seconds_each(
-    setting: Setting, chosen: WeightFormat, shape: tuple[int, int], num_rows: int, count: int
+    setting: Setting,
+    chosen: WeightFormat,
+    shape: tuple[int, int],
+    num_rows: int,
+    count: int,
+    *,
+    kernel: LinearKernel | None = None,
 ) -> float:
     """The time of a product, of `count` with weights of their own one after the other."""
     dtype = torch.float32 if setting.is_dry else torch.float16
@@ -128,8 +145,8 @@ def seconds_each(
     works = [multiplier(chosen, shape, setting) for _ in range(count)]
 
     def multiply_all() -> None:
-        for kernel, parts in works:
-            kernel(rows, parts, None)
+        for own, parts in works:
+            (kernel or own)(rows, parts, None)
 
     return median_seconds(as_graph(multiply_all, setting), setting.device) / count
 

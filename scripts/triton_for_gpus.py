@@ -33,6 +33,7 @@ from triton.runtime.jit import JITFunction, KernelInterface
 
 from minigpt4_runtime import SamplingParams
 from minigpt4_runtime.checkpoint.blank_model import blank_model, dtype_of, list_parts
+from minigpt4_runtime.checkpoint.joining import make_room
 from minigpt4_runtime.config import CacheDTypeName, EngineConfig
 from minigpt4_runtime.engine.plan import Slice, StepPlan
 from minigpt4_runtime.engine.runner import Runner
@@ -116,7 +117,8 @@ def take_steps(
     language = blank_model(config, formats={"language": weights}, kernel_of=product).language
     parts = list_parts(language).items()
     language.load_state_dict(
-        {n: torch.empty(p.shape, dtype=dtype_of(p, dtype), device=META) for n, p in parts},
+        {n: torch.empty(p.shape, dtype=dtype_of(p, dtype), device=META) for n, p in parts}
+        | make_room(language, device=META, dtype=dtype),
         assign=True,
     )
     settle(language)

@@ -97,6 +97,7 @@ def load_rank_model(
     where = Where(
         device=backend.device, dtype=torch_dtype, free_bytes=free_bytes, group=group,
         kernel_of=kernel_of, operations=row_operations(backend.device),
+        joins=backend.facts.joins,
     )  # fmt: skip
     vision_bytes, tuned = 0, {}
     if encoder is not None or group.rank:

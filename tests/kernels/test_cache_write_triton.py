@@ -59,6 +59,13 @@ def draw_rows(generator, shape, dtype):
     ]
 
 
+def as_one_product(device, *rows):
+    """The same rows of heads as views of one tensor, as `Joint` gives them."""
+    together = torch.cat([each.flatten(1) for each in rows], 1).to(device)
+    parts = together.split([each[0].numel() for each in rows], 1)
+    return [part.view(each.shape) for part, each in zip(parts, rows, strict=True)]
+
+
 @pytest.mark.parametrize(("name", "dtype"), list(product(FORMATS, DTYPES)))
 def test_what_is_turned_and_cached_is_torchs(device, name, dtype):
     """Exact here; a GPU may add a product before it rounds it."""
@@ -77,8 +84,7 @@ def test_what_is_turned_and_cached_is_torchs(device, name, dtype):
         rotation = Rotation(positions, config_of(*shape), dtype)
         wanted.write(1, slots, rotation(k), v)
         there = Rotation(positions.to(device), config_of(*shape), dtype)
-        rows = (each.to(device) for each in (slots, q, k, v))
-        turned = turn_and_write(found, 1, *rows, there)
+        turned = turn_and_write(found, 1, slots.to(device), *as_one_product(device, q, k, v), there)
         assert_as_near(turned, rotation(q), 4 * torch.finfo(dtype).eps, is_exact=device == "cpu")
         for ours, theirs in zip(
             found.read(1, slots.to(device)), wanted.read(1, slots), strict=True
@@ -177,6 +183,7 @@ for rows, cached, capability, width, has_centre in (
     types = dict.fromkeys(("q", "k", "v", "cos", "sin", "turned"), f"*{rows}") | {
         "slots": "*i64", "keys": f"*{cached}", "values": f"*{cached}", "key_scales": scales,
         "value_scales": scales, "centre": "*fp32", "num_heads": "i32",
+        "q_step": "i32", "k_step": "i32", "v_step": "i32",
     }
     sizes = {
         "HEADS": 4, "GROUP": 1, "HEAD_DIM": width, "DIMS": 128, "HAS_SCALES": has_scales,

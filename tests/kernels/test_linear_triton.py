@@ -13,7 +13,7 @@ from minigpt4_runtime.kernels.registry import LINEAR_KERNELS, linear_kernel
 
 CUDA = torch.device("cuda")
 NAMES = [
-    "w8a16", "w8a8", "w8a16-g32-asymmetric", "w8a8-asymmetric", "w4a16-g32",
+    "float", "w8a16", "w8a8", "w8a16-g32-asymmetric", "w8a8-asymmetric", "w4a16-g32",
     "w4a16-g128-asymmetric", "w4a8-g64", "w8a16-sparse24", "w8a8-sparse24", "w8a8-fp8",
 ]  # fmt: skip
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
@@ -60,7 +60,7 @@ def draw_case(name, num_rows, dtype, *, seed, num_outputs=80, num_inputs=384):
     generator = torch.Generator().manual_seed(seed)
     chosen = weight_format(name)
     weight = torch.randn(num_outputs, num_inputs, generator=generator)
-    parts = chosen.pack(weight)
+    parts = chosen.pack(weight.to(dtype) if name == "float" else weight)
     rows = torch.randn(num_rows, num_inputs, generator=generator).to(dtype)
     bias = torch.randn(num_outputs, generator=generator).to(dtype) if seed % 2 else None
     return chosen, rows, parts, bias, chosen.multiply(rows.float(), parts, bias)
@@ -86,7 +86,7 @@ def assert_close(found, wanted, dtype, rows, tolerance=None):
 @pytest.mark.parametrize("name", NAMES)
 def test_products_are_the_formats(device, name, num_rows, dtype):
     """One row, a few, and so many that the weight is widened or the sums are whole."""
-    if (device, dtype) == ("cpu", torch.bfloat16):
+    if (device, dtype) == ("cpu", torch.bfloat16) and num_rows > 1:
         pytest.skip("Triton's interpreter multiplies bfloat16 as if they were integers")
     skip_without_float8(device, name)
     chosen, rows, parts, bias, wanted = draw_case(name, num_rows, dtype, seed=num_rows)
@@ -98,7 +98,8 @@ def test_products_are_the_formats(device, name, num_rows, dtype):
 @pytest.mark.parametrize(
     ("name", "num_outputs", "num_inputs"),
     [
-        ("w8a16", 1, 1), ("w8a16", 33, 1030), ("w8a8", 35, 11), ("w8a8-asymmetric", 3, 2050),
+        ("float", 1, 1), ("float", 35, 1030), ("w8a16", 1, 1), ("w8a16", 33, 1030),
+        ("w8a8", 35, 11), ("w8a8-asymmetric", 3, 2050),
         ("w8a16-g32-asymmetric", 5, 1056), ("w4a16-g32", 9, 2080), ("w4a16-g64", 1, 64),
         ("w4a8-g128-asymmetric", 40, 2176), ("w8a16-sparse24", 7, 1048), ("w8a8-sparse24", 8, 8),
         ("w8a8-fp8", 32, 1040), ("w8a8-fp8", 5, 24),
@@ -361,14 +362,16 @@ def test_they_are_chosen_where_triton_runs(monkeypatch):
         found = linear_kernel(weight_format(name), device=CUDA, widen_from=None)
         if isinstance(found, InOrder):
             assert name.endswith("sparse24")
-        elif name != "w8a8-fp8":
+        elif name not in {"float", "w8a8-fp8"}:
             assert (found.func, found.args[1]) == (multiply, "a8" in name)
 
 
 COMPILE = """
 import torch
-from minigpt4_runtime.kernels.integer_triton import _multiply_few, _widen, few_sizes, widen_sizes
 from minigpt4_runtime.kernels.rounding_triton import _round_rows, _scale_sums, rounding_sizes
+from minigpt4_runtime.kernels.weight_triton import (
+    _multiply_few, _multiply_one, _widen, few_sizes, one_sizes, widen_sizes,
+)
 from minigpt4_runtime.kernels.whole_triton import _multiply_whole, whole_sizes
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
@@ -376,38 +379,39 @@ NUMBERS = {"int8": "*i8", "int4": "*i32", "sparse24": "*i16", "float8": "*u8"}
 COUNTS = dict.fromkeys(("num_rows", "num_outputs", "num_inputs", "width"), "i32")
 
 def types_of(dtype, layout, group):
-    floats = dict.fromkeys(("rows", "bias", "product", "matrix", "rounded"), f"*{dtype}")
+    floats = dict.fromkeys(("row", "rows", "bias", "product", "matrix", "rounded"), f"*{dtype}")
     zeros = "*i32" if layout == "int4" else "*i8"
     return floats | COUNTS | {
-        "numbers": NUMBERS[layout], "scales": "*fp16" if group else "*fp32", "zeros": zeros,
-        "places": "*u8", "sums": "*i32", "row_scales": "*fp32",
+        "numbers": NUMBERS.get(layout, f"*{dtype}"), "scales": "*fp16" if group else "*fp32",
+        "zeros": zeros, "places": "*u8", "sums": "*i32", "row_scales": "*fp32",
     } | ({"rows": "*fp8e4nv"} if layout == "float8" else {})
-
-def absent(layout, *names):
-    return dict.fromkeys(names if layout == "sparse24" else (*names, "places"), None)
 
 # scripts/triton_for_gpus.py compiles all others.
 CASES = [
-    ("fp16", 80, "int8", None, ("zeros",)), ("bf16", 90, "int4", 128, ("bias",)),
-    ("bf16", 89, "sparse24", None, ("zeros",)), ("bf16", 90, "float8", None, ("zeros",)),
+    ("fp16", 80, "int8", None, "int8", ("zeros", "places")),
+    ("bf16", 90, "int4", 128, None, ("bias", "places")),
+    ("bf16", 90, "int4", 32, "int8", ("bias", "places")),
+    ("bf16", 89, "sparse24", None, None, ("zeros",)),
+    ("bf16", 90, "float8", None, "float8", ("zeros", "places")),
+    ("fp16", 80, "float", None, None, ("scales", "zeros", "places")),
 ]
-for dtype, capability, layout, group, lacking in CASES:
+for dtype, capability, layout, group, rounding, lacking in CASES:
     types = types_of(dtype, layout, group)
-    fixed = {"LAYOUT": layout, "GROUP": group, **absent(layout, *lacking)}
+    fixed = {"LAYOUT": layout, "GROUP": group, **dict.fromkeys(lacking)}
+    for num_outputs in (4096, 22016):
+        sizes = one_sizes(layout, num_outputs) | fixed | {"ROUNDING": rounding}
+        compile_for(capability, _multiply_one, types, sizes)
+    if layout == "float":
+        continue
+    rows = torch.empty(64, 1, dtype=torch.uint8 if layout == "float8" else DTYPES[dtype])
+    sizes = few_sizes(layout, rows, 32000) | fixed
     if layout != "float8":
-        fixed["row_scales"] = None
-    for num_rows, num_outputs in ((1, 4096), (64, 32000)):
-        rows = torch.empty(num_rows, 1, dtype=DTYPES[dtype])
-        if layout == "float8":
-            rows = rows.to(torch.float8_e4m3fn)
-        sizes = few_sizes(layout, rows, num_outputs) | fixed
-        kernel = compile_for(capability, _multiply_few, types, sizes)
-        assert kernel.metadata.shared <= 99 * 2**10, "it needs more memory than some GPUs have"
-        if num_rows > 1:
-            ptx = kernel.asm["ptx"]
-            assert "mma.sync" in ptx or "wgmma" in ptx, "tensor cores do not make the products"
+        sizes["row_scales"] = None
+    kernel = compile_for(capability, _multiply_few, types, sizes)
+    assert kernel.metadata.shared <= 99 * 2**10, "it needs more memory than some GPUs have"
+    ptx = kernel.asm["ptx"]
+    assert "mma.sync" in ptx or "wgmma" in ptx, "tensor cores do not make the products"
     fixed.pop("bias", None)
-    fixed.pop("row_scales", None)
     if layout != "float8":
         compile_for(capability, _widen, types, widen_sizes(layout) | fixed)
 

@@ -58,6 +58,11 @@ def test_gates_are_torchs(device, operations, width, dtype):
     gate, up = draw(2, 3, width, dtype=dtype, seed=width)
     wanted = TORCH_OPERATIONS.gate(gate, up)
     assert_close(operations.gate(gate.to(device, copy=True), up.to(device)), wanted)
+    # As views of one product.
+    both = torch.cat([gate, up], -1).to(device).split(width, -1)
+    found = operations.gate(*both)
+    assert_close(found, wanted)
+    assert found.is_contiguous()
 
 
 def test_a_row_without_numbers_leaves_others_alone_and_no_rows_are_none(device, operations):
@@ -96,8 +101,9 @@ COMPILE = """
 from minigpt4_runtime.kernels.row_operations_triton import _add_and_norm, _gate, norm_sizes
 
 for dtype, capability in (("fp16", 80), ("bf16", 90), ("fp32", 90)):
-    rows = dict.fromkeys(("hidden", "added", "weight", "normed", "gate", "up"), f"*{dtype}")
-    types = rows | {"width": "i32", "count": "i32", "eps": "fp32"}
+    names = ("hidden", "added", "weight", "normed", "gate", "up", "product")
+    rows = dict.fromkeys(names, f"*{dtype}")
+    types = rows | {"width": "i32", "gate_step": "i32", "up_step": "i32", "eps": "fp32"}
     for more in ({}, {"added": None}):
         compile_for(capability, _add_and_norm, types, norm_sizes(5120) | more)
     compile_for(capability, _gate, types, {"NUMBERS": 1024})

@@ -7,7 +7,7 @@ import torch
 from minigpt4_runtime.config import LanguageConfig
 from minigpt4_runtime.formats.integer import INTEGER_FORMATS
 from minigpt4_runtime.model.causal import causal_attention
-from minigpt4_runtime.model.llama import LlamaLayer
+from minigpt4_runtime.model.llama import LlamaLayer, Residual
 from minigpt4_runtime.model.parallel import Solo
 from minigpt4_runtime.model.rotary import Rotation
 from minigpt4_runtime.quantise.awq import Inputs, find_scales, fold, scale_layer
@@ -153,7 +153,7 @@ def draw_layer(num_key_value_heads=4, norm_dtype=torch.float32):
 
 def compute(layer, rows):
     rotation = Rotation(torch.arange(len(rows)), layer_config(), rows.dtype)
-    return layer(rows, rotation, causal_attention())
+    return layer(Residual(rows), rotation, causal_attention()).total
 
 
 def inputs_of(layer):

@@ -35,7 +35,8 @@ class Where(TypedDict, total=False):
     """The device of a model, the dtype of its floats, and the kernels of its weights.
 
     Of a group's weights only this rank's part is held. Without `kernel_of` each format uses its own
-    `multiply`, and without `operations` the language model has torch's.
+    `multiply`, and without `operations` the language model has torch's. With `joins`, weights that
+    multiply the same rows lie in one tensor (`Joint`), and on a CPU no weight stays in its file.
     """
 
     device: Required[torch.device]
@@ -44,6 +45,7 @@ class Where(TypedDict, total=False):
     group: Group
     kernel_of: KernelOf
     operations: RowOperations
+    joins: bool
 
 
 def blank_model(

@@ -28,6 +28,7 @@ from minigpt4_runtime.checkpoint.blank_model import (
     list_parts,
 )
 from minigpt4_runtime.checkpoint.config_file import load_config
+from minigpt4_runtime.checkpoint.joining import make_room
 from minigpt4_runtime.checkpoint.manifest import read_manifest
 from minigpt4_runtime.checkpoint.mapped import TORCH_DTYPES, map_tensors
 from minigpt4_runtime.checkpoint.reading import Reader
@@ -157,21 +158,26 @@ def _fill(module: Side, prefix: str, folder: _Folder, where: Where) -> Side:
         for name, each in module.named_modules()
         if isinstance(each, Linear) and each.wanted_order is not None
     }
+    stays = device.type == "cpu" and not where.get("joins")
     moved = {name + part for name, each in arranged.items() for part in each.part_names}
     mapped = {
         name: place
         for name, place in stored.items()
-        if device.type == "cpu" and name not in moved and _may_stay_mapped(place, dtypes[name])
+        if stays and name not in moved and _may_stay_mapped(place, dtypes[name])
     }
     copied = [name for name in stored if name not in mapped]
     refuse_too_large(
         str(folder.path), (parts[name] for name in copied), dtype,
         device=device, free_bytes=where.get("free_bytes"),
     )  # fmt: skip
+    room = make_room(module, device=device, dtype=dtype) if where.get("joins") else {}
     with Reader((stored[name] for name in copied), device) as reader:
 
         def read(name: str) -> Tensor:
-            return read_tensor(stored[name], device=device, dtype=dtypes[name], reader=reader)
+            tensor = room.get(name)
+            if tensor is None:
+                tensor = torch.empty(stored[name].shape, device=device, dtype=dtypes[name])
+            return read_into(tensor, stored[name], reader)
 
         weights = map_tensors(mapped) | {name: read(name) for name in copied if name not in moved}
         # Of these, one at a time is there twice.
@@ -221,20 +227,20 @@ def refuse_too_large(
         )
 
 
-def read_tensor(
-    stored: StoredTensor, *, device: torch.device, dtype: torch.dtype, reader: Reader | None = None
-) -> Tensor:
-    """Read one weight from its file, piece by piece, into a tensor of its own.
+def read_tensor(stored: StoredTensor, *, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Read one weight from its file, piece by piece, into a tensor of its own."""
+    with Reader([stored], device) as reader:
+        return read_into(torch.empty(stored.shape, device=device, dtype=dtype), stored, reader)
 
-    With a `reader`, which many weights can share, it may still be on its way.
+
+def read_into(tensor: Tensor, stored: StoredTensor, reader: Reader) -> Tensor:
+    """Fill a contiguous tensor by a reader, which many weights can share.
+
+    It is filled at the end of the reader's `with`.
     """
-    if reader is None:
-        with Reader([stored], device) as own:
-            return read_tensor(stored, device=device, dtype=dtype, reader=own)
-    tensor = torch.empty(stored.shape, device=device, dtype=dtype)
     flat, first = tensor.view(-1), 0
     for piece in reader.pieces(stored):
-        _refuse_overflow(stored.path, piece, dtype)
+        _refuse_overflow(stored.path, piece, tensor.dtype)
         reader.send(piece, flat[first : first + len(piece)])
         first += len(piece)
     return tensor

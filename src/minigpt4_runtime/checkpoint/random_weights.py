@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from minigpt4_runtime.checkpoint.blank_model import ModelWeight, Where, list_parts, list_weights
+from minigpt4_runtime.checkpoint.joining import make_room
 from minigpt4_runtime.checkpoint.load import refuse_too_large
 from minigpt4_runtime.formats.dense import DENSE
 from minigpt4_runtime.model.linear import settle
@@ -30,7 +31,7 @@ def fill_at_random(module: M, *, seed: int = 0, **where: Unpack[Where]) -> M:
     parts = list_parts(module).values()
     refuse_too_large("This shape", parts, dtype, device=device, free_bytes=free_bytes)
     generator = torch.Generator(device).manual_seed(seed)
-    weights: dict[str, Tensor] = {}
+    weights = make_room(module, device=device, dtype=dtype) if where.get("joins") else {}
     for each in list_weights(module):
         count = _repeats(each)
         shape = (each.shape[0] // count, *each.shape[1:])
@@ -38,7 +39,8 @@ def fill_at_random(module: M, *, seed: int = 0, **where: Unpack[Where]) -> M:
         along_outputs = {name: part.split[0] for name, part in each.parts().items()}
         for name, part in each.pack(drawn).items():
             dim = along_outputs[name]
-            weights[name] = part if count == 1 or dim is None else torch.cat([part] * count, dim)
+            whole = part if count == 1 or dim is None else torch.cat([part] * count, dim)
+            weights[name] = weights[name].copy_(whole) if name in weights else whole
     module.load_state_dict(weights, strict=True, assign=True)
     settle(module)
     return module

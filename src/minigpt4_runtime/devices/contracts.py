@@ -29,6 +29,7 @@ class DeviceFacts:
     cache_share: float
     collective: str  # torch.distributed's name of the library that sums over such devices.
     shares_memory: bool = False
+    joins: bool = True  # Weights that multiply the same rows become one; else they stay in a file.
     has_float8: bool = False  # Keys and values may be kept in 8-bit floats.
     has_float64: bool = True  # Sorting and sums of it too; else the CPU draws tokens.
     captures_sums: bool = False  # A captured graph may sum over ranks.

@@ -18,6 +18,7 @@ class CpuBackend:
         cache_share=0.5,
         collective="gloo",
         shares_memory=True,
+        joins=False,
     )
 
     capture: Capture | None = None

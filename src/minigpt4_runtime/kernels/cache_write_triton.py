@@ -47,12 +47,12 @@ def turn_and_write(  # noqa: PLR0917 - a layer's rows.
 ) -> Tensor:
     """(T, H, D) queries → turned; (T, Hkv, D) keys, turned, and values go to (T,) slots.
 
-    Without a rotation they are turned already.
+    Without a rotation they are turned already. Of one product, rows lie further apart than they are
+    long.
     """
-    turned = q.contiguous()
-    cos = sin = None
-    if rotation is not None:
-        turned, cos, sin = torch.empty_like(turned), rotation.cos, rotation.sin
+    q, k, v = (each if each[0].is_contiguous() else each.contiguous() for each in (q, k, v))
+    cos, sin = (None, None) if rotation is None else (rotation.cos, rotation.sin)
+    turned = q.contiguous() if rotation is None else q.new_empty(q.shape)
     num_heads = cache.shape.num_heads
     sizes = write_sizes(cache, q.shape[1] // num_heads)
     centre = None
@@ -60,7 +60,7 @@ def turn_and_write(  # noqa: PLR0917 - a layer's rows.
         centre = cache.key_centre[layer]
     with on_device_of(q):
         _turn_and_write[(len(q), triton.cdiv(num_heads, sizes["HEADS"]))](
-            q.contiguous(), k.contiguous(), v.contiguous(), cos, sin, slots, turned,
+            q, k, v, q.stride(0), k.stride(0), v.stride(0), cos, sin, slots, turned,
             *sides_of(cache, layer), centre, num_heads, **sizes,
         )  # fmt: skip
     return turned
@@ -273,10 +273,13 @@ def _turn_and_write(  # noqa: PLR0913, PLR0917
     q: tl.tensor,  # (T, H, HEAD_DIM)
     k: tl.tensor,  # (T, Hkv, HEAD_DIM)
     v: tl.tensor,
+    q_step: tl.tensor,  # From one row to the next.
+    k_step: tl.tensor,
+    v_step: tl.tensor,
     cos: tl.tensor,  # (T, HEAD_DIM), or None: nothing is turned.
     sin: tl.tensor,
     slots: tl.tensor,  # (T,)
-    turned: tl.tensor,  # Like q.
+    turned: tl.tensor,  # Like q, without gaps.
     keys: tl.tensor,  # A layer's, as in `sides_of`.
     values: tl.tensor,
     key_scales: tl.tensor,
@@ -300,16 +303,17 @@ def _turn_and_write(  # noqa: PLR0913, PLR0917
         dims = tl.arange(0, DIMS)
         is_there = is_head[:, None] & (dims < HEAD_DIM)[None, :]
         for member in range(GROUP):
-            first = ((row * num_heads + heads) * GROUP + member) * HEAD_DIM
-            found = _turned(q, first, dims, is_there, cos, sin, HEAD_DIM)
+            first = (heads * GROUP + member) * HEAD_DIM
+            found = _turned(q, row * q_step + first, dims, is_there, cos, sin, HEAD_DIM)
+            first += row * (num_heads * GROUP * HEAD_DIM)
             tl.store(turned + first[:, None] + dims[None, :], found, is_there)
-    first = (row * num_heads + heads) * HEAD_DIM
+    first = heads * HEAD_DIM
     there = tl.load(slots + row) * num_heads + heads
     _write_side(
-        k, first, heads, is_head, cos, sin, centre, keys, key_scales, there,
+        k, row * k_step + first, heads, is_head, cos, sin, centre, keys, key_scales, there,
         HEADS, HEAD_DIM, DIMS, HAS_SCALES, INT4_GROUP,
     )  # fmt: skip
     _write_side(
-        v, first, heads, is_head, None, None, None, values, value_scales, there,
+        v, row * v_step + first, heads, is_head, None, None, None, values, value_scales, there,
         HEADS, HEAD_DIM, DIMS, HAS_SCALES, INT4_GROUP,
     )  # fmt: skip

@@ -1,7 +1,7 @@
 """Products of 8-bit floats on CUDA.
 
 Owns   the route: a few rows are multiplied by numbers that are widened in registers, which reads
-       the weight once (integer_triton.py); many by torch's own kernel, on tensor cores that take 8
+       the weight once (weight_triton.py); many by torch's own kernel, on tensor cores that take 8
        bits. GPUs and sizes that these do not take are left to the format itself.
 Takes  rows and the parts of a weight of `Float8Format`; gives rows.
 Never  asks the GPU for anything, so that a step can be captured as a graph.
@@ -18,8 +18,8 @@ from torch import Tensor
 
 from minigpt4_runtime.formats.contracts import LinearKernel
 from minigpt4_runtime.formats.float8 import FLOAT8
-from minigpt4_runtime.kernels.integer_triton import StoredWeight
 from minigpt4_runtime.kernels.rounding_triton import round_to_float8, scale_sums
+from minigpt4_runtime.kernels.weight_triton import StoredWeight
 
 # torch's kernel multiplies 16 rows at least, and its sums need a launch more. Reasoned, unmeasured.
 FEW_ROWS = 64
@@ -40,9 +40,12 @@ def _multiply(rows: Tensor, parts: Mapping[str, Tensor], bias: Tensor | None) ->
     is_few, is_odd = len(flat) <= FEW_ROWS, num_outputs % _STEP or num_inputs % _STEP
     if not _multiplies_float8(rows.device) or (is_odd and not is_few):
         return FLOAT8.multiply(rows, parts, bias)
+    weight = StoredWeight("float8", numbers, scales)
+    if len(flat) == 1:
+        product = weight.multiply_one(flat, bias, rounding="float8")
+        return product.view(*rows.shape[:-1], num_outputs)
     rounded, row_scales = round_to_float8(flat)
     if is_few:
-        weight = StoredWeight("float8", numbers, scales)
         product = weight.multiply_few(rounded, bias, row_scales=row_scales, dtype=rows.dtype)
         return product.view(*rows.shape[:-1], num_outputs)
     one = _one(rows.device)

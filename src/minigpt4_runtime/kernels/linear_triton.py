@@ -1,10 +1,11 @@
-"""Products with weights of 8 and 4 bits and of 2:4 sparsity on CUDA.
+"""Products with weights of floats, of 8 and 4 bits, and of 2:4 sparsity on CUDA.
 
 Owns   the route, chosen by the number of rows: a few are multiplied by numbers widened in registers
-       (integer_triton.py), many by a matrix that is widened for the product, or, where rows are 8
+       (weight_triton.py), many by a matrix that is widened for the product, or, where rows are 8
        bits, as whole numbers: by torch where a row of the weight has one scale, else by
        whole_triton.py; not those of 8-bit zero points, and of fine groups. Many rows with a 2:4
-       sparse weight take linear_sparse.py where that is faster.
+       sparse weight take linear_sparse.py where that is faster. Of floats, one row is multiplied
+       here, where torch's product leaves memory idle; all others are for torch.
 Takes  rows and the parts of a weight; gives rows.
 """
 
@@ -16,9 +17,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from minigpt4_runtime.formats.contracts import InOrder, LinearKernel
-from minigpt4_runtime.kernels.integer_triton import Layout, StoredWeight
+from minigpt4_runtime.formats.dense import DENSE
 from minigpt4_runtime.kernels.linear_sparse import least_rows, multiply_plain, multiply_sparse
 from minigpt4_runtime.kernels.rounding_triton import round_rows, round_to_int8, scale_sums
+from minigpt4_runtime.kernels.weight_triton import Layout, StoredWeight
 from minigpt4_runtime.kernels.whole_triton import multiply_whole
 
 # To widen a weight moves five bytes for each number; to read it again for each 64 rows moves one or
@@ -48,21 +50,25 @@ def _multiply(
     weight = StoredWeight(layout, *map(parts.get, _PART_NAMES[layout]))  # type: ignore[arg-type]
     flat = rows.reshape(-1, rows.shape[-1]).contiguous()
     is_sparse = sparse_from is not None and len(flat) >= sparse_from
-    if len(flat) > FEW_ROWS and rounds_rows and _is_whole(weight):
+    if len(flat) == 1:
+        product = weight.multiply_one(flat, bias, rounding="int8" if rounds_rows else None)
+    elif len(flat) <= FEW_ROWS:
+        few = round_rows(flat, weight.group_size) if rounds_rows else flat
+        product = weight.multiply_few(few, bias)
+    elif rounds_rows and _is_whole(weight):
         product = _multiply_many_whole(flat, weight, bias, is_sparse=is_sparse)
     else:
-        if rounds_rows:
-            flat = round_rows(flat, weight.group_size)
-        if len(flat) <= FEW_ROWS:
-            product = weight.multiply_few(flat, bias)
-        else:
-            bias, matrix = None if bias is None else bias.to(flat.dtype), weight.widen(flat.dtype)
-            if is_sparse and flat.element_size() == 2:
-                product = multiply_sparse(flat, matrix)
-                product = product if bias is None else product + bias
-            else:
-                product = functional.linear(flat, matrix, bias)
+        many = round_rows(flat, weight.group_size) if rounds_rows else flat
+        product = _multiply_many_floats(many, weight, bias, is_sparse=is_sparse)
     return product.view(*rows.shape[:-1], product.shape[-1])
+
+
+def _multiply_floats(rows: Tensor, parts: Mapping[str, Tensor], bias: Tensor | None) -> Tensor:
+    weight = parts["weight"]
+    if rows.numel() != weight.shape[1] or rows.dtype != weight.dtype:
+        return DENSE.multiply(rows, parts, bias)
+    product = StoredWeight("float", weight, None).multiply_one(rows.reshape(1, -1), bias)
+    return product.view(*rows.shape[:-1], len(weight))
 
 
 def _is_whole(weight: StoredWeight) -> bool:
@@ -72,9 +78,20 @@ def _is_whole(weight: StoredWeight) -> bool:
     return has_coarse_groups and (weight.zeros is None or weight.layout == "int4")
 
 
+def _multiply_many_floats(
+    rows: Tensor, weight: StoredWeight, bias: Tensor | None, *, is_sparse: bool
+) -> Tensor:
+    bias, matrix = None if bias is None else bias.to(rows.dtype), weight.widen(rows.dtype)
+    if not is_sparse or rows.element_size() != 2:
+        return functional.linear(rows, matrix, bias)
+    product = multiply_sparse(rows, matrix)
+    return product if bias is None else product + bias
+
+
 def _multiply_many_whole(
     rows: Tensor, weight: StoredWeight, bias: Tensor | None, *, is_sparse: bool
 ) -> Tensor:
+    assert weight.scales is not None, "floats are not whole"
     rounded, row_scales = round_to_int8(rows, weight.group_size)
     matrix = weight.numbers if weight.layout == "int8" else weight.widen(torch.int8)
     if weight.group_size is None and not any(size % _WHOLE_STEP for size in matrix.shape):
@@ -101,6 +118,11 @@ def _prepare_sparse(rounds_rows: bool, widen_from: int | None) -> InOrder:  # no
         return dict(parts), partial(_multiply, "sparse24", rounds_rows, sparse_from=sparse_from)
 
     return InOrder(arrange)
+
+
+def prepare_float(widen_from: int | None) -> LinearKernel:  # noqa: ARG001
+    """For the row of LINEAR_KERNELS."""
+    return _multiply_floats
 
 
 # For the rows of LINEAR_KERNELS: the family of formats is in the name.

@@ -33,6 +33,7 @@ LINEAR_KERNELS = {
     ("w4a8", "cpu"): "minigpt4_runtime.kernels.native:prepare_w4a8",
     ("w8a16-sparse24", "cpu"): "minigpt4_runtime.kernels.native:prepare_w8a16_sparse24",
     ("w8a8-sparse24", "cpu"): "minigpt4_runtime.kernels.native:prepare_w8a8_sparse24",
+    ("float", "cuda"): "minigpt4_runtime.kernels.linear_triton:prepare_float",
     ("w8a16", "cuda"): "minigpt4_runtime.kernels.linear_triton:prepare_w8a16",
     ("w8a8", "cuda"): "minigpt4_runtime.kernels.linear_triton:prepare_w8a8",
     ("w4a16", "cuda"): "minigpt4_runtime.kernels.linear_triton:prepare_w4a16",

@@ -79,6 +79,30 @@ def scale_sums(
 
 
 @triton.jit  # type: ignore[untyped-decorator]
+def sizes_of(numbers: tl.tensor) -> tl.tensor:
+    """How large numbers are. NaN is infinite here: a maximum would pass over it."""
+    return tl.where(numbers == numbers, tl.abs(numbers), float("inf"))
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def scale_of(largest: tl.tensor, IS_FLOAT: tl.constexpr) -> tl.tensor:
+    """What a step of numbers up to `largest` is; one that is not finite makes all of them so."""
+    return tl.maximum(largest, 1e-30) / (448 if IS_FLOAT else 127)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def steps_of(numbers: tl.tensor, scale: tl.tensor, IS_FLOAT: tl.constexpr) -> tl.tensor:
+    """Numbers as steps: whole ones from -127 to 127, or those that 8-bit floats will round."""
+    found = numbers / scale
+    if IS_FLOAT:  # What is a little larger would become NaN.
+        found = tl.minimum(tl.maximum(found, -448.0), 448.0)
+    else:
+        # Next to 1.5 · 2**23 floats are whole numbers; additions round to the nearest even one.
+        found = (found + 12582912.0) - 12582912.0
+    return found
+
+
+@triton.jit  # type: ignore[untyped-decorator]
 def _round_rows(  # noqa: PLR0917
     rows: tl.tensor,  # (M, width)
     rounded: tl.tensor,  # Likewise: floats, or 8 bits where the scales are kept.
@@ -92,16 +116,9 @@ def _round_rows(  # noqa: PLR0917
     at = tl.program_id(0).to(tl.int64) * width + columns
     row = tl.load(rows + at, is_there, 0.0).to(tl.float32)
     groups = tl.reshape(row, (WIDTH // GROUP, GROUP))
-    # A scale that is not finite makes all of its numbers so: max would pass over NaN.
-    sizes = tl.where(groups == groups, tl.abs(groups), float("inf"))
     IS_FLOAT: tl.constexpr = rounded.dtype.element_ty == tl.float8e4nv
-    scale = tl.maximum(tl.max(sizes, 1, keep_dims=True), 1e-30) / (448 if IS_FLOAT else 127)
-    found = groups / scale
-    if IS_FLOAT:  # What is a little larger would become NaN.
-        found = tl.minimum(tl.maximum(found, -448.0), 448.0)
-    else:
-        # Next to 1.5 · 2**23 floats are whole numbers; additions round to the nearest even one.
-        found = (found + 12582912.0) - 12582912.0
+    scale = scale_of(tl.max(sizes_of(groups), 1, keep_dims=True), IS_FLOAT)
+    found = steps_of(groups, scale, IS_FLOAT)
     if scales is None:
         found *= scale
     else:

@@ -27,7 +27,7 @@ class NativeOperations:
 
     def gate(self, gate: Tensor, up: Tensor) -> Tensor:
         """See `RowOperations`."""
-        return self._gate(gate, up)  # type: ignore[no-any-return]
+        return self._gate(gate.contiguous(), up.contiguous())  # type: ignore[no-any-return]
 
 
 def prepare() -> RowOperations:

@@ -46,12 +46,16 @@ class TritonOperations:
 
     def gate(self, gate: Tensor, up: Tensor) -> Tensor:
         """See `RowOperations`."""
-        gate, count = gate.contiguous(), gate.numel()
+        width = gate.shape[-1]
+        product = gate.new_empty(gate.shape)
+        # Of one product, rows lie further apart than they are long.
+        gate, up = (each.reshape(-1, width) for each in (gate, up))
+        gate, up = (each if each.stride(1) == 1 else each.contiguous() for each in (gate, up))
         with on_device_of(gate):
-            _gate[(triton.cdiv(count, _GATED_AT_ONCE),)](
-                gate, up.contiguous(), count, NUMBERS=_GATED_AT_ONCE
+            _gate[(len(gate), triton.cdiv(width, _GATED_AT_ONCE))](
+                gate, up, product, width, gate.stride(0), up.stride(0), NUMBERS=_GATED_AT_ONCE
             )
-        return gate
+        return product
 
 
 def norm_sizes(width: int) -> dict[str, int]:
@@ -87,17 +91,19 @@ def _add_and_norm(  # noqa: PLR0917
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _gate(
-    gate: tl.tensor,  # (count,); the result takes its place.
+def _gate(  # noqa: PLR0917
+    gate: tl.tensor,  # (T, width)
     up: tl.tensor,
-    count: tl.tensor,
+    product: tl.tensor,  # Likewise, without gaps.
+    width: tl.tensor,
+    gate_step: tl.tensor,  # From one row to the next.
+    up_step: tl.tensor,
     NUMBERS: tl.constexpr,
 ) -> None:
-    at = tl.program_id(0).to(tl.int64) * NUMBERS + tl.arange(0, NUMBERS)
-    is_there = at < count
-    wide = tl.load(gate + at, is_there, 0.0).to(tl.float32)
-    silu = wide / (1.0 + tl.exp(-wide))
-    product = silu.to(up.dtype.element_ty).to(tl.float32) * tl.load(up + at, is_there, 0.0).to(
-        tl.float32
-    )
-    tl.store(gate + at, product.to(up.dtype.element_ty), is_there)
+    row = tl.program_id(0).to(tl.int64)
+    columns = tl.program_id(1) * NUMBERS + tl.arange(0, NUMBERS)
+    is_there = columns < width
+    wide = tl.load(gate + row * gate_step + columns, is_there, 0.0).to(tl.float32)
+    silu = (wide / (1.0 + tl.exp(-wide))).to(up.dtype.element_ty).to(tl.float32)
+    gated = silu * tl.load(up + row * up_step + columns, is_there, 0.0).to(tl.float32)
+    tl.store(product + row * width + columns, gated.to(up.dtype.element_ty), is_there)

@@ -15,7 +15,7 @@ from typing import Literal, TypeVar, get_args
 from torch import Tensor, nn
 
 from minigpt4_runtime.errors import RequestError
-from minigpt4_runtime.model.llama import Llama, LlamaLayer
+from minigpt4_runtime.model.llama import Llama, LlamaLayer, Residual
 
 Site = Literal["scores", "heads", "attention", "feed_forward", "residual"]
 Layers = Literal["all"] | int | Sequence[int]
@@ -104,9 +104,11 @@ class Hooks:
                         stack.callback(handle.remove)
             yield
 
-    def _caller(self, place: Place, num_rows: int) -> Callable[..., Tensor]:
-        def called(_: nn.Module, __: object, packed: Tensor) -> Tensor:
-            return self.call(packed.view(-1, num_rows, packed.shape[-1]), place).flatten(0, 1)
+    def _caller(self, place: Place, num_rows: int) -> Callable[..., Tensor | Residual]:
+        def called(_: nn.Module, __: object, given: Tensor | Residual) -> Tensor | Residual:
+            packed = given.total if isinstance(given, Residual) else given
+            value = self.call(packed.view(-1, num_rows, packed.shape[-1]), place).flatten(0, 1)
+            return Residual(value) if isinstance(given, Residual) else value
 
         return called
 

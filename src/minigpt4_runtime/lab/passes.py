@@ -18,7 +18,7 @@ from minigpt4_runtime.errors import PromptTooLongError
 from minigpt4_runtime.lab.attention import DenseAttention, Past
 from minigpt4_runtime.lab.hooks import Hooks
 from minigpt4_runtime.lab.keep import Keep, Kept
-from minigpt4_runtime.model.llama import Llama
+from minigpt4_runtime.model.llama import Llama, Residual
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,8 @@ def run_pass(
 
 
 def _keeper(kept: Kept, number: int, num_rows: int) -> Callable[..., None]:
-    def keep(_: nn.Module, __: object, packed: Tensor) -> None:
+    def keep(_: nn.Module, __: object, behind: Residual) -> None:
+        packed = behind.total
         kept.take_hidden(number, packed.view(-1, num_rows, packed.shape[-1]))
 
     return keep

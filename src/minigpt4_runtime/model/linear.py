@@ -1,7 +1,7 @@
 """The matrix product that every tower is made of.
 
 Owns   one weight, in the tensors of its format, and the kernel that multiplies by it; and what is
-       added to the product, if anything.
+       added to the product, if anything. And `Joint`: several weights for the same rows.
 Takes  rows (…, in_features); gives rows (…, out_features).
 Never  knows its tower. Weight formats and shards compose here, not in subclasses.
 """
@@ -30,7 +30,7 @@ class Linear(nn.Module):
         self.adapter: Addition | None = None
         self.choice: AdapterChoice | None = None
         self.wanted_order: InOrder | None = None
-        self._multiply: LinearKernel = DENSE.multiply
+        self.multiply: LinearKernel = DENSE.multiply
 
     def use(self, weight_format: WeightFormat, kernel: LinearKernel | InOrder) -> None:
         """Hold the weight in a format, and multiply with `kernel`. In a new format it is empty.
@@ -38,7 +38,7 @@ class Linear(nn.Module):
         A kernel that wants another order multiplies once `settle` was called.
         """
         self.wanted_order = kernel if isinstance(kernel, InOrder) else None
-        self._multiply = weight_format.multiply if isinstance(kernel, InOrder) else kernel
+        self.multiply = weight_format.multiply if isinstance(kernel, InOrder) else kernel
         if weight_format is self.weight_format:
             return
         parts = weight_format.parts(*self.shape)
@@ -65,7 +65,7 @@ class Linear(nn.Module):
         They are then no longer those of the format.
         """
         if self.wanted_order is not None:
-            arranged, self._multiply = self.wanted_order.arrange(parts)
+            arranged, self.multiply = self.wanted_order.arrange(parts)
             self._hold(arranged)
             self.requires_grad_(False)
             self.wanted_order = None
@@ -73,24 +73,68 @@ class Linear(nn.Module):
     @contextmanager
     def multiplying_by(self, matrix: Tensor) -> Iterator[None]:
         """For a while, take this matrix of floats for the weight. What is held stays."""
-        held = self._multiply
-        self._multiply = lambda rows, _, bias: DENSE.multiply(rows, {"weight": matrix}, bias)
+        held = self.multiply
+        self.multiply = lambda rows, _, bias: DENSE.multiply(rows, {"weight": matrix}, bias)
         try:
             yield
         finally:
-            self._multiply = held
+            self.multiply = held
 
     def forward(self, rows: Tensor, chosen: Tensor | None = None) -> Tensor:
         """(…, in_features) → (…, out_features), in the dtype of `rows`.
 
         `chosen` are the numbers of the adapters that rows (T, in_features) have chosen.
         """
-        product = self._multiply(rows, self._parameters, self.bias)  # type: ignore[arg-type]
+        product = self.multiply(rows, self._parameters, self.bias)  # type: ignore[arg-type]
+        return self.complete(product, rows, chosen)
+
+    def complete(self, product: Tensor, rows: Tensor, chosen: Tensor | None) -> Tensor:
+        """The product with the weight, and what is added to it for these rows."""
         if self.adapter is not None:
             product = product + self.adapter(rows)
         if chosen is None or self.choice is None:
             return product
         return product + self.choice(rows, chosen)
+
+
+class Joint(nn.Module):
+    """Linears that multiply the same rows: one product, once their weights lie in one.
+
+    An accelerator then has one product to start, and reads a longer weight at a time. They stay
+    modules of their own, whose parts are views; this one has no weights that it could name.
+    """
+
+    def __init__(self, *linears: Linear) -> None:
+        super().__init__()
+        self.linears = linears
+        self._whole: Mapping[str, Tensor] | None = None
+
+    @property
+    def is_possible(self) -> bool:
+        """Whether one kernel multiplies by all, and their parts can lie one behind the other."""
+        first = self.linears[0]
+        parts = first.weight_format.parts(*first.shape).values()
+        return all(part.split[0] == 0 for part in parts) and all(
+            each.weight_format is first.weight_format
+            and each.wanted_order is None
+            and each.bias is None
+            for each in self.linears
+        )
+
+    def hold(self, whole: Mapping[str, Tensor]) -> None:
+        """Multiply by these parts, which the Linears' own lie in, one behind the other."""
+        self._whole = whole
+
+    def forward(self, rows: Tensor, chosen: Tensor | None = None) -> tuple[Tensor, ...]:
+        """(…, in_features) → (…, out_features) of each. See `Linear.forward`."""
+        if self._whole is None:
+            return tuple(linear(rows, chosen) for linear in self.linears)
+        together = self.linears[0].multiply(rows, self._whole, None)
+        products = torch.split(together, [linear.shape[0] for linear in self.linears], dim=-1)
+        return tuple(
+            linear.complete(product, rows, chosen)
+            for linear, product in zip(self.linears, products, strict=True)
+        )
 
 
 def settle(module: nn.Module) -> None:

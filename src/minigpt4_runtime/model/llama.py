@@ -9,7 +9,7 @@ Never  sees a cache, a batch or a device: the caller binds those into `attend`.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from minigpt4_runtime.config import AdapterConfig, LanguageConfig
 from minigpt4_runtime.errors import ConfigError
-from minigpt4_runtime.model.linear import Linear
+from minigpt4_runtime.model.linear import Joint, Linear
 from minigpt4_runtime.model.parallel import Group, Solo, share
 from minigpt4_runtime.model.rotary import Rotation
 from minigpt4_runtime.model.row_operations import TORCH_OPERATIONS, RowOperations
@@ -42,6 +42,18 @@ class TurningAttend:
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """See `Attend`."""
         return self.attend(layer, q, k, v, None)
+
+
+class Residual(NamedTuple):
+    """Rows (T, C) between two layers, and what the last one adds: the next norm sums them up."""
+
+    hidden: Tensor
+    added: Tensor | None = None
+
+    @property
+    def total(self) -> Tensor:
+        """The sum, (T, C)."""
+        return self.hidden if self.added is None else self.hidden + self.added
 
 
 class RMSNorm(nn.Module):
@@ -73,14 +85,14 @@ class LlamaAttention(nn.Module):
         self.key = Linear(size, kv_size, bias=False)
         self.value = Linear(size, kv_size, bias=False)
         self.out = Linear(q_size, size, bias=False)
+        self.inputs = Joint(self.query, self.key, self.value)
 
     def forward(
         self, hidden: Tensor, rotation: Rotation, attend: Attend, chosen: Tensor | None = None
     ) -> Tensor:
         """(T, C) → (T, C)."""
         q, k, v = (
-            linear(hidden, chosen).view(len(hidden), -1, self.head_dim)
-            for linear in (self.query, self.key, self.value)
+            rows.view(len(hidden), -1, self.head_dim) for rows in self.inputs(hidden, chosen)
         )
         if isinstance(attend, TurningAttend):
             attended = attend.attend(self.layer, q, k, v, rotation)
@@ -102,16 +114,21 @@ class LlamaLayer(nn.Module):
         self.mlp_gate = Linear(size, gated_size, bias=False)
         self.mlp_up = Linear(size, gated_size, bias=False)
         self.mlp_down = Linear(gated_size, size, bias=False)
+        self.mlp_inputs = Joint(self.mlp_gate, self.mlp_up)
         self.operations: RowOperations = TORCH_OPERATIONS
 
     def forward(
-        self, hidden: Tensor, rotation: Rotation, attend: Attend, chosen: Tensor | None = None
-    ) -> Tensor:
+        self,
+        rows: Residual,
+        rotation: Rotation,
+        attend: Attend,
+        chosen: Tensor | None = None,
+    ) -> Residual:
         """(T, C) → (T, C)."""
-        hidden, normed = self.attention_norm(hidden)
+        hidden, normed = self.attention_norm(*rows)
         hidden, normed = self.mlp_norm(hidden, self.attention(normed, rotation, attend, chosen))
-        gated = self.operations.gate(self.mlp_gate(normed, chosen), self.mlp_up(normed, chosen))
-        return hidden + self._group.sum(self.mlp_down(gated, chosen))
+        gated = self.operations.gate(*self.mlp_inputs(normed, chosen))
+        return Residual(hidden, self._group.sum(self.mlp_down(gated, chosen)))
 
 
 class Llama(nn.Module):
@@ -176,10 +193,10 @@ class Llama(nn.Module):
         `chosen` (T,) are the numbers of the rows' adapters, as `Linear.choice` has them.
         """
         rotation = Rotation(positions, self.config, embeddings.dtype)
-        hidden: Tensor = embeddings
+        rows = Residual(embeddings)
         for layer in self.layers:
-            hidden = layer(hidden, rotation, attend, chosen)
-        _, normed = self.norm(hidden)
+            rows = layer(rows, rotation, attend, chosen)
+        _, normed = self.norm(*rows)
         return normed  # type: ignore[no-any-return]
 
     def logits(self, hidden: Tensor) -> Tensor:

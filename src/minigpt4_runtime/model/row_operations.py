@@ -24,7 +24,7 @@ class RowOperations(Protocol):
         """
 
     def gate(self, gate: Tensor, up: Tensor) -> Tensor:
-        """silu(gate) * up. `gate` may be overwritten."""
+        """silu(gate) * up, both of which may be views of one product. `gate` may be overwritten."""
 
 
 class TorchOperations:

@@ -20,7 +20,7 @@ from minigpt4_runtime.formats.registry import FormatChoice, format_of
 from minigpt4_runtime.formats.sparse import SparseFormat
 from minigpt4_runtime.model.causal import causal_attention
 from minigpt4_runtime.model.linear import Linear
-from minigpt4_runtime.model.llama import LlamaLayer
+from minigpt4_runtime.model.llama import LlamaLayer, Residual
 from minigpt4_runtime.model.parallel import Solo
 from minigpt4_runtime.model.rotary import Rotation
 from minigpt4_runtime.quantise.awq import Inputs, scale_layer
@@ -149,5 +149,5 @@ class LayerWalk:
     def _compute(self, layer: LlamaLayer, rows: Tensor) -> Tensor:
         positions = torch.arange(len(rows))
         rotation = Rotation(positions, self._config, rows.dtype)
-        hidden: Tensor = layer(rows, rotation, causal_attention())
-        return hidden
+        behind: Residual = layer(Residual(rows), rotation, causal_attention())
+        return behind.total

@@ -1,4 +1,4 @@
-"""Products with weights of 8 bits and fewer on CUDA, by Triton: the kernels and their launches.
+"""Products that read a weight once on CUDA, by Triton: the kernels and their launches.
 
 Owns   the numbers of a weight in registers, the product of a few rows with them, and the weight
        widened for many rows.
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from minigpt4_runtime.kernels.launching import on_device_of
+from minigpt4_runtime.kernels.rounding_triton import scale_of, sizes_of, steps_of
 from minigpt4_runtime.optional import require
 
 if TYPE_CHECKING:
@@ -27,14 +28,17 @@ else:
     triton = require("triton", install="pip install triton")
     tl = require("triton.language", install="pip install triton")
 
-Layout = Literal["int8", "int4", "sparse24", "float8"]
+Layout = Literal["int8", "int4", "sparse24", "float8", "float"]
+Rounding = Literal["int8", "float8"]
 # How many numbers share what is loaded at once: a scale, and 16 or fewer bytes of the weight.
-_CHUNK = {"int8": 16, "int4": 32, "sparse24": 16, "float8": 16}
+_CHUNK = {"int8": 16, "int4": 32, "sparse24": 16, "float8": 16, "float": 8}
 # The smallest side of a matrix that tensor cores multiply.
 _MIN_SIDE = 16
 _MOST_ROWS_AT_ONCE = 64
 # With about so many programs each multiprocessor has one; wider tiles read the rows less often.
 _WANTED_PROGRAMS = 128
+# Up to so many outputs, programs of one row are few, and each must have more on its way.
+_FEW_OUTPUTS = 8192
 
 
 @dataclass(frozen=True)
@@ -42,13 +46,14 @@ class StoredWeight:
     """The parts of a weight (N, K), contiguous.
 
     `numbers` are int8 (N, K); int32 (N, K / 8), eight of 4 bits each; int8 (N, K / 2), those that
-    2:4 sparsity keeps, at `places`, uint8 (N, K / 8); or floats of 8 bits as uint8 (N, K). `scales`
-    are (N, groups). `zeros` are int8 (N, groups), or of 4 bits in int32 (N / 8, groups).
+    2:4 sparsity keeps, at `places`, uint8 (N, K / 8); floats of 8 bits as uint8 (N, K); or floats
+    of the rows' dtype, which have no scales. `scales` are (N, groups). `zeros` are int8
+    (N, groups), or of 4 bits in int32 (N / 8, groups).
     """
 
     layout: Layout
     numbers: Tensor
-    scales: Tensor
+    scales: Tensor | None
     zeros: Tensor | None = None
     places: Tensor | None = None
 
@@ -65,7 +70,7 @@ class StoredWeight:
     @property
     def group_size(self) -> int | None:
         """How many numbers have a scale; None: a whole row."""
-        num_groups = self.scales.shape[1]
+        num_groups = 1 if self.scales is None else self.scales.shape[1]
         return None if num_groups == 1 else self.num_inputs // num_groups
 
     def _arguments(self) -> tuple[Tensor | None, ...]:
@@ -73,6 +78,19 @@ class StoredWeight:
         is_sparse = self.layout == "sparse24"
         numbers = self.numbers.view(torch.int16) if is_sparse else self.numbers
         return numbers, self.scales, self.zeros, self.places
+
+    def multiply_one(
+        self, row: Tensor, bias: Tensor | None, *, rounding: Rounding | None = None
+    ) -> Tensor:
+        """(1, K) → (1, N), summed in float32. The row may be rounded as rounding_triton.py does."""
+        product = row.new_empty(1, self.num_outputs)
+        sizes = one_sizes(self.layout, self.num_outputs)
+        with on_device_of(row):
+            _multiply_one[(triton.cdiv(self.num_outputs, sizes["OUTPUTS"]),)](
+                row, *self._arguments(), bias, product, self.num_outputs, self.num_inputs,
+                LAYOUT=self.layout, GROUP=self.group_size, ROUNDING=rounding, **sizes,
+            )  # fmt: skip
+        return product
 
     def multiply_few(
         self,
@@ -116,20 +134,27 @@ class StoredWeight:
         return matrix
 
 
-def few_sizes(layout: Layout, rows: Tensor, num_outputs: int) -> dict[str, int]:
-    """The tile of a program, which fits into the 99 KiB of shared memory that every GPU has.
+def one_sizes(layout: Layout, num_outputs: int) -> dict[str, int]:
+    """The tile of a program, for one row. Each program sums over all inputs.
 
-    Each program sums over all inputs. A sum that several programs share needs a second launch, or
-    additions whose order changes from run to run; narrow tiles give as many programs without.
+    A sum that several programs share needs a second launch, or additions whose order changes from
+    run to run; narrow tiles give as many programs without: 8 KiB of the weight at a time, in 1,000
+    of them or more for most of a 7B's products. Where they are half as many, they read 16 KiB: with
+    less on its way, memory would wait for them.
     """
-    num_rows, chunk = len(rows), _CHUNK[layout]
-    if num_rows == 1:
-        # 8 KiB of the weight at a time, in some 500 programs of a 7B's products.
-        return {"ROWS": 1, "OUTPUTS": 8, "INPUTS": 64 * chunk, "CHUNK": chunk, "num_warps": 4}
-    tile = min(_MOST_ROWS_AT_ONCE, max(_MIN_SIDE, triton.next_power_of_2(num_rows)))
+    share = 2 if num_outputs <= _FEW_OUTPUTS else 1
+    return {
+        "OUTPUTS": 8, "INPUTS": 64 * share * _CHUNK[layout], "CHUNK": _CHUNK[layout],
+        "num_warps": 4 * share,
+    }  # fmt: skip
+
+
+def few_sizes(layout: Layout, rows: Tensor, num_outputs: int) -> dict[str, int]:
+    """The same for some rows. It fits into the 99 KiB of shared memory that every GPU has."""
+    tile = min(_MOST_ROWS_AT_ONCE, max(_MIN_SIDE, triton.next_power_of_2(len(rows))))
     return {
         "ROWS": tile, "OUTPUTS": 64 if num_outputs >= 64 * _WANTED_PROGRAMS else 32,
-        "INPUTS": 256 if tile == _MIN_SIDE else 128, "CHUNK": chunk,
+        "INPUTS": 256 if tile == _MIN_SIDE else 128, "CHUNK": _CHUNK[layout],
         "num_warps": 4, "num_stages": 4 if rows.element_size() <= 2 else 2,
     }  # fmt: skip
 
@@ -182,7 +207,7 @@ def _load_numbers(  # noqa: PLR0917
     at = outputs[:, None] * width + columns[None, :]
     is_there = is_output[:, None] & (columns < width)[None, :]
     items = tl.load(numbers + at, is_there, 0)
-    if LAYOUT == "int8":
+    if LAYOUT == "int8" or LAYOUT == "float":
         found = items.to(tl.float32)
     elif LAYOUT == "float8":
         found = _float8(items)
@@ -259,18 +284,106 @@ def _load_chunks(  # noqa: PLR0913, PLR0917
     INPUTS: tl.constexpr,
     CHUNK: tl.constexpr,
 ) -> tuple[tl.tensor, tl.tensor]:
-    """Numbers less their zero points (OUTPUTS, chunks, CHUNK), and scales (OUTPUTS, chunks)."""
+    """Numbers less their zero points (OUTPUTS, chunks, CHUNK), and scales (OUTPUTS, chunks).
+
+    Floats have none, and get zeros.
+    """
     CHUNKS: tl.constexpr = INPUTS // CHUNK
     groups = _find_groups(first, num_inputs, GROUP, CHUNKS, CHUNK)
     num_groups = 1 if GROUP is None else num_inputs // GROUP
     at = outputs[:, None] * num_groups + groups[None, :]
-    scale = tl.load(scales + at, is_output[:, None], 0.0).to(tl.float32)
+    if scales is None:
+        scale = tl.zeros((OUTPUTS, CHUNKS), tl.float32)
+    else:
+        scale = tl.load(scales + at, is_output[:, None], 0.0).to(tl.float32)
     # Of several loads the compiler keeps the last one's order in registers, and moves the others.
     found = _load_numbers(numbers, places, outputs, is_output, first, num_inputs, LAYOUT, INPUTS)
     found = tl.reshape(found, (OUTPUTS, CHUNKS, CHUNK))
     if zeros is not None:
         found -= _load_zeros(zeros, outputs, is_output, groups, num_groups, LAYOUT)[:, :, None]
     return found, scale
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _find_row_scale(
+    row: tl.tensor, num_inputs: tl.tensor, INPUTS: tl.constexpr, IS_FLOAT: tl.constexpr
+) -> tl.tensor:
+    """The scale that a whole row (K,) is rounded by."""
+    largest = tl.zeros((INPUTS,), tl.float32)
+    for first in range(0, num_inputs, INPUTS):
+        inputs = first + tl.arange(0, INPUTS)
+        some = tl.load(row + inputs, inputs < num_inputs, 0.0).to(tl.float32)
+        largest = tl.maximum(largest, sizes_of(some))
+    return scale_of(tl.max(largest, 0), IS_FLOAT)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _round_some(
+    some: tl.tensor,  # (INPUTS,) of a row.
+    row_scale: tl.tensor,  # Of the whole row, where GROUP is None.
+    GROUP: tl.constexpr,
+    INPUTS: tl.constexpr,
+    ROUNDING: tl.constexpr,
+) -> tl.tensor:
+    """As `_round_rows` does it; 8-bit floats without their scale."""
+    IS_FLOAT: tl.constexpr = ROUNDING == "float8"
+    SIZE: tl.constexpr = INPUTS if GROUP is None else GROUP
+    groups = tl.reshape(some.to(tl.float32), (INPUTS // SIZE, SIZE))
+    if GROUP is not None:
+        row_scale = scale_of(tl.max(sizes_of(groups), 1, keep_dims=True), IS_FLOAT)
+    found = steps_of(groups, row_scale, IS_FLOAT)
+    if IS_FLOAT:
+        found = found.to(tl.float8e4nv).to(tl.float32)
+    else:
+        found = (found * row_scale).to(some.dtype).to(tl.float32)
+    return tl.reshape(found, (INPUTS,))
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _multiply_one(  # noqa: PLR0913, PLR0917
+    row: tl.tensor,  # (K,)
+    numbers: tl.tensor,  # These four as in StoredWeight; some may be None.
+    scales: tl.tensor,
+    zeros: tl.tensor,
+    places: tl.tensor,
+    bias: tl.tensor,  # (N,) or None
+    product: tl.tensor,  # (N,)
+    num_outputs: tl.tensor,
+    num_inputs: tl.tensor,
+    LAYOUT: tl.constexpr,
+    GROUP: tl.constexpr,  # The numbers that have a scale; None: a whole row.
+    ROUNDING: tl.constexpr,  # How the row is rounded, or None.
+    OUTPUTS: tl.constexpr,
+    INPUTS: tl.constexpr,
+    CHUNK: tl.constexpr,
+) -> None:
+    """One program: some outputs, all inputs, summed by threads."""
+    CHUNKS: tl.constexpr = INPUTS // CHUNK
+    outputs = (tl.program_id(0) * OUTPUTS + tl.arange(0, OUTPUTS)).to(tl.int64)
+    is_output = outputs < num_outputs
+    row_scale = 0.0
+    if ROUNDING is not None and GROUP is None:
+        row_scale = _find_row_scale(row, num_inputs, INPUTS, ROUNDING == "float8")
+    shared = tl.zeros((OUTPUTS, CHUNKS), tl.float32)
+    for first in range(0, num_inputs, INPUTS):
+        inputs = first + tl.arange(0, INPUTS)
+        some = tl.load(row + inputs, inputs < num_inputs, 0.0)
+        if ROUNDING is not None:
+            some = _round_some(some, row_scale, GROUP, INPUTS, ROUNDING)
+        found, scale = _load_chunks(
+            numbers, scales, zeros, places, outputs, is_output, first, num_inputs,
+            LAYOUT, GROUP, OUTPUTS, INPUTS, CHUNK,
+        )  # fmt: skip
+        sums = tl.sum(found * tl.reshape(some.to(tl.float32), (1, CHUNKS, CHUNK)), 2)
+        shared += sums if GROUP is None else sums * scale
+    total = tl.sum(shared, 1)
+    if GROUP is None and scales is not None:
+        total *= tl.load(scales + outputs, is_output, 0.0)
+    if ROUNDING == "float8":
+        total *= row_scale
+    if bias is not None:
+        total += tl.load(bias + outputs, is_output, 0.0).to(tl.float32)
+    tl.store(product + outputs, total.to(product.dtype.element_ty), is_output)
 
 
 # Specialised, it would be compiled anew for counts that 16 divides, in the midst of answers.
@@ -294,13 +407,11 @@ def _multiply_few(  # noqa: PLR0913, PLR0917
     INPUTS: tl.constexpr,
     CHUNK: tl.constexpr,
 ) -> None:
-    """One program: some rows, some outputs, all inputs."""
-    CHUNKS: tl.constexpr = INPUTS // CHUNK
+    """One program: some rows, some outputs, all inputs, summed by tensor cores."""
     outputs = (tl.program_id(1) * OUTPUTS + tl.arange(0, OUTPUTS)).to(tl.int64)
     is_output = outputs < num_outputs
     own_rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    # One row is summed by threads, several by tensor cores.
-    shared = tl.zeros((OUTPUTS, CHUNKS if ROWS == 1 else ROWS), tl.float32)
+    total = tl.zeros((OUTPUTS, ROWS), tl.float32)
     for first in range(0, num_inputs, INPUTS):
         inputs = first + tl.arange(0, INPUTS)
         at = own_rows[None, :] * num_inputs + inputs[:, None]
@@ -314,16 +425,10 @@ def _multiply_few(  # noqa: PLR0913, PLR0917
             numbers, scales, zeros, places, outputs, is_output, first, num_inputs,
             LAYOUT, GROUP, OUTPUTS, INPUTS, CHUNK,
         )  # fmt: skip
-        if ROWS == 1:
-            row = tl.reshape(some.to(tl.float32), (1, CHUNKS, CHUNK))
-            sums = tl.sum(found * row, 2)
-            shared += sums if GROUP is None else sums * scale
-        else:
-            if GROUP is not None:
-                found *= scale[:, :, None]
-            weight = tl.reshape(found, (OUTPUTS, INPUTS)).to(some.dtype)
-            shared = tl.dot(weight, some, shared, input_precision="ieee")
-    total = tl.sum(shared, 1, keep_dims=True) if ROWS == 1 else shared
+        if GROUP is not None:
+            found *= scale[:, :, None]
+        weight = tl.reshape(found, (OUTPUTS, INPUTS)).to(some.dtype)
+        total = tl.dot(weight, some, total, input_precision="ieee")
     if GROUP is None:
         total *= tl.load(scales + outputs, is_output, 0.0)[:, None]
     if row_scales is not None:
