@@ -36,7 +36,7 @@ Multiply = Callable[[Tensor], Tensor]
 
 def products(setting: Setting, results: Results) -> None:
     """For a few rows the weight's bytes a second, for many the operations."""
-    shapes = ((128, 64),) if setting.is_dry else SHAPES
+    shapes: Sequence[tuple[int, int]] = ((128, 64),) if setting.is_dry else SHAPES
     for shape, name in product(shapes, READ):
         for num_rows in FEW:
             measure = partial(read_rate, setting, name, shape, num_rows)
@@ -44,6 +44,7 @@ def products(setting: Setting, results: Results) -> None:
     for shape in shapes:
         measure = partial(read_rate, setting, "float", shape, 1, kernel=DENSE.multiply)
         results.attempt(show("torch's float16", shape, 1), measure)
+    # Of many rows two shapes will do.
     shapes = shapes[::2]
     for shape, name in product(shapes, MULTIPLIED):
         num_rows = 16 if setting.is_dry else MANY
