@@ -17,10 +17,13 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-def compile_for(capability, kernel, types, sizes):
+def compile_for(capability, kernel, types, sizes, divisible=()):
+    # Some arguments 16 divides, as a launch finds it.
     launch = {name: sizes.pop(name) for name in ("num_warps", "num_stages") if name in sizes}
-    signature = {name: "constexpr" if name in sizes else types[name] for name in kernel.arg_names}
-    source = ASTSource(fn=kernel, signature=signature, constexprs=sizes)
+    names = kernel.arg_names
+    signature = {name: "constexpr" if name in sizes else types[name] for name in names}
+    attrs = {(names.index(name),): [["tt.divisibility", 16]] for name in divisible}
+    source = ASTSource(fn=kernel, signature=signature, constexprs=sizes, attrs=attrs)
     return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=launch)
 """
 

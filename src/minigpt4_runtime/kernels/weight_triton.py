@@ -37,8 +37,6 @@ _MIN_SIDE = 16
 _MOST_ROWS_AT_ONCE = 64
 # With about so many programs each multiprocessor has one; wider tiles read the rows less often.
 _WANTED_PROGRAMS = 128
-# Up to so many outputs, programs of one row are few, and each must have more on its way.
-_FEW_OUTPUTS = 8192
 
 
 @dataclass(frozen=True)
@@ -84,7 +82,7 @@ class StoredWeight:
     ) -> Tensor:
         """(1, K) → (1, N), summed in float32. The row may be rounded as rounding_triton.py does."""
         product = row.new_empty(1, self.num_outputs)
-        sizes = one_sizes(self.layout, self.num_outputs)
+        sizes = one_sizes(self.layout)
         with on_device_of(row):
             _multiply_one[(triton.cdiv(self.num_outputs, sizes["OUTPUTS"]),)](
                 row, *self._arguments(), bias, product, self.num_outputs, self.num_inputs,
@@ -134,19 +132,14 @@ class StoredWeight:
         return matrix
 
 
-def one_sizes(layout: Layout, num_outputs: int) -> dict[str, int]:
-    """The tile of a program, for one row. Each program sums over all inputs.
+def one_sizes(layout: Layout) -> dict[str, int]:
+    """The tile of a program, for one row: 8 KiB of the weight. Each program sums over all inputs.
 
     A sum that several programs share needs a second launch, or additions whose order changes from
-    run to run; narrow tiles give as many programs without: 8 KiB of the weight at a time, in 1,000
-    of them or more for most of a 7B's products. Where they are half as many, they read 16 KiB: with
-    less on its way, memory would wait for them.
+    run to run; narrow tiles give 500 programs or more for each of a 7B's products without.
     """
-    share = 2 if num_outputs <= _FEW_OUTPUTS else 1
-    return {
-        "OUTPUTS": 8, "INPUTS": 64 * share * _CHUNK[layout], "CHUNK": _CHUNK[layout],
-        "num_warps": 4 * share,
-    }  # fmt: skip
+    chunk = _CHUNK[layout]
+    return {"OUTPUTS": 8, "INPUTS": 64 * chunk, "CHUNK": chunk, "num_warps": 4}
 
 
 def few_sizes(layout: Layout, rows: Tensor, num_outputs: int) -> dict[str, int]:
@@ -365,7 +358,9 @@ def _multiply_one(  # noqa: PLR0913, PLR0917
     if ROUNDING is not None and GROUP is None:
         row_scale = _find_row_scale(row, num_inputs, INPUTS, ROUNDING == "float8")
     shared = tl.zeros((OUTPUTS, CHUNKS), tl.float32)
-    for first in range(0, num_inputs, INPUTS):
+    # Asked for by name, two tiles are on their way while one is multiplied: without a product for
+    # tensor cores the compiler would not see to it.
+    for first in tl.range(0, num_inputs, INPUTS, num_stages=3):
         inputs = first + tl.arange(0, INPUTS)
         some = tl.load(row + inputs, inputs < num_inputs, 0.0)
         if ROUNDING is not None:
