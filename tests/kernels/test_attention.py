@@ -458,7 +458,7 @@ for dtype, cached, capability, group, is_decode, is_shared in (
     }
     compiled = compile(
         _attend_tile, sizes | flags, capability, signature,
-        num_warps=4 if is_decode else 8, num_stages=2,
+        num_warps=4 if is_decode else 8, num_stages=3,
     )
     # The least that a multiprocessor of capability 8.6 or 8.9 has for one program.
     assert compiled.metadata.shared <= 99 * 1024, compiled.metadata.shared

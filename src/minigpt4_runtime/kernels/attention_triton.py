@@ -101,12 +101,13 @@ class TritonAttention:
                 mixed = q.new_empty(len(q), num_shares, *q.shape[1:], dtype=torch.float32)
                 log_totals = q.new_empty(mixed.shape[:3], dtype=torch.float32)
             with on_device_of(q):
+                # Three stages: the table is read ahead of the keys that it leads to.
                 _attend_tile[grid](
                     q, *sides_of(cache, layer), tiles, batch.table_rows, batch.block_table, mixed,
                     log_totals, table_width, q.shape[2] ** -0.5 * math.log2(math.e),
                     **_sizes(shape, group, q.dtype, is_decode=is_decode),
                     **format_of(cache), IS_SHARED=num_shares > 1,
-                    num_warps=4 if is_decode else 8, num_stages=2,
+                    num_warps=4 if is_decode else 8, num_stages=3,
                 )  # fmt: skip
                 if num_shares > 1:
                     _join_shares[q.shape[:2]](
