@@ -46,6 +46,7 @@ from minigpt4_runtime.kernels.registry import (
     attention_kernel,
 )
 from minigpt4_runtime.model.linear import settle
+from minigpt4_runtime.model.row_operations import use_operations
 from minigpt4_runtime.presets import PRESETS
 
 META = torch.device("meta")
@@ -122,7 +123,7 @@ def take_steps(
         assign=True,
     )
     settle(language)
-    language.use(resolve_name(ROW_OPERATIONS["cuda"])())
+    use_operations(language, resolve_name(ROW_OPERATIONS["cuda"])())
     engine = EngineConfig(max_running=128, max_step_tokens=2048, cache_dtype=cache)
     runner = Runner(language, None, attention_kernel("triton"), config=engine, num_blocks=128)
     for batch in DECODES[-2:] if quick else DECODES:

@@ -112,8 +112,7 @@ def load_rank_model(
         encoder = encode(model.vision)
         parts = {
             number: tuned_vision(
-                model.vision, source.config, path, _folder(source),
-                dtype=torch_dtype, kernel_of=kernel_of,
+                model.vision, source.config, path, _folder(source), **where
             )
             for number, (_, path) in enumerate(source.adapters, 1)
         }  # fmt: skip

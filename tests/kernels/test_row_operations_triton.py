@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from triton_cases import PLACES, run_compiler, skip_unless_interpreted
+from triton_cases import PLACES, mend_rounding, run_compiler, skip_unless_interpreted
 
 from minigpt4_runtime.kernels.registry import ROW_OPERATIONS, row_operations
 from minigpt4_runtime.model.row_operations import TORCH_OPERATIONS
@@ -53,6 +53,31 @@ def test_sums_and_norms_are_torchs(device, operations, width, dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("width", [7, 300, 1408])
+def test_sums_and_layer_norms_are_torchs(device, operations, width, dtype, monkeypatch):
+    """Off 0 too, where the mean has to go before squares are summed."""
+    if device == "cpu":
+        mend_rounding(monkeypatch)
+    hidden, added, weight, bias = (
+        draw(*shape, dtype=dtype, seed=seed)
+        for seed, shape in enumerate([(2, 3, width), (2, 3, width), (width,), (width,)])
+    )
+    hidden += 5
+    for more in (None, added):
+        wanted_sum, wanted = TORCH_OPERATIONS.add_and_layer_norm(hidden, more, weight, bias, 1e-6)
+        there = hidden.to(device)
+        given = None if more is None else more.to(device, copy=True)
+        found_sum, found = operations.add_and_layer_norm(
+            there, given, weight.to(device), bias.to(device), 1e-6
+        )
+        assert_close(found_sum, wanted_sum)
+        assert (found.dtype, found.shape) == (wanted.dtype, wanted.shape)
+        far = (found.float().cpu() - wanted.float()).abs().max() / wanted.abs().max()
+        assert far <= max(2 * torch.finfo(dtype).eps, 1e-5)
+        assert torch.equal(there.cpu(), hidden)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("width", WIDTHS)
 def test_gates_are_torchs(device, operations, width, dtype):
     gate, up = draw(2, 3, width, dtype=dtype, seed=width)
@@ -98,14 +123,17 @@ def test_they_can_be_captured(operations):
 
 
 COMPILE = """
-from minigpt4_runtime.kernels.row_operations_triton import _add_and_norm, _gate, norm_sizes
+from minigpt4_runtime.kernels.row_operations_triton import (
+    _add_and_layer_norm, _add_and_norm, _gate, norm_sizes,
+)
 
 for dtype, capability in (("fp16", 80), ("bf16", 90), ("fp32", 90)):
-    names = ("hidden", "added", "weight", "normed", "gate", "up", "product")
+    names = ("hidden", "added", "weight", "bias", "normed", "gate", "up", "product")
     rows = dict.fromkeys(names, f"*{dtype}")
     types = rows | {"width": "i32", "gate_step": "i32", "up_step": "i32", "eps": "fp32"}
     for more in ({}, {"added": None}):
         compile_for(capability, _add_and_norm, types, norm_sizes(5120) | more)
+        compile_for(capability, _add_and_layer_norm, types, norm_sizes(1408) | more)
     compile_for(capability, _gate, types, {"NUMBERS": 1024})
 """
 

@@ -16,6 +16,7 @@ from minigpt4_runtime import (
     SamplingParams,
 )
 from minigpt4_runtime.lab import Lab
+from minigpt4_runtime.model.row_operations import Residual
 
 CASES_EACH = 6
 ROOT = Path(__file__).parents[2]
@@ -221,7 +222,7 @@ def test_the_towers_exit_and_the_queries_gaze(golden_of, lab, prompt):
         vision.vit._cut((prompt.pixels - mean(config)) / std(config))
     )
     hidden = torch.cat([vision.vit.class_embedding.expand(1, 1, -1), hidden], 1)
-    hidden = vision.vit.blocks[0](hidden + vision.vit.position_embedding)
+    hidden = vision.vit.blocks[0](Residual(hidden + vision.vit.position_embedding)).total
     early = vision.projection(vision.qformer(vision.ln_vision(hidden)))
     assert torch.allclose(lab.encode(prompt.pixels, exit_layer=1), early, atol=1e-5)
     assert torch.equal(lab.encode(prompt.pixels), rows)

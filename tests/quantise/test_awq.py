@@ -7,9 +7,10 @@ import torch
 from minigpt4_runtime.config import LanguageConfig
 from minigpt4_runtime.formats.integer import INTEGER_FORMATS
 from minigpt4_runtime.model.causal import causal_attention
-from minigpt4_runtime.model.llama import LlamaLayer, Residual
+from minigpt4_runtime.model.llama import LlamaLayer
 from minigpt4_runtime.model.parallel import Solo
 from minigpt4_runtime.model.rotary import Rotation
+from minigpt4_runtime.model.row_operations import Residual
 from minigpt4_runtime.quantise.awq import Inputs, find_scales, fold, scale_layer
 
 W4 = INTEGER_FORMATS["w4a16-g32"]

@@ -23,7 +23,7 @@ from minigpt4_runtime.model.linear import Linear
 from minigpt4_runtime.model.llama import Llama
 from minigpt4_runtime.model.minigpt4 import MiniGPT4Model, VisionPart
 from minigpt4_runtime.model.parallel import Group
-from minigpt4_runtime.model.row_operations import TORCH_OPERATIONS, RowOperations
+from minigpt4_runtime.model.row_operations import TORCH_OPERATIONS, RowOperations, use_operations
 
 T = TypeVar("T")
 Side = TypeVar("Side", MiniGPT4Model, Llama, VisionPart)
@@ -35,7 +35,7 @@ class Where(TypedDict, total=False):
     """The device of a model, the dtype of its floats, and the kernels of its weights.
 
     Of a group's weights only this rank's part is held. Without `kernel_of` each format uses its own
-    `multiply`, and without `operations` the language model has torch's. With `joins`, weights that
+    `multiply`, and without `operations` the model has torch's. With `joins`, weights that
     multiply the same rows lie in one tensor (`Joint`), and on a CPU no weight stays in its file.
     """
 
@@ -71,7 +71,7 @@ def blank_model(
 def blank_for(where: Where, config: ModelConfig, formats: FormatChoice) -> MiniGPT4Model:
     """The same, for the group, the kernels and the operations in `where`."""
     model = blank_model(config, where.get("group"), formats, where.get("kernel_of"))
-    model.language.use(where.get("operations", TORCH_OPERATIONS))
+    use_operations(model, where.get("operations", TORCH_OPERATIONS))
     return model
 
 

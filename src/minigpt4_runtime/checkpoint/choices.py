@@ -9,16 +9,18 @@ Never  changes a weight of the model.
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Unpack
 
 import torch
 
 from minigpt4_runtime.checkpoint.adapter import check_base, read_adapter
 from minigpt4_runtime.checkpoint.adapters import AdapterParts, replaces_lora
-from minigpt4_runtime.checkpoint.blank_model import KernelOf, blank_model
+from minigpt4_runtime.checkpoint.blank_model import Where, blank_for
 from minigpt4_runtime.checkpoint.load import read_tensor
 from minigpt4_runtime.checkpoint.weights import StoredTensor, cut
 from minigpt4_runtime.config import ModelConfig
 from minigpt4_runtime.errors import CheckpointError
+from minigpt4_runtime.formats.dense import DENSE
 from minigpt4_runtime.model.adapter import AdapterChoice, Factors
 from minigpt4_runtime.model.linear import Linear, settle
 from minigpt4_runtime.model.llama import Llama
@@ -82,9 +84,7 @@ def tuned_vision(
     config: ModelConfig,
     adapter: Path,
     model_dir: Path,
-    *,
-    dtype: torch.dtype,
-    kernel_of: KernelOf,
+    **where: Unpack[Where],
 ) -> VisionPart | None:
     """The image side under an adapter; None where it has none of its own.
 
@@ -96,13 +96,14 @@ def tuned_vision(
         return None
     stored, record = read_adapter(path)
     check_base(path, record, model_dir)
-    device = part.ln_vision.weight.device
     tensors = {
-        name.removeprefix("vision."): read_tensor(place, device=device, dtype=dtype)
+        name.removeprefix("vision."): read_tensor(
+            place, device=where["device"], dtype=where["dtype"]
+        )
         for name, place in stored.items()
     }
     own = {name.partition(".")[0] for name in tensors}
-    tuned = blank_model(config, kernel_of=kernel_of).vision
+    tuned = blank_for(where, config, DENSE.name).vision
     for name, child in part.named_children():
         if name not in own:
             setattr(tuned, name, child)

@@ -25,9 +25,12 @@ def make_room(module: nn.Module, *, device: torch.device, dtype: torch.dtype) ->
                 name: torch.empty(part.shape, device=device, dtype=dtype_of(part, dtype))
                 for name, part in first.weight_format.parts(sum(sizes), first.shape[1]).items()
             }
-            joint.hold(whole)
+            bias = None
+            if first.bias is not None:
+                bias = torch.empty(sum(sizes), device=device, dtype=dtype)
+            joint.hold(whole, bias)
             for linear, last in zip(joint.linears, accumulate(sizes), strict=True):
-                for name, tensor in whole.items():
+                for name, tensor in (whole if bias is None else whole | {"bias": bias}).items():
                     own = linear.get_parameter(name)
                     stop = last * len(tensor) // sum(sizes)
                     room[f"{names[linear]}.{name}"] = tensor[stop - len(own) : stop]

@@ -1,4 +1,4 @@
-"""What lies between the products of a language model, by the kernels in C++.
+"""What lies between the products of a language model, by the kernels in C++; the rest by torch.
 
 Owns   nothing. Takes rows; gives rows.
 """
@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from minigpt4_runtime.kernels import native
-from minigpt4_runtime.model.row_operations import TORCH_OPERATIONS, RowOperations
+from minigpt4_runtime.model.row_operations import TORCH_OPERATIONS, RowOperations, TorchOperations
 
 
-class NativeOperations:
+class NativeOperations(TorchOperations):
     """See `RowOperations`. Each is one call, where torch has several."""
 
     def __init__(self) -> None:

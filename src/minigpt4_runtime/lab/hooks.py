@@ -15,7 +15,8 @@ from typing import Literal, TypeVar, get_args
 from torch import Tensor, nn
 
 from minigpt4_runtime.errors import RequestError
-from minigpt4_runtime.model.llama import Llama, LlamaLayer, Residual
+from minigpt4_runtime.model.llama import Llama, LlamaLayer
+from minigpt4_runtime.model.row_operations import Residual
 
 Site = Literal["scores", "heads", "attention", "feed_forward", "residual"]
 Layers = Literal["all"] | int | Sequence[int]

@@ -20,12 +20,13 @@ from minigpt4_runtime.loaded import LoadedModel
 from minigpt4_runtime.model.linear import Linear
 from minigpt4_runtime.model.llama import Llama
 from minigpt4_runtime.model.minigpt4 import MiniGPT4Model, VisionPart
+from minigpt4_runtime.model.row_operations import TorchOperations, use_operations
 from minigpt4_runtime.vision.torch import TorchVisionEncoder
 
 Side = TypeVar("Side", Llama, VisionPart)
 
 
-class PlainOperations:
+class PlainOperations(TorchOperations):
     """See `RowOperations`. Nothing is overwritten, and rows of float64 stay in it."""
 
     def add_and_norm(
@@ -36,10 +37,6 @@ class PlainOperations:
         rows = hidden.to(torch.promote_types(hidden.dtype, torch.float32))
         normed = functional.rms_norm(rows, weight.shape, eps=eps)
         return hidden, normed.to(hidden.dtype) * weight
-
-    def gate(self, gate: Tensor, up: Tensor) -> Tensor:
-        """See `RowOperations`."""
-        return functional.silu(gate) * up
 
 
 def shared_modules(loaded: LoadedModel) -> MiniGPT4Model:
@@ -54,7 +51,7 @@ def shared_modules(loaded: LoadedModel) -> MiniGPT4Model:
     if loaded.ranks.size > 1:
         raise RequestError("Ranks share this model. Load it without tensor_parallel to study it.")
     model = blank_model(loaded.config)
-    model.language.use(PlainOperations())
+    use_operations(model.language, PlainOperations())
     _share(model.vision, _in_order(_vision_part(loaded), loaded))
     _share(model.language, _in_order(loaded.rank_model.language, loaded))
     return model

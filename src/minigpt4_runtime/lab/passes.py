@@ -18,7 +18,8 @@ from minigpt4_runtime.errors import PromptTooLongError
 from minigpt4_runtime.lab.attention import DenseAttention, Past
 from minigpt4_runtime.lab.hooks import Hooks
 from minigpt4_runtime.lab.keep import Keep, Kept
-from minigpt4_runtime.model.llama import Llama, Residual
+from minigpt4_runtime.model.llama import Llama
+from minigpt4_runtime.model.row_operations import Residual
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from minigpt4_runtime.config import VisionConfig
 from minigpt4_runtime.model.linear import Linear
+from minigpt4_runtime.model.row_operations import LayerNorm, Residual
 
 
 class EvaAttention(nn.Module):
@@ -36,16 +37,17 @@ class EvaBlock(nn.Module):
 
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
-        self.attention_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.attention_norm = LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.attention = EvaAttention(config)
-        self.mlp_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.mlp_norm = LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.mlp_in = Linear(config.hidden_size, config.intermediate_size, bias=True)
         self.mlp_out = Linear(config.intermediate_size, config.hidden_size, bias=True)
 
-    def forward(self, hidden: Tensor) -> Tensor:
+    def forward(self, rows: Residual) -> Residual:
         """(N, P, C) → (N, P, C)."""
-        hidden = hidden + self.attention(self.attention_norm(hidden))
-        return hidden + self.mlp_out(functional.gelu(self.mlp_in(self.mlp_norm(hidden))))  # type: ignore[no-any-return]
+        hidden, normed = self.attention_norm.of_sum(*rows)
+        hidden, normed = self.mlp_norm.of_sum(hidden, self.attention(normed))
+        return Residual(hidden, self.mlp_out(functional.gelu(self.mlp_in(normed))))
 
 
 class EvaVit(nn.Module):
@@ -65,10 +67,10 @@ class EvaVit(nn.Module):
         """(N, 3, S, S) → (N, P, C). Example: 224 px and patch 14 give P = 257."""
         patches = self.patch_embedding(self._cut(pixels))
         class_row = self.class_embedding.expand(pixels.shape[0], 1, -1)
-        hidden = torch.cat([class_row, patches], dim=1) + self.position_embedding
+        rows = Residual(torch.cat([class_row, patches], dim=1) + self.position_embedding)
         for block in self.blocks:
-            hidden = block(hidden)
-        return hidden
+            rows = block(rows)
+        return rows.total
 
     def _cut(self, pixels: Tensor) -> Tensor:
         """(N, 3, S, S) → (N, patches, 3·p·p): row by row of patches, each channel by channel."""

@@ -108,6 +108,7 @@ class Joint(nn.Module):
         super().__init__()
         self.linears = linears
         self._whole: Mapping[str, Tensor] | None = None
+        self._bias: Tensor | None = None
 
     @property
     def is_possible(self) -> bool:
@@ -117,19 +118,19 @@ class Joint(nn.Module):
         return all(part.split[0] == 0 for part in parts) and all(
             each.weight_format is first.weight_format
             and each.wanted_order is None
-            and each.bias is None
+            and (each.bias is None) == (first.bias is None)
             for each in self.linears
         )
 
-    def hold(self, whole: Mapping[str, Tensor]) -> None:
+    def hold(self, whole: Mapping[str, Tensor], bias: Tensor | None) -> None:
         """Multiply by these parts, which the Linears' own lie in, one behind the other."""
-        self._whole = whole
+        self._whole, self._bias = whole, bias
 
     def forward(self, rows: Tensor, chosen: Tensor | None = None) -> tuple[Tensor, ...]:
         """(…, in_features) → (…, out_features) of each. See `Linear.forward`."""
         if self._whole is None:
             return tuple(linear(rows, chosen) for linear in self.linears)
-        together = self.linears[0].multiply(rows, self._whole, None)
+        together = self.linears[0].multiply(rows, self._whole, self._bias)
         products = torch.split(together, [linear.shape[0] for linear in self.linears], dim=-1)
         return tuple(
             linear.complete(product, rows, chosen)

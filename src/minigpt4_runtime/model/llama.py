@@ -9,7 +9,7 @@ Never  sees a cache, a batch or a device: the caller binds those into `attend`.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,7 @@ from minigpt4_runtime.errors import ConfigError
 from minigpt4_runtime.model.linear import Joint, Linear
 from minigpt4_runtime.model.parallel import Group, Solo, share
 from minigpt4_runtime.model.rotary import Rotation
-from minigpt4_runtime.model.row_operations import TORCH_OPERATIONS, RowOperations
+from minigpt4_runtime.model.row_operations import Residual, UsesOperations
 
 
 class Attend(Protocol):
@@ -44,26 +44,13 @@ class TurningAttend:
         return self.attend(layer, q, k, v, None)
 
 
-class Residual(NamedTuple):
-    """Rows (T, C) between two layers, and what the last one adds: the next norm sums them up."""
-
-    hidden: Tensor
-    added: Tensor | None = None
-
-    @property
-    def total(self) -> Tensor:
-        """The sum, (T, C)."""
-        return self.hidden if self.added is None else self.hidden + self.added
-
-
-class RMSNorm(nn.Module):
+class RMSNorm(UsesOperations):
     """Scale rows to unit root mean square, in float32, then by a learned weight."""
 
     def __init__(self, size: int, eps: float) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(size))
         self.eps = eps
-        self.operations: RowOperations = TORCH_OPERATIONS
 
     def forward(self, hidden: Tensor, added: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """(T, C) rows → their sum, if any are added, and its norm. `added` may be overwritten."""
@@ -101,7 +88,7 @@ class LlamaAttention(nn.Module):
         return self._group.sum(self.out(attended.reshape(len(hidden), -1), chosen))
 
 
-class LlamaLayer(nn.Module):
+class LlamaLayer(UsesOperations):
     """Pre-norm attention and a gated feed-forward, each added to its input."""
 
     def __init__(self, config: LanguageConfig, layer: int, group: Group) -> None:
@@ -115,7 +102,6 @@ class LlamaLayer(nn.Module):
         self.mlp_up = Linear(size, gated_size, bias=False)
         self.mlp_down = Linear(gated_size, size, bias=False)
         self.mlp_inputs = Joint(self.mlp_gate, self.mlp_up)
-        self.operations: RowOperations = TORCH_OPERATIONS
 
     def forward(
         self,
@@ -162,12 +148,6 @@ class Llama(nn.Module):
                     "language model. Convert again."
                 )
             linears[name].adapt(rank, adapters.alpha)
-
-    def use(self, operations: RowOperations) -> None:
-        """Compute what lies between the products with these operations."""
-        for module in self.modules():
-            if isinstance(module, RMSNorm | LlamaLayer):
-                module.operations = operations
 
     def embed(self, token_ids: Tensor) -> Tensor:
         """(T,) ids → (T, C) rows: this rank's part of the sum that is the embeddings.

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from minigpt4_runtime.config import QFormerConfig
-from minigpt4_runtime.model.linear import Linear
+from minigpt4_runtime.model.linear import Joint, Linear
+from minigpt4_runtime.model.row_operations import LayerNorm
 
 
 class QFormerAttention(nn.Module):
@@ -24,16 +25,18 @@ class QFormerAttention(nn.Module):
         self.key = Linear(context_size, size, bias=True)
         self.value = Linear(context_size, size, bias=True)
         self.out = Linear(size, size, bias=True)
-        self.norm = nn.LayerNorm(size, eps=config.layer_norm_eps)
+        self.inputs = Joint(self.key, self.value)
+        self.norm = LayerNorm(size, eps=config.layer_norm_eps)
 
     def forward(self, hidden: Tensor, context: Tensor) -> Tensor:
         """(N, Q, C), (N, P, context_size) → (N, Q, C)."""
         q, k, v = (
             rows.view(*rows.shape[:2], self.num_heads, -1).transpose(1, 2)
-            for rows in (self.query(hidden), self.key(context), self.value(context))
+            for rows in (self.query(hidden), *self.inputs(context))
         )
         attended = functional.scaled_dot_product_attention(q, k, v)
-        return self.norm(self.out(attended.transpose(1, 2).flatten(2)) + hidden)  # type: ignore[no-any-return]
+        _, normed = self.norm.of_sum(hidden, self.out(attended.transpose(1, 2).flatten(2)))
+        return normed
 
 
 class QFormerLayer(nn.Module):
@@ -45,7 +48,7 @@ class QFormerLayer(nn.Module):
         self.cross_attention = QFormerAttention(config, vision_size) if reads_image else None
         self.mlp_in = Linear(config.hidden_size, config.intermediate_size, bias=True)
         self.mlp_out = Linear(config.intermediate_size, config.hidden_size, bias=True)
-        self.mlp_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.mlp_norm = LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
     def forward(self, hidden: Tensor, image_rows: Tensor) -> Tensor:
         """(N, Q, C), (N, P, vision_size) → (N, Q, C)."""
@@ -53,7 +56,8 @@ class QFormerLayer(nn.Module):
         if self.cross_attention is not None:
             hidden = self.cross_attention(hidden, image_rows)
         widened = functional.gelu(self.mlp_in(hidden))
-        return self.mlp_norm(self.mlp_out(widened) + hidden)  # type: ignore[no-any-return]
+        _, normed = self.mlp_norm.of_sum(hidden, self.mlp_out(widened))
+        return normed
 
 
 class QFormer(nn.Module):

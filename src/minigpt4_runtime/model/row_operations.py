@@ -1,14 +1,15 @@
-"""What a language model does to rows between its products, which a device may do in one go.
+"""What towers do to rows between their products, which a device may do in one go.
 
-Owns   the contract, and the same in plain torch, which defines correct.
+Owns   the contract, and the same in plain torch, which defines correct; the norm of both towers of
+       the image side; and what lies between two layers.
 Takes  rows; gives rows.
 """
 
 from functools import cache
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 
@@ -21,6 +22,14 @@ class RowOperations(Protocol):
         """(T, C) rows → the sum, if any are added, and its norm. `added` may be overwritten.
 
         That is: rows at unit root mean square, found in float32, times the weight (C,).
+        """
+
+    def add_and_layer_norm(
+        self, hidden: Tensor, added: Tensor | None, weight: Tensor, bias: Tensor, eps: float
+    ) -> tuple[Tensor, Tensor]:
+        """The same with the norm of Ba et al., 2016: of mean 0 and variance 1, times weight + bias.
+
+        Of rows (…, C). `added` may be overwritten.
         """
 
     def gate(self, gate: Tensor, up: Tensor) -> Tensor:
@@ -45,6 +54,13 @@ class TorchOperations:
         mean_square = torch.addcmul(_as_tensor(eps), length, length, value=1 / rows.shape[-1])
         return hidden, (rows * mean_square.rsqrt_()).to(hidden.dtype).mul_(weight)
 
+    def add_and_layer_norm(
+        self, hidden: Tensor, added: Tensor | None, weight: Tensor, bias: Tensor, eps: float
+    ) -> tuple[Tensor, Tensor]:
+        """See `RowOperations`."""
+        total = hidden if added is None else hidden + added
+        return total, functional.layer_norm(total, weight.shape, weight, bias, eps)
+
     def gate(self, gate: Tensor, up: Tensor) -> Tensor:
         """See `RowOperations`."""
         return functional.silu(gate) * up
@@ -57,3 +73,37 @@ def _as_tensor(number: float) -> Tensor:
 
 
 TORCH_OPERATIONS = TorchOperations()
+
+
+class UsesOperations(nn.Module):
+    """A module that computes by operations of its device."""
+
+    operations: RowOperations = TORCH_OPERATIONS
+
+
+def use_operations(module: nn.Module, operations: RowOperations) -> None:
+    """Compute what lies between a model's products with these operations."""
+    for each in module.modules():
+        if isinstance(each, UsesOperations):
+            each.operations = operations
+
+
+class LayerNorm(UsesOperations, nn.LayerNorm):
+    """torch's own, and the norm of a sum."""
+
+    def of_sum(self, hidden: Tensor, added: Tensor | None) -> tuple[Tensor, Tensor]:
+        """See `RowOperations.add_and_layer_norm`."""
+        weight, bias = self.weight, self.bias
+        return self.operations.add_and_layer_norm(hidden, added, weight, bias, self.eps)
+
+
+class Residual(NamedTuple):
+    """Rows between two layers, and what the last one adds: the next norm sums them up."""
+
+    hidden: Tensor
+    added: Tensor | None = None
+
+    @property
+    def total(self) -> Tensor:
+        """The sum."""
+        return self.hidden if self.added is None else self.hidden + self.added

@@ -20,9 +20,10 @@ from minigpt4_runtime.formats.registry import FormatChoice, format_of
 from minigpt4_runtime.formats.sparse import SparseFormat
 from minigpt4_runtime.model.causal import causal_attention
 from minigpt4_runtime.model.linear import Linear
-from minigpt4_runtime.model.llama import LlamaLayer, Residual
+from minigpt4_runtime.model.llama import LlamaLayer
 from minigpt4_runtime.model.parallel import Solo
 from minigpt4_runtime.model.rotary import Rotation
+from minigpt4_runtime.model.row_operations import Residual
 from minigpt4_runtime.quantise.awq import Inputs, scale_layer
 from minigpt4_runtime.quantise.choice import DEFAULT_METHOD, Method
 from minigpt4_runtime.quantise.gptq import prune_by_inputs, round_by_inputs
