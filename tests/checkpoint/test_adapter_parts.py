@@ -1,13 +1,16 @@
 """LoRA in PEFT's folders: over a model, merged into one, or refused in one clear sentence."""
 
 import json
+import re
 import shutil
 
 import pytest
 import torch
 from adapter_folders import merge_by_hand, write_lora, write_projection
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from minigpt4_runtime import MiniGPT4
 from minigpt4_runtime.checkpoint.adapters import AdapterParts
 from minigpt4_runtime.checkpoint.config_file import load_config
 from minigpt4_runtime.checkpoint.graph_folder import vision_digest
@@ -15,6 +18,7 @@ from minigpt4_runtime.checkpoint.load import load_language, load_model
 from minigpt4_runtime.checkpoint.manifest import read_manifest
 from minigpt4_runtime.checkpoint.merge import merge
 from minigpt4_runtime.errors import CheckpointError, ConfigError
+from minigpt4_runtime.export.original import export_original
 from minigpt4_runtime.model.causal import causal_attention
 from minigpt4_runtime.quantise.choice import QuantisePlan
 from minigpt4_runtime.quantise.quantise import quantise
@@ -172,6 +176,35 @@ def test_factors_that_are_refused(base, made, tmp_path, change, message):
     save_file(change(made[1]), folder / "adapter_model.safetensors")
     with pytest.raises(CheckpointError, match=message):
         load_model(base, adapter=folder, **CPU)
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("-inf")])
+@pytest.mark.parametrize(
+    ("part", "name"),
+    [("projection.safetensors", "vision.projection.bias"),
+     ("adapter_model.safetensors", "base_model.model.model.layers.1.mlp.up_proj.lora_A.weight")],
+)  # fmt: skip
+def test_numbers_that_are_not_finite(base, made, tmp_path, part, name, number):
+    """Whoever opens it says so: it would spoil every answer, and be written into a folder."""
+    folder = shutil.copytree(made[0], tmp_path / "a")
+    path = folder / part
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    tensors = load_file(path)
+    tensors[name].view(-1)[-1] = number
+    save_file(tensors, path, metadata)
+    given = (path if part.startswith("projection") else folder), folder
+    message = f"{re.escape(str(path))}: {re.escape(name)} holds NaN or an infinite value"
+    for adapter in given:
+        for use in (
+            lambda adapter: load_model(base, adapter=adapter, **CPU),
+            lambda adapter: MiniGPT4.load(base, adapters={"broken": adapter}, device="cpu"),
+            lambda adapter: merge(base, adapter, tmp_path / "out"),
+            lambda adapter: export_original(adapter, base, tmp_path / "out"),
+        ):
+            with pytest.raises(CheckpointError, match=message):
+                use(adapter)
+    assert not (tmp_path / "out").exists()
 
 
 def test_folders_that_are_refused(base, made, language, golden_model_dir, tmp_path):
