@@ -7,6 +7,7 @@ from golden_cases import GOLDENS
 from safetensors.torch import load_file
 
 from minigpt4_runtime.checkpoint.config_file import load_config
+from minigpt4_runtime.checkpoint.manifest import SourceRecord, read_manifest
 
 CHECKPOINT = GOLDENS / "llama2-gqa/checkpoint/pretrained_minigpt4_llama2_7b.pth"
 
@@ -31,6 +32,10 @@ def test_a_fine_tune_of_the_original_goes_in_and_out(real_minigpt4, base, tmp_pa
     done = real_minigpt4(*given, "--out", out, "--export-original", again)
     assert (done.status, done.out.split()) == (0, [str(out), str(again)]), done.err
     merged = load_file(out / "model.safetensors")
+    source = read_manifest(out).sources[-1]
+    # A folder that was there for this while is not named, but what was given.
+    assert source == SourceRecord.of("adapter", tmp_path / "checkpoint_0.pth")
+    assert read_manifest(out).sources == (*read_manifest(base).sources, source)
     exported = torch.load(again, weights_only=True)
     assert exported.keys() == {"model", "config"}
     assert exported["model"].keys() == tensors.keys()

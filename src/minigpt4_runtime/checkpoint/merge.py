@@ -36,10 +36,13 @@ def merge(
     adapter: Path,
     out_dir: Path,
     *,
+    made_of: Path | None = None,
     force: bool = False,
     on_bytes: Callable[[int, int], None] = lambda *_: None,
 ) -> None:
     """Write the folder; it appears whole, or not at all. `on_bytes` gets the bytes done, and all.
+
+    The manifest names the adapter's files, or the one that these were `made_of`.
 
     Raises:
         CheckpointError: one of both is damaged, they do not belong together, `out_dir` exists and
@@ -76,7 +79,7 @@ def merge(
     with staged_folder(out_dir, needed_bytes=num_bytes, force=force) as folder:
         weights = (NamedWeight(name, name, tensors[name]) for name in forms)
         write_weights(folder, forms, weights, on_bytes=count)
-        files = AdapterParts.find(adapter).files
+        files = {"adapter": made_of} if made_of else AdapterParts.find(adapter).files
         added = (SourceRecord.of(role, path) for role, path in files.items())
         sources = (*manifest.sources, *added)
         stamped = Manifest.stamp(forms.values(), sources, formats)
