@@ -26,6 +26,11 @@ def test_samples_are_shown(real_minigpt4, dialogues):
     assert checked.err == f"{dialogues}: 12 answers about 8 pictures.\n"
     assert checked.out.count("line ") == checked.out.count("  → ") == 10
     assert "###Human: <Img><ImageHere></Img> " in checked.out
+    missing = dialogues.with_name("none.jsonl")
+    given = ["tune", "--data", dialogues, "--held-out", missing, "--check-data"]
+    done = real_minigpt4(*given)
+    # It is not said to be --data, of which nothing is wrong.
+    assert done.err == f"error: {missing} cannot be read (No such file or directory).\n"
     alone = real_minigpt4("tune", "--data", dialogues)
     assert (alone.status, alone.err.count("\n")) == (1, 1)
     assert "--out is missing" in alone.err

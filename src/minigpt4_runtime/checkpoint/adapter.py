@@ -32,7 +32,10 @@ QFORMER = "vision.qformer"
 NAMES = (f"{PROJECTION}.weight", f"{PROJECTION}.bias")
 # Under this name the record stands in the header of the file.
 RECORD = "minigpt4_tuned"
-_REMEDY = "Name the file projection.safetensors that `minigpt4 tune` wrote, or its folder."
+_REMEDY = (
+    "Name the file projection.safetensors that `minigpt4 tune` wrote, or a folder that it or PEFT "
+    "wrote."
+)
 
 
 def encode_adapter(

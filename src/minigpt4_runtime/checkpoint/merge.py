@@ -51,8 +51,8 @@ def merge(
     for path, what in ((model_dir, "model"), (adapter, "adapter")):
         if path.resolve().is_relative_to(out_dir.resolve()):
             raise CheckpointError(f"{out_dir} holds the {what} itself. Choose another --out.")
-    manifest = read_manifest(model_dir)
-    config = adapted(before := load_config(model_dir), adapter, model_dir)
+    before, manifest = load_config(model_dir), read_manifest(model_dir)
+    config = adapted(before, adapter, model_dir)
     stored, formats = lay_adapter_over(
         adapter, model_dir, config, read_folder_weights(model_dir), manifest.weight_format
     )
