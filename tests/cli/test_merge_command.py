@@ -77,13 +77,12 @@ def test_what_cannot_be(real_minigpt4, base, golden_model_dir, tmp_path):
         (base, with_lora, out, "has only one of two LoRA factors"),
         (golden_model_dir("vicuna"), path, out, "Give the model that it was"),
         (base, path, ["--export-original", tmp_path / "no/x.pth"], "cannot be written"),
-        (
-            tmp_path / "gone",
-            tmp_path / "lora",
-            ["--out", tmp_path / "x"],
-            f"{tmp_path / 'gone'} does not exist. Give a folder that `minigpt4 convert` made",
-        ),
-    ):
+        (base, path, ["--out", tmp_path / "y", "--export-original", tmp_path / "lora", "--force"],
+         "lora is a folder. Name a file"),
+        (tmp_path / "gone", tmp_path / "lora", ["--out", tmp_path / "y"],
+         "gone does not exist. Give a folder that `minigpt4 convert` made"),
+    ):  # fmt: skip
         done = real_minigpt4("merge", model, "--adapter", adapter, *given)
         assert (done.status != 0, message in done.err) == (True, True), done.err
     assert not (tmp_path / "x.pth").exists()
+    assert not (tmp_path / "y").exists()

@@ -51,8 +51,8 @@ def merge(
 
     if out is None and export_original is None:
         raise ConfigError("Nothing is to be made. Give --out DIR, --export-original FILE, or both.")
-    if export_original is not None and not force:
-        check_place(export_original)
+    if export_original is not None:
+        check_place(export_original, force=force)
     model_dir = find_model(model)
     with own_adapter(adapter, model_dir) as path:
         if out is not None:
