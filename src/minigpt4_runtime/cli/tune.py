@@ -319,9 +319,10 @@ def _asks(processes: Processes) -> Iterator[Callable[[], bool]]:
     before = signal.getsignal(signal.SIGINT)
 
     def ask(*_: object) -> None:
-        if asked.is_set() or not is_asking.is_set():
-            raise KeyboardInterrupt
+        is_at_once = asked.is_set() or not is_asking.is_set()
         asked.set()
+        if is_at_once:
+            raise KeyboardInterrupt
         if not processes.rank:
             note("Stopping after this step …")
 
@@ -332,5 +333,10 @@ def _asks(processes: Processes) -> Iterator[Callable[[], bool]]:
     signal.signal(signal.SIGINT, ask)
     try:
         yield should_stop
+    except Exception as error:
+        # A package that Ctrl-C meets while it is imported may pass over it, or fail otherwise.
+        if asked.is_set() and not is_asking.is_set():
+            raise KeyboardInterrupt from error
+        raise
     finally:
         signal.signal(signal.SIGINT, before)
