@@ -7,6 +7,7 @@ import shutil
 import pytest
 import torch
 from adapter_folders import merge_by_hand, write_lora, write_projection
+from published_files import copy_golden
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -17,6 +18,7 @@ from minigpt4_runtime.checkpoint.graph_folder import vision_digest
 from minigpt4_runtime.checkpoint.load import load_language, load_model
 from minigpt4_runtime.checkpoint.manifest import read_manifest
 from minigpt4_runtime.checkpoint.merge import merge
+from minigpt4_runtime.convert.convert import convert
 from minigpt4_runtime.errors import CheckpointError, ConfigError
 from minigpt4_runtime.export.original import export_original
 from minigpt4_runtime.model.causal import causal_attention
@@ -106,6 +108,19 @@ def test_a_merge_rounds_each_weight_once(base, made, tmp_path):
     assert load_config(tmp_path / "out").language.adapters is None
     roles = [each.role for each in read_manifest(tmp_path / "out").sources]
     assert roles[-3:] == ["projection", "lora", "lora_config"]
+
+
+def test_a_sum_that_its_dtype_cannot_hold(tmp_path):
+    """It is no damage of a file, which would be told to be downloaded again."""
+    files = copy_golden("llama2", tmp_path / "files")
+    convert(files, tmp_path / "model", dtype="float16")
+    language = load_config(tmp_path / "model").language
+    write_lora(tmp_path / "large", language, seed=1, size=3e4)
+    with pytest.raises(
+        CheckpointError, match=r"query\.weight .*holds .*e\+\d\d, which float16 cannot"
+    ):
+        merge(tmp_path / "model", tmp_path / "large", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_lora_of_integers_stays_beside_them(base, made, tmp_path):

@@ -89,7 +89,7 @@ def merge(
 class _Sums(Mapping[str, Tensor]):
     """The tensors of a folder, those of `owners` with their LoRA added: W + B·A·alpha/rank.
 
-    The sum is taken in float32 and rounded once, to the dtype that W is stored in.
+    The sum is in float32: the writer rounds it once, to the dtype that W is stored in, or refuses.
     """
 
     def __init__(self, tensors: Mapping[str, Tensor], owners: Mapping[str, float]) -> None:
@@ -103,7 +103,7 @@ class _Sums(Mapping[str, Tensor]):
             return tensor
         owner, scale = self._owners[name]
         low, high = (self._tensors[f"{owner}.adapter.{side}"].float() for side in ("low", "high"))
-        return torch.addmm(tensor.float(), high, low, alpha=scale).to(tensor.dtype)
+        return torch.addmm(tensor.float(), high, low, alpha=scale)
 
     def __iter__(self) -> Iterator[str]:
         return (name for name in self._tensors if name not in self.factors)
