@@ -10,7 +10,7 @@ from typing import Any
 
 from vlmeval.vlm.base import BaseModel
 
-from minigpt4_runtime import MiniGPT4, SamplingParams
+from minigpt4_runtime import MiniGPT4, RequestError, SamplingParams
 from minigpt4_runtime.messages import image
 
 
@@ -34,7 +34,11 @@ class MiniGPT4Runtime(BaseModel):  # type: ignore[misc]
         self.sampling = sampling or SamplingParams()
 
     def generate_inner(self, message: list[dict[str, str]], dataset: str | None = None) -> str:
-        """The answer to one message; texts side by side are lines, as VLMEvalKit joins them."""
+        """The answer to one message; texts side by side are lines, as VLMEvalKit joins them.
+
+        Raises:
+            RuntimeError: it cannot be served. With SKIP_ERR=1 VLMEvalKit then goes on without it.
+        """
         del dataset
         content: list[Any] = []
         for part in message:
@@ -44,5 +48,7 @@ class MiniGPT4Runtime(BaseModel):  # type: ignore[misc]
                 content[-1] += f"\n{part['value']}"
             else:
                 content.append(part["value"])
-        reply = self.model.chat([{"role": "user", "content": content}], self.sampling)
-        return reply.text
+        try:
+            return self.model.chat([{"role": "user", "content": content}], self.sampling).text
+        except RequestError as error:
+            raise RuntimeError(str(error)) from error

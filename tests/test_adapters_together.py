@@ -8,6 +8,7 @@ from golden_cases import GOLDENS
 from safetensors.torch import save_file
 
 from minigpt4_runtime import CheckpointError, ConfigError, MiniGPT4, RequestError, SamplingParams
+from minigpt4_runtime.api import DEMO_MODEL_DIR
 from minigpt4_runtime.checkpoint.adapter import encode_adapter, read_projection
 from minigpt4_runtime.checkpoint.config_file import load_config
 from minigpt4_runtime.checkpoint.graph_folder import vision_digest
@@ -29,8 +30,12 @@ def base(golden_model_dir):
 
 @pytest.fixture(scope="module")
 def paths(base, tmp_path_factory):
+    return write_adapters(tmp_path_factory.mktemp("adapters"), base)
+
+
+def write_adapters(made, base):
     """LoRA alone; a projection alone; both, of another rank and with fewer matrices."""
-    made, language = tmp_path_factory.mktemp("adapters"), load_config(base).language
+    language = load_config(base).language
     write_lora(made / "lora", language, seed=1, size=0.6)
     write_projection(made / "rows.safetensors", base, seed=2, size=1.0)
     some = ("self_attn.q_proj", "self_attn.o_proj", "mlp.down_proj")
@@ -166,6 +171,37 @@ def test_scores_branches_and_processors(base, paths):
             model.score(asked, [[1.5]])
 
 
+def looked(lab):
+    """The logits of an answer, and where a word of it looked."""
+    prompt = lab.prompt([{"role": "user", "content": [_part(), "What?"]}])
+    return lab.forward(prompt, answer="a red one").logits, lab.look(prompt, "a red one", 3).heat
+
+
+@pytest.mark.parametrize("weights", ["float", "w4a16"])
+def test_the_laboratory_under_an_adapter(tmp_path, weights):
+    """It sees what the model that has the adapter for all requests is; 4 bits lie in an order."""
+    folder = DEMO_MODEL_DIR
+    if weights != "float":
+        plan = QuantisePlan(weights=weights, image_side="keep")
+        quantise(folder, folder := tmp_path / weights, plan)
+    paths = write_adapters(tmp_path, folder)
+    alone = {}
+    for name in NAMES:
+        with MiniGPT4.load(folder, adapter=paths.get(name), **CPU) as model:
+            alone[name] = looked(model.lab())
+    with MiniGPT4.load(folder, adapters=paths, **CPU) as model:
+        lab = plain = model.lab()
+        for name in (*NAMES, *NAMES):
+            lab = lab.under(name) if name else plain
+            logits, heat = looked(lab)
+            for other, (wanted, places) in alone.items():
+                near = 1e-4 * wanted.abs().max()
+                assert bool((logits - wanted).abs().max() <= near) == (name == other), (name, other)
+                assert heat == pytest.approx(places, abs=1e-5) or name != other
+        with pytest.raises(RequestError, match="adapter is 'none'; this model has lora, rows"):
+            plain.under("none")
+
+
 def test_a_qformer_of_its_own(golden_model_dir, tmp_path):
     """It answers as it does alone, and its bytes are counted."""
     base, path = golden_model_dir("vicuna"), tmp_path / "projection.safetensors"
@@ -181,8 +217,11 @@ def test_a_qformer_of_its_own(golden_model_dir, tmp_path):
     for loaded, name in (({}, None), ({"adapter": path}, None), ({"adapters": {"q": path}}, "q")):
         with MiniGPT4.load(base, **loaded, **CPU) as model:
             num_bytes = model.probe.weight_bytes()["vision"]
-            found.append((ask(model, name), num_bytes, ask(model, None)))
-    (plain, least, _), (alone, same, _), (chosen, most, beside) = found
+            lab = model.lab()
+            seen = looked(lab.under(name) if name else lab)[1]
+            found.append((ask(model, name), num_bytes, ask(model, None), seen))
+    (plain, least, *_), (alone, same, _, wanted), (chosen, most, beside, seen) = found
+    assert seen == pytest.approx(wanted, abs=1e-5)
     assert alone == chosen != plain == beside
     own = [*qformer.values(), *read_projection(base)]
     assert most - least == sum(each.nbytes for each in own)
@@ -194,7 +233,7 @@ def test_numbers_that_would_reach_the_rows_of_others(base, tmp_path):
     tensors = write_lora(tmp_path / "broken", load_config(base).language, seed=1)
     tensors[name][0, 0] = torch.nan
     save_file(tensors, tmp_path / "broken/adapter_model.safetensors")
-    with pytest.raises(CheckpointError, match=r"B of layers\.0\.mlp_down holds NaN"):
+    with pytest.raises(CheckpointError, match=r"layers\.0\.mlp\.down_proj\.lora_B.* holds NaN"):
         MiniGPT4.load(base, adapters={"broken": tmp_path / "broken"}, **CPU)
 
 

@@ -10,8 +10,9 @@ from operator import ne
 import pytest
 from golden_cases import GOLDENS, NAMES, SEARCHES, Golden
 
-from minigpt4_runtime import BackendUnavailableError, MiniGPT4, SamplingParams
+from minigpt4_runtime import BackendUnavailableError, ConfigError, MiniGPT4, SamplingParams
 from minigpt4_runtime.api import DEMO_MODEL_DIR
+from minigpt4_runtime.checkpoint.config_file import load_config
 from minigpt4_runtime.devices.cpu import CpuBackend
 
 # How many greedy answers to the golden questions of one turn, of all checkpoints together, have all
@@ -131,6 +132,28 @@ def test_the_probe_expects_what_the_cache_gives(cache_dtype):
         assert expected.argmax(-1).tolist() == answer
         rounded = model.probe.expect(prompt, prompt, image_rows={})
     assert 0 < (rounded.exp() - floats.exp()).abs().max() < 0.2
+
+
+@pytest.mark.parametrize(
+    ("head_dim", "is_taken"), [(24, True), (12, False), (130, False), (520, False)]
+)
+def test_int4_is_refused_for_heads_that_int8_keeps_better(head_dim, is_taken):
+    config = load_config(DEMO_MODEL_DIR)
+    num_heads = config.language.num_attention_heads
+    language = replace(config.language, hidden_size=head_dim * num_heads)
+    engine = {"cache_dtype": "int4", "num_blocks": 16}
+
+    def ask():
+        shape = replace(config, language=language)
+        with MiniGPT4.with_random_weights(shape, device="cpu", engine=engine) as model:
+            return model.chat([{"role": "user", "content": "a"}], SamplingParams(max_new_tokens=3))
+
+    if is_taken:
+        assert ask().usage.completion_tokens == 3
+    else:
+        message = rf"a multiple of 8 up to 512, and this model's are {head_dim} wide\. Choose int8"
+        with pytest.raises(ConfigError, match=message):
+            ask()
 
 
 def test_fp8_is_refused_where_the_device_lacks_it(golden_model_dir):

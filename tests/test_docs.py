@@ -56,12 +56,17 @@ COMMANDS = sorted({
 def test_a_command_exists_with_its_flags(command):
     _, *words = shlex.split(command)
     names = [" ".join(words[:count]) for count in (2, 1)]
-    sections = (re.search(rf"^## minigpt4 {name}$(.*?)(?=^## |\Z)", REFERENCE,
-                          flags=re.DOTALL | re.MULTILINE) for name in names)  # fmt: skip
+    sections = (re.search(rf"^## minigpt4 ({name})\n+`minigpt4 {name}(.*?)` *\n(.*?)(?=^## |\Z)",
+                          REFERENCE, flags=re.DOTALL | re.MULTILINE) for name in names)  # fmt: skip
     section = next(filter(None, sections), None)
     assert section, f"docs/cli.md has no command {command}"
+    name, usage, _ = section.groups()
+    first = words[len(name.split()) :][:1]
+    assert usage != " [OPTIONS]" or not first or first[0].startswith("-"), (
+        f"{name} takes no {first}"
+    )
     for flag in (word for word in words if word.startswith("-")):
-        assert f"`{flag} " in section[1] or f"`{flag}`" in section[1], f"{command} has no {flag}"
+        assert f"`{flag} " in section[3] or f"`{flag}`" in section[3], f"{command} has no {flag}"
 
 
 @pytest.mark.parametrize("page", PAGES_WITH_CODE)

@@ -80,6 +80,7 @@ class MiniGPT4:
 
     def __init__(self, loaded: LoadedModel) -> None:
         self._loaded = loaded
+        self._on_close = ExitStack()
         self.probe = Probe(loaded)
         self.config: ModelConfig = loaded.config
         self.model_dir = loaded.model_dir
@@ -153,7 +154,8 @@ class MiniGPT4:
         """
         model_dir = find_model(model) if model is not None else DEMO_MODEL_DIR
         vision = VisionSettings(runtime=vision_runtime, graph=vision_graph, provider=provider)
-        # A checkpoint of the original is an adapter's folder for as long as it is read.
+        # A checkpoint of the original is an adapter's folder until the model is closed, for the
+        # laboratory may read weights once more.
         with ExitStack() as stack:
 
             def own(path: str | PathLike[str]) -> Path:
@@ -164,13 +166,15 @@ class MiniGPT4:
                 adapter=own(adapter) if adapter is not None else None,
                 adapters={name: own(path) for name, path in _paths(adapters).items()},
             )  # fmt: skip
-            return cls(
+            made = cls(
                 LoadedModel(
                     source, device=device, dtype=dtype, engine=EngineConfig.read(engine),
                     image_limits=image_limits or ImageLimits(), tensor_parallel=tensor_parallel,
                     vision=vision,
                 )
             )  # fmt: skip
+            made._on_close = stack.pop_all()
+            return made
 
     @classmethod
     def with_random_weights(
@@ -204,6 +208,7 @@ class MiniGPT4:
     def close(self) -> None:
         """End running requests with an error, and the other ranks. New requests are rejected."""
         self._loaded.close()
+        self._on_close.close()
 
     def __enter__(self) -> Self:
         """For `with`: closed at its end."""

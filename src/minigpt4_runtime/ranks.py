@@ -107,11 +107,19 @@ def make_runner(model: RankModel, backend: DeviceBackend, config: EngineConfig) 
 
     Raises:
         BackendUnavailableError: the cache does not fit, or the device lacks its format.
+        ConfigError: the format is not for heads of this width.
     """
     if config.cache_dtype == "fp8" and not backend.facts.has_float8:
         raise BackendUnavailableError(
             f"cache_dtype is 'fp8', which {backend.device} does not compute with: it takes a CUDA "
             "device of capability 8.9 or newer. Choose int8, which takes as much memory."
+        )
+    head_dim = model.language.config.head_dim
+    # Steps of few numbers each take more than int8 does; and CPU kernels hold 128 of them.
+    if config.cache_dtype == "int4" and (head_dim % 8 or head_dim > 512):
+        raise ConfigError(
+            "cache_dtype is 'int4', which is for heads whose width is a multiple of 8 up to 512, "
+            f"and this model's are {head_dim} wide. Choose int8."
         )
     language, share = model.language, backend.facts.cache_share
     num_blocks = config.num_blocks or fit_num_blocks(

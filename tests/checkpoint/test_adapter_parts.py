@@ -1,20 +1,26 @@
 """LoRA in PEFT's folders: over a model, merged into one, or refused in one clear sentence."""
 
 import json
+import re
 import shutil
 
 import pytest
 import torch
 from adapter_folders import merge_by_hand, write_lora, write_projection
+from published_files import copy_golden
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from minigpt4_runtime import MiniGPT4
 from minigpt4_runtime.checkpoint.adapters import AdapterParts
 from minigpt4_runtime.checkpoint.config_file import load_config
 from minigpt4_runtime.checkpoint.graph_folder import vision_digest
 from minigpt4_runtime.checkpoint.load import load_language, load_model
 from minigpt4_runtime.checkpoint.manifest import read_manifest
 from minigpt4_runtime.checkpoint.merge import merge
+from minigpt4_runtime.convert.convert import convert
 from minigpt4_runtime.errors import CheckpointError, ConfigError
+from minigpt4_runtime.export.original import export_original
 from minigpt4_runtime.model.causal import causal_attention
 from minigpt4_runtime.quantise.choice import QuantisePlan
 from minigpt4_runtime.quantise.quantise import quantise
@@ -104,6 +110,19 @@ def test_a_merge_rounds_each_weight_once(base, made, tmp_path):
     assert roles[-3:] == ["projection", "lora", "lora_config"]
 
 
+def test_a_sum_that_its_dtype_cannot_hold(tmp_path):
+    """It is no damage of a file, which would be told to be downloaded again."""
+    files = copy_golden("llama2", tmp_path / "files")
+    convert(files, tmp_path / "model", dtype="float16")
+    language = load_config(tmp_path / "model").language
+    write_lora(tmp_path / "large", language, seed=1, size=3e4)
+    with pytest.raises(
+        CheckpointError, match=r"query\.weight .*holds .*e\+\d\d, which float16 cannot"
+    ):
+        merge(tmp_path / "model", tmp_path / "large", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_lora_of_integers_stays_beside_them(base, made, tmp_path):
     folder, _ = made
     plan = QuantisePlan(weights="w8a16", head="keep", image_side="keep")
@@ -172,6 +191,35 @@ def test_factors_that_are_refused(base, made, tmp_path, change, message):
     save_file(change(made[1]), folder / "adapter_model.safetensors")
     with pytest.raises(CheckpointError, match=message):
         load_model(base, adapter=folder, **CPU)
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("-inf")])
+@pytest.mark.parametrize(
+    ("part", "name"),
+    [("projection.safetensors", "vision.projection.bias"),
+     ("adapter_model.safetensors", "base_model.model.model.layers.1.mlp.up_proj.lora_A.weight")],
+)  # fmt: skip
+def test_numbers_that_are_not_finite(base, made, tmp_path, part, name, number):
+    """Whoever opens it says so: it would spoil every answer, and be written into a folder."""
+    folder = shutil.copytree(made[0], tmp_path / "a")
+    path = folder / part
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    tensors = load_file(path)
+    tensors[name].view(-1)[-1] = number
+    save_file(tensors, path, metadata)
+    given = (path if part.startswith("projection") else folder), folder
+    message = f"{re.escape(str(path))}: {re.escape(name)} holds NaN or an infinite value"
+    for adapter in given:
+        for use in (
+            lambda adapter: load_model(base, adapter=adapter, **CPU),
+            lambda adapter: MiniGPT4.load(base, adapters={"broken": adapter}, device="cpu"),
+            lambda adapter: merge(base, adapter, tmp_path / "out"),
+            lambda adapter: export_original(adapter, base, tmp_path / "out"),
+        ):
+            with pytest.raises(CheckpointError, match=message):
+                use(adapter)
+    assert not (tmp_path / "out").exists()
 
 
 def test_folders_that_are_refused(base, made, language, golden_model_dir, tmp_path):

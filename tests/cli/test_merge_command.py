@@ -7,6 +7,7 @@ from golden_cases import GOLDENS
 from safetensors.torch import load_file
 
 from minigpt4_runtime.checkpoint.config_file import load_config
+from minigpt4_runtime.checkpoint.manifest import SourceRecord, read_manifest
 
 CHECKPOINT = GOLDENS / "llama2-gqa/checkpoint/pretrained_minigpt4_llama2_7b.pth"
 
@@ -31,6 +32,10 @@ def test_a_fine_tune_of_the_original_goes_in_and_out(real_minigpt4, base, tmp_pa
     done = real_minigpt4(*given, "--out", out, "--export-original", again)
     assert (done.status, done.out.split()) == (0, [str(out), str(again)]), done.err
     merged = load_file(out / "model.safetensors")
+    source = read_manifest(out).sources[-1]
+    # A folder that was there for this while is not named, but what was given.
+    assert source == SourceRecord.of("adapter", tmp_path / "checkpoint_0.pth")
+    assert read_manifest(out).sources == (*read_manifest(base).sources, source)
     exported = torch.load(again, weights_only=True)
     assert exported.keys() == {"model", "config"}
     assert exported["model"].keys() == tensors.keys()
@@ -72,7 +77,12 @@ def test_what_cannot_be(real_minigpt4, base, golden_model_dir, tmp_path):
         (base, with_lora, out, "has only one of two LoRA factors"),
         (golden_model_dir("vicuna"), path, out, "Give the model that it was"),
         (base, path, ["--export-original", tmp_path / "no/x.pth"], "cannot be written"),
-    ):
+        (base, path, ["--out", tmp_path / "y", "--export-original", tmp_path / "lora", "--force"],
+         "lora is a folder. Name a file"),
+        (tmp_path / "gone", tmp_path / "lora", ["--out", tmp_path / "y"],
+         "gone does not exist. Give a folder that `minigpt4 convert` made"),
+    ):  # fmt: skip
         done = real_minigpt4("merge", model, "--adapter", adapter, *given)
         assert (done.status != 0, message in done.err) == (True, True), done.err
     assert not (tmp_path / "x.pth").exists()
+    assert not (tmp_path / "y").exists()

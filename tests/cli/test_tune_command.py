@@ -5,6 +5,7 @@ import os
 import re
 import signal
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from dialogue_file import write_dialogues
 
 from minigpt4_runtime.api import DEMO_MODEL_DIR
 from minigpt4_runtime.checkpoint.manifest import read_manifest
+from minigpt4_runtime.tune.learner import Learner
 from minigpt4_runtime.tune.tune import RESULT_NAME, Training
 
 
@@ -26,6 +28,11 @@ def test_samples_are_shown(real_minigpt4, dialogues):
     assert checked.err == f"{dialogues}: 12 answers about 8 pictures.\n"
     assert checked.out.count("line ") == checked.out.count("  → ") == 10
     assert "###Human: <Img><ImageHere></Img> " in checked.out
+    missing = dialogues.with_name("none.jsonl")
+    given = ["tune", "--data", dialogues, "--held-out", missing, "--check-data"]
+    done = real_minigpt4(*given)
+    # It is not said to be --data, of which nothing is wrong.
+    assert done.err == f"error: {missing} cannot be read (No such file or directory).\n"
     alone = real_minigpt4("tune", "--data", dialogues)
     assert (alone.status, alone.err.count("\n")) == (1, 1)
     assert "--out is missing" in alone.err
@@ -107,6 +114,26 @@ def test_pictures_that_are_not_all_encoded_leave_nothing(
         assert done.status == status
         assert said in done.err
         assert not list((tmp_path / "out").iterdir())
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGINT to send")
+@pytest.mark.parametrize("then", [None, RecursionError("half imported")])
+def test_ctrl_c_that_somebody_else_catches(real_minigpt4, dialogues, tmp_path, monkeypatch, then):
+    """As imports of packages do. It is not forgotten, nor is what comes of it a fault of ours."""
+    real = Learner.load
+
+    def load(*given, **more):
+        with suppress(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+        if then is not None:
+            raise then
+        return real(*given, **more)
+
+    monkeypatch.setattr(Learner, "load", load)
+    given = ["--samples", 0, "--batch-size", 1, "--warmup-steps", 0, "--steps", 2]
+    done = real_minigpt4("tune", "--data", dialogues, *given, "--out", tmp_path / "out")
+    assert (done.status, done.out) == (130, "")
+    assert "bug" not in done.err
 
 
 def test_a_disk_that_is_full_for_the_page_alone(real_minigpt4, dialogues, tmp_path):

@@ -1,6 +1,7 @@
 """What the original's training saves, as an adapter; and an adapter as what it saves."""
 
 import json
+import tempfile
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from published_files import GOLDENS, copy_golden, edit, read_published
 from safetensors.torch import load_file, save_file
 
 from minigpt4_runtime import CheckpointError, MiniGPT4, SamplingParams
+from minigpt4_runtime.api import DEMO_MODEL_DIR
 from minigpt4_runtime.checkpoint.adapter import NAMES, encode_adapter, read_adapter
 from minigpt4_runtime.checkpoint.config_file import load_config
 from minigpt4_runtime.checkpoint.graph_folder import vision_digest
@@ -19,6 +21,8 @@ from minigpt4_runtime.convert.convert import convert
 from minigpt4_runtime.convert.fine_tune import own_adapter
 from minigpt4_runtime.convert.wrapping import plain_names
 from minigpt4_runtime.export.original import export_original
+from minigpt4_runtime.quantise.choice import QuantisePlan
+from minigpt4_runtime.quantise.quantise import quantise
 
 SAMPLING = SamplingParams(max_new_tokens=12)
 PREFIX = "llama_model.base_model.model.model.layers"
@@ -132,6 +136,25 @@ def test_a_fine_tune_of_minigpt_v2_takes_the_place_of_its_lora(v2, tmp_path):
         MiniGPT4.load(made / "merged", adapter=path)
     with pytest.raises(CheckpointError, match="Give it alone, without a name"):
         MiniGPT4.load(made / "kept", adapters={"mine": path}, device="cpu")
+
+
+def test_the_laboratory_reads_a_checkpoint_again(tmp_path, monkeypatch):
+    """Where weights lie in the order of a kernel; and nothing of it is left behind."""
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    plan = QuantisePlan(weights="w4a16", image_side="keep")
+    quantise(DEMO_MODEL_DIR, tmp_path / "small", plan)
+    write_lora(tmp_path / "lora", load_config(DEMO_MODEL_DIR).language, seed=0)
+    path = tmp_path / "tuned.pth"
+    export_original(tmp_path / "lora", tmp_path / "small", path)
+    logits = []
+    for adapter in (tmp_path / "lora", path):
+        with MiniGPT4.load(tmp_path / "small", adapter=adapter, device="cpu") as model:
+            lab = model.lab()
+            logits.append(lab.forward(lab.prompt("a red star")).logits)
+    assert torch.equal(*logits)
+    assert not list(temporary.iterdir())
 
 
 def test_what_is_no_adapter_of_this_model(v2, golden_model_dir, tmp_path):

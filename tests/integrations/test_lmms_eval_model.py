@@ -4,12 +4,13 @@ import importlib.util
 import sys
 import types
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from minigpt4_runtime import ImageError, MiniGPT4, SamplingParams, image
+from minigpt4_runtime import MiniGPT4, RequestError, SamplingParams, image
 
 ROOT = Path(__file__).parents[2]
 QUESTION = "How many shapes are there?"
@@ -156,5 +157,35 @@ def test_settings_of_a_task(lmms_eval_model, asker):
     )
     assert read({**given, "num_beams": None}) == drawn
     assert read({"do_sample": True, "temperature": 1.5, "num_beams": 1}).temperature == 1.5
-    with pytest.raises(ImageError, match=r"clip\.mp4"):
-        asker.generate_until([request("What?", {}, lambda _: ["clip.mp4"])])
+
+
+def test_a_request_that_cannot_be_served_ends_no_run(asker, lmms_eval_model, tmp_path, caplog):
+    """Wherever it is found: by the task, with the picture, or with the prompt."""
+    cut = BytesIO(DOCUMENTS[0].read_bytes()[:300])
+    wrong = (lambda _: [Image.open(tmp_path / "gone.png")], lambda _: [Image.open(cut)],
+             lambda _: ["clip.mp4"])  # fmt: skip
+    long = request("word " * 5000, {}, show)
+    asked = [request(QUESTION, {}, each, number=1) for each in wrong]
+    right = request(QUESTION, {}, show, number=2)
+    *found, last = asker.generate_until([*asked, long, right])
+    assert last.first == "There are three shapes."
+    for each, reason in zip(found, ("gone.png", "truncated", "clip.mp4", "tokens"), strict=True):
+        assert each.first.startswith(f"{lmms_eval_model.NO_ANSWER} ")
+        assert (reason in each.first, each.second) == (True, None)
+    assert len(caplog.records) == 4
+    assert "Document 1 of shapes (test) has no answer: " in caplog.text
+
+    def end(_, *, previous_output, **more):
+        return None, None, True, previous_output, None
+
+    rounds = [request(QUESTION, {}, pictures, end) for pictures in (wrong[2], show)]
+    (failed,), (served,) = asker.generate_until_multi_round(rounds)
+    assert failed.startswith(lmms_eval_model.NO_ANSWER)
+    assert served == "There is one shape."
+
+
+def test_a_loss_that_cannot_be_ends_the_run_with_its_name(asker):
+    for pictures, reason in ((lambda _: ["clip.mp4"], r"clip\.mp4"), (show, "tokens")):
+        text = QUESTION if pictures is not show else "word " * 5000
+        with pytest.raises(RequestError, match=rf"Document 1 of shapes \(test\) .*{reason}"):
+            asker.loglikelihood([request(text, "yes", pictures, number=1)])

@@ -53,3 +53,9 @@ def test_a_message_is_asked(vlmevalkit_model, monkeypatch, tmp_path):
     assert (first, last, used) == ("One:", "Is it?\nYes or no.", sampling)
     assert isinstance(picture, ImageSource)
     assert picture.name.endswith("a.png")
+
+
+def test_what_cannot_be_served_is_an_error_that_it_can_skip(vlmevalkit_model, tmp_path):
+    asker = vlmevalkit_model.MiniGPT4Runtime(device="cpu")
+    with pytest.raises(RuntimeError, match=r"gone\.png"):
+        asker.generate_inner([{"type": "image", "value": str(tmp_path / "gone.png")}])

@@ -47,7 +47,7 @@ MARKS = {"cpu": (), "cuda": pytest.mark.gpu, "npu": pytest.mark.npu}
 
 LAYERS = 3
 HEADS = [(4, 4), (4, 2), (6, 1)]
-SHAPES = list(product(HEADS, [8, 40, 128]))
+SHAPES = list(product(HEADS, [6, 40, 128]))
 BLOCK_SIZES = [1, 4, 16]
 # (num_tokens, num_rows): two that decode, a first token, a chunk of a prompt and a whole one.
 RAGGED = [(37, 1), (20, 7), (1, 1), (6, 6), (16, 1)]

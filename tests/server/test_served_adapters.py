@@ -3,11 +3,12 @@
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
+import numpy
 import pytest
 from adapter_folders import write_lora, write_projection
 from running import NAME, picture, running, user
 
-from minigpt4_runtime import ConfigError
+from minigpt4_runtime import ConfigError, MiniGPT4
 from minigpt4_runtime.api import DEMO_MODEL_DIR
 from minigpt4_runtime.checkpoint.config_file import load_config
 from minigpt4_runtime.cli.options import ServedOptions
@@ -51,17 +52,32 @@ def test_the_models_name_chooses(server):
             assert answered.json().get("model") == "words", answered.text
 
 
+def test_a_word_is_looked_at_under_the_adapter_that_said_it(server, paths):
+    """As in the laboratory of a model that has it for all requests."""
+    asked = [user([picture(), {"type": "text", "text": "Describe it."}])]
+    heats = []
+    for name, given in zip(NAMES, (None, *paths), strict=True):
+        body = {"messages": asked, "answer": "A red star.", "at": 7, "model": name}
+        with server.client() as client:
+            told = client.post("/explain", json=body).json()
+        adapter = given and given.partition("=")[2]
+        with MiniGPT4.load(adapter=adapter, device="cpu") as model:
+            lab = model.lab()
+            wanted = lab.look(lab.prompt(asked), "A red star.", 7)
+        assert told["word"] == wanted.word
+        assert told["on_pictures"] == pytest.approx(wanted.on_pictures, abs=1e-5)
+        assert numpy.array(told["heat"]) == pytest.approx(wanted.heat, abs=1e-5)
+        heats.append(told["heat"])
+    assert heats[0] != heats[1] != heats[2] != heats[0]
+
+
 def test_models_are_listed(server):
     with server.client() as client:
         cards = client.get("/v1/models").json()["data"]
         assert [(each["id"], each["parent"]) for each in cards] == [
             (NAME, None), ("words", NAME), ("sight", NAME),
         ]  # fmt: skip
-        # POST /explain looks into the model alone.
-        assert [each["explains"] for each in cards] == [True, False, False]
-        looked = {"model": "words", "messages": [user("Hello")], "answer": "Hi", "at": 0}
-        assert "looks into the model itself" in client.post("/explain", json=looked).text
-        assert client.post("/explain", json=looked | {"model": NAME}).json()["word"] == "Hi"
+        assert all(each["explains"] for each in cards)
         assert client.get("/v1/models/sight").json()["id"] == "sight"
         for missing in (client.get("/v1/models/other"), server.ask(model="other")):
             assert missing.status_code == 404

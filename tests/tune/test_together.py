@@ -4,6 +4,8 @@ import os
 import socket
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -11,12 +13,13 @@ from safetensors.torch import load_file
 
 from minigpt4_runtime import ConfigError
 from minigpt4_runtime.api import DEMO_MODEL_DIR
+from minigpt4_runtime.errors import RankLostError
 from minigpt4_runtime.formats.registry import weight_format
 from minigpt4_runtime.model.parallel import Solo
 from minigpt4_runtime.tune.data import read_data
 from minigpt4_runtime.tune.frozen import divided_kernel, frozen_kernel
 from minigpt4_runtime.tune.settings import TuneSettings
-from minigpt4_runtime.tune.together import Alone, joined
+from minigpt4_runtime.tune.together import Alone, joined, told_once
 from minigpt4_runtime.tune.tune import tune
 
 SETTINGS = {"steps": 3, "batch_size": 4, "at_once": 2, "warmup_steps": 1, "lr": 1e-2, "lora": 2}
@@ -54,6 +57,8 @@ def test_two_processes_learn_what_one_does(given, dialogues, tmp_path, monkeypat
     steps = []
     try:
         with joined() as group:
+            with told_once(group):  # As the command does.
+                pass
             done = tune(
                 DEMO_MODEL_DIR, data, both, settings, processes=group, on_step=steps.append,
                 should_stop=lambda: settings.divide and len(steps) == 2, **more,
@@ -84,6 +89,78 @@ def test_two_processes_learn_what_one_does(given, dialogues, tmp_path, monkeypat
     said = [(folder / "samples.json").read_text("utf-8") for folder in (alone, both)]
     assert said[0] == said[1]
     assert "null" not in said[0]
+
+
+def commands(*given):
+    """Two processes of the command, in the environment of torchrun: their statuses and words."""
+    with socket.socket() as found:
+        found.bind(("localhost", 0))
+        port = found.getsockname()[1]
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
+    command = [sys.executable, "-m", "minigpt4_runtime", "tune", *map(str, given)]
+    started = [
+        subprocess.Popen(
+            command,
+            env={**os.environ, **shared, "RANK": str(rank)},
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        for rank in (0, 1)
+    ]  # fmt: skip
+    try:
+        said = [each.communicate(timeout=240) for each in started]
+    finally:
+        for each in started:
+            each.kill()
+    return [(each.returncode, out, err) for each, (out, err) in zip(started, said, strict=True)]
+
+
+def test_what_is_wrong_is_told_once(dialogues, tmp_path):
+    """And all end with a status that says so."""
+    broken = tmp_path / "broken.jsonl"
+    broken.write_text('{"messages": []}\n', encoding="utf-8")
+    told, silent = commands("--data", broken, "--out", tmp_path / "out")
+    assert (told[:2], silent) == ((1, ""), (1, "", ""))
+    assert "1 of 1 dialogues cannot be learned from" in told[2]
+    # What the training itself finds, before its first step.
+    told, silent = commands("--data", dialogues, "--out", tmp_path / "out", "--batch-size", 1)
+    assert (told[0], silent) == (1, (1, "", ""))
+    assert "batch_size is 1, and 2 processes share a batch" in told[2]
+
+
+@pytest.mark.parametrize(("faulty", "teller"), [((), None), ((1,), 1), ((1, 2), 1), ((0, 2), 0)])
+def test_the_first_that_finds_something_tells_it(faulty, teller):
+    """The others wait for its end, also those that found nothing."""
+    numbers, met, ended = {}, threading.Barrier(3), threading.Event()
+
+    class One(Solo):
+        def __init__(self, rank):
+            self.rank, self.size = rank, 3
+
+        def least(self, number):
+            if number == 0 and self.rank in numbers:  # Waiting for who tells.
+                ended.wait(60)
+                raise RankLostError("It is gone.")
+            numbers[self.rank] = number
+            met.wait(60)
+            return min(numbers.values())
+
+    def run(rank):
+        try:
+            with told_once(One(rank)):
+                if rank in faulty:
+                    raise ConfigError(f"{rank} says it.")
+        except ConfigError as error:
+            ended.set()
+            return str(error)
+        except SystemExit as end:
+            assert ended.is_set()
+            return end.code
+        return "well"
+
+    with ThreadPoolExecutor(3) as threads:
+        found = list(threads.map(run, range(3)))
+    silent = "well" if teller is None else 1
+    assert found == [f"{rank} says it." if rank == teller else silent for rank in range(3)]
 
 
 @pytest.mark.parametrize("name", ["float", "w8a16", "w4a16-g32"])

@@ -348,6 +348,8 @@ def test_every_bad_line_is_named(dialogues):
         read_data(path, DEMO_MODEL_DIR)
     with pytest.raises(ConfigError, match=r"none\.jsonl cannot be read"):
         read_data(path.with_name("none.jsonl"), DEMO_MODEL_DIR)
+    with pytest.raises(ConfigError, match=r"none, where pictures are to be, is no folder"):
+        read_data(dialogues, DEMO_MODEL_DIR, pictures=path.with_name("none"))
 
 
 def test_layouts_of_others(dialogues, tmp_path):

@@ -75,3 +75,8 @@ def set_text(page, name, value):
     box = page.locator(f"#{name} textarea, #{name} input")
     box.fill(value)
     box.press("Tab")
+
+
+def choose(page, name, choice):
+    page.click(f"#{name} input")
+    page.click(f"#{name} [role=option]:has-text('{choice}')")

@@ -4,10 +4,13 @@ import json
 import re
 
 import pytest
+from adapter_folders import write_lora
 from page_server import PICTURES, Serving
-from page_steps import ask, open_page, put_pictures, wait_for_count
+from page_steps import ask, choose, open_page, put_pictures, set_text, wait_for_count
 
-from minigpt4_runtime import image
+from minigpt4_runtime import MiniGPT4, image
+from minigpt4_runtime.api import DEMO_MODEL_DIR
+from minigpt4_runtime.checkpoint.config_file import load_config
 
 # Gradio and what it stands on warn of their own.
 pytestmark = pytest.mark.filterwarnings("default")
@@ -95,6 +98,43 @@ def test_words_are_reached_by_keys(page, answer, model):
     page.keyboard.press("Enter")
     second = answer.split()[1]
     assert note(page, second) == note_of(expected(model, answer, answer.index(second)))
+
+
+def test_the_heat_is_of_who_answered(browser, tmp_path):
+    """The model and the system text that are chosen later change nothing, nor does a reload."""
+    write_lora(tmp_path, load_config(DEMO_MODEL_DIR).language, seed=1, size=0.3)
+    with MiniGPT4.load(adapters={"tuned": tmp_path}, device="cpu") as model:
+        serving = Serving(model, explains=True)
+        context = browser.new_context()
+        context.set_default_timeout(60_000)
+        try:
+            page = open_page(context.new_page(), serving.url)
+            put_pictures(page, PICTURE)
+            choose(page, "model", "tuned")
+            set_text(page, "system", "Be brief.")
+            ask(page, QUESTION)
+            said = page.locator("#dialogue .bot-row .prose").inner_text().strip()
+            word = re.findall(r"\b[a-z]+\b", said)[-1]
+            lab, question = model.lab(), {"role": "user", "content": [image(PICTURE), QUESTION]}
+            asked = [{"role": "system", "content": "Be brief."}, question]
+            wanted, *others = (
+                each.look(lab.prompt(messages), said, said.index(word))
+                for each, messages in ((lab.under("tuned"), asked), (lab, asked), (lab, [question]))
+            )
+            assert note_of(wanted) not in map(note_of, others)
+            choose(page, "model", "demo")
+            set_text(page, "system", "Say more.")
+            for again in (False, True):
+                if again:
+                    page.reload()
+                    page.wait_for_selector("#about strong")
+                page.wait_for_selector("#dialogue .user-row .image-frame img")
+                page.mouse.click(*page.evaluate(WORD, [word, 0]))
+                assert note(page, word) == note_of(wanted)
+                page.keyboard.press("Escape")
+        finally:
+            context.close()
+            serving.close()
 
 
 def test_a_new_question_takes_the_heat_away(page):

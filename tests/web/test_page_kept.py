@@ -2,6 +2,7 @@
 
 import base64
 import json
+from dataclasses import asdict
 
 import pytest
 from page_server import PICTURES
@@ -155,9 +156,17 @@ def test_a_dialogue_is_saved_as_json_for_the_api_and_as_markdown(page):
 
 
 def test_turns_come_back_as_they_were_kept(tmp_path):
-    turns = (Turn("What?", (tmp_path / "a.png", tmp_path / "b.png"), "A star."), Turn("Where?"))
+    pictures = (tmp_path / "a.png", tmp_path / "b.png")
+    turns = (Turn("What?", pictures, "A star.", "tuned", "Be brief."), Turn("Where?"))
     kept = write_kept(turns)
-    assert read_kept(kept, lambda name: tmp_path / name) == (turns, 0)
+    again, num_missing = read_kept(kept, lambda name: tmp_path / name)
+    assert (list(map(asdict, again)), num_missing) == (list(map(asdict, turns)), 0)
+    # So were turns kept that did not know who answered.
+    old = kept.replace(',"model":"tuned","system":"Be brief."', "").replace(
+        ',"model":"","system":""', ""
+    )
+    assert "model" not in old
+    assert read_kept(old, lambda name: tmp_path / name) == (turns, 0)
     found, num_missing = read_kept(kept, lambda name: None)
     assert (num_missing, [turn.images for turn in found]) == (2, [(), ()])
     assert write_kept(()) == ""

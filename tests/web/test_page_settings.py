@@ -8,6 +8,7 @@ from page_steps import (
     BOX,
     QUESTIONS,
     ask,
+    choose,
     open_page,
     put_pictures,
     retry,
@@ -78,11 +79,6 @@ def many_choices(browser, golden_model_dir, tmp_path, monkeypatch):
         finally:
             context.close()
             serving.close()
-
-
-def choose(page, name, choice):
-    page.click(f"#{name} input")
-    page.click(f"#{name} [role=option]:has-text('{choice}')")
 
 
 def test_a_task_and_an_adapter_are_chosen_where_there_are_any(page, many_choices):

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from minigpt4_runtime.checkpoint.graph_folder import vision_digest
 from minigpt4_runtime.checkpoint.manifest import read_manifest
-from minigpt4_runtime.checkpoint.mapped import map_tensors
+from minigpt4_runtime.checkpoint.mapped import map_tensors, refuse_not_finite
 from minigpt4_runtime.checkpoint.weights import (
     StoredTensor,
     read_described,
@@ -32,7 +32,10 @@ QFORMER = "vision.qformer"
 NAMES = (f"{PROJECTION}.weight", f"{PROJECTION}.bias")
 # Under this name the record stands in the header of the file.
 RECORD = "minigpt4_tuned"
-_REMEDY = "Name the file projection.safetensors that `minigpt4 tune` wrote, or its folder."
+_REMEDY = (
+    "Name the file projection.safetensors that `minigpt4 tune` wrote, or a folder that it or PEFT "
+    "wrote."
+)
 
 
 def encode_adapter(
@@ -63,7 +66,8 @@ def read_adapter(path: Path) -> tuple[dict[str, StoredTensor], dict[str, Any]]:
     """Where the tensors of the file lie, and its record.
 
     Raises:
-        CheckpointError: there is no such file, or it is none of `minigpt4 tune`.
+        CheckpointError: there is no such file, it is none of `minigpt4 tune`, or a number of it is
+            not finite.
     """
     if path.is_dir():
         raise CheckpointError(f"{path} is a folder. {_REMEDY}")
@@ -81,6 +85,7 @@ def read_adapter(path: Path) -> tuple[dict[str, StoredTensor], dict[str, Any]]:
             f"{path} does not hold {' and '.join(NAMES)}, and at most a Q-Former with them. "
             f"{_REMEDY}"
         )
+    refuse_not_finite(stored)
     return stored, record
 
 

@@ -17,6 +17,7 @@ from typing import Any
 from torch import Tensor
 
 from minigpt4_runtime.checkpoint.file_kind import read_json, show_value
+from minigpt4_runtime.checkpoint.mapped import refuse_not_finite
 from minigpt4_runtime.checkpoint.weights import (
     DTYPE_CODES,
     StoredTensor,
@@ -64,7 +65,7 @@ def read_lora(folder: Path, language: LanguageConfig) -> Lora:
     """Read where the factors lie, and check them against a model without opening its weights.
 
     Raises:
-        CheckpointError: it is no LoRA of PEFT's, or one of another model.
+        CheckpointError: it is no LoRA of PEFT's, one of another model, or not finite.
     """
     settings = _read_settings(folder)
     path = folder / WEIGHTS_NAME
@@ -90,6 +91,7 @@ def read_lora(folder: Path, language: LanguageConfig) -> Lora:
                 "used."
             )
     ranks = check_factors(path, {name: each.shape for name, each in factors.items()}, language)
+    refuse_not_finite(stored)
     return Lora(AdapterConfig(_alpha(folder, settings, ranks), ranks), factors, metadata)
 
 

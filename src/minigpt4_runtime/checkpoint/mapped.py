@@ -56,6 +56,20 @@ def map_tensor(mapping: mmap.mmap, dtype: torch.dtype, num_items: int, start: in
     return torch.frombuffer(mapping, dtype=dtype, count=num_items, offset=start)
 
 
+def refuse_not_finite(stored: Mapping[str, StoredTensor]) -> None:
+    """Read what a training has saved through, for numbers that would spoil every answer.
+
+    Raises:
+        CheckpointError: a weight holds NaN or an infinite value.
+    """
+    for name, place in stored.items():
+        if not bool(torch.isfinite(map_tensors({name: place})[name]).all()):
+            raise CheckpointError(
+                f"{place.path}: {name} holds NaN or an infinite value, so the training had failed "
+                "when it was saved. Take an earlier state of it, or train again."
+            )
+
+
 class FolderTensors(Mapping[str, Tensor]):
     """The tensors of a folder, each mapped at its access and closed with its last use."""
 

@@ -36,10 +36,13 @@ def merge(
     adapter: Path,
     out_dir: Path,
     *,
+    made_of: Path | None = None,
     force: bool = False,
     on_bytes: Callable[[int, int], None] = lambda *_: None,
 ) -> None:
     """Write the folder; it appears whole, or not at all. `on_bytes` gets the bytes done, and all.
+
+    The manifest names the adapter's files, or the one that these were `made_of`.
 
     Raises:
         CheckpointError: one of both is damaged, they do not belong together, `out_dir` exists and
@@ -48,8 +51,8 @@ def merge(
     for path, what in ((model_dir, "model"), (adapter, "adapter")):
         if path.resolve().is_relative_to(out_dir.resolve()):
             raise CheckpointError(f"{out_dir} holds the {what} itself. Choose another --out.")
-    manifest = read_manifest(model_dir)
-    config = adapted(before := load_config(model_dir), adapter, model_dir)
+    before, manifest = load_config(model_dir), read_manifest(model_dir)
+    config = adapted(before, adapter, model_dir)
     stored, formats = lay_adapter_over(
         adapter, model_dir, config, read_folder_weights(model_dir), manifest.weight_format
     )
@@ -76,7 +79,7 @@ def merge(
     with staged_folder(out_dir, needed_bytes=num_bytes, force=force) as folder:
         weights = (NamedWeight(name, name, tensors[name]) for name in forms)
         write_weights(folder, forms, weights, on_bytes=count)
-        files = AdapterParts.find(adapter).files
+        files = {"adapter": made_of} if made_of else AdapterParts.find(adapter).files
         added = (SourceRecord.of(role, path) for role, path in files.items())
         sources = (*manifest.sources, *added)
         stamped = Manifest.stamp(forms.values(), sources, formats)
@@ -86,7 +89,7 @@ def merge(
 class _Sums(Mapping[str, Tensor]):
     """The tensors of a folder, those of `owners` with their LoRA added: W + B·A·alpha/rank.
 
-    The sum is taken in float32 and rounded once, to the dtype that W is stored in.
+    The sum is in float32: the writer rounds it once, to the dtype that W is stored in, or refuses.
     """
 
     def __init__(self, tensors: Mapping[str, Tensor], owners: Mapping[str, float]) -> None:
@@ -100,7 +103,7 @@ class _Sums(Mapping[str, Tensor]):
             return tensor
         owner, scale = self._owners[name]
         low, high = (self._tensors[f"{owner}.adapter.{side}"].float() for side in ("low", "high"))
-        return torch.addmm(tensor.float(), high, low, alpha=scale).to(tensor.dtype)
+        return torch.addmm(tensor.float(), high, low, alpha=scale)
 
     def __iter__(self) -> Iterator[str]:
         return (name for name in self._tensors if name not in self.factors)

@@ -51,12 +51,12 @@ def merge(
 
     if out is None and export_original is None:
         raise ConfigError("Nothing is to be made. Give --out DIR, --export-original FILE, or both.")
-    if export_original is not None and not force:
-        check_place(export_original)
+    if export_original is not None:
+        check_place(export_original, force=force)
     model_dir = find_model(model)
     with own_adapter(adapter, model_dir) as path:
         if out is not None:
-            _merge(model_dir, path, out, force=force)
+            _merge(model_dir, path, out, made_of=None if path == adapter else adapter, force=force)
         if export_original is not None:
             for needed in write_original(path, model_dir, export_original):
                 note(needed)
@@ -65,7 +65,7 @@ def merge(
         note(f"Try it: minigpt4 describe PICTURE --model {shlex.quote(str(out))}")
 
 
-def _merge(model_dir: Path, adapter: Path, out: Path, *, force: bool) -> None:
+def _merge(model_dir: Path, adapter: Path, out: Path, *, made_of: Path | None, force: bool) -> None:
     from minigpt4_runtime.checkpoint.merge import merge as merge_folder
 
     with hold_cache(out), byte_bar() as progress:
@@ -73,5 +73,5 @@ def _merge(model_dir: Path, adapter: Path, out: Path, *, force: bool) -> None:
         def show(done: int, total: int) -> None:
             progress("merging", done, total)
 
-        merge_folder(model_dir, adapter, out, force=force, on_bytes=show)
+        merge_folder(model_dir, adapter, out, made_of=made_of, force=force, on_bytes=show)
     print(out, flush=True)

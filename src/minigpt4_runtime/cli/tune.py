@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,7 +19,7 @@ from minigpt4_runtime.errors import BackendUnavailableError, ConfigError
 from minigpt4_runtime.tune.settings import TuneSettings
 
 if TYPE_CHECKING:
-    from minigpt4_runtime.tune.data import TuningData
+    from minigpt4_runtime.tune.data import Example, TuningData
     from minigpt4_runtime.tune.together import Processes
     from minigpt4_runtime.tune.tune import Step, Tuned
 
@@ -207,36 +207,34 @@ def tune(
     and --lora change that. Ctrl-C keeps what was learned, and --resume goes on. Answer with the
     result by `--adapter`.
     """
-    settings = options.settings()
-    if run.out is None and not source.check_data:
-        raise ConfigError("--out is missing: name a folder for the training, or --check-data.")
     from minigpt4_runtime.api import DEMO_MODEL_DIR
     from minigpt4_runtime.checkpoint.shelf import find_model
-
-    model_dir = DEMO_MODEL_DIR if model is None else find_model(model)
-    data, held_out = source.read(model_dir, settings)
-    if source.check_data or run.out is None:
-        _tell_of(data, source.data)
-        _show_samples(data)
-        return
-    from minigpt4_runtime.tune.together import joined
+    from minigpt4_runtime.tune.together import joined, told_once
     from minigpt4_runtime.tune.tune import tune as tune_model
 
-    num_pictures = sum(len(each.pictures) for each in (data, held_out) if each)
-    with (
-        joined(run.processes) as group,
-        progress_bar(0 if group.rank else num_pictures) as bar,
-        _asks(group) as asked,
-    ):
+    with joined(run.processes) as group:
+        with told_once(group):
+            settings = options.settings()
+            if run.out is None and not source.check_data:
+                raise ConfigError(
+                    "--out is missing: name a folder for the training, or --check-data."
+                )
+            model_dir = DEMO_MODEL_DIR if model is None else find_model(model)
+            data, held_out = source.read(model_dir, settings)
         if not group.rank:
             _tell_of(data, source.data)
-        tuned = tune_model(
-            model_dir, data, run.out, settings,
-            device=run.device, dtype=run.dtype, processes=group, resume=run.resume,
-            save_every=run.save_every, held_out=held_out, eval_every=source.eval_every,
-            samples=source.samples, on_picture=bar.advance,
-            on_step=_Teller(settings.steps, bar), should_stop=asked,
-        )  # fmt: skip
+        if source.check_data or run.out is None:
+            _show_samples(() if group.rank else data.examples)
+            return
+        num_pictures = sum(len(each.pictures) for each in (data, held_out) if each)
+        with progress_bar(0 if group.rank else num_pictures) as bar, _asks(group) as asked:
+            tuned = tune_model(
+                model_dir, data, run.out, settings,
+                device=run.device, dtype=run.dtype, processes=group, resume=run.resume,
+                save_every=run.save_every, held_out=held_out, eval_every=source.eval_every,
+                samples=source.samples, on_picture=bar.advance,
+                on_step=_Teller(settings.steps, bar), should_stop=asked,
+            )  # fmt: skip
         if group.rank:
             return
     facts = {
@@ -265,8 +263,8 @@ def _write_page(out: Path, facts: dict[str, object]) -> None:
         note(f"There is no page of the training: {error}")
 
 
-def _show_samples(data: TuningData) -> None:
-    for example in data.examples[:SAMPLES_SHOWN]:
+def _show_samples(examples: Sequence[Example]) -> None:
+    for example in examples[:SAMPLES_SHOWN]:
         print(f"{example.place}: {example.text}")
         print(f"  → {example.answer}")
 
@@ -321,9 +319,10 @@ def _asks(processes: Processes) -> Iterator[Callable[[], bool]]:
     before = signal.getsignal(signal.SIGINT)
 
     def ask(*_: object) -> None:
-        if asked.is_set() or not is_asking.is_set():
-            raise KeyboardInterrupt
+        is_at_once = asked.is_set() or not is_asking.is_set()
         asked.set()
+        if is_at_once:
+            raise KeyboardInterrupt
         if not processes.rank:
             note("Stopping after this step …")
 
@@ -334,5 +333,10 @@ def _asks(processes: Processes) -> Iterator[Callable[[], bool]]:
     signal.signal(signal.SIGINT, ask)
     try:
         yield should_stop
+    except Exception as error:
+        # A package that Ctrl-C meets while it is imported may pass over it, or fail otherwise.
+        if asked.is_set() and not is_asking.is_set():
+            raise KeyboardInterrupt from error
+        raise
     finally:
         signal.signal(signal.SIGINT, before)

@@ -25,13 +25,15 @@ from minigpt4_runtime.formats.dense import DENSE
 _LORA_TEMPLATE, _LORA_TARGETS = "minigptv2", {"attention.query", "attention.value"}
 
 
-def check_place(out: Path) -> None:
-    """Refuse to write over what is there, such as the checkpoint that is read.
+def check_place(out: Path, *, force: bool) -> None:
+    """Refuse a place before any work is done: a file that is there may be what is read.
 
     Raises:
-        CheckpointError: there is a file or a folder.
+        CheckpointError: there is a folder, or a file and no `force`.
     """
-    if out.exists():
+    if out.is_dir():
+        raise CheckpointError(f"{out} is a folder. Name a file.")
+    if out.exists() and not force:
         raise CheckpointError(f"{out} is there already. Name another file, or give --force.")
 
 

@@ -62,10 +62,7 @@ _MIN_SHARE = 128
 class TritonAttention:
     """See `AttentionKernel`."""
 
-    # Of other widths two numbers of one group of int4 would not share a byte.
-    limits: ClassVar = KernelLimits(
-        formats=(FloatCache, Int8Cache, Int4Cache, Fp8Cache), head_dim_step=4
-    )
+    limits: ClassVar = KernelLimits(formats=(FloatCache, Int8Cache, Int4Cache, Fp8Cache))
     is_capturable: ClassVar = True
 
     def __init__(self, cache: TritonCache) -> None:

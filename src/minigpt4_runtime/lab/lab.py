@@ -29,7 +29,7 @@ from minigpt4_runtime.lab.explaining import explain, look
 from minigpt4_runtime.lab.explanation import Explanation, Look
 from minigpt4_runtime.lab.hooks import Hook, Layers, Site
 from minigpt4_runtime.lab.keep import Keep, KeepLike
-from minigpt4_runtime.lab.modules import shared_modules
+from minigpt4_runtime.lab.modules import shared_modules, tuned_modules
 from minigpt4_runtime.lab.opened import Opened
 from minigpt4_runtime.lab.prompt import StudiedPrompt
 from minigpt4_runtime.lab.searching import (
@@ -50,6 +50,7 @@ from minigpt4_runtime.text.prompt import find_template, read_raw, render
 
 if TYPE_CHECKING:
     from minigpt4_runtime.messages import ImageLike
+    from minigpt4_runtime.model.minigpt4 import MiniGPT4Model
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,16 +75,29 @@ class Lab:
     is the way to try others.
     """
 
-    def __init__(self, loaded: LoadedModel) -> None:
-        """Raises a RequestError where several ranks share the model."""
+    def __init__(
+        self, loaded: LoadedModel, untuned: MiniGPT4Model | None = None, adapter: int = 0
+    ) -> None:
+        """Raises a RequestError where several ranks share the model. The rest is for `under`."""
         self._loaded = loaded
-        model = shared_modules(loaded)
-        self._opened = Opened(model, loaded.config, loaded.backend.device)
+        self._untuned = untuned or shared_modules(loaded)
+        model = tuned_modules(self._untuned, loaded, adapter)
+        self._opened = Opened(model, loaded.config, loaded.backend.device, adapter)
         self._shapes = {weight.name: weight.shape for weight in list_weights(model)}
         self._template = find_template(loaded.config.template)
         self.weights: dict[str, nn.Parameter] = dict(model.named_parameters())
         self.config: ModelConfig = loaded.config
         self.device: torch.device = loaded.backend.device
+
+    def under(self, adapter: str) -> Lab:
+        """A laboratory of the same model with one of the adapters that requests choose from.
+
+        Its LoRA is added to all rows, and is not among the `weights`.
+
+        Raises:
+            RequestError: there is no such adapter.
+        """
+        return Lab(self._loaded, self._untuned, self._loaded.find_adapter(adapter))
 
     def prompt(
         self, asked: str | Sequence[Message | Mapping[str, Any]], pictures: Sequence[ImageLike] = ()

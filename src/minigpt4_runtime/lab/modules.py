@@ -54,7 +54,30 @@ def shared_modules(loaded: LoadedModel) -> MiniGPT4Model:
     use_operations(model.language, PlainOperations())
     _share(model.vision, _in_order(_vision_part(loaded), loaded))
     _share(model.language, _in_order(loaded.rank_model.language, loaded))
+    for name, module in loaded.rank_model.language.named_modules():
+        if isinstance(module, Linear) and module.choice is not None:
+            mine = model.language.get_submodule(name)
+            assert isinstance(mine, Linear), "it is the same model"
+            mine.choice = module.choice
     return model
+
+
+def tuned_modules(model: MiniGPT4Model, loaded: LoadedModel, adapter: int) -> MiniGPT4Model:
+    """The modules of `shared_modules` with what an adapter has of its own on the image side.
+
+    What was not tuned, and the language model, stay the same modules.
+    """
+    tuned = loaded.rank_model.tuned.get(adapter)
+    if tuned is None:
+        return model
+    assert isinstance(tuned, TorchVisionEncoder), "a graph goes with no tuned projection"
+    untuned, made = _vision_part(loaded), blank_model(loaded.config)
+    made.language = model.language
+    _share(made.vision, model.vision)
+    for name, child in tuned.part.named_children():
+        if child is not untuned.get_submodule(name):
+            _share(made.vision.get_submodule(name), child)
+    return made
 
 
 def _vision_part(loaded: LoadedModel) -> VisionPart:

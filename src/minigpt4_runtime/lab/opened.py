@@ -30,8 +30,10 @@ _NO_IDS = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.bo
 class Opened:
     """The modules, the functions that are hooked into them, and what both compute."""
 
-    def __init__(self, model: MiniGPT4Model, config: ModelConfig, device: torch.device) -> None:
-        self.model, self.config, self.device = model, config, device
+    def __init__(
+        self, model: MiniGPT4Model, config: ModelConfig, device: torch.device, adapter: int = 0
+    ) -> None:
+        self.model, self.config, self.device, self.adapter = model, config, device, adapter
         self.hooks = Hooks(len(model.language.layers))
 
     def read_ids(self, given: Sequence[int] | Sequence[Sequence[int]] | Tensor) -> Tensor:
@@ -94,8 +96,9 @@ class Opened:
     ) -> Pass:
         """See `run_pass`."""
         return run_pass(
-            self.model.language, embeddings, hooks=self.hooks, keep=keep, past=past, branch=branch
-        )
+            self.model.language, embeddings, hooks=self.hooks, keep=keep, past=past, branch=branch,
+            adapter=self.adapter,
+        )  # fmt: skip
 
     def begin(self, prompt: StudiedPrompt, keep: Keep, branch: str) -> Reached:
         """Where a prompt leads."""

@@ -39,8 +39,11 @@ def run_pass(
     keep: Keep,
     past: Past | None = None,
     branch: str = "",
+    adapter: int = 0,
 ) -> Pass:
     """Compute (B, Q, C) rows that stand behind their past. Without one no keys are held to go on.
+
+    `adapter` is the number of the one that all rows choose, 0 for none.
 
     Raises:
         PromptTooLongError: positions do not reach so far.
@@ -66,7 +69,8 @@ def run_pass(
             if kept.wants_hidden(number):
                 keeps = _keeper(kept, number, num_rows)
                 stack.callback(layer.register_forward_hook(keeps).remove)
-        rows = language(embeddings.flatten(0, 1), positions, attend)
+        chosen = torch.full_like(positions, adapter) if adapter else None
+        rows = language(embeddings.flatten(0, 1), positions, attend, chosen)
     return Pass(rows.view(embeddings.shape), kept, attend.past)
 
 

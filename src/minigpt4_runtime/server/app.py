@@ -116,8 +116,7 @@ class Parts:
         )
         if card.id in model.adapters:
             raise ConfigError(f"The model and an adapter are both named {card.id!r}. Rename one.")
-        own = {"parent": card.id, "explains": False}  # POST /explain looks into the model alone.
-        tuned = (card.model_copy(update={"id": name, **own}) for name in model.adapters)
+        tuned = (card.model_copy(update={"id": name, "parent": card.id}) for name in model.adapters)
         self.cards = {each.id: each for each in (card, *tuned)}
         # Called when the engine has failed and its requests have been ended.
         self.on_failure: Callable[[], object] = lambda: None

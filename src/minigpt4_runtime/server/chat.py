@@ -132,19 +132,18 @@ class Chat:
         """Say where a word of an answer looked.
 
         Raises:
-            Failure, MiniGPT4Error: there is no such word, an adapter is asked, or it took too long.
+            Failure, MiniGPT4Error: there is no such word or model, or it took too long.
             ClientDisconnect: the client has gone away.
         """
         assert self._explainer is not None
         body = await self._read(request, slot)
         asked = await self._in_thread(read_request, body.content, ExplainRequest)
-        if self._adapter_of(asked.model or self._config.model_name):
-            raise Failure(400, "POST /explain looks into the model itself alone.", param="model")
+        adapter = self._adapter_of(asked.model or self._config.model_name)
         self._check_content([asked.answer], asked.messages)
         messages = [await self._open(message, body) for message in asked.messages]
         running = _RunningRequest(self._config, self._metrics, self._watch, request)
         return await running.before_deadline(
-            while_connected(request, self._explainer.explain(messages, asked))
+            while_connected(request, self._explainer.explain(messages, asked, adapter))
         )
 
     def close(self) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, Field
@@ -53,24 +54,30 @@ class Explainer:
 
     def __init__(self, model: MiniGPT4) -> None:
         """Raises a RequestError where several ranks share the model."""
-        self._lab = model.lab()
+        lab = model.lab()
+        self._lab_of = cache(lambda adapter: lab.under(adapter) if adapter else lab)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="explaining")
 
-    async def explain(self, messages: Sequence[Message], asked: ExplainRequest) -> Explained:
+    async def explain(
+        self, messages: Sequence[Message], asked: ExplainRequest, adapter: str | None
+    ) -> Explained:
         """Look where the word looked. What still waits for its turn can be cancelled.
 
         Raises:
             MiniGPT4Error: it is no dialogue, a picture cannot be read, or there is no such word.
         """
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._thread, self._explain, messages, asked)
+        return await loop.run_in_executor(self._thread, self._explain, messages, asked, adapter)
 
     def close(self) -> None:
         """End the thread."""
         self._thread.shutdown(wait=False, cancel_futures=True)
 
-    def _explain(self, messages: Sequence[Message], asked: ExplainRequest) -> Explained:
-        looked = self._lab.look(self._lab.prompt(messages), asked.answer, asked.at)
+    def _explain(
+        self, messages: Sequence[Message], asked: ExplainRequest, adapter: str | None
+    ) -> Explained:
+        lab = self._lab_of(adapter)
+        looked = lab.look(lab.prompt(messages), asked.answer, asked.at)
         heat = looked.heat.astype(float).round(6).tolist()
         return Explained(
             word=looked.word, start=looked.start, stop=looked.stop,

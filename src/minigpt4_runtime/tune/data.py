@@ -63,8 +63,11 @@ def read_data(
     `needs_pictures`.
 
     Raises:
-        ConfigError: the file cannot be read, or an entry of it cannot be learned from.
+        ConfigError: the file cannot be read, an entry of it cannot be learned from, or there is no
+            folder `pictures`.
     """
+    if pictures is not None and not pictures.is_dir():
+        raise ConfigError(f"{pictures}, where pictures are to be, is no folder.")
     records = open_records(path)
     reader = _Reader(pictures or records.folder, model_dir, needs_pictures=needs_pictures)
     faults: list[str] = []
@@ -76,7 +79,7 @@ def read_data(
     if faults:
         shown = "\n".join(faults[:_MOST_FAULTS_SHOWN])
         raise ConfigError(
-            f"--data {path}: {len(faults)} of {len(records.entries)} dialogues cannot be learned "
+            f"{path}: {len(faults)} of {len(records.entries)} dialogues cannot be learned "
             f"from. Mend or remove them:\n{shown}"
         )
     digest = hashlib.sha256(" ".join((records.digest, *reader.digests)).encode()).hexdigest()

@@ -58,12 +58,12 @@ def open_records(path: Path) -> Records:
     try:
         content = file.read_bytes()
     except OSError as error:
-        raise ConfigError(f"--data {file} cannot be read ({error.strerror}).") from None
+        raise ConfigError(f"{file} cannot be read ({error.strerror}).") from None
     folder = file.parent
     if file.name == CAPTIONS_NAME:
         entries, folder = _caption_entries(_parse_whole(file, content)), folder / "image"
     elif file.suffix.lower() == ".json":
-        entries = _llava_entries(_parse_whole(file, content))
+        entries = _llava_entries(file, _parse_whole(file, content))
     else:
         entries = [
             Entry(f"line {number}", partial(_line_messages, line))
@@ -71,7 +71,7 @@ def open_records(path: Path) -> Records:
             if line.strip()
         ]
     if not entries:
-        raise ConfigError(f"--data {file} is empty: it must hold at least one dialogue.")
+        raise ConfigError(f"{file} is empty: it must hold at least one dialogue.")
     return Records(tuple(entries), hashlib.sha256(content).hexdigest(), folder)
 
 
@@ -79,7 +79,7 @@ def _parse_whole(file: Path, content: bytes) -> object:
     try:
         return json.loads(content)
     except (ValueError, RecursionError) as error:
-        raise ConfigError(f"--data {file} is no JSON ({str(error)[:80]}).") from None
+        raise ConfigError(f"{file} is no JSON ({str(error)[:80]}).") from None
 
 
 def _line_messages(line: bytes) -> Messages:
@@ -114,9 +114,9 @@ def _caption(number: int, note: object) -> Messages:
     return [_about(f"{name}.jpg", prompt), {"role": "assistant", "content": text}]
 
 
-def _llava_entries(content: object) -> list[Entry]:
+def _llava_entries(file: Path, content: object) -> list[Entry]:
     if not isinstance(content, list):
-        raise ConfigError("--data holds no list; LLaVA's JSON is [{image, conversations}, …].")
+        raise ConfigError(f"{file} holds no list; LLaVA's JSON is [{{image, conversations}}, …].")
     return [
         Entry(f"entry {number}", partial(_conversation, item))
         for number, item in enumerate(content, start=1)

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from minigpt4_runtime.devices.group import TorchGroup
-from minigpt4_runtime.errors import ConfigError
+from minigpt4_runtime.errors import ConfigError, MiniGPT4Error, RankLostError
 from minigpt4_runtime.model.parallel import Group, Solo
 from minigpt4_runtime.ranks import torchrun_rank
 
@@ -68,6 +68,30 @@ def joined(size: int | None = None) -> Iterator[Processes]:
         yield group
     finally:
         group.leave()
+
+
+@contextmanager
+def told_once(processes: Processes) -> Iterator[None]:
+    """What each process finds wrong for itself, and most find alike, the first of them raises.
+
+    The others, also those that found nothing, wait until that one is gone: a launcher ends them all
+    as soon as one ends.
+
+    Raises:
+        SystemExit: another process raises.
+    """
+    fault = None
+    try:
+        yield
+    except MiniGPT4Error as error:
+        fault = error
+    first = processes.least(processes.rank if fault else processes.size)
+    if fault and first == processes.rank:
+        raise fault
+    if first < processes.size:
+        with suppress(RankLostError):
+            processes.least(0)
+        raise SystemExit(1)
 
 
 def sum_over(processes: Processes, tensors: Sequence[Tensor]) -> None:

@@ -37,7 +37,7 @@ from minigpt4_runtime.tune.lora import write_lora
 from minigpt4_runtime.tune.samples import Samples
 from minigpt4_runtime.tune.settings import TuneSettings
 from minigpt4_runtime.tune.state import STATE_NAME, check_state, resume_state, save_state
-from minigpt4_runtime.tune.together import Alone, Processes, sum_over
+from minigpt4_runtime.tune.together import Alone, Processes, sum_over, told_once
 
 RESULT_NAME = "projection.safetensors"
 LOSSES_NAME = "losses.csv"
@@ -105,21 +105,23 @@ def tune(  # noqa: PLR0913 - what a training is made of, and who listens.
             training, or the loss is no number.
         CheckpointError: `model_dir` is no model folder.
         BackendUnavailableError: the device is not on this machine.
+        SystemExit: another process raises one of these, before the first step.
     """
     processes = processes or Alone()
-    backend = open_rank_device(device, processes.size)
+    with told_once(processes):
+        backend = open_rank_device(device, processes.size)
+        name = _dtype_name(dtype, backend.facts.default_dtype)
+        _open_folder(out_dir, resume=resume)
+        _refuse(model_dir, settings, processes.size)
+        base = vision_digest(model_dir)
+        record = {
+            "manifest": hashlib.sha256((model_dir / MANIFEST_NAME).read_bytes()).hexdigest(),
+            "base": base, "data": data.digest, "dtype": name, **settings.to_mapping(),
+        }  # fmt: skip
+        if resume:
+            check_state(out_dir, record)
     processes.use(backend.facts.collective)
     backend.reset_peak_memory()
-    name = _dtype_name(dtype, backend.facts.default_dtype)
-    _open_folder(out_dir, resume=resume)
-    _refuse(model_dir, settings, processes.size)
-    base = vision_digest(model_dir)
-    record = {
-        "manifest": hashlib.sha256((model_dir / MANIFEST_NAME).read_bytes()).hexdigest(),
-        "base": base, "data": data.digest, "dtype": name, **settings.to_mapping(),
-    }  # fmt: skip
-    if resume:
-        check_state(out_dir, record)
     encode = partial(
         _features, processes,
         model_dir=model_dir, base=base, out_dir=out_dir, device=backend.device,

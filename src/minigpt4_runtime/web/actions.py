@@ -81,13 +81,13 @@ class Actions:
         )
         return told, models, gradio.update(visible=bool(card.tasks)), looks
 
-    async def look(self, clicked: str, turns: list[Turn], model: str | None, system: str) -> str:
+    async def look(self, clicked: str, turns: list[Turn]) -> str:
         """Where a word looked, for heat.js, which gives the word's turn and character."""
         looked: dict[str, Any] = {"heat": []}
         try:
             asked = json.loads(clicked)
             before = turns[: int(asked["turn"]) + 1]
-            looked = await self._server.look(before, model or "", system, int(asked["at"]))
+            looked = await self._server.look(before, int(asked["at"]))
         except (ValueError, KeyError, TypeError):
             pass  # It was not heat.js that asked.
         except DialogueError as error:
@@ -192,6 +192,7 @@ class Actions:
         yield _show([*before, last], question=question, grows=True)
         try:
             settings = read_controls(*controls)
+            last = replace(last, model=settings.model, system=settings.system)
             async with aclosing(self._server.answer([*before, last], settings)) as answers:
                 async for answer in answers:
                     if growing.answer is not this:

@@ -25,11 +25,16 @@ _TIMEOUT_SECONDS = 600.0
 
 @dataclass(frozen=True)
 class Turn:
-    """A question, its images, and the answer so far, if there is any."""
+    """A question, its images, and the answer so far, if there is any.
+
+    The answer was asked of `model` under the text `system`, as the controls were then.
+    """
 
     question: str
     images: tuple[Path, ...] = ()
     answer: str = ""
+    model: str = field(default="", compare=False)
+    system: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True)
@@ -132,7 +137,7 @@ class Server:
             except openai.OpenAIError as error:
                 raise DialogueError(self._explain(error)) from None
 
-    async def look(self, turns: Sequence[Turn], model: str, system: str, at: int) -> dict[str, Any]:
+    async def look(self, turns: Sequence[Turn], at: int) -> dict[str, Any]:
         """Where the word at a character of the last turn's answer looked: see POST /explain.
 
         Raises:
@@ -140,8 +145,8 @@ class Server:
         """
         *before, last = turns
         body = {
-            "messages": as_messages([*before, replace(last, answer="")], system),
-            "answer": last.answer, "at": at, **({"model": model} if model else {}),
+            "messages": as_messages([*before, replace(last, answer="")], last.system),
+            "answer": last.answer, "at": at, **({"model": last.model} if last.model else {}),
         }  # fmt: skip
         async with self._client() as client:
             try:

@@ -22,6 +22,8 @@ class _KeptTurn(BaseModel, extra="forbid", strict=True, frozen=True):
     question: str
     answer: str
     pictures: tuple[str | None, ...]
+    model: str = ""
+    system: str = ""
 
 
 class _KeptDialogue(BaseModel, extra="forbid", strict=True, frozen=True):
@@ -34,7 +36,13 @@ def write_kept(turns: Sequence[Turn]) -> str:
     if not turns:
         return ""
     kept = tuple(
-        _KeptTurn(question=turn.question, answer=turn.answer, pictures=tuple(map(str, turn.images)))
+        _KeptTurn(
+            question=turn.question,
+            answer=turn.answer,
+            pictures=tuple(map(str, turn.images)),
+            model=turn.model,
+            system=turn.system,
+        )
         for turn in turns
     )
     return _KeptDialogue(version=1, turns=kept).model_dump_json()
@@ -58,5 +66,5 @@ def read_kept(text: str, find_image: Callable[[str], Path | None]) -> tuple[tupl
         found = [find_image(name) if name else None for name in turn.pictures]
         images = tuple(filter(None, found))
         num_missing += len(found) - len(images)
-        turns.append(Turn(turn.question, images, turn.answer))
+        turns.append(Turn(turn.question, images, turn.answer, turn.model, turn.system))
     return tuple(turns), num_missing

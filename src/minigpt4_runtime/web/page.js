@@ -82,10 +82,10 @@ const chatPage = (() => {
       if (!record) return ["", null];
       if (!isWhole(record)) throw new Error("damaged");
       const turns = [];
-      for (const { question, answer, pictures } of record.turns) {
+      for (const { pictures, ...turn } of record.turns) {
         const uploads = [];
         for (const picture of pictures) uploads.push(picture && (await upload(picture)));
-        turns.push({ question, answer, pictures: uploads });
+        turns.push({ ...turn, pictures: uploads });
       }
       return [JSON.stringify({ version: VERSION, turns }), null];
     } catch {

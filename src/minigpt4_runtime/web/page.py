@@ -190,10 +190,9 @@ def _connect_asking(components: _Components, actions: Actions) -> None:
 
 def _connect_looking(components: _Components, actions: Actions) -> None:
     """Connect a click on a word, which heat.js makes one on the hidden button."""
-    model, system, *_ = components.controls
     components.look.click(
-        actions.look, [components.clicked, components.shown.turns, model, system], components.heat,
-        js="(_, ...others) => [chatHeat.clicked(), ...others]", show_progress="hidden",
+        actions.look, [components.clicked, components.shown.turns], components.heat,
+        js="(_, turns) => [chatHeat.clicked(), turns]", show_progress="hidden",
     )  # fmt: skip
     components.heat.change(None, components.heat, js="(heat) => chatHeat.show(heat)")
 
