@@ -240,6 +240,19 @@ def test_other_routes(server, method, path, status):
     assert answer.json()["error"]["message"]
 
 
+@pytest.mark.parametrize(
+    ("path", "advice"),
+    [("/", "serve --ui"), ("/chat", "end in /v1"), ("/v1/chat", "/openapi.json"),
+     ("/v1/v1/models", "/v1 twice")],
+)  # fmt: skip
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_an_unknown_path_is_answered_with_advice(server, method, path, advice):
+    with server.client() as client:
+        answer = client.request(method, path)
+    assert answer.status_code == 404
+    assert advice in answer.json()["error"]["message"]
+
+
 # --- many, and those who leave ------------------------------------------------------------------
 
 
