@@ -301,6 +301,7 @@ def test_ctrl_c_loses_nothing(start, folder, name):
     out, err = command.communicate(timeout=60)
     assert (command.returncode, out) == (130, "")
     assert "Traceback" not in err
+    assert f"What was done is in {name}" in err
     text = (folder / name).read_text()
     assert list(json.loads(text)) == ["a.png"] if name == "r.json" else len(text.splitlines()) == 1
 
