@@ -146,7 +146,7 @@ def describe_on_ray(
         model=model, prompt=question.prompt, sampling=question.params, task=question.task,
         folder=Path.cwd(), column=options.column, allows_local=question.allow_local_urls,
     )  # fmt: skip
-    if where.model is None:
+    if where.is_demo():
         note(DEMO_NOTICE)
     with progress_bar(len(names)) as bar:
 
