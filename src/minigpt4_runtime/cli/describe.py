@@ -16,6 +16,7 @@ from minigpt4_runtime.batch.drawings import Drawings
 from minigpt4_runtime.batch.finding import (
     Place,
     find_images,
+    hint_of_r,
     is_folder,
     is_missing,
     read_place,
@@ -126,7 +127,10 @@ def describe(
     cluster.check_absent()
     file = _file(out)
     places = [read_place(path) for path in paths]
-    images = _choose(run, find_images(places, recursive=recursive, with_unreadable=True))
+    found = find_images(
+        places, recursive=recursive, with_unreadable=True, hint=hint_of_r(recursive)
+    )
+    images = _choose(run, found)
     results = open_results(file, resume=resume, images=list(map(str, images)), note=note)
     drawings = Drawings.open(draw, list(map(str, images)))
     remaining = [image for image in images if str(image) not in results.done]
