@@ -79,3 +79,17 @@ def test_sizes_are_those_of_the_shapes(row):
     for dtype, formats in ways:
         found = [of(name, dtype, formats) for of in (weight_bytes, running_bytes)]
         assert [show_bytes(each) for each in found] == sizes[-2:]
+
+
+def test_as_many_checkpoints_as_are_compared_with_the_original():
+    (number,) = re.findall(r"converts (\w+) small checkpoints", README)
+    compared = list((ROOT / "tests" / "goldens").glob("*/cases.json"))
+    assert ["five", "six", "seven", "eight"].index(number) + 5 == len(compared)
+
+
+def test_the_cpu_kernels_are_built_as_make_builds_them():
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for words in ("scikit-build-core cmake ninja", "--no-deps --no-build-isolation ./kernels"):
+        for page in ("README.md", "kernels/README.md"):
+            assert words in (ROOT / page).read_text(encoding="utf-8"), page
+        assert words in makefile
