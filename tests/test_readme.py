@@ -87,6 +87,19 @@ def test_as_many_checkpoints_as_are_compared_with_the_original():
     assert ["five", "six", "seven", "eight"].index(number) + 5 == len(compared)
 
 
+def test_the_first_lines_have_the_speeds_of_the_table():
+    before, _, after = README.partition("## How fast is it?")
+    for row, pattern in (
+        (r"pictures to answers of 32 tokens.*float32 \| the original's code", r"([\d.]+) times as"),
+        (
+            r"the same in 8 bits \| the original's code, float32",
+            r"([\d.]+) times with weights of 8",
+        ),
+    ):
+        (least,) = re.findall(rf"^\| {row} \| ([\d.]+) /", after, flags=re.MULTILINE)
+        assert re.findall(pattern, before) == [least]
+
+
 def test_the_cpu_kernels_are_built_as_make_builds_them():
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     for words in ("scikit-build-core cmake ninja", "--no-deps --no-build-isolation ./kernels"):
