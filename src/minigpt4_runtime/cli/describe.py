@@ -23,7 +23,7 @@ from minigpt4_runtime.batch.finding import (
     source_of,
 )
 from minigpt4_runtime.batch.results import Record, is_coco, open_results
-from minigpt4_runtime.cli.describe_on_ray import Question, RayOptions, describe_on_ray
+from minigpt4_runtime.cli.describe_on_ray import Question, RayOptions, describe_on_ray, note_ends
 from minigpt4_runtime.cli.options import (
     AllowLocalUrls,
     CacheWindow,
@@ -162,6 +162,7 @@ def describe(
                 results.add(record)
                 tally["failed" if record.answer is None else "described"] += 1
                 tally["outgrown"] += bool(record.evicted_tokens)
+                tally["cut off"] += record.finish_reason == "length"
                 screen.add(index, record)
                 bar.advance()
     finally:
@@ -171,11 +172,7 @@ def describe(
 
 
 def _sum_up(tally: Counter[str], num_images: int) -> None:
-    if tally["outgrown"]:
-        note(
-            f"{tally['outgrown']} of the answers outgrew the window: the end of such an "
-            "answer was chosen without the picture."
-        )
+    note_ends(outgrown=tally["outgrown"], cut_off=tally["cut off"])
     if tally.total() and (num_images > 1 or tally["done"]):
         before = f", {tally['done']} done before" if tally["done"] else ""
         note(f"{tally['described']} described, {tally['failed']} failed{before}")
