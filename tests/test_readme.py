@@ -49,6 +49,12 @@ def test_commands_exist_with_their_flags(command):
         assert re.search(rf"{flag}\b", section[1]), f"minigpt4 {name} has no {flag}"
 
 
+def test_every_way_to_judge_is_named():
+    reference = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
+    for name in re.findall(r"^## minigpt4 evaluate (\w+)$", reference, flags=re.MULTILINE):
+        assert f"`{name}`" in README, name
+
+
 def test_make_targets_exist():
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     targets = re.findall(r"^make (\w+)", README, flags=re.MULTILINE)
