@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -91,6 +92,21 @@ def test_as_many_checkpoints_as_are_compared_with_the_original():
     (number,) = re.findall(r"converts (\w+) small checkpoints", README)
     compared = list((ROOT / "tests" / "goldens").glob("*/cases.json"))
     assert ["five", "six", "seven", "eight"].index(number) + 5 == len(compared)
+
+
+def test_make_installs_the_extras_that_are_named():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    (inner,) = re.findall(r"minigpt4-runtime\[(.*)\]", project["optional-dependencies"]["dev"][0])
+    named = set(re.findall(r"-e '\.\[(\w+)\]'", README))
+    assert named - set(inner.split(",")) == {"structured"}  # It comes with server.
+    assert "-e '.[dev]'" in (ROOT / "Makefile").read_text(encoding="utf-8")
+
+
+def test_the_version_of_torch_is_that_of_the_constraints():
+    constraints = (ROOT / "constraints.txt").read_text(encoding="utf-8")
+    (version,) = re.findall(r"^torch==(\S+)$", constraints, flags=re.MULTILINE)
+    assert f"torch=={version}\n" in README
+    assert f"which would install {version})" in README
 
 
 def test_the_first_lines_have_the_speeds_of_the_table():
