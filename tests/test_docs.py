@@ -92,7 +92,16 @@ def test_there_are_commands_to_check():
     assert len(COMMANDS) > 30
 
 
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize(
+    "page",
+    [
+        *PAGES,
+        "docs/cli.md",
+        "kernels/README.md",
+        "integrations/README.md",
+        "tests/goldens/README.md",
+    ],
+)
 def test_links_lead_somewhere(page):
     for target in re.findall(r"\]\((?!http)([^)]+)\)", read(page)):
         name, _, anchor = target.partition("#")

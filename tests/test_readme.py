@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,12 @@ def test_commands_exist_with_their_flags(command):
         assert re.search(rf"{flag}\b", section[1]), f"minigpt4 {name} has no {flag}"
 
 
+def test_every_way_to_judge_is_named():
+    reference = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
+    for name in re.findall(r"^## minigpt4 evaluate (\w+)$", reference, flags=re.MULTILINE):
+        assert f"`{name}`" in README, name
+
+
 def test_make_targets_exist():
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     targets = re.findall(r"^make (\w+)", README, flags=re.MULTILINE)
@@ -79,3 +86,45 @@ def test_sizes_are_those_of_the_shapes(row):
     for dtype, formats in ways:
         found = [of(name, dtype, formats) for of in (weight_bytes, running_bytes)]
         assert [show_bytes(each) for each in found] == sizes[-2:]
+
+
+def test_as_many_checkpoints_as_are_compared_with_the_original():
+    (number,) = re.findall(r"converts (\w+) small checkpoints", README)
+    compared = list((ROOT / "tests" / "goldens").glob("*/cases.json"))
+    assert ["five", "six", "seven", "eight"].index(number) + 5 == len(compared)
+
+
+def test_make_installs_the_extras_that_are_named():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    (inner,) = re.findall(r"minigpt4-runtime\[(.*)\]", project["optional-dependencies"]["dev"][0])
+    named = set(re.findall(r"-e '\.\[(\w+)\]'", README))
+    assert named - set(inner.split(",")) == {"structured"}  # It comes with server.
+    assert "-e '.[dev]'" in (ROOT / "Makefile").read_text(encoding="utf-8")
+
+
+def test_the_version_of_torch_is_that_of_the_constraints():
+    constraints = (ROOT / "constraints.txt").read_text(encoding="utf-8")
+    (version,) = re.findall(r"^torch==(\S+)$", constraints, flags=re.MULTILINE)
+    assert f"torch=={version}\n" in README
+    assert f"which would install {version})" in README
+
+
+def test_the_first_lines_have_the_speeds_of_the_table():
+    before, _, after = README.partition("## How fast is it?")
+    for row, pattern in (
+        (r"pictures to answers of 32 tokens.*float32 \| the original's code", r"([\d.]+) times as"),
+        (
+            r"the same in 8 bits \| the original's code, float32",
+            r"([\d.]+) times with weights of 8",
+        ),
+    ):
+        (least,) = re.findall(rf"^\| {row} \| ([\d.]+) /", after, flags=re.MULTILINE)
+        assert re.findall(pattern, before) == [least]
+
+
+def test_the_cpu_kernels_are_built_as_make_builds_them():
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for words in ("scikit-build-core cmake ninja", "--no-deps --no-build-isolation ./kernels"):
+        for page in ("README.md", "kernels/README.md"):
+            assert words in (ROOT / page).read_text(encoding="utf-8"), page
+        assert words in makefile

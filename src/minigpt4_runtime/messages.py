@@ -28,6 +28,7 @@ FinishReason = Literal["stop", "length"]
 # What MiniGPT-v2 was taught to do when a question begins with this word in brackets.
 TaskName = Literal["vqa", "caption", "grounding", "refer", "identify", "detection"]
 TASK_NAMES: tuple[TaskName, ...] = get_args(TaskName)
+DATA_URL_NAME = "the picture given as a data URL"
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,7 +48,7 @@ class ImageSource:
             return self.label
         if isinstance(self.value, str):
             if self.value[:5].lower() == "data:":
-                return "the picture given as a data URL"
+                return DATA_URL_NAME
             return self.value if len(self.value) <= 200 else f"{self.value[:40]}…"
         if isinstance(self.value, PathLike):
             return str(self.value)

@@ -62,6 +62,17 @@ def test_resume_needs_a_jsonl(tmp_path):
             open_results(path, resume=True, images=())
 
 
+def break_off(path, *records, resume=False):
+    """Give the notes that a run which is broken off makes."""
+    notes = []
+    with pytest.raises(KeyboardInterrupt):  # noqa: PT012, SIM117
+        with open_results(path, resume=resume, images=["a"], note=notes.append) as results:
+            for record in records:
+                results.add(record)
+            raise KeyboardInterrupt
+    return notes
+
+
 class TestJsonLines:
     def test_every_record_is_there_at_once(self, tmp_path):
         path = tmp_path / "out.jsonl"
@@ -133,6 +144,15 @@ class TestJsonLines:
             write(path, good("a"), resume=True)
         assert path.read_text() == content
 
+    def test_a_run_that_is_broken_off_says_how_it_goes_on(self, tmp_path):
+        path = tmp_path / "out.jsonl"
+        assert break_off(path) == []
+        told = [f"What was done is in {path}: go on with --resume."]
+        assert break_off(path, good("a")) == told
+        assert break_off(path, resume=True) == []  # It has not come to anything.
+        assert break_off(path, good("b"), resume=True) == told
+        assert images(path) == ["a", "b"]
+
     def test_a_device_is_refused(self, tmp_path):
         if not Path("/dev/zero").exists():
             pytest.skip("no devices here")
@@ -164,32 +184,22 @@ class TestJsonObject:
         write(path, good("b"))
         assert json.loads(path.read_text()) == {"b": "An answer."}
 
-    def break_off(self, path, *records):
-        """Give the notes that a run which is broken off makes."""
-        notes = []
-        with pytest.raises(KeyboardInterrupt):  # noqa: PT012, SIM117
-            with open_results(path, resume=False, images=["a"], note=notes.append) as results:
-                for record in records:
-                    results.add(record)
-                raise KeyboardInterrupt
-        return notes
-
     def test_half_a_result_is_written_too(self, tmp_path):
         path = tmp_path / "out.json"
-        notes = self.break_off(path, good("a"))
+        notes = break_off(path, good("a"))
         assert json.loads(path.read_text()) == {"a": "An answer."}
         assert notes == [f"What was done is in {path}."]
 
     def test_half_a_result_replaces_nothing(self, tmp_path):
         path = tmp_path / "out.json"
         write(path, good("a"), good("b"))
-        self.break_off(path, good("a", "Another answer."))
+        break_off(path, good("a", "Another answer."))
         assert len(json.loads(path.read_text())) == 2
         partial = json.loads((tmp_path / "out.partial.json").read_text())
         assert partial == {"a": "Another answer."}
 
     def test_no_answer_at_all_writes_nothing(self, tmp_path):
-        self.break_off(tmp_path / "out.json", bad("a"))
+        break_off(tmp_path / "out.json", bad("a"))
         assert list(tmp_path.iterdir()) == []
 
     def test_when_writing_fails_the_older_file_stays(self, tmp_path, monkeypatch):

@@ -55,8 +55,11 @@ def test_a_known_name_that_is_not_there(cache_home, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(CheckpointError, match="Run: minigpt4 fetch llama2-7b"):
         MiniGPT4.load("llama2-7b")
-    with pytest.raises(CheckpointError, match="somewhere does not exist"):
-        MiniGPT4.load("somewhere")
+    with pytest.raises(CheckpointError, match=r"w4a16 is .* fetch vicuna-7b --format w4a16$"):
+        MiniGPT4.load("vicuna-7b-w4a16")
+    for name in ("somewhere", "vicuna-7b-mine", "mine-w4a16", "-w4a16"):
+        with pytest.raises(CheckpointError, match=f"{name} does not exist"):
+            MiniGPT4.load(name)
 
 
 def test_listing_and_deleting(shelved, cache_home):

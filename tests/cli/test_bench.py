@@ -206,7 +206,7 @@ def test_what_was_measured_before_a_stop_is_reported(real_minigpt4, tmp_path, mo
         (("language", "--compare", "no.json"), "no.json cannot be read"),
         (("language", "--out", "no/where"), "there is no folder no"),
         (("describe", "nowhere"), "nowhere is no folder"),
-        (("describe", "."), "There are no pictures in the folder"),
+        (("describe", "."), "There are no pictures in the folder .. Name another folder."),
     ],
 )
 def test_what_cannot_be_is_one_sentence(real_minigpt4, tmp_path, monkeypatch, arguments, message):

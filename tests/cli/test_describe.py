@@ -253,6 +253,16 @@ def test_what_cannot_work_is_refused_before_the_model_is_loaded(minigpt4, folder
     assert FakeMiniGPT4.loaded == []
 
 
+@pytest.mark.parametrize(
+    ("options", "hint"), [((), "-r looks into its subfolders"), (("-r",), "Name another folder")]
+)
+def test_a_folder_without_pictures(minigpt4, folder, options, hint):
+    (folder / "empty").mkdir()
+    shown = minigpt4("describe", "empty", *options)
+    assert shown.status == 1
+    assert f"There are no pictures in the folder empty. {hint}" in shown.err
+
+
 def test_a_json_object_of_answers(minigpt4, folder, bad_picture):
     shown = minigpt4("describe", "bad.png", "a.png", "--out", "r.json", *MODEL)
     assert shown.status == 1
@@ -301,6 +311,7 @@ def test_ctrl_c_loses_nothing(start, folder, name):
     out, err = command.communicate(timeout=60)
     assert (command.returncode, out) == (130, "")
     assert "Traceback" not in err
+    assert f"What was done is in {name}" in err
     text = (folder / name).read_text()
     assert list(json.loads(text)) == ["a.png"] if name == "r.json" else len(text.splitlines()) == 1
 

@@ -55,7 +55,10 @@ def test_describe_says_what_the_library_says(model_dir, model, tmp_path):
         assert record["completion_tokens"] == reply.usage.completion_tokens
         assert record["token_ids"] == list(reply.token_ids)
         assert f"{record['image']}: {reply.text.splitlines()[0]}" in shown.stdout
-    assert shown.stderr == f"error: {torn['error']}\n3 described, 1 failed\n"
+    error, *notes, summary = shown.stderr.splitlines()
+    assert (error, summary) == (f"error: {torn['error']}", "3 described, 1 failed")
+    num_cut_off = sum(record["finish_reason"] == "length" for record in good)
+    assert [int(line.split()[0]) for line in notes] == [num_cut_off] * bool(num_cut_off)
 
 
 def test_chat_through_a_pipe_says_what_the_library_says(real_minigpt4, model_dir, model):
@@ -100,6 +103,13 @@ def test_a_chat_within_a_window_never_ends_and_notes_what_has_left(real_minigpt4
     assert all(re.fullmatch(NOTE, line) for line in notes)
     counts = [int(re.findall(r"\d+", line)[-1]) for line in notes]
     assert counts == sorted(set(counts))
+
+
+@pytest.mark.parametrize(("longest", "is_cut"), [(5, True), (50, False)])
+def test_a_description_that_is_cut_off_is_told(real_minigpt4, longest, is_cut):
+    shown = real_minigpt4("describe", PICTURE, "--device", "cpu", "--max-new-tokens", longest)
+    assert shown.status == 0
+    assert ("1 of the answers are cut off: --max-new-tokens, or" in shown.err) is is_cut
 
 
 def test_a_description_that_outgrows_its_window_says_so(real_minigpt4, tmp_path):

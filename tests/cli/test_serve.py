@@ -1,6 +1,7 @@
 """`minigpt4 serve`: what is wrong is told before a model is loaded. tests/server/ has the rest."""
 
 import socket
+from pathlib import Path
 
 import fake_api
 import pytest
@@ -45,6 +46,17 @@ def test_limits_on_connections_reach_the_server():
         config = serve._settings(access, limits, ModelOptions(), name="a", log_content=False)
         wanted = ConnectionLimits(most=9, per_client=per_client, proxies=("192.0.2.0/24",))
         assert config.connections == wanted
+
+
+@pytest.mark.parametrize("name", [None, "demo-boxes", "another"])
+def test_a_bundled_model_is_served_as_one(name):
+    from minigpt4_runtime.cli import serve
+    from minigpt4_runtime.cli.options import ModelOptions
+
+    where = ModelOptions(model=name and Path(name))
+    access, limits = serve.AccessOptions(), serve.LimitOptions()
+    config = serve._settings(access, limits, where, name="a", log_content=False)
+    assert ("drawn scenes" in config.model_description) == (name != "another")
 
 
 def test_a_window_reaches_the_engine(monkeypatch):

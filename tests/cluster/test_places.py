@@ -71,7 +71,7 @@ def test_what_cannot_be_listed_is_one_sentence(folder, store):
     (folder / "empty").mkdir()
     for place, sentence in {
         "-": "which no worker has",
-        "empty": "There are no pictures in the folder empty",
+        "empty": "There are no pictures in the folder empty. -r looks into its subfolders too.",
         "nothing://x/y": "nothing://x/y cannot be opened: Protocol not known: nothing",
         "memory:///none.txt": "The list memory:///none.txt cannot be read",
         "a.parquet": "Name its column of pictures with --column NAME",

@@ -34,6 +34,13 @@ def row(name):
     return {"image": name, "answer": f"about {name}", **empty, "seconds": 0.1}
 
 
+def test_answers_that_are_cut_off_or_outgrew_their_window_are_counted():
+    tally = Tally()
+    for more in ({}, {"finish_reason": "length"}, {"finish_reason": "stop", "evicted_tokens": 9}):
+        tally.count([row("a.png") | more])
+    assert (tally.described, tally.cut_off, tally.outgrown) == (3, 1, 1)
+
+
 class MortalWorkers:
     """In place of Ray's: they start late, answer in any order, and die at any moment."""
 

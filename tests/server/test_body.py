@@ -90,6 +90,13 @@ def test_a_large_picture_that_is_no_base64_is_refused_in_words(server):
         assert "is not base64" in answer.json()["error"]["message"]
 
 
+@pytest.mark.parametrize("num_bytes", [30, 100_000])
+def test_a_picture_that_cannot_be_read_is_named_as_it_came(server, num_bytes):
+    url = "data:image/png;base64," + b64encode(b"x" * num_bytes).decode()
+    answer = server.ask(messages=[user([picture(url)])])
+    assert "the picture given as a data URL" in answer.json()["error"]["message"]
+
+
 def test_a_large_picture_is_answered_like_the_same_in_a_file(server):
     content = io.BytesIO()
     large = Image.open(IMAGES / "three.png").convert("RGB")

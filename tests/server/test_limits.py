@@ -11,7 +11,7 @@ import httpx
 import pytest
 from running import IMAGES, NAME, connect, long_answer, picture, post, read_answer, user, wait_for
 
-from minigpt4_runtime.server import listen
+from minigpt4_runtime.server import app, listen
 from minigpt4_runtime.server.failures import Failure
 
 BODY = json.dumps({"model": NAME, "messages": [user("hi")], "max_tokens": 4}).encode()
@@ -238,6 +238,30 @@ def test_other_routes(server, method, path, status):
         answer = client.request(method, path)
     assert answer.status_code == status
     assert answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("path", "advice"),
+    [("/", "serve --ui"), ("/chat", "end in /v1"), ("/v1/chat", "/openapi.json"),
+     ("/v1/v1/models", "/v1 twice")],
+)  # fmt: skip
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_an_unknown_path_is_answered_with_advice(server, method, path, advice):
+    with server.client() as client:
+        answer = client.request(method, path)
+    assert answer.status_code == 404
+    assert advice in answer.json()["error"]["message"]
+
+
+def test_a_web_socket_is_closed():
+    """Our own server opens none, but others may run the application."""
+    sent = []
+
+    async def send(message):
+        sent.append(message["type"])
+
+    asyncio.run(app._Refusing(None)({"type": "websocket", "path": "/"}, None, send))
+    assert sent == ["websocket.close"]
 
 
 # --- many, and those who leave ------------------------------------------------------------------

@@ -72,10 +72,25 @@ def is_missing(path: Path) -> bool:
     return False
 
 
-def find_images(places: Sequence[P], *, recursive: bool, with_unreadable: bool = False) -> list[P]:
+_OTHER_FOLDER = "Name another folder."
+
+
+def hint_of_r(recursive: bool) -> str:
+    """What to do about a folder without images, where -r can be given."""
+    return _OTHER_FOLDER if recursive else "-r looks into its subfolders too."
+
+
+def find_images(
+    places: Sequence[P],
+    *,
+    recursive: bool,
+    with_unreadable: bool = False,
+    hint: str = _OTHER_FOLDER,
+) -> list[P]:
     """Give places unchanged, and for a folder the images in it, sorted, each once.
 
-    `with_unreadable` includes images in formats that are not read here.
+    `with_unreadable` includes images in formats that are not read here. `hint` ends the error about
+    a folder that holds no image.
 
     Raises:
         ConfigError: a folder cannot be read or holds no image.
@@ -86,7 +101,6 @@ def find_images(places: Sequence[P], *, recursive: bool, with_unreadable: bool =
         if isinstance(place, Path) and is_folder(place):
             within = sorted(walk(place, recursive=recursive, with_unreadable=with_unreadable))
             if not within:
-                hint = "Name another folder." if recursive else "-r looks into its subfolders too."
                 raise ConfigError(f"There are no pictures in the folder {place}. {hint}")
         for each in within:
             found.setdefault(each.absolute() if isinstance(each, Path) else each, each)

@@ -104,7 +104,7 @@ def open_results(
     if not os.access(path if path.exists() else path.parent, os.W_OK):
         raise ConfigError(f"--out is {path}, which may not be written. Check its permissions.")
     if path.suffix.lower() == ".jsonl":
-        return JsonLines(path, resume=resume, images=images)
+        return JsonLines(path, resume=resume, images=images, note=note)
     if resume:
         raise ConfigError(f"--resume continues a .jsonl file, and --out is {path}.")
     kind = CocoObject if is_coco(path) else JsonObject
@@ -189,9 +189,18 @@ def _category(box: Box) -> str:
 class JsonLines(Results):
     """One record a line, written as it comes."""
 
-    def __init__(self, path: Path, *, resume: bool, images: Collection[str]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        resume: bool,
+        images: Collection[str],
+        note: Callable[[str], object],
+    ) -> None:
         super().__init__()
         self._path = path
+        self._note = note
+        self._has_grown = False
         content = _read(path)
         if content and not resume:
             raise ConfigError(f"{path} exists. Continue it with --resume, or give another name.")
@@ -215,6 +224,12 @@ class JsonLines(Results):
     def add(self, record: Record) -> None:
         """Append one line, at once."""
         append_record(self._path, asdict(record))
+        self._has_grown = True
+
+    def finish(self, *, is_whole: bool) -> None:
+        """Say how to go on if the run is broken off; all is written by then."""
+        if self._has_grown and not is_whole:
+            self._note(f"What was done is in {self._path}: go on with --resume.")
 
 
 def _read(path: Path) -> bytes:

@@ -24,6 +24,8 @@ HOME_VARIABLE = "MINIGPT4_HOME"
 DOWNLOADS = "downloads"
 # The name of a folder while it is made or deleted.
 _REMAINS = re.compile(r"\..+\.[0-9a-f]{8}\.(partial|deleted)")
+# The end of the name of a model that was fetched in this --format.
+_IN_A_FORMAT = re.compile(r"-(w\d+a\d+.*)")
 
 
 @dataclass(frozen=True)
@@ -88,11 +90,16 @@ def find_model(model: str | PathLike[str]) -> Path:
         return shelved
     if not path.is_dir() and (BUNDLED_DIR / path.name / MANIFEST_NAME).is_file():
         return BUNDLED_DIR / path.name
-    if path.name in read_sources() and not path.is_dir():
-        raise CheckpointError(
-            f"{path.name} is not in {models_dir()} yet. Run: minigpt4 fetch {path.name}"
-        )
+    if not path.is_dir() and (fetch := _fetch_command(path.name)):
+        raise CheckpointError(f"{path.name} is not in {models_dir()} yet. Run: {fetch}")
     return path
+
+
+def _fetch_command(name: str) -> str | None:
+    """The command that makes the model of this name, such as vicuna-7b-w4a16; None for others."""
+    ending = _IN_A_FORMAT.search(name)
+    source, weights = (name[: ending.start()], f" --format {ending[1]}") if ending else (name, "")
+    return f"minigpt4 fetch {source}{weights}" if source in read_sources() else None
 
 
 def list_models() -> list[ShelvedModel]:

@@ -16,13 +16,14 @@ from minigpt4_runtime.batch.drawings import Drawings
 from minigpt4_runtime.batch.finding import (
     Place,
     find_images,
+    hint_of_r,
     is_folder,
     is_missing,
     read_place,
     source_of,
 )
 from minigpt4_runtime.batch.results import Record, is_coco, open_results
-from minigpt4_runtime.cli.describe_on_ray import Question, RayOptions, describe_on_ray
+from minigpt4_runtime.cli.describe_on_ray import Question, RayOptions, describe_on_ray, note_ends
 from minigpt4_runtime.cli.options import (
     AllowLocalUrls,
     CacheWindow,
@@ -126,7 +127,10 @@ def describe(
     cluster.check_absent()
     file = _file(out)
     places = [read_place(path) for path in paths]
-    images = _choose(run, find_images(places, recursive=recursive, with_unreadable=True))
+    found = find_images(
+        places, recursive=recursive, with_unreadable=True, hint=hint_of_r(recursive)
+    )
+    images = _choose(run, found)
     results = open_results(file, resume=resume, images=list(map(str, images)), note=note)
     drawings = Drawings.open(draw, list(map(str, images)))
     remaining = [image for image in images if str(image) not in results.done]
@@ -158,6 +162,7 @@ def describe(
                 results.add(record)
                 tally["failed" if record.answer is None else "described"] += 1
                 tally["outgrown"] += bool(record.evicted_tokens)
+                tally["cut off"] += record.finish_reason == "length"
                 screen.add(index, record)
                 bar.advance()
     finally:
@@ -167,11 +172,7 @@ def describe(
 
 
 def _sum_up(tally: Counter[str], num_images: int) -> None:
-    if tally["outgrown"]:
-        note(
-            f"{tally['outgrown']} of the answers outgrew the window: the end of such an "
-            "answer was chosen without the picture."
-        )
+    note_ends(outgrown=tally["outgrown"], cut_off=tally["cut off"])
     if tally.total() and (num_images > 1 or tally["done"]):
         before = f", {tally['done']} done before" if tally["done"] else ""
         note(f"{tally['described']} described, {tally['failed']} failed{before}")

@@ -146,7 +146,7 @@ def describe_on_ray(
         model=model, prompt=question.prompt, sampling=question.params, task=question.task,
         folder=Path.cwd(), column=options.column, allows_local=question.allow_local_urls,
     )  # fmt: skip
-    if where.model is None:
+    if where.is_demo():
         note(DEMO_NOTICE)
     with progress_bar(len(names)) as bar:
 
@@ -202,16 +202,26 @@ def _digest(path: Path) -> str:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}.") from None
 
 
+def note_ends(*, outgrown: int, cut_off: int) -> None:
+    """Say how many answers outgrew the window, and how many were cut off."""
+    if outgrown:
+        note(
+            f"{outgrown} of the answers outgrew the window: the end of such an answer was "
+            "chosen without the picture."
+        )
+    if cut_off:
+        note(
+            f"{cut_off} of the answers are cut off: --max-new-tokens, or the model's context, "
+            "allows no longer ones."
+        )
+
+
 def _show(tally: Tally, out: str) -> None:
     for image, error in tally.failures:
         report(error, about=image)
     if tally.failed > len(tally.failures):
         note(f"… and {tally.failed - len(tally.failures)} more: see the records with an error.")
-    if tally.outgrown:
-        note(
-            f"{tally.outgrown} of the answers outgrew the window: the end of such an answer was "
-            "chosen without the picture."
-        )
+    note_ends(outgrown=tally.outgrown, cut_off=tally.cut_off)
     if tally.lost_workers:
         what = "worker was" if tally.lost_workers == 1 else "workers were"
         note(f"{tally.lost_workers} {what} lost, and others did their work.")

@@ -228,7 +228,8 @@ def _show_plan(plan: FetchPlan, *, is_all: bool) -> None:
     if plan.is_size_known:
         say(f"To download: {show_bytes(plan.download_bytes)}.")
     else:
-        say("To download: more than can be said, as not every host tells its sizes.")
+        hosts = " and ".join(sorted({each.host for each in plan.files if each.size is None}))
+        say(f"To download: more than can be said. {hosts} did not answer, or told no size.")
     if plan.is_size_known or plan.model.preset is not None:
         say(f"The model folder takes up to {show_bytes(plan.model_bytes)}: {plan.out_dir}")
     else:

@@ -158,6 +158,16 @@ class PlaceOptions:
         ),
     ] = None
 
+    def is_demo(self) -> bool:
+        """Whether the model is a bundled one, which knows only drawn scenes.
+
+        Raises:
+            CheckpointError: it is the name of a model that was not fetched yet.
+        """
+        from minigpt4_runtime.checkpoint.shelf import BUNDLED_DIR, find_model
+
+        return self.model is None or find_model(self.model).parent == BUNDLED_DIR
+
     def follow(self) -> bool:
         """Follow rank 0 if torchrun has started this process for that; return whether it has."""
         if self.tensor_parallel < 2:
@@ -174,9 +184,7 @@ class PlaceOptions:
         image_limits: ImageLimits | None = None,
     ) -> MiniGPT4:
         """Load the model, and say so if it is only a bundled demo model."""
-        from minigpt4_runtime.checkpoint.shelf import BUNDLED_DIR, find_model
-
-        is_demo = self.model is None or find_model(self.model).parent == BUNDLED_DIR
+        is_demo = self.is_demo()
         if is_demo and announce_demo:
             note(DEMO_NOTICE)
         from minigpt4_runtime.api import MiniGPT4

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from minigpt4_runtime.api import MiniGPT4
 
 _CLOSE_SECONDS = 3
-_DEMO_DESCRIPTION = "It is the bundled demo model, which knows only drawn scenes."
+_DEMO_DESCRIPTION = "It is a bundled demo model, which knows only drawn scenes."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -217,7 +217,7 @@ def _settings(
     keys = access.read_keys()
     return ServerConfig(
         model_name=name or (where.model.resolve().name if where.model else "minigpt4-demo"),
-        model_description=ServerConfig.model_description if where.model else _DEMO_DESCRIPTION,
+        model_description=_DEMO_DESCRIPTION if where.is_demo() else ServerConfig.model_description,
         api_keys=keys,
         allowed_origins=tuple(access.allow_origin or ()),
         own_names_only=not (keys or access.insecure),

@@ -18,6 +18,7 @@ from typing import Any
 from minigpt4_runtime.batch.finding import (
     STDIN,
     find_images,
+    hint_of_r,
     is_missing,
     read_place,
     source_of,
@@ -79,15 +80,17 @@ def _members(place: str, suffixes: frozenset[str], *, recursive: bool) -> list[s
             pattern = "**/*.parquet" if recursive else "*.parquet"
             members = sorted(map(str, path.glob(pattern)))
         else:
-            return list(map(str, find_images([path], recursive=recursive, with_unreadable=True)))
+            images = find_images(
+                [path], recursive=recursive, with_unreadable=True, hint=hint_of_r(recursive)
+            )
+            return list(map(str, images))
     elif (found := _members_of_store(place, suffixes, recursive=recursive)) is None:
         return []
     else:
         members = found
     if not members:
         what = "tables (.parquet)" if suffixes == {".parquet"} else "pictures"
-        hint = "Name another folder." if recursive else "-r looks into its subfolders too."
-        raise ConfigError(f"There are no {what} in the folder {place}. {hint}")
+        raise ConfigError(f"There are no {what} in the folder {place}. {hint_of_r(recursive)}")
     return members
 
 

@@ -74,6 +74,7 @@ class Tally:
     failed: int = 0
     done_before: int = 0
     outgrown: int = 0
+    cut_off: int = 0
     lost_workers: int = 0
     failures: list[tuple[str, str]] = field(default_factory=list)
 
@@ -81,6 +82,7 @@ class Tally:
         """Count new records."""
         for row in rows:
             self.outgrown += bool(row["evicted_tokens"])
+            self.cut_off += row["finish_reason"] == "length"
             if row["error"] is None:
                 self.described += 1
                 continue

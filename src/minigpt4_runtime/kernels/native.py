@@ -22,7 +22,8 @@ from minigpt4_runtime.errors import BackendUnavailableError
 from minigpt4_runtime.formats.contracts import InOrder, LinearKernel
 from minigpt4_runtime.formats.integer import unpack_words
 
-INSTALL = "pip install ./kernels (in a checkout)"
+# Not `pip install ./kernels` alone: pip would download another torch to build with.
+INSTALL = "make demo, or the commands in kernels/README.md (in a checkout)"
 _MODULE = "minigpt4_kernels"
 _INTERFACE = 5
 _ORDERED_OUTPUTS = 16

@@ -19,7 +19,8 @@ from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Route
-from starlette.types import Scope
+from starlette.types import Receive, Scope, Send
+from starlette.websockets import WebSocketClose
 
 from minigpt4_runtime import __version__
 from minigpt4_runtime.errors import ConfigError, MiniGPT4Error
@@ -226,6 +227,7 @@ def _close_own_paths(app: FastAPI) -> None:
         *(Route(path, _Refusing(", ".join(sorted(known)))) for path, known in methods.items()),
         *(Route(path, _Refusing(None)) for path in (*bare, "/v1", "/v1/{rest:path}")),
     ]
+    app.router.default = _Refusing(None)
 
 
 @dataclass
@@ -234,8 +236,11 @@ class _Refusing:
 
     allowed: str | None
 
-    async def __call__(self, scope: Scope, *_: object) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Refuse."""
+        if scope["type"] == "websocket":
+            await WebSocketClose()(scope, receive, send)
+            return
         if self.allowed:
             raise HTTPException(405, headers={"Allow": self.allowed})
         raise HTTPException(404, _missing(scope["path"]))
@@ -243,6 +248,11 @@ class _Refusing:
 
 def _missing(path: str) -> str:
     """The message about an unknown path, with advice if the client's base URL is wrong."""
+    if path == "/":
+        return (
+            "This is an API for programs: their base URL ends in /v1, and /openapi.json lists what "
+            "there is. `minigpt4 serve --ui` shows a chat page here."
+        )
     if not f"{path}/".startswith("/v1/"):
         return f"There is nothing at {path[:100]}: let the client's base URL end in /v1."
     if path.startswith("/v1/v1/"):

@@ -22,7 +22,14 @@ from starlette.responses import Response, StreamingResponse
 
 from minigpt4_runtime.config import SamplingParams
 from minigpt4_runtime.errors import GrammarError, RequestError
-from minigpt4_runtime.messages import ImageSource, Message, Reply, TaskName, TextDelta, image
+from minigpt4_runtime.messages import (
+    DATA_URL_NAME,
+    ImageSource,
+    Message,
+    Reply,
+    TaskName,
+    TextDelta,
+)
 from minigpt4_runtime.server.admission import Slot
 from minigpt4_runtime.server.body import Body, BodyReader
 from minigpt4_runtime.server.explained import Explained, Explainer, ExplainRequest
@@ -272,7 +279,9 @@ class Chat:
 
     async def _open_image(self, url: str, body: Body) -> ImageSource:
         held = await self._in_thread(body.image, url)
-        return await self._media.open(url) if held is None else image(held)
+        if held is None:
+            return await self._media.open(url)
+        return ImageSource(held, label=DATA_URL_NAME)
 
 
 def _with_task(messages: list[Message], task: TaskName | None) -> list[Message]:
