@@ -117,6 +117,7 @@ class FloatProduct {
       const int64_t count = left >= M ? M : left >= 2 ? 2 : 1;
       const Row* rows[M];
       for (int64_t i = 0; i < count; ++i) rows[i] = rows_ + (m + i) * weight_.inputs + k;
+      // A tile alone fetches what its level says.
       const int64_t part = tile % (int64_t{1} << shift_);
       const Ahead ahead = {product_.rows > M ? next + (part * bytes >> shift_) : kFloatAhead, shift_};
       add(weights, outputs, rows, count, end - k, ahead, sums + m * N);
