@@ -1,9 +1,10 @@
-"""The CPU kernels' products alone, beside torch's, in one run.
+"""The CPU kernels' products alone, beside torch's, oneDNN's and MKL's, in one run.
 
 Prints for each kind of weight and number of rows: the bytes of the weight read a second, as a share
 of the best that a plain read reaches here, and the speed as a multiple of torch's float32 product
 of the same shape. Weights are larger than the caches. Rounds go over all cases in turn, and each
-case has its best round, so that what else the machine does for a while falls on all of them.
+case has its best round, so that what else the machine does for a while falls on all of them. Where
+other programs run too, --processor-time with one thread leaves out the time of the others.
 """
 
 import argparse
@@ -37,11 +38,11 @@ class Case:
     work: Callable[[], Tensor]
     seconds: float = float("inf")
 
-    def run(self) -> None:
+    def run(self, clock: Callable[[], float]) -> None:
         """Time it once."""
-        started = time.perf_counter()
+        started = clock()
         self.work()
-        self.seconds = min(self.seconds, time.perf_counter() - started)
+        self.seconds = min(self.seconds, clock() - started)
 
 
 def quantised(outputs: int, inputs: int, rows: list[int]) -> list[Case]:
@@ -74,6 +75,16 @@ def quantised(outputs: int, inputs: int, rows: list[int]) -> list[Case]:
     return cases
 
 
+def packed(name: str, x: Tensor, weight: Tensor) -> Case:
+    """The product with a copy of the weight that oneDNN or MKL has put in an order of its own."""
+    if name == "oneDNN packed":
+        copy = torch.ops.mkldnn._reorder_linear_weight(weight, len(x))  # noqa: SLF001
+        return Case(name, len(x), weight.nbytes, lambda: multiply_by_onednn(x, copy, None))
+    copy = torch.ops.mkl._mkl_reorder_linear_weight(weight, len(x))  # noqa: SLF001
+    linear = torch.ops.mkl._mkl_linear  # noqa: SLF001
+    return Case(name, len(x), weight.nbytes, lambda: linear(x, copy, weight, None, len(x)))
+
+
 def floats(outputs: int, inputs: int, rows: list[int]) -> list[Case]:
     """Products with float weights of this shape, ours and torch's."""
     wide = torch.randn(outputs, inputs)
@@ -98,6 +109,17 @@ def floats(outputs: int, inputs: int, rows: list[int]) -> list[Case]:
 
                 cases.append(Case("torch float32", count, weight.nbytes, by_torch))
                 cases.append(Case("oneDNN float32", count, weight.nbytes, by_onednn))
+                cases += [packed(name, x, weight) for name in ("oneDNN packed", "MKL packed")]
+            else:
+
+                def by_torchs_halves(x: Tensor = x, weight: Tensor = weight) -> Tensor:
+                    return functional.linear(x.to(weight.dtype), weight)
+
+                def widened(x: Tensor = x, weight: Tensor = weight) -> Tensor:
+                    return functional.linear(x, weight.float())
+
+                cases.append(Case(f"torch {name}", count, weight.nbytes, by_torchs_halves))
+                cases.append(Case(f"{name} widened", count, weight.nbytes, widened))
     return cases
 
 
@@ -109,6 +131,8 @@ def main() -> None:
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 4, 8, 16, 64, 512])
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--floats-alone", action="store_true")
+    parser.add_argument("--processor-time", action="store_true")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     size = (args.outputs, args.inputs, args.rows)
@@ -118,9 +142,9 @@ def main() -> None:
         Case("sum", 1, buffer.nbytes, buffer.sum),
         Case("vector", 1, buffer.nbytes, lambda: torch.mv(buffer.view(-1, args.inputs), ones)),
     ]
-    cases = [*reads, *quantised(*size), *floats(*size)]
+    cases = [*reads, *([] if args.floats_alone else quantised(*size)), *floats(*size)]
     for case in cases * (args.rounds + 1):
-        case.run()
+        case.run(time.thread_time if args.processor_time else time.perf_counter)
     few = [case for case in cases if case.rows == 1]
     best = max(case.weight_bytes / case.seconds for case in few)
     by_torch = {case.rows: case.seconds for case in cases if case.name == "torch float32"}
@@ -128,11 +152,11 @@ def main() -> None:
         f"{args.outputs}×{args.inputs}, {args.threads} threads, level {minigpt4_kernels.level()}; "
         "best read: the fastest of all one-row products and sums"
     )
-    print(f"{'weight':>14} {'rows':>5} {'of best read':>13} {'× torch float32':>16}")
+    print(f"{'weight':>16} {'rows':>5} {'of best read':>13} {'× torch float32':>16}")
     for case in cases[len(reads) :]:
         share = case.weight_bytes / case.seconds / best
         ratio = by_torch[case.rows] / case.seconds
-        print(f"{case.name:>14} {case.rows:>5} {share:>13.0%} {ratio:>16.2f}")
+        print(f"{case.name:>16} {case.rows:>5} {share:>13.0%} {ratio:>16.2f}")
 
 
 if __name__ == "__main__":

@@ -470,6 +470,7 @@ int main(int count, char** words) {
       check_product(*level, "sparse", Layout::sparse24_int8, draw_case(8, is_grouped));
       Case floats = draw_case(1, false);
       floats.rounds_rows = false;
+      if (draw(0, 3) == 0) floats.outputs = draw(22, 260);  // Several blocks of many rows.
       check_product(*level, "floats", Layout::floats, floats);
       check_attention(*level, "attention", CacheFormat::float32);
       check_attention(*level, "attention over int8", CacheFormat::int8);

@@ -8,9 +8,12 @@
 #if defined(_MSC_VER)
 #define MINIGPT4_MEMBER __forceinline
 #define MINIGPT4_LAMBDA
+#define MINIGPT4_ALONE __declspec(noinline)
 #else
 #define MINIGPT4_LAMBDA __attribute__((always_inline))
 #define MINIGPT4_MEMBER inline __attribute__((always_inline))
+// Among other code a compiler keeps less of a loop in registers.
+#define MINIGPT4_ALONE __attribute__((noinline))
 #endif
 #define MINIGPT4_INLINE static MINIGPT4_MEMBER
 

@@ -11,6 +11,9 @@ namespace MINIGPT4_LEVEL {
 constexpr int kBytes = 32, kLanes = 8;
 // Sums that fit 16 registers.
 constexpr int kTileRows = 4, kTileOutputs = 2, kFloatTileOutputs = 3;
+// One row waits for memory, which is read best from many places, without fetching ahead.
+constexpr int kOneRowOutputs = 8, kTwoRowOutputs = 4, kFloatAhead = 0;
+constexpr int kWideFloatRows = 4, kWideFloatVectors = 3;
 constexpr int kWideRows = 3, kWideVectors = 2;
 
 using Float = __m256;
@@ -82,6 +85,7 @@ MINIGPT4_INLINE void prefetch(const void* p) {
 MINIGPT4_INLINE Bytes load_bytes(const uint8_t* p) {
   return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
 }
+MINIGPT4_INLINE Bytes to_bytes(Float x) { return _mm256_castps_si256(x); }
 MINIGPT4_INLINE Bytes exclusive_or(Bytes a, Bytes b) { return _mm256_xor_si256(a, b); }
 MINIGPT4_INLINE Bytes low_nibbles(Bytes x) { return _mm256_and_si256(x, _mm256_set1_epi8(15)); }
 MINIGPT4_INLINE Bytes high_nibbles(Bytes x) { return low_nibbles(_mm256_srli_epi16(x, 4)); }

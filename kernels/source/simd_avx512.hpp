@@ -12,6 +12,8 @@ namespace MINIGPT4_LEVEL {
 constexpr int kBytes = 64, kLanes = 16;
 // Sums that fit 32 registers.
 constexpr int kTileRows = 4, kTileOutputs = 4, kFloatTileOutputs = 4;
+constexpr int kOneRowOutputs = 4, kTwoRowOutputs = 4, kFloatAhead = 2048;
+constexpr int kWideFloatRows = 8, kWideFloatVectors = 3;
 constexpr int kWideRows = 4, kWideVectors = 2;
 
 using Float = __m512;
@@ -74,6 +76,7 @@ MINIGPT4_INLINE void prefetch(const void* p) {
 }
 
 MINIGPT4_INLINE Bytes load_bytes(const uint8_t* p) { return _mm512_loadu_si512(p); }
+MINIGPT4_INLINE Bytes to_bytes(Float x) { return _mm512_castps_si512(x); }
 MINIGPT4_INLINE Bytes exclusive_or(Bytes a, Bytes b) { return _mm512_xor_si512(a, b); }
 MINIGPT4_INLINE Bytes low_nibbles(Bytes x) { return _mm512_and_si512(x, _mm512_set1_epi8(15)); }
 MINIGPT4_INLINE Bytes high_nibbles(Bytes x) { return low_nibbles(_mm512_srli_epi16(x, 4)); }

@@ -11,6 +11,8 @@ namespace MINIGPT4_LEVEL {
 constexpr int kBytes = 16, kLanes = 4;
 // Sums that fit 32 registers.
 constexpr int kTileRows = 4, kTileOutputs = 4, kFloatTileOutputs = 4;
+constexpr int kOneRowOutputs = 4, kTwoRowOutputs = 4, kFloatAhead = 2048;
+constexpr int kWideFloatRows = 8, kWideFloatVectors = 3;
 constexpr int kWideRows = 4, kWideVectors = 2;
 
 using Float = float32x4_t;
@@ -70,6 +72,7 @@ MINIGPT4_INLINE void prefetch(const void* p) {
 }
 
 MINIGPT4_INLINE Bytes load_bytes(const uint8_t* p) { return vld1q_u8(p); }
+MINIGPT4_INLINE Bytes to_bytes(Float x) { return vreinterpretq_u8_f32(x); }
 MINIGPT4_INLINE Bytes exclusive_or(Bytes a, Bytes b) { return veorq_u8(a, b); }
 MINIGPT4_INLINE Bytes low_nibbles(Bytes x) { return vandq_u8(x, vdupq_n_u8(15)); }
 MINIGPT4_INLINE Bytes high_nibbles(Bytes x) { return vshrq_n_u8(x, 4); }

@@ -11,6 +11,8 @@ namespace MINIGPT4_LEVEL {
 
 constexpr int kBytes = 16, kLanes = 4;
 constexpr int kTileRows = 4, kTileOutputs = 2, kFloatTileOutputs = 2;
+constexpr int kOneRowOutputs = 2, kTwoRowOutputs = 2, kFloatAhead = 0;
+constexpr int kWideFloatRows = 2, kWideFloatVectors = 2;
 constexpr int kWideRows = 2, kWideVectors = 2;
 
 struct Float {
@@ -90,6 +92,11 @@ MINIGPT4_INLINE void prefetch(const void*) {}
 MINIGPT4_INLINE Bytes load_bytes(const uint8_t* p) {
   Bytes out;
   std::memcpy(out.lane, p, kBytes);
+  return out;
+}
+MINIGPT4_INLINE Bytes to_bytes(const Float& x) {
+  Bytes out;
+  std::memcpy(out.lane, x.lane, kBytes);
   return out;
 }
 MINIGPT4_INLINE Bytes exclusive_or(Bytes a, const Bytes& b) {

@@ -56,17 +56,22 @@ def test_torchs_route_of_a_dense_product(
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("rows_dtype", [torch.float32, torch.float16])
-def test_few_rows_go_to_the_cpu_kernels_and_many_to_torch(monkeypatch, dtype, rows_dtype):
+@pytest.mark.parametrize("level", ["avx2", "avx512"])
+@pytest.mark.parametrize("is_slow", [False, True])
+def test_which_rows_go_to_the_cpu_kernels(monkeypatch, dtype, rows_dtype, level, is_slow):
+    """Few always; many where they are faster than torch. The product is the same."""
     pytest.importorskip("minigpt4_kernels", reason="the CPU kernels are not built")
     torch.manual_seed(5)
     counts = []
-    few = native.float_product()
+    ours = native.float_product()
 
     def count(rows, parts, bias):
         counts.append(len(rows))
-        return few(rows, parts, bias)
+        return ours(rows, parts, bias)
 
     monkeypatch.setattr(native, "float_product", lambda: count)
+    monkeypatch.setattr(native, "level", lambda: level)
+    monkeypatch.setattr(linear_dense, "torch_is_slow_in_float32", lambda: is_slow)
     multiply = linear_kernel(DENSE, device=CPU, widen_from=None)
     parts = {"weight": torch.randn(40, 96).to(dtype)}
     all_rows = torch.randn(FEW_ROWS + 1, 96).to(rows_dtype)
@@ -78,7 +83,8 @@ def test_few_rows_go_to_the_cpu_kernels_and_many_to_torch(monkeypatch, dtype, ro
         truth = functional.linear(rows.double(), parts["weight"].double())
         assert found.dtype == rows_dtype
         assert torch.allclose(found.double(), truth, rtol=1e-2, atol=0.02)
-    assert counts == [1, FEW_ROWS]
+    takes_many = level == "avx2" and (is_slow or dtype != torch.float32)
+    assert counts == [1, FEW_ROWS, FEW_ROWS + 1][: 3 if takes_many else 2]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
@@ -87,6 +93,7 @@ def test_onednn_multiplies_many_rows_where_torch_is_slow(monkeypatch, dtype, row
     """It is compared with float64: its sums come in another order than MKL's."""
     if not torch.backends.mkldnn.is_available():
         pytest.skip("this torch has no oneDNN")
+    monkeypatch.setattr(native, "level", lambda: "avx512")  # Else the CPU kernels multiply.
     generator = torch.Generator().manual_seed(3)
     weight, rows, bias = (
         torch.randn(shape, generator=generator) for shape in ((520, 515), (2, FEW_ROWS, 515), 520)

@@ -172,6 +172,46 @@ def test_floats_equal_their_twin(level, case, dtype):
     assert_close(found, *multiply(x, weight, torch.ones(len(weight), 1), bias, False))
 
 
+@EXAMPLES
+@given(
+    sizes=st.tuples(st.integers(33, 75), st.integers(1, 300), st.integers(1, 700)),
+    dtypes=st.tuples(st.sampled_from(DTYPES), st.sampled_from(DTYPES)),
+    has_bias=st.booleans(),
+    seed=st.integers(0, 2**31),
+)
+def test_floats_by_many_rows_equal_their_twin(level, sizes, dtypes, has_bias, seed):
+    """Rows, blocks and strips that fill nothing whole, and weights of several blocks."""
+    rows, outputs, inputs = sizes
+    torch.manual_seed(seed)
+    torch.set_num_threads(seed % 4 + 1)
+    x = torch.randn(rows, inputs).to(dtypes[0])
+    weight = torch.randn(outputs, inputs).to(dtypes[1])
+    bias = torch.randn(outputs).to(x.dtype) if has_bias else None
+    found = operators.linear_float(x, weight, bias)
+    assert_close(found, *multiply(x, weight, torch.ones(outputs, 1), bias, False))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_row_of_floats_has_the_same_product_alone_and_among_few(level, dtype):
+    torch.manual_seed(11)
+    x, weight = torch.randn(32, 4500), torch.randn(27, 4500).to(dtype)
+    alone = torch.cat([operators.linear_float(row[None], weight, None) for row in x])
+    for rows in (*range(2, 10), 13, 32):
+        assert torch.equal(operators.linear_float(x[:rows], weight, None), alone[:rows])
+
+
+@pytest.mark.parametrize("rows", [1, 33])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_what_is_no_number_stays_in_its_row_and_its_output(level, rows, bad):
+    """Also where zeros fill up a block."""
+    x, weight = torch.ones(rows, 300), torch.ones(50, 300)
+    truth = torch.full((rows, 50), 300.0)
+    x[-1, 299], truth[-1] = bad, bad
+    weight[49, 298], truth[:, 49] = bad, bad
+    found = operators.linear_float(x, weight, None)
+    assert torch.equal(found.nan_to_num(7, 8), truth.nan_to_num(7, 8))
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_rounding_to_the_dtype_of_the_rows_is_torchs(level, dtype):
     """Each weight's row picks one number of x: what it is as float32 is torch's own rounding."""

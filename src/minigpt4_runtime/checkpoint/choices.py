@@ -11,8 +11,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Unpack
 
-import torch
-
 from minigpt4_runtime.checkpoint.adapter import check_base, read_adapter
 from minigpt4_runtime.checkpoint.adapters import AdapterParts, replaces_lora
 from minigpt4_runtime.checkpoint.blank_model import Where, blank_for

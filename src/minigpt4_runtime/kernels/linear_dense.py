@@ -1,6 +1,6 @@
 """Products with a matrix of floats on a CPU, where torch is slow with few rows and with halves.
 
-Owns   the route, chosen by the number of rows and the weight's size.
+Owns   the route, chosen by the number of rows, the weight's size and what the CPU can do.
 Takes  rows and a weight; gives rows.
 """
 
@@ -19,24 +19,29 @@ from minigpt4_runtime.kernels import native
 # weight has so many numbers: a call costs more than torch's own.
 FEW_ROWS = 32
 LEAST_NUMBERS = 2**18
+# With these instructions they are so for any number of rows, by halves and where torch is slow.
+LEVELS_FOR_MANY_ROWS = ("avx2", "avxvnni")
 
 
 def prepare(widen_from: int | None) -> LinearKernel:
-    """The product by the CPU kernels for few rows, if they are installed, else by torch.
+    """The product by the CPU kernels where they are faster, if they are installed, else by torch.
 
     For `widen_from` rows and more torch gets the weight widened to float32. Where torch is slow in
     float32, its oneDNN multiplies.
     """
-    few, is_slow = native.float_product(), torch_is_slow_in_float32()
-    if few is None and widen_from is None and not is_slow:
+    ours, is_slow = native.float_product(), torch_is_slow_in_float32()
+    if ours is None and widen_from is None and not is_slow:
         return DENSE.multiply
     wide_rows = widen_from or sys.maxsize
+    most_halves = sys.maxsize if native.level() in LEVELS_FOR_MANY_ROWS else FEW_ROWS
+    most_floats = most_halves if is_slow else FEW_ROWS
 
     def multiply(rows: Tensor, parts: Mapping[str, Tensor], bias: Tensor | None) -> Tensor:
         weight, num_rows = parts["weight"], rows.numel() // rows.shape[-1]
         is_large = weight.numel() >= LEAST_NUMBERS
-        if few and is_large and num_rows <= FEW_ROWS:
-            return few(rows, parts, bias)
+        most_rows = most_floats if weight.dtype == torch.float32 else most_halves
+        if ours and is_large and num_rows <= most_rows:
+            return ours(rows, parts, bias)
         if num_rows < wide_rows and rows.dtype == weight.dtype != torch.float32:
             return DENSE.multiply(rows, parts, bias)
         if is_slow and is_large:

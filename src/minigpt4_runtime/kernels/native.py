@@ -61,6 +61,12 @@ def require() -> ModuleType:
     return module
 
 
+def level() -> str | None:
+    """The instructions that the kernels use (kernels/README.md); None without the kernels."""
+    module, _ = find()
+    return module.level() if module else None
+
+
 @cache
 def _warn_once() -> None:
     logging.getLogger(__name__).warning(find()[1])
