@@ -4,6 +4,7 @@ Checked without one: no test of this project has run on a GPU yet.
 """
 
 from collections.abc import Callable
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -45,6 +46,14 @@ class CudaBackend:
         # All graphs use one pool of memory, since only one of them runs at a time.
         self._pool = torch.cuda.graph_pool_handle()
 
+    @cached_property
+    def _stream(self) -> torch.cuda.Stream:
+        """Where all graphs are captured.
+
+        They share memory only if they share a stream, and cuBLAS takes memory for each stream.
+        """
+        return torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
+
     def free_memory_bytes(self) -> int | None:
         """The free memory of this device, from its driver."""
         return torch.cuda.mem_get_info(self.device)[0]
@@ -55,16 +64,22 @@ class CudaBackend:
 
     def capture(self, function: Callable[[], Tensor]) -> Replay:
         """See `DeviceBackend`. The result's tensor stays the graph's own."""
-        graph = torch.cuda.CUDAGraph()
+        graph, stream = torch.cuda.CUDAGraph(), self._stream
+        is_inference, has_gradients = torch.is_inference_mode_enabled(), torch.is_grad_enabled()
         with torch.cuda.device(self.device):
-            stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
             stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(stream):
                 function()
             torch.cuda.current_stream().wait_stream(stream)
-            # Other threads may go on: they prepare pictures, and NCCL's watches its sums.
-            mode = "thread_local"
-            with torch.cuda.graph(graph, self._pool, stream, capture_error_mode=mode):
+            with (
+                # The first capture makes tensors that torch fills at all others of this process,
+                # and at replays. Made in inference mode, they could not be filled outside of it.
+                torch.inference_mode(False),
+                # Other threads may go on: they prepare pictures, and NCCL's watches its sums.
+                torch.cuda.graph(graph, self._pool, stream, capture_error_mode="thread_local"),
+                torch.inference_mode(is_inference),
+                torch.set_grad_enabled(has_gradients),
+            ):
                 result = function()
 
         def replay() -> Tensor:

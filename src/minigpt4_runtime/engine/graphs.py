@@ -62,7 +62,7 @@ class DecodeGraphs:
     def logits(self, step: Step) -> Tensor:
         """(R, V) float32 logits of a step that has the size of a graph.
 
-        They are valid until the next step of that size.
+        They are valid until the next step: all graphs share their memory.
         """
         form = (len(step.token_ids), step.adapters is not None)
         if self._capture is not None and form not in self._replays:
