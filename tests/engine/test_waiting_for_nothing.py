@@ -6,6 +6,7 @@ is sent to it is watched here, since a plain copy to a GPU waits for all that th
 
 from functools import partial
 
+import numpy
 import pytest
 import torch
 from torch import Tensor
@@ -23,7 +24,7 @@ from minigpt4_runtime.config import EngineConfig
 from minigpt4_runtime.devices.registry import open_device
 from minigpt4_runtime.engine import sampler as sampling
 from minigpt4_runtime.engine.plan import UNKNOWN_ID, ImageRows, Slice, StepPlan
-from minigpt4_runtime.engine.request import Request
+from minigpt4_runtime.engine.request import Beside, Request
 from minigpt4_runtime.engine.runner import Runner
 from minigpt4_runtime.engine.sequence import Sequence
 from minigpt4_runtime.kernels.registry import attention_kernel, bind_attention
@@ -210,6 +211,35 @@ def test_sampling_waits_for_nothing(monkeypatch, watched):
         (row, Sequence(row, Request((1, 3), (), SamplingParams(**each)), seed=7, max_new_tokens=9))
         for row, each in enumerate(settings)
     ]
+    sampler = sampling.Sampler(bos_id=1, eos_id=2, runs_ahead=True)
+    choices = sampler.start(torch.empty(4, 200, device=META), placed)
+    assert choices.ids.is_meta
+    assert watched.num_sent > 5
+
+
+class Form:
+    """A guide that allows every second id."""
+
+    def allowed(self):
+        return numpy.arange(200) % 2 == 0
+
+    def fork(self):
+        return self
+
+
+def test_scores_and_processors_wait_for_nothing(monkeypatch, watched):
+    """But for what a processor itself does."""
+    monkeypatch.setattr(sampling, "_fetch", lambda numbers: numbers.tolist)
+    scored = Request((1, 3), (), SamplingParams(), candidates=((5, 6),))
+    steered = Request(
+        (1, 3), (), SamplingParams(), guide=Form(), beside=(Beside("other", (1, 4)),),
+        processors=(lambda seen: seen.logits - seen.branches["other"] + len(seen.ids[0]),),
+    )  # fmt: skip
+    placed = [
+        (2 * number, Sequence(number, request, seed=7, max_new_tokens=9))
+        for number, request in enumerate((scored, steered))
+    ]
+    placed[0][1].scoring.plan([(0, 0, 2)])
     sampler = sampling.Sampler(bos_id=1, eos_id=2, runs_ahead=True)
     choices = sampler.start(torch.empty(4, 200, device=META), placed)
     assert choices.ids.is_meta

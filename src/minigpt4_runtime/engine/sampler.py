@@ -23,6 +23,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from minigpt4_runtime.cache.sending import send
 from minigpt4_runtime.engine.beam import Continuation
 from minigpt4_runtime.engine.drawing import FORBIDDEN, TORCH_CHOICE, forbid
 from minigpt4_runtime.engine.row_settings import RowSettings, Want, row_settings
@@ -258,7 +259,7 @@ def _best_left(logits: Tensor, wants: Many[Want]) -> Tensor:
     best = logits.amax(-1)
     for want in wants:
         if want.allowed is not None and want.sequence.request.processors:
-            allowed = torch.from_numpy(want.allowed).to(logits.device)
+            allowed = send(torch.from_numpy(want.allowed), logits.device)
             best[want.row] = logits[want.row].masked_fill(~allowed, FORBIDDEN).amax()
     return best
 
@@ -270,7 +271,7 @@ def _score(logits: Tensor, placed: Many[tuple[int, Sequence]]) -> Tensor:
         for row, each in placed
         for number, target in enumerate(each.scoring.targets if each.scoring else ())
     ]
-    rows, targets = torch.tensor(asked, device=logits.device).unbind(1)
+    rows, targets = send(torch.tensor(asked), logits.device).unbind(1)
     logprobs = logits.index_select(0, rows).log_softmax(-1)
     return logprobs.gather(1, targets[:, None])[:, 0]
 

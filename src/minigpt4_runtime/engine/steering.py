@@ -16,6 +16,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from minigpt4_runtime.cache.sending import send
 from minigpt4_runtime.engine.sequence import Sequence
 from minigpt4_runtime.errors import RequestError
 
@@ -37,8 +38,7 @@ class NextLogits:
     @cached_property
     def ids(self) -> tuple[Tensor, ...]:
         """The ids of each answer so far: B tensors of (n,), each with its own n."""
-        device = self.logits.device
-        return tuple(torch.tensor(each, dtype=torch.long, device=device) for each in self.answers)
+        return tuple(_numbers(each, self.logits.device) for each in self.answers)
 
 
 # What is seen → (B, V) logits in its place. An answer's depend on what is seen of it alone, and on
@@ -75,7 +75,7 @@ def steer(logits: Tensor, placed: Many[_Placed]) -> tuple[Tensor, dict[int, Requ
                 errors[each[1].id] = error
     if not changes:
         return logits, errors
-    rows = torch.tensor([row for some, _ in changes for row in some], device=logits.device)
+    rows = _numbers([row for some, _ in changes for row in some], logits.device)
     return logits.index_copy(0, rows, torch.cat([made for _, made in changes])), errors
 
 
@@ -84,11 +84,14 @@ def _process(logits: Tensor, group: Many[_Placed]) -> tuple[list[int], Tensor]:
     request = group[0][1].request
     rows = [row + number for row, each in group for number in range(len(each.answers))]
     others = {
-        other.name: logits[[row + number for row, _ in group]]
+        other.name: logits.index_select(
+            0, _numbers([row + number for row, _ in group], logits.device)
+        )
         for number, other in enumerate(request.beside, start=1)
     }
     answers = tuple(tuple(branch.answer) for _, each in group for branch in each.answers)
-    seen = NextLogits(logits[rows], others, answers)
+    own = logits.index_select(0, _numbers(rows, logits.device))
+    seen = NextLogits(own, others, answers)
     for process in request.processors:
         name = getattr(process, "__qualname__", repr(process))
         try:
@@ -107,6 +110,10 @@ def _process(logits: Tensor, group: Many[_Placed]) -> tuple[list[int], Tensor]:
             )
         seen = replace(seen, logits=made)
     return rows, seen.logits
+
+
+def _numbers(values: Many[int], device: torch.device) -> Tensor:
+    return send(torch.tensor(values, dtype=torch.long), device)
 
 
 def _kind(made: object) -> object:
