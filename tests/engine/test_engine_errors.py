@@ -1,5 +1,7 @@
 """What becomes of a request that fails: it ends alone, and its blocks are free."""
 
+import weakref
+
 import pytest
 from fake_executor import (
     BOS,
@@ -20,6 +22,7 @@ from fake_executor import (
 from minigpt4_runtime import RequestError
 from minigpt4_runtime.engine import engine as engine_module
 from minigpt4_runtime.engine.request import Heard
+from minigpt4_runtime.errors import RankLostError
 
 
 def long_requests(count, length=9):
@@ -29,6 +32,15 @@ def long_requests(count, length=9):
 
 def num_sequences(plan):
     return len({piece.sequence_id for piece in plan.slices})
+
+
+class LosingExecutor(Executor):
+    """Loses another rank in mid-step."""
+
+    def execute(self, plan, pixels, choices=None):
+        graph = set()  # Something that a weak reference can point to.
+        self.graph = weakref.ref(graph)
+        raise RankLostError("Rank 1 is gone.") from RuntimeError("connection closed")
 
 
 class FailingWatch:
@@ -52,6 +64,16 @@ def assert_served(engine, tickets, requests):
     assert list(map(ids_of, tickets)) == list(map(slow_twin, requests))
     later = request_of(BOS, 10, max_new_tokens=5)
     assert ids_of(engine.submit(later, lambda event: event)) == slow_twin(later)
+
+
+def test_after_a_lost_rank_nothing_holds_what_the_step_has_used(start):
+    """Else a group of ranks would wait at its end for the graphs of the runner."""
+    executor = LosingExecutor()
+    engine = start(executor)
+    with pytest.raises(RankLostError, match="Rank 1 is gone"):
+        events_of(submit(engine, BOS, 9))
+    engine.close()
+    assert executor.graph() is None
 
 
 @pytest.mark.parametrize("num_beams", [1, 3])

@@ -114,6 +114,7 @@ def test_they_can_be_captured(operations):
     hidden, added = draw(2, 3, 4096, dtype=torch.float16, seed=0).cuda()
     weight, graph = torch.ones(4096, device="cuda").half(), torch.cuda.CUDAGraph()
     wanted = operations.add_and_norm(hidden, added.clone(), weight, 1e-5)[1]
+    operations.gate(hidden, added)  # Compiled before it is captured.
     with torch.cuda.graph(graph):
         found = operations.add_and_norm(hidden, added.clone(), weight, 1e-5)[1]
         gated = operations.gate(hidden.clone(), added)

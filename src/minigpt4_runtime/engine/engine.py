@@ -317,7 +317,8 @@ class Engine:
         """Run fewer requests after running out of memory; end the running ones for other errors."""
         if isinstance(error, RankLostError):
             with self._changed:
-                self._end = error
+                # Without its traceback, which holds the runner: NCCL waits for its graphs to go.
+                self._end = RankLostError(str(error))
             return
         running = self._scheduler.running
         self._scheduler.preempt_all()
