@@ -13,6 +13,8 @@ import argparse
 import asyncio
 import importlib
 import importlib.util
+import itertools
+import logging
 import os
 import shutil
 import subprocess
@@ -22,6 +24,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,7 +34,10 @@ from gpu_results import Results, Setting, UnavailableError, median_seconds
 
 from minigpt4_runtime.config import DTypeName
 
-MOST_WORKERS = 8
+# Most tests of kernels compile one or two of them, which takes a processor a second each.
+MOST_WORKERS = 16
+# What these warn of is slower, or another way to the same: no error tells it.
+WARNING = ("engine.graphs", "vision.torch", "kernels.linear_sparse")
 HERE = "facts", "kernels", "attention", "answers", "server"
 ELSEWHERE = {
     "products": "gpu_products", "quantised": "gpu_whole", "start": "gpu_whole",
@@ -53,8 +59,10 @@ def find_part(name: str) -> Callable[[Setting, Results], None]:
 
 
 def facts(setting: Setting, results: Results) -> None:
-    """The card, and the two ceilings that all rates are compared with."""
+    """The card, whether it launches and replays, and the ceilings that rates are compared with."""
     results.attempt("machine", partial(machine, setting.device))
+    results.attempt("first launch", partial(first_launch, setting))
+    results.attempt("graphs", partial(replayed, setting))
     results.attempt("copy", partial(copy_rate, setting))
     for dtype in ("float32", "bfloat16", "float16", "int8", "float8_e4m3fn"):
         results.attempt(dtype, partial(product_rate, setting, dtype))
@@ -93,6 +101,49 @@ def driver_version() -> str:
     except (OSError, subprocess.SubprocessError) as error:
         return f"unknown ({error})"
     return done.stdout.splitlines()[0].strip()
+
+
+def first_launch(setting: Setting) -> dict[str, float]:
+    """The seconds until our first kernel has given its result: it is compiled first."""
+    from minigpt4_runtime.kernels.registry import row_operations
+    from minigpt4_runtime.model.row_operations import TORCH_OPERATIONS
+
+    rows = torch.randn(2, 4096, device=setting.device)
+    weight = torch.ones(4096, device=setting.device)
+    started = time.perf_counter()
+    operations = row_operations(setting.device)
+    if setting.device.type == "cuda" and operations is TORCH_OPERATIONS:
+        raise UnavailableError(
+            "Triton does not run here: it needs a compute capability of 8.0, gcc or clang, and "
+            "Python's headers. All parts measure torch's own operations"
+        )
+    found, wanted = (
+        each.add_and_norm(rows, None, weight, 1e-5)[1] for each in (operations, TORCH_OPERATIONS)
+    )
+    difference = float((found - wanted).abs().max())
+    if not difference < 1e-4:
+        raise RuntimeError(f"a norm by Triton differs by {difference:g} from torch's")
+    return {"seconds": time.perf_counter() - started}
+
+
+def replayed(setting: Setting) -> dict[str, float]:
+    """The milliseconds of a capture, once graphs are known to compute with other numbers."""
+    from minigpt4_runtime.devices.registry import open_device
+
+    capture = open_device(str(setting.device)).capture
+    if capture is None:
+        raise UnavailableError("CUDA graphs need a GPU")
+    inputs = [torch.zeros(count, 64, device=setting.device) for count in (1, 3, 2)]
+    started = time.perf_counter()
+    with torch.inference_mode():  # As the engine captures; what is measured otherwise comes later.
+        replays = [capture(partial(torch.exp, each)) for each in inputs[:2]]
+    replays.append(capture(partial(torch.exp, inputs[2])))
+    seconds = time.perf_counter() - started
+    for number in (2, 0, 1, 1, 0, 2):
+        wanted = inputs[number].normal_().exp()
+        if not torch.equal(replays[number](), wanted):
+            raise RuntimeError("a graph gave what it had been captured with")
+    return {"milliseconds": seconds / len(inputs) * 1e3}
 
 
 def copy_rate(setting: Setting) -> dict[str, float]:
@@ -298,6 +349,26 @@ def percentiles(seconds: Sequence[float]) -> dict[str, float]:
     return {"p50": middle, "p99": late}
 
 
+@contextmanager
+def warnings_kept(results: Results) -> Iterator[None]:
+    """Let a warning that something goes on without its fast way count as an error of the part."""
+    count = itertools.count(1)
+
+    class Keeper(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            results.num_errors += 1
+            results.add(f"warning {next(count)}", error=record.getMessage())
+
+    keeper, loggers = Keeper(), [logging.getLogger(f"minigpt4_runtime.{n}") for n in WARNING]
+    for each in loggers:
+        each.addHandler(keeper)
+    try:
+        yield
+    finally:
+        for each in loggers:
+            each.removeHandler(keeper)
+
+
 def main() -> None:
     """Run one part; the exit status is 0 if all of it succeeded."""
     parser = argparse.ArgumentParser(
@@ -310,7 +381,8 @@ def main() -> None:
     setting, results = Setting(args.dry_run), Results(args.out / f"{args.part}.json")
     if not args.dry_run and not torch.cuda.is_available():
         sys.exit("torch finds no CUDA device here. Try the script itself with --dry-run.")
-    find_part(args.part)(setting, results)
+    with warnings_kept(results):
+        find_part(args.part)(setting, results)
     sys.exit(bool(results.num_errors))
 
 

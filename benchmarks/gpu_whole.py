@@ -16,6 +16,7 @@ from itertools import product
 from pathlib import Path
 
 import torch
+from engine import Work
 from gpu_results import Results, Setting, UnavailableError, as_graph, median_seconds
 from gpu_speed import language_works, rates
 from rivals import Ours, wide_config
@@ -44,45 +45,36 @@ _LINK_BYTES = 2**30
 
 
 def quantised(setting: Setting, results: Results) -> None:
-    """Decode of 1 and of 64 answers, as in the part language, without transformers."""
+    """Decode of 1 and of 64 answers, as in the part language, without transformers.
+
+    One answer comes first in all formats: should time run out, each has been read once.
+    """
     facts = open_device(str(setting.device)).facts
-    for name in FORMATS[:1] if setting.is_dry else FORMATS:
-        if name.endswith("fp8") and not facts.has_float8:
-            results.add(f"decode1, {name}", unavailable="this device has no 8-bit floats")
-            continue
-        decode_in(name, setting, results)
-
-
-def decode_in(name: str, setting: Setting, results: Results) -> None:
-    """One model at a time is in memory."""
     works = [work for work in language_works(is_dry=setting.is_dry) if work.is_decode]
+    formats = FORMATS[:1] if setting.is_dry else FORMATS
+    for work, name in product((works[0], works[-1]), formats):
+        if name.endswith("fp8") and not facts.has_float8:
+            results.add(f"{work.name}, {name}", unavailable="this device has no 8-bit floats")
+        else:
+            results.attempt(f"{work.name}, {name}", partial(decode_in, name, work, setting))
+
+
+def decode_in(name: str, work: Work, setting: Setting) -> dict[str, object]:
+    """The rates of a work in a format, by a model of its own: one at a time is in memory."""
     dtype: DTypeName = "float32" if setting.is_dry else "float16"
-    made: list[Ours] = []
-
-    def make() -> dict[str, object]:
-        config = load_config(DEMO_MODEL_DIR) if setting.is_dry else wide_config(32)
-        formats = {"language.layers": name, "language.head": name}
-        made.append(
-            Ours(
-                config,
-                device=str(setting.device),
-                dtype=dtype,
-                num_blocks=64 if setting.is_dry else 1800,
-                formats=formats,
-            )
-        )
-        return {}
-
-    results.attempt(f"model, {name}", make)
-    for ours in made:
-        for work in (works[0], works[-1]):
-            ask = partial(rates, work, ours.generate, ours, setting)
-            results.attempt(f"{work.name}, {name}", ask)
+    ours = Ours(
+        load_config(DEMO_MODEL_DIR) if setting.is_dry else wide_config(32),
+        device=str(setting.device), dtype=dtype, num_blocks=64 if setting.is_dry else 1800,
+        formats={"language.layers": name, "language.head": name},
+    )  # fmt: skip
+    try:
+        return rates(work, ours.generate, ours, setting)
+    finally:
         ours.close()
-    made.clear()
-    gc.collect()
-    if setting.device.type == "cuda":
-        torch.cuda.empty_cache()
+        del ours
+        gc.collect()
+        if setting.device.type == "cuda":
+            torch.cuda.empty_cache()
 
 
 # --- start ----------------------------------------------------------------------------------------

@@ -1,20 +1,27 @@
 """The script for a machine with a GPU: all of it runs on a CPU, and no part hides another."""
 
+import importlib
 import itertools
 import json
+import logging
 import re
 import subprocess
 import sys
 import time
 import zipfile
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
+from minigpt4_runtime.devices.cpu import CpuBackend
+from minigpt4_runtime.engine import graphs
+
 CHECKOUT = Path(__file__).parents[2]
 # What a CPU has not, by its part and name.
 ONLY_ON_A_GPU = {
+    ("facts", "graphs"),
     ("fallback", "by torch alone"),
     ("compiled", "graph, 32 layers, 1"), ("compiled", "graph, 8 layers, 1"),
     *(
@@ -297,6 +304,61 @@ def test_a_measurement_that_fails_is_kept_as_such(scripts, tmp_path, capfd):
         {"name": "right", "x": 1},
     ]
     assert results.num_errors == 1
+
+
+def test_what_goes_on_without_its_fast_way_is_told_as_an_error(scripts, tmp_path):
+    import gpu_parts
+    from gpu_results import Results
+
+    results, logger = Results(tmp_path / "part.json"), logging.getLogger(graphs.__name__)
+    with gpu_parts.warnings_kept(results):
+        logger.info("nothing")
+        for why in ("no memory", "not allowed"):
+            logger.warning("A step could not be captured (%s).", why)
+    logger.warning("It is told no more.")
+    assert json.loads((tmp_path / "part.json").read_text("utf-8")) == [
+        {"name": "warning 1", "error": "A step could not be captured (no memory)."},
+        {"name": "warning 2", "error": "A step could not be captured (not allowed)."},
+    ]
+    assert results.num_errors == 2
+    for name in gpu_parts.WARNING:
+        assert importlib.import_module(f"minigpt4_runtime.{name}").logger.name.endswith(name)
+
+
+def as_it_is(function):
+    return function
+
+
+def as_it_was(function):
+    result = function()
+    return lambda: result
+
+
+@pytest.mark.parametrize(("capture", "is_right"), [(as_it_is, True), (as_it_was, False)])
+def test_graphs_that_compute_with_old_numbers_are_seen(scripts, monkeypatch, capture, is_right):
+    import gpu_parts
+    from gpu_results import Setting
+
+    monkeypatch.setattr(CpuBackend, "capture", staticmethod(capture))
+    with nullcontext() if is_right else pytest.raises(RuntimeError, match="been captured with"):
+        assert gpu_parts.replayed(Setting(is_dry=True))["milliseconds"] >= 0
+
+
+def test_one_answer_is_measured_in_all_formats_before_many_are(scripts, tmp_path, monkeypatch):
+    import gpu_whole
+    from gpu_results import Results, Setting
+
+    device = SimpleNamespace(facts=SimpleNamespace(has_float8=False))
+    monkeypatch.setattr(gpu_whole, "open_device", lambda name: device)
+    monkeypatch.setattr(gpu_whole, "decode_in", lambda name, work, setting: {"rates": [1]})
+    gpu_whole.quantised(Setting(is_dry=False), Results(tmp_path / "part.json"))
+    found = json.loads((tmp_path / "part.json").read_text("utf-8"))
+    assert [each["name"] for each in found] == [
+        f"{work}, {name}" for work in ("decode1", "decode64") for name in gpu_whole.FORMATS
+    ]
+    assert [each["name"] for each in found if "unavailable" in each] == [
+        "decode1, w8a8-fp8", "decode64, w8a8-fp8",
+    ]  # fmt: skip
 
 
 def test_gaps_are_what_lies_between_all_that_runs(scripts):
