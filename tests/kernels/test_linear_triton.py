@@ -367,6 +367,11 @@ def test_they_are_chosen_where_triton_runs(monkeypatch):
 
 
 COMPILE = """
+import re
+import subprocess
+import tempfile
+from collections import Counter
+from pathlib import Path
 import torch
 from minigpt4_runtime.kernels.rounding_triton import _round_rows, _scale_sums, rounding_sizes
 from minigpt4_runtime.kernels.weight_triton import (
@@ -377,6 +382,15 @@ from minigpt4_runtime.kernels.whole_triton import _multiply_whole, whole_sizes
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 NUMBERS = {"int8": "*i8", "int4": "*i32", "sparse24": "*i16", "float8": "*u8"}
 COUNTS = dict.fromkeys(("num_rows", "num_outputs", "num_inputs", "width"), "i32")
+
+def operations_of(kernel):
+    # How many of each operation its machine code has.
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(kernel.asm["cubin"])
+        file.flush()
+        dump = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+        code = subprocess.run([dump, "-sass", file.name], check=True, capture_output=True).stdout
+    return Counter(re.findall(r"\\*/\\s+(?:@!?U?P\\w+ +)?([A-Z0-9]+)", code.decode()))
 
 def types_of(dtype, layout, group):
     floats = dict.fromkeys(("row", "rows", "bias", "product", "matrix", "rounded"), f"*{dtype}")
@@ -398,11 +412,17 @@ CASES = [
 for dtype, capability, layout, group, rounding, lacking in CASES:
     types = types_of(dtype, layout, group)
     fixed = {"LAYOUT": layout, "GROUP": group, **dict.fromkeys(lacking)}
-    one = compile_for(
-        capability, _multiply_one, types, one_sizes(layout) | fixed | {"ROUNDING": rounding},
-        divisible=("row", "numbers", "num_inputs"),
-    )
+    sizes = one_sizes(layout) | fixed | {"ROUNDING": rounding}
+    count = sizes["OUTPUTS"] * sizes["INPUTS"] // (32 * sizes["num_warps"])
+    aligned = ("row", "numbers", "num_inputs")
+    one = compile_for(capability, _multiply_one, types, sizes, divisible=aligned)
     assert "cp.async" in one.asm["ptx"], "nothing is read ahead"
+    found = operations_of(one)
+    # Of which a multiprocessor makes fewer at a time than of all others.
+    assert layout not in ("int8", "int4") or not found["I2F"], "numbers are converted"
+    # Of a thread's numbers, each is to take one, but for what is done once.
+    moved = found["LOP3"] + found["SHF"] + found["SGXT"] if layout == "int4" else 0
+    assert moved < 2 * count, "numbers of 4 bits are moved one by one"
     if layout == "float":
         continue
     rows = torch.empty(64, 1, dtype=torch.uint8 if layout == "float8" else DTYPES[dtype])
