@@ -37,7 +37,7 @@ server       20 s  `minigpt4 serve` with 64 clients that stream answers about pi
 profile      20 s  one decode step of 1 and of 64 answers, and one picture: kernels, and the time
                    in which the GPU waits for the next launch
 compiled     20 s  the decode step as it stands, with and without graphs, the model alone as a
-                   graph, and under torch.compile; then the image side under torch.compile
+                   graph, and torch alone under torch.compile; then the image side likewise
 rival        30 s  8 layers: decode of 1 and 64 beside transformers with a cache of fixed size,
                    plain and under torch.compile with CUDA graphs
 tuning       25 s  7B learns: LoRA and the projection over weights of 4 bits, which is to fit into

@@ -32,16 +32,23 @@ from minigpt4_runtime import Message, MiniGPT4, SamplingParams, image
 from minigpt4_runtime.api import DEMO_MODEL_DIR
 from minigpt4_runtime.bench.costs import vision_gigaflops
 from minigpt4_runtime.cache.key_value import FloatCache
-from minigpt4_runtime.checkpoint.blank_model import blank_model, model_shapes
+from minigpt4_runtime.checkpoint.blank_model import Where, blank_for, blank_model, model_shapes
 from minigpt4_runtime.checkpoint.config_file import load_config
 from minigpt4_runtime.checkpoint.random_weights import fill_at_random
 from minigpt4_runtime.config import DTypeName, EngineConfig, ModelConfig
+from minigpt4_runtime.devices.contracts import DeviceBackend
 from minigpt4_runtime.devices.registry import open_device
 from minigpt4_runtime.engine.drawing import TORCH_CHOICE
 from minigpt4_runtime.engine.plan import Slice, StepPlan
 from minigpt4_runtime.engine.runner import Runner
 from minigpt4_runtime.errors import BackendUnavailableError
-from minigpt4_runtime.kernels.registry import bind_attention, linear_kernel, row_choice
+from minigpt4_runtime.formats.dense import DENSE
+from minigpt4_runtime.kernels.registry import (
+    bind_attention,
+    linear_kernel,
+    row_choice,
+    row_operations,
+)
 from minigpt4_runtime.model.llama import Attend, Llama
 from minigpt4_runtime.optional import require
 from minigpt4_runtime.presets import PRESETS
@@ -242,12 +249,20 @@ def random_encoder(
     as_graph: bool = False,
     formats: str = "float",
 ) -> VisionEncoder:
-    """The image side in torch, with random weights."""
-    backend = open_device(str(device))  # What is set when a GPU is opened applies here too.
-    kernel_of = partial(linear_kernel, device=backend.device, widen_from=None)
-    part = blank_model(config, formats={"vision": formats}, kernel_of=kernel_of).vision
-    fill_at_random(part, device=backend.device, dtype=getattr(torch, dtype))
+    """The image side in torch, with random weights, as it is loaded."""
+    backend = open_device(str(device))
+    where = as_loaded(backend, getattr(torch, dtype))
+    part = fill_at_random(blank_for(where, config, {"vision": formats}).vision, **where)
     return vision_encoder("torch")(part, capture=backend.capture if as_graph else None)
+
+
+def as_loaded(backend: DeviceBackend, dtype: torch.dtype) -> Where:
+    """The kernels and the joint weights that a model has when it is loaded on a device."""
+    return Where(
+        device=backend.device, dtype=dtype, operations=row_operations(backend.device),
+        kernel_of=partial(linear_kernel, device=backend.device, widen_from=None),
+        joins=backend.facts.joins,
+    )  # fmt: skip
 
 
 def time_pictures(encoder: VisionEncoder, count: int, setting: Setting) -> dict[str, float]:
@@ -412,14 +427,16 @@ class DecodeStep:
         return self._language.logits(self._language(self._rows, self._positions, self._attend))
 
 
-def random_language(setting: Setting, num_layers: int) -> Llama:
-    """A language model of 7B's widths, or the demo model's."""
+def random_language(setting: Setting, num_layers: int, *, is_plain: bool = False) -> Llama:
+    """A language model of 7B's widths, or the demo model's: as it is loaded, or torch's alone."""
     config, dtype = wide_config(num_layers), torch.float16
     if setting.is_dry:
         config, dtype = load_config(DEMO_MODEL_DIR), torch.float32
         config = replace(config, language=replace(config.language, num_hidden_layers=1))
-    fill_at_random(model := blank_model(config).language, device=setting.device, dtype=dtype)
-    return model
+    where = as_loaded(open_device(str(setting.device)), dtype)
+    if is_plain:
+        where = Where(device=setting.device, dtype=dtype)
+    return fill_at_random(blank_for(where, config, DENSE.name).language, **where)
 
 
 # --- profile --------------------------------------------------------------------------------------
@@ -524,8 +541,8 @@ def keep_trace(profiler: torch.profiler.profile, path: Path) -> None:
 def compiled(setting: Setting, results: Results) -> None:
     """Times of the engine's step, the model alone, a CUDA graph, and torch.compile."""
     compare_ways(random_language(setting, 32), 32, setting, results)
-    model = random_language(setting, COMPILED_LAYERS)
-    compare_ways(model, COMPILED_LAYERS, setting, results)
+    compare_ways(random_language(setting, COMPILED_LAYERS), COMPILED_LAYERS, setting, results)
+    model = random_language(setting, COMPILED_LAYERS, is_plain=True)
     for batch in (1,) if setting.is_dry else (1, 64):
         step = DecodeStep(model, setting, batch=batch)
         name = f"torch.compile, {COMPILED_LAYERS} layers, {batch}"

@@ -10,6 +10,7 @@ import sys
 import time
 import zipfile
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -342,6 +343,33 @@ def test_graphs_that_compute_with_old_numbers_are_seen(scripts, monkeypatch, cap
     monkeypatch.setattr(CpuBackend, "capture", staticmethod(capture))
     with nullcontext() if is_right else pytest.raises(RuntimeError, match="been captured with"):
         assert gpu_parts.replayed(Setting(is_dry=True))["milliseconds"] >= 0
+
+
+def test_steps_and_pictures_are_measured_as_they_are_loaded(scripts, monkeypatch):
+    """With the device's own row operations, products and joint weights; a rival's are torch's."""
+    import gpu_speed
+    from gpu_results import Setting
+
+    from minigpt4_runtime.formats.dense import DENSE
+    from minigpt4_runtime.model.row_operations import TORCH_OPERATIONS, TorchOperations
+
+    own, setting = TorchOperations(), Setting(is_dry=True)
+    monkeypatch.setattr(gpu_speed, "row_operations", lambda device: own)
+    monkeypatch.setattr(gpu_speed, "linear_kernel", lambda *_, **more: other_multiply)
+    monkeypatch.setattr(CpuBackend, "facts", replace(CpuBackend.facts, joins=True))
+
+    def other_multiply(rows, parts, bias):
+        return DENSE.multiply(rows, parts, bias)
+
+    for is_plain in (False, True):
+        layer = gpu_speed.random_language(setting, 1, is_plain=is_plain).layers[0]
+        assert layer.mlp_norm.operations is (TORCH_OPERATIONS if is_plain else own)
+        assert (layer.mlp_down.multiply is other_multiply) is not is_plain
+        assert (layer.mlp_inputs._whole is None) is is_plain
+    config = gpu_speed.picture_config(setting)
+    block = gpu_speed.random_encoder(config, setting.device, "float32").part.vit.blocks[0]
+    assert block.mlp_norm.operations is own
+    assert block.mlp_in.multiply is other_multiply
 
 
 def test_one_answer_is_measured_in_all_formats_before_many_are(scripts, tmp_path, monkeypatch):
