@@ -45,8 +45,8 @@ class EvaBlock(nn.Module):
 
     def forward(self, rows: Residual) -> Residual:
         """(N, P, C) → (N, P, C)."""
-        hidden, normed = self.attention_norm.of_sum(*rows)
-        hidden, normed = self.mlp_norm.of_sum(hidden, self.attention(normed))
+        hidden, normed = self.attention_norm(*rows)
+        hidden, normed = self.mlp_norm(hidden, self.attention(normed))
         return Residual(hidden, self.mlp_out(functional.gelu(self.mlp_in(normed))))
 
 

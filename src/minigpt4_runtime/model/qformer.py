@@ -35,8 +35,8 @@ class QFormerAttention(nn.Module):
             for rows in (self.query(hidden), *self.inputs(context))
         )
         attended = functional.scaled_dot_product_attention(q, k, v)
-        _, normed = self.norm.of_sum(hidden, self.out(attended.transpose(1, 2).flatten(2)))
-        return normed
+        _, normed = self.norm(hidden, self.out(attended.transpose(1, 2).flatten(2)))
+        return normed  # type: ignore[no-any-return]
 
 
 class QFormerLayer(nn.Module):
@@ -56,8 +56,8 @@ class QFormerLayer(nn.Module):
         if self.cross_attention is not None:
             hidden = self.cross_attention(hidden, image_rows)
         widened = functional.gelu(self.mlp_in(hidden))
-        _, normed = self.mlp_norm.of_sum(hidden, self.mlp_out(widened))
-        return normed
+        _, normed = self.mlp_norm(hidden, self.mlp_out(widened))
+        return normed  # type: ignore[no-any-return]
 
 
 class QFormer(nn.Module):

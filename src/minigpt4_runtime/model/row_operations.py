@@ -88,13 +88,18 @@ def use_operations(module: nn.Module, operations: RowOperations) -> None:
             each.operations = operations
 
 
-class LayerNorm(UsesOperations, nn.LayerNorm):
-    """torch's own, and the norm of a sum."""
+class LayerNorm(UsesOperations):
+    """The norm of a sum: see `RowOperations.add_and_layer_norm`."""
 
-    def of_sum(self, hidden: Tensor, added: Tensor | None) -> tuple[Tensor, Tensor]:
-        """See `RowOperations.add_and_layer_norm`."""
-        weight, bias = self.weight, self.bias
-        return self.operations.add_and_layer_norm(hidden, added, weight, bias, self.eps)
+    def __init__(self, size: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(size))
+        self.bias = nn.Parameter(torch.empty(size))
+        self.eps = eps
+
+    def forward(self, hidden: Tensor, added: Tensor | None) -> tuple[Tensor, Tensor]:
+        """(…, C) rows → their sum, if any are added, and its norm. `added` may be overwritten."""
+        return self.operations.add_and_layer_norm(hidden, added, self.weight, self.bias, self.eps)
 
 
 class Residual(NamedTuple):
