@@ -34,29 +34,13 @@ class TritonOperations:
         self, hidden: Tensor, added: Tensor | None, weight: Tensor, eps: float
     ) -> tuple[Tensor, Tensor]:
         """See `RowOperations`."""
-        hidden = hidden.contiguous()
-        total = hidden if added is None else added.contiguous()
-        normed, width = torch.empty_like(hidden), hidden.shape[-1]
-        with on_device_of(hidden):
-            _add_and_norm[(hidden.numel() // width,)](
-                hidden, None if added is None else total, weight, normed, width, eps,
-                **norm_sizes(width),
-            )  # fmt: skip
-        return total, normed
+        return _launch_norm(hidden, added, weight, None, eps)
 
     def add_and_layer_norm(
         self, hidden: Tensor, added: Tensor | None, weight: Tensor, bias: Tensor, eps: float
     ) -> tuple[Tensor, Tensor]:
         """See `RowOperations`."""
-        hidden = hidden.contiguous()
-        total = hidden if added is None else added.contiguous()
-        normed, width = torch.empty_like(hidden), hidden.shape[-1]
-        with on_device_of(hidden):
-            _add_and_layer_norm[(hidden.numel() // width,)](
-                hidden, None if added is None else total, weight, bias, normed, width, eps,
-                **norm_sizes(width),
-            )  # fmt: skip
-        return total, normed
+        return _launch_norm(hidden, added, weight, bias, eps)
 
     def gate(self, gate: Tensor, up: Tensor) -> Tensor:
         """See `RowOperations`."""
@@ -72,6 +56,20 @@ class TritonOperations:
         return product
 
 
+def _launch_norm(
+    hidden: Tensor, added: Tensor | None, weight: Tensor, bias: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor]:
+    hidden = hidden.contiguous()
+    total = hidden if added is None else added.contiguous()
+    normed, width = torch.empty_like(hidden), hidden.shape[-1]
+    with on_device_of(hidden):
+        _add_and_norm[(hidden.numel() // width,)](
+            hidden, None if added is None else total, weight, bias, normed, width, eps,
+            **norm_sizes(width),
+        )  # fmt: skip
+    return total, normed
+
+
 def norm_sizes(width: int) -> dict[str, int]:
     """What the kernel is compiled for: a program has a whole row."""
     block = triton.next_power_of_2(width)
@@ -79,57 +77,33 @@ def norm_sizes(width: int) -> dict[str, int]:
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _add(hidden: tl.tensor, added: tl.tensor, at: tl.tensor, is_there: tl.tensor) -> tl.tensor:
-    """Numbers of a row, summed with what is added to them, if any is, which takes its place."""
+def _add_and_norm(  # noqa: PLR0917
+    hidden: tl.tensor,  # (T, width)
+    added: tl.tensor,  # Likewise, or None. The sum takes its place.
+    weight: tl.tensor,  # (width,)
+    bias: tl.tensor,  # Likewise, or None: then the mean stays too.
+    normed: tl.tensor,  # (T, width)
+    width: tl.tensor,
+    eps: tl.tensor,
+    WIDTH: tl.constexpr,  # The power of two that holds a row.
+) -> None:
+    columns = tl.arange(0, WIDTH)
+    is_there = columns < width
+    at = tl.program_id(0).to(tl.int64) * width + columns
     rows = tl.load(hidden + at, is_there, 0.0)
     if added is not None:
         more = tl.load(added + at, is_there, 0.0).to(tl.float32)
         rows = (rows.to(tl.float32) + more).to(rows.dtype)
         tl.store(added + at, rows, is_there)
-    return rows
-
-
-@triton.jit  # type: ignore[untyped-decorator]
-def _add_and_norm(  # noqa: PLR0917
-    hidden: tl.tensor,  # (T, width)
-    added: tl.tensor,  # Likewise, or None. The sum takes its place.
-    weight: tl.tensor,  # (width,)
-    normed: tl.tensor,  # (T, width)
-    width: tl.tensor,
-    eps: tl.tensor,
-    WIDTH: tl.constexpr,  # The power of two that holds a row.
-) -> None:
-    columns = tl.arange(0, WIDTH)
-    is_there = columns < width
-    at = tl.program_id(0).to(tl.int64) * width + columns
-    rows = _add(hidden, added, at, is_there)
     wide = rows.to(tl.float32)
-    scale = 1.0 / tl.sqrt_rn(tl.sum(wide * wide, 0) / width + eps)
-    unit = (wide * scale).to(rows.dtype).to(tl.float32)
+    if bias is not None:
+        wide = tl.where(is_there, wide - tl.sum(wide, 0) / width, 0.0)
+    unit = wide * (1.0 / tl.sqrt_rn(tl.sum(wide * wide, 0) / width + eps))
+    if bias is None:
+        unit = unit.to(rows.dtype).to(tl.float32)
     result = unit * tl.load(weight + columns, is_there, 0.0).to(tl.float32)
-    tl.store(normed + at, result.to(rows.dtype), is_there)
-
-
-@triton.jit  # type: ignore[untyped-decorator]
-def _add_and_layer_norm(  # noqa: PLR0917
-    hidden: tl.tensor,  # (T, width)
-    added: tl.tensor,  # Likewise, or None. The sum takes its place.
-    weight: tl.tensor,  # (width,)
-    bias: tl.tensor,
-    normed: tl.tensor,  # (T, width)
-    width: tl.tensor,
-    eps: tl.tensor,
-    WIDTH: tl.constexpr,  # The power of two that holds a row.
-) -> None:
-    columns = tl.arange(0, WIDTH)
-    is_there = columns < width
-    at = tl.program_id(0).to(tl.int64) * width + columns
-    rows = _add(hidden, added, at, is_there)
-    wide = rows.to(tl.float32)
-    centred = tl.where(is_there, wide - tl.sum(wide, 0) / width, 0.0)
-    scale = 1.0 / tl.sqrt_rn(tl.sum(centred * centred, 0) / width + eps)
-    result = centred * scale * tl.load(weight + columns, is_there, 0.0).to(tl.float32)
-    result += tl.load(bias + columns, is_there, 0.0).to(tl.float32)
+    if bias is not None:
+        result += tl.load(bias + columns, is_there, 0.0).to(tl.float32)
     tl.store(normed + at, result.to(rows.dtype), is_there)
 
 
