@@ -229,14 +229,19 @@ def multiplied_in(name: str) -> str:
     return "int8" if name.startswith(("w8a8", "w4a8", "torch's 2:4 int8")) else "float16"
 
 
-def writes(run: GpuRun) -> Iterator[str]:
-    """The time to turn and cache a layer's rows, in two ways."""
+def in_two_ways(run: GpuRun, prefix: str) -> list[tuple[str, float | None, float | None]]:
+    """What was timed under names that begin so: by torch, and in one launch, µs."""
     times: dict[str, dict[str, float]] = {}
     for name, each in run.numbers("attention").items():
-        if name.startswith("turn and cache, "):
-            what, _, way = name.removeprefix("turn and cache, ").rpartition(", ")
+        if name.startswith(prefix):
+            what, _, way = name.removeprefix(prefix).rpartition(", ")
             times.setdefault(what, {})[way] = each["microseconds"]
-    rows = [(what, found.get("torch"), found.get("one launch")) for what, found in times.items()]
+    return [(what, found.get("torch"), found.get("one launch")) for what, found in times.items()]
+
+
+def writes(run: GpuRun) -> Iterator[str]:
+    """The time to turn and cache a layer's rows, in two ways."""
+    rows = in_two_ways(run, "turn and cache, ")
     head = ("turning and caching of a layer: rows, cache", "torch, µs", "one launch, µs")
     return table_lines(head, rows)
 
@@ -328,12 +333,7 @@ def tuning(run: GpuRun) -> Iterator[str]:
 
 def choices(run: GpuRun) -> Iterator[str]:
     """The time to choose a step's ids, in two ways."""
-    times: dict[str, dict[str, float]] = {}
-    for name, each in run.numbers("attention").items():
-        if name.startswith("ids, "):
-            what, _, way = name.removeprefix("ids, ").rpartition(", ")
-            times.setdefault(what, {})[way] = each["microseconds"]
-    rows = [(what, found.get("torch"), found.get("one launch")) for what, found in times.items()]
+    rows = in_two_ways(run, "ids, ")
     return table_lines(("ids of rows of 32,000", "torch, µs", "one launch, µs"), rows)
 
 

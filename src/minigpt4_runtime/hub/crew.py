@@ -17,15 +17,15 @@ def run_jobs(
     jobs: Sequence[Callable[[], Result]], *, stop: threading.Event, num_threads: int = 4
 ) -> list[Result]:
     """Run all jobs, give their results in order; the first error stops the others and is raised."""
-    todo: queue.SimpleQueue[int] = queue.SimpleQueue()
+    waiting: queue.SimpleQueue[int] = queue.SimpleQueue()
     for index in range(len(jobs)):
-        todo.put(index)
+        waiting.put(index)
     news: queue.SimpleQueue[tuple[int, Result | None, Exception | None]] = queue.SimpleQueue()
 
     def work() -> None:
         while not stop.is_set():
             try:
-                index = todo.get_nowait()
+                index = waiting.get_nowait()
             except queue.Empty:
                 return
             try:
