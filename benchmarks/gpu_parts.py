@@ -30,7 +30,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from gpu_results import Results, Setting, UnavailableError, median_seconds
+from gpu_results import (
+    Results,
+    Setting,
+    UnavailableError,
+    as_graph,
+    median_seconds,
+    one_by_one,
+)
 
 from minigpt4_runtime.config import DTypeName
 
@@ -63,6 +70,7 @@ def facts(setting: Setting, results: Results) -> None:
     results.attempt("machine", partial(machine, setting.device))
     results.attempt("first launch", partial(first_launch, setting))
     results.attempt("graphs", partial(replayed, setting))
+    results.attempt("overlap", partial(overlapped, setting))
     results.attempt("copy", partial(copy_rate, setting))
     for dtype in ("float32", "bfloat16", "float16", "int8", "float8_e4m3fn"):
         results.attempt(dtype, partial(product_rate, setting, dtype))
@@ -144,6 +152,42 @@ def replayed(setting: Setting) -> dict[str, float]:
         if not torch.equal(replays[number](), wanted):
             raise RuntimeError("a graph gave what it had been captured with")
     return {"milliseconds": seconds / len(inputs) * 1e3}
+
+
+def overlapped(setting: Setting) -> dict[str, float]:
+    """How much longer a chain of our kernels takes if none begins before the last has ended."""
+    if setting.device.type != "cuda":
+        raise UnavailableError("kernels overlap on GPUs only")
+    from minigpt4_runtime.kernels import launching
+    from minigpt4_runtime.kernels.linear_triton import prepare_float
+    from minigpt4_runtime.kernels.row_operations_triton import TritonOperations
+
+    if not launching.can_overlap(setting.device):
+        raise UnavailableError("kernels overlap from capability 9.0 and CUDA 12.3 on")
+    draw = partial(torch.randn, device=setting.device, dtype=torch.float16)
+    weights, norm, multiply = draw(32, 4096, 4096) / 64, draw(4096), prepare_float(None)
+
+    def compute() -> torch.Tensor:
+        hidden, added = first
+        for weight in weights:
+            hidden, normed = TritonOperations().add_and_norm(hidden, added.clone(), norm, 1e-5)
+            added = multiply(normed, {"weight": weight}, None)
+        found.copy_(hidden)
+        return found
+
+    first, found = draw(2, 1, 4096), draw(1, 4096)
+    with one_by_one():
+        apart = as_graph(compute, setting)
+    together = as_graph(compute, setting)
+    for _ in range(100):
+        first.normal_()
+        apart()
+        wanted = found.clone()
+        together()
+        if not torch.equal(found, wanted):
+            raise RuntimeError("kernels that overlap compute something else")
+    seconds = [median_seconds(each, setting.device) for each in (together, apart)]
+    return {"milliseconds": seconds[0] * 1e3, "one by one": seconds[1] * 1e3}
 
 
 def copy_rate(setting: Setting) -> dict[str, float]:

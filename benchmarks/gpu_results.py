@@ -10,11 +10,13 @@ import json
 import statistics
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 
@@ -106,6 +108,15 @@ def as_graph(work: Callable[[], object], setting: Setting) -> Callable[[], objec
     with torch.cuda.graph(graph):
         work()
     return graph.replay
+
+
+@contextmanager
+def one_by_one() -> Iterator[None]:
+    """Launch each kernel when the one before has ended, where they would overlap."""
+    from minigpt4_runtime.kernels import launching
+
+    with mock.patch.object(launching, "can_overlap", return_value=False):
+        yield
 
 
 def _clocked(compute: Callable[[], object]) -> float:

@@ -24,7 +24,14 @@ from typing import Any
 import numpy
 import torch
 from engine import Work, cost, decode_rate, prefill_rate
-from gpu_results import Results, Setting, UnavailableError, as_graph, median_seconds
+from gpu_results import (
+    Results,
+    Setting,
+    UnavailableError,
+    as_graph,
+    median_seconds,
+    one_by_one,
+)
 from rivals import Ours, TimedAnswers, Transformers, wide_config
 from torch import Tensor
 
@@ -560,6 +567,7 @@ def compare_ways(model: Llama, num_layers: int, setting: Setting, results: Resul
             "engine without graphs": partial(timed, plain.run, setting),
             "eager": partial(timed, step.compute, setting),
             "graph": partial(captured, step, setting),
+            "graph without overlap": one_by_one()(partial(captured, step, setting)),
         }
         for way, measure_way in ways.items():
             results.attempt(f"{way}, {num_layers} layers, {batch}", measure_way)

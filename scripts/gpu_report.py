@@ -317,7 +317,10 @@ def compiled(run: GpuRun) -> Iterator[str]:
     for name, each in run.numbers("compiled").items():
         way, _, what = name.partition(", ")
         cells.setdefault(what, {})[way] = each["milliseconds"]
-    ways = ("engine", "engine without graphs", "eager", "graph", "torch.compile")
+    ways = (
+        "engine", "engine without graphs", "eager", "graph", "graph without overlap",
+        "torch.compile",
+    )  # fmt: skip
     rows = [(what, *(found.get(way) for way in ways)) for what, found in cells.items()]
     return table_lines(("decode step, ms", *ways), rows)
 

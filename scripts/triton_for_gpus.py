@@ -38,6 +38,7 @@ from minigpt4_runtime.config import CacheDTypeName, EngineConfig
 from minigpt4_runtime.engine.plan import Slice, StepPlan
 from minigpt4_runtime.engine.runner import Runner
 from minigpt4_runtime.formats.contracts import LinearKernel, WeightFormat
+from minigpt4_runtime.kernels import launching
 from minigpt4_runtime.kernels.contracts import Lots
 from minigpt4_runtime.kernels.registry import (
     LINEAR_KERNELS,
@@ -56,7 +57,7 @@ FORMATS = (
 )  # fmt: skip
 CACHES: tuple[CacheDTypeName | Literal["auto"], ...] = ("auto", "int8", "int4", "fp8")
 DECODES, PROMPT = (1, 8, 64, 128), 512
-FLOAT8_FROM = 89
+FLOAT8_FROM, OVERLAP_FROM = 89, 90
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 # What a GPU of this capability gives a program at most: KiB of shared memory.
 MOST_SHARED = {80: 163, 86: 99, 89: 99, 90: 227}
@@ -78,6 +79,7 @@ class Launches:
 def gpu_of(capability: int) -> Iterator[Launches]:
     """Triton believes in a GPU of this capability, and compiles for it in place of launching."""
     launches = Launches()
+    launching.can_overlap = lambda _: capability >= OVERLAP_FROM  # type: ignore[assignment]
     # What has no kernels for 8-bit floats is not asked for them.
     torch.cuda.get_device_capability = lambda *_: (9, 0)
     stand_in = SimpleNamespace(

@@ -4,8 +4,6 @@ A step is drawn at random in float32 on the CPU, in values that the kernel's dty
 and every slot that no sequence has filled is NaN: a kernel that reads one shows it.
 """
 
-import os
-import subprocess
 import sys
 import types
 from dataclasses import dataclass, replace
@@ -17,7 +15,7 @@ from step_batches import Cached, batch_of, draw, lay_out, slots_before
 from torch import Tensor
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
-from triton_cases import mend_rounding, skip_unless_interpreted
+from triton_cases import mend_rounding, run_compiler, skip_unless_interpreted
 
 from minigpt4_runtime.cache.key_value import FloatCache
 from minigpt4_runtime.devices.cuda import CudaBackend
@@ -420,21 +418,8 @@ def test_a_cache_of_another_dtype_than_the_model(kernel, cache_dtype):
 
 COMPILE = """
 import torch
-import triton
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
 from minigpt4_runtime.cache.key_value import CacheShape
 from minigpt4_runtime.kernels.attention_triton import _attend_tile, _join_shares, _sizes
-
-def compile(kernel, sizes, capability, signature, **options):
-    signature = signature | dict.fromkeys(sizes, "constexpr")
-    # As they are launched: with tensors that begin at multiples of 16 bytes.
-    aligned = {
-        (i,): [["tt.divisibility", 16]]
-        for i, name in enumerate(kernel.arg_names) if signature[name].startswith("*")
-    }
-    source = ASTSource(fn=kernel, signature=signature, constexprs=sizes, attrs=aligned)
-    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 # What queries are of, what keys are of, the GPU, the query heads of a key head, rows that decode,
@@ -459,9 +444,12 @@ for dtype, cached, capability, group, is_decode, is_shared in (
     flags = {
         "HAS_SCALES": has_scales, "INT4_GROUP": 8 if is_int4 else 0, "IS_SHARED": is_shared,
     }
-    compiled = compile(
-        _attend_tile, sizes | flags, capability, signature,
-        num_warps=4 if is_decode else 8, num_stages=3,
+    # As it is launched: with tensors that begin at multiples of 16 bytes.
+    tensors = [name for name, kind in signature.items() if kind.startswith("*")]
+    tensors = [name for name in tensors if name not in sizes | flags]
+    launch = {"num_warps": 4 if is_decode else 8, "num_stages": 3}
+    compiled = compile_for(
+        capability, _attend_tile, signature, sizes | flags | launch, divisible=tensors
     )
     # The least that a multiprocessor of capability 8.6 or 8.9 has for one program.
     assert compiled.metadata.shared <= 99 * 1024, compiled.metadata.shared
@@ -472,16 +460,12 @@ for dtype, cached, capability, group, is_decode, is_shared in (
         "mixed": "*fp32", "log_totals": "*fp32", "attended": f"*{dtype}", "num_shares": "i32",
         "head_dim": "i32",
     }
-    compile(_join_shares, {"DIMS": 128, "SHARES": 16}, capability, signature)
+    compile_for(capability, _join_shares, signature, {"DIMS": 128, "SHARES": 16})
 """
 
 
 def test_triton_compiles_its_kernel_for_gpus(tmp_path):
-    """The compiler refuses what the interpreter lets pass; it needs no GPU."""
-    pytest.importorskip("triton", reason="triton is not installed")
-    # In a process of its own, since Triton is either an interpreter or a compiler.
-    env = os.environ | {"TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
-    subprocess.run([sys.executable, "-c", COMPILE], check=True, env=env)
+    run_compiler(COMPILE, tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -13,18 +13,27 @@ import torch
 PLACES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 
 COMPILE = """
+import re
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 def compile_for(capability, kernel, types, sizes, divisible=()):
     # Some arguments 16 divides, as a launch finds it.
+    if "OVERLAPS" in kernel.arg_names:
+        sizes = sizes | {"OVERLAPS": capability >= 90}
     launch = {name: sizes.pop(name) for name in ("num_warps", "num_stages") if name in sizes}
     names = kernel.arg_names
     signature = {name: "constexpr" if name in sizes else types[name] for name in names}
     attrs = {(names.index(name),): [["tt.divisibility", 16]] for name in divisible}
     source = ASTSource(fn=kernel, signature=signature, constexprs=sizes, attrs=attrs)
-    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=launch)
+    made = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=launch)
+    if sizes.get("OVERLAPS"):
+        before, wait, after = made.asm["ptx"].partition("griddepcontrol.wait")
+        access = r"(ld|st|atom|red)\\S*[.]global|cp[.]async[.]c"
+        assert wait and re.search(access, after), "it waits for nothing"
+        assert not re.search(access, before), "it reads or writes before it waits"
+    return made
 """
 
 

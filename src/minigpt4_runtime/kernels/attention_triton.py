@@ -37,7 +37,7 @@ from minigpt4_runtime.kernels.cache_write_triton import (
     turn_and_write,
 )
 from minigpt4_runtime.kernels.contracts import KernelLimits, SequenceRows, StepBatch
-from minigpt4_runtime.kernels.launching import on_device_of
+from minigpt4_runtime.kernels.launching import on_device_of, overlapping, wait_for_last
 from minigpt4_runtime.model.llama import Attend, TurningAttend
 from minigpt4_runtime.model.rotary import Rotation
 from minigpt4_runtime.optional import require
@@ -104,12 +104,13 @@ class TritonAttention:
                     log_totals, table_width, q.shape[2] ** -0.5 * math.log2(math.e),
                     **_sizes(shape, group, q.dtype, is_decode=is_decode),
                     **format_of(cache), IS_SHARED=num_shares > 1,
-                    num_warps=4 if is_decode else 8, num_stages=3,
+                    num_warps=4 if is_decode else 8, num_stages=3, **overlapping(q.device),
                 )  # fmt: skip
                 if num_shares > 1:
                     _join_shares[q.shape[:2]](
                         mixed, log_totals, attended, num_shares, shape.head_dim,
                         DIMS=triton.next_power_of_2(shape.head_dim), SHARES=_SHARES_AT_ONCE,
+                        **overlapping(q.device),
                     )  # fmt: skip
             return attended
 
@@ -219,8 +220,10 @@ def _attend_tile(  # noqa: PLR0913, PLR0915, PLR0917
     HAS_SCALES: tl.constexpr,  # One for each head of a token.
     INT4_GROUP: tl.constexpr,  # The numbers of a head that share a step, of int4; else 0.
     IS_SHARED: tl.constexpr,
+    OVERLAPS: tl.constexpr,
 ) -> None:
     """One program: one tile, one key/value head, one share of the tokens that the tile sees."""
+    wait_for_last(OVERLAPS)
     tile, kv_head, share = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     num_kv_heads, num_shares = tl.num_programs(1), tl.num_programs(2)
     if IS_DECODE:
@@ -304,8 +307,10 @@ def _join_shares(  # noqa: PLR0917
     head_dim: tl.tensor,
     DIMS: tl.constexpr,
     SHARES: tl.constexpr,
+    OVERLAPS: tl.constexpr,
 ) -> None:
     """One program: one row, one query head; its shares by their weights."""
+    wait_for_last(OVERLAPS)
     row, head, num_heads = tl.program_id(0), tl.program_id(1), tl.num_programs(1)
     dims = tl.arange(0, DIMS)
     is_dim = dims < head_dim

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from minigpt4_runtime.cache.key_value import FloatCache, Fp8Cache, Int4Cache, Int8Cache
 from minigpt4_runtime.cache.sizes import int4_group
-from minigpt4_runtime.kernels.launching import on_device_of
+from minigpt4_runtime.kernels.launching import on_device_of, overlapping, wait_for_last
 from minigpt4_runtime.model.rotary import Rotation
 from minigpt4_runtime.optional import require
 
@@ -61,7 +61,7 @@ def turn_and_write(  # noqa: PLR0917 - a layer's rows.
     with on_device_of(q):
         _turn_and_write[(len(q), triton.cdiv(num_heads, sizes["HEADS"]))](
             q, k, v, q.stride(0), k.stride(0), v.stride(0), cos, sin, slots, turned,
-            *sides_of(cache, layer), centre, num_heads, **sizes,
+            *sides_of(cache, layer), centre, num_heads, **sizes, **overlapping(q.device),
         )  # fmt: skip
     return turned
 
@@ -292,8 +292,10 @@ def _turn_and_write(  # noqa: PLR0913, PLR0917
     DIMS: tl.constexpr,  # The power of two that holds them.
     HAS_SCALES: tl.constexpr,  # See `format_of`.
     INT4_GROUP: tl.constexpr,
+    OVERLAPS: tl.constexpr,
 ) -> None:
     """One program: some key heads of one row, with their values and queries."""
+    wait_for_last(OVERLAPS)
     row = tl.program_id(0).to(tl.int64)
     heads = tl.program_id(1) * HEADS + tl.arange(0, HEADS)
     is_head = heads < num_heads

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from minigpt4_runtime.kernels.launching import on_device_of
+from minigpt4_runtime.kernels.launching import on_device_of, overlapping, wait_for_last
 from minigpt4_runtime.optional import require
 
 if TYPE_CHECKING:
@@ -51,8 +51,9 @@ class TritonOperations:
         gate, up = (each if each.stride(1) == 1 else each.contiguous() for each in (gate, up))
         with on_device_of(gate):
             _gate[(len(gate), triton.cdiv(width, _GATED_AT_ONCE))](
-                gate, up, product, width, gate.stride(0), up.stride(0), NUMBERS=_GATED_AT_ONCE
-            )
+                gate, up, product, width, gate.stride(0), up.stride(0), NUMBERS=_GATED_AT_ONCE,
+                **overlapping(gate.device),
+            )  # fmt: skip
         return product
 
 
@@ -65,7 +66,7 @@ def _launch_norm(
     with on_device_of(hidden):
         _add_and_norm[(hidden.numel() // width,)](
             hidden, None if added is None else total, weight, bias, normed, width, eps,
-            **norm_sizes(width),
+            **norm_sizes(width), **overlapping(hidden.device),
         )  # fmt: skip
     return total, normed
 
@@ -77,7 +78,7 @@ def norm_sizes(width: int) -> dict[str, int]:
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _add_and_norm(  # noqa: PLR0917
+def _add_and_norm(  # noqa: PLR0913, PLR0917
     hidden: tl.tensor,  # (T, width)
     added: tl.tensor,  # Likewise, or None. The sum takes its place.
     weight: tl.tensor,  # (width,)
@@ -86,7 +87,9 @@ def _add_and_norm(  # noqa: PLR0917
     width: tl.tensor,
     eps: tl.tensor,
     WIDTH: tl.constexpr,  # The power of two that holds a row.
+    OVERLAPS: tl.constexpr,
 ) -> None:
+    wait_for_last(OVERLAPS)
     columns = tl.arange(0, WIDTH)
     is_there = columns < width
     at = tl.program_id(0).to(tl.int64) * width + columns
@@ -116,7 +119,9 @@ def _gate(  # noqa: PLR0917
     gate_step: tl.tensor,  # From one row to the next.
     up_step: tl.tensor,
     NUMBERS: tl.constexpr,
+    OVERLAPS: tl.constexpr,
 ) -> None:
+    wait_for_last(OVERLAPS)
     row = tl.program_id(0).to(tl.int64)
     columns = tl.program_id(1) * NUMBERS + tl.arange(0, NUMBERS)
     is_there = columns < width

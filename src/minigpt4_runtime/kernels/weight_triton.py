@@ -17,7 +17,12 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
-from minigpt4_runtime.kernels.launching import on_device_of
+from minigpt4_runtime.kernels.launching import (
+    fetch_ahead,
+    on_device_of,
+    overlapping,
+    wait_for_last,
+)
 from minigpt4_runtime.kernels.rounding_triton import scale_of, sizes_of, steps_of
 from minigpt4_runtime.optional import require
 
@@ -87,6 +92,7 @@ class StoredWeight:
             _multiply_one[(triton.cdiv(self.num_outputs, sizes["OUTPUTS"]),)](
                 row, *self._arguments(), bias, product, self.num_outputs, self.num_inputs,
                 LAYOUT=self.layout, GROUP=self.group_size, ROUNDING=rounding, **sizes,
+                **overlapping(row.device),
             )  # fmt: skip
         return product
 
@@ -112,6 +118,7 @@ class StoredWeight:
             _multiply_few[grid](
                 rows, row_scales, *self._arguments(), bias, product, len(rows), self.num_outputs,
                 self.num_inputs, LAYOUT=self.layout, GROUP=self.group_size, **sizes,
+                **overlapping(rows.device),
             )  # fmt: skip
         return product
 
@@ -190,6 +197,24 @@ def _kept(pairs: tl.tensor, places: tl.tensor, PLACE: tl.constexpr) -> tl.tensor
     first, second = ((pairs << 24) >> 24), (pairs >> 8)
     chosen = tl.where((places >> 2) == PLACE, second, 0)
     return tl.where((places & 3) == PLACE, first, chosen).to(tl.float32)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _fetch_rows(  # noqa: PLR0917
+    numbers: tl.tensor,
+    first: tl.tensor,  # The first output of a program.
+    num_outputs: tl.tensor,
+    num_inputs: tl.tensor,
+    LAYOUT: tl.constexpr,
+    OUTPUTS: tl.constexpr,
+    OVERLAPS: tl.constexpr,
+) -> None:
+    """Ask for the beginning of a program's rows."""
+    IS_HALVED: tl.constexpr = LAYOUT == "int4" or LAYOUT == "sparse24"
+    BITS: tl.constexpr = 4 if IS_HALVED else numbers.dtype.element_ty.primitive_bitwidth
+    row_bytes = num_inputs * BITS // 8
+    own = numbers.to(tl.pointer_type(tl.uint8)) + first.to(tl.int64) * row_bytes
+    fetch_ahead(own, row_bytes, tl.minimum(num_outputs - first, OUTPUTS), OVERLAPS)
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -362,10 +387,14 @@ def _multiply_one(  # noqa: PLR0913, PLR0917
     OUTPUTS: tl.constexpr,
     INPUTS: tl.constexpr,
     CHUNK: tl.constexpr,
+    OVERLAPS: tl.constexpr,
 ) -> None:
     """One program: some outputs, all inputs, summed by threads."""
+    first_output = tl.program_id(0) * OUTPUTS
+    _fetch_rows(numbers, first_output, num_outputs, num_inputs, LAYOUT, OUTPUTS, OVERLAPS)
+    wait_for_last(OVERLAPS)
     CHUNKS: tl.constexpr = INPUTS // CHUNK
-    outputs = (tl.program_id(0) * OUTPUTS + tl.arange(0, OUTPUTS)).to(tl.int64)
+    outputs = (first_output + tl.arange(0, OUTPUTS)).to(tl.int64)
     is_output = outputs < num_outputs
     row_scale = 0.0
     if ROUNDING is not None and GROUP is None:
@@ -414,9 +443,13 @@ def _multiply_few(  # noqa: PLR0913, PLR0917
     OUTPUTS: tl.constexpr,
     INPUTS: tl.constexpr,
     CHUNK: tl.constexpr,
+    OVERLAPS: tl.constexpr,
 ) -> None:
     """One program: some rows, some outputs, all inputs, summed by tensor cores."""
-    outputs = (tl.program_id(1) * OUTPUTS + tl.arange(0, OUTPUTS)).to(tl.int64)
+    first_output = tl.program_id(1) * OUTPUTS
+    _fetch_rows(numbers, first_output, num_outputs, num_inputs, LAYOUT, OUTPUTS, OVERLAPS)
+    wait_for_last(OVERLAPS)
+    outputs = (first_output + tl.arange(0, OUTPUTS)).to(tl.int64)
     is_output = outputs < num_outputs
     own_rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     total = tl.zeros((OUTPUTS, ROWS), tl.float32)
