@@ -210,8 +210,9 @@ def test_the_towers_exit_and_the_queries_gaze(golden_of, lab, prompt):
     # The first reader's shares, written out.
     reader = vision.qformer.layers[0].cross_attention
     seen = vision.ln_vision(vision.vit((prompt.pixels - mean(config)) / std(config)))
-    asked = vision.qformer.layers[0].attention(*[vision.qformer.query_norm(
-        vision.qformer.query_tokens)[None]] * 2)  # fmt: skip
+    asked = vision.qformer.query_norm(vision.qformer.query_tokens)[None]
+    itself = vision.qformer.layers[0].attention
+    asked = itself(asked, itself.query(asked), itself.key(asked), itself.value(asked))
     size = config.qformer.hidden_size // config.qformer.num_attention_heads
     for head in range(config.qformer.num_attention_heads):
         part = slice(head * size, (head + 1) * size)

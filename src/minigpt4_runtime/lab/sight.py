@@ -90,9 +90,9 @@ def watching_queries(qformer: QFormer | None) -> Iterator[list[Tensor]]:
         )
     shares: list[Tensor] = []
 
-    def look(module: nn.Module, given: tuple[Tensor, Tensor]) -> None:
+    def look(module: nn.Module, given: tuple[Tensor, Tensor, Tensor, Tensor]) -> None:
         assert isinstance(module, QFormerAttention)
-        shares.append(_shares(module, *given))
+        shares.append(_shares(*given[1:3], module.num_heads))
 
     readers = [
         layer.cross_attention
@@ -107,11 +107,8 @@ def watching_queries(qformer: QFormer | None) -> Iterator[list[Tensor]]:
             handle.remove()
 
 
-def _shares(attention: QFormerAttention, hidden: Tensor, context: Tensor) -> Tensor:
-    q, k = (
-        rows.view(*rows.shape[:2], attention.num_heads, -1).transpose(1, 2)
-        for rows in (attention.query(hidden), attention.key(context))
-    )
+def _shares(q: Tensor, k: Tensor, num_heads: int) -> Tensor:
+    q, k = (rows.view(*rows.shape[:2], num_heads, -1).transpose(1, 2) for rows in (q, k))
     scores = q @ k.transpose(2, 3) * q.shape[-1] ** -0.5
     shares: Tensor = scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32))
     return shares
