@@ -11,7 +11,8 @@ lacks are installed from --wheels, a folder that `python scripts/gpu_wheels.py` 
 The plan of the nine minutes, most important first:
 
 part      at most  what it does
-facts        45 s  names the card, driver and versions; tries a kernel of ours and graphs; measures
+facts        45 s  names the card, driver and versions; tries a kernel of ours, graphs, and kernels
+                   that overlap; measures
                    copying, products of 8192³ in float32, bfloat16, float16, int8 and fp8, and
                    attention over new lengths
 kernels      60 s  pytest -m gpu: attention, rows, products and choices in float32, float16 and
@@ -32,12 +33,14 @@ vision       35 s  EVA-ViT-g and Q-Former at full depth: 1 and 16 pictures in to
                    bfloat16, 8 bits), as a graph and not, and in ONNX Runtime's CUDA provider
 picture      30 s  7B with its image side, random weights: from a picture in memory to the first
                    token about it, with and without graphs; and 64 answers about pictures at once
-start        20 s  a model folder of 2 GB into the GPU's memory, beside the rates of link and file
+start        20 s  a model folder of 2 GB into the GPU's memory by 4, 8 and 16 threads, beside the
+                   rates of link and file
 server       20 s  `minigpt4 serve` with 64 clients that stream answers about pictures
 profile      20 s  one decode step of 1 and of 64 answers, and one picture: kernels, and the time
                    in which the GPU waits for the next launch
 compiled     20 s  the decode step as it stands, with and without graphs, the model alone as a
-                   graph, and torch alone under torch.compile; then the image side likewise
+                   graph, its kernels overlapping and one by one, and torch alone under
+                   torch.compile; then the image side likewise
 rival        30 s  8 layers: decode of 1 and 64 beside transformers with a cache of fixed size,
                    plain and under torch.compile with CUDA graphs
 tuning       25 s  7B learns: LoRA and the projection over weights of 4 bits, which is to fit into

@@ -14,16 +14,18 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import product
 from pathlib import Path
+from unittest import mock
 
 import torch
 from engine import Work
 from gpu_results import Results, Setting, UnavailableError, as_graph, median_seconds
-from gpu_speed import language_works, rates
+from gpu_speed import as_loaded, language_works, rates
 from rivals import Ours, wide_config
 from torch import Tensor
 
 from minigpt4_runtime import SamplingParams
 from minigpt4_runtime.api import DEMO_MODEL_DIR
+from minigpt4_runtime.checkpoint import reading
 from minigpt4_runtime.checkpoint.blank_model import model_shapes
 from minigpt4_runtime.checkpoint.config_file import load_config
 from minigpt4_runtime.checkpoint.folder import write_folder
@@ -39,6 +41,7 @@ FORMATS = ("w8a16", "w4a16-g128", "w8a8-fp8", "w8a8")
 VOCAB_SIZE = 32_000
 _LAYERS = 4  # Of the folder that is loaded: 2.1 GB.
 _LINK_BYTES = 2**30
+OTHER_THREADS = (8, 16)
 
 
 # --- quantised ------------------------------------------------------------------------------------
@@ -90,8 +93,11 @@ def start(setting: Setting, results: Results) -> None:
         folder = Path(work_dir, "model")
         weights = DeviceWeights(model_shapes(config), setting.device)
         write_folder(folder, config, weights, TOKENIZER, dtype="float16")
-        results.attempt("file", partial(file_rate, folder))
-        results.attempt("load", partial(load_rate, folder, setting))
+        for count in (NUM_THREADS,) if setting.is_dry else (NUM_THREADS, *OTHER_THREADS):
+            which = "" if count == NUM_THREADS else f", {count} threads"
+            results.attempt(f"file{which}", partial(file_rate, folder, count))
+            with mock.patch.object(reading, "NUM_THREADS", count):
+                results.attempt(f"load{which}", partial(load_rate, folder, setting))
 
 
 class DeviceWeights(Mapping[str, Tensor]):
@@ -119,19 +125,19 @@ def link_rate(setting: Setting) -> dict[str, float]:
     return {"gigabytes_per_second": size / seconds / 1e9}
 
 
-def file_rate(folder: Path) -> dict[str, float]:
-    """Its files read by as many threads as load them. They were just written: maybe from memory."""
-    shares = list(product(folder.glob("*.safetensors"), range(NUM_THREADS)))
+def file_rate(folder: Path, num_threads: int) -> dict[str, float]:
+    """Its files read by so many threads. They were just written: maybe from memory."""
+    shares = list(product(folder.glob("*.safetensors"), range(num_threads), [num_threads]))
     started = time.perf_counter()
-    with ThreadPoolExecutor(NUM_THREADS) as pool:
+    with ThreadPoolExecutor(num_threads) as pool:
         count = sum(pool.map(read_share, *zip(*shares, strict=True)))
     return {"gigabytes_per_second": count / (time.perf_counter() - started) / 1e9}
 
 
-def read_share(path: Path, number: int) -> int:
+def read_share(path: Path, number: int, num_threads: int) -> int:
     """Read a thread's share of a file; its bytes."""
     size, view = path.stat().st_size, memoryview(bytearray(2**22))
-    first, end = (size * each // NUM_THREADS for each in (number, number + 1))
+    first, end = (size * each // num_threads for each in (number, number + 1))
     with path.open("rb", buffering=0) as file:
         file.seek(first)
         at = first
@@ -143,9 +149,10 @@ def read_share(path: Path, number: int) -> int:
 def load_rate(folder: Path, setting: Setting) -> dict[str, float]:
     """The language model as `MiniGPT4.load` loads it; the faster of two, the first one warms up."""
     dtype, times = torch.float32 if setting.is_dry else torch.float16, []
+    where = as_loaded(open_device(str(setting.device)), dtype)
     for _ in range(2):
         started = time.perf_counter()
-        language = load_language(folder, device=setting.device, dtype=dtype)
+        language = load_language(folder, **where)
         setting.synchronize()
         times.append(time.perf_counter() - started)
         count = sum(weight.numel() for weight in language.parameters())

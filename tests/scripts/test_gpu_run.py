@@ -22,9 +22,12 @@ from minigpt4_runtime.engine import graphs
 CHECKOUT = Path(__file__).parents[2]
 # What a CPU has not, by its part and name.
 ONLY_ON_A_GPU = {
-    ("facts", "graphs"),
+    ("facts", "graphs"), ("facts", "overlap"),
     ("fallback", "by torch alone"),
-    ("compiled", "graph, 32 layers, 1"), ("compiled", "graph, 8 layers, 1"),
+    *(
+        ("compiled", f"graph{way}, {layers} layers, 1")
+        for way in ("", " without overlap") for layers in (8, 32)
+    ),
     *(
         ("attention", f"ids, 2 {what}, one launch") for what in ("best", "drawn", "drawn, top-p")
     ),
@@ -162,9 +165,9 @@ def test_files_are_read_whole_and_once_for_their_rate(scripts, tmp_path, monkeyp
     for number, size in enumerate(sizes):
         (tmp_path / f"{number}.safetensors").write_bytes(bytes(size))
     monkeypatch.setattr(gpu_whole.time, "perf_counter", lambda: next(clock))
-    assert gpu_whole.file_rate(tmp_path) == {"gigabytes_per_second": sum(sizes) / 1e9}
+    assert gpu_whole.file_rate(tmp_path, 4) == {"gigabytes_per_second": sum(sizes) / 1e9}
     whole = tmp_path / "0.safetensors"
-    shares = [gpu_whole.read_share(whole, number) for number in range(gpu_whole.NUM_THREADS)]
+    shares = [gpu_whole.read_share(whole, number, 4) for number in range(4)]
     assert max(shares) - min(shares) <= 1
 
 
