@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from minigpt4_runtime.kernels.launching import on_device_of
+from minigpt4_runtime.kernels.launching import on_device_of, overlapping, wait_for_last
 from minigpt4_runtime.optional import require
 
 if TYPE_CHECKING:
@@ -56,7 +56,10 @@ def _launch_rounding(
 ) -> None:
     num_rows, width = rows.shape
     with on_device_of(rows):
-        _round_rows[(num_rows,)](rows, rounded, scales, width, **rounding_sizes(width, group_size))
+        _round_rows[(num_rows,)](
+            rows, rounded, scales, width, **rounding_sizes(width, group_size),
+            **overlapping(rows.device),
+        )  # fmt: skip
 
 
 def rounding_sizes(width: int, group_size: int | None) -> dict[str, int]:
@@ -110,7 +113,9 @@ def _round_rows(  # noqa: PLR0917
     width: tl.tensor,
     WIDTH: tl.constexpr,  # The power of two that holds a row.
     GROUP: tl.constexpr,
+    OVERLAPS: tl.constexpr,
 ) -> None:
+    wait_for_last(OVERLAPS)
     columns = tl.arange(0, WIDTH)
     is_there = columns < width
     at = tl.program_id(0).to(tl.int64) * width + columns
