@@ -1,11 +1,14 @@
 """`minigpt4 web` and `serve` as processes, from their start to their end."""
 
+import asyncio
 import os
 import signal
 import subprocess
 import sys
 
 import httpx
+
+from minigpt4_runtime.web.page import build_page
 
 RUN = "from minigpt4_runtime.cli.main import run; run()"
 
@@ -36,6 +39,23 @@ def test_a_signal_ends_it_and_leaves_no_picture(tmp_path):
     assert (process.returncode, err) == (0, "")
     assert not list(tmp_path.rglob("a.png"))
     assert not list(tmp_path.glob("minigpt4-pictures-*"))
+
+
+def test_an_idle_page_looks_for_questions_fifty_times_a_second(monkeypatch):
+    waits = []
+
+    async def poll():
+        queue = build_page(None, [])._queue
+
+        async def wait(seconds):
+            waits.append(seconds)
+            queue.stopped = len(waits) == 3
+
+        monkeypatch.setattr(asyncio, "sleep", wait)
+        await queue.start_processing()
+
+    asyncio.run(poll())
+    assert waits == [0.02] * 3
 
 
 def test_an_open_page_is_no_error_when_the_server_ends():
