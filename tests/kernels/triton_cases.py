@@ -33,6 +33,10 @@ def compile_for(capability, kernel, types, sizes, divisible=()):
         access = r"(ld|st|atom|red)\\S*[.]global|cp[.]async[.]c"
         assert wait and re.search(access, after), "it waits for nothing"
         assert not re.search(access, before), "it reads or writes before it waits"
+        # Nor does the assembler move any of that to the front. ACQBULK is what it calls the wait.
+        before, wait, after = made.asm["sass"].partition("ACQBULK")
+        access = r"\\b(LD|ST|LDG|STG|LDGSTS|ATOM|ATOMG|RED)\\b"
+        assert wait and re.search(access, after) and not re.search(access, before)
     return made
 """
 

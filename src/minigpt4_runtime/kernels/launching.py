@@ -29,9 +29,6 @@ else:
 _FROM_CAPABILITY = (9, 0)
 # Older drivers cannot keep such launches in a graph.
 _FROM_DRIVER = 12030
-# Of each row of a weight. Those that fit on a GPU at once then ask for 10 to 20 MB, which memory
-# needs some microseconds for: as long as small kernels take.
-_FETCHED_BYTES: tl.constexpr = tl.constexpr(4096)
 
 
 def on_device_of(tensor: Tensor) -> AbstractContextManager[object]:
@@ -72,15 +69,26 @@ def wait_for_last(OVERLAPS: tl.constexpr) -> None:
 
 @triton.jit  # type: ignore[untyped-decorator]
 def fetch_ahead(
-    rows: tl.tensor, row_bytes: tl.tensor, num_rows: tl.tensor, OVERLAPS: tl.constexpr
+    rows: tl.tensor,
+    row_bytes: tl.tensor,
+    num_rows: tl.tensor,
+    FETCHED: tl.constexpr,
+    OVERLAPS: tl.constexpr,
 ) -> None:
-    """Bring the first bytes of rows into the GPU's cache: of a weight, which nothing writes."""
+    """Bring the first FETCHED bytes of rows into the GPU's cache: of a weight, only read here."""
     if OVERLAPS:
-        # A thread for each row. What is fetched begins and ends at multiples of 16 bytes.
+        # What is fetched begins and ends at multiples of 16 bytes, and is not empty.
+        num_bytes = tl.minimum(row_bytes, FETCHED) // 16 * 16
+        # A thread for each row. They are dealt out to warps: a warp's are asked for one by one.
         tl.inline_asm_elementwise(
             """{
-                .reg .pred is_row; .reg .u32 row; .reg .u64 at;
-                mov.u32 row, %tid.x;
+                .reg .pred is_row; .reg .u32 lane, warp, warps, row; .reg .u64 at;
+                mov.u32 warp, %tid.x;
+                and.b32 lane, warp, 31;
+                shr.u32 warp, warp, 5;
+                mov.u32 warps, %ntid.x;
+                shr.u32 warps, warps, 5;
+                mad.lo.u32 row, lane, warps, warp;
                 setp.lt.s32 is_row, row, $3;
                 mad.wide.u32 at, row, $2, $1;
                 and.b64 at, at, -16;
@@ -88,6 +96,6 @@ def fetch_ahead(
                 mov.u32 $0, 0;
             }""",
             "=r,l,r,r,r",
-            [rows, row_bytes, num_rows, tl.minimum(row_bytes, _FETCHED_BYTES) // 16 * 16],
+            [rows, row_bytes, tl.where(num_bytes > 0, num_rows, 0), num_bytes],
             dtype=tl.int32, is_pure=False, pack=1,
         )  # fmt: skip

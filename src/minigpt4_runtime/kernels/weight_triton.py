@@ -42,6 +42,10 @@ _MIN_SIDE = 16
 _MOST_ROWS_AT_ONCE = 64
 # With about so many programs each multiprocessor has one; wider tiles read the rows less often.
 _WANTED_PROGRAMS = 128
+# What a program asks for before the kernel ahead has ended, of each row and in all. Those that fit
+# on an H200 at once, 8 or 2 on a multiprocessor, then ask for 8 to 17 MB: what memory gives while a
+# small kernel runs, and a third of the cache, so that the kernel ahead does not drive it out again.
+_MOST_OF_ROW, _MOST_FETCHED = 2048, 2**15
 
 
 @dataclass(frozen=True)
@@ -146,15 +150,18 @@ def one_sizes(layout: Layout) -> dict[str, int]:
     run to run; narrow tiles give 500 programs or more for each of a 7B's products without.
     """
     chunk = _CHUNK[layout]
-    return {"OUTPUTS": 8, "INPUTS": 64 * chunk, "CHUNK": chunk, "num_warps": 4}
+    return {
+        "OUTPUTS": 8, "INPUTS": 64 * chunk, "CHUNK": chunk, "FETCHED": _MOST_OF_ROW, "num_warps": 4,
+    }  # fmt: skip
 
 
 def few_sizes(layout: Layout, rows: Tensor, num_outputs: int) -> dict[str, int]:
     """The same for some rows. It fits into the 99 KiB of shared memory that every GPU has."""
     tile = min(_MOST_ROWS_AT_ONCE, max(_MIN_SIDE, triton.next_power_of_2(len(rows))))
+    outputs = 64 if num_outputs >= 64 * _WANTED_PROGRAMS else 32
     return {
-        "ROWS": tile, "OUTPUTS": 64 if num_outputs >= 64 * _WANTED_PROGRAMS else 32,
-        "INPUTS": 256 if tile == _MIN_SIDE else 128, "CHUNK": _CHUNK[layout],
+        "ROWS": tile, "OUTPUTS": outputs, "INPUTS": 256 if tile == _MIN_SIDE else 128,
+        "CHUNK": _CHUNK[layout], "FETCHED": min(_MOST_OF_ROW, _MOST_FETCHED // outputs),
         "num_warps": 4, "num_stages": 4 if rows.element_size() <= 2 else 2,
     }  # fmt: skip
 
@@ -207,6 +214,7 @@ def _fetch_rows(  # noqa: PLR0917
     num_inputs: tl.tensor,
     LAYOUT: tl.constexpr,
     OUTPUTS: tl.constexpr,
+    FETCHED: tl.constexpr,
     OVERLAPS: tl.constexpr,
 ) -> None:
     """Ask for the beginning of a program's rows."""
@@ -214,7 +222,7 @@ def _fetch_rows(  # noqa: PLR0917
     BITS: tl.constexpr = 4 if IS_HALVED else numbers.dtype.element_ty.primitive_bitwidth
     row_bytes = num_inputs * BITS // 8
     own = numbers.to(tl.pointer_type(tl.uint8)) + first.to(tl.int64) * row_bytes
-    fetch_ahead(own, row_bytes, tl.minimum(num_outputs - first, OUTPUTS), OVERLAPS)
+    fetch_ahead(own, row_bytes, tl.minimum(num_outputs - first, OUTPUTS), FETCHED, OVERLAPS)
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -387,11 +395,12 @@ def _multiply_one(  # noqa: PLR0913, PLR0917
     OUTPUTS: tl.constexpr,
     INPUTS: tl.constexpr,
     CHUNK: tl.constexpr,
+    FETCHED: tl.constexpr,  # Bytes of each row: see `fetch_ahead`.
     OVERLAPS: tl.constexpr,
 ) -> None:
     """One program: some outputs, all inputs, summed by threads."""
     first_output = tl.program_id(0) * OUTPUTS
-    _fetch_rows(numbers, first_output, num_outputs, num_inputs, LAYOUT, OUTPUTS, OVERLAPS)
+    _fetch_rows(numbers, first_output, num_outputs, num_inputs, LAYOUT, OUTPUTS, FETCHED, OVERLAPS)
     wait_for_last(OVERLAPS)
     CHUNKS: tl.constexpr = INPUTS // CHUNK
     outputs = (first_output + tl.arange(0, OUTPUTS)).to(tl.int64)
@@ -443,11 +452,12 @@ def _multiply_few(  # noqa: PLR0913, PLR0917
     OUTPUTS: tl.constexpr,
     INPUTS: tl.constexpr,
     CHUNK: tl.constexpr,
+    FETCHED: tl.constexpr,  # Bytes of each row: see `fetch_ahead`.
     OVERLAPS: tl.constexpr,
 ) -> None:
     """One program: some rows, some outputs, all inputs, summed by tensor cores."""
     first_output = tl.program_id(1) * OUTPUTS
-    _fetch_rows(numbers, first_output, num_outputs, num_inputs, LAYOUT, OUTPUTS, OVERLAPS)
+    _fetch_rows(numbers, first_output, num_outputs, num_inputs, LAYOUT, OUTPUTS, FETCHED, OVERLAPS)
     wait_for_last(OVERLAPS)
     outputs = (first_output + tl.arange(0, OUTPUTS)).to(tl.int64)
     is_output = outputs < num_outputs
