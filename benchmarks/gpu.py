@@ -12,9 +12,9 @@ The plan of the nine minutes, most important first:
 
 part      at most  what it does
 facts        45 s  names the card, driver and versions; tries a kernel of ours, graphs, and kernels
-                   that overlap; measures
-                   copying, products of 8192³ in float32, bfloat16, float16, int8 and fp8, and
-                   attention over new lengths
+                   that overlap, without which all parts go on if they are wrong; measures copying,
+                   products of 8192³ in float32, bfloat16, float16, int8 and fp8, and attention over
+                   new lengths
 kernels      60 s  pytest -m gpu: attention, rows, products and choices in float32, float16 and
                    bfloat16 against the reference
 answers      55 s  the demo model's exact answers in float16 and bfloat16; pytest -m gpu: all other

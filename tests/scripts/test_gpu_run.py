@@ -329,6 +329,40 @@ def test_what_goes_on_without_its_fast_way_is_told_as_an_error(scripts, tmp_path
         assert importlib.import_module(f"minigpt4_runtime.{name}").logger.name.endswith(name)
 
 
+@pytest.mark.parametrize(
+    ("facts", "fails"),
+    [
+        (None, False),
+        ([], True),  # It never ended.
+        ([{"name": "overlap", "error": "kernels that overlap compute something else"}], True),
+        ([{"name": "overlap", "unavailable": "of an older capability"}], False),
+        ([{"name": "overlap", "milliseconds": 1.0}], False),
+    ],
+)
+def test_if_kernels_that_overlap_are_wrong_the_other_parts_have_them_one_by_one(
+    scripts, tmp_path, monkeypatch, facts, fails
+):
+    pytest.importorskip("triton", reason="triton is not installed")
+    import gpu_parts
+
+    from minigpt4_runtime.kernels import launching
+
+    if facts is not None:
+        (tmp_path / "facts.json").write_text(json.dumps(facts), "utf-8")
+    can_overlap, seen = launching.can_overlap, []
+
+    def find_part(name):
+        return lambda setting, results: seen.append(launching.can_overlap is can_overlap)
+
+    monkeypatch.setattr(gpu_parts, "find_part", find_part)
+    for part in ("language", "facts"):
+        words = ["gpu_parts.py", part, "--out", str(tmp_path), "--dry-run"]
+        monkeypatch.setattr(sys, "argv", words)
+        with pytest.raises(SystemExit):
+            gpu_parts.main()
+    assert seen == [not fails, True]
+
+
 def as_it_is(function):
     return function
 
