@@ -25,7 +25,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -444,8 +444,9 @@ def main() -> None:
     setting, results = Setting(args.dry_run), Results(args.out / f"{args.part}.json")
     if not args.dry_run and not torch.cuda.is_available():
         sys.exit("torch finds no CUDA device here. Try the script itself with --dry-run.")
-    is_apart = args.part != "facts" and overlap_failed(args.out)
-    with warnings_kept(results), one_by_one() if is_apart else nullcontext():
+    if args.part != "facts" and overlap_failed(args.out):
+        os.environ["MINIGPT4_OVERLAP"] = "off"  # For what this process starts too.
+    with warnings_kept(results):
         find_part(args.part)(setting, results)
     sys.exit(bool(results.num_errors))
 

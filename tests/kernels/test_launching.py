@@ -43,6 +43,9 @@ def test_kernels_overlap_where_the_gpu_and_its_driver_can(
     launching.can_overlap.cache_clear()
     assert found["OVERLAPS"] is overlaps
     assert found.get("launch_pdl", False) is overlaps
+    monkeypatch.setenv("MINIGPT4_OVERLAP", "off")
+    assert launching.overlapping(torch.device(device)) == {"OVERLAPS": False}
+    launching.can_overlap.cache_clear()
 
 
 def test_what_is_fetched_ahead_fits_into_the_cache_beside_other_weights():

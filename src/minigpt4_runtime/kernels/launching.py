@@ -10,6 +10,7 @@ Checked under Triton's interpreter and compiler only: it has not run on a GPU ye
 
 from __future__ import annotations
 
+import os
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from typing import TYPE_CHECKING
@@ -26,6 +27,7 @@ else:
     triton = require("triton", install="pip install triton")
     tl = require("triton.language", install="pip install triton")
 
+OVERLAP_VARIABLE = "MINIGPT4_OVERLAP"  # off: launch kernels one by one.
 _FROM_CAPABILITY = (9, 0)
 # Older drivers cannot keep such launches in a graph.
 _FROM_DRIVER = 12030
@@ -50,6 +52,8 @@ def overlapping(device: torch.device) -> dict[str, bool]:
 def can_overlap(device: torch.device) -> bool:
     """Whether kernels may begin early there."""
     if device.type != "cuda" or torch.version.cuda is None:
+        return False
+    if os.environ.get(OVERLAP_VARIABLE) == "off":
         return False
     # Torch has no other way to it, and only builds for CUDA have this one.
     driver: int = torch._C._cuda_getDriverVersion()  # type: ignore[attr-defined]  # noqa: SLF001
