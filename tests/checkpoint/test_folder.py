@@ -112,7 +112,7 @@ def test_a_failure_in_the_last_step_leaves_nothing(tmp_path, monkeypatch):
 
     monkeypatch.setattr(folder_module, "write_text", fail)
     with pytest.raises(CheckpointError, match="has no room"):
-        convert(LLAMA2, tmp_path / "out")
+        convert(LLAMA2, tmp_path / "new" / "and new" / "out")
     assert list(tmp_path.iterdir()) == []
 
 

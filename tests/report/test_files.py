@@ -25,6 +25,7 @@ class Result:
 
 def test_the_three_files(tmp_path):
     folder = ReportFolder(tmp_path / "out", "clip")
+    assert not (tmp_path / "out").exists(), "nothing has been written yet"
     assert folder.write(Result()) == tmp_path / "out" / "clip.html"
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         "clip.csv", "clip.html", "clip.json",
@@ -47,6 +48,13 @@ def test_a_folder_that_cannot_be(tmp_path, name, message):
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match=message):
         ReportFolder(tmp_path / name, "clip")
+
+
+def test_a_folder_that_may_not_be_written(tmp_path, monkeypatch):
+    monkeypatch.setattr("os.access", lambda path, _: path != tmp_path)
+    for path in (tmp_path, tmp_path / "new"):
+        with pytest.raises(ConfigError, match="which may not be written"):
+            ReportFolder(path, "clip")
 
 
 def test_a_page_that_fails_leaves_the_older_one(tmp_path, monkeypatch):

@@ -19,9 +19,10 @@ def record(picture, answer, score=0.5):
 
 
 def test_a_record_is_on_the_disk_at_once_and_found_again(tmp_path):
-    path = tmp_path / "a.jsonl"
+    path = tmp_path / "made with the first record" / "a.jsonl"
     ledger = open_ledger(path)
     assert ledger.find(picture="a", answer="x") is None
+    assert not path.parent.exists()
     ledger.add(record("a", "ä\ud800\n"))
     assert json.loads(path.read_bytes()) == record("a", "ä\ud800\n")
     ledger = open_ledger(path)
@@ -62,6 +63,6 @@ def test_without_a_path_it_remembers(tmp_path):
 
 
 def test_what_cannot_be_written_is_said(tmp_path):
-    ledger = open_ledger(tmp_path / "no" / "a.jsonl")
+    ledger = open_ledger(tmp_path / "no" / "where" / "a.jsonl")
     with pytest.raises(ConfigError, match="cannot be written"):
         ledger.add(record("a", "x"))

@@ -12,24 +12,21 @@ from pathlib import Path
 from typing import Self
 
 from minigpt4_runtime.batch.results import Record
-from minigpt4_runtime.errors import ConfigError
 from minigpt4_runtime.messages import ImageSource
-from minigpt4_runtime.report.files import write_whole, writing
+from minigpt4_runtime.report.files import check_folder, make_folder, write_whole
 
 
 class Drawings:
-    """A folder of drawings, made if needed. A drawing replaces an older one of the same name."""
+    """A folder, made with its first drawing. A drawing replaces an older one of the same name."""
 
     def __init__(self, folder: Path, images: Sequence[str]) -> None:
         """`images` are all images of the run: two of one name get different files.
 
         Raises:
-            ConfigError: the folder cannot be made.
+            ConfigError: the folder cannot be made or written to.
         """
-        if folder.exists() and not folder.is_dir():
-            raise ConfigError(f"--draw is {folder}, which is no folder. Name a folder.")
-        with writing(folder):
-            folder.mkdir(exist_ok=True)
+        check_folder(folder, "--draw")
+        self._folder = folder
         self._paths: dict[str, Path] = {}
         taken: set[str] = set()
         for name in dict.fromkeys(images):
@@ -60,4 +57,5 @@ class Drawings:
 
         content = io.BytesIO()
         draw_boxes(open_rgb(source), record.boxes or ()).save(content, "PNG")
+        make_folder(self._folder)
         write_whole(self._paths[record.image], content.getvalue())

@@ -140,15 +140,8 @@ def check_target(out_dir: Path, *, force: bool, kind: FolderKind = MODEL_FOLDER)
         CheckpointError: nothing may be written there, or something is there and it is of another
             kind or `force` is not given.
     """
+    check_above(out_dir)
     target = out_dir.resolve()
-    # A root has no parents, and a folder that may not be searched shows no files.
-    above = next((each for each in target.parents if os.path.lexists(each)), target)
-    if not above.is_dir():
-        raise CheckpointError(
-            f"{above} is no folder, and {out_dir} lies in it. Choose another --out."
-        )
-    if not os.access(above, os.W_OK | os.X_OK):
-        raise CheckpointError(f"Nothing can be written in {above}. Choose another --out.")
     if not os.path.lexists(out_dir):
         return
     if not out_dir.is_dir():
@@ -179,13 +172,45 @@ def check_target(out_dir: Path, *, force: bool, kind: FolderKind = MODEL_FOLDER)
         )
 
 
+def check_above(path: Path) -> None:
+    """Make sure that something may be written to `path`, and folders made on the way to it.
+
+    Raises:
+        CheckpointError: it may not.
+    """
+    target = path.resolve()
+    # A root has no parents, and a folder that may not be searched shows no files.
+    above = next((each for each in target.parents if os.path.lexists(each)), target)
+    if not above.is_dir():
+        raise CheckpointError(f"{above} is no folder, and {path} lies in it. Choose another --out.")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise CheckpointError(f"Nothing can be written in {above}. Choose another --out.")
+
+
+@contextmanager
+def new_folder(folder: Path) -> Iterator[None]:
+    """Make a folder and those above it, where they are not there yet.
+
+    If the block ends with any error, those of them that are empty are removed again.
+    """
+    made = [each for each in (folder, *folder.parents) if not each.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
+    except BaseException:
+        for each in made:
+            with suppress(OSError):
+                each.rmdir()
+        raise
+
+
 @contextmanager
 def staged_folder(
     out_dir: Path, *, needed_bytes: int, force: bool, kind: FolderKind = MODEL_FOLDER
 ) -> Iterator[Path]:
     """Give an empty folder beside `out_dir`, which becomes `out_dir` when the block ends well.
 
-    If the block ends with any error, Ctrl-C too, the empty folder is removed.
+    If the block ends with any error, Ctrl-C too, nothing new is left.
 
     Raises:
         CheckpointError: `out_dir` may not be written, or the disk is full.
@@ -195,11 +220,11 @@ def staged_folder(
     # The name is new each time: the folder of a killed process is not in the way.
     staging = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.partial")
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        _check_room(staging, target, needed_bytes, kind)
-        staging.mkdir()
-        yield staging
-        _swap_in(staging, target)
+        with new_folder(target.parent), _removed_at_last(staging):
+            _check_room(staging, target, needed_bytes, kind)
+            staging.mkdir()
+            yield staging
+            _swap_in(staging, target)
     except OSError as error:
         if error.errno in DISK_FULL:
             raise CheckpointError(
@@ -209,8 +234,14 @@ def staged_folder(
             f"{out_dir} cannot be written: {error.strerror or error}"
             f"{f' ({error.filename})' if error.filename else ''}. Choose another --out."
         ) from None
+
+
+@contextmanager
+def _removed_at_last(folder: Path) -> Iterator[None]:
+    try:
+        yield
     finally:
-        shutil.rmtree(staging, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _swap_in(staging: Path, target: Path) -> None:

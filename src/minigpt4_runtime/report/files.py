@@ -33,7 +33,7 @@ class Report(Protocol):
 
 
 class ReportFolder:
-    """The folder of --out, which is made if needed. It can hold several kinds of report."""
+    """The folder of --out, made when it is written to. It can hold several kinds of report."""
 
     def __init__(self, path: Path, kind: str) -> None:
         """Check that reports can be written, before anything is computed.
@@ -42,14 +42,7 @@ class ReportFolder:
             ConfigError: the folder cannot be made or written to.
             BackendUnavailableError: a package for the page is not installed.
         """
-        if path.exists() and not path.is_dir():
-            raise ConfigError(f"--out is {path}, which is no folder. Name a folder for the report.")
-        if not path.parent.is_dir():
-            raise ConfigError(f"--out is {path}, but there is no folder {path.parent}.")
-        with writing(path):
-            path.mkdir(exist_ok=True)
-        if not os.access(path, os.W_OK):
-            raise ConfigError(f"--out is {path}, which may not be written. Check its permissions.")
+        check_folder(path, "--out")
         require("jinja2", extra="eval")
         from minigpt4_runtime.report import chart  # noqa: F401 - its packages are checked too.
 
@@ -67,11 +60,36 @@ class ReportFolder:
 
     def write(self, report: Report) -> Path:
         """Write or replace the three files; return the page's path."""
+        make_folder(self._path)
         mapping = json.dumps(report.as_mapping(), ensure_ascii=False, indent=2)
         write_whole(self.file(".json"), mapping + "\n")
         write_whole(self.file(".csv"), report.as_rows().as_csv())
         write_whole(self.file(".html"), report.as_page())
         return self.file(".html")
+
+
+def check_folder(path: Path, option: str) -> None:
+    """Make sure that the folder of an option can be written to, or made, without making it yet.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    if path.exists() and not path.is_dir():
+        raise ConfigError(f"{option} is {path}, which is no folder. Name a folder.")
+    if not path.parent.is_dir():
+        raise ConfigError(f"{option} is {path}, but there is no folder {path.parent}.")
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise ConfigError(f"{option} is {path}, which may not be written. Check its permissions.")
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder in one that is there, if needed.
+
+    Raises:
+        ConfigError: it cannot be made.
+    """
+    with writing(path):
+        path.mkdir(exist_ok=True)
 
 
 def read_text(path: Path) -> str:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from minigpt4_runtime.checkpoint.config_file import load_config
+from minigpt4_runtime.checkpoint.folder import new_folder
 from minigpt4_runtime.checkpoint.load import load_vision
 from minigpt4_runtime.checkpoint.mapped import map_tensors
 from minigpt4_runtime.checkpoint.weights import WeightForm, read_header
@@ -53,7 +54,7 @@ def picture_features(
     path = out_dir / f"features-{key}.safetensors"
     if not _is_whole(path):
         temporary = path.with_name(f".{path.name}.tmp")
-        with writing(path):
+        with writing(path), new_folder(out_dir):
             try:
                 with temporary.open("wb") as file:
                     _write(

@@ -22,13 +22,14 @@ from torch import Tensor
 from minigpt4_runtime import __version__
 from minigpt4_runtime.checkpoint.adapter import NAMES, QFORMER, encode_adapter
 from minigpt4_runtime.checkpoint.config_file import load_config
+from minigpt4_runtime.checkpoint.folder import check_above
 from minigpt4_runtime.checkpoint.graph_folder import vision_digest
 from minigpt4_runtime.checkpoint.manifest import MANIFEST_NAME, read_manifest
 from minigpt4_runtime.config import DTYPE_NAMES
 from minigpt4_runtime.engine.engine import is_out_of_memory
 from minigpt4_runtime.errors import ConfigError
 from minigpt4_runtime.ranks import open_rank_device
-from minigpt4_runtime.report.files import write_whole, writing
+from minigpt4_runtime.report.files import write_whole
 from minigpt4_runtime.tune.data import Example, TuningData
 from minigpt4_runtime.tune.events import Events
 from minigpt4_runtime.tune.features import picture_features
@@ -103,7 +104,7 @@ def tune(  # noqa: PLR0913 - what a training is made of, and who listens.
     Raises:
         ConfigError: a setting has no meaning, the folder cannot be written or holds another
             training, or the loss is no number.
-        CheckpointError: `model_dir` is no model folder.
+        CheckpointError: `model_dir` is no model folder, or the folder cannot be made.
         BackendUnavailableError: the device is not on this machine.
         SystemExit: another process raises one of these, before the first step.
     """
@@ -111,7 +112,7 @@ def tune(  # noqa: PLR0913 - what a training is made of, and who listens.
     with told_once(processes):
         backend = open_rank_device(device, processes.size)
         name = _dtype_name(dtype, backend.facts.default_dtype)
-        _open_folder(out_dir, resume=resume)
+        _check_folder(out_dir, resume=resume)
         _refuse(model_dir, settings, processes.size)
         base = vision_digest(model_dir)
         record = {
@@ -396,12 +397,11 @@ class _Losses:
         self._events.flush()
 
 
-def _open_folder(out_dir: Path, *, resume: bool) -> None:
+def _check_folder(out_dir: Path, *, resume: bool) -> None:
     if out_dir.exists() and not out_dir.is_dir():
         raise ConfigError(f"--out is {out_dir}, which is no folder. Name one for the training.")
     if not resume and (out_dir / STATE_NAME).exists():
         raise ConfigError(
             f"{out_dir} holds a training. Go on with --resume, or name another folder."
         )
-    with writing(out_dir):
-        out_dir.mkdir(parents=True, exist_ok=True)
+    check_above(out_dir / STATE_NAME)
