@@ -286,6 +286,36 @@ def test_a_compiled_graph_is_studied_as_torch(graph_dir):
     assert torch.allclose(lab.encode(pixels), wanted, atol=1e-5)
 
 
+WRONG_IDS = {
+    r"An id is 1000000, outside the vocabulary, which is 0 to \d+\. Give": [5, 10**6],
+    "An id is -1, outside": (-1,),
+    "An id is -3, outside": torch.tensor([5, -3]),
+    r"ids are \[1180591620717411303424\]; give whole numbers from 0 to": [2**70],
+    r"ids are \[1\.5\]; give": [1.5],
+    r"ids are \[True\]; give": [True],
+    r"ids are \['a'\]; give": ["a"],
+    r"ids are tensor\(\[1\.\+0\.j\]\); give": torch.tensor([1 + 0j]),
+    "ids are 5; give": 5,
+    r"ids are \[\[5\], \[6, 7\]\]; give": [[5], [6, 7]],
+}
+
+
+@pytest.mark.parametrize("said", WRONG_IDS)
+def test_ids_of_no_model_are_refused_wherever_they_come_in(lab, prompt, said):
+    ids = WRONG_IDS[said]
+    for ask in (
+        lambda: lab.forward(prompt, answer=ids),
+        lambda: lab.score(prompt, ["yes", ids]),
+        lambda: lab.explain(prompt, ids),
+        lambda: lab.answer(prompt, ids),
+        lambda: lab.text_of(ids),
+        lambda: lab.start(prompt).step(ids),
+        lambda: lab.generate(prompt, choose=lambda _: ids, max_new_tokens=1),
+    ):
+        with pytest.raises(RequestError, match=said):
+            ask()
+
+
 def test_what_cannot_be_is_said(vicuna, lab, prompt):
     picture, asked = vicuna.picture(vicuna.pictures[0]), vicuna.question(vicuna.cases("single")[0])
     for said, ask in {
@@ -295,16 +325,14 @@ def test_what_cannot_be_is_said(vicuna, lab, prompt):
         r"embeddings are \(1, 3, 9\)": lambda: lab.forward(prompt, embeddings=torch.zeros(1, 3, 9)),
         "not both": lambda: lab.forward(prompt, prompt.pixels, embeddings=torch.zeros(1, 3, 9)),
         "was given 0": lambda: lab.forward(prompt, prompt.pixels[:0]),
-        "outside the vocabulary": lambda: lab.forward(prompt, answer=(10**6,)),
         "pixels are torch.uint8; give": lambda: lab.encode(255 * prompt.pixels.byte()),
         "pixels are ndarray; give": lambda: lab.encode(prompt.pixels.numpy()),
         "has 0 pictures and was given 1": lambda: lab.forward(lab.prompt("Hi"), prompt.pixels),
-        r"ids are \[1\.5\]; give": lambda: lab.forward(prompt, answer=[1.5]),
-        "ids are 5; give": lambda: lab.score(prompt, [5]),
-        r"ids are \['a'\]; give": lambda: lab.forward(prompt, answer=["a"]),
         "ids are tensor": lambda: lab.forward(prompt, answer=torch.zeros(1, 1, 1).long()),
         "candidates is 'Yes'; give a list": lambda: lab.score(prompt, "Yes"),
-        "A candidate has 2 rows": lambda: lab.score(prompt, ["yes", [(1, 2), (3, 4)]]),
+        "ids of 2 answers; give those of one": lambda: lab.score(prompt, ["yes", [(1, 2), (3, 4)]]),
+        "ids of 3 answers; give": lambda: lab.explain(prompt, torch.zeros(3, 2).long()),
+        "ids of 4 answers; give": lambda: lab.text_of(torch.zeros(4, 2).long()),
         "A candidate is empty": lambda: lab.score(prompt, ["yes", ()]),
         "2 answers for 1 sequences": lambda: lab.forward(prompt, answer=[(1,), (2,)]),
         "beams is 0": lambda: lab.start(prompt, 0),

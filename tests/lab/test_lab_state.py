@@ -114,7 +114,9 @@ def test_what_cannot_be_is_said(lab, prompt):
 
     for said, ask in {
         "there are 2 answers": lambda: state.step([1]),
-        "outside the vocabulary": lambda: state.step([1, 10**6]),
+        r"choose gave ids of \(2,\)\. Return one": lambda: lab.generate(
+            prompt, choose=lambda _: torch.tensor([5, 6])
+        ),
         r"rollback\(1\): the answers have 0": lambda: state.rollback(1),
         "rows are": lambda: state.fork([2]),
         r"gave \(1, 3\)\. Return the logits": lambda: steered(lambda seen: seen.logits[:, :3]),

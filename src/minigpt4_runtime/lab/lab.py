@@ -28,6 +28,7 @@ from minigpt4_runtime.lab.edits import edited
 from minigpt4_runtime.lab.explaining import explain, look
 from minigpt4_runtime.lab.explanation import Explanation, Look
 from minigpt4_runtime.lab.hooks import Hook, Layers, Site
+from minigpt4_runtime.lab.ids import read_ids
 from minigpt4_runtime.lab.keep import Keep, KeepLike
 from minigpt4_runtime.lab.modules import shared_modules, tuned_modules
 from minigpt4_runtime.lab.opened import Opened
@@ -211,13 +212,7 @@ class Lab:
         """
         if isinstance(candidates, str):
             raise RequestError(f"candidates is {candidates!r:.80}; give a list of answers.")
-        read = [self._answer_ids(each) for each in candidates]
-        if several := [len(ids) for ids in read if len(ids) != 1]:
-            raise RequestError(
-                f"A candidate has {several[0]} rows of ids; give each answer as a candidate of "
-                "its own."
-            )
-        known = [ids[0] for ids in read]
+        known = [self._one_answer(each) for each in candidates]
         if not all(map(len, known)):
             raise RequestError("A candidate is empty: give each at least one id or word.")
         if prompt.num_variants != 1:
@@ -322,12 +317,15 @@ class Lab:
         """The text of an answer that a search of your own has found, as the engine would give it.
 
         Its `finish_reason` is "stop" if the ids hold an end, behind which none counts.
+
+        Raises:
+            RequestError: they are not the ids of one answer, or one is outside the vocabulary.
         """
         growing = Growing(
             self._answer_text(prompt, SamplingParams()), self._loaded.tokenizer.eos_id
         )
-        for token_id in token_ids:
-            growing.feed(int(token_id))
+        for token_id in self._one_answer(token_ids).tolist():
+            growing.feed(token_id)
         return growing.answer()
 
     def explain(
@@ -340,12 +338,13 @@ class Lab:
         for a few ids at a time. It says where a row has read, not why a word was chosen.
 
         Raises:
-            RequestError: the answer has no ids, or the prompt has variants of its pictures.
+            RequestError: the answer has no ids, or is several; the prompt has variants of its
+                pictures.
         """
         if answer is None:
             answer = self.generate(prompt)[0].token_ids
-        (ids,) = self._answer_ids(answer)
-        return explain(self, self._loaded.tokenizer, prompt, ids.tolist())
+        ids = self._one_answer(answer).tolist()
+        return explain(self, self._loaded.tokenizer, prompt, ids)
 
     def plot(
         self,
@@ -376,13 +375,27 @@ class Lab:
         return tuple(self._loaded.tokenizer.encode(text))
 
     def text_of(self, token_ids: Sequence[int] | Tensor) -> str:
-        """The text of ids; control ids are left out."""
-        ids = token_ids.tolist() if isinstance(token_ids, Tensor) else token_ids
-        return self._loaded.tokenizer.decode(ids)
+        """The text of ids; control ids are left out.
+
+        Raises:
+            RequestError: they are not the ids of one answer, or one is outside the vocabulary.
+        """
+        return self._loaded.tokenizer.decode(self._one_answer(token_ids).tolist())
 
     def _answer_ids(self, answer: str | Sequence[int] | Tensor) -> Tensor:
         """An answer → (1, A) or (B, A) ids."""
-        return self._opened.read_ids(self.ids_of(answer) if isinstance(answer, str) else answer)
+        given = self.ids_of(answer) if isinstance(answer, str) else answer
+        ids = read_ids(given, self.config.language.vocab_size, self.device)
+        return ids[None] if ids.dim() == 1 else ids
+
+    def _one_answer(self, answer: str | Sequence[int] | Tensor) -> Tensor:
+        """An answer → (A,) ids."""
+        rows = self._answer_ids(answer)
+        if len(rows) != 1:
+            raise RequestError(
+                f"These are the ids of {len(rows)} answers; give those of one, (A,)."
+            )
+        return rows[0]
 
     def _answer_text(self, prompt: StudiedPrompt, sampling: SamplingParams) -> AnswerText:
         before, space = self._loaded.tokenizer.encode_begun(prompt.begun)

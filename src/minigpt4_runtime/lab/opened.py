@@ -24,7 +24,6 @@ from minigpt4_runtime.lab.state import Reached
 from minigpt4_runtime.model.minigpt4 import MiniGPT4Model
 
 CANDIDATES_AT_ONCE = 16
-_NO_IDS = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.bool)
 
 
 class Opened:
@@ -35,27 +34,6 @@ class Opened:
     ) -> None:
         self.model, self.config, self.device, self.adapter = model, config, device, adapter
         self.hooks = Hooks(len(model.language.layers))
-
-    def read_ids(self, given: Sequence[int] | Sequence[Sequence[int]] | Tensor) -> Tensor:
-        """Ids of one answer or of B → (1, A) or (B, A).
-
-        Raises:
-            RequestError: they are no such ids, or one is outside the vocabulary.
-        """
-        try:
-            ids = torch.as_tensor(given, device=self.device)
-        except (TypeError, ValueError, RuntimeError):
-            ids = torch.empty(())
-        # Of no ids torch cannot know that they are whole numbers.
-        if ids.dim() not in (1, 2) or (ids.numel() and ids.dtype in _NO_IDS):
-            raise RequestError(
-                f"ids are {given!r:.80}; give whole numbers, (A,) or (B, A) of them."
-            )
-        ids = ids.long()
-        vocab_size = self.config.language.vocab_size
-        if ids.numel() and not (int(ids.min()) >= 0 and int(ids.max()) < vocab_size):
-            raise RequestError(f"An id is outside the vocabulary, 0 to {vocab_size - 1}.")
-        return ids[None] if ids.dim() == 1 else ids
 
     def encode(self, pixels: Tensor, exit_layer: int | None = None) -> Tensor:
         """See `Lab.encode`: (N, 3, S, S) → (N, R, C)."""
@@ -106,7 +84,7 @@ class Opened:
 
     def advance(self, ids: Tensor, past: Past, *, keep: Keep, branch: str) -> Reached:
         """Where (B, n) ids behind a past lead. See `Advance`."""
-        return self._reach(self.embed(self.read_ids(ids)), past, keep, branch)
+        return self._reach(self.embed(ids), past, keep, branch)
 
     def _reach(self, embeddings: Tensor, past: Past, keep: Keep, branch: str) -> Reached:
         done = self.run(embeddings, keep, past=past, branch=branch)

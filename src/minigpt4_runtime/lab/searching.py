@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from minigpt4_runtime.errors import RequestError
+from minigpt4_runtime.lab.ids import read_ids
 from minigpt4_runtime.lab.state import State
 from minigpt4_runtime.messages import FinishReason
 from minigpt4_runtime.text.answer import AnswerText
@@ -76,8 +77,8 @@ def search(
     """Let the answers of the state "" grow; those of the other states get the same ids.
 
     Raises:
-        RequestError: a processor gives no logits, the processors leave no id, or the model's own
-            logits are no numbers.
+        RequestError: a processor gives no logits, the processors leave no id, `choose` gives other
+            ids than one for each answer, or the model's own logits are no numbers.
     """
     main = states[""]
     branches = {name: state for name, state in states.items() if name}
@@ -91,7 +92,12 @@ def search(
         if not logits.amax(-1).isfinite().all():
             is_model_right = bool(main.logits.amax(-1).isfinite().all())
             raise RequestError(_NO_ID_LEFT if is_model_right else _NO_NUMBERS)
-        ids = choose(logits)
+        ids = read_ids(choose(logits), logits.shape[-1], logits.device)
+        if ids.shape != logits.shape[:1]:
+            raise RequestError(
+                f"choose gave ids of {tuple(ids.shape)}. Return one for each of {len(logits)} "
+                f"answers, ({len(logits)},)."
+            )
         for each, token_id in zip(growing, ids.tolist(), strict=True):
             each.feed(token_id)
         if all(each.is_done for each in growing) or count == max_new_tokens:

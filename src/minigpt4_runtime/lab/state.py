@@ -15,6 +15,7 @@ from torch import Tensor
 
 from minigpt4_runtime.errors import RequestError
 from minigpt4_runtime.lab.attention import Past
+from minigpt4_runtime.lab.ids import read_ids
 from minigpt4_runtime.lab.keep import Kept
 
 
@@ -66,9 +67,9 @@ class State:
             RequestError: they are not as many as there are answers, or outside the vocabulary.
             PromptTooLongError: the model's context is full.
         """
-        given = torch.as_tensor(ids, device=self.ids.device)
+        given = read_ids(ids, self.logits.shape[-1], self.ids.device)
         given = given[:, None] if given.dim() == 1 else given
-        if given.dim() != 2 or len(given) != len(self.ids) or given.shape[1] == 0:
+        if len(given) != len(self.ids) or given.shape[1] == 0:
             raise RequestError(
                 f"ids are {tuple(given.shape)}; there are {len(self.ids)} answers, so give "
                 f"({len(self.ids)},) or ({len(self.ids)}, n)."
