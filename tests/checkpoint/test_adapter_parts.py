@@ -141,7 +141,8 @@ def test_lora_of_integers_stays_beside_them(base, made, tmp_path):
 
 def test_other_forms_of_peft(base, language, tmp_path):
     """Ranks by pattern, α by the root of the rank, and a Llama without its head."""
-    tensors = write_lora(tmp_path / "rs", language, seed=3, rank=4, use_rslora=True)
+    named = {"r": 8, "rank_pattern": {".*": 4}}
+    tensors = write_lora(tmp_path / "rs", language, seed=3, rank=4, use_rslora=True, **named)
     bare = {name.replace("model.model.", "model."): each for name, each in tensors.items()}
     save_file(bare, tmp_path / "rs/adapter_model.safetensors")
     expected = logits(by_hand(base, tensors, scale=6 / 4**0.5))
@@ -156,8 +157,7 @@ def test_other_forms_of_peft(base, language, tmp_path):
         ({"use_dora": True}, "has use_dora true, which cannot be used"),
         ({"alpha_pattern": {"q_proj": 3}}, "has alpha_pattern"),
         ({"bias": "all"}, 'has bias "all"; only none'),
-        ({"lora_alpha": 0}, "has lora_alpha 0; a number above 0"),
-        ({"lora_alpha": "16"}, 'has lora_alpha "16"; a number'),
+        ({"r": 8}, r"has r 8, and the factors in adapter_model.safetensors have \[3\]. Give two"),
         ({"rank": 0}, "holds no LoRA factor"),
     ],
 )
@@ -167,6 +167,28 @@ def test_settings_that_are_refused(base, language, tmp_path, settings, message):
     else:
         write_lora(tmp_path / "a", language, seed=0, **settings)
     with pytest.raises(CheckpointError, match=message):
+        load_model(base, adapter=tmp_path / "a", **CPU)
+
+
+@pytest.mark.parametrize(
+    ("number", "seen"),
+    [(True, "true"), (None, "null"), ("16", '"16"'), ([16], "[16]"), (0, "0"), (-16, "-16"),
+     (1e-300, "1e-300"), (float("nan"), "NaN"), (float("inf"), "Infinity"), (1e300, "1e+300"),
+     (10**400, "1" + 79 * "0")],
+)  # fmt: skip
+def test_numbers_that_are_refused(base, language, tmp_path, number, seen):
+    for name, wanted in (("lora_alpha", "a number above 0 and at"), ("r", "a whole number from 1")):
+        write_lora(tmp_path / name, language, seed=0, **{name: number})
+        said = re.escape(f"adapter_config.json has {name} {seen}; it must be {wanted}")
+        with pytest.raises(CheckpointError, match=said):
+            load_model(base, adapter=tmp_path / name, **CPU)
+
+
+def test_a_number_too_long_to_be_read(base, language, tmp_path):
+    write_lora(tmp_path / "a", language, seed=0)
+    path = tmp_path / "a/adapter_config.json"
+    path.write_text(path.read_text().replace('"lora_alpha": 6.0', f'"lora_alpha": {"9" * 5000}'))
+    with pytest.raises(CheckpointError, match="is not valid JSON"):
         load_model(base, adapter=tmp_path / "a", **CPU)
 
 

@@ -103,7 +103,7 @@ def read_json(path: Path) -> dict[str, Any]:
     read_head(path)
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(
             f"{path} is not valid JSON ({error}). Take the file again from where it came from."
         ) from None

@@ -27,8 +27,8 @@ from minigpt4_runtime.checkpoint.weights import (
     show_shape,
 )
 from minigpt4_runtime.checkpoint.writer import encode_tensors
-from minigpt4_runtime.config import DTYPE_NAMES, AdapterConfig, LanguageConfig
-from minigpt4_runtime.errors import CheckpointError
+from minigpt4_runtime.config import DTYPE_NAMES, AdapterConfig, LanguageConfig, Range
+from minigpt4_runtime.errors import CheckpointError, ConfigError
 
 CONFIG_NAME, WEIGHTS_NAME = "adapter_config.json", "adapter_model.safetensors"
 # PEFT's name of a matrix, which is that of transformers' Llama → ours.
@@ -129,22 +129,35 @@ def _read_settings(folder: Path) -> dict[str, Any]:
 
 def _alpha(folder: Path, settings: Mapping[str, Any], ranks: tuple[tuple[str, int], ...]) -> float:
     """The number that, divided by its rank, each change counts."""
-    alpha = settings.get("lora_alpha")
-    if not isinstance(alpha, int | float) or not 0 < alpha < math.inf:
-        raise CheckpointError(
-            f"{folder / CONFIG_NAME} has lora_alpha {show_value(settings, 'lora_alpha')}; a number "
-            "above 0 is wanted."
-        )
+    path, different = folder / CONFIG_NAME, sorted({rank for _, rank in ranks})
+    alpha = float(_number(path, settings, "lora_alpha", Range(float, above=0, high=2**31)))
+    # The factors have the ranks. This one tells whether both files are of one adapter.
+    if "r" in settings:
+        rank = _number(path, settings, "r", Range(int, 1, 2**31))
+        if rank not in different and not settings.get("rank_pattern"):
+            raise CheckpointError(
+                f"{path} has r {rank}, and the factors in {WEIGHTS_NAME} have {different}. Give "
+                "two files that were saved together."
+            )
     if not settings.get("use_rslora"):
-        return float(alpha)
+        return alpha
     # Kalajdzievski, 2023: alpha counts by the root of the rank.
-    different = {rank for _, rank in ranks}
     if len(different) > 1:
         raise CheckpointError(
-            f"{folder / CONFIG_NAME} has use_rslora, and ranks {sorted(different)}; only a single "
-            "rank can be used with it."
+            f"{path} has use_rslora, and ranks {different}; only a single rank can be used with it."
         )
-    return float(alpha) * math.sqrt(different.pop())
+    return alpha * math.sqrt(different[0])
+
+
+def _number(path: Path, settings: Mapping[str, Any], name: str, allowed: Range) -> Any:
+    try:
+        allowed.check(name, settings.get(name))
+    except ConfigError:
+        kind = "" if allowed.kind is int else "a number "
+        raise CheckpointError(
+            f"{path} has {name} {show_value(settings, name)}; it must be {kind}{allowed}."
+        ) from None
+    return settings[name]
 
 
 def encode_lora(
