@@ -273,6 +273,25 @@ def test_settings_that_cannot_be(change, seen):
         TuneSettings(**change)
 
 
+@pytest.mark.parametrize(
+    ("rank", "targets", "seen"),
+    [
+        (129, ("q_proj",), "lora is 129, and q_proj of this model is 128×128: no change of it has"),
+        (
+            33,
+            ("q_proj", "v_proj"),
+            "and v_proj of this model is 32×128: .* rank above 32. Lower lora",
+        ),
+        (10**9, LORA_TARGETS, "lora is 1000000000, and q_proj"),
+    ],
+)
+def test_a_rank_that_no_change_can_have(learned, golden_model_dir, tmp_path, rank, targets, seen):
+    settings = TuneSettings(lora=rank, lora_targets=targets)
+    with pytest.raises(ConfigError, match=seen):
+        tune(golden_model_dir("llama2-gqa"), learned.data, tmp_path / "o", settings, device="cpu")
+    assert not (tmp_path / "o").exists()
+
+
 def test_models_that_cannot_learn_so(learned, golden_model_dir, tmp_path):
     for name, settings, seen in (
         ("llama2-gqa", TuneSettings(train="qformer"), "has none, as it groups patches"),

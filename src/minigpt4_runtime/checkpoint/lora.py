@@ -201,7 +201,7 @@ def check_factors(
         CheckpointError: a factor has no counterpart, or does not fit the model.
     """
     ranks = {}
-    matrices = _shapes(language)
+    matrices = matrix_shapes(language)
     for owner in dict.fromkeys(name.rpartition(".adapter.")[0] for name in shapes):
         sides = [shapes.get(f"{owner}.adapter.{side}") for side in _SIDES.values()]
         _, _, number, matrix = owner.split(".", 3)
@@ -226,7 +226,7 @@ def check_factors(
     return tuple(ranks.items())
 
 
-def _shapes(language: LanguageConfig) -> dict[str, tuple[int, int]]:
+def matrix_shapes(language: LanguageConfig) -> dict[str, tuple[int, int]]:
     """(out, in) of each matrix of a layer."""
     size, gated = language.hidden_size, language.intermediate_size
     q_size = language.num_attention_heads * language.head_dim

@@ -16,7 +16,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from minigpt4_runtime.checkpoint.adapter import described
-from minigpt4_runtime.checkpoint.lora import OWN_NAMES, encode_lora
+from minigpt4_runtime.checkpoint.lora import OWN_NAMES, encode_lora, matrix_shapes
+from minigpt4_runtime.checkpoint.weights import show_shape
+from minigpt4_runtime.config import LanguageConfig
+from minigpt4_runtime.errors import ConfigError
 from minigpt4_runtime.model.adapter import Adapter
 from minigpt4_runtime.model.linear import Linear
 from minigpt4_runtime.model.llama import Llama
@@ -34,6 +37,23 @@ class LearnedAdapter(Adapter):
         """See `Addition`."""
         low, high = self.low.to(rows.dtype), self.high.to(rows.dtype)
         return functional.linear(functional.linear(rows, low) * self.scale, high)
+
+
+def check_rank(settings: TuneSettings, language: LanguageConfig) -> None:
+    """Refuse a rank that no change of a matrix can have.
+
+    Raises:
+        ConfigError: a matrix among the targets has a shorter side.
+    """
+    shapes = matrix_shapes(language)
+    for target in settings.lora_targets:
+        out_features, in_features = shapes[OWN_NAME_OF[target]]
+        if settings.lora > (largest := min(out_features, in_features)):
+            raise ConfigError(
+                f"lora is {settings.lora}, and {target} of this model is "
+                f"{show_shape((out_features, in_features))}: no change of it has a rank above "
+                f"{largest}. Lower lora."
+            )
 
 
 def adapt(

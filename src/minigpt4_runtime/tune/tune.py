@@ -34,7 +34,7 @@ from minigpt4_runtime.tune.data import Example, TuningData
 from minigpt4_runtime.tune.events import Events
 from minigpt4_runtime.tune.features import picture_features
 from minigpt4_runtime.tune.learner import Learner
-from minigpt4_runtime.tune.lora import write_lora
+from minigpt4_runtime.tune.lora import check_rank, write_lora
 from minigpt4_runtime.tune.samples import Samples
 from minigpt4_runtime.tune.settings import TuneSettings
 from minigpt4_runtime.tune.state import STATE_NAME, check_state, resume_state, save_state
@@ -225,6 +225,7 @@ def _refuse(model_dir: Path, settings: TuneSettings, num_processes: int) -> None
             f"train is 'qformer', and {model_dir} has none, as it groups patches. Train the "
             "projection."
         )
+    check_rank(settings, config.language)
     if settings.lora and config.language.adapters is not None:
         raise ConfigError(
             f"{model_dir} keeps LoRA adapters beside its weights, and can take no others. Take "
