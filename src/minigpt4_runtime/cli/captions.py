@@ -7,6 +7,7 @@ Takes  options.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -21,6 +22,7 @@ from minigpt4_runtime.text.prompt import DESCRIBE_PROMPT
 
 if TYPE_CHECKING:
     from minigpt4_runtime.evaluation.chair import Caption
+    from minigpt4_runtime.evaluation.recipe import Run
 
 
 Synonyms = Annotated[
@@ -117,25 +119,25 @@ def chair(
     else:
         assert images is not None, "checked above"
         asking = Asking(images_dir=images, prompt=run.prompt, sampling=run.sampling, where=where)
-        choice = run.pictures if wanted is None else None
-        ordered = choice is not None and choice.order == "annotations"
-        order = chair_judge.read_image_order(captions) if ordered else None
-        pictures = find_pictures(images, wanted, order)
-        if choice is not None:
-            pictures = choice.choose(pictures)
+        pictures = choose_pictures(images, wanted, run, captions)
         given, faults = describe_all(asking, pictures, folder)
     given = [replace(each, text=run.trim(each.text)) for each in given]
     if drop_unfinished:
         given = [replace(each, text=chair_judge.finished_part(each.text)) for each in given]
     if save is not None:
-        records = ({"image_id": each.image_id, "caption": each.text} for each in given)
-        lines = (json.dumps(record, ensure_ascii=False) for record in records)
-        write_whole(save, "".join(f"{line}\n" for line in lines))
+        save_captions(save, given)
     objects = chair_judge.read_objects(
         instances, captions, words, {each.image_id for each in given}
     )
     report = judge(given, objects, words, images_dir=images, faults=faults)
     show(replace(report, as_published=run.told), folder, report.left_out)
+
+
+def save_captions(path: Path, captions: list[Caption]) -> None:
+    """Write captions as `chair` and `opope` read them, a line each."""
+    records = ({"image_id": each.image_id, "caption": each.text} for each in captions)
+    lines = (json.dumps(record, ensure_ascii=False) for record in records)
+    write_whole(path, "".join(f"{line}\n" for line in lines))
 
 
 def opope(
@@ -172,6 +174,18 @@ def opope(
     captions = chair_judge.read_captions(results)
     report = judge(read_questions(questions), captions, words, images_dir=images)
     show(report, folder, report.left_out)
+
+
+def choose_pictures(
+    images_dir: Path, wanted: set[int] | None, run: Run, captions: Sequence[Path]
+) -> list[Picture]:
+    """The folder's pictures with a wanted number; without wanted ones, those the recipe chooses."""
+    from minigpt4_runtime.evaluation.chair import read_image_order
+
+    if wanted is not None or run.pictures is None:
+        return find_pictures(images_dir, wanted, None)
+    order = read_image_order(captions) if run.pictures.order == "annotations" else None
+    return run.pictures.choose(find_pictures(images_dir, None, order))
 
 
 def find_pictures(

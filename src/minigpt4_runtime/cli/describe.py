@@ -43,6 +43,7 @@ from minigpt4_runtime.messages import Described, ImageSource
 from minigpt4_runtime.text.prompt import DESCRIBE_PROMPT
 
 if TYPE_CHECKING:
+    from minigpt4_runtime.api import MiniGPT4
     from minigpt4_runtime.evaluation.recipe import Run
 
 
@@ -126,17 +127,11 @@ def describe(
         return
     cluster.check_absent()
     file = _file(out)
-    places = [read_place(path) for path in paths]
-    found = find_images(
-        places, recursive=recursive, with_unreadable=True, hint=hint_of_r(recursive)
-    )
-    images = _choose(run, found)
+    images, shows_names = _find(paths, run, recursive=recursive)
     results = open_results(file, resume=resume, images=list(map(str, images)), note=note)
     drawings = Drawings.open(draw, list(map(str, images)))
     remaining = [image for image in images if str(image) not in results.done]
-    shows_names = len(images) > 1 or any(
-        isinstance(place, Path) and is_folder(place) for place in places
-    )
+    boxes_for = f"--draw {draw}" if draw else f"--out {out}" if is_coco(file) else None
     tally = Counter(done=len(images) - len(remaining))
     try:
         with (
@@ -147,10 +142,7 @@ def describe(
 
             def ask(sources: list[ImageSource]) -> Iterator[Described]:
                 with bar.aside():
-                    model = where.load(engine=EngineConfig(cache_window=cache_window))
-                if (draw or is_coco(file)) and not model.has_boxes:
-                    wanted = f"--draw {draw}" if draw else f"--out {out}"
-                    raise ConfigError(f"This model writes no boxes: leave {wanted} out.")
+                    model = _load(where, cache_window, boxes_for)
                 # What is typed is text; only a recipe can say where the picture stands.
                 told: dict[str, Any] = {"is_raw": True} if recipe and run.is_raw else {"task": task}
                 return model.describe_all(sources, run.prompt, run.sampling, **told)
@@ -160,15 +152,38 @@ def describe(
                 if drawings and record.boxes and (source := sources[index]):
                     tally["undrawn"] += not _draw(drawings, record, source)
                 results.add(record)
-                tally["failed" if record.answer is None else "described"] += 1
-                tally["outgrown"] += bool(record.evicted_tokens)
-                tally["cut off"] += record.finish_reason == "length"
+                _count(tally, record)
                 screen.add(index, record)
                 bar.advance()
     finally:
         _sum_up(tally, len(images))
     if tally["failed"] or tally["undrawn"]:
         raise typer.Exit(1)
+
+
+def _find(paths: list[str], run: Run, *, recursive: bool) -> tuple[list[Place], bool]:
+    """The pictures that the recipe takes of these, and whether their names stand before answers."""
+    places = [read_place(path) for path in paths]
+    hint = hint_of_r(recursive)
+    images = find_images(places, recursive=recursive, with_unreadable=True, hint=hint)
+    if run.pictures:
+        images = run.pictures.choose(sorted(images, key=str))
+    has_folder = any(isinstance(place, Path) and is_folder(place) for place in places)
+    return images, len(images) > 1 or has_folder
+
+
+def _load(where: ModelOptions, cache_window: int | None, boxes_for: str | None) -> MiniGPT4:
+    """The model, which writes boxes if an option is given that is for them."""
+    model = where.load(engine=EngineConfig(cache_window=cache_window))
+    if boxes_for and not model.has_boxes:
+        raise ConfigError(f"This model writes no boxes: leave {boxes_for} out.")
+    return model
+
+
+def _count(tally: Counter[str], record: Record) -> None:
+    tally["failed" if record.answer is None else "described"] += 1
+    tally["outgrown"] += bool(record.evicted_tokens)
+    tally["cut off"] += record.finish_reason == "length"
 
 
 def _sum_up(tally: Counter[str], num_images: int) -> None:
@@ -213,11 +228,6 @@ def _run(
         else ()
     )  # fmt: skip
     return take(recipe, "captions", typed=typed, usual=usual, more=more)
-
-
-def _choose(run: Run, images: list[Place]) -> list[Place]:
-    """The pictures that the recipe takes of these."""
-    return run.pictures.choose(sorted(images, key=str)) if run.pictures else images
 
 
 def _trimmed(run: Run, records: Iterable[tuple[int, Record]]) -> Iterator[tuple[int, Record]]:
