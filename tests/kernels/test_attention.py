@@ -45,8 +45,13 @@ MARKS = {"cpu": (), "cuda": pytest.mark.gpu, "npu": pytest.mark.npu}
 
 LAYERS = 3
 HEADS = [(4, 4), (4, 2), (6, 1)]
-SHAPES = list(product(HEADS, [6, 40, 128]))
+HEAD_DIMS = [6, 40, 128]
+SHAPES = list(product(HEADS, HEAD_DIMS))
 BLOCK_SIZES = [1, 4, 16]
+# Of their product, what Triton's interpreter is given: each two of them meet.
+INTERPRETED = {
+    (HEADS[i], HEAD_DIMS[j], BLOCK_SIZES[(i + j) % 3]) for i, j in product(range(3), range(3))
+}
 # (num_tokens, num_rows): two that decode, a first token, a chunk of a prompt and a whole one.
 RAGGED = [(37, 1), (20, 7), (1, 1), (6, 6), (16, 1)]
 
@@ -75,6 +80,8 @@ def kernel(request, monkeypatch) -> Kernel:
     if (name, device) == ("triton", "cpu"):
         skip_unless_interpreted()
         mend_rounding(monkeypatch)
+        # Fewer programs for the interpreter: contexts of few sequences are still cut.
+        monkeypatch.setattr("minigpt4_runtime.kernels.attention_triton._WANTED_PROGRAMS", 64)
     if name == "native":
         pytest.importorskip("minigpt4_kernels", reason="the CPU kernels are not built")
     if (name, device) == ("npu", "cpu"):
@@ -117,6 +124,10 @@ def stand_in_for_torch_npu(chip=220):
 
     module.npu_fused_infer_attention_score = npu_fused_infer_attention_score
     return module
+
+
+def is_interpreted(kernel: Kernel) -> bool:
+    return (kernel.name, kernel.device) == ("triton", "cpu")
 
 
 @dataclass(frozen=True)
@@ -200,6 +211,8 @@ def test_the_reference_is_torchs_own_attention(heads, head_dim):
 @pytest.mark.parametrize(("heads", "head_dim"), SHAPES)
 def test_a_ragged_step_is_the_references(kernel, heads, head_dim, block_size):
     """Also: what it writes is the same, and it writes nothing else, least of all other layers."""
+    if is_interpreted(kernel) and (heads, head_dim, block_size) not in INTERPRETED:
+        pytest.skip("Triton's interpreter is given each two of them")
     step = draw_step(
         RAGGED, heads=heads, head_dim=head_dim, block_size=block_size, dtype=kernel.dtype
     )
@@ -211,7 +224,7 @@ def test_a_ragged_step_is_the_references(kernel, heads, head_dim, block_size):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_halves_stay_within_their_tolerance(kernel, dtype):
-    if (kernel.name, kernel.device, dtype) == ("triton", "cpu", torch.bfloat16):
+    if is_interpreted(kernel) and dtype == torch.bfloat16:
         pytest.skip("Triton's interpreter multiplies bfloat16 as if they were integers")
     step = draw_step(RAGGED, head_dim=128, block_size=16, dtype=dtype)
     outputs, _ = step.run(Kernel(kernel.name, kernel.bind, kernel.device, dtype))
@@ -229,7 +242,7 @@ def test_one_preparation_serves_all_layers(kernel, lengths):
 
 
 @pytest.mark.parametrize("heads", HEADS)
-@pytest.mark.parametrize("lengths", [[(700, 1), (3, 1)], [(3, 1), (330, 20), (300, 1), (20, 20)]])
+@pytest.mark.parametrize("lengths", [[(700, 1), (3, 1)], [(3, 1), (330, 12), (300, 1), (7, 7)]])
 def test_long_contexts_of_few_sequences(kernel, heads, lengths):
     """Here a kernel may cut contexts into shares, some of which hold nothing that a row sees."""
     step = draw_step(lengths, heads=heads, block_size=16, dtype=kernel.dtype)
@@ -298,8 +311,8 @@ def test_paged_equals_contiguous(kernel, num_rows):
         side[:, list(scattered)] = side[:, list(contiguous)]
     for x in (x for qkv in step.qkv for x in qkv):
         x[:num_rows] = x[num_rows:]
-    for output in step.run(kernel)[0]:
-        assert_close(output[:num_rows], output[num_rows:], kernel.dtype)
+    (output,), _ = step.run(kernel, layers=[1])
+    assert_close(output[:num_rows], output[num_rows:], kernel.dtype)
 
 
 @pytest.mark.parametrize("heads", HEADS)
@@ -333,12 +346,12 @@ def test_chunked_equals_whole(kernel, heads):
 
 def test_a_batch_equals_its_sequences_alone(kernel):
     step = draw_step(RAGGED, head_dim=16, block_size=16, dtype=kernel.dtype)
-    (together, *_), _ = step.run(kernel)
+    (together,), _ = step.run(kernel, layers=[0])
     for each in step.sequences:
         rows = slice(each.first_row, each.first_row + each.num_rows)
         alone = Cached(0, each.num_rows, each.num_tokens, each.blocks)
         qkv = tuple(tuple(x[rows] for x in layer) for layer in step.qkv)
-        (output, *_), _ = Step(step.cache, [alone], qkv).run(kernel)
+        (output,), _ = Step(step.cache, [alone], qkv).run(kernel, layers=[0])
         assert_close(together[rows], output, kernel.dtype)
 
 
@@ -405,7 +418,7 @@ def test_the_first_kernel_that_takes_a_cache_is_bound(monkeypatch, dtype, block_
 @pytest.mark.parametrize("cache_dtype", [torch.float16, torch.bfloat16])
 def test_a_cache_of_another_dtype_than_the_model(kernel, cache_dtype):
     """What is kept in halves is read as what the queries are."""
-    if kernel.name == "npu" or (kernel.name, kernel.device) == ("triton", "cpu"):
+    if kernel.name == "npu" or is_interpreted(kernel):
         pytest.skip("takes one dtype for both, or an interpreter that cannot widen bfloat16")
     step = draw_step(RAGGED, head_dim=16, block_size=16, dtype=cache_dtype)
     halves = FloatCache(*(side.to(kernel.device, cache_dtype) for side in both(step.cache)))

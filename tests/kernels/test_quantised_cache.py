@@ -94,6 +94,8 @@ def case(request, monkeypatch):
     if kernel == "triton":
         skip_unless_interpreted()
         mend_rounding(monkeypatch)
+        # Fewer programs for the interpreter: contexts of few sequences are still cut.
+        monkeypatch.setattr("minigpt4_runtime.kernels.attention_triton._WANTED_PROGRAMS", 64)
     return attention_kernel(kernel), name
 
 
@@ -122,6 +124,8 @@ def test_a_ragged_step_is_the_references(case, heads, head_dim, block_size):
     kernel, name = case
     if name == "int4" and head_dim == 6:
         pytest.skip("no model keeps such heads in int4")
+    if kernel is attention_kernel("triton") and SHAPES.index((heads, head_dim)) % 2 == (block_size == 1):
+        pytest.skip("Triton's interpreter is given each shape in blocks of one size")
     step = draw_step(RAGGED, heads=heads, head_dim=head_dim, block_size=block_size)
     centre = draw(torch.Generator().manual_seed(1), 2, heads[1], head_dim)
     step = replace(step, key_centre=centre)
@@ -154,6 +158,8 @@ def test_queries_of_half_precision(case, dtype):
 @pytest.mark.parametrize("lengths", [[(700, 1), (3, 1)], [(300, 70), (3, 1)]])
 def test_long_contexts(case, lengths):
     kernel, name = case
+    if kernel is attention_kernel("triton") and lengths[0][1] > 1:
+        lengths = [(300, 34), (3, 1)]  # Of a prompt more than a program takes, and few for all.
     step = draw_step(lengths, head_dim=64, block_size=16)
     found, expected = (step.run(each, step.cache(name)) for each in (kernel, ReferenceAttention))
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)

@@ -3,6 +3,8 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import numpy
@@ -45,6 +47,35 @@ def skip_unless_interpreted() -> None:
     pytest.importorskip("triton", reason="triton is not installed")
     if os.environ.get("TRITON_INTERPRET") != "1":
         pytest.skip("TRITON_INTERPRET is not set: here Triton's kernels run on the GPU")
+    hasten_interpreter()
+
+
+@cache
+def hasten_interpreter() -> None:
+    """Let Triton's interpreter leave out what changes nothing: half of its time.
+
+    It puts its own functions into `triton.language` for a launch, and again for each call of a
+    function within. It makes a table of dtypes whenever it reads one. It computes whether integers
+    overflow, and says nothing where they do.
+    """
+    interpreter = pytest.importorskip("triton.runtime.interpreter", reason="no Triton here")
+    language, patch = interpreter.tl, interpreter._patch_lang
+    find_dtype, dtypes = interpreter._get_np_dtype, {}
+
+    def patch_once(function):
+        places = [each for each in function.__globals__.values() if each in (language, language.core)]
+        if any(language.core.is_builtin(each.load) for each in places):
+            return patch(function)
+        return interpreter._LangPatchScope()
+
+    def find_once(dtype):
+        if dtype.name not in dtypes:
+            dtypes[dtype.name] = find_dtype(dtype)
+        return dtypes[dtype.name]
+
+    interpreter._patch_lang, interpreter._get_np_dtype = patch_once, find_once
+    builder = interpreter.interpreter_builder
+    builder.options = replace(builder.options, sanitize_overflow=builder.options.debug)
 
 
 def mend_rounding(monkeypatch) -> None:
