@@ -459,7 +459,6 @@ for dtype, cached, capability, group, is_decode, is_shared in (
     }
     # As it is launched: with tensors that begin at multiples of 16 bytes.
     tensors = [name for name, kind in signature.items() if kind.startswith("*")]
-    tensors = [name for name in tensors if name not in sizes | flags]
     launch = {"num_warps": 4 if is_decode else 8, "num_stages": 3}
     compiled = compile_for(
         capability, _attend_tile, signature, sizes | flags | launch, divisible=tensors

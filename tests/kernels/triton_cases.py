@@ -27,6 +27,7 @@ def compile_for(capability, kernel, types, sizes, divisible=()):
     launch = {name: sizes.pop(name) for name in ("num_warps", "num_stages") if name in sizes}
     names = kernel.arg_names
     signature = {name: "constexpr" if name in sizes else types[name] for name in names}
+    divisible = set(divisible) - set(sizes)
     attrs = {(names.index(name),): [["tt.divisibility", 16]] for name in divisible}
     source = ASTSource(fn=kernel, signature=signature, constexprs=sizes, attrs=attrs)
     made = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=launch)
