@@ -18,7 +18,7 @@ QUESTION = "What is in this picture?"
 WINDOW = 200
 ENDLESS = {"ignore_eos": True, "stop": ()}
 NARROW = 100
-DRAWN = SamplingParams(temperature=1.5, seed=3, max_new_tokens=150, **ENDLESS)
+DRAWN = SamplingParams(temperature=1.5, seed=3, max_new_tokens=130, **ENDLESS)
 
 
 def user(*parts):
@@ -73,9 +73,9 @@ def test_the_system_text_stays(model, boundless):
 def test_each_token_of_an_endless_answer_is_that_of_a_dense_computation(model, boundless):
     """The slow twin: no engine and no cache, what is kept computed anew for every token."""
     asked = long_dialogue(4)
-    sampling = SamplingParams(max_new_tokens=600, logprobs=0, logit_bias={0: 0.0}, **ENDLESS)
+    sampling = SamplingParams(max_new_tokens=500, logprobs=0, logit_bias={0: 0.0}, **ENDLESS)
     reply = model.chat(asked, sampling)
-    assert len(reply.token_ids) == 600
+    assert len(reply.token_ids) == 500
     assert reply.usage.evicted_tokens > 2 * WINDOW
     assert reply.usage.evicted_images == 4
 
@@ -83,7 +83,7 @@ def test_each_token_of_an_endless_answer_is_that_of_a_dense_computation(model, b
     room = model.config.language.max_position_embeddings
     window = dialogue_window(script, model._encode, size=WINDOW, room=room)
     # Every place after a change, and some others.
-    places = [n for n in range(1, 600) if window.fit(n) != window.fit(n - 1) or n % 75 == 0]
+    places = [n for n in range(1, 500) if window.fit(n) != window.fit(n - 1) or n % 75 == 0]
     assert len(places) > 12
     rows = model.embed_images(script.images)
     for place in places:
@@ -156,24 +156,24 @@ def test_keys_of_half_the_size_slide_too():
 
 
 def test_beams_search_beyond_the_window(model):
-    sampling = SamplingParams(num_beams=3, max_new_tokens=300, **ENDLESS)
-    reply = model.chat(long_dialogue(2), sampling)
-    assert len(reply.token_ids) == 300
+    sampling = SamplingParams(num_beams=3, max_new_tokens=160, **ENDLESS)
+    reply = model.chat(long_dialogue(4), sampling)
+    assert len(reply.token_ids) == 160
     assert reply.usage.evicted_tokens > WINDOW / 2
     with MiniGPT4.load(
         device="cpu", engine={"cache_window": WINDOW, "prefix_cache": False, "num_blocks": 60}
     ) as other:
-        assert other.chat(long_dialogue(2), sampling).token_ids == reply.token_ids
+        assert other.chat(long_dialogue(4), sampling).token_ids == reply.token_ids
 
 
 def test_a_form_and_a_stop_hold_across_the_window(model):
-    letters = SamplingParams(regex="(ab){300}c", max_new_tokens=2000)
-    reply = model.chat(long_dialogue(1), letters)
-    assert reply.text == "ab" * 300 + "c"
+    letters = SamplingParams(regex="(ab){100}c", max_new_tokens=2000)
+    reply = model.chat(long_dialogue(4), letters)
+    assert reply.text == "ab" * 100 + "c"
     assert reply.usage.evicted_tokens > 0
-    until = SamplingParams(regex="(ab){300}cabab", stop=("bca",), max_new_tokens=2000)
-    stopped = model.chat(long_dialogue(1), until)
-    assert stopped.text == "ab" * 299 + "a"
+    until = SamplingParams(regex="(ab){100}cabab", stop=("bca",), max_new_tokens=2000)
+    stopped = model.chat(long_dialogue(4), until)
+    assert stopped.text == "ab" * 99 + "a"
     assert stopped.finish_reason == "stop"
 
 
@@ -216,6 +216,6 @@ def test_without_a_window_the_end_of_the_context_is_told(boundless):
     with pytest.raises(PromptTooLongError, match="or let them leave with cache_window") as caught:
         boundless.chat(long_dialogue(30))
     assert "context holds 1024" in str(caught.value)
-    reply = boundless.chat(long_dialogue(1), SamplingParams(max_new_tokens=5000, **ENDLESS))
+    reply = boundless.chat(long_dialogue(24), SamplingParams(max_new_tokens=5000, **ENDLESS))
     assert reply.usage.prompt_tokens + len(reply.token_ids) == 1024
     assert reply.finish_reason == "length"

@@ -23,8 +23,10 @@ def load(model_dir, **engine) -> MiniGPT4:
     return MiniGPT4.load(model_dir, device="cpu", dtype="float32", engine=engine)
 
 
-@pytest.mark.parametrize("runs_ahead", [False, True])
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize(
+    ("engine", "runs_ahead"),
+    [*((engine, True) for engine in ENGINES), ("as it comes", False), ("pushed out", False)],
+)
 def test_the_originals_tokens_from_every_search(golden_model_dir, monkeypatch, engine, runs_ahead):
     recorder = use_graphs(monkeypatch, runs_ahead=runs_ahead)
     model = load(golden_model_dir("llama2-gqa"), **ENGINES[engine])
