@@ -21,8 +21,6 @@ from published_files import (
 )
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from transformers import LlamaConfig
-from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from minigpt4_runtime.checkpoint import writer
 from minigpt4_runtime.checkpoint.blank_model import model_shapes
@@ -389,6 +387,9 @@ def test_stretched_positions_are_verified_and_written(llama2, kind, tmp_path):
     assert config.language.context_length == 4 * 2048
     assert load_config(tmp_path / "out") == config
     written = json.loads((tmp_path / "out" / "config.json").read_text("utf-8"))["text_config"]
+    # Here, for it takes seconds, also of those who only collect tests.
+    from transformers.models.llama.modeling_llama import LlamaConfig, LlamaRotaryEmbedding
+
     theirs = LlamaRotaryEmbedding(LlamaConfig(**written))
     speeds = rotary_speeds(config.language, torch.device("cpu"))
     torch.testing.assert_close(speeds, theirs.inv_freq, rtol=1e-5, atol=0)

@@ -6,7 +6,6 @@ import shutil
 import numpy
 import pytest
 import torch
-import transformers
 from PIL import Image
 
 from minigpt4_runtime.errors import BackendUnavailableError, CheckpointError
@@ -23,6 +22,8 @@ def pictures(images):
 
 @pytest.fixture(scope="module")
 def reference(clip_dir):
+    import transformers  # It takes a second, also of those who only collect tests.
+
     model = transformers.CLIPModel.from_pretrained(clip_dir)
     tokenizer = transformers.CLIPTokenizer.from_pretrained(clip_dir)
     return model.eval(), tokenizer
@@ -82,6 +83,8 @@ def test_open_clip_s_layout_gives_the_same_scores(judge, open_clip_dir, pictures
 
 def test_the_digest_names_the_weights(judge, clip_dir, tmp_path):
     assert Judge.load(clip_dir, device="cpu").digest == judge.digest
+    import transformers
+
     model = transformers.CLIPModel.from_pretrained(clip_dir)
     with torch.no_grad():
         model.text_projection.weight[3, 3] += 1e-3

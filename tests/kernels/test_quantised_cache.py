@@ -124,7 +124,9 @@ def test_a_ragged_step_is_the_references(case, heads, head_dim, block_size):
     kernel, name = case
     if name == "int4" and head_dim == 6:
         pytest.skip("no model keeps such heads in int4")
-    if kernel is attention_kernel("triton") and SHAPES.index((heads, head_dim)) % 2 == (block_size == 1):
+    if kernel is attention_kernel("triton") and SHAPES.index((heads, head_dim)) % 2 == (
+        block_size == 1
+    ):
         pytest.skip("Triton's interpreter is given each shape in blocks of one size")
     step = draw_step(RAGGED, heads=heads, head_dim=head_dim, block_size=block_size)
     centre = draw(torch.Generator().manual_seed(1), 2, heads[1], head_dim)

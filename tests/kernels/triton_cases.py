@@ -64,7 +64,9 @@ def hasten_interpreter() -> None:
     find_dtype, dtypes = interpreter._get_np_dtype, {}
 
     def patch_once(function):
-        places = [each for each in function.__globals__.values() if each in (language, language.core)]
+        places = [
+            each for each in function.__globals__.values() if each in (language, language.core)
+        ]
         if any(language.core.is_builtin(each.load) for each in places):
             return patch(function)
         return interpreter._LangPatchScope()

@@ -1,14 +1,12 @@
 """Rotary positions of every kind against transformers' own, and what scaling does to a context."""
 
 import json
+from functools import cache
 
 import pytest
 import torch
-import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
-from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, apply_rotary_pos_emb
 
 from minigpt4_runtime.config import LanguageConfig
 from minigpt4_runtime.convert.key_map import language_origins
@@ -19,7 +17,16 @@ from minigpt4_runtime.model.rotary import Rotation, rotary_speeds
 from minigpt4_runtime.rope_scaling import RopeScaling
 
 CPU = torch.device("cpu")
-transformers.logging.set_verbosity_error()
+
+
+@cache
+def llama():
+    """transformers' own: loading it takes seconds, also of those who only collect tests."""
+    import transformers
+    from transformers.models.llama import modeling_llama
+
+    transformers.logging.set_verbosity_error()
+    return modeling_llama
 
 
 def shape(**changes):
@@ -73,11 +80,12 @@ def test_tables_are_those_of_transformers(published, head_dim, theta, length, se
     turned = Rotation(positions[0], ours, torch.float32)(heads[0].transpose(0, 1))
     # Both what was published and what a model folder would have of it.
     for named in (values | {"rope_scaling": dict(published)}, ours.to_mapping()):
-        theirs = LlamaRotaryEmbedding(transformers.LlamaConfig(**json.loads(json.dumps(named))))
+        config = llama().LlamaConfig(**json.loads(json.dumps(named)))
+        theirs = llama().LlamaRotaryEmbedding(config)
         speeds = rotary_speeds(ours, CPU)
         # llama3 divides rounded turns by a difference of 1 or more, and a factor multiplies that.
         torch.testing.assert_close(speeds, theirs.inv_freq, rtol=1e-4, atol=0)
-        wanted, _ = apply_rotary_pos_emb(heads, heads, *theirs(heads, positions))
+        wanted, _ = llama().apply_rotary_pos_emb(heads, heads, *theirs(heads, positions))
         torch.testing.assert_close(turned, wanted[0].transpose(0, 1), rtol=0, atol=1e-2)
 
 
@@ -90,11 +98,11 @@ def test_static_ntk_is_transformers_dynamic_one_at_its_full_length(factor, half,
     ours = LanguageConfig(**values, rope_scaling={"rope_type": "ntk", "factor": factor})
     # Dynamic NTK by 1 has, in a text of factor times the length, the base of static NTK by factor.
     dynamic = {"rope_type": "dynamic", "factor": 1.0}
-    config = transformers.LlamaConfig(**values, rope_scaling=dynamic)
-    wanted, _ = ROPE_INIT_FUNCTIONS["dynamic"](config, CPU, seq_len=factor * length)
+    config = llama().LlamaConfig(**values, rope_scaling=dynamic)
+    wanted, _ = llama().ROPE_INIT_FUNCTIONS["dynamic"](config, CPU, seq_len=factor * length)
     torch.testing.assert_close(rotary_speeds(ours, CPU), wanted, rtol=1e-5, atol=0)
     # In a model folder it is a base, which transformers needs no name for.
-    written = LlamaRotaryEmbedding(transformers.LlamaConfig(**ours.to_mapping()))
+    written = llama().LlamaRotaryEmbedding(llama().LlamaConfig(**ours.to_mapping()))
     torch.testing.assert_close(rotary_speeds(ours, CPU), written.inv_freq, rtol=1e-6, atol=0)
     assert ours.context_length == int(factor * length)
 
@@ -103,7 +111,7 @@ def test_static_ntk_is_transformers_dynamic_one_at_its_full_length(factor, half,
 @pytest.mark.parametrize("text", ["none", "linear:2", "ntk:2.5", "llama3:8", "yarn:4"])
 def test_logits_are_those_of_transformers(text):
     config = LanguageConfig(**shape(), rope_scaling=RopeScaling.read(text))
-    theirs = transformers.LlamaForCausalLM(transformers.LlamaConfig(**config.to_mapping())).eval()
+    theirs = llama().LlamaForCausalLM(llama().LlamaConfig(**config.to_mapping())).eval()
     weights = theirs.state_dict()
     generator = torch.Generator().manual_seed(4)
     for weight in weights.values():
