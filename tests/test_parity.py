@@ -191,7 +191,7 @@ def test_prompts_ids_and_replies_through_a_compiled_graph(golden, graph_dir):
 def test_other_searches_alone(golden, search):
     cases = [case for case in golden.cases("single") if search in case["output_ids"]]
     assert cases
-    for case in cases[:6]:
+    for case in cases[:3]:  # Below all of them are asked, at once.
         reply = golden.model.chat(golden.question(case), golden.sampling(**SEARCHES[search]))
         assert_same_ids(golden, reply.token_ids, case["output_ids"][search])
 
