@@ -15,7 +15,7 @@ from step_batches import Cached, batch_of, draw, lay_out, slots_before
 from torch import Tensor
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
-from triton_cases import mend_rounding, run_compiler, skip_unless_interpreted
+from triton_cases import mend_rounding, need_fewer_programs, run_compiler, skip_unless_interpreted
 
 from minigpt4_runtime.cache.key_value import FloatCache
 from minigpt4_runtime.devices.cuda import CudaBackend
@@ -80,8 +80,7 @@ def kernel(request, monkeypatch) -> Kernel:
     if (name, device) == ("triton", "cpu"):
         skip_unless_interpreted()
         mend_rounding(monkeypatch)
-        # Fewer programs for the interpreter: contexts of few sequences are still cut.
-        monkeypatch.setattr("minigpt4_runtime.kernels.attention_triton._WANTED_PROGRAMS", 64)
+        need_fewer_programs(monkeypatch)
     if name == "native":
         pytest.importorskip("minigpt4_kernels", reason="the CPU kernels are not built")
     if (name, device) == ("npu", "cpu"):

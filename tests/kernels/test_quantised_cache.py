@@ -10,7 +10,7 @@ import pytest
 import torch
 from step_batches import Cached, batch_of, draw, lay_out, slots_before
 from torch import Tensor
-from triton_cases import mend_rounding, skip_unless_interpreted
+from triton_cases import mend_rounding, need_fewer_programs, skip_unless_interpreted
 
 from minigpt4_runtime.cache.key_value import (
     CACHE_FORMATS,
@@ -94,8 +94,7 @@ def case(request, monkeypatch):
     if kernel == "triton":
         skip_unless_interpreted()
         mend_rounding(monkeypatch)
-        # Fewer programs for the interpreter: contexts of few sequences are still cut.
-        monkeypatch.setattr("minigpt4_runtime.kernels.attention_triton._WANTED_PROGRAMS", 64)
+        need_fewer_programs(monkeypatch)
     return attention_kernel(kernel), name
 
 

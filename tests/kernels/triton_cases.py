@@ -81,6 +81,13 @@ def hasten_interpreter() -> None:
     builder.options = replace(builder.options, sanitize_overflow=builder.options.debug)
 
 
+def need_fewer_programs(monkeypatch) -> None:
+    """Let attention cut the contexts of few sequences only, and join several shares in turns."""
+    sizes = {"_WANTED_PROGRAMS": 64, "_SHARES_AT_ONCE": 4}
+    for name, size in sizes.items():
+        monkeypatch.setattr(f"minigpt4_runtime.kernels.attention_triton.{name}", size)
+
+
 def mend_rounding(monkeypatch) -> None:
     """Let Triton's interpreter round to bfloat16 and float8 as GPUs and torch do.
 
