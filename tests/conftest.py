@@ -33,13 +33,14 @@ GOLDENS = Path(__file__).parent / "goldens"
 
 # They take longest and come first: a worker that began one last would end long after the others.
 LONGEST_FILES = (
-    "test_attention.py", "test_ranks.py", "test_fetch.py", "test_process.py",
-    "test_linear_triton.py", "test_page_process.py", "test_quantise.py", "test_convert.py",
-    "test_load.py", "test_gpu_run.py", "test_schema.py", "test_page_turns.py", "test_chat_page.py",
-    "test_main.py", "test_onnx.py", "test_calibrate.py", "test_quantised_cache.py",
-    "test_describe.py", "test_cache_window.py", "test_evaluate.py", "test_parity.py",
-    "test_graphs_together.py", "test_page_kept.py", "test_page_settings.py", "test_bench.py",
-    "test_vision.py",
+    "test_ranks.py", "test_parity.py", "test_gpu_run.py", "test_linear_triton.py",
+    "test_quantise.py", "test_cache_window.py", "test_cache_formats.py", "test_attention.py",
+    "test_fetch.py", "test_graphs_together.py", "test_process.py", "test_convert.py",
+    "test_onnx.py", "test_page_process.py", "test_page_turns.py", "test_load.py",
+    "test_schema.py", "test_chat_page.py", "test_main.py", "test_calibrate.py",
+    "test_batching.py", "test_demo_model.py", "test_adapters_together.py",
+    "test_long_sequences.py", "test_quantised_cache.py", "test_describe.py", "test_evaluate.py",
+    "test_page_kept.py", "test_page_settings.py", "test_bench.py", "test_vision.py",
 )  # fmt: skip
 
 
