@@ -174,15 +174,14 @@ def test_heads_that_share_keys_and_an_odd_vocabulary_until_a_rank_hangs(
     assert not followers()
 
 
-def test_four_ranks_of_two_heads_each_search_as_one(eight_heads_dir):
-    """More are divided in the same way, by threads in tests/model/test_parallel.py."""
+def test_eight_ranks(eight_heads_dir):
     question = [Message("user", ("Tell me about it.",))]
     searches = [
         SAMPLED,
         SamplingParams(max_new_tokens=20),
         SamplingParams(num_beams=3, max_new_tokens=10),
     ]
-    with load(eight_heads_dir, tensor_parallel=4) as model:
+    with load(eight_heads_dir, tensor_parallel=8) as model:
         ours = [model.chat(question, search) for search in searches]
     alone = load(eight_heads_dir)
     assert ours == [alone.chat(question, search) for search in searches]
