@@ -57,6 +57,19 @@ def test_a_folder_that_may_not_be_written(tmp_path, monkeypatch):
             ReportFolder(path, "clip")
 
 
+@pytest.mark.parametrize("stop", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+def test_a_new_folder_goes_with_the_report_that_fails(tmp_path, monkeypatch, stop):
+    def fail(*_):
+        raise stop
+
+    monkeypatch.setattr("os.fsync", fail)
+    for folder in (tmp_path, tmp_path / "new"):
+        with pytest.raises((ConfigError, KeyboardInterrupt)):
+            ReportFolder(folder, "clip").write(Result())
+    assert tmp_path.is_dir(), "this one was there before"
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_page_that_fails_leaves_the_older_one(tmp_path, monkeypatch):
     folder = ReportFolder(tmp_path, "clip")
     folder.write(Result())

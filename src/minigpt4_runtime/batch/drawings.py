@@ -13,7 +13,7 @@ from typing import Self
 
 from minigpt4_runtime.batch.results import Record
 from minigpt4_runtime.messages import ImageSource
-from minigpt4_runtime.report.files import check_folder, make_folder, write_whole
+from minigpt4_runtime.report.files import check_folder, made_folder, write_whole
 
 
 class Drawings:
@@ -57,5 +57,5 @@ class Drawings:
 
         content = io.BytesIO()
         draw_boxes(open_rgb(source), record.boxes or ()).save(content, "PNG")
-        make_folder(self._folder)
-        write_whole(self._paths[record.image], content.getvalue())
+        with made_folder(self._folder):
+            write_whole(self._paths[record.image], content.getvalue())

@@ -7,7 +7,7 @@ Takes  a Report of some kind, "clip" for example; gives clip.html, clip.json and
 import json
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol, Self
 
@@ -60,11 +60,11 @@ class ReportFolder:
 
     def write(self, report: Report) -> Path:
         """Write or replace the three files; return the page's path."""
-        make_folder(self._path)
         mapping = json.dumps(report.as_mapping(), ensure_ascii=False, indent=2)
-        write_whole(self.file(".json"), mapping + "\n")
-        write_whole(self.file(".csv"), report.as_rows().as_csv())
-        write_whole(self.file(".html"), report.as_page())
+        with made_folder(self._path):
+            write_whole(self.file(".json"), mapping + "\n")
+            write_whole(self.file(".csv"), report.as_rows().as_csv())
+            write_whole(self.file(".html"), report.as_page())
         return self.file(".html")
 
 
@@ -82,14 +82,25 @@ def check_folder(path: Path, option: str) -> None:
         raise ConfigError(f"{option} is {path}, which may not be written. Check its permissions.")
 
 
-def make_folder(path: Path) -> None:
+@contextmanager
+def made_folder(path: Path) -> Iterator[None]:
     """Make a folder in one that is there, if needed.
+
+    If the block ends with any error, a new folder that is still empty is removed again.
 
     Raises:
         ConfigError: it cannot be made.
     """
-    with writing(path):
-        path.mkdir(exist_ok=True)
+    is_new = not path.exists()
+    try:
+        with writing(path):
+            path.mkdir(exist_ok=True)
+        yield
+    except BaseException:
+        if is_new:
+            with suppress(OSError):
+                path.rmdir()
+        raise
 
 
 def read_text(path: Path) -> str:

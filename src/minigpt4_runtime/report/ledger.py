@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from minigpt4_runtime.errors import ConfigError
-from minigpt4_runtime.report.files import append_record, make_folder, write_whole
+from minigpt4_runtime.report.files import append_record, made_folder, write_whole
 
 
 class Ledger:
@@ -55,8 +55,8 @@ class Ledger:
         """Keep one more record, and write it to the disk at once."""
         self._records[self._key(record)] = record
         if self._path is not None:
-            make_folder(self._path.parent)
-            append_record(self._path, record)
+            with made_folder(self._path.parent):
+                append_record(self._path, record)
 
     def _key(self, about: Mapping[str, Any]) -> tuple[Any, ...]:
         return tuple(about[key] for key in self._keys)
