@@ -141,7 +141,7 @@ def test_lora_of_integers_stays_beside_them(base, made, tmp_path):
 
 def test_other_forms_of_peft(base, language, tmp_path):
     """Ranks by pattern, α by the root of the rank, and a Llama without its head."""
-    named = {"r": 8, "rank_pattern": {".*": 4}}
+    named = {"r": 8, "rank_pattern": {".*": 4}, "init_lora_weights": "gaussian"}
     tensors = write_lora(tmp_path / "rs", language, seed=3, rank=4, use_rslora=True, **named)
     bare = {name.replace("model.model.", "model."): each for name, each in tensors.items()}
     save_file(bare, tmp_path / "rs/adapter_model.safetensors")
@@ -156,6 +156,8 @@ def test_other_forms_of_peft(base, language, tmp_path):
         ({"peft_type": "IA3"}, 'has peft_type "IA3"; only LORA'),
         ({"use_dora": True}, "has use_dora true, which cannot be used"),
         ({"alpha_pattern": {"q_proj": 3}}, "has alpha_pattern"),
+        ({"init_lora_weights": "pissa_niter_4"}, 'init_lora_weights "pissa_niter_4": its factors'),
+        ({"init_lora_weights": "olora"}, 'init_lora_weights "olora": its factors belong'),
         ({"bias": "all"}, 'has bias "all"; only none'),
         ({"r": 8}, r"has r 8, and the factors in adapter_model.safetensors have \[3\]. Give two"),
         ({"rank": 0}, "holds no LoRA factor"),

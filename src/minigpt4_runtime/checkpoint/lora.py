@@ -46,6 +46,7 @@ _FACTOR = re.compile(
     r"base_model\.model\.(?:model\.)?layers\.(\d+)\.(\w+\.\w+)\.lora_([AB])\.weight"
 )
 _SIDES = {"A": "low", "B": "high"}
+_CHANGES_BASE = ("pissa", "corda", "olora", "lora_ga")
 _WANTED = "LoRA factors of the language model's layers, and nothing else, can be used."
 
 
@@ -123,6 +124,14 @@ def _read_settings(folder: Path) -> dict[str, Any]:
     if settings.get("bias", "none") != "none":
         raise CheckpointError(
             f"{path} has bias {show_value(settings, 'bias')}; only none can be used. {_WANTED}"
+        )
+    # These begin by taking what the factors hold out of the model's weights, which are not here.
+    name = "init_lora_weights"
+    if str(settings.get(name)).lower().startswith(_CHANGES_BASE):
+        raise CheckpointError(
+            f"{path} has {name} {show_value(settings, name)}: its factors belong to weights that "
+            "PEFT changed first. Convert them with save_pretrained's "
+            "path_initial_model_for_weight_conversion."
         )
     return settings
 
