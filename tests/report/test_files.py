@@ -1,6 +1,7 @@
 """A report's files appear whole, and what stands in the way is said before anything is computed."""
 
 import json
+import os
 
 import pytest
 
@@ -42,16 +43,20 @@ def test_a_folder_that_is_there_is_used_and_what_else_is_in_it_stays(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "message"), [("file", "which is no folder"), ("no/where", "there is no folder")]
-)
+    ("name", "message"),
+    [("file", "which is no folder"), ("link", "which is no folder"),
+     ("no/where", "there is no folder")],
+)  # fmt: skip
 def test_a_folder_that_cannot_be(tmp_path, name, message):
     (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to("gone")
     with pytest.raises(ConfigError, match=message):
         ReportFolder(tmp_path / name, "clip")
 
 
-def test_a_folder_that_may_not_be_written(tmp_path, monkeypatch):
-    monkeypatch.setattr("os.access", lambda path, _: path != tmp_path)
+@pytest.mark.parametrize("refused", [os.W_OK, os.X_OK])
+def test_a_folder_that_may_not_be_written(tmp_path, monkeypatch, refused):
+    monkeypatch.setattr("os.access", lambda path, mode: path != tmp_path or not mode & refused)
     for path in (tmp_path, tmp_path / "new"):
         with pytest.raises(ConfigError, match="which may not be written"):
             ReportFolder(path, "clip")

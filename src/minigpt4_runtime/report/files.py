@@ -74,11 +74,13 @@ def check_folder(path: Path, option: str) -> None:
     Raises:
         ConfigError: it cannot.
     """
-    if path.exists() and not path.is_dir():
+    # A link that leads nowhere is there too. In a folder that may not be searched nothing is.
+    is_there, above = os.path.lexists(path), path.parent
+    if is_there and not path.is_dir():
         raise ConfigError(f"{option} is {path}, which is no folder. Name a folder.")
-    if not path.parent.is_dir():
-        raise ConfigError(f"{option} is {path}, but there is no folder {path.parent}.")
-    if not os.access(path if path.exists() else path.parent, os.W_OK):
+    if not os.path.lexists(above) or not above.is_dir():
+        raise ConfigError(f"{option} is {path}, but there is no folder {above}.")
+    if not os.access(path if is_there else above, os.W_OK | os.X_OK):
         raise ConfigError(f"{option} is {path}, which may not be written. Check its permissions.")
 
 
@@ -91,7 +93,7 @@ def made_folder(path: Path) -> Iterator[None]:
     Raises:
         ConfigError: it cannot be made.
     """
-    is_new = not path.exists()
+    is_new = not os.path.lexists(path)
     try:
         with writing(path):
             path.mkdir(exist_ok=True)

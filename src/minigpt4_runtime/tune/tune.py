@@ -9,6 +9,7 @@ Never  loses a step that was done: Ctrl-C, a bad loss and a full disk leave the 
 from __future__ import annotations
 
 import hashlib
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -399,9 +400,9 @@ class _Losses:
 
 
 def _check_folder(out_dir: Path, *, resume: bool) -> None:
-    if out_dir.exists() and not out_dir.is_dir():
+    if os.path.lexists(out_dir) and not out_dir.is_dir():
         raise ConfigError(f"--out is {out_dir}, which is no folder. Name one for the training.")
-    if not resume and (out_dir / STATE_NAME).exists():
+    if not resume and os.path.lexists(out_dir / STATE_NAME):
         raise ConfigError(
             f"{out_dir} holds a training. Go on with --resume, or name another folder."
         )
