@@ -130,6 +130,9 @@ def ceilings(run: GpuRun) -> Iterator[str]:
         (name, each["milliseconds"], "ms each")
         for name, each in found.items() if name.startswith("attention over")
     ]  # fmt: skip
+    ways = ("overlapping", "one by one", "fetching nothing ahead")
+    chain = found.get("overlap", {})
+    rows += [(f"32 norms and products, {way}", chain[way], "ms") for way in ways if way in chain]
     return table_lines(("ceiling", "measured", ""), rows)
 
 

@@ -202,6 +202,16 @@ def test_the_report_has_every_table(dry_run):
     assert "| torch.compile, image side | 1 |" in done.stdout
 
 
+def test_the_report_shows_what_a_cpu_does_not_measure(scripts):
+    import gpu_report
+
+    found = {"overlap": {"overlapping": 0.5, "one by one": 0.75, "fetching nothing ahead": 0.625}}
+    run = SimpleNamespace(copied=None, numbers=lambda part: found)
+    shown = "\n".join(gpu_report.ceilings(run))
+    for way, milliseconds in found["overlap"].items():
+        assert f"{way} | {gpu_report.show(milliseconds)} | ms |" in shown
+
+
 def test_the_report_of_something_else_is_refused_in_words(tmp_path):
     command = [sys.executable, "scripts/gpu_report.py", str(tmp_path)]
     done = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, check=False)
@@ -337,7 +347,7 @@ def test_what_goes_on_without_its_fast_way_is_told_as_an_error(scripts, tmp_path
         ([], True),  # It never ended.
         ([{"name": "overlap", "error": "kernels that overlap compute something else"}], True),
         ([{"name": "overlap", "unavailable": "of an older capability"}], False),
-        ([{"name": "overlap", "milliseconds": 1.0}], False),
+        ([{"name": "overlap", "overlapping": 1.0}], False),
     ],
 )
 def test_if_kernels_that_overlap_are_wrong_the_other_parts_have_them_one_by_one(
