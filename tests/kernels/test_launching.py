@@ -38,6 +38,7 @@ def test_kernels_overlap_where_the_gpu_and_its_driver_can(
     monkeypatch.setattr(torch.version, "cuda", cuda)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
     monkeypatch.setattr(torch._C, "_cuda_getDriverVersion", lambda: driver, raising=False)
+    monkeypatch.delenv("MINIGPT4_OVERLAP", raising=False)
     launching.can_overlap.cache_clear()
     found = launching.overlapping(torch.device(device))
     launching.can_overlap.cache_clear()
