@@ -21,7 +21,8 @@ SOURCE_DIR = Path(__file__).parents[1] / "src" / PACKAGE
 FRONT_DOOR = "__init__"
 # Words may be imported everywhere; the version is one of them.
 WORDS = {
-    "errors", "rope_scaling", "config", "presets", "messages", "optional", "__init__.__version__",
+    "errors", "rope_scaling", "config", "presets", "messages", "new_folder", "optional",
+    "__init__.__version__",
 }  # fmt: skip
 # All that one loaded model is made of.
 BELOW_API = WORDS | {
@@ -37,6 +38,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "config": {"errors", "rope_scaling"},
     "presets": {"errors", "config"},
     "messages": {"errors"},
+    "new_folder": set(),
     "optional": {"errors"},
     "text": WORDS,
     "images": WORDS,
@@ -99,7 +101,9 @@ MAY_IMPORT: dict[str, set[str]] = {
 DEVICES = {"devices.cpu", "devices.cuda", "devices.npu"}
 
 # Rooms that need nothing but Python, and rooms that load without torch.
-ONLY_STANDARD_LIBRARY = {"errors", "rope_scaling", "config", "presets", "messages", "optional"}
+ONLY_STANDARD_LIBRARY = {
+    "errors", "rope_scaling", "config", "presets", "messages", "new_folder", "optional",
+}  # fmt: skip
 NO_TORCH_ON_LOAD = ONLY_STANDARD_LIBRARY | {
     "text", "grammar", "images", "formats", "batch", "cluster", "hub", "cli", FRONT_DOOR,
 }  # fmt: skip

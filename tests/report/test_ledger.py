@@ -63,6 +63,7 @@ def test_without_a_path_it_remembers(tmp_path):
 
 
 def test_what_cannot_be_written_is_said(tmp_path):
+    (tmp_path / "no").write_text("a file")
     ledger = open_ledger(tmp_path / "no" / "where" / "a.jsonl")
     with pytest.raises(ConfigError, match="cannot be written"):
         ledger.add(record("a", "x"))

@@ -13,7 +13,8 @@ from typing import Self
 
 from minigpt4_runtime.batch.results import Record
 from minigpt4_runtime.messages import ImageSource
-from minigpt4_runtime.report.files import check_folder, made_folder, write_whole
+from minigpt4_runtime.new_folder import new_folder
+from minigpt4_runtime.report.files import check_folder, write_whole, writing
 
 
 class Drawings:
@@ -57,5 +58,5 @@ class Drawings:
 
         content = io.BytesIO()
         draw_boxes(open_rgb(source), record.boxes or ()).save(content, "PNG")
-        with made_folder(self._folder):
+        with writing(self._folder), new_folder(self._folder):
             write_whole(self._paths[record.image], content.getvalue())

@@ -38,6 +38,7 @@ from minigpt4_runtime.config import DTypeName, ModelConfig
 from minigpt4_runtime.errors import CheckpointError
 from minigpt4_runtime.formats.dense import DENSE
 from minigpt4_runtime.formats.registry import FormatChoice
+from minigpt4_runtime.new_folder import new_folder
 
 TOKENIZER_NAME = "tokenizer.model"
 # The disk is full, or the user's quota is used up.
@@ -188,23 +189,6 @@ def check_above(path: Path) -> None:
 
 
 @contextmanager
-def new_folder(folder: Path) -> Iterator[None]:
-    """Make a folder and those above it, where they are not there yet.
-
-    If the block ends with any error, those of them that are empty are removed again.
-    """
-    made = [each for each in (folder, *folder.parents) if not each.exists()]
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        yield
-    except BaseException:
-        for each in made:
-            with suppress(OSError):
-                each.rmdir()
-        raise
-
-
-@contextmanager
 def staged_folder(
     out_dir: Path, *, needed_bytes: int, force: bool, kind: FolderKind = MODEL_FOLDER
 ) -> Iterator[Path]:
@@ -220,11 +204,14 @@ def staged_folder(
     # The name is new each time: the folder of a killed process is not in the way.
     staging = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.partial")
     try:
-        with new_folder(target.parent), _removed_at_last(staging):
-            _check_room(staging, target, needed_bytes, kind)
-            staging.mkdir()
-            yield staging
-            _swap_in(staging, target)
+        with new_folder(target.parent):
+            try:
+                _check_room(staging, target, needed_bytes, kind)
+                staging.mkdir()
+                yield staging
+                _swap_in(staging, target)
+            finally:
+                shutil.rmtree(staging, ignore_errors=True)
     except OSError as error:
         if error.errno in DISK_FULL:
             raise CheckpointError(
@@ -234,14 +221,6 @@ def staged_folder(
             f"{out_dir} cannot be written: {error.strerror or error}"
             f"{f' ({error.filename})' if error.filename else ''}. Choose another --out."
         ) from None
-
-
-@contextmanager
-def _removed_at_last(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _swap_in(staging: Path, target: Path) -> None:

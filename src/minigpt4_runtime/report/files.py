@@ -7,11 +7,12 @@ Takes  a Report of some kind, "clip" for example; gives clip.html, clip.json and
 import json
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol, Self
 
 from minigpt4_runtime.errors import ConfigError
+from minigpt4_runtime.new_folder import new_folder
 from minigpt4_runtime.optional import require
 from minigpt4_runtime.report.table import Table
 
@@ -61,10 +62,11 @@ class ReportFolder:
     def write(self, report: Report) -> Path:
         """Write or replace the three files; return the page's path."""
         mapping = json.dumps(report.as_mapping(), ensure_ascii=False, indent=2)
-        with made_folder(self._path):
+        table, page = report.as_rows().as_csv(), report.as_page()
+        with writing(self._path), new_folder(self._path):
             write_whole(self.file(".json"), mapping + "\n")
-            write_whole(self.file(".csv"), report.as_rows().as_csv())
-            write_whole(self.file(".html"), report.as_page())
+            write_whole(self.file(".csv"), table)
+            write_whole(self.file(".html"), page)
         return self.file(".html")
 
 
@@ -82,27 +84,6 @@ def check_folder(path: Path, option: str) -> None:
         raise ConfigError(f"{option} is {path}, but there is no folder {above}.")
     if not os.access(path if is_there else above, os.W_OK | os.X_OK):
         raise ConfigError(f"{option} is {path}, which may not be written. Check its permissions.")
-
-
-@contextmanager
-def made_folder(path: Path) -> Iterator[None]:
-    """Make a folder in one that is there, if needed.
-
-    If the block ends with any error, a new folder that is still empty is removed again.
-
-    Raises:
-        ConfigError: it cannot be made.
-    """
-    is_new = not os.path.lexists(path)
-    try:
-        with writing(path):
-            path.mkdir(exist_ok=True)
-        yield
-    except BaseException:
-        if is_new:
-            with suppress(OSError):
-                path.rmdir()
-        raise
 
 
 def read_text(path: Path) -> str:

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from minigpt4_runtime.errors import ConfigError
-from minigpt4_runtime.report.files import append_record, made_folder, write_whole
+from minigpt4_runtime.new_folder import new_folder
+from minigpt4_runtime.report.files import append_record, write_whole, writing
 
 
 class Ledger:
@@ -55,7 +56,7 @@ class Ledger:
         """Keep one more record, and write it to the disk at once."""
         self._records[self._key(record)] = record
         if self._path is not None:
-            with made_folder(self._path.parent):
+            with writing(self._path), new_folder(self._path.parent):
                 append_record(self._path, record)
 
     def _key(self, about: Mapping[str, Any]) -> tuple[Any, ...]:

@@ -15,13 +15,13 @@ import torch
 from torch import Tensor
 
 from minigpt4_runtime.checkpoint.config_file import load_config
-from minigpt4_runtime.checkpoint.folder import new_folder
 from minigpt4_runtime.checkpoint.load import load_vision
 from minigpt4_runtime.checkpoint.mapped import map_tensors
 from minigpt4_runtime.checkpoint.weights import WeightForm, read_header
 from minigpt4_runtime.checkpoint.writer import encode_header, sync
 from minigpt4_runtime.errors import CheckpointError
 from minigpt4_runtime.images.pixels import load as load_image
+from minigpt4_runtime.new_folder import new_folder
 from minigpt4_runtime.report.files import writing
 from minigpt4_runtime.tune.data import TuningData
 

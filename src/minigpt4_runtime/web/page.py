@@ -32,7 +32,7 @@ MAX_IMAGE_BYTES = 32 * 2**20
 MAX_KEPT_BYTES = 2**30
 # How often Gradio deletes old uploads, and from what age on.
 _KEPT_SECONDS = (600, 3600)
-# Gradio looks for questions a thousand times a second, which takes 6 % of a core while none comes.
+# Gradio looks for questions a thousand times a second: 5 % of a core while none comes.
 _POLL_SECONDS = 0.02
 # Image types that browsers and Python may not know; the server decides whether it reads them.
 _OTHER_SUFFIXES = [".heic", ".heif", ".avif", ".jp2", ".jxl"]
